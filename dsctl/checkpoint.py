@@ -1,0 +1,442 @@
+"""Open a checkpoint: config, index and headers in, parameters and the stored pieces that hold them out. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import msgspec
+
+from dsctl import layouts, models
+from dsctl.boxes import Box
+from dsctl.codecs import CODECS, Codec, Misaligned, declared
+from dsctl.errors import DsctlError, FormatError, SourceError
+from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
+from dsctl.layouts import Layout, Slot
+from dsctl.models import Family, Model, Param
+from dsctl.stores import INDEX, SIGNED, Store
+
+MAX_JSON_BYTES = 200_000_000
+MAX_PARAMS = 4_000_000
+ORIGINAL = "original.dsctl"
+_FIRST_READ = 512 * 1024
+
+
+class Fault(NamedTuple):
+    """Something a checkpoint's files get wrong: a stable code, where, and what."""
+
+    code: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Piece(NamedTuple):
+    """A stored region of a parameter: its slot, the codec that reads it, and its tensors in the codec's order."""
+
+    slot: Slot
+    codec: Codec
+    refs: tuple[TensorRef, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ref.nbytes for ref in self.refs)
+
+
+@dataclass(slots=True)
+class Survey:
+    """Every parameter's pieces, the tensors that belong to none, and what is wrong."""
+
+    pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
+    missing: list[Param] = field(default_factory=list)
+    extra: list[TensorRef] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint as its files describe it; `survey` matches it against its architecture."""
+
+    store: Store
+    files: dict[str, int]
+    config: dict[str, Any] | None
+    model: Model | None
+    headers: dict[str, Header]
+    layout: Layout
+    faults: list[Fault]
+    index: dict[str, str] | None
+    total_size: int | None
+
+    @cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The architecture's parameter families, or none where the architecture is unknown.
+
+        Raises:
+            FormatError: a shape field of the config is missing or absurd.
+        """
+        if self.model is None or self.config is None:
+            return ()
+        families = self.model.families(self.config)
+        if sum(family.count for family in families) > MAX_PARAMS:
+            raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
+        return families
+
+    @cached_property
+    def params(self) -> list[Param]:
+        return [param for family in self.families for param in family.params()]
+
+    @cached_property
+    def catalogue(self) -> dict[str, dict[str, TensorRef]]:
+        """Every stored tensor by shard and name. Where two files hold one name, the index decides."""
+        catalogue: dict[str, dict[str, TensorRef]] = {}
+        for file, header in self.headers.items():
+            names = catalogue.setdefault(self.layout.shard_of(file), {})
+            if self.index is None and names.keys().isdisjoint(header.tensors):
+                names.update(header.tensors)
+                continue
+            for name, ref in header.tensors.items():
+                if self._owns(file, name, name in names):
+                    names[name] = ref
+        return catalogue
+
+    def _owns(self, file: str, name: str, taken: bool) -> bool:
+        if self.index is not None and name in self.index:
+            return self.index[name] == file
+        if taken:
+            raise FormatError(f"{self.store.place}: tensor {name} is in {file} and in another file")
+        return True
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        value = (self.config or {}).get("quantization_config")
+        return value if isinstance(value, dict) else None
+
+    @cached_property
+    def codecs(self) -> tuple[Codec, ...]:
+        """The codecs to try, those that the config declares first."""
+        return tuple(dict.fromkeys((*declared(self.quantization), *CODECS.values())))
+
+    @cached_property
+    def survey(self) -> Survey:
+        return _survey(self)
+
+    @property
+    def tensors(self) -> Iterator[TensorRef]:
+        for names in self.catalogue.values():
+            yield from names.values()
+
+    @cached_property
+    def original(self) -> Header | None:
+        """The header of the side file that keeps what a conversion replaced, if there is one."""
+        if ORIGINAL not in self.files:
+            return None
+        return read_header(self.store, ORIGINAL, self.files[ORIGINAL])
+
+    def require_whole(self, allow_missing: bool = False, allow_extra: bool = False) -> None:
+        """Refuse a checkpoint that its own files contradict.
+
+        Raises:
+            FormatError: with every fault in `issues`.
+        """
+        faults = [f for f in (*self.faults, *self.survey.faults) if not (allow_missing and f.code == "missing-tensor")]
+        faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
+        if faults:
+            raise FormatError(summary(self.store.place, faults), hint=_hint(faults), issues=[str(f) for f in faults])
+
+
+# Faults that say something, but make nothing unreadable or ambiguous.
+NOTES = frozenset({"stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown"})
+
+
+def summary(place: str, faults: list[Fault]) -> str:
+    """One line for a list of faults: the only one, or how many of which kind."""
+    if len(faults) == 1:
+        return f"{place}: {faults[0]}"
+    kinds: dict[str, int] = {}
+    for fault in faults:
+        kinds[fault.code] = kinds.get(fault.code, 0) + 1
+    return f"{place}: {len(faults)} faults ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
+
+
+def _hint(faults: list[Fault]) -> str | None:
+    kinds = {fault.code for fault in faults}
+    if kinds <= {"missing-tensor", "missing-mtp"}:
+        return "go on without them with --allow-missing" + (
+            ", or drop the MTP layer with --no-mtp" if "missing-mtp" in kinds else ""
+        )
+    if kinds == {"extra-tensor"}:
+        return "carry them over as they are with --allow-extra"
+    if "missing-scale" in kinds:
+        return "FP8 codes mean nothing without their scales: download the checkpoint again"
+    return None
+
+
+def open_checkpoint(store: Store) -> Checkpoint:
+    """Read config, index and all headers of a store; weights are not read.
+
+    Raises:
+        SourceError: nothing there, or unreadable.
+        FormatError: a file's own structure is broken (a missing shard or tensor is a fault, not an error, here).
+    """
+    files = store.files()
+    faults: list[Fault] = []
+    config = read_json(store, "config.json", files)
+    index, total = _index(store, files)
+    shards = _shards(store, files, index, faults)
+    headers = read_headers(store, {file: files[file] for file in shards})
+    if not headers and not faults:
+        raise SourceError(f"{store.place}: no .safetensors files", hint="is this the folder of a checkpoint?")
+    model = None
+    if config is not None:
+        try:
+            model = models.recognise(config)
+        except FormatError as error:
+            faults.append(Fault("unknown-architecture", "config.json", error.message.partition(": ")[2]))
+    elif store.files().keys() - headers.keys():
+        faults.append(Fault("no-config", store.place, "no config.json"))
+    layout = layouts.recognise(headers)
+    faults += _index_faults(index, headers)
+    faults += [
+        Fault("no-format-pt", file, 'metadata lacks {"format": "pt"}, which transformers requires')
+        for file, header in headers.items()
+        if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx")
+    ]
+    return Checkpoint(store, files, config, model, headers, layout, faults, index, total)
+
+
+def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, Any] | None:
+    """A JSON object from a store, or None where the file is absent.
+
+    Raises:
+        FormatError: not JSON, not an object, a key twice, or absurdly long.
+    """
+    if file not in files:
+        return None
+    if files[file] > MAX_JSON_BYTES:
+        raise FormatError(f"{file}: {files[file]:,} bytes is too long for a JSON file")
+    try:
+        value = json.loads(store.read(file, 0, files[file]), object_pairs_hook=lambda pairs: _unique(pairs, file))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{file}: holds {type(value).__name__} where an object is expected")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise FormatError(f"{file}: key {twice!r} appears twice")
+    return value
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+    metadata: dict[str, Any] = {}
+
+
+def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
+    if INDEX not in files:
+        return None, None
+    if files[INDEX] > MAX_JSON_BYTES:
+        raise FormatError(f"{INDEX}: {files[INDEX]:,} bytes is too long for an index")
+    raw = store.read(INDEX, 0, files[INDEX])
+    try:
+        index = msgspec.json.decode(raw, type=_Index)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{INDEX}: not a valid index: {error}") from None
+    if raw.count(b'.safetensors"') != len(index.weight_map):
+        read_json(store, INDEX, files)
+    total = index.metadata.get("total_size")
+    return index.weight_map, int(total) if isinstance(total, (int, float)) and total == total else None
+
+
+def _shards(
+    store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]
+) -> list[str]:
+    present = [file for file in files if file.endswith(".safetensors")]
+    if index is None:
+        if len(present) > 1 and all("/" not in file for file in present):
+            faults.append(Fault("no-index", store.place, f"{len(present)} safetensors files, but no {INDEX}"))
+        return present
+    named = dict.fromkeys(index.values())
+    for file in named:
+        check_name(file, INDEX)
+        if file not in files:
+            faults.append(Fault("missing-shard", file, "named in the index, but not there"))
+    for file in present:
+        if file not in named:
+            faults.append(Fault("stray-file", file, "not named in the index: ignored"))
+    return [file for file in named if file in files]
+
+
+def check_name(file: str, where: str) -> None:
+    """Refuse a shard's name that is no safetensors file inside the folder.
+
+    Raises:
+        FormatError: it is not.
+    """
+    parts = file.split("/")
+    if not file.endswith(".safetensors") or file.startswith("/") or ".." in parts or "" in parts or "\\" in file:
+        raise FormatError(f"{where}: file name {file!r} is not a safetensors file inside the folder")
+
+
+def _index_faults(index: Mapping[str, str] | None, headers: Mapping[str, Header]) -> list[Fault]:
+    if index is None:
+        return []
+    faults = [
+        Fault("index-wrong", name, f"the index places it in {file}, which does not hold it")
+        for name, file in index.items()
+        if file in headers and name not in headers[file].tensors
+    ]
+    for file, header in headers.items():
+        faults += [
+            Fault("index-unknown", name, f"in {file}, but not in the index")
+            for name in header.tensors
+            if name not in index
+        ]
+    return faults
+
+
+def read_header(store: Store, file: str, size: int) -> Header:
+    """One file's header, in one read where it is short and two where it is not.
+
+    Raises:
+        FormatError: see `dsctl.header.parse`.
+        SourceError: the file cannot be read.
+    """
+    first = store.read(file, 0, min(size, _FIRST_READ))
+    length = header_length(first[:8], file, size)
+    raw = first[8 : 8 + length]
+    if len(raw) < length:
+        raw += store.read(file, 8 + len(raw), 8 + length)
+    return parse(raw, file, size)
+
+
+def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
+    """The headers of several files, read in parallel; every broken one is named.
+
+    Raises:
+        FormatError, SourceError: as `read_header`; several at once as issues of one error.
+    """
+    if len(files) == 1:
+        return {file: read_header(store, file, size) for file, size in files.items()}
+    with ThreadPoolExecutor(16) as pool:
+        futures = {file: pool.submit(read_header, store, file, size) for file, size in files.items()}
+    errors = [error for future in futures.values() if isinstance(error := future.exception(), DsctlError)]
+    if len(errors) > 1:
+        raise type(errors[0])(f"{store.place}: {len(errors)} files are broken", issues=[e.message for e in errors])
+    return {file: future.result() for file, future in futures.items()}
+
+
+def _survey(checkpoint: Checkpoint) -> Survey:
+    survey = Survey()
+    unused = {shard: dict(names) for shard, names in checkpoint.catalogue.items()}
+    matched: dict[tuple[object, ...], Codec] = {}
+    for param in checkpoint.params:
+        pieces = []
+        for slot in checkpoint.layout.slots(param):
+            piece = _piece(checkpoint, slot, param, matched)
+            if isinstance(piece, Fault):
+                survey.faults.append(piece)
+                if piece.code == "missing-tensor":
+                    survey.missing.append(param)
+                    continue
+                _forget(checkpoint, slot, unused)
+                continue
+            pieces.append(piece)
+            names = unused[slot.shard]
+            for ref in piece.refs:
+                names.pop(ref.name, None)
+        survey.pieces[param.name] = tuple(pieces)
+    survey.extra = [ref for names in unused.values() for ref in names.values()]
+    if checkpoint.model is not None:
+        survey.faults += [
+            Fault("extra-tensor", ref.name, f"in {ref.file}, but the architecture has no such tensor")
+            for ref in survey.extra
+        ]
+    survey.faults += _undeclared(checkpoint, survey)
+    return survey
+
+
+def _forget(checkpoint: Checkpoint, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:
+    for codec in checkpoint.codecs:
+        for suffix in codec.suffixes:
+            unused.get(slot.shard, {}).pop(checkpoint.layout.stored(slot.tensor, suffix), None)
+
+
+def _piece(
+    checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]
+) -> Piece | Fault:
+    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
+    for codec in checkpoint.codecs:
+        refs = tuple([names.get(stored(slot.tensor, suffix)) for suffix in codec.suffixes])
+        if None in refs:
+            continue
+        found: tuple[TensorRef, ...] = refs  # type: ignore[assignment]
+        key = (codec, slot.container, *[ref.spec for ref in found])
+        if key in matched:
+            return Piece(slot, matched[key], found)
+        specs = {suffix: ref.spec for suffix, ref in zip(codec.suffixes, found, strict=True)}
+        reader = codec.reads(slot.container, specs)
+        if reader is not None:
+            matched[key] = reader
+            return Piece(slot, reader, found)
+    return _why_not(checkpoint, slot, param)
+
+
+def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
+    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
+    name = stored(slot.tensor, "")
+    suffixes = dict.fromkeys(suffix for codec in checkpoint.codecs for suffix in codec.suffixes)
+    there = {suffix: names[tensor].spec for suffix in suffixes if (tensor := stored(slot.tensor, suffix)) in names}
+    weight = there.get("")
+    if not there:
+        code = "missing-tensor"
+        return Fault(code, name, "missing" + (" (MTP layer)" if param.family.mtp else ""))
+    if weight is None:
+        return Fault("missing-weight", name, "missing, although its scale is there")
+    if weight.shape != slot.container:
+        return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(slot.container)}")
+    if weight.dtype == "F8_E4M3" and len(there) == 1:
+        return Fault("missing-scale", name, "FP8 without a scale: no tensor " + stored(slot.tensor, "_scale_inv"))
+    others = ", ".join(f"{stored(slot.tensor, s)} {t.dtype} {list(t.shape)}" for s, t in there.items() if s)
+    if others:
+        return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
+    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of a {param.role} parameter")
+
+
+def _undeclared(checkpoint: Checkpoint, survey: Survey) -> list[Fault]:
+    kinds = {piece.codec for pieces in survey.pieces.values() for piece in pieces}
+    quantized = {codec for codec in kinds if codec.config() is not None}
+    says = checkpoint.quantization
+    if quantized and not says:
+        names = ", ".join(sorted(codec.name for codec in quantized))
+        return [Fault("format-not-declared", "config.json", f"weights are {names}, but there is no quantization_config")]
+    if says and not quantized and survey.pieces:
+        return [Fault("declared-not-stored", "config.json", "quantization_config is there, but no weight is quantized")]
+    return []
+
+
+def part_box(piece: Piece, suffix: str, param: Param) -> Box:
+    """Where a piece's region lies within one of its stored tensors (container coordinates).
+
+    Raises:
+        Misaligned: the container's own offset cuts what the codec stores as one.
+    """
+    place = Box.whole(piece.slot.region.shape).moved(piece.slot.at)
+    return piece.codec.box(suffix, place, piece.slot.container)
+
+
+__all__ = [
+    "NOTES", "ORIGINAL", "SIGNED", "Checkpoint", "Fault", "Iterable", "Misaligned", "Piece", "Survey", "TensorSpec",
+    "open_checkpoint", "part_box", "read_header", "read_headers", "read_json", "summary",
+]  # fmt: skip

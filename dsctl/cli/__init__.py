@@ -1,0 +1,47 @@
+"""The command line: one file per group of verbs. Errors end here, with one line and the right exit code."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+
+import typer
+
+from dsctl.cli.app import app
+from dsctl.cli.output import show_error
+from dsctl.errors import DsctlError
+
+
+class Interrupted(DsctlError):
+    """Ctrl-C or a request to end."""
+
+    exit_code = 130
+
+
+def main() -> None:
+    """Run `dsctl`; the console script's entry point."""
+    # A command lives for seconds and makes hundreds of thousands of small objects that stay: collecting finds nothing.
+    gc.set_threshold(200_000, 50, 50)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except DsctlError as error:
+        if debug:
+            raise
+        show_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Interrupted("interrupted", hint="run the same command again: it resumes where it stopped")
+
+
+__all__ = ["app", "main", "typer"]

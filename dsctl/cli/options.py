@@ -1,0 +1,45 @@
+"""Options that several verbs share, with the same words everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dsctl.errors import UsageError
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a .safetensors file.")]
+Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="GLOB", help="Only parameters whose name matches; repeatable.")]
+Skip = Annotated[list[str] | None, typer.Option("--skip", metavar="GLOB", help="Leave out parameters whose name matches; repeatable.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, max=1024, help="Worker processes (default: what the machine has).")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:0,1.")]
+MaxMemory = Annotated[str | None, typer.Option("--max-memory", metavar="SIZE", help="Budget for all processes together, such as 8GB.")]
+Force = Annotated[bool, typer.Option("--force", help="Start over in a folder that dsctl made.")]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """A size such as 8GB, 512MiB or 1000000, in bytes.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if text is None:
+        return None
+    digits = text.strip().rstrip("BKMGTIbkmgti ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    if len(unit) == 1 and unit != "B":
+        unit += "B"
+    try:
+        value = float(digits) * _UNITS[unit]
+    except (ValueError, KeyError):
+        raise UsageError(f"{option}: {text!r} is not a size", hint="write it as 8GB, 512MiB or 1000000") from None
+    if not 0 < value < 1 << 60:
+        raise UsageError(f"{option}: {text!r} is not a sensible size")
+    return int(value)

@@ -1,0 +1,106 @@
+"""What a command prints: data on stdout, everything else on stderr. The only room that prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from dsctl.errors import DsctlError
+
+PIPE_WIDTH = 100
+
+
+def _console(stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream.isatty()
+    width = None if terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=not terminal, no_color=_no_colour(terminal))
+
+
+def _no_colour(terminal: bool) -> bool:
+    return not terminal or bool(os.environ.get("NO_COLOR"))
+
+
+class Output:
+    """One command's mouth. `json` replaces the text on stdout by one JSON value; `quiet` silences all but errors."""
+
+    def __init__(self, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+        self.out, self.err = _console(), _console(stderr=True)
+
+    def data(self, value: Any) -> None:
+        """The command's result as JSON, where that was asked for."""
+        if self.json:
+            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def text(self, *parts: Any) -> None:
+        """The command's result for people: strings with rich markup, or renderables such as tables."""
+        if not self.json and not self.quiet:
+            self.out.print(*parts)
+
+    def raw(self, text: str) -> None:
+        """Text for stdout exactly as it is."""
+        sys.stdout.write(text)
+
+    def note(self, text: str) -> None:
+        """Something to know meanwhile, on stderr."""
+        if not self.quiet:
+            self.err.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Something to act on, on stderr."""
+        self.err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+def show_error(error: DsctlError, limit: int = 20) -> None:
+    """What, where and why in a line; the single faults below it; then a hint."""
+    err = _console(stderr=True)
+    err.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    for issue in error.issues[:limit] if len(error.issues) > 1 else ():
+        err.print(Text(f"  - {issue}"), soft_wrap=True)
+    if len(error.issues) > limit:
+        err.print(Text(f"  ... and {len(error.issues) - limit:,} more"))
+    if error.hint:
+        err.print(Text.assemble(("\nhint: ", "bold cyan"), error.hint), soft_wrap=True)
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people, in decimal units as disks and hubs count them: 688.6 GB."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:,.1f} {unit}"
+    return f"{nbytes:,.0f} B"
+
+
+def count(number: float) -> str:
+    """Parameters for people: 671.0 B."""
+    for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}"
+    return f"{number:,.0f}"
+
+
+def span(seconds: float) -> str:
+    """A duration for people: 1 h 12 min, 3 min 05 s, 8.1 s."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{seconds:.1f} s"
+
+
+def plural(number: int, noun: str) -> str:
+    """3 files, 1 file."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(lines: Iterable[str]) -> str:
+    """Lines with rich's markup characters made harmless."""
+    return "\n".join(escape(line) for line in lines)

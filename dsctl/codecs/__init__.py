@@ -1,0 +1,96 @@
+"""How a region of a parameter is stored. A codec says what it will store apart from storing it; one file per format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dsctl.boxes import Box
+from dsctl.header import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Misaligned(Exception):
+    """A cut does not fall on the boundaries of what the codec stores (a block, a packed word)."""
+
+
+class BadBlock(Exception):
+    """Values or scales that cannot be stored or read: what is wrong, and in which block of the region at hand."""
+
+    def __init__(self, what: str, row: int, column: int) -> None:
+        super().__init__(f"{what} in block [{row}, {column}]")
+        self.what, self.row, self.column = what, row, column
+
+
+class Codec(Protocol):
+    """One stored form of a matrix.
+
+    `suffixes` are appended to the parameter's name for the stored tensors; the first is the weight's. `block` is the
+    granularity of rows and columns at which a region can be stored on its own. Frozen, hashable and picklable.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    block: tuple[int, int]
+
+    def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
+        """What is stored for a parameter of this shape, by suffix."""
+
+    def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Codec | None:
+        """The codec (this one, or a variant such as another scale dtype) that reads tensors so stored, if any does."""
+
+    def moves_to(self, target: Codec) -> bool:
+        """Whether bytes stored by this codec are already what `target` asks for, so that they can be moved."""
+
+    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
+        """Which part of a stored tensor belongs to a region of the parameter.
+
+        Raises:
+            Misaligned: the region's edges cut what is stored as one.
+        """
+
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+        """Write the values of a region into `out` ([rows, columns], a float dtype).
+
+        Raises:
+            BadBlock: a scale cannot be one.
+        """
+
+    def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Fill the preallocated stored tensors of a region from its values; the counts go to the audit.
+
+        `stored` may hold `KEPT + suffix` tensors of an earlier encoding that shall be used where they reproduce
+        the values exactly.
+
+        Raises:
+            BadBlock: a value is NaN, infinite or too large for the format.
+        """
+
+    def config(self) -> dict[str, Any] | None:
+        """The `quantization_config` that tells loaders of this format, or None."""
+
+
+KEPT = "kept:"
+
+from dsctl.codecs.fp8_block import Fp8Block  # noqa: E402
+from dsctl.codecs.plain import Plain  # noqa: E402
+
+CODECS: dict[str, Codec] = {
+    "bf16": Plain("BF16"),
+    "f16": Plain("F16"),
+    "f32": Plain("F32"),
+    "fp8-block": Fp8Block(),
+}
+
+
+def declared(quantization: Mapping[str, Any] | None) -> tuple[Codec, ...]:
+    """The codecs that a `quantization_config` speaks of, most specific first.
+
+    Raises:
+        FormatError: it names a method or a block size that no codec knows.
+    """
+    if not quantization:
+        return ()
+    return Fp8Block.declared(quantization)

@@ -1,0 +1,78 @@
+"""Every error that dsctl raises on purpose.
+
+    DsctlError                1   anything below; also a diff with --exit-code that differs
+    |-- UsageError            2   the command line asks for something that does not exist
+    |-- SourceError          10   the source cannot be found, opened or read
+    |-- FormatError          20   the source is there, but is not what it says it is
+    |-- PlanError            30   the request cannot be carried out on this source
+    |-- ResumeError          40   the target folder belongs to another or a running request
+    |-- WorkError            41   reading, converting or writing failed on the way
+    `-- VerifyFailed         50   a check found something wrong
+
+130 is the exit code of an interrupted command. Several faults of one kind are reported together in `issues`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DsctlError(Exception):
+    """Root of the tree: a message of one line, an optional hint and an optional list of single faults."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, issues: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.issues = tuple(issues)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.hint, self.issues)
+
+
+def _rebuild(kind: type[DsctlError], message: str, hint: str | None, issues: tuple[str, ...]) -> DsctlError:
+    return kind(message, hint=hint, issues=issues)
+
+
+class UsageError(DsctlError):
+    """The command line names something that does not exist or contradicts itself."""
+
+    exit_code = 2
+
+
+class SourceError(DsctlError):
+    """A source cannot be found, opened or read."""
+
+    exit_code = 10
+
+
+class FormatError(DsctlError):
+    """A source's files contradict their format, each other or the architecture."""
+
+    exit_code = 20
+
+
+class PlanError(DsctlError):
+    """The request is understood, but cannot be carried out on this source or this machine."""
+
+    exit_code = 30
+
+
+class ResumeError(DsctlError):
+    """The target holds another request's work, or a living process is at it."""
+
+    exit_code = 40
+
+
+class WorkError(DsctlError):
+    """Reading, converting or writing failed while the plan was carried out."""
+
+    exit_code = 41
+
+
+class VerifyFailed(DsctlError):
+    """A check found something wrong."""
+
+    exit_code = 50

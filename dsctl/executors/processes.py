@@ -1,0 +1,94 @@
+"""Worker processes on this machine, one torch thread each, one pipe each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from dsctl.errors import DsctlError, WorkError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from dsctl.plan import Job
+    from dsctl.work import Context, Progress, Receipt, Seal
+
+
+class Processes:
+    """As many processes as asked for; each is handed its next task when its last one is done.
+
+    A worker whose driver dies finds its pipe closed at the next band and ends.
+    """
+
+    def __init__(self, context: Context, workers: int) -> None:
+        self.capacity = workers
+        spawn = multiprocessing.get_context("spawn")
+        self._workers: dict[Connection, SpawnProcess] = {}
+        self._idle: list[Connection] = []
+        for _ in range(workers):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(theirs, context), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers[ours] = process
+            self._idle.append(ours)
+
+    def submit(self, task: Job | Seal) -> None:
+        self._idle.pop(0).send(task)
+
+    def next(self, progress: Progress) -> Receipt:
+        busy = [pipe for pipe in self._workers if pipe not in self._idle]
+        while True:
+            for pipe in wait(busy):
+                assert isinstance(pipe, Connection)
+                message = self._receive(pipe)
+                if isinstance(message, int):
+                    progress(message)
+                    continue
+                self._idle.append(pipe)
+                if isinstance(message, DsctlError):
+                    raise message
+                return message  # type: ignore[no-any-return]
+
+    def _receive(self, pipe: Connection) -> Any:
+        try:
+            return pipe.recv()
+        except (EOFError, ConnectionError):
+            process = self._workers[pipe]
+            process.join(5)
+            code = process.exitcode
+            why = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+            hint = "memory may have run out: fewer --workers, then the same command resumes"
+            raise WorkError(f"worker process {process.pid} {why}", hint=hint) from None
+
+    def close(self) -> None:
+        for process in self._workers.values():
+            process.kill()
+        for pipe, process in self._workers.items():
+            process.join()
+            pipe.close()
+
+
+def _serve(pipe: Connection, context: Context) -> None:
+    # An interrupt belongs to the driver, which ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    from dsctl.work import perform
+
+    torch.set_num_threads(1)
+    try:
+        while True:
+            task = pipe.recv()
+            try:
+                pipe.send(perform(task, context, pipe.send))
+            except DsctlError as error:
+                pipe.send(error)
+            except MemoryError:
+                pipe.send(WorkError("out of memory", hint="fewer --workers or a smaller --max-memory"))
+    except (EOFError, ConnectionError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  nobody is left to read it

@@ -1,0 +1,107 @@
+"""What survives a crash: an append-only log of receipts, atomic replacement of files, and a lock on the folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dsctl.errors import ResumeError, WorkError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a whole file so that a reader sees all of it or none: sibling, fsync, rename, fsync of the folder.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    sibling = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sibling.unlink(missing_ok=True)
+        with os.fdopen(os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(sibling, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WorkError(f"{path}: {error.strerror or error}") from None
+
+
+class Journal:
+    """The log of one run, one JSON object a line; a torn last line is a line not written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.jsonl"
+        self._file = None
+        self.records = list(self._read())
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  held for the run, closed by __exit__
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file:
+            self._file.close()
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        raw = self.path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) != len(raw):
+            os.truncate(self.path, len(whole))
+        for line in whole.splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise ResumeError(f"{self.path}: a line is not valid", hint="start over with --force") from None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record and have it on the disk before returning.
+
+        Raises:
+            WorkError: it cannot be written.
+        """
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            os.fdatasync(self._file.fileno())
+        except OSError as error:
+            raise WorkError(f"{self.path}: {error.strerror or error}") from None
+
+
+class Lock:
+    """A folder's lock: held by one living process, let go by the system when that ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lock"
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            raise ResumeError(
+                f"{folder.parent}: another dsctl is at work here (process {owner or 'unknown'})",
+                hint="wait for it to end, or choose another target",
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._descriptor)

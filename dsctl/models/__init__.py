@@ -1,0 +1,138 @@
+"""What exists: a model yields its parameters from `config.json`. Names are generated here and never parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple, Protocol
+
+from dsctl.errors import FormatError
+
+# Every role a parameter can have, in the order of a printed table.
+ROLES = (
+    "embedding", "attention", "indexer", "dense mlp", "routed experts", "shared experts", "router", "norm", "head",
+    "mtp",
+)  # fmt: skip
+
+
+class Param(NamedTuple):
+    """One logical parameter: its name, its family, and which layer and expert it belongs to."""
+
+    name: str
+    family: Family
+    layer: int | None
+    expert: int | None
+
+    @property
+    def template(self) -> str:
+        return self.family.template
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.family.shape
+
+    @property
+    def role(self) -> str:
+        return self.family.role
+
+    @property
+    def quantizable(self) -> bool:
+        return self.family.quantizable
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Parameters that differ only in layer and expert.
+
+    `split` is the dimension that tensor parallelism cuts (None: every rank holds the whole). `dtype` is the stored
+    dtype of a release where it is not quantized. `layers` is empty for parameters outside the layers; `experts` is
+    the number of routed experts, 0 where there are none. `role` says what the parameter does; `mtp` marks those of a
+    multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
+    duplicates (the MTP layer's embedding and head).
+    """
+
+    template: str
+    shape: tuple[int, ...]
+    role: str
+    quantizable: bool = False
+    split: int | None = None
+    dtype: str = "BF16"
+    layers: tuple[int, ...] = ()
+    experts: int = 0
+    active: int = 0
+    mtp: bool = False
+    twin: str | None = None
+
+    @property
+    def count(self) -> int:
+        return max(1, len(self.layers)) * max(1, self.experts)
+
+    @property
+    def values(self) -> int:
+        """Elements of one parameter of the family."""
+        return prod(self.shape)
+
+    @property
+    def group(self) -> str:
+        """The role under which totals are printed: an MTP layer's parameters count as `mtp`."""
+        return "mtp" if self.mtp else self.role
+
+    def params(self) -> Iterator[Param]:
+        """Every parameter, layer by layer, expert by expert."""
+        if not self.layers:
+            yield Param(self.template, self, None, None)
+            return
+        for layer in self.layers:
+            head, _, tail = self.template.partition("{layer}")
+            before, mark, after = tail.partition("{expert}")
+            if not mark:
+                yield Param(f"{head}{layer}{tail}", self, layer, None)
+                continue
+            start = f"{head}{layer}{before}"
+            for expert in range(self.experts):
+                yield Param(f"{start}{expert}{after}", self, layer, expert)
+
+
+class Model(Protocol):
+    """One architecture."""
+
+    name: str
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether this `config.json` is of this architecture."""
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        """Every parameter of the model, MTP layers included.
+
+        Raises:
+            FormatError: a field that sets a shape is missing or absurd.
+        """
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The same config with small dimensions: `sizes` holds layers, experts, hidden, heads, vocab."""
+
+
+from dsctl.models.deepseek_v2 import DeepseekV2  # noqa: E402
+from dsctl.models.deepseek_v3 import DeepseekV3  # noqa: E402
+from dsctl.models.deepseek_v32 import DeepseekV32, GlmMoeDsa  # noqa: E402
+
+MODELS: dict[str, Model] = {
+    "deepseek_v2": DeepseekV2(),
+    "deepseek_v32": DeepseekV32(),
+    "glm_moe_dsa": GlmMoeDsa(),
+    "deepseek_v3": DeepseekV3(),
+}
+
+
+def recognise(config: Mapping[str, Any]) -> Model:
+    """The model whose architecture a `config.json` describes.
+
+    Raises:
+        FormatError: no known architecture matches.
+    """
+    for model in MODELS.values():
+        if model.matches(config):
+            return model
+    what = config.get("model_type", "none given")
+    raise FormatError(f"config.json: unknown architecture (model_type: {what!r})", hint=f"known: {', '.join(MODELS)}")

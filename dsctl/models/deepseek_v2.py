@@ -1,0 +1,36 @@
+"""DeepSeek V2, V2-Lite, V2.5: MLA and MoE without the router bias, the MTP layer and FP8.
+
+Names and shapes: modeling_deepseek.py of the deepseek-ai/DeepSeek-V2 and DeepSeek-V2-Lite model repositories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsctl.models import Family
+from dsctl.models.deepseek_v3 import attention, dimensions, experts, gated, outside, shrunk
+
+
+class DeepseekV2:
+    """V2, V2-Lite (no query compression), V2.5 and their chat versions."""
+
+    name = "deepseek_v2"
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        if config.get("model_type") == self.name:
+            return True
+        return "DeepseekV2ForCausalLM" in (config.get("architectures") or ())
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        d = dimensions(config)
+        families = outside(d) + attention(d, tuple(range(d.num_hidden_layers)), False)
+        if d.dense_layers:
+            mlp = "model.layers.{layer}.mlp."
+            families += gated(mlp, d.hidden_size, d.intermediate_size, "dense mlp", layers=d.dense_layers)
+        if d.moe_layers:
+            families += experts(d, d.moe_layers, False, bias=False)
+        return tuple(families)
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        return shrunk(config, sizes)

@@ -1,0 +1,219 @@
+"""DeepSeek V3: MLA attention, a few dense layers, then MoE layers with shared experts, and MTP layers.
+
+Shapes and names: deepseek-ai/DeepSeek-V3 README_WEIGHTS.md and inference/model.py; modeling_deepseek.py of the model
+repository. What is quantized: README_WEIGHTS.md; the router bias is float32 (huggingface/transformers pull 42580).
+Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from dsctl.errors import FormatError
+from dsctl.models import Family
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
+
+
+class Dimensions(msgspec.Struct, frozen=True):
+    """The fields of `config.json` that set names and shapes."""
+
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    moe_intermediate_size: Size
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    num_attention_heads: Size
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Size
+    v_head_dim: Size
+    q_lora_rank: Size | None = None
+    n_routed_experts: Count | None = None
+    n_shared_experts: Count | None = None
+    num_experts_per_tok: Count | None = None
+    first_k_dense_replace: Count = 0
+    moe_layer_freq: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1
+    num_nextn_predict_layers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    topk_method: str | None = None
+    tie_word_embeddings: bool = False
+    index_n_heads: Size | None = None
+    index_head_dim: Size | None = None
+    index_topk: Size | None = None
+
+    @property
+    def mtp_layers(self) -> tuple[int, ...]:
+        return tuple(range(self.num_hidden_layers, self.num_hidden_layers + self.num_nextn_predict_layers))
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        if not self.n_routed_experts:
+            return ()
+        first, step = self.first_k_dense_replace, self.moe_layer_freq
+        return tuple(n for n in range(first, self.num_hidden_layers) if n % step == 0)
+
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        moe = set(self.moe_layers)
+        return tuple(n for n in range(self.num_hidden_layers) if n not in moe)
+
+
+def dimensions(config: Mapping[str, Any]) -> Dimensions:
+    """Check and type the fields that set names and shapes.
+
+    Raises:
+        FormatError: one is missing, of the wrong type or absurd.
+    """
+    try:
+        return msgspec.convert(config, Dimensions)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"config.json: {error}") from None
+
+
+_LAYER = "model.layers.{layer}."
+_ATTENTION = _LAYER + "self_attn."
+_MLP = _LAYER + "mlp."
+
+
+def attention(d: Dimensions, layers: tuple[int, ...], mtp: bool) -> list[Family]:
+    """Multi-head latent attention (DeepSeek-V2 paper, section 2.1), and the layer's two norms."""
+    heads, rank, query = d.num_attention_heads, d.kv_lora_rank, d.qk_nope_head_dim + d.qk_rope_head_dim
+
+    def matrix(name: str, rows: int, columns: int, split: int | None = None) -> Family:
+        return Family(f"{_ATTENTION}{name}.weight", (rows, columns), "attention", True, split, layers=layers, mtp=mtp)
+
+    def norm(template: str, size: int) -> Family:
+        return Family(template, (size,), "norm", layers=layers, mtp=mtp)
+
+    if d.q_lora_rank is None:
+        queries = [matrix("q_proj", heads * query, d.hidden_size, 0)]
+    else:
+        queries = [
+            matrix("q_a_proj", d.q_lora_rank, d.hidden_size),
+            norm(f"{_ATTENTION}q_a_layernorm.weight", d.q_lora_rank),
+            matrix("q_b_proj", heads * query, d.q_lora_rank, 0),
+        ]
+    return [
+        *queries,
+        matrix("kv_a_proj_with_mqa", rank + d.qk_rope_head_dim, d.hidden_size),
+        norm(f"{_ATTENTION}kv_a_layernorm.weight", rank),
+        matrix("kv_b_proj", heads * (d.qk_nope_head_dim + d.v_head_dim), rank, 0),
+        matrix("o_proj", d.hidden_size, heads * d.v_head_dim, 1),
+        norm(f"{_LAYER}input_layernorm.weight", d.hidden_size),
+        norm(f"{_LAYER}post_attention_layernorm.weight", d.hidden_size),
+    ]
+
+
+def gated(prefix: str, hidden: int, inner: int, role: str, **where: Any) -> list[Family]:
+    """The three matrices of a gated MLP: gate and up are cut by rows, down by columns."""
+    return [
+        Family(f"{prefix}gate_proj.weight", (inner, hidden), role, True, 0, **where),
+        Family(f"{prefix}up_proj.weight", (inner, hidden), role, True, 0, **where),
+        Family(f"{prefix}down_proj.weight", (hidden, inner), role, True, 1, **where),
+    ]
+
+
+def experts(d: Dimensions, layers: tuple[int, ...], mtp: bool, bias: bool) -> list[Family]:
+    """A MoE layer: router, optional load-balancing bias (DeepSeek-V3 paper, section 2.1.2), shared and routed experts."""
+    count, inner = d.n_routed_experts or 0, d.moe_intermediate_size
+    families = [Family(f"{_MLP}gate.weight", (count, d.hidden_size), "router", layers=layers, mtp=mtp)]
+    if bias:
+        name = f"{_MLP}gate.e_score_correction_bias"
+        families.append(Family(name, (count,), "router", dtype="F32", layers=layers, mtp=mtp))
+    if d.n_shared_experts:
+        shared = inner * d.n_shared_experts
+        families += gated(f"{_MLP}shared_experts.", d.hidden_size, shared, "shared experts", layers=layers, mtp=mtp)
+    where = {"layers": layers, "experts": count, "active": d.num_experts_per_tok or 0, "mtp": mtp}
+    return families + gated(f"{_MLP}experts.{{expert}}.", d.hidden_size, inner, "routed experts", **where)
+
+
+def outside(d: Dimensions) -> list[Family]:
+    """Embedding, last norm and head."""
+    families = [
+        Family("model.embed_tokens.weight", (d.vocab_size, d.hidden_size), "embedding", split=0),
+        Family("model.norm.weight", (d.hidden_size,), "norm"),
+    ]
+    if not d.tie_word_embeddings:
+        families.append(Family("lm_head.weight", (d.vocab_size, d.hidden_size), "head", split=0))
+    return families
+
+
+def multi_token_prediction(d: Dimensions) -> list[Family]:
+    """What an MTP layer adds to a MoE layer; embedding and head duplicate the main model's (README_WEIGHTS.md)."""
+    where: dict[str, Any] = {"layers": d.mtp_layers, "mtp": True}
+    vocabulary, hidden = (d.vocab_size, d.hidden_size), (d.hidden_size,)
+    return [
+        Family(
+            f"{_LAYER}embed_tokens.weight", vocabulary, "embedding", split=0, twin="model.embed_tokens.weight", **where
+        ),
+        Family(f"{_LAYER}enorm.weight", hidden, "norm", **where),
+        Family(f"{_LAYER}hnorm.weight", hidden, "norm", **where),
+        Family(f"{_LAYER}eh_proj.weight", (d.hidden_size, 2 * d.hidden_size), "mtp", **where),
+        Family(f"{_LAYER}shared_head.norm.weight", hidden, "norm", **where),
+        Family(f"{_LAYER}shared_head.head.weight", vocabulary, "head", split=0, twin="lm_head.weight", **where),
+    ]
+
+
+def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A copy of the config with small dimensions; head and latent sizes that make the ragged blocks stay real.
+
+    `sizes` may hold layers, experts, hidden, heads, vocab, intermediate, moe_intermediate.
+    """
+    layers, count = sizes["layers"], sizes["experts"]
+    small = dict(config)
+    small |= {
+        "vocab_size": sizes["vocab"],
+        "hidden_size": sizes["hidden"],
+        "intermediate_size": sizes["intermediate"],
+        "moe_intermediate_size": sizes["moe_intermediate"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": sizes["heads"],
+        "first_k_dense_replace": min(config.get("first_k_dense_replace", 0), max(layers - 1, 0), 1),
+    }
+    if "num_key_value_heads" in config:
+        small["num_key_value_heads"] = sizes["heads"]
+    if config.get("q_lora_rank"):
+        small["q_lora_rank"] = min(config["q_lora_rank"], sizes["hidden"])
+    if config.get("n_routed_experts"):
+        small["n_routed_experts"] = count
+        small["num_experts_per_tok"] = min(config.get("num_experts_per_tok") or 1, max(count // 2, 1))
+    for field in ("n_group", "topk_group"):
+        if config.get(field):
+            small[field] = min(config[field], 2 if field == "n_group" and count % 2 == 0 and count >= 4 else 1)
+    for field, limit in (("bos_token_id", 0), ("eos_token_id", 1), ("pad_token_id", 1)):
+        if config.get(field) is not None:
+            small[field] = limit
+    return small
+
+
+class DeepseekV3:
+    """V3, R1, V3.1 and their relatives (Kimi K2 among them)."""
+
+    name = "deepseek_v3"
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        if config.get("model_type") in ("deepseek_v3", "kimi_k2"):
+            return True
+        return "DeepseekV3ForCausalLM" in (config.get("architectures") or ())
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        d = dimensions(config)
+        return (*outside(d), *self.layers(d), *multi_token_prediction(d) * bool(d.mtp_layers))
+
+    def layers(self, d: Dimensions) -> list[Family]:
+        main = tuple(range(d.num_hidden_layers))
+        families = attention(d, main, False)
+        families += gated(_MLP, d.hidden_size, d.intermediate_size, "dense mlp", layers=d.dense_layers) * bool(
+            d.dense_layers
+        )
+        families += experts(d, d.moe_layers, False, bias=True) * bool(d.moe_layers)
+        if d.mtp_layers:
+            families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
+        return families
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        return shrunk(config, sizes)

@@ -1,0 +1,64 @@
+"""DeepSeek V3.2: V3 plus the lightning indexer of its sparse attention; GLM-5 shares the inventory rules.
+
+Names and shapes: deepseek-ai/DeepSeek-V3.2-Exp inference/model.py (Indexer) and inference/config_671B_v3.2.json;
+`weights_proj` is stored in BF16 (sgl-project/sglang pull 17205).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsctl.errors import FormatError
+from dsctl.models import Family
+from dsctl.models.deepseek_v3 import DeepseekV3, Dimensions, dimensions, multi_token_prediction, outside
+
+_INDEXER = "model.layers.{layer}.self_attn.indexer."
+
+
+def indexer(d: Dimensions, layers: tuple[int, ...], mtp: bool) -> list[Family]:
+    """The five parameters that choose which tokens a query attends to; every rank holds them whole."""
+    heads, size, query = d.index_n_heads, d.index_head_dim, d.q_lora_rank
+    if heads is None or size is None or query is None:
+        raise FormatError("config.json: index_n_heads, index_head_dim and q_lora_rank are needed for the indexer")
+    where: dict[str, Any] = {"layers": layers, "mtp": mtp}
+    return [
+        Family(f"{_INDEXER}wq_b.weight", (heads * size, query), "indexer", True, **where),
+        Family(f"{_INDEXER}wk.weight", (size, d.hidden_size), "indexer", True, **where),
+        Family(f"{_INDEXER}k_norm.weight", (size,), "indexer", **where),
+        Family(f"{_INDEXER}k_norm.bias", (size,), "indexer", **where),
+        Family(f"{_INDEXER}weights_proj.weight", (heads, d.hidden_size), "indexer", **where),
+    ]
+
+
+class DeepseekV32:
+    """V3.2-Exp, V3.2, V3.2-Speciale."""
+
+    name = "deepseek_v32"
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        if config.get("model_type") == self.name:
+            return True
+        return "DeepseekV32ForCausalLM" in (config.get("architectures") or ())
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        d = dimensions(config)
+        added = indexer(d, tuple(range(d.num_hidden_layers)), False)
+        if d.mtp_layers:
+            added += indexer(d, d.mtp_layers, True)
+        return (*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d) * bool(d.mtp_layers))
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        small = DeepseekV3().tiny(config, sizes)
+        return small | {"index_n_heads": sizes["heads"], "index_topk": min(config["index_topk"], 64)}
+
+
+class GlmMoeDsa(DeepseekV32):
+    """GLM-5: its own dimensions, DeepSeek V3.2's inventory rules."""
+
+    name = "glm_moe_dsa"
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        if config.get("model_type") == self.name:
+            return True
+        return "GlmMoeDsaForCausalLM" in (config.get("architectures") or ())

@@ -1,0 +1,321 @@
+"""The driver: hand out jobs, journal their receipts, commit files, finish the folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsctl import __version__
+from dsctl.errors import PlanError, ResumeError, WorkError
+from dsctl.executors import Executor
+from dsctl.journal import Journal, Lock, replace_file, sync_folder
+from dsctl.plan import Job, OutFile, Plan
+from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
+
+PART = ".part"
+
+
+class Advanced(NamedTuple):
+    """Source bytes that are done."""
+
+    nbytes: int
+
+
+class Committed(NamedTuple):
+    """A file that has its final name, its bytes on the disk."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+class Resumed(NamedTuple):
+    """How much of an interrupted run's work was found done."""
+
+    jobs: int
+    of: int
+    nbytes: int
+
+
+Event = Advanced | Committed | Resumed
+Report = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class _State:
+    done: set[int] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+    committed: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def check_target(plan: Plan, store: Store, target: Path, force: bool = False) -> str:
+    """What running the plan on a folder would mean: new, resume or complete. Nothing is changed.
+
+    Raises:
+        PlanError: the folder is the source, inside it or around it, or holds what dsctl did not make.
+        ResumeError: it holds another request's work, begun or complete.
+    """
+    if isinstance(store, LocalFolder):
+        source, place = Path(store.root), Path(os.path.realpath(target))
+        if place == source or source in place.parents or place in source.parents:
+            raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise PlanError(f"{target}: exists and is not a folder")
+    try:
+        if not target.exists() or not any(target.iterdir()):
+            return "new"
+    except OSError as error:
+        raise PlanError(f"{target}: {error.strerror or error}") from None
+    mine = _identity(target)
+    if mine is None:
+        raise PlanError(f"{target}: is not empty and was not made by dsctl", hint="choose a new folder")
+    complete, found = mine
+    if found == plan.fingerprint and not force:
+        return "complete" if complete else "resume"
+    if force:
+        return "new"
+    what = "the result" if complete else "the unfinished work"
+    raise ResumeError(f"{target}: holds {what} of another request", hint="start over with --force, or choose a new folder")
+
+
+def _identity(target: Path) -> tuple[bool, str] | None:
+    for complete, file in ((True, target / SIGNED), (False, target / WORKING / "request.json")):
+        try:
+            return complete, str(json.loads(file.read_bytes())["fingerprint"])
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            return complete, "unreadable"
+    return (False, "unreadable") if (target / WORKING).is_dir() else None
+
+
+def check_space(plan: Plan, target: Path, resumed: bool = False) -> None:
+    """Refuse a run for which the disk has no room.
+
+    Raises:
+        PlanError: with how much is needed and how much is free.
+    """
+    place = target
+    while not place.exists():
+        place = place.parent
+    free, needed = shutil.disk_usage(place).free, plan.bytes_out
+    if resumed:
+        needed -= sum(_allocated(path) for path in target.rglob("*") if path.is_file())
+    if needed > free:
+        raise PlanError(
+            f"{target}: needs {needed:,} bytes of disk, {free:,} are free",
+            hint=f"free {needed - free:,} bytes, or convert part of it with --only",
+        )
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    target: Path,
+    executor: Callable[[], Executor],
+    report: Report = lambda event: None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Carry a plan out, from wherever an interrupted run left it, and return the audit kept in `dsctl.json`.
+
+    Raises:
+        PlanError, ResumeError: see `check_target`; also where another process holds the folder.
+        SourceError, WorkError: something failed on the way; the same call resumes.
+    """
+    state = check_target(plan, store, target, force)
+    if state == "complete":
+        return dict(json.loads((target / SIGNED).read_bytes()))
+    working = target / WORKING
+    try:
+        working.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"{target}: {error.strerror or error}") from None
+    lock = Lock(working)
+    try:
+        if state == "new":
+            _clear(target)
+            identity = {"fingerprint": plan.fingerprint, "version": __version__, "request": plan.request.json()}
+            replace_file(working / "request.json", json.dumps(identity, indent=1).encode())
+        with Journal(working) as journal:
+            audit = _drive(plan, store, target, journal, executor, report)
+        shutil.rmtree(working)
+        sync_folder(target)
+    finally:
+        lock.release()
+    return audit
+
+
+def _clear(target: Path) -> None:
+    """Empty a folder that dsctl made; the lock stays."""
+    for entry in target.iterdir():
+        if entry.name == WORKING:
+            for inner in entry.iterdir():
+                if inner.name != "lock":
+                    inner.unlink()
+        elif entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _drive(
+    plan: Plan, store: Store, target: Path, journal: Journal, executor: Callable[[], Executor], report: Report
+) -> dict[str, Any]:
+    state = _replay(plan, target, journal)
+    if journal.records:
+        nbytes = sum(sum(s.read_bytes for s in job.steps) for job in plan.jobs if job.number in state.done)
+        report(Resumed(len(state.done), len(plan.jobs), nbytes))
+    for file in plan.files:
+        if file.name not in state.committed:
+            _prepare(file, target)
+    sync_folder(target)
+    todo = deque(job for job in plan.jobs if job.number not in state.done)
+    if todo or len(state.committed) < len(plan.files):
+        workers = executor()
+        try:
+            _work(plan, target, journal, workers, state, todo, report)
+        finally:
+            workers.close()
+    return _finish(plan, store, target, state, report)
+
+
+def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
+    state = _State()
+    for record in journal.records:
+        if "file" in record:
+            state.committed[record["file"]] = (record["size"], record["sha256"])
+        elif record["job"] not in state.done:
+            state.done.add(record["job"])
+            _add(state.counts, record["counts"])
+    for file, (size, _) in state.committed.items():
+        path = target / file
+        if not path.is_file() or path.stat().st_size != size:
+            raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
+    return state
+
+
+def _add(total: dict[str, int], counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        total[name] = total.get(name, 0) + count
+
+
+def _prepare(file: OutFile, target: Path) -> None:
+    """Make a file's `.part` with its header and known bytes; one that is there already is left as it is."""
+    path = target / (file.name + PART)
+    if (target / file.name).is_file():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and path.stat().st_size != file.size):
+            path.unlink()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            os.truncate(descriptor, file.size)
+            for offset, data in ((0, file.header), *file.literals):
+                _pwrite(descriptor, data, offset)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _explain(path, error) from None
+
+
+def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _explain(path: Path, error: OSError) -> WorkError:
+    full = error.errno == errno.ENOSPC
+    hint = "free some space and run the same command again: it resumes" if full else None
+    return WorkError(f"{path}: {error.strerror or error}", hint=hint)
+
+
+def _work(
+    plan: Plan, target: Path, journal: Journal, workers: Executor, state: _State, todo: deque[Job], report: Report
+) -> None:
+    from dsctl.work import Seal
+
+    waiting = _waiting(plan.files, todo)
+    seals = deque(file.name for file in plan.files if not waiting[file.name] and file.name not in state.committed)
+    sizes = {file.name: file.size for file in plan.files}
+    jobs = {job.number: job for job in todo}
+    busy = 0
+    while todo or seals or busy:
+        while busy < workers.capacity and (seals or todo):
+            workers.submit(Seal(seals.popleft()) if seals else todo.popleft())
+            busy += 1
+        receipt = workers.next(lambda nbytes: report(Advanced(nbytes)))
+        busy -= 1
+        if receipt.file is not None:
+            _commit(target, receipt.file)
+            size = sizes[receipt.file]
+            journal.append({"file": receipt.file, "size": size, "sha256": receipt.sha256})
+            state.committed[receipt.file] = size, receipt.sha256
+            report(Committed(receipt.file, size, receipt.sha256))
+            continue
+        assert receipt.job is not None
+        journal.append({"job": receipt.job, "counts": receipt.counts})
+        _add(state.counts, receipt.counts)
+        for file in jobs[receipt.job].files:
+            waiting[file] -= 1
+            if not waiting[file]:
+                seals.append(file)
+
+
+def _waiting(files: Iterable[OutFile], todo: Iterable[Job]) -> dict[str, int]:
+    waiting = {file.name: 0 for file in files}
+    for job in todo:
+        for name in job.files:
+            waiting[name] += 1
+    return waiting
+
+
+def _commit(target: Path, file: str) -> None:
+    path = target / file
+    part = path.with_name(path.name + PART)
+    try:
+        if part.exists():
+            os.rename(part, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(path, error) from None
+
+
+def _finish(plan: Plan, store: Store, target: Path, state: _State, report: Report) -> dict[str, Any]:
+    """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
+    files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
+    for name, size in plan.carried.items():
+        data = store.read(name, 0, size)
+        replace_file(target / name, data)
+        files[name] = {"size": size, "sha256": hashlib.sha256(data).hexdigest()}
+        report(Advanced(size))
+    for name, data in plan.texts.items():
+        replace_file(target / name, data)
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    audit = {
+        "dsctl": __version__,
+        "fingerprint": plan.fingerprint,
+        "source": {"place": plan.source, "files": plan.source_files},
+        "request": plan.request.json(),
+        "audit": plan.counts | dict(sorted(state.counts.items())),
+        "dropped": [[item.name, item.why] for item in plan.dropped],
+        "notes": plan.notes,
+        "files": dict(sorted(files.items())),
+    }
+    replace_file(target / SIGNED, (json.dumps(audit, indent=1, ensure_ascii=False) + "\n").encode())
+    return audit

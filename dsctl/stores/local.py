@@ -1,0 +1,104 @@
+"""A folder on this machine, or a single file in one. Nothing outside the folder is ever opened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsctl.errors import SourceError
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A folder by its resolved path; `only` restricts it to one file."""
+
+    root: str
+    only: str | None = None
+
+    @classmethod
+    def at(cls, path: str | Path) -> LocalFolder:
+        """The folder at a path, or the folder of a single safetensors file.
+
+        Raises:
+            SourceError: there is nothing there, or it cannot be read.
+        """
+        place = Path(path)
+        try:
+            if place.is_dir():
+                return cls(str(place.resolve()))
+            if place.is_file() and place.suffix == ".safetensors":
+                return cls(str(place.parent.resolve()), place.name)
+            if place.exists():
+                raise SourceError(f"{path}: neither a folder nor a .safetensors file")
+        except OSError as error:
+            raise SourceError(f"{path}: {error.strerror or error}") from None
+        raise SourceError(f"{path}: no such file or folder", hint="`dsctl models` lists the releases known by name")
+
+    @property
+    def place(self) -> str:
+        return os.path.join(self.root, self.only) if self.only else self.root
+
+    def files(self) -> dict[str, int]:
+        if self.only:
+            return {self.only: os.stat(self.path(self.only)).st_size}
+        found: dict[str, int] = {}
+        try:
+            self._walk("", found)
+        except OSError as error:
+            raise SourceError(f"{error.filename or self.root}: {error.strerror or error}") from None
+        return dict(sorted(found.items()))
+
+    def _walk(self, folder: str, found: dict[str, int]) -> None:
+        with os.scandir(os.path.join(self.root, folder)) as entries:
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    # Version control and caches are not part of a checkpoint.
+                    if entry.name not in (".git", ".dsctl", ".cache", "__pycache__"):
+                        self._walk(f"{name}/", found)
+                elif entry.is_file() or entry.is_symlink():
+                    found[name] = os.stat(self.path(name)).st_size
+
+    def path(self, file: str) -> str:
+        """Where a file lies on disk.
+
+        Raises:
+            SourceError: the name is absolute, climbs out, or is a link that leads out of the folder (a link from a
+                hub cache's snapshot to its own blobs is what the cache is made of, and allowed).
+        """
+        if not file or file.startswith("/") or "\\" in file or "\0" in file or ".." in file.split("/"):
+            raise SourceError(f"{self.root}: file name {file!r} leads out of the folder")
+        path = os.path.join(self.root, file)
+        real = os.path.realpath(path)
+        if not any(real.startswith(allowed + os.sep) for allowed in self._allowed()):
+            raise SourceError(f"{path}: is a link out of the folder", hint="copy the file into the folder")
+        return real
+
+    def _allowed(self) -> tuple[str, ...]:
+        root = Path(self.root)
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            return self.root, str(root.parent.parent / "blobs")
+        return (self.root,)
+
+    def read(self, file: str, begin: int, end: int) -> bytes:
+        buffer = bytearray(end - begin)
+        self.read_into(file, begin, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
+        try:
+            descriptor = os.open(self.path(file), os.O_RDONLY)
+        except OSError as error:
+            raise SourceError(f"{self.root}/{file}: {error.strerror or error}") from None
+        try:
+            at = 0
+            while at < len(buffer):
+                count = os.preadv(descriptor, [buffer[at:]], begin + at)
+                if not count:
+                    raise SourceError(f"{self.root}/{file}: file ends at byte {begin + at:,}, expected more")
+                at += count
+        except OSError as error:
+            raise SourceError(f"{self.root}/{file}: {error.strerror or error}") from None
+        finally:
+            os.close(descriptor)

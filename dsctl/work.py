@@ -1,0 +1,280 @@
+"""Perform one job: read each byte once, move or recode, write in place. The only room with torch besides codecs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dsctl.boxes import Box
+from dsctl.codecs import KEPT, BadBlock, Misaligned
+from dsctl.codecs.plain import Plain
+from dsctl.errors import WorkError
+from dsctl.header import TensorSpec
+from dsctl.plan import Job, Part, Region, Step
+from dsctl.stores import Store
+
+DTYPES: dict[str, torch.dtype] = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16, "U32": torch.uint32,
+    "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+CHUNK = 8 << 20
+
+Progress = Callable[[int], None]
+
+
+class Seal(NamedTuple):
+    """A finished file to be read back and hashed."""
+
+    file: str
+
+
+class Receipt(NamedTuple):
+    """What a job did: its number and its counts; or a sealed file and its digest."""
+
+    job: int | None
+    counts: dict[str, int]
+    file: str | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every job of a run shares: where to read, where to write, on which device to compute."""
+
+    store: Store
+    folder: str
+    device: str = "cpu"
+
+
+def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
+    """Do one task. Doing it again writes the same bytes in the same place.
+
+    Raises:
+        SourceError: the source cannot be read.
+        WorkError: the values cannot be converted, or the target cannot be written.
+    """
+    if isinstance(task, Seal):
+        return _seal(task, context, progress)
+    counts: dict[str, int] = {}
+    with _Files(context) as files:
+        for step in task.steps:
+            for name, count in _step(step, files, progress).items():
+                counts[name] = counts.get(name, 0) + count
+    return Receipt(task.number, counts)
+
+
+def _seal(task: Seal, context: Context, progress: Progress) -> Receipt:
+    path = Path(context.folder) / task.file
+    part = path.with_name(path.name + ".part")
+    digest = hashlib.sha256()
+    with _explained(str(path)), open(part if part.exists() else path, "rb", buffering=0) as file:
+        buffer = bytearray(CHUNK)
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            progress(0)
+    return Receipt(None, {}, task.file, digest.hexdigest())
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space and run the same command again: it resumes" if error.errno == 28 else None
+        raise WorkError(f"{path}: {error.strerror or error}", hint=hint) from None
+
+
+class _Files:
+    """The open output files and the buffers of one job; everything written is on the disk when it ends."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.open: dict[str, int] = {}
+        self.scratch: dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        for file, descriptor in self.open.items():
+            try:
+                if kind is None:
+                    with _explained(file):
+                        os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def buffer(self, name: str, spec: TensorSpec) -> torch.Tensor:
+        """An uninitialised tensor that is reused by the next call of the same name."""
+        need = max(spec.nbytes, 1)
+        have = self.scratch.get(name)
+        if have is None or have.numel() < need:
+            have = self.scratch[name] = torch.empty(need, dtype=torch.uint8)
+        return have[: spec.nbytes].view(DTYPES[spec.dtype]).view(spec.shape)
+
+    def read(self, name: str, part: Part, box: Box) -> torch.Tensor:
+        """A box of a stored tensor, contiguous."""
+        rows, offset = _rows(part.spec, box)
+        buffer = self.buffer(name, TensorSpec(part.spec.dtype, rows.shape))
+        self.context.store.read_into(part.file, part.offset + offset, _bytes(buffer))
+        inner = box.relative_to(rows.start)
+        if inner.shape == rows.shape:
+            return buffer
+        return buffer[tuple(slice(a, b) for a, b in zip(inner.start, inner.stop, strict=True))].contiguous()
+
+    def write(self, part: Part, box: Box, values: torch.Tensor) -> None:
+        """Put values at a box of a stored tensor, wherever in the file that is."""
+        rows, offset = _rows(part.spec, box)
+        if rows.shape == box.shape:
+            self._put(part.file, part.offset + offset, _bytes(values))
+            return
+        width = part.spec.nbytes // part.spec.shape[0]
+        start = Box(box.start[1:], box.stop[1:])
+        for row, line in enumerate(values):
+            inner = Part(part.suffix, part.file, part.offset + (box.start[0] + row) * width, _inner(part.spec))
+            self.write(inner, start, line)
+
+    def _put(self, file: str, offset: int, data: memoryview) -> None:
+        path = os.path.join(self.context.folder, file + ".part")
+        with _explained(path):
+            if file not in self.open:
+                self.open[file] = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+            while len(data):
+                count = os.pwrite(self.open[file], data, offset)
+                data, offset = data[count:], offset + count
+
+
+def _inner(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.dtype, spec.shape[1:])
+
+
+def _rows(spec: TensorSpec, box: Box) -> tuple[Box, int]:
+    """The smallest run of whole rows that holds a box, and the offset of its first byte."""
+    if not spec.shape:
+        return box, 0
+    row = spec.nbytes // spec.shape[0] if spec.shape[0] else 0
+    whole = Box((box.start[0], *(0,) * (len(spec.shape) - 1)), (box.stop[0], *spec.shape[1:]))
+    return whole, box.start[0] * row
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+    return memoryview(flat.numpy())
+
+
+def _step(step: Step, files: _Files, progress: Progress) -> dict[str, int]:
+    for copy in step.copies:
+        for band in Box.whole(copy.read.spec.shape).bands(max(1, CHUNK // max(copy.read.spec.nbytes, 1) or 1 << 30)):
+            files.write(copy.write, band, files.read("copy", copy.read, band))
+    counts: dict[str, int] = {}
+    for band in Box.whole(step.shape).bands(step.band_rows):
+        try:
+            done = _move(step, band, files) if step.how == "move" else _recode(step, band, files)
+        except BadBlock as error:
+            first = band.start[0] // step.reads[0].codec.block[0] if band.start else 0
+            raise WorkError(f"{step.name}: {error.what} in block [{error.row + first}, {error.column}]") from None
+        for name, count in done.items():
+            counts[name] = counts.get(name, 0) + count
+        progress(sum(_share(step, band, region) for region in step.reads))
+    return counts
+
+
+def _share(step: Step, band: Box, region: Region) -> int:
+    both = band.intersect(region.box)
+    size = max(region.box.size, 1)
+    return sum(part.spec.nbytes for part in region.parts) * (both.size if both else 0) // size
+
+
+def _move(step: Step, band: Box, files: _Files) -> dict[str, int]:
+    for source in step.reads:
+        both = band.intersect(source.box)
+        if both is None:
+            continue
+        for number, part in enumerate(source.parts):
+            held = source.place(part.suffix, both)
+            values = files.read("move", part, held)
+            for region in step.writes:
+                wanted = both.intersect(region.box)
+                if wanted is not None:
+                    inner = source.place(part.suffix, wanted).relative_to(held.start)
+                    files.write(region.parts[number], region.place(part.suffix, wanted), _cut(values, inner))
+    return {}
+
+
+def _cut(values: torch.Tensor, box: Box) -> torch.Tensor:
+    if box.shape == tuple(values.shape):
+        return values
+    return values[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
+
+
+def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
+    values = _values(step, band, files)
+    counts: dict[str, int] = {}
+    for region in step.writes:
+        wanted = band.intersect(region.box)
+        if wanted is None:
+            continue
+        cut = _cut(values, wanted.relative_to(band.start))
+        stored = {
+            suffix: files.buffer(f"out{suffix}", spec) for suffix, spec in region.codec.specs(wanted.shape).items()
+        }
+        direct = isinstance(region.codec, Plain) and values.dtype == DTYPES[region.codec.dtype]
+        if direct:
+            stored = {"": cut}
+        else:
+            kept = _kept(step, wanted, files)
+            for name, count in region.codec.encode(cut, stored | kept).items():
+                counts[name] = counts.get(name, 0) + count
+        for part in region.parts:
+            files.write(part, region.place(part.suffix, wanted), stored[part.suffix])
+    return counts
+
+
+def _kept(step: Step, box: Box, files: _Files) -> dict[str, torch.Tensor]:
+    if step.kept is None:
+        return {}
+    try:
+        return {
+            KEPT + part.suffix: files.read(f"kept{part.suffix}", part, step.kept.place(part.suffix, box))
+            for part in step.kept.parts
+        }
+    except Misaligned:
+        return {}
+
+
+def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
+    """A band's values, in the dtype of the target where that is plain, else in the source's own or float32."""
+    target, source = step.writes[0].codec, step.reads[0].codec
+    if len(step.reads) == 1 and isinstance(source, Plain):
+        values = files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
+        return values
+    plain = isinstance(target, Plain) and target.dtype in ("BF16", "F32")
+    dtype = target.dtype if isinstance(target, Plain) and plain else "F32"
+    values = files.buffer("values", TensorSpec(dtype, band.shape))
+    for region in step.reads:
+        both = band.intersect(region.box)
+        if both is None:
+            continue
+        stored = {
+            part.suffix: files.read(f"in{part.suffix}", part, region.place(part.suffix, both)) for part in region.parts
+        }
+        if both == band:
+            region.codec.decode(stored, values)
+            continue
+        piece = files.buffer("piece", TensorSpec(dtype, both.shape))
+        region.codec.decode(stored, piece)
+        _cut(values, both.relative_to(band.start)).copy_(piece)
+    return values
+
+
+__all__ = ["CHUNK", "Any", "Context", "Progress", "Receipt", "Seal", "perform", "prod"]
