@@ -1,0 +1,93 @@
+"""Block scales as numbers, read without torch: what makes one impossible, and whether it is a power of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dsctl.errors import FormatError
+from dsctl.header import TensorRef
+from dsctl.stores import Store
+
+# Neighbouring scales are read together; a gap up to this size costs less than another request.
+GAP_BYTES = 64 << 10
+RUN_BYTES = 32 << 20
+
+
+class BadScale(NamedTuple):
+    """A scale that cannot be one, and its block."""
+
+    ref: TensorRef
+    row: int
+    column: int
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.ref.name}: scale of block [{self.row}, {self.column}] is {self.value:g} (in {self.ref.file})"
+
+
+def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
+    """Stored scales (F32, BF16 or F8_E8M0, little endian) as float32; the E8M0 code 255 is NaN (OCP MX v1.0, 5.4.1)."""
+    if dtype == "F32":
+        return np.frombuffer(raw, "<f4")
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F8_E8M0":
+        codes = np.frombuffer(raw, np.uint8)
+        return np.where(codes == 255, np.float32("nan"), np.ldexp(np.float32(1), codes.astype(np.int32) - 127))
+    raise FormatError(f"scales stored as {dtype} are not supported")
+
+
+def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
+    """Every scale tensor's values, in its own shape; neighbours in a file are read with one request.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    run: list[TensorRef] = []
+    for ref in sorted(refs, key=lambda ref: (ref.file, ref.begin)):
+        if run and (run[0].file != ref.file or ref.begin - run[-1].end > GAP_BYTES or ref.end - run[0].begin > RUN_BYTES):
+            yield from _read_run(store, run)
+            run = []
+        run.append(ref)
+    if run:
+        yield from _read_run(store, run)
+
+
+def _read_run(store: Store, run: list[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
+    first = run[0].begin
+    raw = store.read(run[0].file, first, run[-1].end)
+    for ref in run:
+        values = as_float32(raw[ref.begin - first : ref.end - first], ref.spec.dtype)
+        yield ref, values.reshape(ref.spec.shape)
+
+
+def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | None:
+    """The first scale that is NaN, infinite, zero or negative, or None."""
+    good = (scales > 0) & (scales < np.inf)
+    if good.all():
+        return None
+    place = np.unravel_index(int(np.argmin(good)), scales.shape)
+    row, column = (int(n) for n in (*place, 0, 0)[:2])
+    return BadScale(ref, row, column, float(scales[place]))
+
+
+def are_powers_of_two(scales: npt.NDArray[np.float32]) -> bool:
+    """Whether every scale is a power of two, as ue8m0 demands."""
+    return bool(np.all(np.frexp(scales)[0] == 0.5))
+
+
+def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
+    """Read all scales and refuse impossible ones before anything is written.
+
+    Raises:
+        FormatError: every bad tensor named with its first bad block.
+    """
+    found = [bad for ref, scales in read_scales(store, refs) if (bad := bad_scale(ref, scales))]
+    if found:
+        first = str(found[0]) if len(found) == 1 else f"{len(found)} scale tensors hold impossible scales"
+        hint = "a scale must be finite and above zero: the file is damaged, download it again"
+        raise FormatError(first, issues=[str(bad) for bad in found], hint=hint)
