@@ -81,19 +81,17 @@ class Step(NamedTuple):
             region.codec.specs(region.box.shape)[part.suffix].nbytes for region in self.writes for part in region.parts
         )
 
-    @property
-    def band_rows(self) -> int:
-        """Rows per band: a multiple of every codec's block, at most about `BAND_BYTES` of float32."""
+    def band_rows(self, band_bytes: int) -> int:
+        """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
         if len(self.shape) < 2:
-            return max(1, BAND_BYTES // 4)
+            return max(1, band_bytes // 4)
         step = lcm(*(region.codec.block[0] for region in (*self.reads, *self.writes)))
-        row_bytes = 4 * prod(self.shape[1:])
-        return max(step, BAND_BYTES // row_bytes // step * step)
+        row_bytes = max(1, 4 * prod(self.shape[1:]))
+        return max(step, band_bytes // row_bytes // step * step)
 
-    @property
-    def peak_bytes(self) -> int:
+    def peak_bytes(self, band_bytes: int) -> int:
         """Memory of one band at its worst: what is read, its values and what is written."""
-        rows = min(self.band_rows, self.shape[0]) if self.shape else 1
+        rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
         values = rows * prod(self.shape[1:])
         return values * (2 if self.how == "move" else 7)
 
@@ -149,9 +147,9 @@ class Plan:
         rest = sum(map(len, self.texts.values())) + sum(self.carried.values())
         return sum(file.size for file in self.files) + rest
 
-    @property
-    def peak_bytes(self) -> int:
-        return max((step.peak_bytes for step in self.steps), default=0)
+    def peak_bytes(self, band_bytes: int) -> int:
+        """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32."""
+        return max((step.peak_bytes(band_bytes) for step in self.steps), default=0)
 
 
 def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:

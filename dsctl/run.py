@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl import __version__
+from dsctl.codecs.fp8_block import SCALE
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
+from dsctl.header import TensorRef
 from dsctl.journal import Journal, Lock, replace_file, sync_folder
 from dsctl.plan import Job, OutFile, Plan
+from dsctl.scales import refuse_bad_scales
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
 
 PART = ".part"
@@ -116,6 +119,18 @@ def check_space(plan: Plan, target: Path, resumed: bool = False) -> None:
         )
 
 
+def _scales(plan: Plan) -> list[TensorRef]:
+    """The block scales that a plan will compute with."""
+    return [
+        TensorRef(step.name + SCALE, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
+        for step in plan.steps
+        if step.how == "recode"
+        for region in (*step.reads, *((step.kept,) if step.kept else ()))
+        for part in region.parts
+        if part.suffix == SCALE
+    ]
+
+
 def _allocated(path: Path) -> int:
     return path.stat().st_blocks * 512
 
@@ -132,11 +147,14 @@ def run(
 
     Raises:
         PlanError, ResumeError: see `check_target`; also where another process holds the folder.
+        FormatError: a scale is NaN, infinite, zero or negative; nothing was written.
         SourceError, WorkError: something failed on the way; the same call resumes.
     """
     state = check_target(plan, store, target, force)
     if state == "complete":
         return dict(json.loads((target / SIGNED).read_bytes()))
+    check_space(plan, target, resumed=state == "resume")
+    refuse_bad_scales(store, _scales(plan))
     working = target / WORKING
     try:
         working.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +17,7 @@ from dsctl.codecs import KEPT, BadBlock, Misaligned
 from dsctl.codecs.plain import Plain
 from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
-from dsctl.plan import Job, Part, Region, Step
+from dsctl.plan import BAND_BYTES, Job, Part, Region, Step
 from dsctl.stores import Store
 
 DTYPES: dict[str, torch.dtype] = {
@@ -53,7 +52,8 @@ class Context:
 
     store: Store
     folder: str
-    device: str = "cpu"
+    band_bytes: int = BAND_BYTES
+    devices: tuple[str, ...] = ("cpu",)
 
 
 def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
@@ -101,6 +101,7 @@ class _Files:
         self.context = context
         self.open: dict[str, int] = {}
         self.scratch: dict[str, torch.Tensor] = {}
+        self.device = context.devices[os.getpid() % len(context.devices)]
 
     def __enter__(self) -> _Files:
         return self
@@ -174,10 +175,10 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 def _step(step: Step, files: _Files, progress: Progress) -> dict[str, int]:
     for copy in step.copies:
-        for band in Box.whole(copy.read.spec.shape).bands(max(1, CHUNK // max(copy.read.spec.nbytes, 1) or 1 << 30)):
-            files.write(copy.write, band, files.read("copy", copy.read, band))
+        whole = Box.whole(copy.read.spec.shape)
+        files.write(copy.write, whole, files.read("copy", copy.read, whole))
     counts: dict[str, int] = {}
-    for band in Box.whole(step.shape).bands(step.band_rows):
+    for band in Box.whole(step.shape).bands(step.band_rows(files.context.band_bytes)):
         try:
             done = _move(step, band, files) if step.how == "move" else _recode(step, band, files)
         except BadBlock as error:
@@ -275,6 +276,3 @@ def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
         region.codec.decode(stored, piece)
         _cut(values, both.relative_to(band.start)).copy_(piece)
     return values
-
-
-__all__ = ["CHUNK", "Any", "Context", "Progress", "Receipt", "Seal", "perform", "prod"]

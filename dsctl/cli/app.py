@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dsctl import __version__
-from dsctl.cli import convert, look, tiny
+from dsctl.cli import convert
 
 app = typer.Typer(
     name="dsctl",
@@ -32,5 +32,5 @@ def _root(
     """Convert, check and compare the weights of the DeepSeek family."""
 
 
-for group in (look, convert, tiny):
+for group in (convert,):
     group.add_to(app)

@@ -1,0 +1,300 @@
+"""`dsctl convert`, and what every verb that carries out a plan shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsctl.cli.options import (
+    Debug, Device, DryRun, Force, Json, MaxMemory, Only, Quiet, Skip, Source, Target, Workers, parse_size,
+)  # fmt: skip
+from dsctl.cli.output import Output, count, plural, size, span
+from dsctl.errors import PlanError, UsageError
+
+if TYPE_CHECKING:
+    from dsctl.plan import Plan
+    from dsctl.request import Request
+    from dsctl.resources import Resources, Speeds
+    from dsctl.stores import Store
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a plan is carried out, apart from what it makes."""
+
+    dry_run: bool = False
+    workers: int | None = None
+    device: str = "cpu"
+    max_memory: str | None = None
+    force: bool = False
+    verbose: bool = False
+
+
+def carry_out(source: str, target: str, request: Request, how: How, output: Output) -> None:
+    """Open, plan, show, check, run and report: the way of every verb that writes a checkpoint.
+
+    Raises:
+        DsctlError: of every kind; nothing is written where the plan or a check fails.
+    """
+    from dsctl.checkpoint import open_checkpoint
+    from dsctl.plan import make_plan
+    from dsctl.resources import allot
+    from dsctl.run import check_target
+    from dsctl.stores import LocalFolder
+
+    store = LocalFolder.at(source)
+    folder = Path(target)
+    budget = parse_size(how.max_memory, "--max-memory")
+    plan = make_plan(open_checkpoint(store), request)
+    resources = allot(plan, how.workers, budget)
+    state = check_target(plan, store, folder, how.force)
+    if how.dry_run:
+        show_plan(plan, store, folder, resources, output)
+        return
+    audit = _run(plan, store, folder, resources, how, output)
+    if output.json:
+        output.data(audit)
+        return
+    if state == "complete":
+        output.text(f"{target} is complete already: the same request made it before")
+    show_audit(audit, target, output)
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names.
+
+    Raises:
+        UsageError: another word. PlanError: this machine has no such device.
+    """
+    if text == "cpu":
+        return ("cpu",)
+    kind, _, numbers = text.partition(":")
+    if kind != "cuda" or not all(n.isdigit() for n in numbers.split(",") if numbers):
+        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(there))
+    if not there or max(chosen) >= there:
+        raise PlanError(f"--device {text}: this machine has {plural(there, 'CUDA device')}", hint="--device cpu works anywhere")
+    return tuple(f"cuda:{n}" for n in chosen)
+
+
+def _run(plan: Plan, store: Store, folder: Path, resources: Resources, how: How, output: Output) -> dict[str, Any]:
+    from dsctl.cli.progress import Progress
+    from dsctl.executors import EXECUTORS, Executor
+    from dsctl.run import run
+
+    devices = _devices(how.device)
+
+    def executor() -> Executor:
+        from dsctl.work import Context
+
+        context = Context(store, str(folder), resources.band_bytes, devices)
+        return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
+
+    with Progress(plan, output, how.verbose) as progress:
+        return run(plan, store, folder, executor, progress.report, how.force)
+
+
+def describe_plan(plan: Plan, folder: Path, resources: Resources, speeds: Speeds | None) -> dict[str, Any]:
+    """A plan as stable JSON."""
+    import shutil
+
+    from dsctl.resources import existing
+
+    return {
+        "source": plan.source,
+        "target": str(folder),
+        "request": plan.request.json(),
+        "audit": plan.counts,
+        "dropped": [[item.name, item.why] for item in plan.dropped],
+        "bytes_in": plan.bytes_in,
+        "bytes_out": plan.bytes_out,
+        "bytes_free": shutil.disk_usage(existing(folder)).free,
+        "files": {file.name: file.size for file in plan.files},
+        "carried": plan.carried,
+        "jobs": len(plan.jobs),
+        "workers": resources.workers,
+        "worker_peak_bytes": resources.worker_bytes,
+        "peak_bytes": resources.memory,
+        "read_bytes_per_second": speeds and round(speeds.read),
+        "write_bytes_per_second": speeds and round(speeds.write),
+        "seconds": speeds and round(speeds.seconds(plan, resources.workers), 1),
+        "notes": plan.notes,
+    }
+
+
+_WORDS = (
+    ("dequantized", "decoded from a quantized format"),
+    ("quantized", "encoded into a quantized format"),
+    ("requantized", "decoded and encoded again"),
+    ("cast", "cast to another float dtype"),
+    ("moved", "moved byte for byte"),
+    ("dropped", "left out"),
+)
+
+
+def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, output: Output) -> None:
+    """Print what a plan would do."""
+    from rich.table import Table
+
+    from dsctl.resources import probe
+
+    speeds = probe(plan, store, folder)
+    facts = describe_plan(plan, folder, resources, speeds)
+    output.data(facts)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("from", plan.source)
+    table.add_row("to", f"{folder} as {plan.request.to}")
+    table.add_row("parameters", f"{plan.counts['parameters']:,} with {count(plan.counts['values'])} values")
+    for name, words in _WORDS:
+        if plan.counts[name]:
+            table.add_row(f"  {name}", f"{plan.counts[name]:,} {words}")
+    table.add_row("read", size(plan.bytes_in))
+    short = "" if facts["bytes_free"] >= plan.bytes_out else " [red]too little[/]"
+    table.add_row("write", f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(facts['bytes_free'])} free{short}")
+    carried = plural(len(plan.carried), "other file")
+    table.add_row("carried over", f"{carried}, {size(sum(plan.carried.values()))}")
+    table.add_row("jobs", f"{len(plan.jobs):,} on {plural(resources.workers, 'worker')}")
+    each = f"{size(resources.worker_bytes)} per worker, {size(resources.memory)} in all"
+    table.add_row("peak memory", each)
+    if speeds:
+        rates = f"{size(speeds.read)}/s read, {size(speeds.write)}/s written, measured just now"
+        table.add_row("time", f"about {span(speeds.seconds(plan, resources.workers))} ({rates})")
+    output.text(table)
+    for note in plan.notes:
+        output.text(f"note: {note}")
+    _show_dropped([item.name for item in plan.dropped], output)
+    output.note("dry run: nothing was written")
+
+
+def _show_dropped(names: list[str], output: Output, limit: int = 10) -> None:
+    from rich.markup import escape
+
+    for name in names[:limit]:
+        output.text(f"  [yellow]-[/] {escape(name)}")
+    if len(names) > limit:
+        output.text(f"  ... and {len(names) - limit:,} more are left out")
+
+
+def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
+    """Print the audit that `dsctl.json` keeps."""
+    counts = audit["audit"]
+    said = [f"{counts[name]:,} {name}" for name, _ in _WORDS if counts[name]]
+    blocks = [
+        f"{counts[name]:,} {words}"
+        for name, words in (
+            ("blocks_restored", "blocks with their kept scale"),
+            ("blocks_computed", "blocks with a new scale"),
+        )
+        if counts.get(name)
+    ]
+    values = f"{counts['parameters']:,} parameters, {counts['values']:,} values"
+    output.text(f"[bold]audit[/]: {values}: {', '.join(said)}; {counts['unexplained']} unexplained")
+    if blocks:
+        output.text(f"scales: {', '.join(blocks)}")
+    for note in audit["notes"]:
+        output.text(f"note: {note}")
+    total = sum(file["size"] for file in audit["files"].values())
+    output.text(f"[green]complete[/]: {plural(len(audit['files']), 'file')}, {size(total)} in {target} (digests in dsctl.json)")
+
+
+def choose_format(to: str | None, bf16: bool, fp8: bool) -> str | None:
+    """One format from --to and its shorthands.
+
+    Raises:
+        UsageError: more than one, or an unknown one.
+    """
+    from dsctl.codecs import CODECS
+
+    chosen = [name for name, asked in (("bf16", bf16), ("fp8-block", fp8), (to or "", bool(to))) if asked]
+    if len(set(chosen)) > 1:
+        raise UsageError(f"several formats asked for: {', '.join(chosen)}", hint="name one")
+    if not chosen:
+        return None
+    name = {"fp8": "fp8-block", "fp16": "f16", "fp32": "f32"}.get(chosen[0], chosen[0])
+    if name not in CODECS:
+        raise UsageError(f"--to: unknown format {name!r}", hint=f"known: {', '.join(CODECS)}")
+    return name
+
+
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --to bf16.")]
+Fp8 = Annotated[bool, typer.Option("--fp8", help="Short for --to fp8-block.")]
+To = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="bf16, f16, f32 or fp8-block.")]
+ScaleFmt = Annotated[str, typer.Option("--scale-fmt", metavar="auto|float32|ue8m0", help="How FP8 scales are chosen: any float, or powers of two (V3.1 and later).")]
+ShardSize = Annotated[str | None, typer.Option("--shard-size", metavar="SIZE", help="Regroup tensors into files of at most this size, such as 5GB.")]
+NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Drop the multi-token-prediction layer.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on although tensors are missing.")]
+AllowExtra = Annotated[bool, typer.Option("--allow-extra", help="Carry over tensors that the architecture does not have.")]
+NoKeep = Annotated[bool, typer.Option("--no-keep-scales", help="Do not keep the original scales beside decoded weights.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="A line per finished file.")]
+
+
+def convert(
+    source: Source,
+    target: Target,
+    to: To = None,
+    bf16: Bf16 = False,
+    fp8: Fp8 = False,
+    scale_fmt: ScaleFmt = "auto",
+    shard_size: ShardSize = None,
+    only: Only = None,
+    skip: Skip = None,
+    no_mtp: NoMtp = False,
+    allow_missing: AllowMissing = False,
+    allow_extra: AllowExtra = False,
+    no_keep_scales: NoKeep = False,
+    dry_run: DryRun = False,
+    workers: Workers = None,
+    device: Device = "cpu",
+    max_memory: MaxMemory = None,
+    force: Force = False,
+    verbose: Verbose = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a checkpoint's weights to another format.
+
+    What the release leaves unquantized stays as it is; config, index and every other file are carried over and made
+    true. A killed run is resumed by the same command.
+
+    Examples:
+
+        dsctl convert DeepSeek-V3.2 V3.2-bf16 --bf16
+
+        dsctl convert V3.2-bf16 V3.2-fp8 --fp8
+
+        dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
+    """
+    from dsctl.request import Request
+
+    format_ = choose_format(to, bf16, fp8)
+    if format_ is None:
+        raise UsageError("no target format", hint="--bf16, --fp8 or --to FORMAT")
+    if scale_fmt not in ("auto", "float32", "ue8m0"):
+        raise UsageError(f"--scale-fmt: {scale_fmt!r} is unknown", hint="auto, float32 or ue8m0")
+    request = Request(
+        to=format_,
+        scale_fmt=scale_fmt,
+        shard_size=parse_size(shard_size, "--shard-size"),
+        only=tuple(only or ()),
+        skip=tuple(skip or ()),
+        mtp="drop" if no_mtp else "keep",
+        allow_missing=allow_missing,
+        allow_extra=allow_extra,
+        keep_scales=not no_keep_scales,
+    )
+    how = How(dry_run, workers, device, max_memory, force, verbose)
+    carry_out(source, target, request, how, Output(json, quiet))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(convert)

@@ -1,0 +1,70 @@
+"""How far a run is: one bar on a terminal, plain lines now and then elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from dsctl.cli.output import Output, plural, size, span
+
+if TYPE_CHECKING:
+    from dsctl.plan import Plan
+    from dsctl.run import Event
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Shows the events of one run."""
+
+    def __init__(self, plan: Plan, output: Output, verbose: bool = False) -> None:
+        self._output, self._verbose = output, verbose
+        self._total, self._done = max(plan.bytes_in, 1), 0
+        self._began = self._said = time.monotonic()
+        self._bar: Bar | None = None
+        self._task: Any = None
+        if output.err.is_terminal and not output.quiet:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )  # fmt: skip
+            self._bar = Bar(*columns, console=output.err, transient=True)
+            self._task = self._bar.add_task("converting", total=self._total)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def report(self, event: Event) -> None:
+        """Take one event of `dsctl.run.run`."""
+        from dsctl.run import Advanced, Committed
+
+        if isinstance(event, Advanced):
+            self._advance(event.nbytes)
+        elif isinstance(event, Committed):
+            if self._verbose:
+                self._output.note(f"finished {event.file}: {size(event.size)}, sha256 {event.sha256}")
+        else:
+            self._output.note(f"resumed: {event.jobs:,} of {plural(event.of, 'job')} were done already")
+            self._advance(event.nbytes)
+
+    def _advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=self._done)
+        elif now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            speed = self._done / (now - self._began)
+            left = span((self._total - self._done) / max(speed, 1))
+            done = f"{size(self._done)} of {size(self._total)}"
+            self._output.note(f"converting: {done}, {size(speed)}/s, {left} left")
