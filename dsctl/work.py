@@ -234,10 +234,32 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
             stored = {"": cut}
         else:
             kept = _kept(step, wanted, files)
-            for name, count in region.codec.encode(cut, stored | kept).items():
+            for name, count in _encode(region, cut, stored, kept, files.device).items():
                 counts[name] = counts.get(name, 0) + count
         for part in region.parts:
             files.write(part, region.place(part.suffix, wanted), stored[part.suffix])
+    return counts
+
+
+def _decode(region: Region, stored: dict[str, torch.Tensor], out: torch.Tensor, device: str) -> None:
+    if device == "cpu":
+        region.codec.decode(stored, out)
+        return
+    there = torch.empty(out.shape, dtype=out.dtype, device=device)
+    region.codec.decode({suffix: tensor.to(device) for suffix, tensor in stored.items()}, there)
+    out.copy_(there)
+
+
+def _encode(
+    region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], device: str
+) -> dict[str, int]:
+    if device == "cpu":
+        return region.codec.encode(values, stored | kept)
+    there = {suffix: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for suffix, tensor in stored.items()}
+    known = {suffix: tensor.to(device) for suffix, tensor in kept.items()}
+    counts = region.codec.encode(values.to(device), there | known)
+    for suffix, tensor in stored.items():
+        tensor.copy_(there[suffix])
     return counts
 
 
@@ -270,9 +292,9 @@ def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
             part.suffix: files.read(f"in{part.suffix}", part, region.place(part.suffix, both)) for part in region.parts
         }
         if both == band:
-            region.codec.decode(stored, values)
+            _decode(region, stored, values, files.device)
             continue
         piece = files.buffer("piece", TensorSpec(dtype, both.shape))
-        region.codec.decode(stored, piece)
+        _decode(region, stored, piece, files.device)
         _cut(values, both.relative_to(band.start)).copy_(piece)
     return values

@@ -1,0 +1,103 @@
+"""What every codec promises, over the whole table: a new entry is tested unasked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsctl.boxes import Box
+from dsctl.codecs import CODECS, Codec, Misaligned
+from dsctl.header import TensorSpec
+from dsctl.work import DTYPES
+
+SHAPES = [(128, 128), (576, 512), (256, 384), (64, 128), (640, 1536)]
+
+
+def empty(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
+    return {suffix: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for suffix, spec in specs.items()}
+
+
+def gaussian(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+
+def encoded(codec: Codec, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    stored = empty(codec.specs(tuple(values.shape)))
+    codec.encode(values, stored)
+    return stored
+
+
+def decoded(codec: Codec, stored: dict[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    out = torch.empty(shape, dtype=torch.float32)
+    codec.decode(stored, out)
+    return out
+
+
+@pytest.fixture(params=sorted(CODECS))
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return CODECS[request.param]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_encode_fills_exactly_what_specs_says(codec: Codec, shape: tuple[int, int]) -> None:
+    specs = codec.specs(shape)
+    assert tuple(specs) == codec.suffixes
+    stored = encoded(codec, gaussian(shape))
+    found = codec.reads(shape, {suffix: specs[suffix] for suffix in stored})
+    assert found == codec
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decoding_what_was_encoded_is_close_and_exact_where_the_format_holds_bf16(
+    codec: Codec, shape: tuple[int, int]
+) -> None:
+    values = gaussian(shape)
+    once = decoded(codec, encoded(codec, values), shape)
+    error = (once - values.float()).norm() / values.float().norm()
+    assert error < 0.2
+    if codec.name in ("bf16", "f32"):
+        assert torch.equal(once.to(torch.bfloat16), values)
+
+
+@given(seed=st.integers(0, 2**31), row=st.integers(0, 3), column=st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_cutting_and_decoding_commute(name: str, seed: int, row: int, column: int) -> None:
+    codec, shape = CODECS[name], (512, 512)
+    stored = encoded(codec, gaussian(shape, seed))
+    whole = decoded(codec, stored, shape)
+    box = Box((128 * row, 128 * column), (512, 512))
+    parts = {}
+    for suffix, tensor in stored.items():
+        place = codec.box(suffix, box, shape)
+        parts[suffix] = tensor[tuple(slice(a, b) for a, b in zip(place.start, place.stop, strict=True))].contiguous()
+    assert {suffix: tuple(part.shape) for suffix, part in parts.items()} == {
+        suffix: spec.shape for suffix, spec in codec.specs(box.shape).items()
+    }
+    assert torch.equal(decoded(codec, parts, box.shape), whole[128 * row :, 128 * column :])
+
+
+def test_a_cut_inside_a_block_is_refused_and_an_aligned_one_is_not(codec: Codec) -> None:
+    rows, columns = codec.block
+    box = Box((rows, columns), (2 * rows, 2 * columns))
+    for suffix in codec.suffixes:
+        codec.box(suffix, box, (4 * rows, 4 * columns))
+    for start in ((rows // 2, 0), (0, columns // 2)):
+        if any(start):
+            with pytest.raises(Misaligned):
+                for suffix in codec.suffixes:
+                    codec.box(suffix, Box(start, (4 * rows, 4 * columns)), (4 * rows, 4 * columns))
+
+
+def test_all_zero_values_survive(codec: Codec) -> None:
+    shape = (256, 256)
+    stored = encoded(codec, torch.zeros(shape, dtype=torch.bfloat16))
+    assert torch.equal(decoded(codec, stored, shape), torch.zeros(shape))
+
+
+def test_bytes_move_to_the_same_codec_only(codec: Codec) -> None:
+    assert codec.moves_to(codec)
+    assert not any(codec.moves_to(other) for other in CODECS.values() if other != codec)

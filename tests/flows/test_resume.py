@@ -1,0 +1,184 @@
+"""Kill the real process at any moment, run the same command, get the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny
+from tests.command import dsctl, run
+
+KILLS = 6
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def command(source: Path, target: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "dsctl", "convert", str(source), str(target), *more]
+
+
+def killed(arguments: list[str], after: float, how: signal.Signals = signal.SIGKILL) -> int:
+    """Start a command in a group of its own, kill it after some seconds, and give its exit code."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        return process.wait(after)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, how)
+        return process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory, "v3.2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    target = tmp_path_factory.mktemp("undisturbed") / "out"
+    began = time.monotonic()
+    dsctl("convert", source, target, "--bf16")
+    return target, time.monotonic() - began
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
+    source: Path, undisturbed: tuple[Path, float], tmp_path: Path, workers: str
+) -> None:
+    whole, seconds = undisturbed
+    chance, target = random.Random(int(workers)), tmp_path / "out"
+    for _ in range(KILLS):
+        killed(command(source, target, "--bf16", "--workers", workers), chance.uniform(0.3, 1.0) * seconds)
+        if not (target / "dsctl.json").exists():
+            assert not (target / "config.json").exists() or (target / ".dsctl").exists()
+    dsctl("convert", source, target, "--bf16", "--workers", workers)
+    assert contents(target) == contents(whole)
+
+
+@pytest.mark.parametrize("point", ["prepared", "first job", "first file", "before config", "before signing"])
+def test_stopped_at_every_kind_of_moment(source: Path, undisturbed: tuple[Path, float], tmp_path: Path, point: str) -> None:
+    """The process ends itself, without any clean-up, right after a named step of the driver."""
+    after = {
+        "prepared": "dsctl.run._prepare", "first job": "dsctl.journal.Journal.append", "first file": "dsctl.run._commit",
+        "before config": "dsctl.run._work", "before signing": "dsctl.journal.replace_file",
+    }[point]  # fmt: skip
+    times = {"before signing": 4}.get(point, 1)
+    script = f"""
+import os, sys
+import dsctl.run, dsctl.journal
+from unittest import mock
+holder, _, name = {after!r}.rpartition(".")
+owner = dsctl.journal.Journal if holder.endswith("Journal") else sys.modules[holder]
+real, left = getattr(owner, name), [{times}]
+def ending(*arguments, **options):
+    result = real(*arguments, **options)
+    left[0] -= 1
+    if not left[0]:
+        os._exit(9)
+    return result
+setattr(owner, name, ending)
+if name == "replace_file":
+    dsctl.run.replace_file = ending
+sys.argv = ["dsctl", "convert", {str(source)!r}, {str(tmp_path / "out")!r}, "--bf16"]
+from dsctl.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert not (tmp_path / "out" / "dsctl.json").exists()
+    again = run("convert", source, tmp_path / "out", "--bf16")
+    assert again.returncode == 0, again.stderr
+    assert contents(tmp_path / "out") == contents(undisturbed[0])
+
+
+def test_a_torn_last_line_of_the_journal_is_a_job_not_done(
+    source: Path, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    journal = target / ".dsctl" / "journal.jsonl"
+    process = subprocess.Popen(command(source, target, "--bf16"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    if journal.exists():
+        journal.write_bytes(journal.read_bytes()[:-7])
+    dsctl("convert", source, target, "--bf16")
+    assert contents(target) == contents(undisturbed[0])
+
+
+def test_an_interrupt_ends_it_soon_with_130_and_a_hint(source: Path, tmp_path: Path) -> None:
+    arguments = command(source, tmp_path / "out", "--bf16", "--workers", "2")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not (tmp_path / "out" / ".dsctl" / "journal.jsonl").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, said = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert "interrupted" in said and "same command" in said and "Traceback" not in said
+
+
+def test_a_second_process_is_refused_while_the_first_lives(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    first = subprocess.Popen(command(source, target, "--bf16"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while first.poll() is None and not (target / ".dsctl" / "request.json").exists():
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = run("convert", source, target, "--bf16")
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert second.returncode == 40 and f"process {first.pid}" in second.stderr
+    assert first.wait(60) == 0
+
+
+def test_a_killed_worker_is_named_and_the_rest_resumes(source: Path, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    arguments = command(source, tmp_path / "out", "--bf16", "--workers", "2")
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    workers: list[int] = []
+    while process.poll() is None and not workers:
+        workers = [pid for pid in children(process.pid) if b"spawn_main" in cmdline(pid)]
+        time.sleep(0.005)
+    os.kill(workers[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 41 and "SIGKILL" in said
+    dsctl("convert", source, tmp_path / "out", "--bf16")
+    assert contents(tmp_path / "out") == contents(undisturbed[0])
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_another_source_behind_the_same_name_is_not_resumed(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    killed(command(source, target, "--bf16", "--workers", "2"), 0.9)
+    (target / ".dsctl").mkdir(parents=True, exist_ok=True)
+    (target / ".dsctl" / "request.json").write_text(json.dumps({"fingerprint": "another"}))
+    (target / "dsctl.json").unlink(missing_ok=True)
+    done = run("convert", source, target, "--bf16")
+    assert done.returncode == 40 and "--force" in done.stderr
+    dsctl("convert", source, target, "--bf16", "--force")
