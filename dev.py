@@ -1,0 +1,219 @@
+"""Set up, check and test dsctl on a machine with nothing but Python and pip: `python3 dev.py setup | test | ...`.
+
+Everything goes into `.venv` beside this file. Standard library only; an old Python can parse it, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+CONSTRAINTS = VENV / "torch.txt"
+# A build of torch without CUDA, for package sources that offer one.
+CPU_TORCH = "torch==2.13.0+cpu"
+TORCH = "torch>=2.7"
+EXTRAS = {"setup": "", "dev": "[dev]"}
+
+
+class Failed(Exception):
+    """A step that failed: what to say, and the exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def say(text: str) -> None:
+    """A line about what is being done."""
+    print(f"dev: {text}", file=sys.stderr, flush=True)
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> None:
+    """Run a tool in the repository's root; its failure is ours."""
+    words = [str(word) for word in command]
+    code = subprocess.run(words, cwd=ROOT, env={**os.environ, **(env or {})}, check=False).returncode
+    if code:
+        raise Failed(f"failed with exit code {code}: {' '.join(words)}", code)
+
+
+def works(*command: object) -> bool:
+    """Whether a command succeeds; what it prints is shown only by the caller's next try."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def pip(*arguments: object) -> tuple[object, ...]:
+    """The command line of the environment's own pip."""
+    return (PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def make_venv() -> None:
+    """Make `.venv`, also where the system's Python came without ensurepip."""
+    if PYTHON.exists() and works(PYTHON, "-c", "import pip, sys; sys.exit(sys.version_info < (3, 11))"):
+        return
+    if VENV.exists():
+        raise Failed(".venv is there, but has no pip or a Python older than 3.11\nhint: remove it and try again")
+    say(f"making .venv with Python {platform.python_version()}")
+    if works(sys.executable, "-m", "venv", VENV):
+        return
+    bare = works(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
+    if not (bare and works(sys.executable, "-m", "pip", "--python", PYTHON, "install", "pip")):
+        raise Failed(
+            "cannot make a virtual environment: this Python lacks ensurepip, and no recent pip stands in for it\n"
+            "hint: install your system's venv package (Debian, Ubuntu: apt install python3-venv)"
+        )
+
+
+def torch_version() -> str | None:
+    """The version of torch in `.venv`, if it is there."""
+    code = "from importlib.metadata import version; print(version('torch'))"
+    found = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def install_torch(choice: str) -> None:
+    """Install torch unless it is there; `cpu` avoids the gigabytes of CUDA packages that Linux builds depend on."""
+    have = torch_version()
+    chosen = CONSTRAINTS.read_text().partition("# ")[2].strip() if CONSTRAINTS.is_file() else choice
+    if have and choice in ("keep", chosen):
+        return
+    say(f"installing torch for the {'CPU' if choice == 'cpu' else 'GPU'} (choose with --torch cpu|gpu|keep)")
+    if have:
+        run(*pip("uninstall", "-q", "-y", "torch"))
+    if choice == "cpu" and sys.platform == "linux" and _install_cpu_torch():
+        return
+    run(*pip("install", "-q", TORCH))
+
+
+def _install_cpu_torch() -> bool:
+    if works(*pip("install", "-q", CPU_TORCH)):
+        return True
+    # uv knows where the CPU builds are published.
+    if works(*pip("install", "-q", "uv")):
+        if works(PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "--torch-backend", "cpu", TORCH):
+            return True
+    say("no CPU build of torch is within reach: installing the usual one, which may be several gigabytes")
+    return False
+
+
+def install(extra: str, choice: str) -> None:
+    """Bring `.venv` to what `pyproject.toml` asks for; nothing is done where it is there already."""
+    make_venv()
+    wanted = _state(choice)
+    enough = [VENV / f".dsctl-{name}" for name in {extra, "dev"}]
+    if any(file.is_file() and file.read_text() == wanted for file in enough):
+        return
+    install_torch(choice)
+    # The other packages must take the torch that is there, not another build of it.
+    CONSTRAINTS.write_text(f"torch=={torch_version()}  # {choice}\n")
+    say(f"installing dsctl{EXTRAS[extra]} and what it needs")
+    run(*pip("install", "-q", "-c", CONSTRAINTS, "-e", f".{EXTRAS[extra]}"))
+    (VENV / f".dsctl-{extra}").write_text(_state(choice))
+
+
+def _state(choice: str) -> str:
+    """A digest of everything that decides what `.venv` should hold."""
+    digest = hashlib.sha256(f"{choice} {ROOT} {torch_version()}".encode())
+    digest.update((ROOT / "pyproject.toml").read_bytes())
+    return digest.hexdigest()
+
+
+def tool(name: str) -> Path:
+    """A program of the environment."""
+    return PYTHON.parent / name
+
+
+def setup(choice: str, rest: list[str]) -> None:
+    """Install dsctl into .venv."""
+    install("setup", choice)
+    say("dsctl is ready: .venv/bin/dsctl")
+
+
+def lint(choice: str, rest: list[str]) -> None:
+    """Check style and the direction of imports."""
+    install("dev", choice)
+    run(tool("ruff"), "check", "-q")
+    run(tool("lint-imports"), "--no-logo")
+
+
+def types(choice: str, rest: list[str]) -> None:
+    """Check types."""
+    install("dev", choice)
+    run(tool("mypy"))
+
+
+def tests(choice: str, rest: list[str]) -> None:
+    """Run the tests, on several processors where there are any."""
+    install("dev", choice)
+    workers = min(4, os.cpu_count() or 1)
+    spread = ["-n", str(workers)] if workers > 1 else []
+    # One thread each: several workers of several threads would only wait for each other.
+    run(PYTHON, "-m", "pytest", "-q", *spread, *rest, env={"OMP_NUM_THREADS": "1"})
+
+
+def test(choice: str, rest: list[str]) -> None:
+    """Check style, imports and types, and run the tests."""
+    lint(choice, [])
+    types(choice, [])
+    tests(choice, rest)
+
+
+def soak(choice: str, rest: list[str]) -> None:
+    """Run the long tests."""
+    install("dev", choice)
+    run(PYTHON, "-m", "pytest", "-q", "-m", "soak", *rest)
+
+
+def bench(choice: str, rest: list[str]) -> None:
+    """Measure and print the tables of benchmarks/."""
+    install("dev", choice)
+    run(PYTHON, "-m", "benchmarks", *rest)
+
+
+def docs(choice: str, rest: list[str]) -> None:
+    """Run every command that README and docs show."""
+    install("dev", choice)
+    run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
+
+
+TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, soak, bench, docs)}
+
+
+def main() -> int:
+    """Parse the command line and do one task."""
+    if sys.version_info < (3, 11):  # noqa: UP036  an older Python shall say so, not fail on syntax
+        say(f"dsctl needs Python 3.11 or newer, this is {platform.python_version()}")
+        say("hint: run it with a newer one, such as python3.12 dev.py setup")
+        return 1
+    summary = "\n".join(f"  {name:8}{task.__doc__}" for name, task in TASKS.items())
+    parser = argparse.ArgumentParser(
+        prog="dev.py", epilog=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("task", choices=TASKS, metavar="TASK")
+    parser.add_argument(
+        "--torch",
+        choices=("cpu", "gpu", "keep"),
+        default=os.environ.get("DSCTL_TORCH", "cpu"),
+        help="which build of torch (default: $DSCTL_TORCH, or cpu); keep: the one that is installed",
+    )
+    arguments, rest = parser.parse_known_args()
+    try:
+        TASKS[arguments.task](arguments.torch, rest)
+    except Failed as error:
+        say(str(error))
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
