@@ -71,7 +71,7 @@ def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | Non
     if good.all():
         return None
     place = np.unravel_index(int(np.argmin(good)), scales.shape)
-    row, column = (int(n) for n in (*place, 0, 0)[:2])
+    row, column = ([int(n) for n in place] + [0, 0])[:2]
     return BadScale(ref, row, column, float(scales[place]))
 
 

@@ -189,7 +189,8 @@ class Target:
             for place in places:
                 for part in place.parts:
                     specs.setdefault(part.file, {})[part.tensor] = part.spec
-        files, offsets = [], {}
+        files: list[OutFile] = []
+        offsets: dict[tuple[str, str], int] = {}
         for file in sorted(specs):
             header, begins = self._header(file, specs[file])
             offsets |= {(file, tensor): begin for tensor, begin in begins.items()}

@@ -170,7 +170,7 @@ def _rows(spec: TensorSpec, box: Box) -> tuple[Box, int]:
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _step(step: Step, files: _Files, progress: Progress) -> dict[str, int]:

@@ -31,9 +31,14 @@ class Codec(Protocol):
     granularity of rows and columns at which a region can be stored on its own. Frozen, hashable and picklable.
     """
 
-    name: str
-    suffixes: tuple[str, ...]
-    block: tuple[int, int]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]: ...
+
+    @property
+    def block(self) -> tuple[int, int]: ...
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         """What is stored for a parameter of this shape, by suffix."""

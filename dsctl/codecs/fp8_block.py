@@ -36,8 +36,8 @@ class Fp8Block:
         if quantization.get("quant_method") != "fp8":
             return ()
         size = quantization.get("weight_block_size")
-        valid = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 1 << 16 for n in size)
-        if not valid:
+        sensible = [type(n) is int and 0 < n <= 1 << 16 for n in size] if isinstance(size, list) else []
+        if not size or sensible != [True, True]:
             raise FormatError(f"config.json: weight_block_size {size!r} is not two positive integers")
         fmt = "ue8m0" if quantization.get("scale_fmt") == "ue8m0" else "float32"
         return (cls((size[0], size[1]), fmt),)

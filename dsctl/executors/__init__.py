@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from dsctl.executors.processes import Processes
@@ -9,7 +10,7 @@ from dsctl.executors.serial import Serial
 
 if TYPE_CHECKING:
     from dsctl.plan import Job
-    from dsctl.work import Progress, Receipt, Seal
+    from dsctl.work import Context, Progress, Receipt, Seal
 
 
 class Executor(Protocol):
@@ -31,4 +32,4 @@ class Executor(Protocol):
         """End all workers, at once."""
 
 
-EXECUTORS = {"serial": Serial, "processes": Processes}
+EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes}

@@ -28,7 +28,8 @@ class Slot:
 class Layout(Protocol):
     """One arrangement of a checkpoint's tensors."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         """Every place where the parameter, or a region of it, is kept."""
