@@ -1,0 +1,60 @@
+"""Memory is bounded by the machine, not by the tensor, and the plan says how much."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsctl.header import TensorSpec, build
+from tests.command import dsctl, dsctl_fails
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A V3 whose embedding alone has 512 MB, in a file that takes no room on the disk."""
+    folder = tmp_path_factory.mktemp("huge")
+    dsctl("tiny", "v3", folder / "seed", "--layers", 2, "--experts", 2, "--shards", 1)
+    config = json.loads((folder / "seed" / "config.json").read_text())
+    config |= {"vocab_size": 1 << 20, "hidden_size": 256}
+    spec = TensorSpec("BF16", (1 << 20, 256))
+    header, _ = build({"model.embed_tokens.weight": spec})
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with open(checkpoint / "model.safetensors", "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + spec.nbytes)
+    return checkpoint
+
+
+def peak(*arguments: object) -> int:
+    """The resident bytes of a conversion at its largest, one worker in its own process."""
+    command = [sys.executable, "-m", "dsctl", "convert", *map(str, arguments), "--workers", "1", "--quiet"]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_a_large_tensor_needs_no_more_than_planned(huge: Path, tmp_path: Path) -> None:
+    arguments = (huge, tmp_path / "out", "--to", "f32", "--allow-missing")
+    planned = json.loads(dsctl("convert", *arguments, "--workers", 1, "--dry-run", "--json"))["peak_bytes"]
+    measured = peak(*arguments)
+    assert measured < 1 << 30
+    assert abs(measured - planned) / planned < 0.25, (measured, planned)
+
+
+def test_a_budget_sets_workers_and_bands_and_too_little_is_refused(huge: Path, tmp_path: Path) -> None:
+    arguments = (huge, tmp_path / "out", "--to", "f32", "--allow-missing")
+    small = json.loads(dsctl("convert", *arguments, "--max-memory", "260MiB", "--dry-run", "--json"))
+    assert small["workers"] == 1 and small["peak_bytes"] <= 260 << 20
+    assert dsctl_fails("convert", *arguments, "--max-memory", "64MB") == 30
+    assert dsctl_fails("convert", *arguments, "--max-memory", "lots") == 2
+    measured = peak(*arguments, "--max-memory", "260MiB")
+    assert measured < 1.1 * (260 << 20)
