@@ -175,7 +175,8 @@ def soak(choice: str, rest: list[str]) -> None:
 def bench(choice: str, rest: list[str]) -> None:
     """Measure and print the tables of benchmarks/."""
     install("dev", choice)
-    run(PYTHON, "-m", "benchmarks", *rest)
+    for script in sorted((ROOT / "benchmarks").glob("[!_]*.py")):
+        run(PYTHON, "-m", f"benchmarks.{script.stem}", *rest)
 
 
 def docs(choice: str, rest: list[str]) -> None:

@@ -1,0 +1,161 @@
+"""The rules that hold the rooms apart: directions of imports, whole tables, what a command may load, what is public."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+import dsctl
+from tests.command import dsctl as run_dsctl
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dsctl"
+
+# Plug-in folder, its table, and the modules in it that are no plug-ins.
+TABLES = {
+    "codecs": ("CODECS", {"e4m3"}),
+    "executors": ("EXECUTORS", set()),
+    "layouts": ("LAYOUTS", set()),
+    "models": ("MODELS", set()),
+    "stores": ("STORES", set()),
+}
+# Third-party package -> the only modules that may import it, by prefix; None: any module.
+ROOMS: dict[str, tuple[str, ...] | None] = {
+    "huggingface_hub": ("stores.hub", "cli.download"),
+    "msgspec": None,
+    "numpy": None,
+    "rich": ("cli",),
+    "torch": ("work", "executors", "codecs", "compare", "tiny", "cli.convert"),
+    "typer": ("cli",),
+}
+# The only modules that load torch when they are themselves imported.
+LOADS_TORCH = {"work", "codecs.e4m3"}
+
+
+class Import(NamedTuple):
+    """A third-party import: who, what, and whether it happens when the module is loaded."""
+
+    module: str
+    package: str
+    at_load: bool
+
+
+def imports() -> Iterator[Import]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text())
+        typing_only = {
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if node in typing_only:
+                continue
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in {name.partition(".")[0] for name in names} - {"dsctl"} - sys.stdlib_module_names:
+                yield Import(module, name, node in tree.body)
+
+
+def test_imports_go_down_only() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("folder", TABLES)
+def test_every_plug_in_is_in_its_table(folder: str) -> None:
+    table, others = TABLES[folder]
+    package = importlib.import_module(f"dsctl.{folder}")
+    files = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    entries = [value if isinstance(value, type) else type(value) for value in vars(package)[table].values()]
+    assert files - others == {entry.__module__.rpartition(".")[2] for entry in entries}
+    assert others <= files
+
+
+@pytest.mark.parametrize("folder", ["codecs", "layouts", "models"])
+def test_plug_ins_go_by_the_name_in_their_table(folder: str) -> None:
+    table: dict[str, Any] = vars(importlib.import_module(f"dsctl.{folder}"))[TABLES[folder][0]]
+    assert {key: value.name for key, value in table.items()} == {key: key for key in table}
+
+
+def test_each_library_stays_in_its_room() -> None:
+    strays = [
+        found
+        for found in imports()
+        if found.package not in ROOMS
+        or ((rooms := ROOMS[found.package]) is not None and not any(within(found.module, room) for room in rooms))
+    ]
+    assert not strays
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def test_torch_is_loaded_late() -> None:
+    assert {found.module for found in imports() if found.package == "torch" and found.at_load} <= LOADS_TORCH
+
+
+def test_declared_dependencies_are_those_that_are_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {text.partition(">")[0].strip() for text in project["dependencies"]}
+    assert declared == {found.package.replace("_", "-") for found in imports()}
+
+
+def test_public_names_are_those_of_all() -> None:
+    public = {
+        name for name, value in vars(dsctl).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public - {"annotations"} == {name for name in dsctl.__all__ if not name.startswith("_")}
+    assert all(hasattr(dsctl, name) for name in dsctl.__all__)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("architecture") / "tiny"
+    run_dsctl("tiny", "v3.2", folder)
+    return folder
+
+
+LOOKING = (
+    "--help",
+    "--version",
+    "convert --help",
+    "inspect SRC",
+    "inspect SRC --json",
+    "diff SRC SRC",
+    "verify SRC",
+    "convert SRC DST --bf16 --dry-run",
+)
+
+
+@pytest.mark.parametrize("line", LOOKING)
+def test_what_only_looks_never_loads_torch(line: str, checkpoint: Path, tmp_path: Path) -> None:
+    places = {"SRC": str(checkpoint), "DST": str(tmp_path / "out")}
+    words = [places.get(word, word) for word in line.split()]
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('LOADED', 'torch' in sys.modules, file=sys.stderr))\n"
+        f"sys.argv = ['dsctl', *{words!r}]\n"
+        "from dsctl.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED False" in done.stderr

@@ -1,0 +1,119 @@
+"""README and docs are true: every command they show runs, every verb and option is explained."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from dsctl import errors
+from dsctl.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What the pages call the checkpoint that their reader has: here a small one of the same kind.
+STAND_INS = {"DeepSeek-V3.2": "v3.2"}
+
+
+class Shown(NamedTuple):
+    """A command that a page shows, and the exit code that a comment beside it promises: `# exit code 1`."""
+
+    line: int
+    words: list[str]
+    code: int
+
+
+def shown(page: Path) -> Iterator[Shown]:
+    inside, held = False, ""
+    for number, text in enumerate(page.read_text().splitlines(), 1):
+        if text.startswith("```"):
+            inside = text.strip() == "```sh"
+            continue
+        if not inside:
+            continue
+        if text.endswith("\\"):
+            held += text[:-1]
+            continue
+        command, held = held + text, ""
+        if command.startswith("dsctl "):
+            promise = re.search(r"# exit code (\d+)", command)
+            yield Shown(number, shlex.split(command, comments=True)[1:], int(promise[1]) if promise else 0)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    commands = list(shown(page))
+    used = {word for command in commands for word in command.words}
+    made = [Shown(0, ["tiny", release, name], 0) for name, release in STAND_INS.items() if name in used]
+    for command in (*made, *commands):
+        done = run(command.words, tmp_path)
+        said = f"{page.name}:{command.line}: dsctl {shlex.join(command.words)}\n{done.stdout}{done.stderr}"
+        assert done.returncode == command.code, said
+        assert "Traceback" not in done.stderr, said
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "dsctl", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
+
+
+def everything() -> str:
+    return "\n".join(page.read_text() for page in PAGES)
+
+
+@pytest.mark.parametrize("verb", commands())
+def test_every_verb_is_shown(verb: str) -> None:
+    assert f"dsctl {verb} " in everything()
+
+
+@pytest.mark.parametrize("verb", commands())
+def test_every_verb_explains_itself(verb: str) -> None:
+    command = commands()[verb]
+    assert len(command.help or "") > 20
+    assert f"dsctl {verb} " in command.help, "help shows no example"
+    silent = [param.name for param in command.params if param.name != "help" and not param.help]
+    assert not silent
+
+
+@pytest.mark.parametrize("verb", commands())
+def test_every_option_is_written_somewhere(verb: str) -> None:
+    text = everything()
+    options = {max(param.opts, key=len) for param in commands()[verb].params if param.param_type_name == "option"}
+    assert {option for option in options if option not in text} == set()
+
+
+def test_every_exit_code_is_listed() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DsctlError)]
+    page = (ROOT / "docs" / "errors.md").read_text()
+    assert [kind.__name__ for kind in kinds if f"| {kind.exit_code} | `{kind.__name__}`" not in page] == []
+
+
+def test_links_within_the_repository_lead_somewhere() -> None:
+    broken = [
+        f"{page.name}: {target}"
+        for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
