@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,24 +23,30 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
     """Write a whole file so that a reader sees all of it or none: sibling, fsync, rename, fsync of the folder.
+
+    Gives the sha256 of what was written.
 
     Raises:
         WorkError: the folder cannot be written.
     """
+    digest = hashlib.sha256()
     sibling = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sibling.unlink(missing_ok=True)
         with os.fdopen(os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
-            file.write(data)
+            for chunk in (data,) if isinstance(data, bytes) else data:
+                digest.update(chunk)
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.replace(sibling, path)
         sync_folder(path.parent)
     except OSError as error:
         raise WorkError(f"{path}: {error.strerror or error}") from None
+    return digest.hexdigest()
 
 
 class Journal:

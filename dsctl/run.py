@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from dsctl.scales import refuse_bad_scales
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
 
 PART = ".part"
+COPY_BYTES = 8 << 20
 
 
 class Advanced(NamedTuple):
@@ -314,17 +314,20 @@ def _commit(target: Path, file: str) -> None:
         raise _explain(path, error) from None
 
 
+def _chunks(store: Store, file: str, size: int, report: Report) -> Iterator[bytes]:
+    for begin in range(0, size, COPY_BYTES):
+        chunk = store.read(file, begin, min(begin + COPY_BYTES, size))
+        yield chunk
+        report(Advanced(len(chunk)))
+
+
 def _finish(plan: Plan, store: Store, target: Path, state: _State, report: Report) -> dict[str, Any]:
     """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
     for name, size in plan.carried.items():
-        data = store.read(name, 0, size)
-        replace_file(target / name, data)
-        files[name] = {"size": size, "sha256": hashlib.sha256(data).hexdigest()}
-        report(Advanced(size))
+        files[name] = {"size": size, "sha256": replace_file(target / name, _chunks(store, name, size, report))}
     for name, data in plan.texts.items():
-        replace_file(target / name, data)
-        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files[name] = {"size": len(data), "sha256": replace_file(target / name, data)}
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,
