@@ -127,7 +127,7 @@ def compare(title: str, commands: dict[str, list[str]], target: Path, runs: int,
         for name, command in commands.items():
             shutil.rmtree(target, ignore_errors=True)
             os.sync()
-            # A virtual machine hands freed memory back to its host within seconds; every side then pays to get it again.
+            # A virtual machine gives freed memory back to its host within seconds; then every side pays the same.
             time.sleep(5)
             found[name].append(timed(command))
     shutil.rmtree(target, ignore_errors=True)

@@ -25,7 +25,7 @@ BAND_BYTES = 24 << 20
 
 
 class Part(NamedTuple):
-    """One stored tensor of a region: the codec's suffix, the file, the offset of its container's bytes, the container."""
+    """One stored tensor of a region: the codec's suffix, the file, the offset of its bytes, and what it is."""
 
     suffix: str
     file: str

@@ -86,7 +86,9 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
     if force:
         return "new"
     what = "the result" if complete else "the unfinished work"
-    raise ResumeError(f"{target}: holds {what} of another request", hint="start over with --force, or choose a new folder")
+    raise ResumeError(
+        f"{target}: holds {what} of another request", hint="start over with --force, or choose a new folder"
+    )
 
 
 def _identity(target: Path) -> tuple[bool, str] | None:
@@ -252,7 +254,7 @@ def _prepare(file: OutFile, target: Path) -> None:
 
 def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
-    while len(view):
+    while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
 

@@ -49,7 +49,9 @@ def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[Tenso
     """
     run: list[TensorRef] = []
     for ref in sorted(refs, key=lambda ref: (ref.file, ref.begin)):
-        if run and (run[0].file != ref.file or ref.begin - run[-1].end > GAP_BYTES or ref.end - run[0].begin > RUN_BYTES):
+        if run and (
+            run[0].file != ref.file or ref.begin - run[-1].end > GAP_BYTES or ref.end - run[0].begin > RUN_BYTES
+        ):
             yield from _read_run(store, run)
             run = []
         run.append(ref)

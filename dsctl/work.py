@@ -279,8 +279,7 @@ def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
     """A band's values, in the dtype of the target where that is plain, else in the source's own or float32."""
     target, source = step.writes[0].codec, step.reads[0].codec
     if len(step.reads) == 1 and isinstance(source, Plain):
-        values = files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
-        return values
+        return files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
     plain = isinstance(target, Plain) and target.dtype in ("BF16", "F32")
     dtype = target.dtype if isinstance(target, Plain) and plain else "F32"
     values = files.buffer("values", TensorSpec(dtype, band.shape))

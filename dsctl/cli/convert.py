@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import (
-    Debug, Device, DryRun, Force, Json, MaxMemory, Only, Quiet, Skip, Source, Target, Workers, parse_size,
+    Debug,
+    Device,
+    DryRun,
+    Force,
+    Json,
+    MaxMemory,
+    Only,
+    Quiet,
+    Skip,
+    Source,
+    Target,
+    Workers,
+    parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, count, plural, size, span
 from dsctl.errors import PlanError, UsageError
@@ -79,7 +91,9 @@ def _devices(text: str) -> tuple[str, ...]:
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(there))
     if not there or max(chosen) >= there:
-        raise PlanError(f"--device {text}: this machine has {plural(there, 'CUDA device')}", hint="--device cpu works anywhere")
+        raise PlanError(
+            f"--device {text}: this machine has {plural(there, 'CUDA device')}", hint="--device cpu works anywhere"
+        )
     return tuple(f"cuda:{n}" for n in chosen)
 
 
@@ -158,7 +172,9 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
             table.add_row(f"  {name}", f"{plan.counts[name]:,} {words}")
     table.add_row("read", size(plan.bytes_in))
     short = "" if facts["bytes_free"] >= plan.bytes_out else " [red]too little[/]"
-    table.add_row("write", f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(facts['bytes_free'])} free{short}")
+    table.add_row(
+        "write", f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(facts['bytes_free'])} free{short}"
+    )
     carried = plural(len(plan.carried), "other file")
     table.add_row("carried over", f"{carried}, {size(sum(plan.carried.values()))}")
     table.add_row("jobs", f"{len(plan.jobs):,} on {plural(resources.workers, 'worker')}")
@@ -202,7 +218,9 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     for note in audit["notes"]:
         output.text(f"note: {note}")
     total = sum(file["size"] for file in audit["files"].values())
-    output.text(f"[green]complete[/]: {plural(len(audit['files']), 'file')}, {size(total)} in {target} (digests in dsctl.json)")
+    output.text(
+        f"[green]complete[/]: {plural(len(audit['files']), 'file')}, {size(total)} in {target} (digests in dsctl.json)"
+    )
 
 
 def choose_format(to: str | None, bf16: bool, fp8: bool) -> str | None:
@@ -227,12 +245,26 @@ def choose_format(to: str | None, bf16: bool, fp8: bool) -> str | None:
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --to bf16.")]
 Fp8 = Annotated[bool, typer.Option("--fp8", help="Short for --to fp8-block.")]
 To = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="bf16, f16, f32 or fp8-block.")]
-ScaleFmt = Annotated[str, typer.Option("--scale-fmt", metavar="auto|float32|ue8m0", help="How FP8 scales are chosen: any float, or powers of two (V3.1 and later).")]
-ShardSize = Annotated[str | None, typer.Option("--shard-size", metavar="SIZE", help="Regroup tensors into files of at most this size, such as 5GB.")]
+ScaleFmt = Annotated[
+    str,
+    typer.Option(
+        "--scale-fmt",
+        metavar="auto|float32|ue8m0",
+        help="How FP8 scales are chosen: any float, or powers of two (V3.1 and later).",
+    ),
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option("--shard-size", metavar="SIZE", help="Regroup tensors into files of at most this size, such as 5GB."),
+]
 NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Drop the multi-token-prediction layer.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on although tensors are missing.")]
-AllowExtra = Annotated[bool, typer.Option("--allow-extra", help="Carry over tensors that the architecture does not have.")]
-NoKeep = Annotated[bool, typer.Option("--no-keep-scales", help="Do not keep the original scales beside decoded weights.")]
+AllowExtra = Annotated[
+    bool, typer.Option("--allow-extra", help="Carry over tensors that the architecture does not have.")
+]
+NoKeep = Annotated[
+    bool, typer.Option("--no-keep-scales", help="Do not keep the original scales beside decoded weights.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="A line per finished file.")]
 
 

@@ -13,15 +13,36 @@ Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write.
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="GLOB", help="Only parameters whose name matches; repeatable.")]
-Skip = Annotated[list[str] | None, typer.Option("--skip", metavar="GLOB", help="Leave out parameters whose name matches; repeatable.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="GLOB", help="Only parameters whose name matches; repeatable.")
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="GLOB", help="Leave out parameters whose name matches; repeatable."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
-Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, max=1024, help="Worker processes (default: what the machine has).")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, max=1024, help="Worker processes (default: what the machine has)."),
+]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:0,1.")]
-MaxMemory = Annotated[str | None, typer.Option("--max-memory", metavar="SIZE", help="Budget for all processes together, such as 8GB.")]
+MaxMemory = Annotated[
+    str | None, typer.Option("--max-memory", metavar="SIZE", help="Budget for all processes together, such as 8GB.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Start over in a folder that dsctl made.")]
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 def parse_size(text: str | None, option: str) -> int | None:

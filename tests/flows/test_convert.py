@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from tests.checkpoints import tiny
+
 from tests.command import dsctl, dsctl_fails
 
 INDEX = "model.safetensors.index.json"
@@ -132,7 +132,9 @@ def recipe(values: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torc
     return (values.float() / full).clamp(-448, 448).to(torch.float8_e4m3fn), scales
 
 
-def test_changed_weights_are_encoded_anew_and_the_rest_is_kept(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_changed_weights_are_encoded_anew_and_the_rest_is_kept(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
     source = tiny(tmp_path_factory, "v3.2")
     dsctl("convert", source, tmp_path / "bf16", "--bf16")
     name = "model.layers.0.mlp.gate_proj.weight"
@@ -165,7 +167,10 @@ def test_other_floats(source: Path, tmp_path: Path, to: str) -> None:
             native = native.float() * full
         wanted = native if before[name].dtype == torch.float32 else native.to(dtype)
         assert torch.equal(tensor, wanted), name
-    assert json.loads((tmp_path / to / "config.json").read_text())["torch_dtype"] == {"f16": "float16", "f32": "float32"}[to]
+    assert (
+        json.loads((tmp_path / to / "config.json").read_text())["torch_dtype"]
+        == {"f16": "float16", "f32": "float32"}[to]
+    )
 
 
 def test_parts_of_a_model(source: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.checkpoints import tiny
+
 from tests.command import dsctl, run
 
 KILLS = 6
@@ -70,7 +70,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("point", ["prepared", "first job", "first file", "before config", "before signing"])
-def test_stopped_at_every_kind_of_moment(source: Path, undisturbed: tuple[Path, float], tmp_path: Path, point: str) -> None:
+def test_stopped_at_every_moment(source: Path, undisturbed: tuple[Path, float], tmp_path: Path, point: str) -> None:
     """The process ends itself, without any clean-up, right after a named step of the driver."""
     after = {
         "prepared": "dsctl.run._prepare", "first job": "dsctl.journal.Journal.append", "first file": "dsctl.run._commit",
@@ -148,7 +148,9 @@ def test_a_second_process_is_refused_while_the_first_lives(source: Path, tmp_pat
     assert first.wait(60) == 0
 
 
-def test_a_killed_worker_is_named_and_the_rest_resumes(source: Path, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+def test_a_killed_worker_is_named_and_the_rest_resumes(
+    source: Path, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
     arguments = command(source, tmp_path / "out", "--bf16", "--workers", "2")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     workers: list[int] = []
