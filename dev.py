@@ -141,6 +141,7 @@ def lint(choice: str, rest: list[str]) -> None:
     """Check style and the direction of imports."""
     install("dev", choice)
     run(tool("ruff"), "check", "-q")
+    run(tool("ruff"), "format", "-q", "--check")
     run(tool("lint-imports"), "--no-logo")
 
 
