@@ -73,10 +73,11 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise PlanError(f"{target}: exists and is not a folder")
     try:
-        if not target.exists() or not any(target.iterdir()):
-            return "new"
+        held = {entry.name for entry in target.iterdir()} if target.exists() else set()
     except OSError as error:
         raise PlanError(f"{target}: {error.strerror or error}") from None
+    if not held or (held == {WORKING} and not (target / WORKING / "request.json").exists()):
+        return "new"
     mine = _identity(target)
     if mine is None:
         raise PlanError(f"{target}: is not empty and was not made by dsctl", hint="choose a new folder")
@@ -154,7 +155,7 @@ def run(
     """
     state = check_target(plan, store, target, force)
     if state == "complete":
-        return dict(json.loads((target / SIGNED).read_bytes()))
+        return _confirmed(target)
     check_space(plan, target, resumed=state == "resume")
     refuse_bad_scales(store, _scales(plan))
     working = target / WORKING
@@ -174,6 +175,17 @@ def run(
         sync_folder(target)
     finally:
         lock.release()
+    return audit
+
+
+def _confirmed(target: Path) -> dict[str, Any]:
+    """The audit of a complete folder whose files still have the sizes it tells of."""
+    audit = dict(json.loads((target / SIGNED).read_bytes()))
+    for name, file in audit["files"].items():
+        path = target / name
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
+    shutil.rmtree(target / WORKING, ignore_errors=True)
     return audit
 
 

@@ -34,9 +34,18 @@ def main() -> None:
             raise
         show_error(error)
         sys.exit(error.exit_code)
+    except MemoryError:
+        show_error(DsctlError("out of memory", hint="a smaller --max-memory, or fewer --workers"))
+        sys.exit(DsctlError.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        show_error(DsctlError(f"internal error: {what}", hint="this is a fault of dsctl: --debug shows where"))
+        sys.exit(DsctlError.exit_code)
 
 
 def _interrupt(number: int, frame: object) -> None:

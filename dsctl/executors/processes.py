@@ -38,7 +38,11 @@ class Processes:
             self._idle.append(ours)
 
     def submit(self, task: Job | Seal) -> None:
-        self._idle.pop(0).send(task)
+        pipe = self._idle.pop(0)
+        try:
+            pipe.send(task)
+        except OSError:
+            raise self._died(pipe) from None
 
     def next(self, progress: Progress) -> Receipt:
         busy = [pipe for pipe in self._workers if pipe not in self._idle]
@@ -58,12 +62,15 @@ class Processes:
         try:
             return pipe.recv()
         except (EOFError, ConnectionError):
-            process = self._workers[pipe]
-            process.join(5)
-            code = process.exitcode
-            why = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-            hint = "memory may have run out: fewer --workers, then the same command resumes"
-            raise WorkError(f"worker process {process.pid} {why}", hint=hint) from None
+            raise self._died(pipe) from None
+
+    def _died(self, pipe: Connection) -> WorkError:
+        process = self._workers[pipe]
+        process.join(5)
+        code = process.exitcode
+        why = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        hint = "memory may have run out: fewer --workers, then the same command resumes"
+        return WorkError(f"worker process {process.pid} {why}", hint=hint)
 
     def close(self) -> None:
         for process in self._workers.values():
