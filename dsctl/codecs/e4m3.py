@@ -1,21 +1,292 @@
-import torch
+"""E4M3 codes with block scales, to and from floats. Pure kernels on torch tensors; torch is imported when called.
+
+Every result equals, bit for bit, the plain formula of deepseek-ai/DeepSeek-V3 (README_WEIGHTS.md, inference/kernel.py):
+decode is `float32(code) * scale`, rounded to the output's dtype; encode is `E4M3(clamp(float32(x) / scale, +-448))`, a
+true division, rounded to nearest even. Codes are uint8 [rows, columns], values bfloat16, float16 or float32 of that
+shape, scales float32 [ceil(rows / block[0]), ceil(columns / block[1])]. Memory beyond these does not grow with rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+Block = tuple[int, int]
+BLOCK: Block = (128, 128)
+LARGEST = 448.0
+SMALLEST_PEAK = 1e-4
+# Scales whose product with each bias used below neither overflows nor loses bits; others take the plain formula.
+ORDINARY = (2.0**-100, 2.0**8)
+# Values quantized at a time, in whole rows: few enough for the cache, enough to outweigh the cost of torch's calls.
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class _Float:
+    """A float dtype: its integer, the shift that moves E4M3's fields into its own, log2 of the bias then missing."""
+
+    integer: torch.dtype
+    sign: int
+    shift: int
+    bias: int
+
+
 class NotFinite(ValueError):
-    def __init__(self,row,column): self.row,self.column=row,column
-def _ex(s,shape,block): return s.repeat_interleave(block[0],0)[:shape[0]].repeat_interleave(block[1],1)[:,:shape[1]]
-def decode(codes,scales,out,block=(128,128)):
-    out.copy_(codes.view(torch.float8_e4m3fn).float()*_ex(scales,codes.shape,block))
-def _amax(v,block):
-    r,c=v.shape;R,C=-(-r//block[0]),-(-c//block[1])
-    p=torch.zeros(R*block[0],C*block[1]);p[:r,:c]=v.float()
-    return p.view(R,block[0],C,block[1]).abs().amax((1,3))
-def encode(values,out,block=(128,128),power_of_two=False):
-    s=_amax(values,block).clamp(1e-4)/448
-    if power_of_two: s=2.0**torch.ceil(torch.log2(s))
-    out.copy_((values.float()/_ex(s,values.shape,block)).clamp(-448,448).to(torch.float8_e4m3fn).view(torch.uint8))
-    return s
-def encode_restoring(values,kept,out,block=(128,128),power_of_two=False):
-    out.copy_((values.float()/_ex(kept,values.shape,block)).clamp(-448,448).to(torch.float8_e4m3fn).view(torch.uint8))
-    return kept, torch.ones(kept.shape,dtype=torch.bool)
-def bad_scales(s):
-    bad=(~(s>0)|~s.isfinite()).nonzero()
-    return None if not len(bad) else (*bad[0].tolist(), float(s[tuple(bad[0])]))
+    """A value is NaN or infinite: in which block."""
+
+    def __init__(self, row: int, column: int) -> None:
+        super().__init__(f"NaN or infinity in block [{row}, {column}]")
+        self.row, self.column = row, column
+
+
+def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> None:
+    """Write float32(code) * scale into `out`. NaN codes give NaN, of the sign and payload that torch's cast gives."""
+    shape = min(block[0], codes.shape[0]), scales.shape[1] * block[1]
+    words = out.new_empty(shape, dtype=_float(out).integer)
+    for index, rows in _bands(codes, block):
+        _decode_band(codes[rows], scales[index], out[rows], words[: len(codes[rows])])
+
+
+def encode(values: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False) -> torch.Tensor:
+    """Fill `out` with codes and return their scales, as `recipe` makes them.
+
+    Raises:
+        NotFinite: a value is NaN or infinite.
+    """
+    import torch
+
+    scales = values.new_empty(_grid(values, block), dtype=torch.float32)
+    scratch = _Scratch.of(values, block)
+    for index, rows in _bands(values, block):
+        band, peaks = scratch.load(values[rows], index)
+        scales[index] = recipe(peaks, power_of_two)
+        band.quantize(values[rows], peaks, scales[index], out[rows])
+    return scales
+
+
+def encode_kept(values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> torch.Tensor:
+    """Encode with given scales; bool [blocks], true where decoding to `values.dtype` gives `values` bit for bit.
+
+    Raises:
+        NotFinite: a value is NaN or infinite.
+    """
+    import torch
+
+    same = torch.empty_like(scales, dtype=torch.bool)
+    scratch = _Scratch.of(values, block)
+    for index, rows in _bands(values, block):
+        band, peaks = scratch.load(values[rows], index)
+        band.quantize(values[rows], peaks, scales[index], out[rows])
+        same[index] = band.reproduced(values[rows], out[rows], scales[index])
+    return same
+
+
+def encode_restoring(
+    values: torch.Tensor, kept: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode with the kept scales where that loses nothing, by the recipe elsewhere; return scales and where kept.
+
+    Raises:
+        NotFinite: a value is NaN or infinite.
+    """
+    import torch
+
+    scales, same = kept.clone(), torch.empty_like(kept, dtype=torch.bool)
+    scratch = _Scratch.of(values, block)
+    for index, rows in _bands(values, block):
+        band, peaks = scratch.load(values[rows], index)
+        band.quantize(values[rows], peaks, kept[index], out[rows])
+        same[index] = band.reproduced(values[rows], out[rows], kept[index])
+        if not same[index].all():
+            scales[index] = torch.where(same[index], kept[index], recipe(peaks, power_of_two))
+            band, _ = scratch.load(values[rows], index)
+            band.quantize(values[rows], peaks, scales[index], out[rows])
+    return scales, same
+
+
+def recipe(peaks: torch.Tensor, power_of_two: bool) -> torch.Tensor:
+    """The scales of blocks from their largest magnitudes (float32): max(peak, 1e-4) / 448, or the power of two above.
+
+    deepseek-ai/DeepGEMM deep_gemm/utils/math.py, per_block_cast_to_fp8 and ceil_to_ue8m0.
+    """
+    import torch
+
+    clamped = peaks.clamp_min(SMALLEST_PEAK)
+    # By a tensor: torch on CUDA divides by a number as a product with its reciprocal.
+    scales = clamped / torch.full_like(clamped, LARGEST)
+    if not power_of_two:
+        return scales
+    return ((scales.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+
+
+def is_power_of_two(scales: torch.Tensor) -> torch.Tensor:
+    """Where a scale is a power of two: bool, same shape."""
+    import torch
+
+    # In float64, where float32's subnormals are normal.
+    return torch.frexp(scales.double()).mantissa == 0.5
+
+
+def bad_scales(scales: torch.Tensor) -> tuple[int, int, float] | None:
+    """Row, column and value of the first scale that is NaN, infinite, zero or negative, if any is."""
+    bad = (~((scales > 0) & scales.isfinite())).nonzero()
+    if not len(bad):
+        return None
+    row, column = bad[0].tolist()
+    return row, column, float(scales[row, column])
+
+
+def _float(values: torch.Tensor) -> _Float:
+    import torch
+
+    return {
+        torch.bfloat16: _Float(torch.int16, -1 << 15, 4, 120),
+        torch.float16: _Float(torch.int16, -1 << 15, 7, 8),
+        torch.float32: _Float(torch.int32, -1 << 31, 20, 120),
+    }[values.dtype]
+
+
+def _grid(matrix: torch.Tensor, block: Block) -> tuple[int, int]:
+    return -(-matrix.shape[0] // block[0]), -(-matrix.shape[1] // block[1])
+
+
+def _bands(matrix: torch.Tensor, block: Block) -> Iterator[tuple[int, slice]]:
+    """Each row of blocks, with its rows of the matrix."""
+    count = _grid(matrix, block)[0] if matrix.numel() else 0
+    return ((index, slice(index * block[0], (index + 1) * block[0])) for index in range(count))
+
+
+def _spread(scales: torch.Tensor, columns: int, size: int) -> torch.Tensor:
+    """One scale per column from one per block."""
+    return scales.repeat_interleave(size)[:columns]
+
+
+def _decode_band(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, words: torch.Tensor) -> None:
+    """Decode at most one row of blocks; `words` is integer scratch, padded to whole blocks.
+
+    Each code's fields are moved to where `out.dtype` has them, subnormals included; scale and missing bias do the rest.
+    """
+    import torch
+
+    columns, size = codes.shape[1], words.shape[1] // len(scales)
+    if codes.device.type != "cpu" or _has_nan(codes) or not _ordinary(scales):
+        out.copy_(codes.view(torch.float8_e4m3fn).float() * _spread(scales, columns, size))
+        return
+    into, shifted, padded = _float(out), words[:, :columns], words.view(out.dtype)
+    shifted.copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
+    whole = out if out.is_contiguous() and out.shape == words.shape else torch.empty_like(padded)
+    _multiply(padded, scales * 2.0**into.bias, whole)
+    if whole is not out:
+        out.copy_(whole[:, :columns])
+
+
+def _multiply(values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+    """`out` = values * factors, one float32 factor per block of columns, rounded once; values and out contiguous.
+
+    Batch normalisation with mean 0, variance 1 and offset -0 (which keeps the sign of zeros) is torch's only single
+    pass that reads bfloat16, multiplies in float32 and writes bfloat16. A product of mixed dtypes takes three.
+    """
+    import torch
+
+    zero, one, unused = torch.zeros_like(factors), torch.ones_like(factors), factors.new_empty(0)
+    shape = len(values), len(factors), -1
+    results = out.view(shape), unused, unused.clone()
+    torch.native_batch_norm(values.view(shape), factors, -zero, zero, one, False, 0.0, 0.0, out=results)
+
+
+def _has_nan(codes: torch.Tensor) -> bool:
+    """Whether 0x7f or 0xff is there: the greatest byte with a sign, or without."""
+    import torch
+
+    return int(codes.view(torch.int8).amax()) == 0x7F or int(codes.amax()) == 0xFF
+
+
+def _ordinary(scales: torch.Tensor) -> bool:
+    return bool(((scales >= ORDINARY[0]) & (scales < ORDINARY[1])).all())
+
+
+@dataclass(frozen=True, slots=True)
+class _Scratch:
+    """What encoding needs, padded to whole blocks of columns: the words of a band, and the rest for a chunk of rows."""
+
+    size: int
+    words: torch.Tensor
+    quotients: torch.Tensor
+    steps: torch.Tensor
+    codes: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor, block: Block) -> _Scratch:
+        import torch
+
+        band, columns = min(block[0], values.shape[0]), _grid(values, block)[1] * block[1]
+        chunk = min(band, max(1, CHUNK // max(1, columns)))
+        words = values.new_empty((band, columns), dtype=_float(values).integer)
+        floats = values.new_empty((2, chunk, columns), dtype=torch.float32)
+        return cls(block[1], words, floats[0], floats[1], values.new_empty((chunk, columns), dtype=torch.uint8))
+
+    def load(self, values: torch.Tensor, index: int) -> tuple[_Scratch, torch.Tensor]:
+        """Take the magnitudes of a band; return the scratch cut to it and each block's largest, float32 [blocks]."""
+        import torch
+
+        columns, words = values.shape[1], self.words[: len(values)]
+        words[:, columns:] = 0
+        torch.abs(values, out=words.view(values.dtype)[:, :columns])
+        # Magnitudes order as their bits do, with infinity and NaN on top.
+        peaks = words.amax(0).view(-1, self.size).amax(1).view(values.dtype).float()
+        if not peaks.isfinite().all():
+            raise NotFinite(index, int(peaks.isfinite().logical_not().nonzero()[0]))
+        return replace(self, words=words), peaks
+
+    def quantize(self, values: torch.Tensor, peaks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the codes of the loaded band, using up what was loaded."""
+        import torch
+
+        if not (scales >= ORDINARY[0]).all():
+            quotients = values.float() / _spread(scales, values.shape[1], self.size)
+            out.copy_(quotients.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8))
+            return
+        # The recipe's own scales never need it: their quotients round to 448.
+        saturate = bool((peaks > scales * (LARGEST + 1)).any())
+        step = len(self.codes)
+        for begin in range(0, len(values), step):
+            rows = slice(begin, begin + step)
+            self._quantize_chunk(values[rows], self.words[rows], scales, saturate, out[rows])
+
+    def _quantize_chunk(
+        self, values: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, saturate: bool, out: torch.Tensor
+    ) -> None:
+        """Round to nearest even by an addition.
+
+        A quotient in [2^e, 2^(e+1)) plus 2^(e+20) ends where E4M3 ends, so that the sum rounds as E4M3 does and its low
+        byte counts steps of the mantissa. Holding e at -6 or above makes subnormals. Quotients are taken 2^7 too large,
+        so that e = -6 has the exponent field 128, of which nothing is left in the code's byte.
+        """
+        import torch
+
+        rows, columns = values.shape
+        quotients, steps, codes = self.quotients[:rows], self.steps[:rows], self.codes[:rows]
+        quotients.copy_(words.view(values.dtype)).view(rows, -1, self.size).div_((scales * 2.0**-7)[:, None])
+        if saturate:
+            quotients.clamp_max_(LARGEST * 2.0**7)
+        sums, exponents = quotients.view(torch.int32), steps.view(torch.int32)
+        torch.bitwise_and(sums, 0x7F800000, out=exponents)
+        quotients.add_(steps.clamp_min_(2.0), alpha=2.0**20)
+        codes.copy_(sums.add_(exponents.bitwise_right_shift_(20)))
+        # A negative float is, as an integer, below -128, whose byte is the sign's.
+        torch.clamp(values.view(words.dtype), -0x80, 0, out=words[:, :columns])
+        out.copy_(words[:, :columns]).add_(codes[:, :columns])
+
+    def reproduced(self, values: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Where codes and scales give the band's values bit for bit: bool [blocks]."""
+        columns = values.shape[1]
+        words = self.words[:, :columns]
+        _decode_band(codes, scales, words.view(values.dtype), self.words)
+        words.bitwise_xor_(values.view(words.dtype))
+        self.words[:, columns:] = 0
+        largest, smallest = self.words.amax(0), self.words.amin(0)
+        return ((largest == 0) & (smallest == 0)).view(-1, self.size).all(1)
