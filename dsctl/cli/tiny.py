@@ -1,0 +1,107 @@
+"""`dsctl tiny`: make a faithful small checkpoint of a release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsctl.cli.options import Debug, Json, Quiet, Target, parse_size
+from dsctl.cli.output import Output, count, plural
+from dsctl.cli.output import size as shown_size
+
+if TYPE_CHECKING:
+    from dsctl.tiny import Made
+
+
+def _size(name: str, help_: str, at_least: int = 1) -> Any:
+    return typer.Option(f"--{name}", metavar="N", min=at_least, max=1 << 20, help=help_)
+
+
+Release = Annotated[str, typer.Argument(metavar="RELEASE", help="A release by any of its names, such as v3.2.")]
+Layers = Annotated[int | None, _size("layers", "Layers without the MTP layer; the first is dense. [default: 3]", 2)]
+Experts = Annotated[int | None, _size("experts", "Routed experts per layer. [default: 8]", 2)]
+Hidden = Annotated[int | None, _size("hidden", "Hidden size. [default: 512]")]
+Heads = Annotated[int | None, _size("heads", "Attention heads. [default: 4]")]
+Vocab = Annotated[int | None, _size("vocab", "Tokens. [default: 2048]", 4)]
+Intermediate = Annotated[int | None, _size("intermediate", "Width of a dense MLP. [default: 1024]")]
+MoeIntermediate = Annotated[int | None, _size("moe-intermediate", "Width of an expert. [default: 256]")]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="SIZE", help="Grow sizes left open to about this, such as 2GB.")
+]
+Shards = Annotated[int | None, _size("shards", "Weight files. [default: 4, more where they would pass 4.3 GB]")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed, other weights.")]
+NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Leave the multi-token-prediction layer out.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Quantize nothing.")]
+Aligned = Annotated[
+    bool, typer.Option("--aligned", help="Whole 128x128 blocks only, for loaders that get partial ones wrong.")
+]
+
+
+def tiny(
+    release: Release,
+    target: Target,
+    layers: Layers = None,
+    experts: Experts = None,
+    hidden: Hidden = None,
+    heads: Heads = None,
+    vocab: Vocab = None,
+    intermediate: Intermediate = None,
+    moe_intermediate: MoeIntermediate = None,
+    size: Size = None,
+    shards: Shards = None,
+    seed: Seed = 0,
+    no_mtp: NoMtp = False,
+    bf16: Bf16 = False,
+    aligned: Aligned = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make a faithful small checkpoint of a release, with random weights.
+
+    Names, dtypes, config keys and files are the release's; the same command gives the same bytes. About 30 MB unless
+    sizes are given.
+
+    Examples:
+
+        dsctl tiny v3.2 small
+
+        dsctl tiny r1 larger --size 200MB --seed 7
+
+        dsctl tiny v3 plain --layers 2 --experts 4 --bf16
+    """
+    from dsctl.tiny import Recipe, make
+
+    recipe = Recipe(
+        layers=layers,
+        experts=experts,
+        hidden=hidden,
+        heads=heads,
+        vocab=vocab,
+        intermediate=intermediate,
+        moe_intermediate=moe_intermediate,
+        size=parse_size(size, "--size"),
+        shards=shards,
+        seed=seed,
+        mtp=not no_mtp,
+        bf16=bf16,
+        aligned=aligned,
+    )
+    made = make(release, target, recipe)
+    output = Output(json, quiet)
+    output.data(made._asdict() | {"seed": seed})
+    _show(made, output)
+
+
+def _show(made: Made, output: Output) -> None:
+    from rich.markup import escape
+
+    what = f"{made.parameters:,} parameters, {count(made.values)} values"
+    files = f"{plural(len(made.files), 'weight file')}, {shown_size(made.nbytes)}"
+    output.text(f"[green]made[/] {made.release} in miniature: {what}, {files} in {escape(made.folder)}")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(tiny)

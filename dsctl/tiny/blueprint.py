@@ -1,0 +1,233 @@
+"""Everything about a small checkpoint but its values: sizes, config, what is stored in which file. Pure, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from dsctl import models, releases
+from dsctl.checkpoint import MAX_PARAMS
+from dsctl.codecs import Codec, declared
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import Plain
+from dsctl.errors import UsageError
+from dsctl.header import TensorSpec
+from dsctl.models import Family, Param
+
+# A size: what it is unless asked for, and the field of config.json that says how large the real one is.
+SIZES = {
+    "layers": (3, "num_hidden_layers"),
+    "experts": (8, "n_routed_experts"),
+    "hidden": (512, "hidden_size"),
+    "heads": (4, "num_attention_heads"),
+    "vocab": (2048, "vocab_size"),
+    "intermediate": (1024, "intermediate_size"),
+    "moe_intermediate": (256, "moe_intermediate_size"),
+}
+DEFAULTS = {name: default for name, (default, _) in SIZES.items()}
+# What grows together when a checkpoint of a certain size is asked for, by these factors.
+WIDTHS = ("hidden", "heads", "vocab", "intermediate", "moe_intermediate")
+FACTORS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
+RANKS = (
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_head_dim",
+)  # fmt: skip
+BLOCK = 128
+# At least so many files, and none much larger than the V3 release's.
+SHARDS, SHARD_BYTES = 4, 4_300_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to make. Sizes left open take small defaults, or what brings the checkpoint near `size` bytes.
+
+    `aligned` makes every matrix of whole 128x128 blocks, which some loaders need; `bf16` quantizes nothing.
+    """
+
+    layers: int | None = None
+    experts: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    vocab: int | None = None
+    intermediate: int | None = None
+    moe_intermediate: int | None = None
+    size: int | None = None
+    shards: int | None = None
+    seed: int = 0
+    mtp: bool = True
+    bf16: bool = False
+    aligned: bool = False
+
+
+class Place(NamedTuple):
+    """Where a stored tensor goes: its file's number, its name there and what it is."""
+
+    file: int
+    tensor: str
+    spec: TensorSpec
+
+
+class Stored(NamedTuple):
+    """A parameter, the codec that stores it, and the place of each stored tensor by suffix."""
+
+    param: Param
+    codec: Codec
+    places: dict[str, Place]
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A checkpoint before its values."""
+
+    release: str
+    config: dict[str, Any]
+    sizes: dict[str, int]
+    stored: tuple[Stored, ...]
+    files: tuple[str, ...]
+
+    @property
+    def places(self) -> Iterator[Place]:
+        return (place for item in self.stored for place in item.places.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(place.spec.nbytes for place in self.places)
+
+    def index(self) -> dict[str, Any]:
+        """The index that joins the files."""
+        weights = {place.tensor: self.files[place.file] for place in self.places}
+        return {"metadata": {"total_size": self.nbytes}, "weight_map": dict(sorted(weights.items()))}
+
+
+def blueprint(name: str, recipe: Recipe) -> Blueprint:
+    """The small checkpoint of a release.
+
+    Raises:
+        UsageError: no such release, or sizes that fit no checkpoint of it.
+    """
+    release = releases.find(name)
+    codec = _codec(release.name, release.config, release.storage, recipe.bf16)
+    sizes = _sizes(release.config, recipe, codec)
+    config = _config(release.config, sizes, recipe)
+    families = models.recognise(config).families(config)
+    _refuse(families, recipe)
+    params = sorted((param for family in families for param in family.params()), key=_order)
+    pairs = [(param, _codec_of(param.family, codec)) for param in params]
+    shards = recipe.shards or max(SHARDS, -(-sum(_family_bytes(family, codec) for family in families) // SHARD_BYTES))
+    stored = tuple(_stored(pairs, shards))
+    count = 1 + max(place.file for item in stored for place in item.places.values())
+    files = tuple(f"model-{number:05d}-of-{count:06d}.safetensors" for number in range(1, count + 1))
+    return Blueprint(release.name, config, sizes, stored, files)
+
+
+def _codec(name: str, config: Mapping[str, Any], storage: Mapping[str, Any], bf16: bool) -> Codec:
+    quantization = config.get("quantization_config")
+    if bf16 or not quantization:
+        return Plain("BF16")
+    found = [codec for codec in declared(quantization) if isinstance(codec, Fp8Block)]
+    if not found:
+        method = quantization.get("quant_method")
+        raise UsageError(f"{name}: stored as {method!r}, which cannot be made yet", hint="--bf16 makes it unquantized")
+    return replace(found[0], scale_fmt=storage.get("scale_fmt") or found[0].scale_fmt)
+
+
+def _codec_of(family: Family, codec: Codec) -> Codec:
+    return codec if family.quantizable else Plain(family.dtype)
+
+
+def _nbytes(shape: tuple[int, ...], codec: Codec) -> int:
+    return sum(spec.nbytes for spec in codec.specs(shape).values())
+
+
+def _family_bytes(family: Family, codec: Codec) -> int:
+    return family.count * _nbytes(family.shape, _codec_of(family, codec))
+
+
+def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Any]:
+    """The release's config with small dimensions, every key kept that still holds."""
+    small = models.recognise(real).tiny(real, sizes)
+    if recipe.aligned:
+        small |= {field: -(-small[field] // BLOCK) * BLOCK for field in RANKS if small.get(field)}
+        if "qk_head_dim" in small:
+            small["qk_head_dim"] = small["qk_nope_head_dim"] + small["qk_rope_head_dim"]
+    if recipe.bf16:
+        small.pop("quantization_config", None)
+    if not recipe.mtp and "num_nextn_predict_layers" in small:
+        small["num_nextn_predict_layers"] = 0
+    return small
+
+
+def _refuse(families: tuple[Family, ...], recipe: Recipe) -> None:
+    if sum(family.count for family in families) > MAX_PARAMS:
+        raise UsageError(f"more than {MAX_PARAMS:,} parameters", hint="fewer --layers or --experts")
+    for family in families if recipe.aligned else ():
+        if family.quantizable and any(size % BLOCK for size in family.shape):
+            shape = " x ".join(map(str, family.shape))
+            raise UsageError(f"--aligned: {family.template} would be {shape}", hint=f"choose multiples of {BLOCK}")
+
+
+def _sizes(real: Mapping[str, Any], recipe: Recipe, codec: Codec) -> dict[str, int]:
+    asked = asdict(recipe)
+    given = {name: asked[name] for name in SIZES if asked[name] is not None}
+    if recipe.size is None:
+        return DEFAULTS | given
+
+    def total(sizes: Mapping[str, int]) -> int:
+        families = models.recognise(real).families(_config(real, sizes, recipe))
+        return sum(_family_bytes(family, codec) for family in families)
+
+    largest = {name: int(real.get(field) or 1) for name, (_, field) in SIZES.items()}
+    return _grown(recipe.size, largest, given, total)
+
+
+def _grown(
+    size: int, largest: Mapping[str, int], given: Mapping[str, int], total: Callable[[Mapping[str, int]], int]
+) -> dict[str, int]:
+    """The widest layers that `size` bytes hold, then as many experts and layers as still fit, none beyond the real."""
+    wider = [{name: min(int(DEFAULTS[name] * factor), largest[name]) for name in WIDTHS} for factor in FACTORS]
+    fitting = [sizes for widths in wider if total(sizes := DEFAULTS | widths | dict(given)) <= size]
+    if not fitting:
+        smallest = total(DEFAULTS | wider[0] | dict(given))
+        raise UsageError(f"--size: {size:,} bytes is too small", hint=f"the smallest takes {smallest:,} bytes")
+    sizes = fitting[-1]
+    for name, step in (("experts", 2), ("layers", 1)):
+        if name not in given:
+            now = total(sizes)
+            each = max(total(sizes | {name: sizes[name] + step}) - now, 1)
+            sizes[name] = max(sizes[name], min(sizes[name] + (size - now) // each * step, largest[name]))
+    return sizes
+
+
+def _order(param: Param) -> tuple[bool, float]:
+    """As releases have them: embedding, layers, last norm and head, then what predicts further tokens."""
+    if param.layer is not None:
+        return param.family.mtp, param.layer
+    return False, -1 if param.role == "embedding" else float("inf")
+
+
+def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[Stored]:
+    """Choose files. A scale is filed where the next quantized matrix is: some are in a later file than their weights,
+    as in the V3 release."""
+    files = _cut([_nbytes(param.shape, codec) for param, codec in pairs], shards)
+    ahead = iter([file for (_, codec), file in zip(pairs, files, strict=True) if len(codec.suffixes) > 1][1:])
+    for (param, codec), file in zip(pairs, files, strict=True):
+        following = next(ahead, file) if len(codec.suffixes) > 1 else file
+        numbers = (file, *(following for _ in codec.suffixes[1:]))
+        specs = codec.specs(param.shape)
+        places = {
+            suffix: Place(number, param.name + suffix, specs[suffix])
+            for suffix, number in zip(codec.suffixes, numbers, strict=True)
+        }
+        yield Stored(param, codec, places)
+
+
+def _cut(sizes: list[int], shards: int) -> list[int]:
+    """A file number for each size, in order, so that the files are about equal and none is empty."""
+    numbers: list[int] = []
+    left, filled, number = sum(sizes), 0, 0
+    for place, size in enumerate(sizes, 1):
+        numbers.append(number)
+        filled += size
+        if number < shards - 1 and (filled * (shards - number) >= left or len(sizes) - place < shards - number):
+            left, filled, number = left - filled, 0, number + 1
+    return numbers

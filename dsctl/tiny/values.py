@@ -1,0 +1,53 @@
+"""Seeded values for a parameter, in bands, so that no tensor is ever held whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from dsctl.boxes import Box
+from dsctl.codecs import Codec
+from dsctl.models import Param
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 128
+BAND_VALUES = 1 << 22
+
+
+def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torch.Tensor]]:
+    """The parameter's values in bands of whole block rows: BF16, or float32 where the release keeps that.
+
+    Vectors lie around 1, biases around 0. Matrices are Gaussian; the blocks of those that are quantized differ in
+    size by up to 2^4, so that no block's scale serves another. A duplicate has the values of what it duplicates.
+    """
+    import numpy as np
+    import torch
+
+    generator = np.random.Generator(np.random.SFC64([seed, crc32((param.family.twin or param.name).encode())]))
+    rows, columns = (*param.shape, 1)[:2]
+    grid = -(-rows // BLOCK), -(-columns // BLOCK)
+    gains = generator.uniform(0.25, 4, grid) if param.quantizable else np.ones(grid)
+    center = float(len(param.shape) == 1 and not param.template.endswith("bias"))
+    dtype = torch.float32 if param.family.dtype == "F32" else torch.bfloat16
+    for band in Box.whole(param.shape).bands(max(BLOCK, BAND_VALUES // columns // BLOCK * BLOCK)):
+        values = generator.standard_normal(band.shape, dtype=np.float32)
+        values *= np.float32(deviation)
+        for begin in range(0, len(values), BLOCK) if param.quantizable else ():
+            gain = gains[(band.start[0] + begin) // BLOCK].astype(np.float32)
+            values[begin : begin + BLOCK] *= np.repeat(gain, BLOCK)[:columns]
+        yield band, torch.from_numpy(values).add_(center).to(dtype)
+
+
+def encoded(values: torch.Tensor, codec: Codec) -> dict[str, memoryview]:
+    """A band's stored bytes by suffix."""
+    import torch
+
+    from dsctl.work import DTYPES
+
+    specs = codec.specs(tuple(values.shape))
+    stored = {suffix: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for suffix, spec in specs.items()}
+    codec.encode(values, stored)
+    return {suffix: tensor.view(torch.uint8).flatten().numpy().data for suffix, tensor in stored.items()}
