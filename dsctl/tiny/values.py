@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -11,10 +13,13 @@ from dsctl.codecs import Codec
 from dsctl.models import Param
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 BLOCK = 128
-BAND_VALUES = 1 << 22
+BAND_VALUES = 1 << 20
+# So many Gaussian values, equally likely, are more than BF16 tells apart; drawing one is 3 times as fast as making one.
+LEVELS = 1 << 16
 
 
 def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torch.Tensor]]:
@@ -31,14 +36,22 @@ def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torc
     grid = -(-rows // BLOCK), -(-columns // BLOCK)
     gains = generator.uniform(0.25, 4, grid) if param.quantizable else np.ones(grid)
     center = float(len(param.shape) == 1 and not param.template.endswith("bias"))
+    quantiles = _gaussian() * np.float32(deviation)
     dtype = torch.float32 if param.family.dtype == "F32" else torch.bfloat16
     for band in Box.whole(param.shape).bands(max(BLOCK, BAND_VALUES // columns // BLOCK * BLOCK)):
-        values = generator.standard_normal(band.shape, dtype=np.float32)
-        values *= np.float32(deviation)
+        values = quantiles[generator.integers(0, LEVELS, band.shape, dtype=np.uint16)]
         for begin in range(0, len(values), BLOCK) if param.quantizable else ():
             gain = gains[(band.start[0] + begin) // BLOCK].astype(np.float32)
             values[begin : begin + BLOCK] *= np.repeat(gain, BLOCK)[:columns]
         yield band, torch.from_numpy(values).add_(center).to(dtype)
+
+
+@cache
+def _gaussian() -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    import numpy as np
+
+    upper = [NormalDist().inv_cdf(0.5 + (level + 0.5) / LEVELS) for level in range(LEVELS // 2)]
+    return np.array([*(-value for value in reversed(upper)), *upper], np.float32)
 
 
 def encoded(values: torch.Tensor, codec: Codec) -> dict[str, memoryview]:
