@@ -115,12 +115,15 @@ class Model(Protocol):
 
 from dsctl.models.deepseek_v2 import DeepseekV2  # noqa: E402
 from dsctl.models.deepseek_v3 import DeepseekV3  # noqa: E402
-from dsctl.models.deepseek_v32 import DeepseekV32, GlmMoeDsa  # noqa: E402
+from dsctl.models.deepseek_v32 import DeepseekV32  # noqa: E402
+from dsctl.models.glm_moe_dsa import GlmMoeDsa  # noqa: E402
+from dsctl.models.kimi_k2 import KimiK2  # noqa: E402
 
 MODELS: dict[str, Model] = {
     "deepseek_v2": DeepseekV2(),
     "deepseek_v32": DeepseekV32(),
     "glm_moe_dsa": GlmMoeDsa(),
+    "kimi_k2": KimiK2(),
     "deepseek_v3": DeepseekV3(),
 }
 

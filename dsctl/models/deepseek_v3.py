@@ -142,19 +142,23 @@ def outside(d: Dimensions) -> list[Family]:
     return families
 
 
-def multi_token_prediction(d: Dimensions) -> list[Family]:
-    """What an MTP layer adds to a MoE layer; embedding and head duplicate the main model's (README_WEIGHTS.md)."""
+def multi_token_prediction(d: Dimensions, twins: bool = True) -> list[Family]:
+    """What an MTP layer adds to a MoE layer; its twins duplicate the main embedding and head (README_WEIGHTS.md)."""
+    if not d.mtp_layers:
+        return []
     where: dict[str, Any] = {"layers": d.mtp_layers, "mtp": True}
     vocabulary, hidden = (d.vocab_size, d.hidden_size), (d.hidden_size,)
+    embedding, head = f"{_LAYER}embed_tokens.weight", f"{_LAYER}shared_head.head.weight"
+    same = [
+        Family(embedding, vocabulary, "embedding", split=0, twin="model.embed_tokens.weight", **where),
+        Family(head, vocabulary, "head", split=0, twin="lm_head.weight", **where),
+    ]
     return [
-        Family(
-            f"{_LAYER}embed_tokens.weight", vocabulary, "embedding", split=0, twin="model.embed_tokens.weight", **where
-        ),
+        *same * twins,
         Family(f"{_LAYER}enorm.weight", hidden, "norm", **where),
         Family(f"{_LAYER}hnorm.weight", hidden, "norm", **where),
         Family(f"{_LAYER}eh_proj.weight", (d.hidden_size, 2 * d.hidden_size), "mtp", **where),
         Family(f"{_LAYER}shared_head.norm.weight", hidden, "norm", **where),
-        Family(f"{_LAYER}shared_head.head.weight", vocabulary, "head", split=0, twin="lm_head.weight", **where),
     ]
 
 
@@ -191,18 +195,18 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
 
 
 class DeepseekV3:
-    """V3, R1, V3.1 and their relatives (Kimi K2 among them)."""
+    """V3, R1 and V3.1."""
 
     name = "deepseek_v3"
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        if config.get("model_type") in ("deepseek_v3", "kimi_k2"):
+        if config.get("model_type") == self.name:
             return True
         return "DeepseekV3ForCausalLM" in (config.get("architectures") or ())
 
     def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
         d = dimensions(config)
-        return (*outside(d), *self.layers(d), *multi_token_prediction(d) * bool(d.mtp_layers))
+        return (*outside(d), *self.layers(d), *multi_token_prediction(d))
 
     def layers(self, d: Dimensions) -> list[Family]:
         main = tuple(range(d.num_hidden_layers))

@@ -1,4 +1,4 @@
-"""DeepSeek V3.2: V3 plus the lightning indexer of its sparse attention; GLM-5 shares the inventory rules.
+"""DeepSeek V3.2: V3 plus the lightning indexer of its sparse attention.
 
 Names and shapes: deepseek-ai/DeepSeek-V3.2-Exp inference/model.py (Indexer) and inference/config_671B_v3.2.json;
 `weights_proj` is stored in BF16 (sgl-project/sglang pull 17205).
@@ -6,12 +6,13 @@ Names and shapes: deepseek-ai/DeepSeek-V3.2-Exp inference/model.py (Indexer) and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dsctl.errors import FormatError
 from dsctl.models import Family
-from dsctl.models.deepseek_v3 import DeepseekV3, Dimensions, dimensions, multi_token_prediction, outside
+from dsctl.models.deepseek_v3 import DeepseekV3, Dimensions, dimensions, multi_token_prediction, outside, shrunk
 
 _INDEXER = "model.layers.{layer}.self_attn.indexer."
 
@@ -31,6 +32,12 @@ def indexer(d: Dimensions, layers: tuple[int, ...], mtp: bool) -> list[Family]:
     ]
 
 
+def stored_norms(families: Iterable[Family]) -> Iterator[Family]:
+    """V3.2 stores its norms in float32, the indexer's included (its published tensor listing)."""
+    for family in families:
+        yield replace(family, dtype="F32") if family.role == "norm" or ".k_norm." in family.template else family
+
+
 class DeepseekV32:
     """V3.2-Exp, V3.2, V3.2-Speciale."""
 
@@ -46,19 +53,8 @@ class DeepseekV32:
         added = indexer(d, tuple(range(d.num_hidden_layers)), False)
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
-        return (*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d) * bool(d.mtp_layers))
+        return tuple(stored_norms([*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d)]))
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-        small = DeepseekV3().tiny(config, sizes)
+        small = shrunk(config, sizes)
         return small | {"index_n_heads": sizes["heads"], "index_topk": min(config["index_topk"], 64)}
-
-
-class GlmMoeDsa(DeepseekV32):
-    """GLM-5: its own dimensions, DeepSeek V3.2's inventory rules."""
-
-    name = "glm_moe_dsa"
-
-    def matches(self, config: Mapping[str, Any]) -> bool:
-        if config.get("model_type") == self.name:
-            return True
-        return "GlmMoeDsaForCausalLM" in (config.get("architectures") or ())

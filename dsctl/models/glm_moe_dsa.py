@@ -1,0 +1,57 @@
+"""GLM-5: DeepSeek V3.2's attention and experts in dimensions of its own; later releases share indexers between layers.
+
+zai-org/GLM-5; the published tensor listings of GLM-5.1 and GLM-5.2. The MTP layer brings no embedding and no head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsctl.errors import FormatError
+from dsctl.models import Family
+from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, multi_token_prediction, outside, shrunk
+from dsctl.models.deepseek_v32 import indexer
+
+
+class GlmMoeDsa:
+    """GLM-5, GLM-5.1, GLM-5.2."""
+
+    name = "glm_moe_dsa"
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        if config.get("model_type") == self.name:
+            return True
+        return "GlmMoeDsaForCausalLM" in (config.get("architectures") or ())
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        d = dimensions(config)
+        added = indexer(d, indexed_layers(config, d.num_hidden_layers), False)
+        if d.mtp_layers:
+            added += indexer(d, d.mtp_layers, True)
+        return (*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d, twins=False))
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        small = shrunk(config, sizes)
+        small |= {"index_n_heads": sizes["heads"], "index_topk": min(config["index_topk"], 64)}
+        for field in ("indexer_types", "mlp_layer_types"):
+            if field in config:
+                small[field] = list(config[field][: sizes["layers"]])
+        if "mlp_layer_types" in config:
+            dense = small["first_k_dense_replace"]
+            small["mlp_layer_types"] = ["dense"] * dense + ["sparse"] * (sizes["layers"] - dense)
+        return small
+
+
+def indexed_layers(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """The layers that hold an indexer of their own: all, or those whose `indexer_types` entry is `full`.
+
+    Raises:
+        FormatError: `indexer_types` does not say one of `full` and `shared` for every layer.
+    """
+    types = config.get("indexer_types")
+    if types is None:
+        return tuple(range(layers))
+    if not isinstance(types, list) or len(types) != layers or not set(types) <= {"full", "shared"}:
+        raise FormatError(f"config.json: indexer_types must name full or shared for each of {layers} layers")
+    return tuple(layer for layer, kind in enumerate(types) if kind == "full")

@@ -1,0 +1,32 @@
+"""Kimi K2: DeepSeek V3's architecture with other dimensions and a stored rotary buffer.
+
+moonshotai/Kimi-K2-Instruct: its published tensor listing holds `rotary_emb.inv_freq` for every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsctl.models import Family
+from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, shrunk
+
+
+class KimiK2:
+    """Kimi K2 and its fine-tunes."""
+
+    name = "kimi_k2"
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") == self.name
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        d = dimensions(config)
+        name = "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+        # Half of hidden size per head, as the plain Llama rotary embedding would have it; [56] in the release.
+        size = d.hidden_size // d.num_attention_heads // 2
+        rotary = Family(name, (size,), "attention", layers=tuple(range(d.num_hidden_layers)))
+        return (*DeepseekV3().families(config), rotary)
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        return shrunk(config, sizes)

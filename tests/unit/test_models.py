@@ -1,0 +1,85 @@
+"""The descriptions against what the releases publish: counts and bytes, exactly."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from dsctl.codecs import CODECS
+from dsctl.codecs.plain import Plain
+from dsctl.errors import FormatError
+from dsctl.models import MODELS, Family, recognise
+
+RELEASES: dict[str, dict[str, Any]] = {
+    file.name.removesuffix(".json"): json.loads(file.read_text())
+    for file in resources.files("dsctl.releases").iterdir()
+    if file.name.endswith(".json")
+}
+
+
+def families(name: str) -> tuple[Family, ...]:
+    config = RELEASES[name]["config"]
+    return recognise(config).families(config)
+
+
+def test_v3_is_the_audited_inventory() -> None:
+    """NVIDIA-NeMo/Megatron-Bridge pull request 5822 counted the same tensors in the files."""
+    v3 = families("v3")
+    assert sum(family.count for family in v3) == 46_183
+    assert sum(family.count * family.values for family in v3) == 684_489_845_504
+    assert sum(family.count for family in v3 if family.quantizable) == 45_808
+    main = [family for family in v3 if not family.mtp]
+    assert sum(family.count * family.values for family in main) == 671_026_419_200
+    assert sum(family.count for family in main) == 45_395
+
+
+def test_v32_adds_62_indexers() -> None:
+    before, after = families("v3"), families("v3.2")
+    added = [family for family in after if family.role == "indexer"]
+    assert sum(family.count for family in added) == 5 * 62
+    assert sum(family.count for family in after) - sum(family.count for family in before) == 5 * 62
+    shapes = {family.template.rpartition("indexer.")[2]: family.shape for family in added}
+    assert shapes == {
+        "wq_b.weight": (8192, 1536),
+        "wk.weight": (128, 7168),
+        "k_norm.weight": (128,),
+        "k_norm.bias": (128,),
+        "weights_proj.weight": (64, 7168),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(RELEASES))
+def test_every_release_has_the_tensors_and_bytes_it_publishes(name: str) -> None:
+    release = RELEASES[name]
+    assert recognise(release["config"]).name == release["architecture"]
+    tensors = nbytes = 0
+    for family in families(name):
+        fp8 = "fp8-block" in release["storage"]["formats"] and family.quantizable
+        specs = (CODECS["fp8-block"] if fp8 else Plain(family.dtype)).specs(family.shape)
+        tensors += family.count * len(specs)
+        nbytes += family.count * sum(spec.nbytes for spec in specs.values())
+    assert release["storage"]["stored_tensors"] in (None, tensors)
+    assert release["storage"]["total_size"] in (None, nbytes)
+
+
+@pytest.mark.parametrize("name", sorted(RELEASES))
+def test_names_are_unique_and_twins_exist_with_the_same_shape(name: str) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for family in families(name):
+        for param in family.params():
+            assert param.name not in shapes
+            shapes[param.name] = param.shape
+    for family in families(name):
+        assert family.twin is None or shapes[family.twin] == family.shape
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("value", [None, -1, 0, 10**9, "many", 1.5, []])
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "kv_lora_rank"])
+def test_an_absurd_field_is_named(model: str, field: str, value: object) -> None:
+    config = next(r["config"] for r in RELEASES.values() if r["architecture"] == model) | {field: value}
+    with pytest.raises(FormatError, match=field):
+        MODELS[model].families(config)
