@@ -118,7 +118,7 @@ def gated(prefix: str, hidden: int, inner: int, role: str, **where: Any) -> list
 
 
 def experts(d: Dimensions, layers: tuple[int, ...], mtp: bool, bias: bool) -> list[Family]:
-    """A MoE layer: router, its bias where there is one (DeepSeek-V3 paper, section 2.1.2), shared and routed experts."""
+    """A MoE layer: router, its bias where it has one (DeepSeek-V3 paper, section 2.1.2), shared and routed experts."""
     count, inner = d.n_routed_experts or 0, d.moe_intermediate_size
     families = [Family(f"{_MLP}gate.weight", (count, d.hidden_size), "router", layers=layers, mtp=mtp)]
     if bias:
