@@ -14,6 +14,7 @@ from dsctl.codecs.plain import Plain
 from dsctl.errors import UsageError
 from dsctl.header import TensorSpec
 from dsctl.models import Family, Param
+from dsctl.releases import Release
 
 # A size: what it is unless asked for, and the field of config.json that says how large the real one is.
 SIZES = {
@@ -106,7 +107,7 @@ def blueprint(name: str, recipe: Recipe) -> Blueprint:
         UsageError: no such release, or sizes that fit no checkpoint of it.
     """
     release = releases.find(name)
-    codec = _codec(release.name, release.config, release.storage, recipe.bf16)
+    codec = _codec(release, recipe.bf16)
     sizes = _sizes(release.config, recipe, codec)
     config = _config(release.config, sizes, recipe)
     families = models.recognise(config).families(config)
@@ -120,15 +121,17 @@ def blueprint(name: str, recipe: Recipe) -> Blueprint:
     return Blueprint(release.name, config, sizes, stored, files)
 
 
-def _codec(name: str, config: Mapping[str, Any], storage: Mapping[str, Any], bf16: bool) -> Codec:
-    quantization = config.get("quantization_config")
+def _codec(release: Release, bf16: bool) -> Codec:
+    quantization = release.config.get("quantization_config")
     if bf16 or not quantization:
         return Plain("BF16")
     found = [codec for codec in declared(quantization) if isinstance(codec, Fp8Block)]
     if not found:
         method = quantization.get("quant_method")
-        raise UsageError(f"{name}: stored as {method!r}, which cannot be made yet", hint="--bf16 makes it unquantized")
-    return replace(found[0], scale_fmt=storage.get("scale_fmt") or found[0].scale_fmt)
+        raise UsageError(
+            f"{release.name}: stored as {method!r}, which cannot be made yet", hint="--bf16 makes it unquantized"
+        )
+    return replace(found[0], scale_fmt=release.storage.scale_fmt or found[0].scale_fmt)
 
 
 def _codec_of(family: Family, codec: Codec) -> Codec:
