@@ -181,8 +181,9 @@ def bench(choice: str, rest: list[str]) -> None:
 
 
 def docs(choice: str, rest: list[str]) -> None:
-    """Run every command that README and docs show."""
+    """Write docs/reference.md anew and run every command that README and docs show."""
     install("dev", choice)
+    run(PYTHON, "-m", "tests.reference")
     run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
 
 
