@@ -1,0 +1,245 @@
+"""What a checkpoint holds, family by family: of a release by its data, of a folder by its headers. No weights.
+
+The common value that looking verbs work on: which parameters there are, how each is stored, and the totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl import models, releases
+from dsctl.codecs import Codec, declared
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import Plain
+from dsctl.errors import FormatError, SourceError
+from dsctl.header import TensorRef, TensorSpec
+from dsctl.models import Family
+from dsctl.releases import Release
+
+if TYPE_CHECKING:
+    from dsctl.checkpoint import Checkpoint
+
+OTHER = "other"
+# What a folded name calls its numbers, in their order.
+_NUMBERS = ("{layer}", "{expert}")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters of one family that are stored alike: how many, in which layers, as how many tensors and bytes."""
+
+    family: Family
+    codec: Codec
+    layers: tuple[int, ...]
+    count: int
+    tensors: int
+    nbytes: int
+
+    @property
+    def values(self) -> int:
+        return self.count * self.family.values
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What one parameter is stored as, by suffix."""
+        return self.codec.specs(self.family.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One checkpoint. `release` is set where it is a published one; `missing` names what the architecture has and the
+    files have not, `faults` what else they get wrong."""
+
+    name: str
+    place: str
+    release: Release | None
+    config: Mapping[str, Any]
+    model: str | None
+    groups: tuple[Group, ...]
+    files: int | None = None
+    missing: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[Group, ...]:
+        """The groups of its architecture's parameters, without tensors that belong to none."""
+        return tuple(group for group in self.groups if group.family.role != OTHER)
+
+    @property
+    def parameters(self) -> int:
+        return sum(group.count for group in self.known)
+
+    @property
+    def values(self) -> int:
+        return sum(group.values for group in self.known)
+
+    @property
+    def main_values(self) -> int:
+        """Values without the multi-token-prediction layers."""
+        return sum(group.values for group in self.known if not group.family.mtp)
+
+    @property
+    def active_values(self) -> int:
+        """Values that one token is multiplied with: the experts chosen for it, and no embedding, which is looked up.
+
+        Counted so, releases have the active parameters that their model cards give (V3: 36.6 B, "37B").
+        """
+        return sum(active(group) for group in self.known)
+
+    @property
+    def quantized(self) -> int:
+        """Parameters that are stored in a quantized format."""
+        return sum(group.count for group in self.known if group.codec.config() is not None)
+
+    @property
+    def tensors(self) -> int:
+        return sum(group.tensors for group in self.groups)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups)
+
+
+def active(group: Group) -> int:
+    """Values of a group that one token is multiplied with."""
+    family = group.family
+    if family.mtp or family.role == "embedding":
+        return 0
+    return group.values * family.active // family.experts if family.experts else group.values
+
+
+def describe(source: str) -> Description:
+    """A folder, a .safetensors file or a release by any of its names; what is there under that path comes first.
+
+    Raises:
+        SourceError: neither of them. FormatError: a file's structure is broken.
+    """
+    if Path(source).exists():
+        return of_folder(source)
+    release = releases.known(source)
+    if release is None:
+        near = ", ".join(releases.nearest(source)[:4])
+        hint = f"releases with a similar name: {near}; `dsctl models` lists all"
+        raise SourceError(f"{source}: no such folder, and no release of that name", hint=hint)
+    return of_release(release)
+
+
+def of_release(release: Release) -> Description:
+    """What a release holds, from its config and how it is known to be stored."""
+    model = models.recognise(release.config)
+    quantized = _quantized(release)
+
+    def group(family: Family) -> Group:
+        codec = quantized if quantized and family.quantizable else Plain(family.dtype)
+        specs = codec.specs(family.shape).values()
+        nbytes = sum(spec.nbytes for spec in specs)
+        return Group(family, codec, family.layers, family.count, family.count * len(specs), family.count * nbytes)
+
+    groups = tuple(map(group, model.families(release.config)))
+    return Description(
+        release.name, release.repository, release, release.config, model.name, groups, release.storage.files
+    )
+
+
+def _quantized(release: Release) -> Codec | None:
+    found = declared(release.config.get("quantization_config"))
+    if not found or not isinstance(found[0], Fp8Block):
+        return next(iter(found), None)
+    return replace(found[0], scale_fmt=release.storage.scale_fmt or found[0].scale_fmt)
+
+
+def of_folder(source: str) -> Description:
+    """What the headers of a folder say it holds.
+
+    Raises:
+        SourceError: nothing there, or unreadable. FormatError: a file's structure is broken.
+    """
+    from dsctl.checkpoint import open_checkpoint
+    from dsctl.stores import LocalFolder
+
+    return of_checkpoint(open_checkpoint(LocalFolder.at(source)), source)
+
+
+def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
+    """What an open checkpoint holds; `name` is what a person calls it."""
+    survey = checkpoint.survey
+    faults = (*checkpoint.faults, *(f for f in survey.faults if f.code not in ("missing-tensor", "extra-tensor")))
+    return Description(
+        name=name,
+        place=checkpoint.store.place,
+        release=None,
+        config=checkpoint.config or {},
+        model=checkpoint.model.name if checkpoint.model else None,
+        groups=(*_groups(checkpoint), *_others(survey.extra)),
+        files=len(checkpoint.headers),
+        missing=tuple(param.name for param in survey.missing),
+        faults=tuple(map(str, faults)),
+    )
+
+
+def _groups(checkpoint: Checkpoint) -> Iterator[Group]:
+    pieces = checkpoint.survey.pieces
+    for family in checkpoint.families:
+        found: dict[Codec, list[int]] = {}
+        layers: dict[Codec, dict[int, None]] = {}
+        for param in family.params():
+            held = pieces.get(param.name)
+            if not held:
+                continue
+            codec = held[0].codec
+            sums = found.setdefault(codec, [0, 0, 0])
+            sums[0] += 1
+            sums[1] += sum(len(piece.refs) for piece in held)
+            sums[2] += sum(piece.nbytes for piece in held)
+            if param.layer is not None:
+                layers.setdefault(codec, {})[param.layer] = None
+        for codec, (count, tensors, nbytes) in found.items():
+            yield Group(family, codec, tuple(layers.get(codec, ())), count, tensors, nbytes)
+
+
+def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
+    """Tensors that belong to no parameter, those alike but for their numbers together."""
+    found: dict[tuple[str, TensorSpec], list[TensorRef]] = {}
+    layers: dict[tuple[str, TensorSpec], dict[int, None]] = {}
+    for ref in extra:
+        template, numbers = folded(ref.name)
+        key = (template, ref.spec)
+        found.setdefault(key, []).append(ref)
+        if numbers:
+            layers.setdefault(key, {})[numbers[0]] = None
+    for (template, spec), refs in sorted(found.items()):
+        numbers = tuple(layers.get((template, spec), ()))
+        family = Family(template, spec.shape, OTHER, dtype=spec.dtype, layers=numbers)
+        yield Group(family, Plain(spec.dtype), numbers, len(refs), len(refs), sum(ref.nbytes for ref in refs))
+
+
+def folded(name: str) -> tuple[str, tuple[int, ...]]:
+    """A name of unknown making for display: its numbers as marks, and the numbers."""
+    parts = name.split(".")
+    numbers: list[int] = []
+    for place, part in enumerate(parts):
+        if part.isdecimal() and part.isascii() and len(part) < 10:
+            parts[place] = _NUMBERS[min(len(numbers), 1)]
+            numbers.append(int(part))
+    return ".".join(parts), tuple(numbers)
+
+
+def identify(config: Mapping[str, Any]) -> tuple[Release, ...]:
+    """The releases whose parameters have the names and shapes of this config's, oldest first.
+
+    Raises:
+        FormatError: a field that sets a shape is missing or absurd.
+    """
+    try:
+        model = models.recognise(config)
+    except FormatError:
+        return ()
+    families = model.families(config)
+    return tuple(
+        release
+        for release in releases.releases()
+        if release.architecture == model.name and model.families(release.config) == families
+    )
