@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from dsctl.tiny import Recipe, make
 
 def tiny(factory: pytest.TempPathFactory, release: str = "v3.2", **sizes: Any) -> Path:
     """A checkpoint of a release as `dsctl tiny` makes it; `sizes` are the fields of a `Recipe`."""
-    return _made(factory, release, Recipe(**sizes))
+    recipe = Recipe(**sizes)
+    if (release, recipe) not in _MADE:
+        folder = factory.mktemp("tiny") / release
+        make(release, folder, recipe)
+        _MADE[release, recipe] = folder
+    return _MADE[release, recipe]
 
 
-@cache
-def _made(factory: pytest.TempPathFactory, release: str, recipe: Recipe) -> Path:
-    folder = factory.mktemp("tiny") / release
-    make(release, folder, recipe)
-    return folder
+_MADE: dict[tuple[str, Recipe], Path] = {}

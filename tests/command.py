@@ -1,29 +1,59 @@
-"""Run `dsctl` as a user does: in a process of its own."""
+"""Run `dsctl` as a user does: in a process of its own, or in this one where only what it does matters."""
 
 from __future__ import annotations
 
+import io
+import signal
 import subprocess
 import sys
-from typing import Any
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, NamedTuple
+from unittest import mock
+
+from dsctl.cli import main
+
+
+class Done(NamedTuple):
+    """A finished command: exit code and text."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The finished process, with its text."""
+    """The finished process of its own, with its text."""
     command = [sys.executable, "-m", "dsctl", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
+def call(*arguments: Any) -> Done:
+    """The same entry point within this process: nothing is imported anew."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)]):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
 def dsctl(*arguments: Any) -> str:
     """Its stdout; a failure fails the test with what was said."""
-    done = run(*arguments)
+    done = call(*arguments)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def dsctl_fails(*arguments: Any) -> int:
     """Its exit code, which must be of a refusal told in words: one error line, no traceback, nothing on stdout."""
-    done = run(*arguments)
+    done = call(*arguments)
     assert done.returncode != 0, done.stdout
     assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "internal error" not in done.stderr, done.stderr
     assert not done.stdout
     return done.returncode
