@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from dsctl.tiny import Made
 
 
-def _size(name: str, help_: str, at_least: int = 1) -> Any:
-    return typer.Option(f"--{name}", metavar="N", min=at_least, max=1 << 20, help=help_)
+def _size(name: str, help_: str, at_least: int = 1, at_most: int = 1 << 20) -> Any:
+    return typer.Option(f"--{name}", metavar="N", min=at_least, max=at_most, help=help_)
 
 
 Release = Annotated[str, typer.Argument(metavar="RELEASE", help="A release by any of its names, such as v3.2.")]
-Layers = Annotated[int | None, _size("layers", "Layers without the MTP layer; the first is dense. [default: 3]", 2)]
-Experts = Annotated[int | None, _size("experts", "Routed experts per layer. [default: 8]", 2)]
+Layers = Annotated[
+    int | None, _size("layers", "Layers without the MTP layer; the first is dense. [default: 3]", 2, 4096)
+]
+Experts = Annotated[int | None, _size("experts", "Routed experts per layer. [default: 8]", 2, 1 << 16)]
 Hidden = Annotated[int | None, _size("hidden", "Hidden size. [default: 512]")]
 Heads = Annotated[int | None, _size("heads", "Attention heads. [default: 4]")]
 Vocab = Annotated[int | None, _size("vocab", "Tokens. [default: 2048]", 4)]

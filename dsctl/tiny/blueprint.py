@@ -211,7 +211,7 @@ def _order(param: Param) -> tuple[bool, float]:
 def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[Stored]:
     """Choose files. A scale is filed where the next quantized matrix is: some are in a later file than their weights,
     as in the V3 release."""
-    files = _cut([_nbytes(param.shape, codec) for param, codec in pairs], shards)
+    files = split([_nbytes(param.shape, codec) for param, codec in pairs], shards)
     ahead = iter([file for (_, codec), file in zip(pairs, files, strict=True) if len(codec.suffixes) > 1][1:])
     for (param, codec), file in zip(pairs, files, strict=True):
         following = next(ahead, file) if len(codec.suffixes) > 1 else file
@@ -224,7 +224,7 @@ def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[Stored]:
         yield Stored(param, codec, places)
 
 
-def _cut(sizes: list[int], shards: int) -> list[int]:
+def split(sizes: list[int], shards: int) -> list[int]:
     """A file number for each size, in order, so that the files are about equal and none is empty."""
     numbers: list[int] = []
     left, filled, number = sum(sizes), 0, 0

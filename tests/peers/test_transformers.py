@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, FineGrainedFP8Config, PreTrainedModel
 
+from dsctl.tiny.texts import ASSISTANT, USER
 from tests.checkpoints import tiny
 from tests.command import dsctl
 
@@ -88,5 +89,7 @@ def test_the_stand_in_tokenizer_goes_there_and_back(tmp_path_factory: pytest.Tem
     tokenizer = AutoTokenizer.from_pretrained(tiny(tmp_path_factory, "v3.2"))
     text = "Größe: 3 µm — 東京\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-    assert chat == f"{tokenizer.bos_token}<｜User｜>{text}<｜Assistant｜>"
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    assert chat == f"{tokenizer.bos_token}{USER}{text}{ASSISTANT}"
