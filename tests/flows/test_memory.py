@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.command import dsctl, dsctl_fails
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A V3 whose embedding alone has 512 MB, in a file that takes no room on the disk."""
     folder = tmp_path_factory.mktemp("huge")
-    dsctl("tiny", "v3", folder / "seed", "--layers", 2, "--experts", 2, "--shards", 1)
+    dsctl("tiny", "v3", folder / "seed", "--layers", 2, "--experts", 2, "--shards", 1, "--bf16")
     config = json.loads((folder / "seed" / "config.json").read_text())
     config |= {"vocab_size": 1 << 20, "hidden_size": 256}
     spec = TensorSpec("BF16", (1 << 20, 256))
@@ -32,14 +31,19 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint
 
 
+# A child's account begins with the size of the process that started it, so a small one starts it.
+STARTER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
 def peak(*arguments: object) -> int:
     """The resident bytes of a conversion at its largest, one worker in its own process."""
     command = [sys.executable, "-m", "dsctl", "convert", *map(str, arguments), "--workers", "1", "--quiet"]
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024
+    done = subprocess.run([sys.executable, "-c", STARTER, *command], capture_output=True, text=True, check=True)
+    return int(done.stdout)
 
 
 def test_a_large_tensor_needs_no_more_than_planned(huge: Path, tmp_path: Path) -> None:

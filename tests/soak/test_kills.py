@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.checkpoints import tiny
 
-from tests.command import dsctl
+from tests.command import dsctl, run
 from tests.flows.test_resume import command, contents, killed
 
 KILLS = 100
@@ -20,7 +20,7 @@ KILLS = 100
 def test_a_hundred_kills_change_no_byte(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, workers: str) -> None:
     source = tiny(tmp_path_factory, "v3.2")
     began = time.monotonic()
-    dsctl("convert", source, tmp_path / "whole", "--bf16")
+    assert run("convert", source, tmp_path / "whole", "--bf16").returncode == 0
     seconds = time.monotonic() - began
     whole, chance, kills, round_ = contents(tmp_path / "whole"), random.Random(7), 0, 0
     while kills < KILLS // 2:
