@@ -27,11 +27,12 @@ TABLES = {
     "executors": ("EXECUTORS", set()),
     "layouts": ("LAYOUTS", set()),
     "models": ("MODELS", set()),
-    "stores": ("STORES", set()),
+    "stores": ("STORES", {"hub_requests"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
-    "huggingface_hub": ("stores.hub", "cli.download"),
+    "huggingface_hub": ("stores.hub", "stores.hub_requests", "cli.download"),
+    "httpx2": ("stores.hub_requests",),
     "msgspec": None,
     "numpy": None,
     "rich": ("cli",),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +12,7 @@ import pytest
 
 from dsctl import errors
 from tests import reference
+from tests.command import call
 from tests.reference import commands
 
 ROOT = Path(__file__).parents[1]
@@ -49,28 +47,16 @@ def shown(page: Path) -> Iterator[Shown]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_shown_does_what_it_says(page: Path, tmp_path: Path) -> None:
+def test_every_command_shown_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     commands = list(shown(page))
     used = {word for command in commands for word in command.words}
     made = [Shown(0, ["tiny", release, name], 0) for name, release in STAND_INS.items() if name in used]
     for command in (*made, *commands):
-        done = run(command.words, tmp_path)
+        done = call(*command.words)
         said = f"{page.name}:{command.line}: dsctl {shlex.join(command.words)}\n{done.stdout}{done.stderr}"
         assert done.returncode == command.code, said
         assert "Traceback" not in done.stderr, said
-
-
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "dsctl", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("verb", commands())
