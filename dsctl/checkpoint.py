@@ -23,7 +23,6 @@ from dsctl.stores import INDEX, SIGNED, Store
 MAX_JSON_BYTES = 200_000_000
 MAX_PARAMS = 4_000_000
 ORIGINAL = "original.dsctl"
-_FIRST_READ = 512 * 1024
 
 
 class Fault(NamedTuple):
@@ -313,12 +312,9 @@ def read_header(store: Store, file: str, size: int) -> Header:
         FormatError: see `dsctl.header.parse`.
         SourceError: the file cannot be read.
     """
-    first = store.read(file, 0, min(size, _FIRST_READ))
-    length = header_length(first[:8], file, size)
-    raw = first[8 : 8 + length]
-    if len(raw) < length:
-        raw += store.read(file, 8 + len(raw), 8 + length)
-    return parse(raw, file, size)
+    head = store.head(file, size)
+    header_length(head[:8], file, size)
+    return parse(head[8:], file, size)
 
 
 def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:

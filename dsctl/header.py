@@ -7,7 +7,7 @@ Format: 8 bytes little-endian header length, that many bytes of JSON, then the t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -119,6 +119,17 @@ def header_length(prefix: bytes, file: str, file_size: int) -> int:
             f"{file}: header of {length:,} bytes does not fit in a file of {file_size:,} bytes", hint=_TRUNCATED
         )
     return length
+
+
+def read_head(read: Callable[[int, int], bytes], file: str, size: int, first_read: int) -> bytes:
+    """A file's length prefix and header JSON, in one read of at most `first_read` bytes where it is that short.
+
+    Raises:
+        FormatError: as `header_length`.
+    """
+    head = read(0, min(size, first_read))
+    end = 8 + header_length(head[:8], file, size)
+    return head[:end] if len(head) >= end else head + read(len(head), end)
 
 
 _TRUNCATED = "the file is probably truncated: download it again"

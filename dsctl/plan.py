@@ -336,6 +336,7 @@ def kind(step: Step) -> str:
 def fingerprint(checkpoint: Checkpoint, request: Request) -> str:
     """A digest of the request, the source's headers, config and file sizes: what a resumed run must share."""
     digest = hashlib.sha256(json.dumps(request.json(), sort_keys=True).encode())
+    digest.update(checkpoint.store.revision.encode())
     for file, size in sorted(checkpoint.files.items()):
         digest.update(f"\n{file}\0{size}".encode())
         if file in checkpoint.headers:

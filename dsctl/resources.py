@@ -91,6 +91,8 @@ class Speeds:
 
 def probe(plan: Plan, store: Store, target: Path) -> Speeds | None:
     """Read a little of the source and write as much beside the target, synced; None where that is not possible."""
+    if store.remote:
+        return None
     biggest = max((p for step in plan.steps for r in step.reads for p in r.parts), key=lambda p: p.spec.nbytes)
     size = min(PROBE_BYTES, biggest.spec.nbytes)
     try:

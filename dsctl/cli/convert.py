@@ -55,9 +55,9 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     from dsctl.plan import make_plan
     from dsctl.resources import allot
     from dsctl.run import check_target
-    from dsctl.stores import LocalFolder
+    from dsctl.stores import store_at
 
-    store = LocalFolder.at(source)
+    store = store_at(source)
     folder = Path(target)
     budget = parse_size(how.max_memory, "--max-memory")
     plan = make_plan(open_checkpoint(store), request)

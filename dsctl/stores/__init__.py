@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
+from dsctl.errors import SourceError
+from dsctl.stores.hub import SCHEME, HubRepository, is_repository
 from dsctl.stores.local import LocalFolder
 
 INDEX = "model.safetensors.index.json"
@@ -21,6 +24,22 @@ class Store(Protocol):
     def files(self) -> dict[str, int]:
         """Every file by its relative name (slashes), with its size in bytes."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether every read costs a round trip, so that reads are worth merging and doing ahead."""
+
+    @property
+    def revision(self) -> str:
+        """What pins the contents, such as a commit; empty where files may change."""
+
+    def head(self, file: str, size: int) -> bytes:
+        """A safetensors file's length prefix and header JSON.
+
+        Raises:
+            SourceError: they cannot be read.
+            FormatError: they do not fit in the file, or are absurdly long.
+        """
+
     def read(self, file: str, begin: int, end: int) -> bytes:
         """The bytes [begin, end) of a file.
 
@@ -32,6 +51,26 @@ class Store(Protocol):
         """Fill the buffer with a file's bytes from `begin` on; raises like `read`."""
 
 
-STORES = {"folder": LocalFolder}
+STORES = {"local": LocalFolder, "hub": HubRepository}
 
-__all__ = ["INDEX", "SIGNED", "STORES", "WORKING", "LocalFolder", "Store"]
+
+def store_at(text: str | Path) -> Store:
+    """The store of a SRC: a folder, a .safetensors file, `org/name[@revision]` or `hf://org/name[@revision]`.
+
+    What exists on this machine comes first.
+
+    Raises:
+        SourceError: there is nothing there, or it cannot be reached.
+    """
+    said = str(text)
+    if not said.startswith(SCHEME) and (Path(said).exists() or not is_repository(said)):
+        return LocalFolder.at(said)
+    try:
+        return HubRepository.at(said)
+    except SourceError as error:
+        if said.startswith(SCHEME):
+            raise
+        raise SourceError(f"{error.message}; and no such folder here", hint=error.hint) from None
+
+
+__all__ = ["INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "Store", "store_at"]

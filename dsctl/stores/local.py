@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsctl.errors import SourceError
+from dsctl.header import read_head
+
+FIRST_READ = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,17 @@ class LocalFolder:
         if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
             return self.root, str(root.parent.parent / "blobs")
         return (self.root,)
+
+    @property
+    def remote(self) -> bool:
+        return False
+
+    @property
+    def revision(self) -> str:
+        return ""
+
+    def head(self, file: str, size: int) -> bytes:
+        return read_head(lambda begin, end: self.read(file, begin, end), file, size, FIRST_READ)
 
     def read(self, file: str, begin: int, end: int) -> bytes:
         buffer = bytearray(end - begin)

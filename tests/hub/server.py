@@ -1,0 +1,265 @@
+"""A hub on loopback: the endpoints that huggingface_hub and dsctl ask, byte ranges, LFS digests, redirects, faults.
+
+Weights are redirected to a second server under another host name, as hubs do with their storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+STALL_SECONDS = 30
+
+
+class Request(NamedTuple):
+    """What a client asked and how many body bytes it was sent."""
+
+    host: str
+    method: str
+    path: str
+    range: str | None
+    token: str | None
+    sent: int
+
+
+@dataclass
+class Hub:
+    """Repositories by name, each with its commits; `fault` says what goes wrong with a request, if anything."""
+
+    redirects: bool = True
+    ranges: bool = True
+    token: str | None = None
+    fault: Callable[[int, str, str], str | None] = lambda number, method, path: None
+    log: list[Request] = field(default_factory=list)
+    commits: dict[str, dict[str, Path]] = field(default_factory=dict)
+    branches: dict[tuple[str, str], str] = field(default_factory=dict)
+    digests: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    started: int = 0
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
+        for server in self.servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.servers[0].server_port}"
+
+    @property
+    def storage(self) -> str:
+        return f"http://localhost:{self.servers[1].server_port}"
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    def publish(self, repository: str, folder: Path, branch: str = "main") -> str:
+        """A folder's files as a new commit of a branch."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            sha256, blob = self.digest(path)
+            digest.update(f"{path.relative_to(folder)}{sha256}{blob}".encode())
+        commit = digest.hexdigest()
+        self.commits.setdefault(repository, {})[commit] = folder
+        self.branches[repository, branch] = commit
+        return commit
+
+    def digest(self, path: Path) -> tuple[str, str]:
+        """sha256 of the contents, and SHA-1 as git takes it of a blob."""
+        if path not in self.digests:
+            data = path.read_bytes()
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            self.digests[path] = hashlib.sha256(data).hexdigest(), blob
+        return self.digests[path]
+
+    def sent(self, suffix: str = "") -> int:
+        """Body bytes sent for paths that end so."""
+        return sum(request.sent for request in self.log if request.path.endswith(suffix))
+
+
+def is_lfs(name: str) -> bool:
+    return name.endswith((".safetensors", ".dsctl"))
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def _error(status: int, code: str) -> Reply:
+    return Reply(status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}")
+
+
+def _answer(hub: Hub, storage: bool, method: str, path: str, range_: str | None, token: str | None) -> Reply:
+    if storage:
+        _, _, repository, commit, name = path.split("/", 4)
+        return _file(hub, hub.commits[repository.replace("--", "/")][commit] / name, range_)
+    if hub.token and token != f"Bearer {hub.token}":
+        return _error(401, "RepoNotFound")
+    if path.startswith("/api/models/"):
+        return _api(hub, path.removeprefix("/api/models/"))
+    owner, name, word, revision, file = (path.removeprefix("/").split("/", 4) + [""] * 5)[:5]
+    if word != "resolve":
+        return Reply(404, {}, b"not found")
+    return _resolve(hub, f"{owner}/{name}", revision, file, method, range_)
+
+
+def _commit(hub: Hub, repository: str, revision: str) -> str | None:
+    if revision in hub.commits[repository]:
+        return revision
+    return hub.branches.get((repository, revision))
+
+
+def _api(hub: Hub, rest: str) -> Reply:
+    owner, name, word, revision = (rest.split("/", 3) + ["", "main"])[:4] if rest.count("/") < 3 else rest.split("/", 3)
+    repository = f"{owner}/{name}"
+    if repository not in hub.commits:
+        return _error(404, "RepoNotFound")
+    commit = _commit(hub, repository, revision if word in ("revision", "tree") else "main")
+    if commit is None:
+        return _error(404, "RevisionNotFound")
+    folder = hub.commits[repository][commit]
+    entries = [_entry(hub, folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    siblings = [{"rfilename": entry["path"]} for entry in entries]
+    value: Any = entries if word == "tree" else {"id": repository, "sha": commit, "siblings": siblings}
+    return Reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+
+def _entry(hub: Hub, folder: Path, path: Path) -> dict[str, Any]:
+    name, size = str(path.relative_to(folder)), path.stat().st_size
+    sha256, blob = hub.digest(path)
+    lfs = {"lfs": {"oid": sha256, "size": size, "pointerSize": 134}} if is_lfs(name) else {}
+    return {"type": "file", "path": name, "size": size, "oid": blob} | lfs
+
+
+def _resolve(hub: Hub, repository: str, revision: str, file: str, method: str, range_: str | None) -> Reply:
+    if repository not in hub.commits:
+        return _error(404, "RepoNotFound")
+    commit = _commit(hub, repository, revision)
+    if commit is None:
+        return _error(404, "RevisionNotFound")
+    path = hub.commits[repository][commit] / file
+    if not path.is_file():
+        return _error(404, "EntryNotFound")
+    sha256, blob = hub.digest(path)
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{sha256 if is_lfs(file) else blob}"'}
+    if not is_lfs(file):
+        return _with(_file(hub, path, range_), headers)
+    headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(path.stat().st_size)}
+    if not hub.redirects:
+        return _with(_file(hub, path, range_), headers)
+    location = f"{hub.storage}/blob/{repository.replace('/', '--')}/{commit}/{file}"
+    return Reply(302, headers | {"Location": location}, b"")
+
+
+def _with(reply: Reply, headers: dict[str, str]) -> Reply:
+    return reply._replace(headers=reply.headers | headers)
+
+
+def _file(hub: Hub, path: Path, range_: str | None) -> Reply:
+    size = path.stat().st_size
+    if not range_ or not hub.ranges:
+        return Reply(200, {}, path.read_bytes())
+    first, _, last = range_.removeprefix("bytes=").partition("-")
+    begin, end = int(first), min(int(last) + 1 if last else size, size)
+    if begin >= size:
+        return Reply(416, {"Content-Range": f"bytes */{size}"}, b"")
+    with path.open("rb") as file:
+        file.seek(begin)
+        return Reply(206, {"Content-Range": f"bytes {begin}-{end - 1}/{size}"}, file.read(end - begin))
+
+
+def _faulty(fault: str, reply: Reply) -> Reply:
+    if fault.isdecimal():
+        return Reply(int(fault), {"Retry-After": "0"}, b"busy")
+    if fault == "flip":
+        body = bytearray(reply.body)
+        body[len(body) // 2] ^= 1
+        return reply._replace(body=bytes(body))
+    if fault == "commit":
+        return _with(reply, {"X-Repo-Commit": "f" * 40})
+    if fault == "range":
+        return _with(reply, {"Content-Range": "bytes 0-6/7"})
+    return reply
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+        def answer(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            storage = self.server is hub.servers[1]
+            token, range_ = self.headers.get("Authorization"), self.headers.get("Range")
+            with hub.lock:
+                hub.started += 1
+                fault = hub.fault(hub.started, self.command, path)
+            reply = _answer(hub, storage, self.command, path, range_, token)
+            sent = self.send(_faulty(fault, reply) if fault else reply, fault)
+            with hub.lock:
+                host = "storage" if storage else "hub"
+                hub.log.append(Request(host, self.command, path, range_, token, sent))
+
+        def send(self, reply: Reply, fault: str | None) -> int:
+            if fault == "reset":
+                self.hang_up()
+                return 0
+            self.send_response(reply.status)
+            for name, value in ({"Content-Length": str(len(reply.body))} | reply.headers).items():
+                shorter = name == "Content-Length" and fault == "length"
+                self.send_header(name, str(int(value) // 2) if shorter else value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return 0
+            half = len(reply.body) // 2
+            body = reply.body[:half] if fault in ("cut", "stall", "length") else reply.body
+            sent = self.put(body)
+            if fault == "stall":
+                time.sleep(STALL_SECONDS)
+            if fault in ("cut", "stall"):
+                self.hang_up()
+            return sent
+
+        def put(self, body: bytes) -> int:
+            try:
+                self.wfile.write(body)
+                self.wfile.flush()
+            except OSError:
+                self.close_connection = True
+                return 0
+            return len(body)
+
+        def hang_up(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        do_GET = do_HEAD = do_POST = answer  # noqa: N815  the names http.server looks for
+
+    return Handler
+
+
+def one_in(number: int, *kinds: str) -> Callable[[int, str, str], str | None]:
+    """A fault for every so many requests, each kind in turn."""
+    turn: Iterator[str] = _cycle(kinds)
+    return lambda count, method, path: next(turn) if count % number == 0 else None
+
+
+def _cycle(kinds: tuple[str, ...]) -> Iterator[str]:
+    while True:
+        yield from kinds
