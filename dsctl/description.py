@@ -16,7 +16,7 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.errors import FormatError, SourceError
 from dsctl.header import TensorRef, TensorSpec
-from dsctl.models import Family
+from dsctl.models import Family, Param
 from dsctl.releases import Release
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ _NUMBERS = ("{layer}", "{expert}")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parameters of one family that are stored alike: how many, in which layers, as how many tensors and bytes."""
+    """Parameters of one family that are stored alike: how many, in which layers, as how many tensors and bytes.
+
+    `some` names them where they are not the whole family.
+    """
 
     family: Family
     codec: Codec
@@ -37,6 +40,12 @@ class Group:
     count: int
     tensors: int
     nbytes: int
+    some: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The name of every parameter."""
+        return iter(self.some) if self.some else (param.name for param in self.family.params())
 
     @property
     def values(self) -> int:
@@ -181,39 +190,31 @@ def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
 
 
 def _groups(checkpoint: Checkpoint) -> Iterator[Group]:
-    pieces = checkpoint.survey.pieces
+    held = checkpoint.survey.pieces
     for family in checkpoint.families:
-        found: dict[Codec, list[int]] = {}
-        layers: dict[Codec, dict[int, None]] = {}
+        found: dict[Codec, list[Param]] = {}
         for param in family.params():
-            held = pieces.get(param.name)
-            if not held:
-                continue
-            codec = held[0].codec
-            sums = found.setdefault(codec, [0, 0, 0])
-            sums[0] += 1
-            sums[1] += sum(len(piece.refs) for piece in held)
-            sums[2] += sum(piece.nbytes for piece in held)
-            if param.layer is not None:
-                layers.setdefault(codec, {})[param.layer] = None
-        for codec, (count, tensors, nbytes) in found.items():
-            yield Group(family, codec, tuple(layers.get(codec, ())), count, tensors, nbytes)
+            if stored := held.get(param.name):
+                found.setdefault(stored[0].codec, []).append(param)
+        for codec, params in found.items():
+            pieces = [piece for param in params for piece in held[param.name]]
+            layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
+            tensors, nbytes = sum(len(piece.refs) for piece in pieces), sum(piece.nbytes for piece in pieces)
+            some = () if len(params) == family.count else tuple(param.name for param in params)
+            yield Group(family, codec, layers, len(params), tensors, nbytes, some)
 
 
 def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
     """Tensors that belong to no parameter, those alike but for their numbers together."""
     found: dict[tuple[str, TensorSpec], list[TensorRef]] = {}
-    layers: dict[tuple[str, TensorSpec], dict[int, None]] = {}
     for ref in extra:
-        template, numbers = folded(ref.name)
-        key = (template, ref.spec)
-        found.setdefault(key, []).append(ref)
-        if numbers:
-            layers.setdefault(key, {})[numbers[0]] = None
+        found.setdefault((folded(ref.name)[0], ref.spec), []).append(ref)
     for (template, spec), refs in sorted(found.items()):
-        numbers = tuple(layers.get((template, spec), ()))
-        family = Family(template, spec.shape, OTHER, dtype=spec.dtype, layers=numbers)
-        yield Group(family, Plain(spec.dtype), numbers, len(refs), len(refs), sum(ref.nbytes for ref in refs))
+        numbers = (folded(ref.name)[1] for ref in refs)
+        layers = tuple(sorted({first for first, *_ in filter(None, numbers)}))
+        family = Family(template, spec.shape, OTHER, dtype=spec.dtype, layers=layers)
+        nbytes, names = sum(ref.nbytes for ref in refs), tuple(ref.name for ref in refs)
+        yield Group(family, Plain(spec.dtype), layers, len(refs), len(refs), nbytes, names)
 
 
 def folded(name: str) -> tuple[str, tuple[int, ...]]:

@@ -1,0 +1,150 @@
+"""Sections of aligned rows: one arrangement, for terminals of any width and for Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from rich.text import Text
+
+GAP = 2
+# What a row says of itself: a sign and a colour. Words in the section's summary say it too.
+MARKS = {
+    "added": ("+", "green"),
+    "removed": ("-", "red"),
+    "changed": ("~", "yellow"),
+    "note": (" ", "dim"),
+    "": (" ", ""),
+}
+LEAST_LAST_COLUMN = 32
+
+
+class Column(NamedTuple):
+    """A column; one with a `rank` is left out where the width is short, highest rank first. The last one wraps."""
+
+    title: str = ""
+    right: bool = False
+    rank: int = 0
+
+
+class Row(NamedTuple):
+    """Cells, and what the row stands for (a key of `MARKS`); a single cell is a line of its own above others."""
+
+    cells: tuple[str, ...]
+    kind: str = ""
+
+
+class Section(NamedTuple):
+    """A heading with a few words beside it, rows under columns, and paragraphs below them."""
+
+    title: str
+    summary: str = ""
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...] = ()
+    paragraphs: tuple[str, ...] = ()
+
+    @property
+    def marked(self) -> bool:
+        return any(row.kind in ("added", "removed", "changed") for row in self.rows)
+
+
+def terminal(section: Section, width: int) -> Iterator[Text]:
+    """The section's lines, none longer than `width` where its words allow."""
+    if section.title:
+        heading = Text(section.title, "bold")
+        fits = len(section.title) + 3 + len(section.summary) <= width
+        yield heading.append(f"   {section.summary}", "not bold dim") if section.summary and fits else heading
+        if not fits:
+            yield from (Text(" " * GAP + line, "dim") for line in textwrap.wrap(section.summary, width - GAP))
+    yield from _table(section, width - GAP)
+    for paragraph in section.paragraphs:
+        lines = textwrap.wrap(paragraph, max(width - 2 * GAP, 40), break_long_words=False, break_on_hyphens=False)
+        for number, line in enumerate(lines):
+            yield Text(("• " if not number else "  ").rjust(GAP + 2) + line)
+
+
+def _table(section: Section, width: int) -> Iterator[Text]:
+    rows = [row for row in section.rows if len(row.cells) > 1]
+    shown = _shown(section.columns, rows, width - (2 if section.marked else 0))
+    widths = [_width(section.columns[n], (row.cells[n] for row in rows)) for n in shown]
+    indent = " " * GAP + ("  " if section.marked else "")
+    if any(section.columns[n].title for n in shown):
+        titles = [section.columns[n].title for n in shown]
+        yield Text(indent + _aligned(titles, shown, section.columns, widths).rstrip(), "dim")
+    for row in section.rows:
+        sign, style = MARKS[row.kind]
+        lead = Text(" " * GAP + (f"{sign} " if section.marked else ""), style)
+        if len(row.cells) == 1:
+            yield lead.append(row.cells[0], style)
+            continue
+        cells = [row.cells[n] for n in shown]
+        room = max(width - len(lead) + GAP - sum(widths[:-1]) - GAP * (len(widths) - 1), LEAST_LAST_COLUMN)
+        right = section.columns[shown[-1]].right
+        last = (
+            [cells[-1]]
+            if right
+            else textwrap.wrap(cells[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+        )
+        before = _aligned(cells[:-1], shown[:-1], section.columns, widths[:-1])
+        joined = before + " " * GAP * bool(before)
+        first = last[0].rjust(widths[-1]) if right else last[0]
+        yield lead.append((joined + first).rstrip(), style)
+        for line in last[1:]:
+            yield Text(" " * (len(indent) + len(joined)) + line, style)
+
+
+def _width(column: Column, cells: Iterable[str]) -> int:
+    return max([len(column.title), *map(len, cells)])
+
+
+def _aligned(cells: Sequence[str], shown: Sequence[int], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = (
+        cell.rjust(width) if columns[n].right else cell.ljust(width)
+        for cell, n, width in zip(cells, shown, widths, strict=True)
+    )
+    return (" " * GAP).join(padded)
+
+
+def _shown(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[int]:
+    """The columns that fit, by number; those that hold nothing are left out."""
+    shown = [n for n in range(len(columns)) if any(row.cells[n] for row in rows)]
+
+    def needed() -> int:
+        widths = [_width(columns[n], (row.cells[n] for row in rows)) for n in shown]
+        if shown and not columns[shown[-1]].right and not columns[shown[-1]].rank:
+            widths[-1] = min(widths[-1], LEAST_LAST_COLUMN)
+        return sum(widths) + GAP * max(len(widths) - 1, 0)
+
+    while needed() > width and any(columns[n].rank for n in shown):
+        shown.remove(max(shown, key=lambda n: columns[n].rank))
+    return shown
+
+
+def markdown(section: Section) -> str:
+    """The section as Markdown, with every column and the marks as words."""
+    parts = [f"## {section.title}\n"] if section.title else []
+    if section.summary:
+        parts.append(f"{section.summary[0].upper()}{section.summary[1:]}.\n")
+    rows = [row for row in section.rows if len(row.cells) > 1]
+    shown = [n for n in range(len(section.columns)) if any(row.cells[n] for row in rows)]
+    if rows:
+        titles = [section.columns[n].title for n in shown]
+        rules = ["---:" if section.columns[n].right else "---" for n in shown]
+        lead = ([""], ["---"]) if section.marked else ([], [])
+        lines = [_line([*lead[0], *titles]), _line([*lead[1], *rules])]
+        above = ""
+        for row in section.rows:
+            if len(row.cells) == 1:
+                above = row.cells[0]
+                continue
+            cells = [row.cells[n] for n in shown]
+            cells[0] = f"`{above}{cells[0]}`" if above else cells[0]
+            lines.append(_line([*([row.kind] if section.marked else []), *cells]))
+        parts.append("\n".join(lines) + "\n")
+    parts += [f"- {paragraph}" for paragraph in section.paragraphs]
+    return "\n".join(parts) + ("\n" if section.paragraphs else "")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

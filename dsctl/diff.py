@@ -1,0 +1,280 @@
+"""What differs between two checkpoints, as data: config fields, parameters by template, storage, totals. No weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from dsctl.codecs import Codec
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.costs import Attention, attention
+from dsctl.description import Description, Group
+from dsctl.header import TensorSpec
+
+ABSENT = object()
+CONTEXTS = (4_096, 32_768, 131_072)
+# What a template's difference can be in, in the order in which it is shown. The first four are architecture.
+ASPECTS = ("shape", "layers", "experts", "split", "stored", "count")
+STRUCTURE = frozenset({"shape", "layers", "experts", "split"})
+# config.json fields that say how weights are stored or who wrote the file, not what is computed.
+STORAGE_FIELDS = frozenset({"quantization_config", "torch_dtype", "dtype"})
+CLERICAL_FIELDS = frozenset({"transformers_version", "auto_map", "_name_or_path"})
+
+VERDICTS = {
+    "architecture": "Another architecture.",
+    "sizes": "The same architecture with other sizes or parts.",
+    "storage": "The same parameters, stored otherwise.",
+    "config": "The same parameters, stored alike; only config.json differs.",
+    "nothing": "The same parameters, stored alike, with the same config.json.",
+}
+
+
+class FieldChange(NamedTuple):
+    """A field of config.json, nested ones by their path; `ABSENT` on the side that lacks it."""
+
+    field: str
+    before: Any
+    after: Any
+
+    @property
+    def kind(self) -> str:
+        if self.before is ABSENT:
+            return "added"
+        return "removed" if self.after is ABSENT else "changed"
+
+    @property
+    def top(self) -> str:
+        """The field of the outermost object that it lies in."""
+        return self.field.partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Everything on one side that goes by one template: an MTP layer's parameters together with the main model's."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.groups[0].family.shape
+
+    @property
+    def role(self) -> str:
+        return self.groups[0].family.role
+
+    @property
+    def split(self) -> int | None:
+        return self.groups[0].family.split
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({layer for group in self.groups for layer in group.layers}))
+
+    @property
+    def experts(self) -> int:
+        return self.groups[0].family.experts
+
+    @property
+    def stored(self) -> str:
+        return " or ".join(dict.fromkeys(form(group.codec) for group in self.groups))
+
+    @property
+    def count(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    @property
+    def values(self) -> int:
+        return sum(group.values for group in self.groups)
+
+    @property
+    def tensors(self) -> int:
+        return sum(group.tensors for group in self.groups)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups)
+
+
+class TemplateChange(NamedTuple):
+    """A template on both sides, and in which of `ASPECTS` they differ."""
+
+    before: Template
+    after: Template
+    aspects: tuple[str, ...]
+
+    @property
+    def structural(self) -> bool:
+        return not STRUCTURE.isdisjoint(self.aspects)
+
+
+class Total(NamedTuple):
+    """One number on both sides; `unit` is count, bytes or flop. None where it is not known.
+
+    `context` is the number of tokens before the one that is counted for.
+    """
+
+    key: str
+    unit: str
+    before: int | None
+    after: int | None
+    context: int | None = None
+
+
+@dataclass
+class Diff:
+    """Two descriptions, and what differs between them."""
+
+    a: Description
+    b: Description
+
+    @cached_property
+    def config(self) -> tuple[FieldChange, ...]:
+        """Fields of config.json that differ: added, removed, changed, each in the order of the files."""
+        before, after = flattened(self.a.config), flattened(self.b.config)
+        changes = [
+            FieldChange(name, before.get(name, ABSENT), after.get(name, ABSENT))
+            for name in (before | after)
+            if not same(before.get(name, ABSENT), after.get(name, ABSENT))
+        ]
+        return tuple(sorted(changes, key=lambda change: ("added", "removed", "changed").index(change.kind)))
+
+    @cached_property
+    def templates(self) -> tuple[dict[str, Template], dict[str, Template]]:
+        return templates(self.a.groups), templates(self.b.groups)
+
+    @cached_property
+    def added(self) -> tuple[Template, ...]:
+        before, after = self.templates
+        return tuple(template for name, template in after.items() if name not in before)
+
+    @cached_property
+    def removed(self) -> tuple[Template, ...]:
+        before, after = self.templates
+        return tuple(template for name, template in before.items() if name not in after)
+
+    @cached_property
+    def changed(self) -> tuple[TemplateChange, ...]:
+        before, after = self.templates
+        both = [(before[name], after[name]) for name in before if name in after]
+        return tuple(TemplateChange(x, y, found) for x, y in both if (found := tuple(_aspects(x, y))))
+
+    @property
+    def tensors(self) -> Iterator[tuple[str, TensorSpec | None, TensorSpec | None]]:
+        """Every stored tensor that is on one side alone, or of another dtype or shape on the other."""
+        before, after = dict(stored_tensors(self.a.groups)), dict(stored_tensors(self.b.groups))
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                yield name, before.get(name), after.get(name)
+
+    @cached_property
+    def attention(self) -> tuple[Attention | None, Attention | None]:
+        return attention(self.a), attention(self.b)
+
+    @cached_property
+    def totals(self) -> tuple[Total, ...]:
+        return tuple(_totals(self))
+
+    @property
+    def same_parameters(self) -> bool:
+        """Whether both sides have the same parameters, names and shapes, however they are stored."""
+        return not self.added and not self.removed and not any(change.structural for change in self.changed)
+
+    @property
+    def same_storage(self) -> bool:
+        return self.same_parameters and not self.changed
+
+    @property
+    def verdict(self) -> str:
+        """The most that differs: a key of `VERDICTS`, which says it in a sentence."""
+        if not self.same_parameters:
+            return "sizes" if self.a.model == self.b.model else "architecture"
+        if not self.same_storage:
+            return "storage"
+        return "config" if self.config else "nothing"
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything that a description holds differs; names, dates and places do not count."""
+        return self.verdict != "nothing"
+
+
+def form(codec: Codec) -> str:
+    """A stored form in a few words: BF16; FP8 ue8m0. The usual 128x128 blocks and F32 scales go unsaid."""
+    if not isinstance(codec, Fp8Block):
+        return codec.name.upper() if codec.config() is None else codec.name
+    words = ["FP8"]
+    if codec.block != (128, 128):
+        words.append(f"{codec.block[0]}x{codec.block[1]}")
+    if codec.scale_fmt == "ue8m0":
+        words.append("ue8m0")
+    return " ".join(words) + (f", {codec.scale_dtype} scales" if codec.scale_dtype != "F32" else "")
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config with nested objects' fields by their path: `rope_scaling.factor`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def same(before: Any, after: Any) -> bool:
+    """Equality as JSON has it: 1 and 1.0 are one number, but true is none."""
+    return isinstance(before, bool) == isinstance(after, bool) and bool(before == after)
+
+
+def templates(groups: Iterable[Group]) -> dict[str, Template]:
+    """Groups by their template, in the model's order."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.family.template, []).append(group)
+    return {name: Template(name, tuple(held)) for name, held in found.items()}
+
+
+def _aspects(before: Template, after: Template) -> Iterator[str]:
+    for aspect in ASPECTS[:-1]:
+        if getattr(before, aspect) != getattr(after, aspect):
+            yield aspect
+    if before.layers == after.layers and before.experts == after.experts and before.count != after.count:
+        yield "count"
+
+
+def stored_tensors(groups: Iterable[Group]) -> Iterator[tuple[str, TensorSpec]]:
+    """Every tensor that the groups' parameters are stored as, by name."""
+    for group in groups:
+        specs = group.specs.items()
+        for name in group.names:
+            for suffix, spec in specs:
+                yield name + suffix, spec
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers with runs folded: 0-61; 0-2, 6, 10."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in runs)
+
+
+def _totals(diff: Diff) -> Iterator[Total]:
+    a, b = diff.a, diff.b
+    for key in ("parameters", "values", "main_values", "active_values", "quantized", "tensors"):
+        yield Total(key, "count", getattr(a, key), getattr(b, key))
+    yield Total("nbytes", "bytes", a.nbytes, b.nbytes)
+    yield Total("files", "count", a.files, b.files)
+    x, y = diff.attention
+    yield Total("cache_bytes", "bytes", x and x.cache_bytes(), y and y.cache_bytes())
+    yield Total("index_bytes", "bytes", x and x.index_bytes(), y and y.index_bytes())
+    for context in CONTEXTS:
+        yield Total("work", "flop", x and x.work(context), y and y.work(context), context)
+    for context in CONTEXTS:
+        yield Total("read_bytes", "bytes", x and x.read_bytes(context), y and y.read_bytes(context), context)
