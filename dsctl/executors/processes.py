@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl.errors import DsctlError, WorkError
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
+    from multiprocessing.context import ForkServerProcess
 
     from dsctl.plan import Job
     from dsctl.work import Context, Progress, Receipt, Seal
@@ -26,12 +26,14 @@ class Processes:
 
     def __init__(self, context: Context, workers: int) -> None:
         self.capacity = workers
-        spawn = multiprocessing.get_context("spawn")
-        self._workers: dict[Connection, SpawnProcess] = {}
+        # Torch is imported once, by a process that computes nothing; each worker is a fork of that one.
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["dsctl.work"])
+        self._workers: dict[Connection, ForkServerProcess] = {}
         self._idle: list[Connection] = []
         for _ in range(workers):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, context), daemon=True)
+            ours, theirs = server.Pipe()
+            process = server.Process(target=_serve, args=(theirs, context), daemon=True)
             process.start()
             theirs.close()
             self._workers[ours] = process

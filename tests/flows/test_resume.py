@@ -155,7 +155,8 @@ def test_a_killed_worker_is_named_and_the_rest_resumes(
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     workers: list[int] = []
     while process.poll() is None and not workers:
-        workers = [pid for pid in children(process.pid) if b"spawn_main" in cmdline(pid)]
+        servers = [pid for pid in children(process.pid) if b"forkserver" in cmdline(pid)]
+        workers = [worker for server in servers for worker in children(server)]
         time.sleep(0.005)
     os.kill(workers[0], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
