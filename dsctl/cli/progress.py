@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 
 from dsctl.cli.output import Output, plural, size, span
@@ -16,6 +25,23 @@ if TYPE_CHECKING:
     from dsctl.run import Event
 
 SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextmanager
+def reading(output: Output, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar for bytes read, on a terminal only: gives the function to tell of each further number of them."""
+    if not output.err.is_terminal or output.quiet:
+        yield lambda nbytes: None
+        return
+    with Bar(*_columns(), console=output.err, transient=True) as bar:
+        task = bar.add_task(what, total=max(total, 1))
+        yield lambda nbytes: bar.advance(task, nbytes)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
 
 
 class Progress:
@@ -28,11 +54,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task: Any = None
         if output.err.is_terminal and not output.quiet:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                TimeRemainingColumn(),
-            )  # fmt: skip
-            self._bar = Bar(*columns, console=output.err, transient=True)
+            self._bar = Bar(*_columns(), console=output.err, transient=True)
             self._task = self._bar.add_task("converting", total=self._total)
 
     def __enter__(self) -> Progress:

@@ -1,0 +1,196 @@
+"""`dsctl verify`: what is wrong with a checkpoint, and mend what is metadata only."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsctl.cli.options import Debug, DryRun, Json, Quiet, Source
+from dsctl.cli.output import Output, plural, size
+from dsctl.errors import UsageError, VerifyFailed
+
+if TYPE_CHECKING:
+    from dsctl.repair import Mend
+    from dsctl.stores import Store
+    from dsctl.verify import Other, Report
+
+SHOWN = 10
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+Against = Annotated[
+    str | None,
+    typer.Option("--against", metavar="RELEASE|SRC", help="Also hold it against a release, or another folder."),
+]
+Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
+Fix = Annotated[bool, typer.Option("--fix", help="Mend metadata: index, headers, quantization_config, side files.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option("--ignore", metavar="CODE", help="Do not look for this kind; repeatable.")
+]
+All = Annotated[bool, typer.Option("--all", help="List every finding, not the first ten of each kind.")]
+
+
+def verify(
+    source: Source,
+    against: Against = None,
+    deep: Deep = False,
+    fix: Fix = False,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+    ignore: Ignore = None,
+    show_all: All = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check a checkpoint against its config, its index and its architecture.
+
+    Headers and block scales are read, weights only with --deep. Exit code 50 where something is wrong. --fix mends
+    metadata and never changes a weight.
+
+    Examples:
+
+        dsctl verify DeepSeek-V3.2
+
+        dsctl verify DeepSeek-V3.2 --deep --json
+
+        dsctl verify DeepSeek-V3.2 --fix --dry-run
+    """
+    from dsctl.stores import store_at
+    from dsctl.verify import other
+
+    _refuse(ignore or [], dry_run and not fix)
+    output = Output(json, quiet)
+    store = store_at(source)
+    their = other(against) if against else None
+    report = _check(store, their, deep, ignore or [], output)
+    done: list[Mend] = []
+    if fix:
+        report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
+    output.data(describe(report, strict, done, mended=fix and not dry_run))
+    _show(report, show_all, output)
+    _fail(report, strict, fix)
+
+
+def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
+    from dsctl.verify import CODES
+
+    unknown = [code for code in ignore if code not in CODES]
+    if unknown:
+        raise UsageError(f"--ignore: no finding is called {unknown[0]!r}", hint=f"known: {', '.join(CODES)}")
+    if lone_dry_run:
+        raise UsageError("--dry-run goes with --fix: a check alone changes nothing")
+
+
+def _check(store: Store, their: Other | None, deep: bool, ignore: list[str], output: Output) -> Report:
+    from dataclasses import replace
+
+    from dsctl.cli.progress import reading
+    from dsctl.verify import deep_bytes, verify
+
+    if not deep:
+        report = verify(store, their)
+    else:
+        with reading(output, deep_bytes(store), "reading") as advance:
+            report = verify(store, their, True, advance)
+    return replace(report, findings=tuple(f for f in report.findings if f.code not in ignore))
+
+
+def _fix(
+    store: Store, their: Other | None, deep: bool, ignore: list[str], dry_run: bool, report: Report, output: Output
+) -> tuple[Report, list[Mend]]:
+    """Show what would be mended, and mend it. Mending one thing can bring out another: twice at most."""
+    from dsctl import repair
+    from dsctl.stores import LocalFolder
+
+    done: list[Mend] = []
+    for _ in range(1 if dry_run else 2):
+        planned = repair.mends(store, report, their)
+        for one in planned:
+            output.note(f"{'would mend' if dry_run else 'mending'} {one.file}: {one.what}")
+        done += planned
+        if dry_run or not planned:
+            break
+        assert isinstance(store, LocalFolder)
+        repair.mend(store, planned)
+        report = _check(store, their, deep, ignore, output)
+    if dry_run:
+        output.note("dry run: nothing was written")
+    elif not done:
+        output.note("nothing to mend")
+    return report, done
+
+
+def describe(report: Report, strict: bool, done: list[Mend], mended: bool) -> dict[str, Any]:
+    """A report as stable JSON."""
+    from dsctl.verify import CODES, SEVERITIES
+
+    return {
+        "place": report.place,
+        "ok": not _failing(report, strict),
+        "checked": report.checked._asdict(),
+        "counts": {severity: report.count(severity) for severity in SEVERITIES},
+        "findings": [
+            f._asdict() | {"severity": f.severity, "mendable": CODES[f.code].mendable} for f in report.findings
+        ],
+        "mends": [{"file": one.file, "what": one.what, "done": mended} for one in done],
+    }
+
+
+def _failing(report: Report, strict: bool) -> bool:
+    return bool(report.count("error") or (strict and report.count("warning")))
+
+
+def _show(report: Report, show_all: bool, output: Output) -> None:
+    from rich.text import Text
+
+    checked = report.checked
+    tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
+    output.text(Text(f"{report.place}: {tensors}"))
+    for line in _said(report):
+        output.text(Text(f"  {line}"))
+    for code, group in groupby(report.findings, key=lambda finding: finding.code):
+        found = list(group)
+        for finding in found if show_all else found[:SHOWN]:
+            style = _COLOURS[finding.severity]
+            output.text(Text.assemble((f"{finding.severity:7} ", style), (f"{code}  ", "bold"), str(finding)))
+        if len(found) > SHOWN and not show_all:
+            output.text(Text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)"))
+    if not report.count("error") and not report.count("warning"):
+        output.text("[green]nothing wrong found[/]")
+
+
+def _said(report: Report) -> list[str]:
+    """What was looked at and what was not, in words."""
+    checked = report.checked
+    lines = [f"structure checked: files, index, config; names, shapes, dtypes of {checked.parameters:,} parameters"]
+    if checked.scales:
+        lines.append(f"scales checked: {plural(checked.scales, 'number')}")
+    if checked.against:
+        lines.append(f"held against {checked.against}")
+    if checked.signed:
+        lines.append("sizes checked against dsctl.json")
+    if checked.contents:
+        digests = f", {plural(checked.digests, 'digest')}" if checked.digests else ""
+        lines.append(f"contents checked: {size(checked.contents)} read{digests}")
+    else:
+        lines.append("contents of weights not checked: --deep reads them")
+    return lines
+
+
+def _fail(report: Report, strict: bool, fixed: bool) -> None:
+    from dsctl.verify import CODES
+
+    if not _failing(report, strict):
+        return
+    counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
+    mendable = any(CODES[finding.code].mendable for finding in report.findings)
+    hint = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable and not fixed else None
+    raise VerifyFailed(f"{report.place}: {' and '.join(counts)}", hint=hint)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(verify)

@@ -1,0 +1,81 @@
+"""What is wrong with a checkpoint: structure and scales always, every byte where that is asked for. No torch."""
+
+from __future__ import annotations
+
+from dsctl.checkpoint import Checkpoint
+from dsctl.errors import FormatError
+from dsctl.stores import SIGNED, Store
+from dsctl.verify import numbers, signed, structure
+from dsctl.verify.against import Other, against, other
+from dsctl.verify.contents import Advance, Contents, read_contents
+from dsctl.verify.findings import CODES, SEVERITIES, Checked, Code, Finding, Report, ordered
+from dsctl.verify.opening import open_anyhow
+
+__all__ = ["CODES", "SEVERITIES", "Checked", "Code", "Finding", "Other", "Report", "deep_bytes", "other", "verify"]
+
+
+def verify(
+    store: Store, their: Other | None = None, deep: bool = False, advance: Advance = lambda nbytes: None
+) -> Report:
+    """Check a checkpoint. `deep` reads every byte; `advance` is told of bytes read.
+
+    Raises:
+        SourceError: there is no checkpoint, or a file cannot be read.
+    """
+    opened = open_anyhow(store)
+    findings = [*opened.findings, *structure.folder(store)]
+    entries = _signed(store, findings, opened.lost)
+    if opened.checkpoint is None:
+        return Report(store.place, ordered(findings), Checked(files=len(opened.lost)))
+    checkpoint = opened.checkpoint
+    findings += structure.tensors(checkpoint, opened.lost)
+    surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
+    scales = numbers.scale_refs(checkpoint) if surveyed else {}
+    if surveyed:
+        findings += numbers.scales(checkpoint)
+    if their is not None:
+        findings += against(checkpoint, their)
+    contents = Contents()
+    if deep and surveyed:
+        digests = {name: entry.sha256 for name, entry in (entries or {}).items()}
+        contents = read_contents(checkpoint, digests, advance)
+    refs = [ref for header in checkpoint.headers.values() for ref in header.tensors.values()]
+    checked = Checked(
+        files=len(checkpoint.headers) + len(opened.lost),
+        tensors=len(refs),
+        parameters=len(checkpoint.survey.pieces) if surveyed else 0,
+        nbytes=sum(ref.nbytes for ref in refs),
+        scales=sum(ref.spec.values for ref in scales),
+        signed=entries is not None,
+        digests=contents.digests,
+        contents=contents.nbytes,
+        against=their.name if their else None,
+    )
+    return Report(store.place, ordered([*findings, *contents.findings]), checked)
+
+
+def deep_bytes(store: Store) -> int:
+    """About how many bytes a deep check reads, for a progress bar."""
+    return sum(size for file, size in store.files().items() if file.endswith(".safetensors"))
+
+
+def _has_survey(checkpoint: Checkpoint) -> bool:
+    """Whether parameters can be matched with tensors: not where two files without an index hold one name."""
+    try:
+        return checkpoint.survey is not None
+    except FormatError:
+        return False
+
+
+def _signed(store: Store, findings: list[Finding], lost: frozenset[str]) -> dict[str, signed.Signed] | None:
+    files = store.files()
+    if SIGNED in lost:
+        return None
+    try:
+        entries = signed.read_signed(store, files)
+    except FormatError as error:
+        findings.append(Finding("broken-json", SIGNED, error.message.removeprefix(f"{SIGNED}: ")))
+        return None
+    if entries is not None:
+        findings += signed.sizes(entries, files)
+    return entries

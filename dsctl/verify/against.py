@@ -1,0 +1,139 @@
+"""A checkpoint held against a release's description or another folder: architecture, config, side files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsctl import models, releases
+from dsctl.checkpoint import ORIGINAL, Checkpoint, read_json
+from dsctl.errors import FormatError
+from dsctl.models import Family
+from dsctl.releases import Release
+from dsctl.stores import INDEX, SIGNED, Store, store_at
+from dsctl.verify.findings import Finding
+
+# Fields of config.json that say how weights are stored or who wrote the file, not what the model is.
+_STORAGE = ("quantization_config", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
+_OWN = ("config.json", INDEX, SIGNED, ORIGINAL)
+_TEXT_BYTES = 64 << 20
+
+
+class Other(NamedTuple):
+    """What a checkpoint is held against: its config, and the folder or the release that has it."""
+
+    name: str
+    config: Mapping[str, Any]
+    store: Store | None = None
+    release: Release | None = None
+
+
+def other(text: str) -> Other:
+    """A folder or a release by any of its names; a folder of that name comes first.
+
+    Raises:
+        SourceError: there is none. FormatError: its config is none.
+    """
+    release = None if Path(text).exists() else releases.known(text)
+    if release is not None:
+        return Other(release.name, release.config, None, release)
+    store = store_at(text)
+    return Other(store.place, read_json(store, "config.json", store.files()) or {}, store)
+
+
+def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
+    """Where a checkpoint is not what the other one is."""
+    if checkpoint.config is not None:
+        yield from _families(checkpoint, their)
+        yield from _config(checkpoint.config, their)
+    if their.release is not None:
+        yield from _storage(checkpoint, their.release)
+    if their.store is not None:
+        yield from _side_files(checkpoint, their.store)
+
+
+def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
+    try:
+        wanted = _outlines(models.recognise(their.config).families(their.config))
+        found = _outlines(checkpoint.families)
+    except FormatError as error:
+        yield Finding("other-architecture", their.name, error.message)
+        return
+    for template, outline in wanted.items():
+        if template not in found:
+            yield Finding("other-architecture", template, f"is in {their.name}, not in this architecture")
+        elif found[template] != outline:
+            what = f"{found[template]} here, {outline} in {their.name}"
+            yield Finding("other-architecture", template, what)
+    for template in found.keys() - wanted.keys():
+        yield Finding("other-architecture", template, f"is in this architecture, not in {their.name}")
+
+
+class _Outline(NamedTuple):
+    """What a template stands for: a shape, in which layers, for how many experts."""
+
+    shape: tuple[int, ...]
+    layers: tuple[int, ...]
+    experts: int
+
+    def __str__(self) -> str:
+        where = [f"{len(self.layers)} x"] if self.layers else []
+        each = [f"of {self.experts} experts"] if self.experts else []
+        return " ".join([*where, str(list(self.shape)), *each])
+
+
+def _outlines(families: Iterable[Family]) -> dict[str, _Outline]:
+    found: dict[str, _Outline] = {}
+    for family in families:
+        before = found[family.template].layers if family.template in found else ()
+        found[family.template] = _Outline(family.shape, tuple(sorted((*before, *family.layers))), family.experts)
+    return found
+
+
+def _config(config: Mapping[str, Any], their: Other) -> Iterator[Finding]:
+    for key in dict.fromkeys((*their.config, *config)):
+        if key in _STORAGE or (key in config and key in their.config and config[key] == their.config[key]):
+            continue
+        here = repr(config[key]) if key in config else "absent"
+        there = repr(their.config[key]) if key in their.config else "absent"
+        yield Finding("config-differs", key, f"{here} here, {there} in {their.name}")
+
+
+def _storage(checkpoint: Checkpoint, release: Release) -> Iterator[Finding]:
+    """Count and bytes of tensors, where the release stores the same formats and they are known."""
+    said = checkpoint.quantization or {}
+    if said.get("quant_method") != (release.config.get("quantization_config") or {}).get("quant_method"):
+        return
+    refs = list(checkpoint.tensors)
+    found = {"stored_tensors": len(refs), "total_size": sum(ref.nbytes for ref in refs)}
+    for field, number in found.items():
+        known = getattr(release.storage, field)
+        if known is not None and known != number:
+            what = f"{number:,} here, {known:,} in {release.name}"
+            yield Finding("other-storage", "tensors" if field == "stored_tensors" else "bytes of tensors", what)
+
+
+def side_files(store: Store) -> dict[str, int]:
+    """Everything beside weights, index and config: tokenizer, chat template, code, licence."""
+    return {
+        file: size
+        for file, size in store.files().items()
+        if file not in _OWN and not file.endswith((".safetensors", ".part")) and not _hidden(file)
+    }
+
+
+def _hidden(file: str) -> bool:
+    return any(part.startswith(".") for part in file.split("/"))
+
+
+def _side_files(checkpoint: Checkpoint, their: Store) -> Iterator[Finding]:
+    for file, size in side_files(their).items():
+        if file not in checkpoint.files:
+            yield Finding("missing-side-file", file, f"is in {their.place}, not here")
+        elif checkpoint.files[file] != size or (size <= _TEXT_BYTES and not _alike(checkpoint, their, file, size)):
+            yield Finding("side-file-differs", file, f"is not the one in {their.place}")
+
+
+def _alike(checkpoint: Checkpoint, their: Store, file: str, size: int) -> bool:
+    return checkpoint.store.read(file, 0, size) == their.read(file, 0, size)

@@ -1,0 +1,140 @@
+"""What a check finds: a stable code, where and what. Each code has one severity; docs/verify.md explains every one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+SEVERITIES = (ERROR, WARNING, NOTE)
+
+
+class Code(NamedTuple):
+    """A kind of finding: how bad it is, and whether `--fix` can mend it."""
+
+    severity: str
+    mendable: bool = False
+
+
+CODES: dict[str, Code] = {
+    # files
+    "unreadable-file":      Code(ERROR),
+    "private-file":         Code(WARNING),
+    "lfs-pointer":          Code(ERROR),
+    "wrong-size":           Code(ERROR),
+    "broken-header":        Code(ERROR),
+    "broken-json":          Code(ERROR),
+    "missing-shard":        Code(ERROR),
+    "stray-file":           Code(WARNING),
+    "unfinished":           Code(ERROR),
+    "leftover":             Code(WARNING),
+    "no-tokenizer":         Code(WARNING),
+    "missing-code":         Code(NOTE),
+    "missing-side-file":    Code(ERROR, True),
+    "side-file-differs":    Code(WARNING),
+    # metadata
+    "no-config":            Code(ERROR),
+    "bad-config":           Code(ERROR),
+    "unknown-architecture": Code(ERROR),
+    "torch-dtype":          Code(WARNING, True),
+    "no-index":             Code(ERROR, True),
+    "index-wrong":          Code(ERROR, True),
+    "index-unknown":        Code(ERROR, True),
+    "duplicate-name":       Code(ERROR),
+    "total-size":           Code(ERROR, True),
+    "no-format-pt":         Code(ERROR, True),
+    "format-not-declared":  Code(ERROR, True),
+    "declared-not-stored":  Code(ERROR, True),
+    "block-size":           Code(ERROR, True),
+    "scale-fmt-undeclared": Code(WARNING, True),
+    # tensors
+    "missing-tensor":       Code(ERROR),
+    "missing-weight":       Code(ERROR),
+    "missing-scale":        Code(ERROR),
+    "wrong-shape":          Code(ERROR),
+    "wrong-dtype":          Code(ERROR),
+    "wrong-scale":          Code(ERROR),
+    "extra-tensor":         Code(ERROR),
+    "odd-dtype":            Code(ERROR),
+    "router-bias-narrowed": Code(ERROR),
+    "narrowed":             Code(WARNING),
+    "widened":              Code(NOTE),
+    "not-quantized":        Code(ERROR),
+    "not-quantizable":      Code(WARNING),
+    "scale-dtype":          Code(WARNING),
+    # scales
+    "bad-scale":            Code(ERROR),
+    "odd-scale":            Code(WARNING),
+    "not-power-of-two":     Code(ERROR, True),
+    # dsctl.json
+    "signed-missing":       Code(ERROR),
+    "signed-size":          Code(ERROR),
+    "digest":               Code(ERROR),
+    "unsigned-file":        Code(NOTE),
+    # another checkpoint or release
+    "other-architecture":   Code(ERROR),
+    "config-differs":       Code(WARNING),
+    "other-storage":        Code(WARNING),
+    # contents
+    "not-finite":           Code(ERROR),
+    "huge-value":           Code(WARNING),
+    "all-zero":             Code(ERROR),
+    "zero-part":            Code(WARNING),
+    "scale-too-large":      Code(WARNING),
+    "duplicate":            Code(ERROR),
+    "twin-differs":         Code(WARNING),
+    "twin-equal":           Code(NOTE),
+}  # fmt: skip
+
+
+class Finding(NamedTuple):
+    """One thing found: its code, the file or tensor, and what is the matter."""
+
+    code: str
+    where: str
+    what: str
+
+    @property
+    def severity(self) -> str:
+        return CODES[self.code].severity
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Checked(NamedTuple):
+    """What was looked at: files and tensors by their headers, scales as numbers, digests, bytes of weights."""
+
+    files: int = 0
+    tensors: int = 0
+    parameters: int = 0
+    nbytes: int = 0
+    scales: int = 0
+    signed: bool = False
+    digests: int = 0
+    contents: int = 0
+    against: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All findings, the worst first, and what was checked."""
+
+    place: str
+    findings: tuple[Finding, ...]
+    checked: Checked
+
+    def count(self, severity: str) -> int:
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def worst(self) -> str | None:
+        """The worst severity found, or None."""
+        return next((severity for severity in SEVERITIES if self.count(severity)), None)
+
+
+def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
+    """The worst first, those of one code together, otherwise as they were found."""
+    codes = list(CODES)
+    rank = {code: (SEVERITIES.index(CODES[code].severity), codes.index(code)) for code in codes}
+    return tuple(sorted(findings, key=lambda finding: rank[finding.code]))

@@ -1,0 +1,63 @@
+"""Block scales as numbers: possible ones, powers of two where that is declared. Read with numpy, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from dsctl.checkpoint import Checkpoint
+from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.header import TensorRef
+from dsctl.scales import are_powers_of_two, bad_scale, read_scales
+from dsctl.verify.findings import Finding
+from dsctl.verify.structure import pieces
+
+# A scale so many times its matrix's median would make weights that no training gives.
+ODD = 1 << 12
+
+
+def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
+    """Every scale tensor of a quantized parameter and the codec that reads it."""
+    return {
+        ref: piece.codec
+        for piece in pieces(checkpoint)
+        if isinstance(piece.codec, Fp8Block)
+        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
+        if suffix == SCALE
+    }
+
+
+def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Every scale that cannot be one, and whether `scale_fmt` tells the truth."""
+    refs = scale_refs(checkpoint)
+    all_powers = True
+    for ref, values in read_scales(checkpoint.store, refs):
+        powers = are_powers_of_two(values)
+        all_powers = all_powers and powers
+        bad = bad_scale(ref, values)
+        if bad is not None:
+            yield Finding("bad-scale", ref.name, f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}")
+            continue
+        if refs[ref].scale_fmt == "ue8m0" and not powers:
+            yield Finding("not-power-of-two", ref.name, _not_a_power(values))
+        yield from _odd(ref, values)
+    if refs and all_powers and checkpoint.quantization and not any(c.scale_fmt == "ue8m0" for c in refs.values()):
+        yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
+
+
+def _not_a_power(values: npt.NDArray[np.float32]) -> str:
+    other = np.frexp(values)[0] != 0.5
+    row, column = (int(n) for n in np.argwhere(other)[0])
+    return f"scale of block [{row}, {column}] is {values[row, column]:g}, no power of two as ue8m0 promises"
+
+
+def _odd(ref: TensorRef, values: npt.NDArray[np.float32]) -> Iterator[Finding]:
+    if not values.size:
+        return
+    usual = float(np.median(values))
+    place = np.unravel_index(int(np.argmax(values)), values.shape)
+    if values[place] > ODD * usual:
+        block = list(map(int, place))
+        yield Finding("odd-scale", ref.name, f"scale of block {block} is {values[place]:g}, usual is {usual:g}")

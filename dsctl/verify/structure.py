@@ -1,0 +1,201 @@
+"""What headers, index and config say, held against each other and the architecture. No weights are read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dsctl.checkpoint import Checkpoint, Fault, Piece
+from dsctl.codecs import CODECS, Codec
+from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.codecs.plain import Plain
+from dsctl.errors import FormatError
+from dsctl.models import Param
+from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
+from dsctl.target import TORCH_NAMES
+from dsctl.verify.findings import Finding
+
+# What downloads and conversions leave behind while they are not done.
+_PARTIAL = (".part", ".incomplete", ".aria2", ".crdownload", ".tmp")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model", "vocab.json")
+# Which dtypes hold all values of another.
+_HOLDS = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
+
+
+def folder(store: Store) -> Iterator[Finding]:
+    """The folder itself: unfinished work, permissions, what a tokenizer needs."""
+    files = store.files()
+    if isinstance(store, LocalFolder) and store.only is None:
+        yield from _working(store, SIGNED in files)
+        yield from _modes(store, files)
+    for file in files:
+        if file.endswith(_PARTIAL):
+            code = "leftover" if SIGNED in files else "unfinished"
+            yield Finding(code, file, "a file on its way: a download or conversion has not ended")
+    if len(files) > 1 and not any(name in files for name in _TOKENIZERS):
+        yield Finding("no-tokenizer", store.place, "no tokenizer: none of " + ", ".join(_TOKENIZERS))
+
+
+def _working(store: LocalFolder, signed: bool) -> Iterator[Finding]:
+    if os.path.isdir(os.path.join(store.root, WORKING)):
+        what = "dsctl has not finished here: the same command resumes it"
+        yield Finding("leftover" if signed else "unfinished", WORKING, "left over" if signed else what)
+
+
+def _modes(store: LocalFolder, files: Iterable[str]) -> Iterator[Finding]:
+    modes = {file: stat.S_IMODE(os.stat(store.path(file)).st_mode) for file in files}
+    public = any(mode & 0o004 for mode in modes.values())
+    for file, mode in modes.items():
+        if not mode & 0o444:
+            yield Finding("unreadable-file", file, f"its mode {mode:04o} lets nobody read it")
+        elif public and not mode & 0o044:
+            yield Finding("private-file", file, f"its mode {mode:04o} lets only its owner read it, unlike the others")
+
+
+def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
+    """The survey's faults, those of tensors in lost files told once by the file; dtypes; declared formats."""
+    twice = list(_twice(checkpoint))
+    yield from twice
+    yield from _totals(checkpoint)
+    yield from _code_files(checkpoint)
+    if twice and checkpoint.index is None:
+        return
+    try:
+        faults = checkpoint.survey.faults
+    except FormatError as error:
+        yield Finding("bad-config", "config.json", error.message.removeprefix("config.json: "))
+        return
+    gone = lost | {fault.where for fault in checkpoint.faults if fault.code == "missing-shard"}
+    yield from (Finding(*fault) for fault in faults if not gone or not _is_in(fault, checkpoint, gone))
+    yield from _formats(checkpoint)
+    yield from _dtypes(checkpoint)
+
+
+def _twice(checkpoint: Checkpoint) -> Iterator[Finding]:
+    seen: dict[tuple[str, str], str] = {}
+    for file, header in checkpoint.headers.items():
+        shard = checkpoint.layout.shard_of(file)
+        for name in header.tensors:
+            other = seen.setdefault((shard, name), file)
+            if other != file:
+                yield Finding("duplicate-name", name, f"is in {other} and in {file}")
+
+
+def _totals(checkpoint: Checkpoint) -> Iterator[Finding]:
+    if checkpoint.index is None:
+        return
+    found = sum(ref.nbytes for header in checkpoint.headers.values() for ref in header.tensors.values())
+    whole = {*checkpoint.index.values()} <= checkpoint.headers.keys()
+    if checkpoint.total_size is None:
+        yield Finding("total-size", "index", "has no total_size")
+    elif whole and checkpoint.total_size != found:
+        said = f"total_size is {checkpoint.total_size:,}, the tensors take {found:,} bytes"
+        yield Finding("total-size", "index", said)
+
+
+def _code_files(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Python files that `auto_map` sends loaders to, of this repository and not there."""
+    auto: Any = (checkpoint.config or {}).get("auto_map")
+    named = [text for text in auto.values() if isinstance(text, str)] if isinstance(auto, dict) else []
+    modules = dict.fromkeys(text.partition(".")[0] + ".py" for text in named if "--" not in text)
+    for file in modules:
+        if file not in checkpoint.files:
+            yield Finding("missing-code", file, "config.json's auto_map names it, but it is not there")
+
+
+def _is_in(fault: Fault, checkpoint: Checkpoint, gone: Iterable[str]) -> bool:
+    """Whether a fault only says that a tensor of a lost file is not there."""
+    if fault.code not in ("missing-tensor", "missing-weight", "missing-scale") or checkpoint.index is None:
+        return False
+    suffixes = {suffix for codec in CODECS.values() for suffix in codec.suffixes}
+    names = [checkpoint.layout.stored(fault.where, suffix) for suffix in suffixes]
+    return any(checkpoint.index.get(name, "") in gone for name in names)
+
+
+def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What `quantization_config` says, against what is stored."""
+    said = checkpoint.quantization
+    methods = {(codec.config() or {}).get("quant_method") for codec in quantized_codecs(checkpoint)}
+    if said and methods and said.get("quant_method") not in methods:
+        what = f"quant_method is {said.get('quant_method')!r}, weights are stored for {', '.join(map(str, methods))}"
+        yield Finding("format-not-declared", "config.json", what)
+    declared = {codec for codec in checkpoint.codecs[:1] if said and codec.config() is not None}
+    for codec in declared:
+        stored = {p.codec.block for p in pieces(checkpoint) if isinstance(p.codec, Fp8Block)}
+        for block in stored - {codec.block}:
+            sizes = f"{list(codec.block)}, scales are stored for {list(block)}"
+            yield Finding("block-size", "config.json", f"weight_block_size is {sizes}")
+    spared = _spared(said)
+    quantized = any(piece.codec.config() is not None for piece in pieces(checkpoint))
+    for param, piece in params(checkpoint):
+        is_quantized = piece.codec.config() is not None
+        if quantized and said and param.quantizable and not is_quantized and not _is_spared(param.name, spared):
+            dtype = piece.refs[0].spec.dtype
+            yield Finding("not-quantized", param.name, f"is {dtype}, where quantization_config promises FP8")
+        if is_quantized and not param.quantizable:
+            what = f"a {param.role} parameter is quantized, which releases never do and loaders do not expect"
+            yield Finding("not-quantizable", param.name, what)
+        if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
+            yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")
+
+
+def _spared(quantization: dict[str, Any] | None) -> tuple[str, ...]:
+    """The modules that a `quantization_config` leaves out."""
+    lists = [(quantization or {}).get(key) for key in ("modules_to_not_convert", "ignored_layers")]
+    return tuple(entry for names in lists if isinstance(names, list) for entry in names if isinstance(entry, str))
+
+
+def _is_spared(name: str, spared: tuple[str, ...]) -> bool:
+    return any(name == f"{entry}.weight" or name.startswith(f"{entry}.") for entry in spared)
+
+
+def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Plain parameters whose dtype is neither the release's nor that of the others."""
+    usual = usual_dtype(checkpoint)
+    for param, piece in params(checkpoint):
+        if not isinstance(piece.codec, Plain):
+            continue
+        stored, native = piece.refs[0].spec.dtype, param.family.dtype
+        expected = "F32" if native == "F32" else usual
+        if stored == expected:
+            continue
+        if stored in _HOLDS.get(expected, ()):
+            yield Finding("widened", param.name, f"is {stored}, its release has {native}: larger, nothing lost")
+        elif native == "F32" and stored == usual:
+            bias = param.role == "router"
+            what = f"is {stored}, its release has F32" + (": experts are chosen with rounded biases" if bias else "")
+            yield Finding("router-bias-narrowed" if bias else "narrowed", param.name, what)
+        else:
+            yield Finding("odd-dtype", param.name, f"is {stored}, the others are {usual}")
+    config = (checkpoint.config or {}).get("torch_dtype", (checkpoint.config or {}).get("dtype"))
+    if usual in TORCH_NAMES and isinstance(config, str) and config != TORCH_NAMES[usual]:
+        yield Finding("torch-dtype", "config.json", f"torch_dtype is {config}, unquantized weights are {usual}")
+
+
+def usual_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype in which most unquantized parameters are stored, those apart that the release keeps in F32."""
+    found = Counter(
+        piece.refs[0].spec.dtype
+        for param, piece in params(checkpoint)
+        if isinstance(piece.codec, Plain) and param.family.dtype != "F32"
+    )
+    return max(found, key=lambda dtype: found[dtype], default="BF16")
+
+
+def params(checkpoint: Checkpoint) -> Iterator[tuple[Param, Piece]]:
+    """Every parameter that is there with each of its pieces."""
+    held = checkpoint.survey.pieces
+    return ((param, piece) for param in checkpoint.params for piece in held.get(param.name, ()))
+
+
+def pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
+    """Every stored region of a known parameter."""
+    return (piece for held in checkpoint.survey.pieces.values() for piece in held)
+
+
+def quantized_codecs(checkpoint: Checkpoint) -> set[Codec]:
+    """The quantized formats that are stored."""
+    return {piece.codec for piece in pieces(checkpoint) if piece.codec.config() is not None}
