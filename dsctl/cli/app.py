@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dsctl import __version__
-from dsctl.cli import convert, diff, tiny
+from dsctl.cli import convert, diff, tiny, verify
 
 app = typer.Typer(
     name="dsctl",
@@ -34,5 +34,5 @@ def _root(
     """Convert, check and compare the weights of the DeepSeek family."""
 
 
-for group in (convert, diff, tiny):
+for group in (convert, diff, tiny, verify):
     group.add_to(app)
