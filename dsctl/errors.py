@@ -7,9 +7,10 @@
     |-- PlanError            30   the request cannot be carried out on this source
     |-- ResumeError          40   the target folder belongs to another or a running request
     |-- WorkError            41   reading, converting or writing failed on the way
-    `-- VerifyFailed         50   a check found something wrong
+    |-- VerifyFailed         50   a check found something wrong
+    `-- Interrupted         130   Ctrl-C, or another request to end
 
-130 is the exit code of an interrupted command. Several faults of one kind are reported together in `issues`.
+Several faults of one kind are reported together in `issues`.
 """
 
 from __future__ import annotations
@@ -76,3 +77,9 @@ class VerifyFailed(DsctlError):
     """A check found something wrong."""
 
     exit_code = 50
+
+
+class Interrupted(DsctlError):
+    """Ctrl-C, or another request to end."""
+
+    exit_code = 130

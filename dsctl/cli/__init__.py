@@ -11,13 +11,7 @@ import typer
 
 from dsctl.cli.app import app
 from dsctl.cli.output import show_error
-from dsctl.errors import DsctlError
-
-
-class Interrupted(DsctlError):
-    """Ctrl-C or a request to end."""
-
-    exit_code = 130
+from dsctl.errors import DsctlError, Interrupted
 
 
 def main() -> None:
@@ -50,7 +44,7 @@ def main() -> None:
 
 def _interrupt(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)
-    raise Interrupted("interrupted", hint="run the same command again: it resumes where it stopped")
+    raise Interrupted("interrupted")
 
 
 __all__ = ["app", "main", "typer"]

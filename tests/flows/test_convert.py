@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.checkpoints import tiny
 
+from tests.checkpoints import tiny
 from tests.command import dsctl, dsctl_fails
 
 INDEX = "model.safetensors.index.json"

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.checkpoints import tiny
 
+from tests.checkpoints import tiny
 from tests.command import dsctl, run
 
 KILLS = 6
@@ -73,9 +73,12 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
 def test_stopped_at_every_moment(source: Path, undisturbed: tuple[Path, float], tmp_path: Path, point: str) -> None:
     """The process ends itself, without any clean-up, right after a named step of the driver."""
     after = {
-        "prepared": "dsctl.run._prepare", "first job": "dsctl.journal.Journal.append", "first file": "dsctl.run._commit",
-        "before config": "dsctl.run._work", "before signing": "dsctl.journal.replace_file",
-    }[point]  # fmt: skip
+        "prepared": "dsctl.run._prepare",
+        "first job": "dsctl.journal.Journal.append",
+        "first file": "dsctl.run._commit",
+        "before config": "dsctl.run._work",
+        "before signing": "dsctl.journal.replace_file",
+    }[point]
     times = {"before signing": 4}.get(point, 1)
     script = f"""
 import os, sys
