@@ -223,6 +223,10 @@ def _why_dropped(param: Param, there: bool, request: Request) -> str | None:
         return "not in --only"
     if any(fnmatchcase(param.name, glob) for glob in request.skip):
         return "in --skip"
+    if request.layers and param.layer not in request.layers:
+        return "not in --layers"
+    if request.experts and param.expert is not None and param.expert not in request.experts:
+        return "not in --experts"
     return None
 
 

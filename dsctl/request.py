@@ -6,10 +6,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# The format of a request that leaves every parameter stored as it is.
+KEEP = "keep"
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for; its JSON form is the request's identity."""
+    """What was asked for; its JSON form is the request's identity.
+
+    `to` is a codec's name or `KEEP`. `layers` and `experts`, where given, are the only ones wanted. `slice` tells what
+    a renumbered source was cut from.
+    """
 
     to: str
     layout: str = "hf"
@@ -21,6 +28,9 @@ class Request:
     allow_missing: bool = False
     allow_extra: bool = False
     keep_scales: bool = True
+    layers: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
+    slice: str = ""
 
     def json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]

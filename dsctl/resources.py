@@ -47,8 +47,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def allot(plan: Plan, workers: int | None = None, budget: int | None = None) -> Resources:
+def allot(plan: Plan, workers: int | None = None, budget: int | None = None, ahead: int = 0) -> Resources:
     """Choose workers and band size: as many workers as there are cores and jobs, within the budget.
+
+    `ahead` is what each worker holds of bytes read ahead.
 
     Raises:
         PlanError: the budget does not even hold one worker.
@@ -57,12 +59,12 @@ def allot(plan: Plan, workers: int | None = None, budget: int | None = None) -> 
     small = plan.bytes_out < SMALL_BYTES
     wanted = workers or (1 if small else max(1, min(cores(), len(plan.jobs))))
     for band in _bands():
-        each = WORKER_BYTES + plan.peak_bytes(band)
+        each = WORKER_BYTES + ahead + plan.peak_bytes(band)
         for count in (wanted,) if workers else range(wanted, 0, -1):
             found = Resources(count, band, each, driver)
             if budget is None or found.memory <= budget:
                 return found
-    least = Resources(workers or 1, LEAST_BAND, WORKER_BYTES + plan.peak_bytes(LEAST_BAND), driver).memory
+    least = Resources(workers or 1, LEAST_BAND, WORKER_BYTES + ahead + plan.peak_bytes(LEAST_BAND), driver).memory
     raise PlanError(
         f"--max-memory {budget:,} bytes is too little: {workers or 1} worker(s) need {least:,}",
         hint="a larger budget" + (", or fewer --workers" if workers and workers > 1 else ""),

@@ -17,7 +17,7 @@ from dsctl.errors import FormatError, PlanError
 from dsctl.header import PT, Header, TensorRef, TensorSpec, build, parse
 from dsctl.layouts import LAYOUTS, Layout, Slot
 from dsctl.models import Param
-from dsctl.request import Request
+from dsctl.request import KEEP, Request
 from dsctl.stores import INDEX, SIGNED
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _HEADER = "header:"
+# Weights, in this and in other formats: what is left of them is not carried over beside what was made of them.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
 class Want(NamedTuple):
@@ -72,7 +74,7 @@ class Target:
     """The target of one request on one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, request: Request) -> None:
-        if request.to not in CODECS:
+        if request.to not in (KEEP, *CODECS):
             raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
         self.checkpoint, self.request = checkpoint, request
         self.layout: Layout = LAYOUTS[request.layout]
@@ -80,6 +82,8 @@ class Target:
         self.format: Codec = self._format()
 
     def _format(self) -> Codec:
+        if self.request.to == KEEP:
+            return Plain(self.base_dtype)
         if self.request.to != "fp8-block":
             return CODECS[self.request.to]
         kept = self.original.codec if self.original else None
@@ -124,6 +128,8 @@ class Target:
 
     def codec(self, param: Param, piece: Piece) -> Codec:
         """How the target stores a parameter."""
+        if self.request.to == KEEP:
+            return piece.codec
         plain = isinstance(self.format, Plain)
         if piece.codec.config() is not None:
             return self.format if plain or param.quantizable else Plain("BF16")
@@ -212,7 +218,8 @@ class Target:
     @property
     def _saves(self) -> bool:
         """Whether the target keeps a side file with the scales that decoding makes redundant."""
-        return self.request.keep_scales and isinstance(self.format, Plain) and bool(self._scales)
+        decoded = isinstance(self.format, Plain) and self.request.to != KEEP
+        return self.request.keep_scales and decoded and bool(self._scales)
 
     @cached_property
     def _scales(self) -> dict[str, Piece]:
@@ -271,12 +278,13 @@ class Target:
     def carried(self) -> dict[str, int]:
         """The source's other files, copied as they are."""
         replaced = {"config.json", INDEX, SIGNED, *self.checkpoint.headers}
-        if self._saves or self.request.to == "fp8-block":
+        part = self.request.only or self.request.skip or self.request.layers or self.request.experts
+        if self._saves or self.request.to == "fp8-block" or part:
             replaced.add(ORIGINAL)
         return {
             file: size
             for file, size in self.checkpoint.files.items()
-            if file not in replaced and not file.endswith(".safetensors")
+            if file not in replaced and not file.endswith(WEIGHTS)
         }
 
     def texts(self, placed: Mapping[str, tuple[Placed, ...]], dropped: list[Dropped]) -> dict[str, bytes]:
@@ -301,12 +309,20 @@ class Target:
 
     def _config(self) -> bytes:
         config = self.checkpoint.config or {}
+        if self.request.to == KEEP:
+            return self._kept_config(config)
         edited = edit_config(config, self.format, self.request.mtp == "drop")
         if self.original and self.request.to == "fp8-block":
             before = self.original.config
             if edit_config(before, Plain(self.base_dtype), False) == config and self.request.mtp == "keep":
                 if (before.get("quantization_config") or {}) == self._quantization(before):
                     return self.original.texts["config.json"]
+        return _json(edited)
+
+    def _kept_config(self, config: Mapping[str, Any]) -> bytes:
+        """The source's config.json as it is, or with the MTP layer taken out."""
+        fields = self.request.mtp == "drop" and {"num_nextn_predict_layers": 0}.items()
+        edited = {**config, **{name: value for name, value in fields or () if name in config}}
         return _json(edited)
 
     def _quantization(self, before: Mapping[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from dsctl.codecs.plain import Plain
 from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
 from dsctl.plan import BAND_BYTES, Job, Part, Region, Step
+from dsctl.readahead import Reader, ahead
 from dsctl.stores import Store
 
 DTYPES: dict[str, torch.dtype] = {
@@ -66,7 +67,7 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
     if isinstance(task, Seal):
         return _seal(task, context, progress)
     counts: dict[str, int] = {}
-    with _Files(context) as files:
+    with ahead(context.store, task.steps) as source, _Files(context, source) as files:
         for step in task.steps:
             for name, count in _step(step, files, progress).items():
                 counts[name] = counts.get(name, 0) + count
@@ -97,8 +98,8 @@ def _explained(path: str) -> Iterator[None]:
 class _Files:
     """The open output files and the buffers of one job; everything written is on the disk when it ends."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, context: Context, source: Reader) -> None:
+        self.context, self.source = context, source
         self.open: dict[str, int] = {}
         self.scratch: dict[str, torch.Tensor] = {}
         self.device = context.devices[os.getpid() % len(context.devices)]
@@ -127,7 +128,7 @@ class _Files:
         """A box of a stored tensor, contiguous."""
         rows, offset = _rows(part.spec, box)
         buffer = self.buffer(name, TensorSpec(part.spec.dtype, rows.shape))
-        self.context.store.read_into(part.file, part.offset + offset, _bytes(buffer))
+        self.source.read_into(part.file, part.offset + offset, _bytes(buffer))
         inner = box.relative_to(rows.start)
         if inner.shape == rows.shape:
             return buffer

@@ -24,9 +24,10 @@ from dsctl.cli.options import (
     parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, count, plural, size, span
-from dsctl.errors import PlanError, UsageError
+from dsctl.errors import Interrupted, PlanError, UsageError
 
 if TYPE_CHECKING:
+    from dsctl.checkpoint import Checkpoint
     from dsctl.plan import Plan
     from dsctl.request import Request
     from dsctl.resources import Resources, Speeds
@@ -52,21 +53,31 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
         DsctlError: of every kind; nothing is written where the plan or a check fails.
     """
     from dsctl.checkpoint import open_checkpoint
-    from dsctl.plan import make_plan
-    from dsctl.resources import allot
-    from dsctl.run import check_target
     from dsctl.stores import store_at
 
-    store = store_at(source)
-    folder = Path(target)
+    carry_out_from(open_checkpoint(store_at(source)), target, request, how, output)
+
+
+def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
+    """The same from a checkpoint that is open already, or a view of one."""
+    from dsctl.plan import make_plan
+    from dsctl.readahead import WINDOW_BYTES
+    from dsctl.resources import allot
+    from dsctl.run import check_target
+
+    store, folder = checkpoint.store, Path(target)
     budget = parse_size(how.max_memory, "--max-memory")
-    plan = make_plan(open_checkpoint(store), request)
-    resources = allot(plan, how.workers, budget)
+    plan = make_plan(checkpoint, request)
+    resources = allot(plan, how.workers, budget, WINDOW_BYTES if store.remote else 0)
     state = check_target(plan, store, folder, how.force)
     if how.dry_run:
         show_plan(plan, store, folder, resources, output)
         return
-    audit = _run(plan, store, folder, resources, how, output)
+    try:
+        audit = _run(plan, store, folder, resources, how, output)
+    except Interrupted as interrupted:
+        interrupted.hint = "run the same command again: it resumes where it stopped"
+        raise
     if output.json:
         output.data(audit)
         return

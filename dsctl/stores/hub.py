@@ -6,6 +6,7 @@ Endpoint, token, cache and offline mode are huggingface_hub's own (HF_ENDPOINT, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class HubRepository:
 
         from dsctl.stores.hub_requests import persist, tree
 
+        # Its warnings name signed addresses; what matters of them is told in our own errors.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         repository, revision = split(text)
         if constants.is_offline_mode():
             return LocalFolder.at(cached_snapshot(repository, revision))
@@ -140,12 +143,45 @@ class HubRepository:
             return None
         return LocalFolder(path.removesuffix("/" + file))
 
-    def _download(self, file: str) -> LocalFolder:
+    def fetch(self, file: str, folder: str | None = None, anew: bool = False) -> str:
+        """Download a whole file into a folder, or into the hub's cache, and give its path; resumed where begun.
+
+        Raises:
+            SourceError: it cannot be had.
+        """
         from huggingface_hub import hf_hub_download
 
-        from dsctl.stores.hub_requests import persist
+        from dsctl.stores.hub_requests import persist, spoils
 
-        persist(f"{self.place}/{file}", lambda: hf_hub_download(self.repository, file, revision=self.commit))
+        spoilt = anew
+
+        def download() -> str:
+            nonlocal spoilt
+            try:
+                return attempt()
+            except OSError as error:
+                spoilt = spoilt or spoils(error)
+                raise
+
+        def attempt() -> str:
+            return str(
+                hf_hub_download(
+                    self.repository, file, revision=self.commit, local_dir=folder, force_download=spoilt,
+                    library_name="dsctl", library_version=__version__,
+                )
+            )  # fmt: skip
+
+        return persist(f"{self.place}/{file}", download)
+
+    def snapshot(self) -> Path:
+        """Where the hub's cache keeps this commit, whether it does so already or not."""
+        from huggingface_hub import constants
+
+        folder = f"models--{self.repository.replace('/', '--')}"
+        return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / self.commit
+
+    def _download(self, file: str) -> LocalFolder:
+        self.fetch(file)
         local = self._cached(file)
         if local is None:
             raise SourceError(f"{self.place}/{file}: the hub sends another size than it listed")
@@ -174,6 +210,13 @@ def cached_snapshot(repository: str, revision: str) -> str:
         return snapshot_download(repository, revision=revision, local_files_only=True)
 
     return persist(f"{repository}@{revision}", look)
+
+
+def show_progress(shown: bool) -> None:
+    """Let huggingface_hub draw its progress bars, or not."""
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
+
+    (enable_progress_bars if shown else disable_progress_bars)()
 
 
 def _load(path: Path) -> bytes | None:

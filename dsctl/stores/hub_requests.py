@@ -31,13 +31,13 @@ from dsctl.errors import SourceError
 
 T = TypeVar("T")
 
-ATTEMPTS = 7
+ATTEMPTS, CONNECTS = 7, 4
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.25, 16.0, 120.0
 # Below this many bytes per second an answer counts as stalled and is taken up again on another connection.
 SLOWEST = 16 << 10
 # A server that ignores ranges sends the whole file: this much of it is skipped rather than the file kept.
 SKIPPED_BYTES = 4 << 20
-TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+TRANSIENT = frozenset({408, 409, 416, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 
 class Doubtful(Exception):
@@ -138,7 +138,7 @@ def pause(where: str, error: Exception, attempt: int) -> None:
     lasting = explain(where, error)
     if lasting is not None:
         raise lasting from None
-    if attempt >= ATTEMPTS:
+    if attempt >= (CONNECTS if isinstance(error, httpx2.ConnectError) else ATTEMPTS):
         hint = "try again later: what was done is kept"
         raise SourceError(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
     time.sleep(_seconds(error, attempt))
@@ -180,11 +180,19 @@ def explain(where: str, error: Exception) -> SourceError | None:
         return None if status in TRANSIENT else SourceError(f"{where}: the hub answers {status}")
     if isinstance(error, LocalEntryNotFoundError):
         return explain(where, error.__cause__) if isinstance(error.__cause__, Exception) else None
-    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, _CONNECTION):
         return SourceError(f"{where}: {error.strerror or _words(error)}")
     return None
 
 
+def spoils(error: OSError) -> bool:
+    """Whether huggingface_hub found that what it had downloaded of a file is not part of that file."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code == 416
+    return error.errno is None and not isinstance(error, (*_CONNECTION, LocalEntryNotFoundError))
+
+
+_CONNECTION = (ConnectionError, TimeoutError)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _LASTING: tuple[tuple[type[Exception], str, str | None], ...] = (
     (GatedRepoError, "its owner asks you to accept terms first", f"accept them on its page, then {_LOGIN}"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsctl.errors import SourceError
 from dsctl.header import read_head
 
-FIRST_READ = 512 << 10
+# The headers of V3's files are about 75 kB.
+FIRST_READ = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +96,41 @@ class LocalFolder:
         return ""
 
     def head(self, file: str, size: int) -> bytes:
-        return read_head(lambda begin, end: self.read(file, begin, end), file, size, FIRST_READ)
+        with self._opened(file) as descriptor:
+            return read_head(lambda begin, end: self._bytes(descriptor, file, begin, end), file, size, FIRST_READ)
 
     def read(self, file: str, begin: int, end: int) -> bytes:
-        buffer = bytearray(end - begin)
-        self.read_into(file, begin, memoryview(buffer))
-        return bytes(buffer)
+        with self._opened(file) as descriptor:
+            return self._bytes(descriptor, file, begin, end)
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        try:
-            descriptor = os.open(self.path(file), os.O_RDONLY)
-        except OSError as error:
-            raise SourceError(f"{self.root}/{file}: {error.strerror or error}") from None
-        try:
+        with self._opened(file) as descriptor:
             at = 0
             while at < len(buffer):
                 count = os.preadv(descriptor, [buffer[at:]], begin + at)
                 if not count:
                     raise SourceError(f"{self.root}/{file}: file ends at byte {begin + at:,}, expected more")
                 at += count
+
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[int]:
+        """A descriptor of the file, which is closed in the end; what the system refuses is told as a SourceError."""
+        descriptor = None
+        try:
+            # Without O_NONBLOCK, opening a pipe that somebody put in a file's place waits for a writer for ever.
+            descriptor = os.open(self.path(file), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            yield descriptor
         except OSError as error:
             raise SourceError(f"{self.root}/{file}: {error.strerror or error}") from None
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _bytes(self, descriptor: int, file: str, begin: int, end: int) -> bytes:
+        parts: list[bytes] = []
+        while begin < end:
+            parts.append(os.pread(descriptor, end - begin, begin))
+            if not parts[-1]:
+                raise SourceError(f"{self.root}/{file}: file ends at byte {begin:,}, expected more")
+            begin += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -47,9 +47,8 @@ class Hub:
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
+        self.servers = [_Server(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
         for server in self.servers:
-            server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
@@ -87,6 +86,13 @@ class Hub:
     def sent(self, suffix: str = "") -> int:
         """Body bytes sent for paths that end so."""
         return sum(request.sent for request in self.log if request.path.endswith(suffix))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *rest: Any) -> None:
+        """Say nothing of clients that hang up."""
 
 
 def is_lfs(name: str) -> bool:

@@ -1,0 +1,133 @@
+"""The hub as a store: what is asked for, what arrives, and what is refused, fault by fault."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.hub.conftest import REPOSITORY, Run
+from tests.hub.server import Hub, one_in
+
+PROBE = """
+import json, sys, hashlib, pickle
+from dsctl.stores import hub_requests
+hub_requests.FIRST_WAIT = 0.02
+from dsctl.checkpoint import open_checkpoint
+from dsctl.errors import DsctlError
+from dsctl.stores import store_at
+try:
+    store = pickle.loads(pickle.dumps(store_at(sys.argv[1])))
+    checkpoint = open_checkpoint(store)
+    digests = {file: hashlib.sha256(store.read(file, 0, size)).hexdigest() for file, size in checkpoint.files.items()}
+    print(json.dumps({"place": store.place, "tensors": len(list(checkpoint.tensors)), "digests": digests}))
+except DsctlError as error:
+    print(json.dumps({"error": type(error).__name__, "message": "; ".join([error.message, *error.issues]),
+                      "hint": error.hint or ""}))
+"""
+
+
+def probe(environment: dict[str, str], text: str = REPOSITORY, **variables: str) -> dict[str, Any]:
+    """Open a checkpoint by name in a process of its own and read every byte of it."""
+    line = [sys.executable, "-c", PROBE, text]
+    done = subprocess.run(line, env=environment | variables, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def digests(hub: Hub, folder: Path) -> dict[str, str]:
+    return {path.name: hub.digest(path)[0] for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("text", [REPOSITORY, f"{REPOSITORY}@main", f"hf://{REPOSITORY}", f"hf://{REPOSITORY}@main"])
+def test_every_byte_is_the_repository_s(hub: Hub, source: Path, environment: dict[str, str], text: str) -> None:
+    seen = probe(environment, text)
+    assert seen["digests"] == digests(hub, source)
+    assert seen["place"] == f"{REPOSITORY}@{hub.branches[REPOSITORY, 'main'][:12]}"
+
+
+@pytest.mark.parametrize("kind", ["503", "500", "429", "reset", "cut", "length", "range"])
+def test_one_request_in_five_failing_changes_nothing(
+    hub: Hub, source: Path, environment: dict[str, str], kind: str
+) -> None:
+    hub.fault = one_in(5, kind)
+    assert probe(environment)["digests"] == digests(hub, source)
+    assert hub.started >= 5
+
+
+def test_a_stalled_answer_is_taken_up_where_it_stopped(hub: Hub, source: Path, environment: dict[str, str]) -> None:
+    hub.fault = lambda number, method, path: "stall" if number == 12 else None
+    assert probe(environment)["digests"] == digests(hub, source)
+
+
+def test_a_server_without_ranges_is_survived(hub: Hub, source: Path, environment: dict[str, str]) -> None:
+    hub.ranges = False
+    assert probe(environment)["digests"] == digests(hub, source)
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(hub: Hub, environment: dict[str, str]) -> None:
+    hub.token = "hf_secretsecret"
+    seen = probe(environment, HF_TOKEN=hub.token)
+    assert "hf_secret" not in json.dumps(seen)
+    asked = {(request.host, request.token) for request in hub.log}
+    assert asked == {("hub", f"Bearer {hub.token}"), ("storage", None)}
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "said", "hint"),
+    [
+        ("acme/absent", {}, "no such repository", "check the name"),
+        (f"{REPOSITORY}@absent", {}, "no such revision", "a branch, a tag or a commit"),
+        (REPOSITORY, {"HF_HUB_OFFLINE": "1"}, "offline", "unset HF_HUB_OFFLINE"),
+        (REPOSITORY, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach http://127.0.0.1:9", "try again later"),
+    ],
+)
+def test_what_cannot_be_had_is_told_in_words(
+    hub: Hub, environment: dict[str, str], text: str, variables: dict[str, str], said: str, hint: str
+) -> None:
+    seen = probe(environment, text, **variables)
+    assert seen["error"] == "SourceError"
+    assert said in seen["message"] and hint in seen["hint"]
+
+
+def test_a_private_repository_without_a_token_is_refused(hub: Hub, environment: dict[str, str]) -> None:
+    hub.token = "hf_secretsecret"
+    assert "HF_TOKEN" in probe(environment)["hint"]
+
+
+def test_another_commit_than_the_pinned_one_is_refused(hub: Hub, environment: dict[str, str]) -> None:
+    hub.fault = lambda number, method, path: "commit" if "/resolve/" in path else None
+    assert "another was asked for" in probe(environment)["message"]
+
+
+def test_a_fault_that_lasts_ends_in_an_error(hub: Hub, environment: dict[str, str]) -> None:
+    hub.fault = lambda number, method, path: "length" if path.endswith(".safetensors") else None
+    seen = probe(environment)
+    assert seen["error"] == "SourceError" and "attempts" in seen["message"]
+
+
+def test_headers_take_two_requests_a_file_and_then_none(hub: Hub, environment: dict[str, str], command: Run) -> None:
+    code = "from dsctl.stores import store_at; from dsctl.checkpoint import open_checkpoint as o; o(store_at('%s'))"
+    for most in (2, 0):
+        hub.log.clear()
+        subprocess.run([sys.executable, "-c", code % REPOSITORY], env=environment, check=True, timeout=60)
+        asked = [request for request in hub.log if "/resolve/" in request.path]
+        for file in {request.path for request in asked}:
+            assert sum(request.path == file for request in asked) <= most
+        assert hub.sent(".safetensors") <= 4 * (128 << 10)
+
+
+def test_a_name_that_leads_out_is_refused(hub: Hub, environment: dict[str, str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("tests.hub.server._entry", lambda *rest: {"type": "file", "path": "../x", "size": 1, "oid": ""})
+    assert "leads out of the repository" in probe(environment)["message"]
+
+
+def test_a_store_is_plain_data(environment: dict[str, str]) -> None:
+    from dsctl.stores import HubRepository
+
+    store = HubRepository("a/b", "c" * 40, "http://127.0.0.1", ())
+    assert pickle.loads(pickle.dumps(store)) == store

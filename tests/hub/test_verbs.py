@@ -1,0 +1,205 @@
+"""Verbs on a hub: downloads whole and in part, slices, conversion while downloading; with and without faults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.checkpoints import tiny
+from tests.command import dsctl
+from tests.hub.conftest import REPOSITORY, Run
+from tests.hub.server import Hub, one_in
+
+INDEX = "model.safetensors.index.json"
+FAULTS = ("503", "429", "reset", "cut", "length", "range")
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    index = folder / INDEX
+    assert not index.exists() or set(json.loads(index.read_text())["weight_map"]) == set(found)
+    return found
+
+
+def same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    return one.dtype == two.dtype and torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
+
+
+def done(result: Any) -> str:
+    assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return str(result.stdout)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_whole_download_is_the_repository(
+    hub: Hub, source: Path, command: Run, tmp_path: Path, cached: bool
+) -> None:
+    hub.fault = one_in(5, *FAULTS)
+    target = [] if cached else [tmp_path / "copy"]
+    told = json.loads(done(command("download", REPOSITORY, *target, "--json")))
+    folder = Path(told["folder"])
+    assert set(told["verified"]) == {path.name for path in source.iterdir()}
+    for path in source.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    hub.fault = lambda number, method, path: None
+    hub.log.clear()
+    done(command("download", REPOSITORY, *target, "--verify-only"))
+    done(command("download", REPOSITORY, *target))
+    assert hub.sent(".safetensors") == 0
+
+
+def test_a_flipped_bit_on_the_way_is_downloaded_again(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
+    name, flipped = sorted(weights(source))[1], []
+
+    def flip(number: int, method: str, path: str) -> str | None:
+        if method == "GET" and path.startswith("/blob") and path.endswith(name) and not flipped:
+            flipped.append(path)
+            return "flip"
+        return None
+
+    hub.fault = flip
+    done(command("download", REPOSITORY, tmp_path / "copy"))
+    assert flipped and weights(tmp_path / "copy") == weights(source)
+
+
+def test_what_stays_wrong_is_exit_50(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
+    name = sorted(weights(source))[1]
+    hub.fault = lambda number, method, path: "flip" if method == "GET" and path.endswith(name) else None
+    failed = command("download", REPOSITORY, tmp_path / "copy")
+    assert failed.returncode == 50 and name in failed.stderr and failed.stderr.count("error: ") == 1
+    hub.fault = lambda number, method, path: None
+    again = command("download", REPOSITORY, tmp_path / "copy", "--verify-only")
+    assert again.returncode == 50 and name in again.stderr
+    done(command("download", REPOSITORY, tmp_path / "copy"))
+    assert weights(tmp_path / "copy") == weights(source)
+
+
+def test_dry_run_and_globs(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
+    arguments = ("download", REPOSITORY, tmp_path / "copy", "--include", "*.json", "--exclude", "tok*")
+    told = json.loads(done(command(*arguments, "--dry-run", "--json")))
+    expected = {p.name: p.stat().st_size for p in source.glob("*.json") if not p.name.startswith("tok")}
+    assert told["files"] == expected and told["lacking"] == sum(expected.values())
+    assert not (tmp_path / "copy").exists()
+    done(command(*arguments))
+    assert {path.name for path in (tmp_path / "copy").iterdir() if path.is_file()} == set(expected)
+
+
+def test_part_of_a_checkpoint(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
+    hub.fault = one_in(5, *FAULTS)
+    arguments = ("download", REPOSITORY, tmp_path / "part", "--layers", "1,3", "--experts", "0-2")
+    plan = json.loads(done(command(*arguments, "--dry-run", "--json")))
+    assert not (tmp_path / "part").exists()
+    done(command(*arguments))
+    found, whole = tensors(tmp_path / "part"), tensors(source)
+    layers = {name: tensor for name, tensor in whole.items() if name.startswith(("model.layers.1.", "model.layers.3."))}
+    wanted = {name for name in layers if ".experts." not in name or int(name.split(".")[5]) <= 2}
+    assert set(found) == wanted and all(same(found[name], whole[name]) for name in found)
+    assert json.loads((tmp_path / "part" / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+    assert plan["bytes_in"] >= sum(tensor.nbytes for tensor in found.values())
+
+
+@pytest.mark.parametrize("only", ["*indexer*", "*.experts.3.*", "*norm*"])
+def test_a_part_reads_little_more_than_it_writes(hub: Hub, source: Path, command: Run, tmp_path: Path, only: str) -> None:
+    done(command("download", REPOSITORY, tmp_path / "part", "--only", only, "--dry-run"))
+    hub.log.clear()
+    done(command("download", REPOSITORY, tmp_path / "part", "--only", only))
+    nbytes = sum(tensor.nbytes for tensor in tensors(tmp_path / "part").values())
+    assert nbytes <= hub.sent(".safetensors") <= 1.02 * nbytes
+
+
+@pytest.mark.parametrize("release", ["v3", "v3.2"])
+def test_converting_from_the_hub_gives_the_bytes_of_a_folder(
+    hub: Hub, release: str, command: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tiny(tmp_path_factory, release)
+    hub.publish("acme/other", source)
+    hub.fault = one_in(5, *FAULTS)
+    done(command("convert", "acme/other", tmp_path / "remote", "--bf16", "--workers", "2"))
+    dsctl("convert", source, tmp_path / "local", "--bf16")
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    for path in (tmp_path / "local").iterdir():
+        if path.name != "dsctl.json":
+            assert (tmp_path / "remote" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_moved_branch_is_not_mixed_with_the_old_one(
+    hub: Hub, source: Path, command: Run, tmp_path: Path
+) -> None:
+    hub.fault = lambda number, method, path: "404" if number > 20 and "00003-of" in path else None
+    assert command("convert", REPOSITORY, tmp_path / "out", "--bf16").returncode == 10
+    hub.fault = lambda number, method, path: None
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    (other / "README.md").write_text("another commit")
+    old = hub.branches[REPOSITORY, "main"]
+    hub.publish(REPOSITORY, other)
+    assert command("convert", REPOSITORY, tmp_path / "out", "--bf16").returncode == 40
+    assert "resumed" in command("convert", f"{REPOSITORY}@{old}", tmp_path / "out", "--bf16").stderr
+
+
+def test_a_slice_is_a_working_checkpoint(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
+    hub.fault = one_in(5, *FAULTS)
+    done(command("slice", REPOSITORY, tmp_path / "remote", "--layers", "0,2,mtp", "--experts", "1-2,6-7"))
+    dsctl("slice", source, tmp_path / "local", "--layers", "0,2,mtp", "--experts", "1-2,6-7")
+    assert weights(tmp_path / "remote") == weights(tmp_path / "local")
+    small, large = tensors(tmp_path / "local"), tensors(source)
+    config = json.loads((tmp_path / "local" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["n_routed_experts"], config["num_nextn_predict_layers"]) == (2, 4, 1)
+    assert same(small["model.layers.1.mlp.gate.weight"], large["model.layers.2.mlp.gate.weight"][[1, 2, 6, 7]])
+    bias = "mlp.gate.e_score_correction_bias"
+    assert same(small[f"model.layers.2.{bias}"], large[f"model.layers.3.{bias}"][[1, 2, 6, 7]])
+    for new, old in enumerate((1, 2, 6, 7)):
+        for suffix in ("weight", "weight_scale_inv"):
+            one = small[f"model.layers.1.mlp.experts.{new}.up_proj.{suffix}"]
+            assert same(one, large[f"model.layers.2.mlp.experts.{old}.up_proj.{suffix}"])
+    assert same(small["model.embed_tokens.weight"], large["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("release", ["v3", "v3.2"])
+def test_a_slice_loads_in_transformers(release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = tiny(tmp_path_factory, release)
+    dsctl("slice", source, tmp_path / "small", "--layers", "0-1", "--experts", "4", "--bf16")
+    model, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "small", dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    logits = model(torch.tensor([[1, 2, 3]])).logits
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("slice", "SRC", "DST", "--layers", "0-9"), 30),
+        (("slice", "SRC", "DST", "--layers", "mtp"), 30),
+        (("slice", "SRC", "DST", "--experts", "99"), 30),
+        (("slice", "SRC", "DST", "--experts", "x"), 2),
+        (("slice", "SRC", "DST", "--layers", "3-1"), 2),
+        (("download", "SRC", "--layers", "1"), 2),
+        (("download", "no-such-release"), 2),
+        (("download", "SRC", "DST", "--only", "nothing"), 30),
+        (("download", "SRC", "DST", "--include", "nothing"), 30),
+        (("download", "SRC", "DST", "--include", "*.json", "--only", "*"), 2),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    hub: Hub, command: Run, tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    names = {"SRC": REPOSITORY, "DST": str(tmp_path / "out")}
+    failed = command(*[names.get(word, word) for word in arguments])
+    assert failed.returncode == code and failed.stderr.count("error: ") == 1, failed.stderr
+    assert not (tmp_path / "out").exists()
