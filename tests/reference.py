@@ -21,9 +21,7 @@ def commands() -> dict[str, Any]:
 
 def page() -> str:
     """The page as it should be."""
-    parts = [
-        "# Commands and options\n\nWritten by `python -m tests.reference` from what `--help` shows.\n"
-    ]
+    parts = ["# Commands and options\n\nWritten by `python -m tests.reference` from what `--help` shows.\n"]
     parts += ["".join(section(verb, command)) for verb, command in commands().items()]
     return "\n".join(parts)
 
@@ -37,7 +35,7 @@ def section(verb: str, command: Any) -> Iterator[str]:
     yield "```sh\n" + "".join(f"{line.strip()}\n" for line in examples.splitlines() if line.strip()) + "```\n\n"
     yield "| | |\n|---|---|\n"
     for param in arguments:
-        yield f"| `{place(param)}` | {param.help} |\n"
+        yield f"| `{cell(place(param))}` | {param.help} |\n"
     for param in options:
         yield f"| {names(param)} | {param.help} |\n"
 
@@ -47,9 +45,14 @@ def place(param: Any) -> str:
 
 
 def names(param: Any) -> str:
-    value = "" if param.is_flag else f" {param.metavar or param.name.upper()}".replace("|", r"\|")
+    value = "" if param.is_flag else f" {param.metavar or param.name.upper()}"
     forms = sorted(param.opts, key=len, reverse=True)
-    return ", ".join(f"`{form}{value if form.startswith('--') else ''}`" for form in forms)
+    return ", ".join(f"`{form}{cell(value) if form.startswith('--') else ''}`" for form in forms)
+
+
+def cell(text: str) -> str:
+    """Text as a table's cell can hold it."""
+    return text.replace("|", r"\|")
 
 
 if __name__ == "__main__":
