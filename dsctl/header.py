@@ -6,8 +6,12 @@ Format: 8 bytes little-endian header length, that many bytes of JSON, then the t
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -47,7 +51,7 @@ class TensorSpec(NamedTuple):
 
 
 class TensorRef(NamedTuple):
-    """A stored tensor: its name, what it is, and where its bytes lie (`begin` to `end`, counted from the file's start)."""
+    """A stored tensor: its name, what it is, and where its bytes lie (`begin` to `end`, from the file's start)."""
 
     name: str
     spec: TensorSpec
@@ -60,19 +64,46 @@ class TensorRef(NamedTuple):
         return self.end - self.begin
 
 
-class Header(NamedTuple):
-    """A parsed header: its tensors in file order, its metadata, its size with the 8 length bytes, and its raw JSON."""
+@dataclass(frozen=True)
+class Header:
+    """A parsed header of a file: its tensors in file order, its metadata, its size with the 8 length bytes, its JSON.
 
-    tensors: dict[str, TensorRef]
+    `names` and `specs` go together.
+    """
+
+    file: str
+    names: tuple[str, ...]
+    specs: tuple[TensorSpec, ...]
     metadata: dict[str, str]
     size: int
     raw: bytes
 
+    @cached_property
+    def tensors(self) -> dict[str, TensorRef]:
+        """Every tensor by name. Made when asked for: a command that only looks needs no object per tensor."""
+        tensors, at = {}, self.size
+        sizes = {spec: spec.nbytes for spec in self.kinds}
+        for name, spec in zip(self.names, self.specs, strict=True):
+            begin, at = at, at + sizes[spec]
+            tensors[name] = TensorRef(name, spec, self.file, begin, at)
+        return tensors
 
-class _Entry(msgspec.Struct):
+    @cached_property
+    def kinds(self) -> Counter[TensorSpec]:
+        """How many tensors there are of each dtype and shape."""
+        return Counter(self.specs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.nbytes * count for spec, count in self.kinds.items())
+
+
+# The defaults of a field that is not there are none that a tensor can have.
+class _Entry(msgspec.Struct, gc=False):
     dtype: str = ""
-    shape: tuple[int, ...] = ()
-    data_offsets: tuple[int, int] = (0, 0)
+    shape: tuple[int, ...] = (-1,)
+    data_offsets: tuple[int, int] = (-1, -1)
 
 
 class _Meta(msgspec.Struct, rename={"metadata": "__metadata__"}):
@@ -81,6 +112,7 @@ class _Meta(msgspec.Struct, rename={"metadata": "__metadata__"}):
 
 _ENTRIES = msgspec.json.Decoder(dict[str, _Entry])
 _META = msgspec.json.Decoder(_Meta)
+_META_FIRST = b'{"__metadata__":'
 
 
 def build(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = PT) -> tuple[bytes, dict[str, int]]:
@@ -142,62 +174,101 @@ def parse(raw: bytes, file: str, file_size: int | None) -> Header:
         FormatError: invalid JSON, duplicate names, unknown dtype, negative or absurd shape, offsets that overlap,
             leave holes, disagree with dtype and shape, or do not end where the file ends.
     """
+    entries, metadata = _decoded(raw, file)
+    specs, end = _laid_out(entries, file)
+    if end is None:
+        entries = dict(sorted(entries.items(), key=lambda item: item[1].data_offsets))
+        specs, end = _laid_out(entries, file)
+    if end is None:
+        raise FormatError(f"{file}: {_offset_fault(entries)}")
+    start = 8 + len(raw)
+    if file_size is not None and start + end != file_size:
+        what = "truncated" if start + end > file_size else "longer than its tensors"
+        raise FormatError(
+            f"{file}: file is {what}: {file_size:,} bytes, its header accounts for {start + end:,}",
+            hint=_TRUNCATED if start + end > file_size else None,
+        )
+    return Header(file, tuple(entries), tuple(specs), metadata, start, raw)
+
+
+def _decoded(raw: bytes, file: str) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """The entries in the order of the JSON, and the metadata."""
     try:
         entries = _ENTRIES.decode(raw)
-        metadata = _META.decode(raw).metadata
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        metadata = _metadata(raw) if entries.pop("__metadata__", None) else {}
+        # An entry takes ten quotation marks: more of them are a repeated or foreign key, or marks within a name.
+        plain = 10 * len(entries) + 4 * len(metadata) + 2 * (_META_FIRST[1:-1] in raw)
+        if raw.count(b'"') != plain:
+            json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, file))
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: header is not valid: {error}") from None
-    entries.pop("__metadata__", None)
-    _refuse_duplicates(raw, len(entries), file)
-    start = 8 + len(raw)
-    specs: dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int]] = {}
-    tensors: dict[str, TensorRef] = {}
-    at = 0
-    ordered = sorted(entries.items(), key=lambda item: item[1].data_offsets)
-    for name, entry in ordered:
-        key = (entry.dtype, entry.shape)
-        known = specs.get(key)
-        if known is None:
-            spec = _spec(entry, name, file)
-            known = specs[key] = spec, spec.nbytes
-        spec, nbytes = known
+    return entries, metadata
+
+
+def _metadata(raw: bytes) -> dict[str, str]:
+    if raw.startswith(_META_FIRST):
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(raw[len(_META_FIRST) : raw.index(b"}") + 1], type=dict[str, str])
+    return _META.decode(raw).metadata
+
+
+def _laid_out(entries: Mapping[str, _Entry], file: str) -> tuple[list[TensorSpec], int | None]:
+    """Every entry's spec, and where the last tensor ends: None if they overlap, leave holes or are in another order."""
+    known: dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int]] = {}
+    specs: list[TensorSpec] = []
+    at, contiguous = 0, True
+    for entry in entries.values():
+        try:
+            spec, nbytes = known[entry.dtype, entry.shape]
+        except KeyError:
+            spec = _named_spec(entry, entries, file)
+            nbytes = spec.nbytes
+            known[entry.dtype, entry.shape] = spec, nbytes
         begin, end = entry.data_offsets
         if begin != at or end - begin != nbytes:
-            raise FormatError(f"{file}: tensor {name}: {_offset_fault(begin, end, at, spec)}")
-        tensors[name] = TensorRef(name, spec, file, start + begin, start + end)
+            contiguous = False
+        specs.append(spec)
         at = end
-    if file_size is not None and start + at != file_size:
-        what = "truncated" if start + at > file_size else "longer than its tensors"
-        raise FormatError(
-            f"{file}: file is {what}: {file_size:,} bytes, its header accounts for {start + at:,}",
-            hint=_TRUNCATED if start + at > file_size else None,
-        )
-    return Header(tensors, metadata, start, raw)
+    return specs, at if contiguous else None
 
 
-def _spec(entry: _Entry, name: str, file: str) -> TensorSpec:
-    if entry.dtype not in DTYPE_BITS:
-        raise FormatError(f"{file}: tensor {name}: unknown dtype {entry.dtype!r}")
-    if len(entry.shape) > 8 or any(n < 0 or n >= 1 << 48 for n in entry.shape) or prod(entry.shape) >= 1 << 60:
-        raise FormatError(f"{file}: tensor {name}: impossible shape {list(entry.shape)}")
-    if prod(entry.shape) * DTYPE_BITS[entry.dtype] % 8:
-        raise FormatError(f"{file}: tensor {name}: {entry.dtype} of shape {list(entry.shape)} is no whole number of bytes")
-    return TensorSpec(entry.dtype, entry.shape)
+def _named_spec(entry: _Entry, entries: Mapping[str, _Entry], file: str) -> TensorSpec:
+    try:
+        return _spec(entry.dtype, entry.shape)
+    except ValueError as error:
+        name = next(name for name, other in entries.items() if other is entry)
+        raise FormatError(f"{file}: tensor {name}: {error}") from None
 
 
-def _offset_fault(begin: int, end: int, at: int, spec: TensorSpec) -> str:
-    if begin < 0 or end < begin:
-        return f"offsets {begin} to {end} are out of range"
-    if end - begin != spec.nbytes:
-        return f"{end - begin:,} bytes at its offsets, but {spec.dtype} {list(spec.shape)} takes {spec.nbytes:,}"
-    return f"begins at {begin:,} where {at:,} was due: tensors overlap or leave a hole"
+@lru_cache(4096)
+def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """The spec of a possible dtype and shape; equal ones are one object, so that comparing them is quick."""
+    if dtype not in DTYPE_BITS:
+        raise ValueError(f"unknown dtype {dtype!r}" if dtype else "has no dtype")
+    if shape == (-1,):
+        raise ValueError("impossible shape: none, or [-1]")
+    if len(shape) > 8 or any(n < 0 or n >= 1 << 48 for n in shape) or prod(shape) >= 1 << 60:
+        raise ValueError(f"impossible shape {list(shape)}")
+    if prod(shape) * DTYPE_BITS[dtype] % 8:
+        raise ValueError(f"{dtype} of shape {list(shape)} is no whole number of bytes")
+    return TensorSpec(dtype, shape)
 
 
-def _refuse_duplicates(raw: bytes, count: int, file: str) -> None:
-    # A cheap necessary condition first; only a header that fails it is read again, pair by pair.
-    if all(raw.count(b'"%s"' % field) == count for field in (b"dtype", b"shape", b"data_offsets")):
-        return
-    json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, file))
+def _offset_fault(entries: Mapping[str, _Entry]) -> str:
+    """What is wrong with the offsets of entries sorted by them."""
+    at = 0
+    for name, entry in entries.items():
+        begin, end = entry.data_offsets
+        spec = TensorSpec(entry.dtype, entry.shape)
+        if begin < 0 or end < begin:
+            return f"tensor {name}: offsets {begin} to {end} are out of range"
+        if end - begin != spec.nbytes:
+            takes = f"{spec.dtype} {list(spec.shape)} takes {spec.nbytes:,}"
+            return f"tensor {name}: {end - begin:,} bytes at its offsets, but {takes}"
+        if begin != at:
+            return f"tensor {name}: begins at {begin:,} where {at:,} was due: tensors overlap or leave a hole"
+        at = end
+    raise AssertionError("the offsets are right")
 
 
 def _unique(pairs: list[tuple[str, object]], file: str) -> dict[str, object]:
