@@ -31,22 +31,30 @@ class Attention(NamedTuple):
     index_size: int = 0
     topk: int = 0
 
-    def cache_bytes(self, format_: str = "bf16") -> int:
-        """Bytes of latent cache per token: kv_lora_rank + qk_rope_head_dim values in every layer, for all heads.
+    def layer_bytes(self, format_: str = "bf16") -> int:
+        """Bytes of latent cache per token in one layer: kv_lora_rank + qk_rope_head_dim values, for all heads.
 
         FP8: the latent part as E4M3 with a float32 scale per 128 values, the rotary part still BF16; 656 bytes per
         token and layer in V3 (vllm-project/vllm, flashmla_sparse.py).
         """
         if format_ == "fp8":
-            return self.layers * (self.latent + 4 * -(-self.latent // LATENT_GROUP) + 2 * self.rotary)
-        return self.layers * 2 * (self.latent + self.rotary)
+            return self.latent + 4 * -(-self.latent // LATENT_GROUP) + 2 * self.rotary
+        return 2 * (self.latent + self.rotary)
+
+    def indexer_bytes(self) -> int:
+        """Bytes of key cache per token of one indexer: an FP8 key, with a float32 scale per 128 values.
+
+        132 in V3.2 (deepseek-ai/DeepSeek-V3.2-Exp inference/model.py: k_cache, k_scale_cache).
+        """
+        return self.index_size + 4 * -(-self.index_size // INDEX_GROUP)
+
+    def cache_bytes(self, format_: str = "bf16") -> int:
+        """Bytes of latent cache per token, all layers together."""
+        return self.layers * self.layer_bytes(format_)
 
     def index_bytes(self) -> int:
-        """Bytes of indexer key cache per token: one FP8 key per indexer, with a float32 scale per 128 values.
-
-        132 per token and layer in V3.2 (deepseek-ai/DeepSeek-V3.2-Exp inference/model.py: k_cache, k_scale_cache).
-        """
-        return self.indexers * (self.index_size + 4 * -(-self.index_size // INDEX_GROUP))
+        """Bytes of indexer key cache per token, all indexers together."""
+        return self.indexers * self.indexer_bytes()
 
     def attended(self, context: int) -> int:
         """Tokens that a query attends to."""
@@ -73,18 +81,19 @@ def attention(description: Description) -> Attention | None:
     if description.model is None or not all(type(size) is int for size in sizes):
         return None
     layers, heads, latent, rotary = (int(size or 0) for size in sizes)
-    indexers = {
-        layer
-        for group in description.groups
-        if group.family.role == "indexer" and not group.family.mtp
-        for layer in group.layers
-    }
+    indexers = indexed_layers(description)
     if not indexers:
         return Attention(layers, heads, latent, rotary)
     size = {name: _int(config.get(name)) for name in ("index_n_heads", "index_head_dim", "index_topk")}
     return Attention(
         layers, heads, latent, rotary, len(indexers), size["index_n_heads"], size["index_head_dim"], size["index_topk"]
     )
+
+
+def indexed_layers(description: Description) -> set[int]:
+    """The main layers that have an indexer of their own."""
+    groups = (g for g in description.groups if g.family.role == "indexer" and not g.family.mtp)
+    return {layer for group in groups for layer in group.layers}
 
 
 def _int(value: Any) -> int:

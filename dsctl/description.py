@@ -121,19 +121,31 @@ def active(group: Group) -> int:
 
 
 def describe(source: str) -> Description:
-    """A folder, a .safetensors file or a release by any of its names; what is there under that path comes first.
+    """A folder or file, a release by any of its names, or a hub repository; what exists on this machine comes first.
+
+    A release is described from its data, offline; `hf://org/name` asks the hub for it.
 
     Raises:
-        SourceError: neither of them. FormatError: a file's structure is broken.
+        SourceError: none of them, or unreadable. FormatError: a file's structure is broken.
     """
-    if Path(source).exists():
-        return of_folder(source)
-    release = releases.known(source)
-    if release is None:
+    if not Path(source).exists():
+        release = releases.known(source)
+        if release is not None:
+            return of_release(release)
+        _refuse_unknown(source)
+    from dsctl.checkpoint import open_checkpoint
+    from dsctl.stores import store_at
+
+    return of_checkpoint(open_checkpoint(store_at(source)), source)
+
+
+def _refuse_unknown(source: str) -> None:
+    from dsctl.stores.hub import is_repository
+
+    if not is_repository(source):
         near = ", ".join(releases.nearest(source)[:4])
         hint = f"releases with a similar name: {near}; `dsctl models` lists all"
         raise SourceError(f"{source}: no such folder, and no release of that name", hint=hint)
-    return of_release(release)
 
 
 def of_release(release: Release) -> Description:
@@ -158,18 +170,6 @@ def _quantized(release: Release) -> Codec | None:
     if not found or not isinstance(found[0], Fp8Block):
         return next(iter(found), None)
     return replace(found[0], scale_fmt=release.storage.scale_fmt or found[0].scale_fmt)
-
-
-def of_folder(source: str) -> Description:
-    """What the headers of a folder say it holds.
-
-    Raises:
-        SourceError: nothing there, or unreadable. FormatError: a file's structure is broken.
-    """
-    from dsctl.checkpoint import open_checkpoint
-    from dsctl.stores import LocalFolder
-
-    return of_checkpoint(open_checkpoint(LocalFolder.at(source)), source)
 
 
 def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:

@@ -52,6 +52,7 @@ def diff(
 
         dsctl diff DeepSeek-V3.2 v3.2 --exit-code
     """
+    from dsctl.cli.sections import show
     from dsctl.description import describe
     from dsctl.diff import Diff
 
@@ -59,24 +60,10 @@ def diff(
         raise UsageError(f"--only: {only!r} is unknown", hint=", ".join(PARTS))
     output, found = Output(json, quiet), Diff(describe(a), describe(b))
     output.data(as_json(found, only, tensors))
-    _show(list(sections(found, only, tensors)), output, markdown)
+    if not json and not quiet:
+        show(list(sections(found, only, tensors)), output, markdown)
     if exit_code and found.differs:
         raise typer.Exit(1)
-
-
-def _show(parts: list[Section], output: Output, as_markdown: bool) -> None:
-    from dsctl.cli import sections as rendering
-
-    if output.json or output.quiet:
-        return
-    if as_markdown:
-        output.raw("\n".join(rendering.markdown(part) for part in parts))
-        return
-    for number, part in enumerate(parts):
-        if number:
-            output.text("")
-        for line in rendering.terminal(part, output.out.width):
-            output.text(line)
 
 
 def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
@@ -97,6 +84,11 @@ def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
 
 def _short(description: Description) -> str:
     name = description.name if description.release else description.name.rstrip("/").rpartition("/")[2]
+    return _cropped(name)
+
+
+def _cropped(name: str) -> str:
+    """A name or path that may be long: its end says most."""
     return name if len(name) <= NAME_WIDTH else "…" + name[-NAME_WIDTH + 1 :]
 
 
@@ -121,8 +113,8 @@ def _identity(diff: Diff) -> Section:
 def _facts(side: Description) -> Iterator[tuple[str, str]]:
     from dsctl.description import identify
 
-    where = side.place if len(side.place) <= NAME_WIDTH else "…" + side.place[-NAME_WIDTH + 1 :]
-    yield ("repository" if side.release else "folder"), where
+    where = side.place if side.release else side.name
+    yield ("repository" if side.release else "folder"), _cropped(where)
     if side.release:
         yield "published", side.release.date or "date not known"
         yield "licence", side.release.licence or "not known"

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from rich.text import Text
 
+from dsctl.cli.output import Output
+
 GAP = 2
 # What a row says of itself: a sign and a colour. Words in the section's summary say it too.
 MARKS = {
@@ -47,6 +49,20 @@ class Section(NamedTuple):
     @property
     def marked(self) -> bool:
         return any(row.kind in ("added", "removed", "changed") for row in self.rows)
+
+
+def show(sections: Sequence[Section], output: Output, as_markdown: bool = False) -> None:
+    """Print sections with a blank line between them, where text is wanted at all."""
+    if output.json or output.quiet:
+        return
+    if as_markdown:
+        output.raw("\n".join(map(markdown, sections)))
+        return
+    for number, section in enumerate(sections):
+        if number:
+            output.text("")
+        for line in terminal(section, output.out.width):
+            output.text(line)
 
 
 def terminal(section: Section, width: int) -> Iterator[Text]:
@@ -125,7 +141,7 @@ def markdown(section: Section) -> str:
     """The section as Markdown, with every column and the marks as words."""
     parts = [f"## {section.title}\n"] if section.title else []
     if section.summary:
-        parts.append(f"{section.summary[0].upper()}{section.summary[1:]}.\n")
+        parts.append(f"{section.summary[0].upper()}{section.summary[1:].rstrip('.')}.\n")
     rows = [row for row in section.rows if len(row.cells) > 1]
     shown = [n for n in range(len(section.columns)) if any(row.cells[n] for row in rows)]
     if rows:
@@ -136,12 +152,13 @@ def markdown(section: Section) -> str:
         above = ""
         for row in section.rows:
             if len(row.cells) == 1:
-                above = row.cells[0]
+                above = "" if row.kind else row.cells[0]
                 continue
             cells = [row.cells[n] for n in shown]
             cells[0] = f"`{above}{cells[0]}`" if above else cells[0]
             lines.append(_line([*([row.kind] if section.marked else []), *cells]))
         parts.append("\n".join(lines) + "\n")
+    parts += [f"{row.cells[0]}\n" for row in section.rows if row.kind == "note" and len(row.cells) == 1]
     parts += [f"- {paragraph}" for paragraph in section.paragraphs]
     return "\n".join(parts) + ("\n" if section.paragraphs else "")
 

@@ -1,0 +1,102 @@
+"""`dsctl models`: the table of known releases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.cli.output import Output, count, size
+
+if TYPE_CHECKING:
+    from dsctl.cli.sections import Section
+    from dsctl.description import Description
+
+
+def models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """List the releases known by name, oldest first.
+
+    Any verb that only looks takes one of these names in place of a folder.
+
+    Examples:
+
+        dsctl models
+
+        dsctl models --json
+    """
+    from dsctl.cli.sections import show
+    from dsctl.description import of_release
+    from dsctl.releases import releases
+
+    known = [of_release(release) for release in releases()]
+    output = Output(json, quiet)
+    output.data([as_json(one) for one in known])
+    show([_table(known)], output)
+
+
+def as_json(one: Description) -> dict[str, Any]:
+    """A release as stable JSON; null where no source was found."""
+    release = one.release
+    assert release is not None
+    return {
+        "alias": list(release.alias),
+        "name": release.name,
+        "repository": release.repository,
+        "date": release.date,
+        "licence": release.licence,
+        "architecture": release.architecture,
+        "parameters": one.parameters,
+        "values": one.values,
+        "main_values": one.main_values,
+        "active_values": one.active_values,
+        "layers": release.config.get("num_hidden_layers"),
+        "mtp_layers": release.config.get("num_nextn_predict_layers", 0),
+        "context": release.config.get("max_position_embeddings"),
+        "formats": list(release.storage.formats),
+        "scale_fmt": release.storage.scale_fmt,
+        "stored_tensors": one.tensors,
+        "stored_bytes": one.nbytes,
+        "files": release.storage.files,
+        "notes": release.notes,
+        "sources": {field: list(sources) for field, sources in release.sources.items()},
+        "unknown": list(release.unknown),
+    }
+
+
+def _table(known: list[Description]) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    columns = (
+        Column("release"), Column("published"), Column("values", True), Column("active", True),
+        Column("layers", True, 1), Column("context", True), Column("stored as"), Column("bytes", True, 3),
+        Column("licence", rank=4), Column("repository", rank=5),
+    )  # fmt: skip
+    rows = [Row(_cells(one)) for one in known]
+    rows.append(Row(("+1: a multi-token-prediction layer, whose values are not counted here",), "note"))
+    return Section("", "", columns, tuple(rows))
+
+
+def _cells(one: Description) -> tuple[str, ...]:
+    from dsctl.diff import form
+
+    facts, release = as_json(one), one.release
+    forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)
+    context = facts["context"]
+    return (
+        release.alias[0] if release else "",
+        facts["date"] or "not known",
+        count(one.main_values),
+        count(one.active_values),
+        f"{facts['layers']}" + (f"+{facts['mtp_layers']}" if facts["mtp_layers"] else ""),
+        f"{context // 1024:,}K" if context % 1024 == 0 else f"{context:,}",
+        ", ".join(forms),
+        size(one.nbytes),
+        facts["licence"] or "not known",
+        facts["repository"],
+    )
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(models)

@@ -1,0 +1,255 @@
+"""What it takes to hold and serve a checkpoint: bytes per rank, cache, disk, and which cuts go through blocks. Numbers.
+
+Ranks: a model is cut into `pp` stages of consecutive layers; within a stage attention and dense matrices are cut over
+`tp` ranks, and routed experts are dealt out in `ep` parts. With ep <= tp an expert is cut over tp / ep ranks; with
+ep > tp there are ep ranks in a stage, which hold ep / tp copies of what is no expert, each for a share of the batch.
+docs/costs.md tells more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dsctl.boxes import Box
+from dsctl.codecs import CODECS, Codec, Misaligned
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.costs import Attention, attention, indexed_layers
+from dsctl.description import Description, Group
+from dsctl.errors import PlanError, UsageError
+from dsctl.models import Family
+
+STORED = "as stored"
+USUAL_TP = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How a model is spread: tensor, expert and pipeline parallel sizes."""
+
+    tp: int = 1
+    ep: int = 1
+    pp: int = 1
+
+    @property
+    def stage(self) -> int:
+        """Ranks of one pipeline stage."""
+        return max(self.tp, self.ep)
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.stage * self.pp
+
+    @property
+    def copies(self) -> int:
+        """Copies of what is no expert, each serving a share of the batch."""
+        return max(1, self.ep // self.tp)
+
+    @property
+    def expert_cut(self) -> int:
+        """Ranks that one expert is cut over."""
+        return max(1, self.tp // self.ep)
+
+
+class Cut(NamedTuple):
+    """A cut that tensor parallelism makes and a format cannot: which parameters, how long each part is, and why not."""
+
+    template: str
+    dimension: int
+    length: int
+    parts: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What sequences keep: `batch` of them with `context` tokens each, latents in a format of `CACHE_FORMATS`."""
+
+    attention: Attention | None
+    indexed: frozenset[int]
+    context: int
+    batch: int = 1
+    format: str = "bf16"
+
+    @classmethod
+    def of(cls, description: Description, context: int | None, batch: int, format_: str) -> Cache:
+        """The cache of a description; its longest context where none is given, or 4,096 where it names none."""
+        longest = description.config.get("max_position_embeddings")
+        tokens = context or (longest if type(longest) is int and 0 < longest < 1 << 32 else 4096)
+        indexed = frozenset(indexed_layers(description))
+        return cls(attention(description), indexed, tokens, batch, format_)
+
+    def per_token(self, layer: int) -> int:
+        """Bytes per token in one layer."""
+        if self.attention is None:
+            return 0
+        keys = self.attention.indexer_bytes() if layer in self.indexed else 0
+        return self.attention.layer_bytes(self.format) + keys
+
+
+class Load(NamedTuple):
+    """The fullest rank: bytes of weights and of caches."""
+
+    ranks: Ranks
+    weights: int
+    cache: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights + self.cache
+
+
+def check(description: Description, ranks: Ranks) -> None:
+    """Refuse sizes that do not fit together or the model.
+
+    Raises:
+        UsageError: tp and ep do not divide one another. PlanError: the model has no such parts.
+    """
+    if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
+        raise UsageError(f"--tp {ranks.tp} with --ep {ranks.ep}: one must be a multiple of the other")
+    experts = {group.family.experts for group in description.known if group.family.experts}
+    for number in sorted(experts):
+        if number % ranks.ep:
+            raise PlanError(f"{description.name}: {number} experts cannot be dealt out in {ranks.ep} equal parts")
+    if ranks.ep > 1 and not experts:
+        raise PlanError(f"{description.name}: has no experts for --ep {ranks.ep}")
+    layers = len(main_layers(description))
+    if ranks.pp > layers:
+        raise PlanError(f"{description.name}: {layers} layers are too few for --pp {ranks.pp}")
+
+
+def main_layers(description: Description) -> tuple[int, ...]:
+    """Numbers of the main model's layers."""
+    return tuple(sorted({layer for group in description.known if not group.family.mtp for layer in group.layers}))
+
+
+def formats(description: Description, names: tuple[str, ...] = ()) -> dict[str, Codec | None]:
+    """Codecs by name, with None for what is stored now: those named, or all but float16 and float32.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    unknown = [name for name in names if name not in CODECS]
+    if unknown:
+        raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
+    stored = {group.codec.name for group in description.known if group.family.quantizable}
+    usual = tuple(name for name in CODECS if name not in ("f16", "f32") and {name} != stored)
+    return {STORED: None} | {name: CODECS[name] for name in names or usual}
+
+
+def base_dtype(description: Description) -> str:
+    """The dtype of most values that are stored plain."""
+    values: dict[str, int] = {}
+    for group in description.known:
+        if isinstance(group.codec, Plain):
+            values[group.codec.dtype] = values.get(group.codec.dtype, 0) + group.values
+    return max(values, key=lambda dtype: values[dtype], default="BF16")
+
+
+def codec_of(group: Group, to: Codec | None, base: str) -> Codec:
+    """How a group would be stored after a conversion: as `dsctl convert` chooses (dsctl/target.py)."""
+    if to is None:
+        return group.codec
+    plain = isinstance(to, Plain)
+    if not isinstance(group.codec, Plain):
+        return to if plain or group.family.quantizable else Plain("BF16")
+    if not plain and group.family.quantizable:
+        return to
+    stored = group.codec.dtype
+    if stored != base or stored not in FLOATS or group.family.dtype == "F32":
+        return group.codec
+    return to if plain else Plain(stored if stored == "F16" else group.family.dtype)
+
+
+def nbytes(codec: Codec, shape: tuple[int, ...]) -> int:
+    """Bytes of one parameter of this shape."""
+    return sum(spec.nbytes for spec in codec.specs(shape).values())
+
+
+def disk(description: Description, to: Codec | None) -> int:
+    """Tensor bytes on disk in a format; a decoding from blocks also keeps the original scales, to restore them."""
+    base = base_dtype(description)
+    total = 0
+    for group in description.known:
+        codec = codec_of(group, to, base)
+        total += group.count * nbytes(codec, group.family.shape)
+        if isinstance(group.codec, Fp8Block) and isinstance(codec, Plain):
+            _, *scales = group.specs.values()
+            total += group.count * sum(scale.nbytes for scale in scales)
+    return total
+
+
+def load(description: Description, ranks: Ranks, to: Codec | None, cache: Cache) -> Load:
+    """The fullest rank. MLA's cache is one latent for all heads: every tensor-parallel rank keeps the whole of it."""
+    base = base_dtype(description)
+    stages = stage_of(description, ranks.pp)
+    weights, caches = [0] * ranks.pp, [0] * ranks.pp
+    for group in description.known:
+        each = nbytes(codec_of(group, to, base), part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
+        if not group.layers:
+            weights[-1 if group.family.role in ("head", "norm") else 0] += each
+        for layer in group.layers:
+            weights[stages.get(layer, ranks.pp - 1)] += each
+    tokens = -(-cache.batch // ranks.copies) * cache.context
+    for layer, stage in stages.items():
+        caches[stage] += tokens * cache.per_token(layer)
+    fullest = max(range(ranks.pp), key=lambda stage: weights[stage] + caches[stage])
+    return Load(ranks, weights[fullest], caches[fullest])
+
+
+def stage_of(description: Description, pp: int) -> dict[int, int]:
+    """The stage of every main layer: runs as equal as can be, the first ones longer; MTP layers go with the last."""
+    layers = main_layers(description)
+    size, longer = divmod(len(layers), pp)
+    stages = (stage for stage in range(pp) for _ in range(size + (stage < longer)))
+    return dict(zip(layers, stages, strict=True))
+
+
+def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
+    """The shape of what one rank holds of a parameter, the largest where it does not divide."""
+    cut = ranks.expert_cut if family.experts else ranks.tp
+    if family.split is None:
+        return family.shape
+    shape = list(family.shape)
+    shape[family.split] = -(-shape[family.split] // cut)
+    return tuple(shape)
+
+
+def cuts(description: Description, ranks: Ranks, to: Codec | None) -> Iterator[Cut]:
+    """The cuts that cannot be made: heads or a length do not divide, or a part would begin within a block."""
+    base = base_dtype(description)
+    seen: set[str] = set()
+    for group in description.known:
+        family = group.family
+        parts = ranks.expert_cut if family.experts else ranks.tp
+        if family.split is None or parts == 1 or family.template in seen:
+            continue
+        why = _heads(description, family, parts) or _why_not(family, codec_of(group, to, base), parts)
+        if why:
+            seen.add(family.template)
+            yield Cut(family.template, family.split, family.shape[family.split], parts, why)
+
+
+def _heads(description: Description, family: Family, parts: int) -> str:
+    heads = description.config.get("num_attention_heads")
+    if family.role != "attention" or type(heads) is not int or heads % parts == 0:
+        return ""
+    return f"{heads} heads do not divide by {parts}"
+
+
+def _why_not(family: Family, codec: Codec, parts: int) -> str:
+    dimension, whole = family.split or 0, Box.whole(family.shape)
+    length = family.shape[dimension]
+    if length % parts:
+        return f"{length:,} do not divide by {parts}"
+    for suffix in codec.suffixes:
+        for index in range(parts):
+            try:
+                codec.box(suffix, whole.part(dimension, index, parts), family.shape)
+            except Misaligned:
+                each, block = length // parts, codec.block[dimension]
+                return f"{each:,} = {each / block:.4g} x {block}"
+    return ""
