@@ -188,7 +188,7 @@ def explain(where: str, error: Exception) -> SourceError | None:
 def spoils(error: OSError) -> bool:
     """Whether huggingface_hub found that what it had downloaded of a file is not part of that file."""
     if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code == 416
+        return int(error.response.status_code) == 416
     return error.errno is None and not isinstance(error, (*_CONNECTION, LocalEntryNotFoundError))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.checkpoints import tiny
 from tests.hub.server import Hub
 
@@ -54,8 +55,9 @@ def command(environment: dict[str, str]) -> Run:
 
     def run(*arguments: Any, **variables: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "dsctl", *map(str, arguments)]
-        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "check": False}
-        return subprocess.run(line, env=environment | variables, **options)
+        return subprocess.run(
+            line, env=environment | variables, capture_output=True, text=True, timeout=120, check=False
+        )
 
     return run
 

@@ -130,7 +130,8 @@ def _commit(hub: Hub, repository: str, revision: str) -> str | None:
 
 
 def _api(hub: Hub, rest: str) -> Reply:
-    owner, name, word, revision = (rest.split("/", 3) + ["", "main"])[:4] if rest.count("/") < 3 else rest.split("/", 3)
+    owner, name, *more = rest.split("/", 3)
+    word, revision = more if len(more) == 2 else ("", "main")
     repository = f"{owner}/{name}"
     if repository not in hub.commits:
         return _error(404, "RepoNotFound")

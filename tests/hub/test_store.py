@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 

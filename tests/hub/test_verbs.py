@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.checkpoints import tiny
 from tests.command import dsctl
 from tests.hub.conftest import REPOSITORY, Run
@@ -34,7 +35,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    return one.dtype == two.dtype and torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
+    bits = [tensor.contiguous().view(torch.uint8) for tensor in (one, two)]
+    return one.dtype == two.dtype and torch.equal(*bits)
 
 
 def done(result: Any) -> str:
@@ -43,9 +45,7 @@ def done(result: Any) -> str:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_whole_download_is_the_repository(
-    hub: Hub, source: Path, command: Run, tmp_path: Path, cached: bool
-) -> None:
+def test_a_whole_download_is_the_repository(hub: Hub, source: Path, command: Run, tmp_path: Path, cached: bool) -> None:
     hub.fault = one_in(5, *FAULTS)
     target = [] if cached else [tmp_path / "copy"]
     told = json.loads(done(command("download", REPOSITORY, *target, "--json")))
@@ -106,12 +106,13 @@ def test_part_of_a_checkpoint(hub: Hub, source: Path, command: Run, tmp_path: Pa
     layers = {name: tensor for name, tensor in whole.items() if name.startswith(("model.layers.1.", "model.layers.3."))}
     wanted = {name for name in layers if ".experts." not in name or int(name.split(".")[5]) <= 2}
     assert set(found) == wanted and all(same(found[name], whole[name]) for name in found)
-    assert json.loads((tmp_path / "part" / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+    one, two = ((folder / "config.json").read_text() for folder in (tmp_path / "part", source))
+    assert json.loads(one) == json.loads(two)
     assert plan["bytes_in"] >= sum(tensor.nbytes for tensor in found.values())
 
 
 @pytest.mark.parametrize("only", ["*indexer*", "*.experts.3.*", "*norm*"])
-def test_a_part_reads_little_more_than_it_writes(hub: Hub, source: Path, command: Run, tmp_path: Path, only: str) -> None:
+def test_a_part_reads_little_more_than_it_writes(hub: Hub, command: Run, tmp_path: Path, only: str) -> None:
     done(command("download", REPOSITORY, tmp_path / "part", "--only", only, "--dry-run"))
     hub.log.clear()
     done(command("download", REPOSITORY, tmp_path / "part", "--only", only))
@@ -134,9 +135,7 @@ def test_converting_from_the_hub_gives_the_bytes_of_a_folder(
             assert (tmp_path / "remote" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_moved_branch_is_not_mixed_with_the_old_one(
-    hub: Hub, source: Path, command: Run, tmp_path: Path
-) -> None:
+def test_a_moved_branch_is_not_mixed_with_the_old_one(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
     hub.fault = lambda number, method, path: "404" if number > 20 and "00003-of" in path else None
     assert command("convert", REPOSITORY, tmp_path / "out", "--bf16").returncode == 10
     hub.fault = lambda number, method, path: None
