@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from dsctl import layouts, models
-from dsctl.boxes import Box
-from dsctl.codecs import CODECS, Codec, Misaligned, declared
+from dsctl.codecs import CODECS, Codec, declared
 from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
-from dsctl.layouts import Layout, Slot
+from dsctl.layouts import Layout
 from dsctl.models import Family, Model, Param
 from dsctl.stores import INDEX, SIGNED, Store
 
 MAX_JSON_BYTES = 200_000_000
 MAX_PARAMS = 4_000_000
 ORIGINAL = "original.dsctl"
-
-
-class Fault(NamedTuple):
-    """Something a checkpoint's files get wrong: a stable code, where, and what."""
-
-    code: str
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
-
-
-class Piece(NamedTuple):
-    """A stored region of a parameter: its slot, the codec that reads it, and its tensors in the codec's order."""
-
-    slot: Slot
-    codec: Codec
-    refs: tuple[TensorRef, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(ref.nbytes for ref in self.refs)
-
-
-@dataclass(slots=True)
-class Survey:
-    """Every parameter's pieces, the tensors that belong to none, and what is wrong."""
-
-    pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
-    missing: list[Param] = field(default_factory=list)
-    extra: list[TensorRef] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
 
 
 @dataclass
@@ -123,7 +89,23 @@ class Checkpoint:
 
     @cached_property
     def survey(self) -> Survey:
-        return _survey(self)
+        return survey(self)
+
+    @cached_property
+    def regular(self) -> dict[Family, Codec] | None:
+        """How each family is stored, or None where `survey` has to look at every tensor: see `dsctl.survey.regular`."""
+        specs: dict[str, TensorSpec] = {}
+        for header in self.headers.values():
+            specs.update(zip(header.names, header.specs, strict=True))
+        clash = len(specs) != sum(len(header.names) for header in self.headers.values())
+        return None if clash else regular(self, specs)
+
+    @property
+    def known_faults(self) -> tuple[Fault, ...]:
+        """Everything that is wrong, as far as the headers tell."""
+        if self.regular is None:
+            return *self.faults, *self.survey.faults
+        return *self.faults, *undeclared(self, self.regular.values())
 
     @property
     def tensors(self) -> Iterator[TensorRef]:
@@ -143,7 +125,7 @@ class Checkpoint:
         Raises:
             FormatError: with every fault in `issues`.
         """
-        faults = [f for f in (*self.faults, *self.survey.faults) if not (allow_missing and f.code == "missing-tensor")]
+        faults = [f for f in self.known_faults if not (allow_missing and f.code == "missing-tensor")]
         faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
         if faults:
             raise FormatError(summary(self.store.place, faults), hint=_hint(faults), issues=[str(f) for f in faults])
@@ -255,12 +237,10 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
     if raw.count(b'.safetensors"') != len(index.weight_map):
         read_json(store, INDEX, files)
     total = index.metadata.get("total_size")
-    return index.weight_map, int(total) if isinstance(total, (int, float)) and total == total else None
+    return index.weight_map, int(total) if isinstance(total, (int, float)) else None
 
 
-def _shards(
-    store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]
-) -> list[str]:
+def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
     present = [file for file in files if file.endswith(".safetensors")]
     if index is None:
         if len(present) > 1 and all("/" not in file for file in present):
@@ -289,20 +269,28 @@ def check_name(file: str, where: str) -> None:
 
 
 def _index_faults(index: Mapping[str, str] | None, headers: Mapping[str, Header]) -> list[Fault]:
-    if index is None:
+    if index is None or _agree(index, headers):
         return []
+    held = {file: set(header.names) for file, header in headers.items()}
     faults = [
         Fault("index-wrong", name, f"the index places it in {file}, which does not hold it")
         for name, file in index.items()
-        if file in headers and name not in headers[file].tensors
+        if file in held and name not in held[file]
     ]
     for file, header in headers.items():
         faults += [
             Fault("index-unknown", name, f"in {file}, but not in the index")
-            for name in header.tensors
+            for name in header.names
             if name not in index
         ]
     return faults
+
+
+def _agree(index: Mapping[str, str], headers: Mapping[str, Header]) -> bool:
+    """Whether the index names exactly the headers' tensors, each in its file."""
+    if len(index) != sum(len(header.names) for header in headers.values()):
+        return False
+    return all(set(map(index.get, header.names)) <= {file} for file, header in headers.items())
 
 
 def read_header(store: Store, file: str, size: int) -> Header:
@@ -333,106 +321,7 @@ def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
     return {file: future.result() for file, future in futures.items()}
 
 
-def _survey(checkpoint: Checkpoint) -> Survey:
-    survey = Survey()
-    unused = {shard: dict(names) for shard, names in checkpoint.catalogue.items()}
-    matched: dict[tuple[object, ...], Codec] = {}
-    for param in checkpoint.params:
-        pieces = []
-        for slot in checkpoint.layout.slots(param):
-            piece = _piece(checkpoint, slot, param, matched)
-            if isinstance(piece, Fault):
-                survey.faults.append(piece)
-                if piece.code == "missing-tensor":
-                    survey.missing.append(param)
-                    continue
-                _forget(checkpoint, slot, unused)
-                continue
-            pieces.append(piece)
-            names = unused[slot.shard]
-            for ref in piece.refs:
-                names.pop(ref.name, None)
-        survey.pieces[param.name] = tuple(pieces)
-    survey.extra = [ref for names in unused.values() for ref in names.values()]
-    if checkpoint.model is not None:
-        survey.faults += [
-            Fault("extra-tensor", ref.name, f"in {ref.file}, but the architecture has no such tensor")
-            for ref in survey.extra
-        ]
-    survey.faults += _undeclared(checkpoint, survey)
-    return survey
-
-
-def _forget(checkpoint: Checkpoint, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:
-    for codec in checkpoint.codecs:
-        for suffix in codec.suffixes:
-            unused.get(slot.shard, {}).pop(checkpoint.layout.stored(slot.tensor, suffix), None)
-
-
-def _piece(
-    checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]
-) -> Piece | Fault:
-    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
-    for codec in checkpoint.codecs:
-        refs = tuple([names.get(stored(slot.tensor, suffix)) for suffix in codec.suffixes])
-        if None in refs:
-            continue
-        found: tuple[TensorRef, ...] = refs  # type: ignore[assignment]
-        key = (codec, slot.container, *[ref.spec for ref in found])
-        if key in matched:
-            return Piece(slot, matched[key], found)
-        specs = {suffix: ref.spec for suffix, ref in zip(codec.suffixes, found, strict=True)}
-        reader = codec.reads(slot.container, specs)
-        if reader is not None:
-            matched[key] = reader
-            return Piece(slot, reader, found)
-    return _why_not(checkpoint, slot, param)
-
-
-def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
-    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
-    name = stored(slot.tensor, "")
-    suffixes = dict.fromkeys(suffix for codec in checkpoint.codecs for suffix in codec.suffixes)
-    there = {suffix: names[tensor].spec for suffix in suffixes if (tensor := stored(slot.tensor, suffix)) in names}
-    weight = there.get("")
-    if not there:
-        code = "missing-tensor"
-        return Fault(code, name, "missing" + (" (MTP layer)" if param.family.mtp else ""))
-    if weight is None:
-        return Fault("missing-weight", name, "missing, although its scale is there")
-    if weight.shape != slot.container:
-        return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(slot.container)}")
-    if weight.dtype == "F8_E4M3" and len(there) == 1:
-        return Fault("missing-scale", name, "FP8 without a scale: no tensor " + stored(slot.tensor, "_scale_inv"))
-    others = ", ".join(f"{stored(slot.tensor, s)} {t.dtype} {list(t.shape)}" for s, t in there.items() if s)
-    if others:
-        return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
-    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of a {param.role} parameter")
-
-
-def _undeclared(checkpoint: Checkpoint, survey: Survey) -> list[Fault]:
-    kinds = {piece.codec for pieces in survey.pieces.values() for piece in pieces}
-    quantized = {codec for codec in kinds if codec.config() is not None}
-    says = checkpoint.quantization
-    if quantized and not says:
-        names = ", ".join(sorted(codec.name for codec in quantized))
-        return [Fault("format-not-declared", "config.json", f"weights are {names}, but there is no quantization_config")]
-    if says and not quantized and survey.pieces:
-        return [Fault("declared-not-stored", "config.json", "quantization_config is there, but no weight is quantized")]
-    return []
-
-
-def part_box(piece: Piece, suffix: str, param: Param) -> Box:
-    """Where a piece's region lies within one of its stored tensors (container coordinates).
-
-    Raises:
-        Misaligned: the container's own offset cuts what the codec stores as one.
-    """
-    place = Box.whole(piece.slot.region.shape).moved(piece.slot.at)
-    return piece.codec.box(suffix, place, piece.slot.container)
-
-
 __all__ = [
-    "NOTES", "ORIGINAL", "SIGNED", "Checkpoint", "Fault", "Iterable", "Misaligned", "Piece", "Survey", "TensorSpec",
-    "open_checkpoint", "part_box", "read_header", "read_headers", "read_json", "summary",
+    "NOTES", "ORIGINAL", "SIGNED", "Checkpoint", "Fault", "Piece", "Survey", "check_name", "open_checkpoint",
+    "read_header", "read_headers", "read_json", "summary",
 ]  # fmt: skip

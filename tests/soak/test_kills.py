@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.checkpoints import tiny
 
+from tests.checkpoints import tiny
 from tests.command import dsctl, run
 from tests.flows.test_resume import command, contents, killed
 
