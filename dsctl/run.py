@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dsctl import __version__
 from dsctl.codecs.fp8_block import SCALE
+from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
@@ -66,8 +67,9 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
         PlanError: the folder is the source, inside it or around it, or holds what dsctl did not make.
         ResumeError: it holds another request's work, begun or complete.
     """
-    if isinstance(store, LocalFolder):
-        source, place = Path(store.root), Path(os.path.realpath(target))
+    folder = store.store if isinstance(store, Remembered) else store
+    if isinstance(folder, LocalFolder):
+        source, place = Path(folder.root), Path(os.path.realpath(target))
         if place == source or source in place.parents or place in source.parents:
             raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -145,8 +147,11 @@ def run(
     executor: Callable[[], Executor],
     report: Report = lambda event: None,
     force: bool = False,
+    consume: bool = False,
 ) -> dict[str, Any]:
     """Carry a plan out, from wherever an interrupted run left it, and return the audit kept in `dsctl.json`.
+
+    With `consume`, a source file is removed as soon as every byte made from it is on the target's disk.
 
     Raises:
         PlanError, ResumeError: see `check_target`; also where another process holds the folder.
@@ -157,7 +162,9 @@ def run(
     if state == "complete":
         return _confirmed(target)
     check_space(plan, target, resumed=state == "resume")
-    refuse_bad_scales(store, _scales(plan))
+    if consume:
+        refuse_unsafe(plan, store)
+    refuse_bad_scales(store, [ref for ref in _scales(plan) if ref.file not in gone(store)])
     working = target / WORKING
     try:
         working.mkdir(parents=True, exist_ok=True)
@@ -170,7 +177,7 @@ def run(
             identity = {"fingerprint": plan.fingerprint, "version": __version__, "request": plan.request.json()}
             replace_file(working / "request.json", json.dumps(identity, indent=1).encode())
         with Journal(working) as journal:
-            audit = _drive(plan, store, target, journal, executor, report)
+            audit = _drive(plan, store, target, journal, executor, report, consume)
         shutil.rmtree(working)
         sync_folder(target)
     finally:
@@ -203,7 +210,13 @@ def _clear(target: Path) -> None:
 
 
 def _drive(
-    plan: Plan, store: Store, target: Path, journal: Journal, executor: Callable[[], Executor], report: Report
+    plan: Plan,
+    store: Store,
+    target: Path,
+    journal: Journal,
+    executor: Callable[[], Executor],
+    report: Report,
+    consume: bool,
 ) -> dict[str, Any]:
     state = _replay(plan, target, journal)
     if journal.records:
@@ -213,11 +226,12 @@ def _drive(
         if file.name not in state.committed:
             _prepare(file, target)
     sync_folder(target)
+    consumer = Consumer(store, target, plan.jobs, state.done) if consume else None
     todo = deque(job for job in plan.jobs if job.number not in state.done)
     if todo or len(state.committed) < len(plan.files):
         workers = executor()
         try:
-            _work(plan, target, journal, workers, state, todo, report)
+            _work(plan, target, journal, workers, state, todo, report, consumer)
         finally:
             workers.close()
     return _finish(plan, store, target, state, report)
@@ -278,7 +292,14 @@ def _explain(path: Path, error: OSError) -> WorkError:
 
 
 def _work(
-    plan: Plan, target: Path, journal: Journal, workers: Executor, state: _State, todo: deque[Job], report: Report
+    plan: Plan,
+    target: Path,
+    journal: Journal,
+    workers: Executor,
+    state: _State,
+    todo: deque[Job],
+    report: Report,
+    consumer: Consumer | None,
 ) -> None:
     from dsctl.work import Seal
 
@@ -302,6 +323,8 @@ def _work(
             continue
         assert receipt.job is not None
         journal.append({"job": receipt.job, "counts": receipt.counts})
+        if consumer:
+            consumer.done(receipt.job)
         _add(state.counts, receipt.counts)
         for file in jobs[receipt.job].files:
             waiting[file] -= 1

@@ -44,6 +44,7 @@ class How:
     max_memory: str | None = None
     force: bool = False
     verbose: bool = False
+    consume: bool = False
 
 
 def carry_out(source: str, target: str, request: Request, how: How, output: Output) -> None:
@@ -53,9 +54,23 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
         DsctlError: of every kind; nothing is written where the plan or a check fails.
     """
     from dsctl.checkpoint import open_checkpoint
+    from dsctl.consume import remembered
+
+    store = remembered(source_at(source), Path(target), how.force)
+    carry_out_from(open_checkpoint(store), target, request, how, output)
+
+
+def source_at(text: str) -> Store:
+    """The store of a SRC; a release's name stands for its repository where there is no such folder.
+
+    Raises:
+        SourceError: there is nothing there, or it cannot be reached.
+    """
+    from dsctl import releases
     from dsctl.stores import store_at
 
-    carry_out_from(open_checkpoint(store_at(source)), target, request, how, output)
+    release = None if Path(text).exists() else releases.known(text)
+    return store_at(release.repository if release else text)
 
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
@@ -122,7 +137,7 @@ def _run(plan: Plan, store: Store, folder: Path, resources: Resources, how: How,
         return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
 
     with Progress(plan, output, how.verbose) as progress:
-        return run(plan, store, folder, executor, progress.report, how.force)
+        return run(plan, store, folder, executor, progress.report, how.force, how.consume)
 
 
 def describe_plan(plan: Plan, folder: Path, resources: Resources, speeds: Speeds | None) -> dict[str, Any]:
@@ -276,6 +291,14 @@ AllowExtra = Annotated[
 NoKeep = Annotated[
     bool, typer.Option("--no-keep-scales", help="Do not keep the original scales beside decoded weights.")
 ]
+Consume = Annotated[
+    int,
+    typer.Option(
+        "--consume",
+        count=True,
+        help="Remove each source file once all that is made of it is safe. There is no way back: give it twice.",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="A line per finished file.")]
 
 
@@ -299,6 +322,7 @@ def convert(
     max_memory: MaxMemory = None,
     force: Force = False,
     verbose: Verbose = False,
+    consume: Consume = 0,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -334,7 +358,9 @@ def convert(
         allow_extra=allow_extra,
         keep_scales=not no_keep_scales,
     )
-    how = How(dry_run, workers, device, max_memory, force, verbose)
+    if consume == 1:
+        raise UsageError("--consume removes the source's weight files for good", hint="if so, give it twice")
+    how = How(dry_run, workers, device, max_memory, force, verbose, consume > 1)
     carry_out(source, target, request, how, Output(json, quiet))
 
 

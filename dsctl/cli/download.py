@@ -233,10 +233,9 @@ def slice_(
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
     """
     from dsctl.checkpoint import open_checkpoint
-    from dsctl.cli.convert import How, carry_out_from, choose_format
+    from dsctl.cli.convert import How, carry_out_from, choose_format, source_at
     from dsctl.request import KEEP, Request
     from dsctl.slice import cut_of, sliced
-    from dsctl.stores import store_at
 
     words = [word.strip() for word in layers.split(",")] if layers else []
     plain = ",".join(word for word in words if word != "mtp")
@@ -245,7 +244,7 @@ def slice_(
     if experts is not None and not kept:
         raise UsageError("--experts: none would be left")
     format_ = choose_format(None if to == KEEP else to, bf16, False) or KEEP
-    checkpoint = open_checkpoint(store_at(source))
+    checkpoint = open_checkpoint(source_at(source))
     cut = cut_of(checkpoint.config or {}, numbers(plain or None, "--layers"), "mtp" in words, kept)
     request = Request(to=format_, shard_size=5 * 10**9, keep_scales=False, slice=str(cut))
     how = How(dry_run, workers, force=force)

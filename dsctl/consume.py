@@ -1,0 +1,154 @@
+"""Remove source files whose every byte is safe in the target, and remember their headers so that a run can resume."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
+from dsctl.journal import replace_file, sync_folder
+from dsctl.plan import MISSING, Job, Plan
+from dsctl.stores import WORKING, LocalFolder, Store
+
+_PREFIX = "consumed-"
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A folder some of whose weight files are gone; their sizes and headers are told as if they were there."""
+
+    store: LocalFolder
+    gone: tuple[tuple[str, int, bytes], ...]
+
+    @property
+    def place(self) -> str:
+        return self.store.place
+
+    @property
+    def remote(self) -> bool:
+        return False
+
+    @property
+    def revision(self) -> str:
+        return ""
+
+    def files(self) -> dict[str, int]:
+        return dict(sorted((self.store.files() | {name: size for name, size, _ in self.gone}).items()))
+
+    def head(self, file: str, size: int) -> bytes:
+        kept = next((head for name, _, head in self.gone if name == file), None)
+        return self.store.head(file, size) if kept is None else kept
+
+    def read(self, file: str, begin: int, end: int) -> bytes:
+        self._refuse(file)
+        return self.store.read(file, begin, end)
+
+    def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
+        self._refuse(file)
+        self.store.read_into(file, begin, buffer)
+
+    def _refuse(self, file: str) -> None:
+        if file in gone(self):
+            raise SourceError(f"{self.place}/{file}: was consumed: what was made of it is in the target")
+
+
+def gone(store: Store) -> frozenset[str]:
+    """The files of a store that were consumed."""
+    return frozenset(name for name, _, _ in store.gone) if isinstance(store, Remembered) else frozenset()
+
+
+def remembered(store: Store, target: Path, force: bool) -> Store:
+    """The store together with what an interrupted run on this target consumed of it.
+
+    Raises:
+        ResumeError: starting over is asked for, and there is nothing left to start from.
+    """
+    notes = sorted((target / WORKING).glob(f"{_PREFIX}*.json")) if isinstance(store, LocalFolder) else []
+    if not notes or not isinstance(store, LocalFolder):
+        return store
+    if force:
+        raise ResumeError(f"{target}: holds all that is left of {len(notes)} consumed files", hint="leave --force out")
+    try:
+        said = [json.loads(note.read_bytes()) for note in notes]
+        kept = tuple((str(one["file"]), int(one["size"]), base64.b64decode(one["header"])) for one in said)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResumeError(f"{target}: what was noted of consumed files cannot be read: {error}") from None
+    return Remembered(store, tuple(one for one in kept if one[0] not in store.files()))
+
+
+def refuse_unsafe(plan: Plan, store: Store) -> None:
+    """Refuse to consume what is not a folder's own files, or what the target will not hold.
+
+    Raises:
+        PlanError: a hub, a hub's cache, a single file, a file that is a link or has another name, or a plan that
+            leaves parameters out.
+    """
+    lost = sum(item.why != MISSING for item in plan.dropped)
+    if lost:
+        raise PlanError(f"{store.place}: {lost:,} parameters are left out, and --consume would lose them")
+    folder = store.store if isinstance(store, Remembered) else store
+    if not isinstance(folder, LocalFolder) or folder.only:
+        raise PlanError(f"{store.place}: --consume is for a folder on this machine")
+    if any(part.startswith(("models--", "snapshots")) for part in Path(folder.root).parts):
+        raise PlanError(f"{store.place}: is in a hub's cache, which is not consumed", hint="`hf cache` removes from it")
+    for file in folder.files():
+        path = os.path.join(folder.root, file)
+        if file.endswith(".safetensors") and (os.path.realpath(path) != path or os.stat(path).st_nlink > 1):
+            raise PlanError(f"{path}: is a link or has another name, and is not consumed")
+
+
+class Consumer:
+    """Counts the jobs that still need each source file, and removes a file that none needs."""
+
+    def __init__(self, store: Store, target: Path, jobs: Iterable[Job], done: Iterable[int]) -> None:
+        self._store, self._target = store, target
+        finished = set(done)
+        self._needs: dict[int, set[str]] = {job.number: _sources(job) for job in jobs}
+        self._waiting: dict[str, set[int]] = {}
+        for number, files in self._needs.items():
+            for file in files - gone(store):
+                self._waiting.setdefault(file, set()).add(number)
+        for number in finished:
+            self.done(number)
+
+    def done(self, number: int) -> None:
+        """A job's bytes are on the disk and its receipt in the journal.
+
+        Raises:
+            WorkError: a file cannot be removed.
+        """
+        for file in self._needs[number]:
+            waiting = self._waiting.get(file)
+            if waiting is None:
+                continue
+            waiting.discard(number)
+            if not waiting:
+                del self._waiting[file]
+                self._remove(file)
+
+    def _remove(self, file: str) -> None:
+        folder = self._store.store if isinstance(self._store, Remembered) else self._store
+        assert isinstance(folder, LocalFolder)
+        path = Path(folder.path(file))
+        if not file.endswith(".safetensors"):
+            return
+        size = path.stat().st_size
+        note = {"file": file, "size": size, "header": base64.b64encode(folder.head(file, size)).decode()}
+        name = f"{_PREFIX}{file.replace('/', '--')}.json"
+        replace_file(self._target / WORKING / name, json.dumps(note).encode())
+        try:
+            path.unlink()
+            sync_folder(path.parent)
+        except OSError as error:
+            raise WorkError(f"{path}: {error.strerror or error}") from None
+
+
+def _sources(job: Job) -> set[str]:
+    """The files that a job reads."""
+    regions = (region for step in job.steps for region in (*step.reads, *((step.kept,) if step.kept else ())))
+    copied = {copy.read.file for step in job.steps for copy in step.copies}
+    return copied | {part.file for region in regions for part in region.parts}

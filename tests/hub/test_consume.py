@@ -1,0 +1,95 @@
+"""--consume: source files go when what was made of them is safe, and never otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dsctl.checkpoint import open_checkpoint
+from dsctl.consume import remembered
+from dsctl.errors import PlanError, ResumeError, WorkError
+from dsctl.executors.serial import Serial
+from dsctl.plan import make_plan
+from dsctl.request import Request
+from dsctl.run import run
+from dsctl.stores import LocalFolder
+from dsctl.work import Context, Progress, Receipt
+from tests.command import dsctl
+from tests.command import run as command
+
+
+class Stopping(Serial):
+    """Ends with an error instead of its third receipt."""
+
+    given = 0
+
+    def next(self, progress: Progress) -> Receipt:
+        if self.given == 2:
+            raise WorkError("stopped")
+        self.given += 1
+        return super().next(progress)
+
+
+@pytest.fixture
+def doomed(source: Path, tmp_path: Path) -> Path:
+    shutil.copytree(source, tmp_path / "doomed")
+    return tmp_path / "doomed"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def convert(folder: Path, target: Path, executor: type[Serial], force: bool = False) -> None:
+    store = remembered(LocalFolder.at(folder), target, force)
+    plan = make_plan(open_checkpoint(store), Request(to="bf16"))
+    run(plan, store, target, lambda: executor(Context(store, str(target))), consume=True)
+
+
+def test_the_source_goes_and_the_result_is_the_same(source: Path, doomed: Path, tmp_path: Path) -> None:
+    dsctl("convert", doomed, tmp_path / "out", "--bf16", "--consume", "--consume")
+    dsctl("convert", source, tmp_path / "expected", "--bf16")
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert not list(doomed.glob("*.safetensors")) and (doomed / "config.json").exists()
+
+
+def test_a_run_that_stopped_is_resumed_without_what_is_gone(source: Path, doomed: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkError):
+        convert(doomed, tmp_path / "out", Stopping)
+    left = len(list(doomed.glob("*.safetensors")))
+    assert 0 < left < 4
+    with pytest.raises(ResumeError):
+        convert(doomed, tmp_path / "out", Serial, force=True)
+    convert(doomed, tmp_path / "out", Serial)
+    dsctl("convert", source, tmp_path / "expected", "--bf16")
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert not list(doomed.glob("*.safetensors"))
+
+
+def test_once_is_not_enough(doomed: Path, tmp_path: Path) -> None:
+    assert command("convert", doomed, tmp_path / "out", "--bf16", "--consume").returncode == 2
+    assert len(list(doomed.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize("why", ["link", "hard link", "cache", "left out"])
+def test_what_is_not_its_own_is_never_consumed(doomed: Path, tmp_path: Path, why: str) -> None:
+    file = min(doomed.glob("*.safetensors"))
+    request = Request(to="bf16", mtp="drop" if why == "left out" else "keep")
+    if why == "link":
+        file.rename(doomed / "elsewhere")
+        file.symlink_to("elsewhere")
+    elif why == "hard link":
+        os.link(file, tmp_path / "other-name")
+    elif why == "cache":
+        cache = tmp_path / "models--acme--small" / "snapshots"
+        cache.mkdir(parents=True)
+        doomed = doomed.rename(cache / "abc")
+    store, before = LocalFolder.at(doomed), digests(doomed)
+    plan = make_plan(open_checkpoint(store), request)
+    with pytest.raises(PlanError):
+        run(plan, store, tmp_path / "out", lambda: Serial(Context(store, str(tmp_path / "out"))), consume=True)
+    assert digests(doomed) == before
