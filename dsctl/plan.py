@@ -231,7 +231,7 @@ def _why_dropped(param: Param, there: bool, request: Request) -> str | None:
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], out: Target) -> Step:
-    reads = tuple(_region_of(piece) for piece in want.pieces)
+    reads = tuple(region_of(piece) for piece in want.pieces)
     writes = tuple(
         Region(
             place.slot.region,
@@ -253,7 +253,8 @@ def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, st
     return step._replace(kept=out.kept(want), copies=copies)
 
 
-def _region_of(piece: Piece) -> Region:
+def region_of(piece: Piece) -> Region:
+    """The region of a parameter that a checkpoint's piece holds."""
     parts = tuple(
         Part(suffix, ref.file, ref.begin, ref.spec)
         for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
