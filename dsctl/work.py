@@ -276,6 +276,21 @@ def _kept(step: Step, box: Box, files: _Files) -> dict[str, torch.Tensor]:
         return {}
 
 
+class Values:
+    """A checkpoint's values, for what only reads: bands of a step, in buffers that the next band uses again."""
+
+    def __init__(self, store: Store) -> None:
+        self._files = _Files(Context(store, ""), store)
+
+    def read(self, step: Step, band: Box) -> torch.Tensor:
+        """A band's values: as stored where they are plain, else in the dtype that the step's target has.
+
+        Raises:
+            SourceError: they cannot be read. BadBlock: a scale cannot be one.
+        """
+        return _values(step, band, self._files)
+
+
 def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
     """A band's values, in the dtype of the target where that is plain, else in the source's own or float32."""
     target, source = step.writes[0].codec, step.reads[0].codec

@@ -1,0 +1,217 @@
+"""`dsctl compare`: how far apart the numbers of two checkpoints are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsctl.cli.options import Debug, Json, Only, Quiet, Skip
+from dsctl.cli.output import Output, count, plural
+from dsctl.errors import VerifyFailed
+
+if TYPE_CHECKING:
+    from dsctl.compare import Comparison, Sums
+
+# Relative errors below 2 to this power share a line.
+FINEST = -16
+BAR = 40
+NAMED = 10
+
+Ours = Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint folder or a .safetensors file.")]
+Theirs = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
+Worst = Annotated[int, typer.Option("--worst", metavar="N", min=0, help="List the N parameters furthest apart.")]
+FailUnder = Annotated[
+    float | None,
+    typer.Option("--fail-under", metavar="DB", help="Exit code 50 where a parameter's SNR is less, or one is missing."),
+]
+
+
+def compare(
+    ours: Ours,
+    theirs: Theirs,
+    only: Only = None,
+    skip: Skip = None,
+    worst: Worst = 10,
+    fail_under: FailUnder = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the numbers of two checkpoints, in any formats.
+
+    Per parameter and per role: signal-to-noise ratio, largest absolute and relative error, cosine, share of identical
+    values. Parameters are matched by name, and a quantized one is decoded as a conversion would.
+
+    Examples:
+
+        dsctl compare DeepSeek-V3.2 DeepSeek-V3.2-bf16
+
+        dsctl compare DeepSeek-V3.2-bf16 requantized --fail-under 25 --only '*.experts.*'
+    """
+    from dsctl.cli.progress import reading
+    from dsctl.compare import compare, pair
+    from dsctl.stores import store_at
+
+    output = Output(json, quiet)
+    pairing = pair(store_at(ours), store_at(theirs), tuple(only or ()), tuple(skip or ()))
+    with reading(output, pairing.nbytes, "comparing") as advance:
+        found = compare(pairing, advance)
+    output.data(describe(found))
+    if not json:
+        _show(found, worst, output)
+    if fail_under is not None:
+        _fail(found, fail_under)
+
+
+def describe(found: Comparison) -> dict[str, Any]:
+    """A comparison as stable JSON; what is infinite or no number is null."""
+    return {
+        "a": found.places[0],
+        "b": found.places[1],
+        "total": {"parameters": len(found.compared), **_numbers(found.total), "histogram": _histogram(found.total)},
+        "roles": {role: {"parameters": number, **_numbers(sums)} for role, (number, sums) in found.roles.items()},
+        "parameters": [
+            {
+                "name": one.name,
+                "role": one.role,
+                "shape": list(one.shape),
+                "a_format": one.formats[0],
+                "b_format": one.formats[1],
+                **_numbers(one.sums),
+            }
+            for one in found.compared
+        ],
+        "only_a": list(found.only_ours),
+        "only_b": list(found.only_theirs),
+        "other_shape": [{"name": one.name, "a": list(one.ours), "b": list(one.theirs)} for one in found.reshaped],
+        "not_numbers": list(found.not_numbers),
+    }
+
+
+def _numbers(sums: Sums) -> dict[str, Any]:
+    return {
+        "values": sums.values,
+        "identical": sums.same,
+        "identical_values": sums.identical,
+        "not_finite": sums.not_finite,
+        "snr_db": sums.snr,
+        "cosine": sums.cosine,
+        "max_abs": sums.max_abs,
+        "max_rel": sums.max_rel,
+    }
+
+
+def _histogram(sums: Sums) -> list[dict[str, Any]]:
+    from dsctl.compare import histogram
+
+    return [{"from": 2.0**power, "to": 2.0 ** (power + 1), "values": number} for power, number in histogram(sums)]
+
+
+def _show(found: Comparison, worst: int, output: Output) -> None:
+    from rich.text import Text
+
+    total = found.total
+    output.text(Text(f"A  {found.places[0]}\nB  {found.places[1]}"))
+    said = f"{plural(len(found.compared), 'parameter')}, {count(total.values)} values compared"
+    output.text(Text(f"{said}: {'all identical' if total.same else f'{total.share:.2%} identical'}"))
+    _show_roles(found, output)
+    _show_worst(found, worst, output)
+    if not total.same:
+        _show_histogram(total, output)
+    _show_rest(found, output)
+
+
+def _table(first: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for name in ("values", "SNR dB", "cosine", "max abs", "max rel", "identical"):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _row(sums: Sums) -> tuple[str, ...]:
+    snr = "inf" if sums.same else "-" if sums.snr is None else f"{sums.snr:.2f}"
+    cosine = "-" if sums.cosine is None else f"{sums.cosine:.6f}"
+    return count(sums.values), snr, cosine, f"{sums.max_abs:.3g}", f"{sums.max_rel:.3g}", f"{sums.share:.2%}"
+
+
+def _show_roles(found: Comparison, output: Output) -> None:
+    table = _table("role")
+    for role, (number, sums) in found.roles.items():
+        table.add_row(f"{role} ({number:,})", *_row(sums))
+    table.add_row("all", *_row(found.total), style="bold")
+    output.text("")
+    output.text(table)
+
+
+def _show_worst(found: Comparison, worst: int, output: Output) -> None:
+    furthest = found.worst(worst)
+    if not furthest:
+        return
+    table = _table("furthest apart")
+    for one in furthest:
+        table.add_row(one.name, *_row(one.sums))
+    output.text("")
+    output.text(table)
+
+
+def _show_histogram(sums: Sums, output: Output) -> None:
+    from rich.text import Text
+
+    from dsctl.compare import histogram
+
+    lines = {"identical": sums.identical - _odd(sums), f"< 2^{FINEST}": 0}
+    for power, number in histogram(sums):
+        label = f"< 2^{FINEST}" if power < FINEST else f"2^{power}"
+        lines[label] = lines.get(label, 0) + number
+    most = max(lines.values())
+    output.text("\n[bold]relative error[/] of values, by the power of two below it")
+    for label, number in lines.items():
+        bar = "#" * round(BAR * number / most) if most else ""
+        output.text(Text(f"{label:>10}  {number / sums.values:7.2%}  {bar}".rstrip()))
+    if sums.not_finite:
+        output.text(Text(f"{plural(sums.not_finite, 'value')} NaN or infinite on a side"))
+
+
+def _odd(sums: Sums) -> int:
+    """Identical values that are no numbers."""
+    return sums.identical - sums.bins[0]
+
+
+def _show_rest(found: Comparison, output: Output) -> None:
+    for what, names in (("only in A", found.only_ours), ("only in B", found.only_theirs)):
+        _show_names(what, names, output)
+    shapes = tuple(f"{one.name} {list(one.ours)} and {list(one.theirs)}" for one in found.reshaped)
+    _show_names("of other shape", shapes, output)
+    _show_names("not compared: no codec reads them as numbers", found.not_numbers, output)
+
+
+def _show_names(what: str, names: tuple[str, ...], output: Output) -> None:
+    from rich.text import Text
+
+    if not names:
+        return
+    output.text(Text(f"\n{what}: {len(names):,}", style="yellow"))
+    for name in names[:NAMED]:
+        output.text(Text(f"  {name}"))
+    if len(names) > NAMED:
+        output.text(Text(f"  ... and {len(names) - NAMED:,} more"))
+
+
+def _fail(found: Comparison, limit: float) -> None:
+    below = [one for one in found.compared if one.below(limit)]
+    issues = [f"{one.name}: SNR {'none' if one.sums.snr is None else f'{one.sums.snr:.2f} dB'}" for one in below]
+    issues += [f"{name}: on one side only" for name in (*found.only_ours, *found.only_theirs)]
+    issues += [f"{one.name}: shapes differ" for one in found.reshaped]
+    issues += [f"{name}: no numbers to compare" for name in found.not_numbers]
+    if issues:
+        what = f"{plural(len(issues), 'parameter')} under {limit:g} dB or not comparable"
+        raise VerifyFailed(what, issues=issues, hint="--skip leaves out what is expected to differ")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(compare)
