@@ -22,6 +22,7 @@ from dsctl.target import Placed, Target, Want
 
 JOB_BYTES = 256 << 20
 BAND_BYTES = 24 << 20
+MISSING = "missing in the source"
 
 
 class Part(NamedTuple):
@@ -216,7 +217,7 @@ def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
 
 def _why_dropped(param: Param, there: bool, request: Request) -> str | None:
     if not there:
-        return "missing in the source"
+        return MISSING
     if request.mtp == "drop" and param.family.mtp:
         return "MTP layer"
     if request.only and not any(fnmatchcase(param.name, glob) for glob in request.only):
