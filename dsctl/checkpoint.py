@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +17,7 @@ from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
 from dsctl.layouts import Layout
 from dsctl.models import Family, Model, Param
 from dsctl.stores import INDEX, SIGNED, Store
+from dsctl.survey import Fault, Piece, Survey, regular, survey, undeclared
 
 MAX_JSON_BYTES = 200_000_000
 MAX_PARAMS = 4_000_000
@@ -221,7 +221,7 @@ def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
-    metadata: dict[str, Any] = {}
+    metadata: msgspec.Raw = msgspec.Raw(b"")
 
 
 def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
@@ -232,12 +232,17 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
     raw = store.read(INDEX, 0, files[INDEX])
     try:
         index = msgspec.json.decode(raw, type=_Index)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        said = bytes(index.metadata)
+        metadata = msgspec.json.decode(said, type=dict[str, Any]) if said else {}
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{INDEX}: not a valid index: {error}") from None
-    if raw.count(b'.safetensors"') != len(index.weight_map):
+    # A pair takes four quotation marks: more of them are a repeated key, or marks within a name.
+    rest = said.count(b'"') + (2 if said else 0) + 2
+    if raw.count(b'"') != 4 * len(index.weight_map) + rest or len(metadata) > 1:
         read_json(store, INDEX, files)
-    total = index.metadata.get("total_size")
-    return index.weight_map, int(total) if isinstance(total, (int, float)) else None
+    total = metadata.get("total_size")
+    whole = isinstance(total, (int, float)) and not isinstance(total, bool) and abs(total) < 1 << 63
+    return index.weight_map, int(total) if whole else None
 
 
 def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
@@ -290,7 +295,7 @@ def _agree(index: Mapping[str, str], headers: Mapping[str, Header]) -> bool:
     """Whether the index names exactly the headers' tensors, each in its file."""
     if len(index) != sum(len(header.names) for header in headers.values()):
         return False
-    return all(set(map(index.get, header.names)) <= {file} for file, header in headers.items())
+    return all(list(map(index.get, header.names)).count(file) == len(header.names) for file, header in headers.items())
 
 
 def read_header(store: Store, file: str, size: int) -> Header:
@@ -300,7 +305,11 @@ def read_header(store: Store, file: str, size: int) -> Header:
         FormatError: see `dsctl.header.parse`.
         SourceError: the file cannot be read.
     """
-    head = store.head(file, size)
+    return _parsed(store.head(file, size), file, size)
+
+
+def _parsed(head: bytes, file: str, size: int) -> Header:
+    # A store may have kept the head from an earlier time.
     header_length(head[:8], file, size)
     return parse(head[8:], file, size)
 
@@ -311,14 +320,22 @@ def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
     Raises:
         FormatError, SourceError: as `read_header`; several at once as issues of one error.
     """
-    if len(files) == 1:
-        return {file: read_header(store, file, size) for file, size in files.items()}
-    with ThreadPoolExecutor(16) as pool:
-        futures = {file: pool.submit(read_header, store, file, size) for file, size in files.items()}
-    errors = [error for future in futures.values() if isinstance(error := future.exception(), DsctlError)]
-    if len(errors) > 1:
+    from concurrent.futures import ThreadPoolExecutor
+
+    headers: dict[str, Header] = {}
+    errors: list[DsctlError] = []
+    with ThreadPoolExecutor(min(16, max(1, len(files)))) as pool:
+        heads = {file: pool.submit(store.head, file, size) for file, size in files.items()}
+        for file, size in files.items():
+            try:
+                headers[file] = _parsed(heads[file].result(), file, size)
+            except DsctlError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
         raise type(errors[0])(f"{store.place}: {len(errors)} files are broken", issues=[e.message for e in errors])
-    return {file: future.result() for file, future in futures.items()}
+    return headers
 
 
 __all__ = [

@@ -78,6 +78,16 @@ class Family:
         """The role under which totals are printed: an MTP layer's parameters count as `mtp`."""
         return "mtp" if self.mtp else self.role
 
+    def names(self) -> list[str]:
+        """The name of every parameter, in the order of `params`."""
+        if not self.layers:
+            return [self.template]
+        head, _, tail = self.template.partition("{layer}")
+        before, mark, after = tail.partition("{expert}")
+        if not mark:
+            return [f"{head}{layer}{tail}" for layer in self.layers]
+        return [f"{head}{layer}{before}{expert}{after}" for layer in self.layers for expert in range(self.experts)]
+
     def params(self) -> Iterator[Param]:
         """Every parameter, layer by layer, expert by expert."""
         if not self.layers:

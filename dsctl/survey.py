@@ -1,0 +1,176 @@
+"""Match what a checkpoint stores against its architecture: every parameter's pieces, what is missing, surplus or wrong.
+
+A checkpoint whose families are each stored alike and whole, as published ones are, is told without an object per
+tensor (`regular`); `survey` finds the pieces of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from dsctl.codecs import Codec
+from dsctl.header import TensorRef, TensorSpec
+from dsctl.layouts import Slot
+from dsctl.layouts.hf import Hf
+from dsctl.models import Family, Param
+
+if TYPE_CHECKING:
+    from dsctl.checkpoint import Checkpoint
+
+
+class Fault(NamedTuple):
+    """Something a checkpoint's files get wrong: a stable code, where, and what."""
+
+    code: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Piece(NamedTuple):
+    """A stored region of a parameter: its slot, the codec that reads it, and its tensors in the codec's order."""
+
+    slot: Slot
+    codec: Codec
+    refs: tuple[TensorRef, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ref.nbytes for ref in self.refs)
+
+
+@dataclass(slots=True)
+class Survey:
+    """Every parameter's pieces, the tensors that belong to none, and what is wrong."""
+
+    pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
+    missing: list[Param] = field(default_factory=list)
+    extra: list[TensorRef] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def regular(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> dict[Family, Codec] | None:
+    """How each family is stored, where that is the same for all of it, and nothing is missing, surplus or wrong.
+
+    `specs` is every stored tensor by name.
+    """
+    if not checkpoint.families or not isinstance(checkpoint.layout, Hf):
+        return None
+    found: dict[Family, Codec] = {}
+    for family in checkpoint.families:
+        codec = _alike(checkpoint, family, specs)
+        if codec is None:
+            return None
+        found[family] = codec
+    held = sum(family.count * len(codec.suffixes) for family, codec in found.items())
+    return found if held == len(specs) else None
+
+
+def _alike(checkpoint: Checkpoint, family: Family, specs: Mapping[str, TensorSpec]) -> Codec | None:
+    """The codec that reads every parameter of a family, all of them stored with the dtype and shapes of the first."""
+    names = family.names()
+    for codec in checkpoint.codecs:
+        first = {suffix: spec for suffix in codec.suffixes if (spec := specs.get(names[0] + suffix))}
+        reader = codec.reads(family.shape, first) if len(first) == len(codec.suffixes) else None
+        if reader is None:
+            continue
+        for suffix, spec in first.items():
+            stored = map(specs.get, [name + suffix for name in names] if suffix else names)
+            if list(stored).count(spec) != len(names):
+                return None
+        return reader
+    return None
+
+
+def survey(checkpoint: Checkpoint) -> Survey:
+    """Every parameter's pieces, and the tensors that belong to none."""
+    found = Survey()
+    unused = {shard: dict(names) for shard, names in checkpoint.catalogue.items()}
+    matched: dict[tuple[object, ...], Codec] = {}
+    for param in checkpoint.params:
+        pieces = []
+        for slot in checkpoint.layout.slots(param):
+            piece = _piece(checkpoint, slot, param, matched)
+            if isinstance(piece, Fault):
+                found.faults.append(piece)
+                if piece.code == "missing-tensor":
+                    found.missing.append(param)
+                    continue
+                _forget(checkpoint, slot, unused)
+                continue
+            pieces.append(piece)
+            names = unused[slot.shard]
+            for ref in piece.refs:
+                names.pop(ref.name, None)
+        found.pieces[param.name] = tuple(pieces)
+    found.extra = [ref for names in unused.values() for ref in names.values()]
+    if checkpoint.model is not None:
+        found.faults += [
+            Fault("extra-tensor", ref.name, f"in {ref.file}, but the architecture has no such tensor")
+            for ref in found.extra
+        ]
+    codecs = {piece.codec for pieces in found.pieces.values() for piece in pieces}
+    found.faults += undeclared(checkpoint, codecs)
+    return found
+
+
+def _forget(checkpoint: Checkpoint, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:
+    for codec in checkpoint.codecs:
+        for suffix in codec.suffixes:
+            unused.get(slot.shard, {}).pop(checkpoint.layout.stored(slot.tensor, suffix), None)
+
+
+def _piece(checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]) -> Piece | Fault:
+    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
+    for codec in checkpoint.codecs:
+        refs = tuple([names.get(stored(slot.tensor, suffix)) for suffix in codec.suffixes])
+        if None in refs:
+            continue
+        found: tuple[TensorRef, ...] = refs  # type: ignore[assignment]
+        key = (codec, slot.container, *[ref.spec for ref in found])
+        if key in matched:
+            return Piece(slot, matched[key], found)
+        specs = {suffix: ref.spec for suffix, ref in zip(codec.suffixes, found, strict=True)}
+        reader = codec.reads(slot.container, specs)
+        if reader is not None:
+            matched[key] = reader
+            return Piece(slot, reader, found)
+    return _why_not(checkpoint, slot, param)
+
+
+def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
+    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
+    name = stored(slot.tensor, "")
+    suffixes = dict.fromkeys(suffix for codec in checkpoint.codecs for suffix in codec.suffixes)
+    there = {suffix: names[tensor].spec for suffix in suffixes if (tensor := stored(slot.tensor, suffix)) in names}
+    weight = there.get("")
+    if not there:
+        code = "missing-tensor"
+        return Fault(code, name, "missing" + (" (MTP layer)" if param.family.mtp else ""))
+    if weight is None:
+        return Fault("missing-weight", name, "missing, although its scale is there")
+    if weight.shape != slot.container:
+        return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(slot.container)}")
+    if weight.dtype == "F8_E4M3" and len(there) == 1:
+        return Fault("missing-scale", name, "FP8 without a scale: no tensor " + stored(slot.tensor, "_scale_inv"))
+    others = ", ".join(f"{stored(slot.tensor, s)} {t.dtype} {list(t.shape)}" for s, t in there.items() if s)
+    if others:
+        return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
+    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of a {param.role} parameter")
+
+
+def undeclared(checkpoint: Checkpoint, codecs: Iterable[Codec]) -> list[Fault]:
+    """Where `quantization_config` and the codecs that read the weights disagree."""
+    found = set(codecs)
+    names = sorted({codec.name for codec in found if codec.config() is not None})
+    says = checkpoint.quantization
+    if names and not says:
+        what = f"weights are {', '.join(names)}, but there is no quantization_config"
+        return [Fault("format-not-declared", "config.json", what)]
+    if says and found and not names:
+        return [Fault("declared-not-stored", "config.json", "quantization_config is there, but no weight is quantized")]
+    return []
