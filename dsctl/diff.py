@@ -255,14 +255,19 @@ def stored_tensors(groups: Iterable[Group]) -> Iterator[tuple[str, TensorSpec]]:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Numbers with runs folded: 0-61; 0-2, 6, 10."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in runs)
+    """Numbers with runs folded, even ones with a step: 0-61; 0-2, 6-78 by 4; 1, 5."""
+    left, said = sorted(numbers), []
+    while left:
+        run = 1
+        while run < len(left) and left[run] - left[0] == run * (left[1] - left[0]):
+            run += 1
+        step = left[1] - left[0] if run > 1 else 1
+        if run < 3 and step > 1:
+            run, step = 1, 1
+        first, last = left[0], left[run - 1]
+        said.append(f"{first}" if run == 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
+        left = left[run:]
+    return ", ".join(said)
 
 
 def _totals(diff: Diff) -> Iterator[Total]:

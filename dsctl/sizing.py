@@ -170,13 +170,18 @@ def nbytes(codec: Codec, shape: tuple[int, ...]) -> int:
 
 
 def disk(description: Description, to: Codec | None) -> int:
-    """Tensor bytes on disk in a format; a decoding from blocks also keeps the original scales, to restore them."""
+    """Tensor bytes on disk in a format, kept scales included."""
     base = base_dtype(description)
-    total = 0
+    groups = description.known
+    stored = sum(group.count * nbytes(codec_of(group, to, base), group.family.shape) for group in groups)
+    return stored + kept_scales(description, to)
+
+
+def kept_scales(description: Description, to: Codec | None) -> int:
+    """Bytes of the original scales that a decoding from blocks keeps aside, to restore them one day."""
+    base, total = base_dtype(description), 0
     for group in description.known:
-        codec = codec_of(group, to, base)
-        total += group.count * nbytes(codec, group.family.shape)
-        if isinstance(group.codec, Fp8Block) and isinstance(codec, Plain):
+        if isinstance(group.codec, Fp8Block) and isinstance(codec_of(group, to, base), Plain):
             _, *scales = group.specs.values()
             total += group.count * sum(scale.nbytes for scale in scales)
     return total
@@ -237,14 +242,14 @@ def _heads(description: Description, family: Family, parts: int) -> str:
     heads = description.config.get("num_attention_heads")
     if family.role != "attention" or type(heads) is not int or heads % parts == 0:
         return ""
-    return f"{heads} heads do not divide by {parts}"
+    return f"{heads} heads / {parts}"
 
 
 def _why_not(family: Family, codec: Codec, parts: int) -> str:
     dimension, whole = family.split or 0, Box.whole(family.shape)
     length = family.shape[dimension]
     if length % parts:
-        return f"{length:,} do not divide by {parts}"
+        return f"{length:,} / {parts}"
     for suffix in codec.suffixes:
         for index in range(parts):
             try:

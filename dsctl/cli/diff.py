@@ -170,6 +170,10 @@ def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json_.dumps(value, ensure_ascii=False)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         text = value[0]
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"
 
 
@@ -186,7 +190,7 @@ def _parameters(diff: Diff) -> Iterator[Section]:
         return
     if diff.added or diff.removed:
         columns = (
-            Column("template"), Column("shape"), Column("stored as"), Column("count", True), Column("values", True),
+            Column("template"), Column("shape"), Column("stored as"), Column("count", True), Column("values", True, 1),
             Column("bytes", True), Column("role", rank=2), Column("scales", rank=3), Column("cut by TP", rank=4),
         )  # fmt: skip
         rows = (*_templates(diff.removed, "removed"), *_templates(diff.added, "added"))
@@ -234,7 +238,7 @@ def _numbered(template: Template) -> str:
 def _module(template: str) -> tuple[str, str]:
     """A name before and after its last module: what rows can share, and what they cannot."""
     parts = template.split(".")
-    cut = max(len(parts) - 2, 0)
+    cut = max(len(parts) - (2 if parts[-1] in ("weight", "bias") else 1), 0)
     return ".".join(parts[:cut]) + "." * bool(cut), ".".join(parts[cut:])
 
 
@@ -271,7 +275,7 @@ def _aspect(template: Template, aspect: str) -> str:
 
     value = getattr(template, aspect)
     if aspect == "layers":
-        return ranges(value) or "none"
+        return _shortened(ranges(value)) or "none"
     return str(list(value)) if aspect == "shape" else str(value)
 
 

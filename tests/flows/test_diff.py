@@ -1,0 +1,242 @@
+"""`dsctl diff`: exactly what differs, at any width, and what it means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsctl.costs import attention
+from dsctl.description import describe, folded, identify
+from dsctl.diff import Diff, ranges, same
+from dsctl.header import build
+from dsctl.meanings import FIELDS, MEANINGS, meanings
+from dsctl.releases import releases
+from tests import goldens
+from tests.checkpoints import tiny
+from tests.command import call, dsctl, dsctl_fails
+from tests.goldens import GOLDENS
+
+INDEXER = "model.layers.{layer}.self_attn.indexer."
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("goldens")
+    goldens.make_folders(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("golden", "width"),
+    [(g, width) for g in GOLDENS for width in g.widths],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_output_is_the_golden_one(
+    golden: goldens.Golden, width: int, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders)
+    assert goldens.output(golden, width) == goldens.file(golden, width).read_text()
+
+
+@pytest.mark.parametrize("path", sorted(goldens.FOLDER.glob("*.txt")), ids=lambda path: path.stem)
+def test_no_line_is_wider_than_the_terminal(path: Path) -> None:
+    width = int(path.stem.rpartition(".")[2])
+    if "markdown" not in path.stem:
+        assert max(map(len, path.read_text().splitlines())) <= width
+
+
+def facts(*words: str) -> dict[str, Any]:
+    return json.loads(dsctl("diff", *words, "--json"))
+
+
+def test_v3_to_v32_adds_the_indexer_and_nothing_else() -> None:
+    found = facts("v3", "v3.2")
+    assert found["verdict"] == "architecture" and found["differs"]
+    added = {
+        t["template"].removeprefix(INDEXER): (t["shape"], t["count"], t["split"]) for t in found["templates"]["added"]
+    }
+    assert added == {
+        "wq_b.weight": ([8192, 1536], 62, None),
+        "wk.weight": ([128, 7168], 62, None),
+        "k_norm.weight": ([128], 62, None),
+        "k_norm.bias": ([128], 62, None),
+        "weights_proj.weight": ([64, 7168], 62, None),
+    }
+    assert all(t["layers"] == list(range(62)) for t in found["templates"]["added"])
+    assert found["templates"]["removed"] == []
+    assert {tuple(change["changes"]) for change in found["templates"]["changed"]} == {("stored",)}
+    assert found["config"]["added"] == {
+        "index_head_dim": 128,
+        "index_n_heads": 64,
+        "index_topk": 2048,
+        "quantization_config.scale_fmt": "ue8m0",
+    }
+    assert set(found["config"]["changed"]) == {"architectures", "model_type", "transformers_version"}
+    assert {name.partition(".")[0] for name in found["config"]["removed"]} == {"auto_map"}
+
+
+def test_what_v32_stores_otherwise_is_what_the_listings_say() -> None:
+    changed = facts("v3", "v3.2")["templates"]["changed"]
+    ways: dict[tuple[str, str], int] = {}
+    for change in changed:
+        ways[tuple(change["changes"]["stored"])] = ways.get(tuple(change["changes"]["stored"]), 0) + change["count"]
+    # 62 layers with 4 norms; the last norm; enorm, hnorm and shared_head.norm of the MTP layer.
+    assert ways == {("BF16", "F32"): 62 * 4 + 1 + 3, ("FP8", "FP8 ue8m0"): 45_808}
+
+
+def test_totals_are_exact() -> None:
+    totals = facts("v3", "v3.2")["totals"]
+    assert totals["parameters"] == [46_183, 46_493]
+    assert totals["values"] == [684_489_845_504, 685_355_329_792]
+    assert totals["quantized"] == [45_808, 45_932]
+    assert totals["tensors"] == [91_991, 92_425]
+    assert totals["nbytes"] == [688_574_839_360, 689_471_107_200]
+    # 61 layers of (512 + 64) BF16 values; of 128 FP8 values and one float32 scale.
+    assert totals["cache_bytes"] == [70_272, 70_272]
+    assert totals["index_bytes"] == [0, 61 * 132]
+
+
+@pytest.mark.parametrize("context", [1, 2048, 2049, 32_768, 131_072])
+def test_attention_costs_follow_their_formula(context: int) -> None:
+    full, sparse = attention(describe("v3")), attention(describe("v3.2"))
+    assert full and sparse
+    pair = 61 * 128 * 2 * (512 + 64 + 512)
+    assert full.work(context) == pair * context
+    assert sparse.work(context) == pair * min(context, 2048) + 61 * 64 * 2 * (128 + 1) * context
+    assert full.read_bytes(context) == 61 * 1152 * context
+    assert sparse.read_bytes(context) == 61 * (1152 * min(context, 2048) + 132 * context)
+    assert full.cache_bytes("fp8") == 61 * 656
+
+
+def test_shared_indexers_keep_keys_in_their_own_layers_only() -> None:
+    shared = attention(describe("glm-5.2"))
+    assert shared and (shared.layers, shared.indexers, shared.index_bytes()) == (78, 21, 21 * 132)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ("v3", "v3.2", ["indexer-gained", "scales-rounded", "norms-widened"]),
+        ("v3.2", "v3", ["indexer-lost", "scales-free"]),
+        ("v3.1", "v3.2", ["indexer-gained", "norms-widened"]),
+        ("v3", "v3.1", ["scales-rounded"]),
+        ("v3", "r1", ["training-only"]),
+        ("v3.2-exp", "v3.2", ["training-only"]),
+        ("v3", "v3", []),
+        ("v3", "kimi-k2", ["mtp-lost", "experts", "heads", "vocabulary", "context"]),
+        ("v2", "v3", ["quantized", "mtp-gained", "router-bias", "experts", "vocabulary"]),
+        ("v2-lite", "v2", ["experts", "heads", "queries-compressed"]),
+        ("glm-5", "glm-5.2", ["indexers-shared", "context"]),
+        ("glm-5", "glm-5-fp8", ["quantized"]),
+        ("glm-5-fp8", "glm-5", ["dequantized"]),
+    ],
+)
+def test_meanings_are_said_where_they_are_true(a: str, b: str, said: list[str]) -> None:
+    assert [meaning["key"] for meaning in facts(a, b)["meanings"]] == said
+
+
+def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
+    known = [describe(release.alias[0]) for release in releases()]
+    said = {meaning.key for a in known for b in known for meaning in meanings(Diff(a, b))}
+    assert said == {meaning.key for meaning in MEANINGS}
+    assert all(meaning.source for meaning in MEANINGS)
+
+
+def test_explained_fields_are_fields_of_releases() -> None:
+    from dsctl.diff import flattened
+
+    known = {name for release in releases() for name in flattened(release.config)}
+    assert set(FIELDS) <= known
+
+
+def test_a_checkpoint_and_its_bf16_have_the_same_parameters(folders: Path) -> None:
+    found = facts(str(folders / "tiny"), str(folders / "tiny-bf16"))
+    assert found["verdict"] == "storage"
+    assert not found["templates"]["added"] and not found["templates"]["removed"]
+    assert {tuple(c["changes"]["stored"]) for c in found["templates"]["changed"]} == {("FP8 ue8m0", "BF16")}
+    assert [meaning["key"] for meaning in found["meanings"]] == ["dequantized"]
+    assert found["totals"]["values"][0] == found["totals"]["values"][1]
+
+
+def test_stored_tensors_are_listed_by_name(folders: Path) -> None:
+    found = json.loads(
+        dsctl("diff", folders / "tiny", folders / "tiny-bf16", "--tensors", "--json", "--only", "tensors")
+    )
+    assert set(found) == {"differs", "verdict", "templates", "tensors"}
+    scales = [row for row in found["tensors"] if row[0].endswith("_scale_inv")]
+    weights = [row for row in found["tensors"] if not row[0].endswith("_scale_inv")]
+    assert len(scales) == len(weights) == 112
+    assert all(after is None for _, _, after in scales)
+    assert all(before == ["F8_E4M3", after[1]] and after[0] == "BF16" for _, before, after in weights)
+
+
+def test_missing_and_surplus_tensors_of_a_folder_show(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole = tiny(tmp_path_factory, layers=2, experts=2, bf16=True, shards=1)
+    (data,) = whole.glob("*.safetensors")
+    target = tmp_path / "changed"
+    target.mkdir()
+    (target / "config.json").write_text((whole / "config.json").read_text())
+    specs = {
+        name + suffix: spec
+        for group in describe(str(whole)).groups
+        for name in group.names
+        for suffix, spec in group.specs.items()
+    }
+    lost = "model.layers.1.mlp.experts.1.up_proj.weight"
+    specs["model.layers.1.extra.weight"] = specs.pop(lost)
+    head, offsets = build(specs)
+    size = max(offsets[name] + spec.nbytes for name, spec in specs.items())
+    with (target / data.name).open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    found = facts(str(whole), str(target))
+    assert found["b"]["missing"] == [lost]
+    assert [t["template"] for t in found["templates"]["added"]] == ["model.layers.{layer}.extra.weight"]
+    changed = found["templates"]["changed"]
+    assert [(c["template"], c["changes"]) for c in changed] == [
+        ("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", {"count": [4, 3]})
+    ]
+    assert "missing" in dsctl("diff", whole, target)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("v3", "v3.2"), 0),
+        (("v3", "v3.2", "--exit-code"), 1),
+        (("v3", "v3", "--exit-code"), 0),
+        (("v3", "r1", "--exit-code"), 1),
+        (("v3", "v3.2", "--exit-code", "--quiet"), 1),
+    ],
+)
+def test_exit_code_tells_where_asked(words: tuple[str, ...], code: int) -> None:
+    assert call("diff", *words).returncode == code
+
+
+@pytest.mark.parametrize("only", ["config", "tensors", "totals"])
+def test_only_one_part(only: str) -> None:
+    headings = {"config": "Config", "tensors": "Parameters", "totals": "Totals"}
+    text = dsctl("diff", "v3", "v3.2", "--only", only)
+    assert [part for part, heading in headings.items() if heading in text.split()] == [only]
+    assert "DeepSeek-V3 →" not in text
+
+
+def test_unknown_sides_and_parts_are_refused_with_a_hint() -> None:
+    assert dsctl_fails("diff", "v3", "v3.22") == 10
+    assert "v3.2" in call("diff", "v3", "v3.22").stderr
+    assert dsctl_fails("diff", "v3", "v3.2", "--only", "all") == 2
+
+
+def test_releases_of_the_same_shapes_know_one_another() -> None:
+    names = [release.alias[0] for release in identify(describe("r1").config)]
+    assert names == ["v3", "v3-base", "r1", "r1-zero", "v3-0324", "r1-0528", "v3.1", "v3.1-terminus", "v3.1-base"]
+
+
+def test_numbers_are_folded_for_the_eye() -> None:
+    assert ranges([5, 0, 1, 2, 7, 6]) == "0-2, 5-7" and ranges([]) == "" and ranges([3]) == "3"
+    assert ranges([0, 1, 2, 6, 10, 14, 18]) == "0-2, 6-18 by 4" and ranges([1, 2, 5, 9]) == "1-2, 5, 9"
+    assert folded("model.layers.3.mlp.experts.17.w1") == ("model.layers.{layer}.mlp.experts.{expert}.w1", (3, 17))
+    assert same(1, 1.0) and not same(1, True) and not same(0, False)

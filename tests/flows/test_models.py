@@ -1,0 +1,90 @@
+"""`dsctl models` and the releases behind it: found by any name, described exactly, every field with its source."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dsctl.description import active, describe, of_release
+from dsctl.errors import UsageError
+from dsctl.releases import Release, find, nearest, releases
+from tests.command import dsctl
+
+ISSUED = {
+    "v2", "v2-lite", "v3-base", "v3", "v3-0324", "r1-zero", "r1", "r1-0528", "v3.1-base", "v3.1", "v3.1-terminus",
+    "v3.2-exp", "v3.2", "v3.2-speciale", "kimi-k2", "glm-5",
+}  # fmt: skip
+SOURCED = ("date", "licence", "architecture", "config", "storage", "notes")
+
+
+def test_every_release_asked_for_is_there() -> None:
+    assert {release.alias[0] for release in releases()} >= ISSUED
+
+
+@pytest.mark.parametrize(
+    "text", ["v3.2", "V3.2", "deepseek-v3.2", "DeepSeek-V3.2", "deepseek-ai/DeepSeek-V3.2", " v3.2 "]
+)
+def test_names_are_forgiving(text: str) -> None:
+    assert find(text).repository == "deepseek-ai/DeepSeek-V3.2"
+
+
+def test_no_name_belongs_to_two() -> None:
+    names = [name for release in releases() for name in set(release.names)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("text", "near"), [("v3.3", "v3.2"), ("deepseek-v3.20", "v3.2"), ("r1-zro", "r1-zero"), ("kimi", "kimi-k2")]
+)
+def test_unknown_names_get_the_nearest(text: str, near: str) -> None:
+    assert near in nearest(text)
+    with pytest.raises(UsageError) as error:
+        find(text)
+    assert near in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("release", releases(), ids=lambda release: release.alias[0])
+def test_every_field_has_a_source_or_is_named_unknown(release: Release) -> None:
+    assert set(release.sources) | {field.partition(".")[0] for field in release.unknown} >= set(SOURCED)
+    assert all(sources and all(sources) for sources in release.sources.values())
+    for field in ("date", "licence"):
+        assert (getattr(release, field) is None) == (field in release.unknown)
+    for field in ("files", "total_size", "stored_tensors"):
+        assert (getattr(release.storage, field) is None) == (f"storage.{field}" in release.unknown)
+
+
+@pytest.mark.parametrize("release", releases(), ids=lambda release: release.alias[0])
+def test_descriptions_have_the_bytes_that_releases_publish(release: Release) -> None:
+    described = of_release(release)
+    assert release.storage.total_size in (None, described.nbytes)
+    assert release.storage.stored_tensors in (None, described.tensors)
+
+
+def test_v3_is_the_audited_inventory() -> None:
+    """NVIDIA-NeMo/Megatron-Bridge pull request 5822."""
+    v3 = describe("v3")
+    assert (v3.parameters, v3.values, v3.quantized, v3.tensors) == (46_183, 684_489_845_504, 45_808, 91_991)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("v2", 21), ("v2-lite", 2.4), ("v3", 37), ("r1", 37), ("kimi-k2", 32), ("glm-5", 40)]
+)
+def test_active_values_are_what_model_cards_say(name: str, billions: float) -> None:
+    described = describe(name)
+    assert described.active_values == sum(map(active, described.groups))
+    assert described.active_values / 1e9 == pytest.approx(billions, rel=0.025)
+
+
+def test_the_table_names_every_release_once() -> None:
+    table = dsctl("models").splitlines()
+    assert [line.split()[0] for line in table[1:-1]] == [release.alias[0] for release in releases()]
+
+
+def test_json_has_every_release_with_its_sources() -> None:
+    found = json.loads(dsctl("models", "--json"))
+    assert [one["name"] for one in found] == [release.name for release in releases()]
+    v32 = next(one for one in found if "v3.2" in one["alias"])
+    assert (v32["layers"], v32["mtp_layers"], v32["context"]) == (61, 1, 163_840)
+    assert (v32["stored_tensors"], v32["stored_bytes"], v32["files"]) == (92_425, 689_471_107_200, 163)
+    assert all(one["sources"]["config"] for one in found)

@@ -1,0 +1,161 @@
+"""`dsctl plan`: bytes per rank add up, cuts agree with the codecs, and disk with what a conversion plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsctl.accelerators import ACCELERATORS
+from dsctl.checkpoint import ORIGINAL, open_checkpoint
+from dsctl.codecs import CODECS
+from dsctl.description import describe
+from dsctl.plan import make_plan
+from dsctl.request import Request
+from dsctl.sizing import Cache, Ranks, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
+from dsctl.stores import LocalFolder
+from tests.checkpoints import tiny
+from tests.command import dsctl, dsctl_fails
+
+V32 = describe("v3.2")
+MLP = "model.layers.{layer}.mlp."
+
+
+def facts(*words: str) -> dict[str, Any]:
+    return json.loads(dsctl("plan", *words, "--json"))
+
+
+def cache(batch: int = 1, context: int = 1000, format_: str = "bf16") -> Cache:
+    return Cache.of(V32, context, batch, format_)
+
+
+@pytest.mark.parametrize("to", ["bf16", "fp8-block"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_disk_is_what_a_conversion_plans(to: str, bf16: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tiny(tmp_path_factory, bf16=bf16)
+    plan = make_plan(open_checkpoint(LocalFolder.at(folder)), Request(to=to))
+    described, weights = describe(str(folder)), [file for file in plan.files if file.name != ORIGINAL]
+    kept_aside = kept_scales(described, CODECS[to])
+    tensors = sum(file.size - len(file.header) for file in weights)
+    assert disk(described, CODECS[to]) == tensors + kept_aside
+    assert bool(kept_aside) == (len(weights) < len(plan.files))
+
+
+def test_one_rank_holds_everything() -> None:
+    assert load(V32, Ranks(), None, cache()).weights == V32.nbytes
+    assert load(V32, Ranks(), None, cache(3, 500)).cache == 61 * (1152 + 132) * 1500
+
+
+@pytest.mark.parametrize("tp", [2, 4, 8, 16])
+def test_ranks_together_hold_what_is_cut_once_and_the_rest_on_each(tp: int) -> None:
+    whole = sum(group.nbytes for group in V32.groups if group.family.split is None)
+    cut = sum(group.nbytes for group in V32.groups if group.family.split is not None)
+    assert load(V32, Ranks(tp), None, cache()).weights == whole + cut // tp
+
+
+def test_latents_are_whole_on_every_tensor_parallel_rank() -> None:
+    assert load(V32, Ranks(8), None, cache()).cache == load(V32, Ranks(), None, cache()).cache
+    copies = load(V32, Ranks(4, 32), None, cache(batch=16))
+    assert copies.ranks.copies == 8 and copies.cache == 2 * 1000 * 61 * (1152 + 132)
+
+
+@pytest.mark.parametrize(("tp", "ep", "experts"), [(8, 8, 32), (8, 2, 128), (4, 64, 4), (1, 16, 16)])
+def test_experts_are_dealt_out_whole_or_cut_over_what_is_left(tp: int, ep: int, experts: int) -> None:
+    ranks = Ranks(tp, ep)
+    whole = sum(g.nbytes for g in V32.groups if g.family.split is None)
+    dense = sum(g.nbytes for g in V32.groups if g.family.split is not None and not g.family.experts)
+    routed = sum(g.nbytes for g in V32.groups if g.family.experts)
+    cut = max(1, tp // ep)
+    assert load(V32, ranks, None, cache()).weights == whole + dense // tp + routed * experts // 256 // cut
+
+
+def test_stages_are_runs_of_layers_as_equal_as_can_be() -> None:
+    stages = stage_of(V32, 4)
+    assert [sum(stage == n for stage in stages.values()) for n in range(4)] == [16, 15, 15, 15]
+    assert list(stages.values()) == sorted(stages.values())
+    loads = [load(V32, Ranks(pp=pp), None, cache()).weights for pp in (1, 2, 4, 61)]
+    assert loads == sorted(loads, reverse=True)
+    assert loads[1] >= V32.nbytes / 2
+
+
+def test_tp_32_cuts_blocks_and_names_the_tensors() -> None:
+    found = {cut.template.removeprefix(MLP): cut for cut in cuts(V32, Ranks(32), None)}
+    dense = {f"{name}_proj.weight" for name in ("gate", "up", "down")}
+    nested = {f"{part}{name}" for part in ("shared_experts.", "experts.{expert}.") for name in dense}
+    assert set(found) == dense | nested
+    assert found["down_proj.weight"][1:] == (1, 18432, 32, "576 = 4.5 x 128")
+    assert not list(cuts(V32, Ranks(32), CODECS["bf16"]))
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8, 16])
+def test_smaller_sizes_cut_no_block(tp: int) -> None:
+    assert not list(cuts(V32, Ranks(tp), None))
+
+
+def test_expert_parallel_keeps_experts_whole() -> None:
+    assert not [cut for cut in cuts(V32, Ranks(32, 32), None) if "experts.{expert}" in cut.template]
+
+
+def test_heads_are_never_cut() -> None:
+    lite = describe("v2-lite")
+    assert {cut.why for cut in cuts(lite, Ranks(32), None)} == {"16 heads / 32"}
+
+
+def test_a_ragged_last_block_stays_with_the_last_rank() -> None:
+    """576 rows in blocks of 128 are four and a half: cut in two at 288 they are refused, whole they are not."""
+    family = next(g for g in V32.groups if "kv_a_proj_with_mqa" in g.family.template)
+    assert nbytes(family.codec, (576, 7168)) == 576 * 7168 + 5 * 56 * 4
+    assert codec_of(family, CODECS["bf16"], "BF16") == CODECS["bf16"]
+
+
+def test_the_report_agrees_with_itself() -> None:
+    found = facts("v3.2", "--context", "32768", "--batch", "4", "--gpu", "h200", "--to", "bf16")
+    assert found["cache"] == {
+        "format": "bf16",
+        "latent_bytes_per_token": 70_272,
+        "index_bytes_per_token": 8_052,
+        "latent_bytes": 70_272 * 131_072,
+        "index_bytes": 8_052 * 131_072,
+    }
+    ranks = found["formats"]["as stored"]["ranks"]
+    assert [rank["tp"] for rank in ranks] == [1, 2, 4, 8, 16, 32]
+    (h200,) = found["accelerators"]
+    fit = h200["formats"]["as stored"]
+    chosen = next(rank for rank in ranks if rank["tp"] == fit["tp"])
+    assert fit["fits"] and fit["left_bytes"] == h200["memory_bytes"] - chosen["bytes"] >= 0
+    assert all(rank["bytes"] > h200["memory_bytes"] for rank in ranks if rank["tp"] < fit["tp"])
+
+
+def test_what_does_not_fit_says_by_how_much() -> None:
+    found = facts("v3.2", "--tp", "2", "--gpu", "h100")
+    fit = found["accelerators"][0]["formats"]["as stored"]
+    (rank,) = found["formats"]["as stored"]["ranks"]
+    assert fit == {"fits": False, "short_bytes": rank["bytes"] - ACCELERATORS["h100"].memory}
+
+
+def test_every_accelerator_has_its_source() -> None:
+    assert all(one.source and one.memory % 10**9 == 0 for one in ACCELERATORS.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("v3.2", "--tp", "8", "--ep", "3"), 2),
+        (("v3.2", "--ep", "512"), 30),
+        (("v3.2", "--pp", "62"), 30),
+        (("v3.2", "--gpu", "abacus"), 2),
+        (("v3.2", "--to", "fp7"), 2),
+        (("v3.2", "--kv", "int1"), 2),
+        (("not-there",), 10),
+    ],
+)
+def test_impossible_wishes_are_refused(words: tuple[str, ...], code: int) -> None:
+    assert dsctl_fails("plan", *words) == code
+
+
+def test_a_folder_is_planned_like_a_release(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder: Path = tiny(tmp_path_factory)
+    found = facts(str(folder))
+    assert found["formats"]["as stored"]["disk_bytes"] == describe(str(folder)).nbytes

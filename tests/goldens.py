@@ -1,0 +1,67 @@
+"""Outputs kept as text, at two widths: `python -m tests.goldens` writes them anew after a change that is meant."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+from tests.command import dsctl
+
+FOLDER = Path(__file__).parent / "golden"
+WIDTHS = (80, 200)
+
+
+class Golden(NamedTuple):
+    """A command whose output is kept; it runs in a folder that holds `tiny` and `tiny-bf16`, made from it."""
+
+    name: str
+    words: tuple[str, ...]
+    widths: tuple[int, ...] = WIDTHS
+
+
+GOLDENS = (
+    Golden("models", ("models",)),
+    Golden("diff-v3-v3.2", ("diff", "v3", "v3.2")),
+    Golden("diff-v2-v3", ("diff", "v2", "v3")),
+    Golden("diff-glm-5-glm-5.2", ("diff", "glm-5", "glm-5.2")),
+    Golden("diff-v3-r1", ("diff", "v3", "r1")),
+    Golden("diff-tiny-bf16", ("diff", "tiny", "tiny-bf16")),
+    Golden("diff-v3-v3.2-markdown", ("diff", "v3", "v3.2", "--markdown"), (80,)),
+    Golden("plan-v3.2", ("plan", "v3.2", "--to", "bf16")),
+    Golden("plan-v3.2-ep", ("plan", "v3.2", "--tp", "4", "--ep", "64", "--batch", "256", "--to", "bf16")),
+)
+
+
+def make_folders(folder: Path) -> None:
+    """What the commands of `GOLDENS` name."""
+    dsctl("tiny", "v3.2", folder / "tiny")
+    dsctl("convert", folder / "tiny", folder / "tiny-bf16", "--bf16")
+
+
+def output(golden: Golden, width: int) -> str:
+    """What the command prints at a width, run in the current folder."""
+    with mock.patch.dict(os.environ, {"COLUMNS": str(width)}):
+        return dsctl(*golden.words)
+
+
+def file(golden: Golden, width: int) -> Path:
+    """Where its output is kept."""
+    return FOLDER / f"{golden.name}.{width}.txt"
+
+
+def write() -> None:
+    """Write every file anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_folders(Path(folder))
+        os.chdir(folder)
+        for golden in GOLDENS:
+            for width in golden.widths:
+                file(golden, width).write_text(output(golden, width))
+        os.chdir(FOLDER)
+
+
+if __name__ == "__main__":
+    write()
