@@ -197,7 +197,7 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
         if plan.counts[name]:
             table.add_row(f"  {name}", f"{plan.counts[name]:,} {words}")
     table.add_row("read", size(plan.bytes_in))
-    short = "" if facts["bytes_free"] >= plan.bytes_out else " [red]too little[/]"
+    short = "" if facts["bytes_free"] >= plan.bytes_out else ", [red]too little[/]"
     table.add_row(
         "write", f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(facts['bytes_free'])} free{short}"
     )
