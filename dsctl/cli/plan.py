@@ -178,7 +178,8 @@ def _weights(description: Description, facts: dict[str, Any]) -> Section:
 
     spreads = next(iter(facts["formats"].values()))["ranks"]
     columns = [Column("weights"), Column("disk", True)]
-    columns += [Column(_spread(rank), True, int(len(spreads) > 1 and rank["world"] == 1)) for rank in spreads]
+    first_to_go = {1: 2, 2: 1} if len(spreads) > 1 else {}
+    columns += [Column(_spread(rank), True, first_to_go.get(rank["world"], 0)) for rank in spreads]
     rows = [
         Row((_format(name, description), size(of["disk_bytes"]), *(_held(rank) for rank in of["ranks"])))
         for name, of in facts["formats"].items()

@@ -56,13 +56,27 @@ def show(sections: Sequence[Section], output: Output, as_markdown: bool = False)
     if output.json or output.quiet:
         return
     if as_markdown:
-        output.raw("\n".join(map(markdown, sections)))
+        output.raw("\n".join(map(markdown, map(printable, sections))))
         return
-    for number, section in enumerate(sections):
+    for number, section in enumerate(map(printable, sections)):
         if number:
             output.text("")
         for line in terminal(section, output.out.width):
             output.text(line)
+
+
+def printable(section: Section) -> Section:
+    """The section without control characters: names and values come from files, and terminals obey some of them."""
+
+    def clean(text: str) -> str:
+        return (
+            text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        )
+
+    rows = tuple(row._replace(cells=tuple(map(clean, row.cells))) for row in section.rows)
+    columns = tuple(column._replace(title=clean(column.title)) for column in section.columns)
+    said = {"title": clean(section.title), "summary": clean(section.summary)}
+    return section._replace(**said, columns=columns, rows=rows, paragraphs=tuple(map(clean, section.paragraphs)))
 
 
 def terminal(section: Section, width: int) -> Iterator[Text]:

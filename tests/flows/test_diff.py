@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,19 @@ def test_missing_and_surplus_tensors_of_a_folder_show(tmp_path: Path, tmp_path_f
         ("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", {"count": [4, 3]})
     ]
     assert "missing" in dsctl("diff", whole, target)
+
+
+def test_control_characters_of_a_config_do_not_reach_the_terminal(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shutil.copytree(tiny(tmp_path_factory), tmp_path / "odd")
+    config = tmp_path / "odd" / "config.json"
+    fields = json.loads(config.read_text()) | {"a\x1b[31m[bold]": "\x1b]0;title\x07\n[/red]", "deep": {"er": [1, None]}}
+    config.write_text(json.dumps(fields))
+    for style in ((), ("--markdown",)):
+        text = dsctl("diff", tiny(tmp_path_factory), tmp_path / "odd", "--only", "config", *style)
+        assert "\x1b" not in text and "\x07" not in text
+        assert "[31m[bold]" in text and "[/red]" in text and "deep.er" in text
 
 
 @pytest.mark.parametrize(
