@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsctl.boxes import Box
@@ -37,8 +35,7 @@ BAND_BYTES = 8 << 20
 # Values looked at together: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 17
 OTHER = "other"
-# Floats are binned by their exponent's eight bits; the first bin is zero, the last is no number.
-BINS = 256
+# Floats are binned by their exponent's eight bits; the first bin is zero.
 EXPONENT_ONE = 127
 THREADS = 16
 
@@ -62,14 +59,15 @@ class Sums:
     dd: float = 0.0
     max_abs: float = 0.0
     max_rel: float = 0.0
-    bins: list[int] = field(default_factory=lambda: [0] * BINS)
+    bins: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: Sums) -> None:
         """Take in another's."""
         for name in ("values", "identical", "not_finite", "aa", "bb", "ab", "dd"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_abs, self.max_rel = max(self.max_abs, other.max_abs), max(self.max_rel, other.max_rel)
-        self.bins = [one + two for one, two in zip(self.bins, other.bins, strict=True)]
+        for place, count in other.bins.items():
+            self.bins[place] = self.bins.get(place, 0) + count
 
     @property
     def same(self) -> bool:
@@ -284,23 +282,17 @@ def compare(pairing: Pairing, advance: Advance = lambda nbytes: None) -> Compari
         pairing.pairs, key=lambda pair: (pair.ours.reads[0].parts[0].file, pair.ours.reads[0].parts[0].offset)
     )
     reader = _Reader(pairing.stores)
-    threads = min(THREADS, len(os.sched_getaffinity(0)))
     found: dict[str, Compared] = {}
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
     try:
-        rest = iter(order)
-        running = deque((pair, pool.submit(reader.compared, pair)) for pair in islice(rest, 2 * threads))
-        while running:
-            pair, future = running.popleft()
-            found[pair.param.name] = future.result()
+        for pair, one in zip(order, pool.map(reader.compared, order), strict=True):
+            found[pair.param.name] = one
             advance(pair.nbytes)
-            running.extend((pair, pool.submit(reader.compared, pair)) for pair in islice(rest, 1))
     finally:
         reader.stop.set()
         pool.shutdown(cancel_futures=True)
     compared = tuple(found[pair.param.name] for pair in pairing.pairs)
-    rest_ = pairing.rest
-    return Comparison(rest_.places, compared, rest_.only_ours, rest_.only_theirs, rest_.reshaped, rest_.not_numbers)
+    return replace(pairing.rest, compared=compared)
 
 
 class _Reader:
@@ -367,7 +359,7 @@ def _identical(a: torch.Tensor) -> Sums:
     energy = float(torch.dot(a, a))
     if not math.isfinite(energy):
         return _different(a, a)
-    return Sums(len(a), len(a), 0, energy, energy, energy, bins=[len(a)] + [0] * (BINS - 1))
+    return Sums(len(a), len(a), 0, energy, energy, energy, bins={0: len(a)})
 
 
 def _different(a: torch.Tensor, b: torch.Tensor) -> Sums:
@@ -381,8 +373,9 @@ def _different(a: torch.Tensor, b: torch.Tensor) -> Sums:
     d.abs_()
     relative = (d / torch.maximum(a.abs(), b.abs()).clamp_min_(_SMALLEST)).float()
     sums.max_abs, sums.max_rel = float(d.max()), float(relative.max())
-    sums.bins = torch.bincount(relative.view(torch.int32) >> 23, minlength=BINS).tolist()
-    sums.identical = sums.bins[0]
+    counts = torch.bincount(relative.view(torch.int32) >> 23).tolist()
+    sums.bins = {place: count for place, count in enumerate(counts) if count}
+    sums.identical = counts[0]
     return sums
 
 
@@ -402,4 +395,4 @@ def _not_finite(a: torch.Tensor, b: torch.Tensor) -> Sums:
 
 def histogram(sums: Sums) -> Iterator[tuple[int, int]]:
     """Counts of values by the power of two at or below their relative error, ascending, without empty ones."""
-    return ((place - EXPONENT_ONE, count) for place, count in enumerate(sums.bins) if place and count)
+    return ((place - EXPONENT_ONE, count) for place, count in sorted(sums.bins.items()) if place)

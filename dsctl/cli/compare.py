@@ -178,7 +178,7 @@ def _show_histogram(sums: Sums, output: Output) -> None:
 
 def _odd(sums: Sums) -> int:
     """Identical values that are no numbers."""
-    return sums.identical - sums.bins[0]
+    return sums.identical - sums.bins.get(0, 0)
 
 
 def _show_rest(found: Comparison, output: Output) -> None:
