@@ -17,8 +17,12 @@ from tests.reference import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# What the pages call the checkpoint that their reader has: here a small one of the same kind.
-STAND_INS = {"DeepSeek-V3.2": "v3.2"}
+# What the pages call the checkpoints that their reader has, and how small ones of the same kind are made.
+STAND_INS = {
+    "DeepSeek-V3.2": "tiny v3.2 DeepSeek-V3.2",
+    "DeepSeek-V3.2-bf16": "convert DeepSeek-V3.2 DeepSeek-V3.2-bf16 --bf16",
+    "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
+}
 # Commands with words that begin so need a hub; tests/hub has one.
 REMOTE = ("download", "hf://", "deepseek-ai/")
 
@@ -54,13 +58,27 @@ def shown(page: Path) -> Iterator[Shown]:
 def test_every_command_shown_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = [command for command in shown(page) if not any(word.startswith(REMOTE) for word in command.words)]
-    used = {word for command in commands for word in command.words}
-    made = [Shown(0, ["tiny", release, name]) for name, release in STAND_INS.items() if name in used]
-    for command in (*made, *commands):
+    for command in (*missing(commands), *commands):
         done = call(*command.words)
         said = f"{page.name}:{command.line}: dsctl {shlex.join(command.words)}\n{done.stdout}{done.stderr}"
         assert done.returncode in command.codes, said
         assert "Traceback" not in done.stderr, said
+
+
+def missing(commands: list[Shown]) -> list[Shown]:
+    """Commands that make the stand-ins which these need and do not make themselves."""
+    needed = {word for command in commands for word in command.words}
+    made = {
+        command.words[2]
+        for command in commands
+        if command.words[0] == "convert" and command.words[1] != command.words[2]
+    }
+    before: list[Shown] = []
+    for name, line in reversed(STAND_INS.items()):
+        if name in needed - made:
+            before.insert(0, Shown(0, line.split()))
+            needed |= set(line.split())
+    return before
 
 
 @pytest.mark.parametrize("verb", commands())
