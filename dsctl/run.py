@@ -89,9 +89,21 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
     if force:
         return "new"
     what = "the result" if complete else "the unfinished work"
+    begun = _revision(target)
+    if begun not in ("", store.revision):
+        what, hint = f"{what} from commit {begun}", "name that commit after @ to resume, or start over with --force"
+        raise ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
     raise ResumeError(
         f"{target}: holds {what} of another request", hint="start over with --force, or choose a new folder"
     )
+
+
+def _revision(target: Path) -> str:
+    """The commit that unfinished work was begun from, or nothing."""
+    try:
+        return str(json.loads((target / WORKING / "request.json").read_bytes()).get("revision", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _identity(target: Path) -> tuple[bool, str] | None:
@@ -174,7 +186,12 @@ def run(
     try:
         if state == "new":
             _clear(target)
-            identity = {"fingerprint": plan.fingerprint, "version": __version__, "request": plan.request.json()}
+            identity = {
+                "fingerprint": plan.fingerprint,
+                "version": __version__,
+                "request": plan.request.json(),
+                "revision": store.revision,
+            }
             replace_file(working / "request.json", json.dumps(identity, indent=1).encode())
         with Journal(working) as journal:
             audit = _drive(plan, store, target, journal, executor, report, consume)

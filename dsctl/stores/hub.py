@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dsctl import __version__
 from dsctl.errors import SourceError
@@ -111,8 +111,6 @@ class HubRepository:
         return bytes(buffer)
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        from huggingface_hub import hf_hub_url
-
         from dsctl.stores.hub_requests import Range, RangesIgnored, fill
 
         size, where = self._size(file), f"{self.place}/{file}"
@@ -120,7 +118,7 @@ class HubRepository:
             raise SourceError(f"{where}: file ends at byte {size:,}, expected more")
         local = self._cached(file)
         if local is None:
-            url = hf_hub_url(self.repository, file, revision=self.commit)
+            url = f"{self.endpoint}/{self.repository}/resolve/{self.commit}/{quote(file)}"
             try:
                 fill(Range(url, begin, size, self.commit, where), buffer)
             except RangesIgnored:
@@ -167,7 +165,7 @@ class HubRepository:
             return str(
                 hf_hub_download(
                     self.repository, file, revision=self.commit, local_dir=folder, force_download=spoilt,
-                    library_name="dsctl", library_version=__version__,
+                    endpoint=self.endpoint, library_name="dsctl", library_version=__version__,
                 )
             )  # fmt: skip
 

@@ -144,7 +144,8 @@ def test_a_moved_branch_is_not_mixed_with_the_old_one(hub: Hub, source: Path, co
     (other / "README.md").write_text("another commit")
     old = hub.branches[REPOSITORY, "main"]
     hub.publish(REPOSITORY, other)
-    assert command("convert", REPOSITORY, tmp_path / "out", "--bf16").returncode == 40
+    refused = command("convert", REPOSITORY, tmp_path / "out", "--bf16")
+    assert refused.returncode == 40 and old in refused.stderr
     assert "resumed" in command("convert", f"{REPOSITORY}@{old}", tmp_path / "out", "--bf16").stderr
 
 

@@ -1,0 +1,48 @@
+"""Verbs that only look, on a repository: headers alone are read, and few requests are made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsctl.tiny import Recipe, make
+from tests.hub.conftest import REPOSITORY, Run
+from tests.hub.server import Hub, one_in
+
+FILES = 163
+
+
+def test_verify_reads_headers_and_scales(hub: Hub, source: Path, command: Run) -> None:
+    hub.fault = one_in(5, "503", "cut", "reset")
+    seen = command("verify", f"hf://{REPOSITORY}", "--json")
+    assert seen.returncode == 0, seen.stderr
+    assert json.loads(seen.stdout)["ok"]
+    assert hub.sent(".safetensors") < sum(path.stat().st_size for path in source.iterdir()) / 4
+
+
+def test_a_folder_is_verified_against_a_repository(hub: Hub, source: Path, command: Run) -> None:
+    same = command("verify", source, "--against", f"hf://{REPOSITORY}")
+    assert same.returncode == 0, same.stdout + same.stderr
+
+
+def test_diff_of_a_repository_and_its_copy_is_empty(hub: Hub, source: Path, command: Run) -> None:
+    same = command("diff", f"hf://{REPOSITORY}", source, "--exit-code", "--quiet")
+    assert same.returncode == 0, same.stderr
+    assert command("diff", f"hf://{REPOSITORY}", "v3.2", "--exit-code", "--quiet").returncode == 1
+
+
+@pytest.mark.parametrize("verb", ["diff", "verify"])
+def test_a_release_of_many_files_takes_two_requests_a_file(hub: Hub, command: Run, tmp_path: Path, verb: str) -> None:
+    make("v3.2", tmp_path / "many", Recipe(shards=FILES, hidden=128, vocab=256, experts=64))
+    hub.publish("acme/many", tmp_path / "many")
+    repository = "hf://acme/many"
+    hub.redirects = False
+    again = [repository] if verb == "diff" else []
+    seen = command(verb, repository, *again, "--json")
+    assert seen.returncode == 0, seen.stdout + seen.stderr
+    asked = [request.path for request in hub.log if request.path.endswith(".safetensors")]
+    assert len(set(asked)) == FILES
+    most = 2 if verb == "diff" else 3  # the scales of a file are one more
+    assert max(asked.count(path) for path in set(asked)) <= most
