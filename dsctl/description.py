@@ -18,6 +18,7 @@ from dsctl.errors import FormatError, SourceError
 from dsctl.header import TensorRef, TensorSpec
 from dsctl.models import Family, Param
 from dsctl.releases import Release
+from dsctl.survey import Survey
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
@@ -71,6 +72,13 @@ class Description:
     files: int | None = None
     missing: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """release, folder (or a file in one) or repository: a place on this machine is an absolute path."""
+        if self.release:
+            return "release"
+        return "folder" if self.place.startswith("/") else "repository"
 
     @property
     def known(self) -> tuple[Group, ...]:
@@ -152,17 +160,20 @@ def of_release(release: Release) -> Description:
     """What a release holds, from its config and how it is known to be stored."""
     model = models.recognise(release.config)
     quantized = _quantized(release)
-
-    def group(family: Family) -> Group:
-        codec = quantized if quantized and family.quantizable else Plain(family.dtype)
-        specs = codec.specs(family.shape).values()
-        nbytes = sum(spec.nbytes for spec in specs)
-        return Group(family, codec, family.layers, family.count, family.count * len(specs), family.count * nbytes)
-
-    groups = tuple(map(group, model.families(release.config)))
+    groups = tuple(
+        whole(family, quantized if quantized and family.quantizable else Plain(family.dtype))
+        for family in model.families(release.config)
+    )
     return Description(
         release.name, release.repository, release, release.config, model.name, groups, release.storage.files
     )
+
+
+def whole(family: Family, codec: Codec) -> Group:
+    """A family that is all stored alike."""
+    specs = codec.specs(family.shape).values()
+    nbytes = sum(spec.nbytes for spec in specs)
+    return Group(family, codec, family.layers, family.count, family.count * len(specs), family.count * nbytes)
 
 
 def _quantized(release: Release) -> Codec | None:
@@ -174,18 +185,19 @@ def _quantized(release: Release) -> Codec | None:
 
 def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
     """What an open checkpoint holds; `name` is what a person calls it."""
-    survey = checkpoint.survey
-    faults = (*checkpoint.faults, *(f for f in survey.faults if f.code not in ("missing-tensor", "extra-tensor")))
+    regular = checkpoint.regular
+    survey = checkpoint.survey if regular is None else Survey()
+    alike = [whole(family, codec) for family, codec in (regular or {}).items()]
     return Description(
         name=name,
         place=checkpoint.store.place,
         release=None,
         config=checkpoint.config or {},
         model=checkpoint.model.name if checkpoint.model else None,
-        groups=(*_groups(checkpoint), *_others(survey.extra)),
+        groups=tuple(alike) or (*_groups(checkpoint), *_others(survey.extra)),
         files=len(checkpoint.headers),
         missing=tuple(param.name for param in survey.missing),
-        faults=tuple(map(str, faults)),
+        faults=tuple(str(f) for f in checkpoint.known_faults if f.code not in ("missing-tensor", "extra-tensor")),
     )
 
 

@@ -20,6 +20,7 @@ MARKS = {
     "": (" ", ""),
 }
 LEAST_LAST_COLUMN = 32
+PROSE_WIDTH = 100
 
 
 class Column(NamedTuple):
@@ -89,7 +90,9 @@ def terminal(section: Section, width: int) -> Iterator[Text]:
             yield from (Text(" " * GAP + line, "dim") for line in textwrap.wrap(section.summary, width - GAP))
     yield from _table(section, width - GAP)
     for paragraph in section.paragraphs:
-        lines = textwrap.wrap(paragraph, max(width - 2 * GAP, 40), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(
+            paragraph, max(min(width, PROSE_WIDTH) - 2 * GAP, 40), break_long_words=False, break_on_hyphens=False
+        )
         for number, line in enumerate(lines):
             yield Text(("• " if not number else "  ").rjust(GAP + 2) + line)
 
