@@ -14,8 +14,9 @@ from dsctl.scales import are_powers_of_two, bad_scale, read_scales
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import pieces
 
-# A scale so many times its matrix's median would make weights that no training gives.
+# A scale so many times its matrix's median, or so large at all, would make weights that no training gives.
 ODD = 1 << 12
+ABSURD = 2.0**11
 
 
 def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
@@ -32,7 +33,7 @@ def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
 def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Every scale that cannot be one, and whether `scale_fmt` tells the truth."""
     refs = scale_refs(checkpoint)
-    all_powers = True
+    all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
     for ref, values in read_scales(checkpoint.store, refs):
         powers = are_powers_of_two(values)
         all_powers = all_powers and powers
@@ -40,10 +41,10 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
         if bad is not None:
             yield Finding("bad-scale", ref.name, f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}")
             continue
-        if refs[ref].scale_fmt == "ue8m0" and not powers:
+        if ue8m0 and not powers:
             yield Finding("not-power-of-two", ref.name, _not_a_power(values))
         yield from _odd(ref, values)
-    if refs and all_powers and checkpoint.quantization and not any(c.scale_fmt == "ue8m0" for c in refs.values()):
+    if refs and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
 
 
@@ -56,8 +57,8 @@ def _not_a_power(values: npt.NDArray[np.float32]) -> str:
 def _odd(ref: TensorRef, values: npt.NDArray[np.float32]) -> Iterator[Finding]:
     if not values.size:
         return
-    usual = float(np.median(values))
+    usual = float(np.quantile(values, 0.5, method="lower"))
     place = np.unravel_index(int(np.argmax(values)), values.shape)
-    if values[place] > ODD * usual:
+    if values[place] > min(ODD * usual, ABSURD):
         block = list(map(int, place))
         yield Finding("odd-scale", ref.name, f"scale of block {block} is {values[place]:g}, usual is {usual:g}")

@@ -1,0 +1,236 @@
+"""`dsctl verify`: planted faults are found by name, clean checkpoints are clean, `--fix` mends metadata only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dsctl.stores import LocalFolder
+from dsctl.verify import CODES, Report, other, verify
+from tests.checkpoints import tiny
+from tests.command import call, dsctl
+from tests.flows.planted import FIRST, INDEX, NORM, PLANTED, Folder, Planted, drop, misplaced, no_quantization
+
+SMALL = {
+    "layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 384, "moe_intermediate": 128,
+}  # fmt: skip
+# What clean small checkpoints give besides: twins are equal, and some configs name code that tiny does not write.
+USUAL = {"twin-equal", "missing-code"}
+
+
+def check(folder: Path, deep: bool = False, against: Path | str | None = None) -> Report:
+    return verify(LocalFolder.at(folder), other(str(against)) if against else None, deep)
+
+
+def codes(report: Report) -> set[str]:
+    return {finding.code for finding in report.findings} - USUAL
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small checkpoints by release, and one that dsctl converted and signed."""
+    folders = {release: tiny(tmp_path_factory, release, **SMALL) for release in ("v3", "v3.1", "v3.2", "v2")}
+    folders["signed"] = tmp_path_factory.mktemp("signed") / "bf16"
+    dsctl("convert", folders["v3.2"], folders["signed"], "--bf16", "-q")
+    return folders
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path, clean: dict[str, Path]):
+    def copy(release: str) -> Folder:
+        return Folder(Path(shutil.copytree(clean[release], tmp_path / "spoiled")))
+
+    return copy
+
+
+@pytest.mark.parametrize("release", ["v3", "v3.1", "v3.2", "v2", "signed"])
+def test_nothing_is_found_on_a_clean_checkpoint(release: str, clean: dict[str, Path]) -> None:
+    report = check(clean[release], deep=True, against=clean[release])
+    assert codes(report) == set()
+    assert report.checked.parameters >= 40
+    weights = sum(path.stat().st_size for path in clean[release].glob("*.safetensors"))
+    assert weights <= report.checked.contents <= sum(path.stat().st_size for path in clean[release].iterdir())
+
+
+@pytest.mark.parametrize("release", ["r1", "v3-0324", "v2-lite", "kimi-k2", "glm-5", "glm-5-fp8"])
+def test_nothing_is_found_on_other_families(release: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert codes(check(tiny(tmp_path_factory, release, **SMALL), deep=True)) == set()
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[str, Path]) -> None:
+    fault: Planted = PLANTED[name]
+    release = "signed" if fault.signed else fault.release
+    folder = spoiled(release)
+    fault.plant(folder)
+    against = clean[release] if fault.against else None
+    report = check(folder.path, fault.deep, against)
+    found = [f for f in report.findings if f.code == fault.code and fault.where in f.where]
+    assert found, [(f.code, str(f)) for f in report.findings]
+    extra = codes(report) - {fault.code, *fault.also}
+    assert extra == set(), [str(f) for f in report.findings if f.code in extra]
+    if fault.deep:
+        assert fault.code not in codes(check(folder.path))
+
+
+def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
+    planted = {fault.code for fault in PLANTED.values()}
+    assert CODES.keys() - planted == {"twin-equal", "other-storage"}
+    assert planted <= CODES.keys()
+    assert len(PLANTED) > 60
+
+
+def test_a_release_is_held_against_by_name(clean: dict[str, Path]) -> None:
+    found = codes(check(clean["v3.2"], against="v3.2"))
+    assert found == {"other-architecture", "other-storage", "config-differs"}
+
+
+def test_exit_codes_and_json(clean: dict[str, Path], spoiled) -> None:
+    done = call("verify", clean["v3.2"], "--json")
+    assert done.returncode == 0
+    said = json.loads(done.stdout)
+    assert said["ok"] and said["findings"] == [] and said["checked"]["scales"] > 0 and said["checked"]["contents"] == 0
+    folder = spoiled("v3.2")
+    folder.scale(0.0)
+    done = call("verify", folder.path, "--json")
+    assert done.returncode == 50 and done.stderr.count("error: ") == 1
+    said = json.loads(done.stdout)
+    assert [(f["severity"], f["code"], f["mendable"]) for f in said["findings"]] == [("error", "bad-scale", False)]
+    assert call("verify", folder.path, "--ignore", "bad-scale").returncode == 0
+
+
+def test_warnings_fail_only_where_asked(spoiled) -> None:
+    folder = spoiled("v3.2")
+    shutil.copyfile(folder.first(), folder.path / "stray.safetensors")
+    assert call("verify", folder.path).returncode == 0
+    assert call("verify", folder.path, "--strict").returncode == 50
+    assert call("verify", folder.path, "--ignore", "nonsense").returncode == 2
+
+
+def test_it_says_whether_contents_were_checked(clean: dict[str, Path]) -> None:
+    assert "contents of weights not checked" in dsctl("verify", clean["v3.2"])
+    assert "contents checked: " in dsctl("verify", clean["v3.2"], "--deep")
+
+
+def test_the_tensors_of_a_lost_shard_are_told_by_the_shard(spoiled) -> None:
+    folder = spoiled("v3.2")
+    folder.first().unlink()
+    os.truncate(folder.first(), 99)
+    report = check(folder.path)
+    assert [finding.code for finding in report.findings] == ["wrong-size", "missing-shard"]
+
+
+def strip(folder: Folder) -> None:
+    for path in folder.path.glob("model-*.safetensors"):
+        folder.reheader(path, lambda header: header.pop("__metadata__"))
+
+
+METADATA = {
+    "index": lambda f: (f.path / INDEX).unlink(),
+    "broken index": lambda f: os.truncate(f.path / INDEX, 10),
+    "misplaced": misplaced,
+    "total": lambda f: f.index(lambda index: index["metadata"].update(total_size=7)),
+    "format pt": strip,
+    "no quantization_config": no_quantization,
+    "ue8m0": lambda f: f.config(lambda config: config["quantization_config"].pop("scale_fmt")),
+    "block size": lambda f: f.config(lambda config: config["quantization_config"].update(weight_block_size=[64, 64])),
+    "dtype": lambda f: f.config(lambda config: config.update(torch_dtype="float16")),
+    "side file": lambda f: (f.path / "tokenizer.json").unlink(),
+    "config": lambda f: (f.path / "config.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_is_mended_and_weights_are_not_touched(name: str, spoiled, clean: dict[str, Path]) -> None:
+    folder = spoiled("v3.2")
+    METADATA[name](folder)
+    arguments = ("verify", folder.path, "--against", clean["v3.2"], "--fix")
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    dry = call(*arguments, "--dry-run")
+    assert "would mend" in dry.stderr
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert call(*arguments).returncode == 0, call(*arguments).stdout
+    assert codes(check(folder.path, deep=True, against=clean["v3.2"])) == set()
+    for path in clean["v3.2"].glob("*.safetensors"):
+        ours, theirs = load_file(folder.path / path.name), load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name].view(torch.uint8), bits.view(torch.uint8)) for name, bits in theirs.items())
+    assert json.loads((folder.path / "config.json").read_text()) == json.loads(
+        (clean["v3.2"] / "config.json").read_text()
+    )
+
+
+def test_quantization_config_of_a_bf16_folder_is_removed_and_the_folder_signed_again(spoiled) -> None:
+    folder = spoiled("signed")
+    folder.config(
+        lambda config: config.update(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    )
+    strip(folder)
+    signed = json.loads((folder.path / "dsctl.json").read_text())
+    for path in (*folder.path.glob("model-*.safetensors"), folder.path / "config.json"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        signed["files"][path.name] = {"size": path.stat().st_size, "sha256": digest}
+    (folder.path / "dsctl.json").write_text(json.dumps(signed))
+    dsctl("verify", folder.path, "--fix")
+    assert codes(check(folder.path, deep=True)) == set()
+    assert "quantization_config" not in json.loads((folder.path / "config.json").read_text())
+
+
+def test_a_damaged_signed_file_is_not_signed_again(spoiled) -> None:
+    folder = spoiled("signed")
+    strip(folder)
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    done = call("verify", folder.path, "--fix")
+    assert done.returncode == 50 and "left as it was" in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_one_damaged_scale_does_not_change_what_the_config_says(spoiled) -> None:
+    folder = spoiled("v3.2")
+    folder.scale(3e-4)
+    assert call("verify", folder.path, "--fix").returncode == 50
+    assert json.loads((folder.path / "config.json").read_text())["quantization_config"]["scale_fmt"] == "ue8m0"
+
+
+def test_what_is_not_metadata_stays_wrong(spoiled) -> None:
+    folder = spoiled("v3.2")
+    drop(folder, NORM)
+    done = call("verify", folder.path, "--fix")
+    assert done.returncode == 50 and "nothing to mend" in done.stderr
+
+
+def test_unfinished_work_is_not_mended(spoiled) -> None:
+    folder = spoiled("v3.2")
+    (folder.path / ".dsctl").mkdir()
+    assert call("verify", folder.path, "--fix").returncode == 30
+
+
+def test_a_link_s_target_is_left_alone(spoiled, tmp_path: Path) -> None:
+    folder = spoiled("v3.2")
+    strip(folder)
+    blobs = tmp_path / "models--x" / "blobs"
+    snapshot = tmp_path / "models--x" / "snapshots" / "0"
+    blobs.parent.mkdir()
+    snapshot.parent.mkdir()
+    shutil.move(folder.path, blobs)
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    before = (blobs / FIRST).read_bytes()
+    dsctl("verify", snapshot, "--fix")
+    assert (blobs / FIRST).read_bytes() == before
+    assert not (snapshot / FIRST).is_symlink()
+    assert stat.S_IMODE((snapshot / FIRST).stat().st_mode) & 0o044
+
+
+def test_the_page_explains_every_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "verify.md").read_text()
+    assert [code for code, kind in CODES.items() if f"| `{code}` | {kind.severity} |" not in page] == []
