@@ -68,7 +68,7 @@ class TensorRef(NamedTuple):
 class Header:
     """A parsed header of a file: its tensors in file order, its metadata, its size with the 8 length bytes, its JSON.
 
-    `names` and `specs` go together.
+    `names` and `specs` go together; `nbytes` is what all tensors take.
     """
 
     file: str
@@ -76,6 +76,7 @@ class Header:
     specs: tuple[TensorSpec, ...]
     metadata: dict[str, str]
     size: int
+    nbytes: int
     raw: bytes
 
     @cached_property
@@ -92,11 +93,6 @@ class Header:
     def kinds(self) -> Counter[TensorSpec]:
         """How many tensors there are of each dtype and shape."""
         return Counter(self.specs)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(spec.nbytes * count for spec, count in self.kinds.items())
 
 
 # The defaults of a field that is not there are none that a tensor can have.
@@ -188,7 +184,7 @@ def parse(raw: bytes, file: str, file_size: int | None) -> Header:
             f"{file}: file is {what}: {file_size:,} bytes, its header accounts for {start + end:,}",
             hint=_TRUNCATED if start + end > file_size else None,
         )
-    return Header(file, tuple(entries), tuple(specs), metadata, start, raw)
+    return Header(file, tuple(entries), tuple(specs), metadata, start, end, raw)
 
 
 def _decoded(raw: bytes, file: str) -> tuple[dict[str, _Entry], dict[str, str]]:

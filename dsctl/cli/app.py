@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dsctl import __version__
-from dsctl.cli import compare, convert, diff, download, models, plan, tiny, verify
+from dsctl.cli import compare, convert, diff, download, look, models, plan, tiny, verify
 
 app = typer.Typer(
     name="dsctl",
@@ -34,5 +34,5 @@ def _root(
     """Convert, check and compare the weights of the DeepSeek family."""
 
 
-for group in (compare, convert, diff, download, models, plan, tiny, verify):
+for group in (compare, convert, diff, download, look, models, plan, tiny, verify):
     group.add_to(app)

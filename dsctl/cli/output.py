@@ -38,7 +38,7 @@ class Output:
     def data(self, value: Any) -> None:
         """The command's result as JSON, where that was asked for."""
         if self.json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            self.raw(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def text(self, *parts: Any) -> None:
         """The command's result for people: strings with rich markup, or renderables such as tables."""
@@ -47,28 +47,34 @@ class Output:
 
     def raw(self, text: str) -> None:
         """Text for stdout exactly as it is."""
-        sys.stdout.write(text)
+        # What has no UTF-8 form (half of a surrogate pair in a name) is written as JSON and Python escape it.
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
 
     def note(self, text: str) -> None:
         """Something to know meanwhile, on stderr."""
         if not self.quiet:
-            self.err.print(Text(text))
+            self.err.print(Text(visible(text)))
 
     def warn(self, text: str) -> None:
         """Something to act on, on stderr."""
-        self.err.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+        self.err.print(Text.assemble(("warning: ", "yellow"), visible(text)), soft_wrap=True)
 
 
 def show_error(error: DsctlError, limit: int = 20) -> None:
     """What, where and why in a line; the single faults below it; then a hint."""
     err = _console(stderr=True)
-    err.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), visible(error.message)), soft_wrap=True)
     for issue in error.issues[:limit] if len(error.issues) > 1 else ():
-        err.print(Text(f"  - {issue}"), soft_wrap=True)
+        err.print(Text(f"  - {visible(issue)}"), soft_wrap=True)
     if len(error.issues) > limit:
         err.print(Text(f"  ... and {len(error.issues) - limit:,} more"))
     if error.hint:
-        err.print(Text.assemble(("\nhint: ", "bold cyan"), error.hint), soft_wrap=True)
+        err.print(Text.assemble(("\nhint: ", "bold cyan"), visible(error.hint)), soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Text whose control characters are spelled out: names come from files, and must not steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def size(nbytes: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -63,7 +64,7 @@ def store_at(text: str | Path) -> Store:
         SourceError: there is nothing there, or it cannot be reached.
     """
     said = str(text)
-    if not said.startswith(SCHEME) and (Path(said).exists() or not is_repository(said)):
+    if not said.startswith(SCHEME) and (os.path.exists(said) or not is_repository(said)):
         return LocalFolder.at(said)
     try:
         return HubRepository.at(said)

@@ -59,6 +59,8 @@ class LocalFolder:
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in entries:
                 name = f"{folder}{entry.name}"
+                if not name.isprintable():
+                    raise SourceError(f"{self.root}: file name {name!r} is no printable text", hint="rename the file")
                 if entry.is_dir(follow_symlinks=False):
                     # Version control and caches are not part of a checkpoint.
                     if entry.name not in (".git", ".dsctl", ".cache", "__pycache__"):

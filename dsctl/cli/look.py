@@ -1,0 +1,259 @@
+"""`dsctl inspect`: what a checkpoint is and what it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.cli.output import Output, count, plural, size, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dsctl.cli.sections import Section
+    from dsctl.codecs import Codec
+    from dsctl.inspection import Fold, Inspection, Tensor
+    from dsctl.survey import Fault
+
+FILES_SHOWN = 6
+FAULTS_SHOWN = 5
+
+Looked = Annotated[
+    str,
+    typer.Argument(metavar="SRC", help="A checkpoint folder, a .safetensors file, a release or a hub repository."),
+]
+Glob = Annotated[str | None, typer.Argument(metavar="[GLOB]", help="With --tensors: only names that match.")]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List the stored tensors.")]
+Folded = Annotated[bool, typer.Option("--fold", help="List tensors alike but for their numbers in one line.")]
+Files = Annotated[bool, typer.Option("--files", help="List every file.")]
+
+
+def inspect(
+    source: Looked,
+    glob: Glob = None,
+    tensors: Tensors = False,
+    fold: Folded = False,
+    files: Files = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a checkpoint is and what it holds, from its headers alone.
+
+    What is wrong with it is told on stderr. A release by its name is described from what is known of it, offline.
+
+    Examples:
+
+        dsctl inspect DeepSeek-V3.2
+
+        dsctl inspect v3.2 --json
+
+        dsctl inspect DeepSeek-V3.2 --tensors '*.indexer.*' --fold
+    """
+    from dsctl.inspection import inspect as look
+
+    output, seen = Output(json, quiet), look(source)
+    wanted = (glob or "*") if tensors or fold or glob else None
+    if json:
+        output.data(as_json(seen, wanted, fold))
+    elif wanted is None:
+        _show(seen, files, output)
+    else:
+        _list(seen, wanted, fold, output)
+    if not quiet:
+        _warn(seen.faults, output)
+
+
+def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> dict[str, Any]:
+    """An inspection as stable JSON: sizes in bytes, null where nothing is known."""
+    from dsctl.inspection import fold
+
+    one, known = seen.description, seen.description.model is not None
+    facts: dict[str, Any] = {
+        "source": one.name,
+        "place": one.place,
+        "release": one.release.name if one.release else None,
+        "architecture": one.model,
+        "parameters_as_in": list(seen.alike),
+        "formats": _forms(total.codecs for total in seen.roles),
+        "parameters": one.parameters if known else None,
+        "values": one.values if known else None,
+        "main_values": one.main_values if known else None,
+        "active_values": one.active_values if known else None,
+        "tensors": sum(total.number for total in seen.dtypes),
+        "bytes": sum(total.nbytes for total in seen.dtypes),
+        "roles": [
+            {
+                "role": total.name,
+                "parameters": total.number,
+                "values": total.values,
+                "active_values": total.active,
+                "bytes": total.nbytes,
+                "formats": _forms([total.codecs]),
+            }
+            for total in seen.roles
+        ],
+        "dtypes": [
+            {"dtype": total.name, "tensors": total.number, "values": total.values, "bytes": total.nbytes}
+            for total in seen.dtypes
+        ],
+        "files": [{"file": file.name, "tensors": file.tensors, "bytes": file.nbytes} for file in seen.files],
+        "missing": list(one.missing),
+        "faults": [fault._asdict() for fault in seen.faults],
+    }
+    if glob is not None:
+        listed = seen.tensors(glob)
+        facts["tensor_list"] = [_folded_json(f) for f in fold(listed)] if folded else [_tensor_json(t) for t in listed]
+    return facts
+
+
+def _tensor_json(tensor: Tensor) -> dict[str, Any]:
+    spec = tensor.spec
+    facts = {"name": tensor.name, "dtype": spec.dtype, "shape": list(spec.shape), "bytes": spec.nbytes}
+    return facts | {"file": tensor.file or None}
+
+
+def _folded_json(fold: Fold) -> dict[str, Any]:
+    facts = {"template": fold.template, "numbers": [list(numbers) for numbers in fold.ranges], "tensors": fold.number}
+    return facts | {"dtype": fold.spec.dtype, "shape": list(fold.spec.shape), "bytes": fold.nbytes}
+
+
+def _forms(codecs: Iterable[Iterable[Codec]]) -> list[str]:
+    from dsctl.diff import form
+
+    return list(dict.fromkeys(form(codec) for some in codecs for codec in some))
+
+
+def _show(seen: Inspection, all_files: bool, output: Output) -> None:
+    from dsctl.cli.sections import show
+
+    sections = [_facts(seen)]
+    if seen.description.model is not None:
+        sections.append(_roles(seen))
+    sections.append(_dtypes(seen))
+    if seen.files:
+        sections.append(_files(seen, all_files))
+    show(sections, output)
+
+
+def _facts(seen: Inspection) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    one, known = seen.description, seen.description.model is not None
+    number = sum(total.number for total in seen.dtypes)
+    rows = [("architecture", one.model or "not known: no config.json of a known one")]
+    if seen.alike:
+        rows.append(("parameters as in", ", ".join(seen.alike)))
+    if known:
+        rows.append(("stored as", ", ".join(_forms(total.codecs for total in seen.roles))))
+        prediction = one.values - one.main_values
+        and_mtp = f", and {count(prediction)} of multi-token prediction" if prediction else ""
+        rows.append(("values", f"{count(one.main_values)}, {count(one.active_values)} active per token{and_mtp}"))
+        rows.append(("parameters", f"{one.parameters:,} in {plural(number, 'tensor')}"))
+    else:
+        rows.append(("tensors", f"{number:,}"))
+    nbytes = sum(total.nbytes for total in seen.dtypes)
+    files = len(seen.headers) or one.files
+    rows.append(("bytes", size(nbytes) + (f" in {plural(files, 'file')}" if files else "")))
+    cells = tuple(Row((label, visible(text))) for label, text in rows)
+    return Section(visible(one.name), "", (Column(), Column()), cells)
+
+
+def _roles(seen: Inspection) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    columns = (
+        Column("role"), Column("parameters", True, 2), Column("values", True), Column("active", True),
+        Column("bytes", True), Column("share", True, 1), Column("stored as"),
+    )  # fmt: skip
+    whole = sum(total.nbytes for total in seen.roles) or 1
+    rows = [
+        Row(
+            (
+                total.name,
+                f"{total.number:,}",
+                count(total.values),
+                count(total.active) if total.active else "-",
+                size(total.nbytes),
+                _share(total.nbytes, whole),
+                ", ".join(_forms([total.codecs])),
+            )
+        )
+        for total in seen.roles
+    ]
+    return Section("By role", "", columns, tuple(rows))
+
+
+def _dtypes(seen: Inspection) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    columns = (Column("dtype"), Column("tensors", True), Column("values", True), Column("bytes", True))
+    whole = sum(total.nbytes for total in seen.dtypes) or 1
+    rows = [
+        Row((t.name, f"{t.number:,}", count(t.values), size(t.nbytes), _share(t.nbytes, whole))) for t in seen.dtypes
+    ]
+    return Section("By dtype", "", (*columns, Column("share", True)), tuple(rows))
+
+
+def _files(seen: Inspection, everything: bool) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    files = seen.files
+    shown = files if everything or len(files) <= FILES_SHOWN + 1 else files[:FILES_SHOWN]
+    rows = [Row((visible(file.name), f"{file.tensors:,}", size(file.nbytes))) for file in shown]
+    if len(shown) < len(files):
+        rows.append(Row((f"... and {len(files) - len(shown):,} more: --files lists them",), "note"))
+    return Section("By file", "", (Column("file"), Column("tensors", True), Column("bytes", True)), tuple(rows))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if part * 2000 >= whole else "< 0.1 %"
+
+
+def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
+    from dsctl.cli.sections import Column, Row, Section, show
+    from dsctl.inspection import fold
+
+    listed = list(seen.tensors(glob))
+    first = (Column("tensor"), Column("dtype"), Column("shape", True))
+    if folded:
+        columns = (*first, Column("tensors", True), Column("bytes", True))
+        rows = [(_ranged(f), f.spec.dtype, _shape(f.spec.shape), f"{f.number:,}", size(f.nbytes)) for f in fold(listed)]
+    else:
+        columns = (*first, Column("bytes", True), Column("file", rank=1))
+        rows = [
+            (visible(t.name), t.spec.dtype, _shape(t.spec.shape), size(t.spec.nbytes), visible(t.file)) for t in listed
+        ]
+    show([Section("", "", columns, tuple(map(Row, rows)))], output)
+    output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _ranged(fold: Fold) -> str:
+    """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
+    from dsctl.diff import ranges
+
+    left = iter(fold.ranges)
+    parts = fold.template.split(".")
+    return visible(".".join(f"{{{ranges(next(left, ()))}}}" if part[:1] == "{" else part for part in parts))
+
+
+def _warn(faults: Iterable[Fault], output: Output) -> None:
+    by_code: dict[str, list[Fault]] = {}
+    for fault in faults:
+        by_code.setdefault(fault.code, []).append(fault)
+    for code, found in by_code.items():
+        for fault in found[:FAULTS_SHOWN]:
+            output.warn(str(fault))
+        if len(found) > FAULTS_SHOWN:
+            output.warn(f"... and {len(found) - FAULTS_SHOWN:,} more of this kind ({code})")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(inspect)

@@ -1,0 +1,169 @@
+"""What a source is and holds, in totals: by role, by dtype, by file, tensor by tensor. Headers only, no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from dsctl import releases
+from dsctl.checkpoint import Fault, open_checkpoint
+from dsctl.codecs import Codec
+from dsctl.description import OTHER, Description, Group, active, describe, folded, identify, of_checkpoint
+from dsctl.header import Header, TensorSpec
+from dsctl.models import ROLES
+from dsctl.stores import store_at
+from dsctl.stores.hub import is_repository
+
+
+class Total(NamedTuple):
+    """What one role or dtype sums up to: how many parameters of a role or tensors of a dtype, their values and bytes.
+
+    `active` is how many of a role's values one token is multiplied with: `dsctl.description.active` says the rule.
+    `codecs` are the forms in which a role is stored.
+    """
+
+    name: str
+    number: int
+    values: int
+    nbytes: int
+    active: int = 0
+    codecs: tuple[Codec, ...] = ()
+
+
+class File(NamedTuple):
+    """A file, how many tensors it holds and their bytes."""
+
+    name: str
+    tensors: int
+    nbytes: int
+
+
+class Tensor(NamedTuple):
+    """A stored tensor; `file` is empty where a release is described without its files."""
+
+    name: str
+    spec: TensorSpec
+    file: str
+
+
+class Fold(NamedTuple):
+    """Tensors that differ only in the numbers of their names: which numbers stand in each place, and how many."""
+
+    template: str
+    ranges: tuple[tuple[int, ...], ...]
+    spec: TensorSpec
+    number: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.number * self.spec.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A description with the headers it was read from (none for a release), its faults, and the releases like it."""
+
+    description: Description
+    headers: Mapping[str, Header]
+    faults: tuple[Fault, ...]
+    alike: tuple[str, ...]
+    regular: bool
+
+    @property
+    def roles(self) -> tuple[Total, ...]:
+        """Totals of what the architecture knows, in the order of `ROLES`; tensors of unknown purpose last."""
+        found: dict[str, list[Group]] = {}
+        for group in self.description.groups:
+            found.setdefault(group.family.group, []).append(group)
+        return tuple(_total(role, found[role]) for role in (*ROLES, OTHER) if role in found)
+
+    @property
+    def dtypes(self) -> tuple[Total, ...]:
+        """Totals by stored dtype, most bytes first."""
+        found: dict[str, Total] = {}
+        for spec, number in self._kinds():
+            so_far = found.get(spec.dtype, Total(spec.dtype, 0, 0, 0))
+            found[spec.dtype] = Total(
+                spec.dtype,
+                so_far.number + number,
+                so_far.values + number * spec.values,
+                so_far.nbytes + number * spec.nbytes,
+            )
+        return tuple(sorted(found.values(), key=lambda total: (-total.nbytes, total.name)))
+
+    def _kinds(self) -> Iterator[tuple[TensorSpec, int]]:
+        if self.regular:
+            for group in self.description.groups:
+                yield from ((spec, group.count) for spec in group.specs.values())
+            return
+        for header in self.headers.values():
+            yield from header.kinds.items()
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Every weight file, in the order of their names."""
+        return tuple(File(file, len(header.names), header.nbytes) for file, header in sorted(self.headers.items()))
+
+    def tensors(self, glob: str = "*") -> Iterator[Tensor]:
+        """Every stored tensor whose name matches, file by file; of a release, family by family."""
+        everything = self._stored() if self.headers else self._described()
+        return (tensor for tensor in everything if glob == "*" or fnmatchcase(tensor.name, glob))
+
+    def _stored(self) -> Iterator[Tensor]:
+        for file, header in sorted(self.headers.items()):
+            for name, spec in zip(header.names, header.specs, strict=True):
+                yield Tensor(name, spec, file)
+
+    def _described(self) -> Iterator[Tensor]:
+        for group in self.description.groups:
+            specs = group.specs
+            for name in group.names:
+                for suffix, spec in specs.items():
+                    yield Tensor(name + suffix, spec, "")
+
+
+def inspect(source: str) -> Inspection:
+    """A folder, a .safetensors file, a repository, or a release by any of its names; what exists here comes first.
+
+    Raises:
+        SourceError: none of them, or unreadable. FormatError: a file's own structure is broken.
+    """
+    here = os.path.exists(source)
+    if not here and (releases.known(source) is not None or not is_repository(source)):
+        description = describe(source)
+        return Inspection(description, {}, (), _alike(description), True)
+    checkpoint = open_checkpoint(store_at(source))
+    description = of_checkpoint(checkpoint, source)
+    regular = checkpoint.regular is not None
+    return Inspection(description, checkpoint.headers, checkpoint.known_faults, _alike(description), regular)
+
+
+def _alike(description: Description) -> tuple[str, ...]:
+    return tuple(release.name for release in identify(description.config))
+
+
+def _total(name: str, groups: list[Group]) -> Total:
+    codecs = dict.fromkeys(group.codec for group in sorted(groups, key=lambda group: -group.nbytes))
+    return Total(
+        name,
+        sum(group.count for group in groups),
+        sum(group.values for group in groups),
+        sum(group.nbytes for group in groups),
+        sum(active(group) for group in groups) if name != OTHER else 0,
+        tuple(codecs),
+    )
+
+
+def fold(tensors: Iterable[Tensor]) -> list[Fold]:
+    """Tensors with names alike but for their numbers, and one dtype and shape, as one entry each."""
+    found: dict[tuple[str, TensorSpec], list[tuple[int, ...]]] = {}
+    for tensor in tensors:
+        template, numbers = folded(tensor.name)
+        found.setdefault((template, tensor.spec), []).append(numbers)
+    return [
+        Fold(template, tuple(tuple(sorted(set(place))) for place in zip(*numbers, strict=True)), spec, len(numbers))
+        for (template, spec), numbers in found.items()
+    ]
