@@ -17,6 +17,13 @@ from tests.hub.server import Hub
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 REPOSITORY = "acme/small"
+# The console script's own entry, with shorter waits between attempts.
+MAIN = """
+from dsctl.stores import hub_requests
+hub_requests.FIRST_WAIT = 0.02
+from dsctl.cli import main
+main()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +61,7 @@ def command(environment: dict[str, str]) -> Run:
     """Runs `dsctl` against the hub; further environment variables by keyword."""
 
     def run(*arguments: Any, **variables: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "dsctl", *map(str, arguments)]
+        line = [sys.executable, "-c", MAIN, *map(str, arguments)]
         return subprocess.run(
             line, env=environment | variables, capture_output=True, text=True, timeout=120, check=False
         )
