@@ -122,12 +122,12 @@ def _show(found: Comparison, worst: int, output: Output) -> None:
     _show_rest(found, output)
 
 
-def _table(first: str) -> Any:
+def _table(*columns: str) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for name in ("values", "SNR dB", "cosine", "max abs", "max rel", "identical"):
+    table.add_column(columns[0], overflow="fold")
+    for name in (*columns[1:], "SNR dB", "cosine", "max abs", "max rel", "identical"):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
@@ -135,14 +135,14 @@ def _table(first: str) -> Any:
 def _row(sums: Sums) -> tuple[str, ...]:
     snr = "inf" if sums.same else "-" if sums.snr is None else f"{sums.snr:.2f}"
     cosine = "-" if sums.cosine is None else f"{sums.cosine:.6f}"
-    return count(sums.values), snr, cosine, f"{sums.max_abs:.3g}", f"{sums.max_rel:.3g}", f"{sums.share:.2%}"
+    return snr, cosine, f"{sums.max_abs:.3g}", f"{sums.max_rel:.3g}", f"{sums.share:.2%}"
 
 
 def _show_roles(found: Comparison, output: Output) -> None:
-    table = _table("role")
+    table = _table("role", "values")
     for role, (number, sums) in found.roles.items():
-        table.add_row(f"{role} ({number:,})", *_row(sums))
-    table.add_row("all", *_row(found.total), style="bold")
+        table.add_row(f"{role} ({number:,})", count(sums.values), *_row(sums))
+    table.add_row("all", count(found.total.values), *_row(found.total), style="bold")
     output.text("")
     output.text(table)
 
