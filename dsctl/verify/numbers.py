@@ -35,15 +35,19 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     refs = scale_refs(checkpoint)
     all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
     for ref, values in read_scales(checkpoint.store, refs):
-        powers = are_powers_of_two(values)
+        if not values.size:
+            continue
+        powers = _are_powers(values)
         all_powers = all_powers and powers
-        bad = bad_scale(ref, values)
+        least, most = float(values.min()), float(values.max())
+        bad = None if least > 0 and most < np.inf else bad_scale(ref, values)
         if bad is not None:
             yield Finding("bad-scale", ref.name, f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}")
             continue
         if ue8m0 and not powers:
             yield Finding("not-power-of-two", ref.name, _not_a_power(values))
-        yield from _odd(ref, values)
+        if most > min(ODD * least, ABSURD):
+            yield from _odd(ref, values)
     if refs and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
 
@@ -54,9 +58,12 @@ def _not_a_power(values: npt.NDArray[np.float32]) -> str:
     return f"scale of block [{row}, {column}] is {values[row, column]:g}, no power of two as ue8m0 promises"
 
 
+def _are_powers(values: npt.NDArray[np.float32]) -> bool:
+    """Whether no scale has a mantissa, which is quick to see; subnormal powers of two have."""
+    return not int(np.bitwise_or.reduce(values.view(np.uint32), axis=None)) & 0x7FFFFF or are_powers_of_two(values)
+
+
 def _odd(ref: TensorRef, values: npt.NDArray[np.float32]) -> Iterator[Finding]:
-    if not values.size:
-        return
     usual = float(np.quantile(values, 0.5, method="lower"))
     place = np.unravel_index(int(np.argmax(values)), values.shape)
     if values[place] > min(ODD * usual, ABSURD):

@@ -75,6 +75,11 @@ def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
 
 
 def _twice(checkpoint: Checkpoint) -> Iterator[Finding]:
+    names: dict[str, set[str]] = {}
+    for file, header in checkpoint.headers.items():
+        names.setdefault(checkpoint.layout.shard_of(file), set()).update(header.tensors)
+    if sum(map(len, names.values())) == sum(len(header.tensors) for header in checkpoint.headers.values()):
+        return
     seen: dict[tuple[str, str], str] = {}
     for file, header in checkpoint.headers.items():
         shard = checkpoint.layout.shard_of(file)
