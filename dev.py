@@ -162,9 +162,14 @@ def tests(choice: str, rest: list[str]) -> None:
 
 def test(choice: str, rest: list[str]) -> None:
     """Check style, imports and types, and run the tests."""
-    lint(choice, [])
-    types(choice, [])
-    tests(choice, rest)
+    failed = []
+    for check, words in ((lint, []), (types, []), (tests, rest)):
+        try:
+            check(choice, words)
+        except Failed as error:
+            failed.append(error)
+    if failed:
+        raise Failed("\ndev: ".join(map(str, failed)), failed[0].code)
 
 
 def soak(choice: str, rest: list[str]) -> None:

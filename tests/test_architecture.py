@@ -31,9 +31,8 @@ TABLES = {
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
+    "httpx2": ("stores.hub_requests",),
     "huggingface_hub": ("stores.hub", "stores.hub_requests", "cli.download"),
-    "httpx2": ("stores.hub_requests",),
-    "httpx2": ("stores.hub_requests",),
     "msgspec": None,
     "numpy": None,
     "rich": ("cli",),
@@ -139,6 +138,9 @@ LOOKING = (
     "--help",
     "--version",
     "convert --help",
+    "models",
+    "plan v3.2",
+    "diff v3.1 v3.2",
     "inspect SRC",
     "inspect SRC --json",
     "diff SRC SRC",
