@@ -59,7 +59,7 @@ def compare(
         found = compare(pairing, advance)
     output.data(describe(found))
     if not json:
-        _show(found, worst, output)
+        _show(found, (ours, theirs), worst, output)
     if fail_under is not None:
         _fail(found, fail_under)
 
@@ -108,11 +108,11 @@ def _histogram(sums: Sums) -> list[dict[str, Any]]:
     return [{"from": 2.0**power, "to": 2.0 ** (power + 1), "values": number} for power, number in histogram(sums)]
 
 
-def _show(found: Comparison, worst: int, output: Output) -> None:
+def _show(found: Comparison, names: tuple[str, str], worst: int, output: Output) -> None:
     from rich.text import Text
 
     total = found.total
-    output.text(Text(f"A  {found.places[0]}\nB  {found.places[1]}"))
+    output.text(Text(f"A  {names[0]}\nB  {names[1]}"))
     said = f"{plural(len(found.compared), 'parameter')}, {count(total.values)} values compared"
     output.text(Text(f"{said}: {'all identical' if total.same else f'{total.share:.2%} identical'}"))
     _show_roles(found, output)
@@ -170,7 +170,9 @@ def _show_histogram(sums: Sums, output: Output) -> None:
     most = max(lines.values())
     output.text("\n[bold]relative error[/] of values, by the power of two below it")
     for label, number in lines.items():
-        bar = "#" * round(BAR * number / most) if most else ""
+        if not number:
+            continue
+        bar = "#" * round(BAR * number / most)
         output.text(Text(f"{label:>10}  {number / sums.values:7.2%}  {bar}".rstrip()))
     if sums.not_finite:
         output.text(Text(f"{plural(sums.not_finite, 'value')} NaN or infinite on a side"))

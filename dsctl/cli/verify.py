@@ -70,8 +70,8 @@ def verify(
     if fix:
         report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
     output.data(describe(report, strict, done, mended=fix and not dry_run))
-    _show(report, show_all, output)
-    _fail(report, strict, fix)
+    _show(source, report, show_all, output)
+    _fail(source, report, strict, fix)
 
 
 def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
@@ -143,14 +143,14 @@ def _failing(report: Report, strict: bool) -> bool:
     return bool(report.count("error") or (strict and report.count("warning")))
 
 
-def _show(report: Report, show_all: bool, output: Output) -> None:
+def _show(source: str, report: Report, show_all: bool, output: Output) -> None:
     from rich.text import Text
 
     checked = report.checked
     tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
-    output.text(Text(f"{report.place}: {tensors}"))
-    for line in _said(report):
-        output.text(Text(f"  {line}"))
+    output.text(Text(f"{source}: {tensors}"))
+    for what, said in _said(report):
+        output.text(Text(f"  {what:10}  {said}"))
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
         for finding in found if show_all else found[:SHOWN]:
@@ -162,25 +162,24 @@ def _show(report: Report, show_all: bool, output: Output) -> None:
         output.text("[green]nothing wrong found[/]")
 
 
-def _said(report: Report) -> list[str]:
+def _said(report: Report) -> list[tuple[str, str]]:
     """What was looked at and what was not, in words."""
     checked = report.checked
-    lines = [f"structure checked: files, index, config; names, shapes, dtypes of {checked.parameters:,} parameters"]
+    known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
+    lines = [("structure", known if checked.parameters else "files and headers only, for want of an architecture")]
     if checked.scales:
-        lines.append(f"scales checked: {plural(checked.scales, 'number')}")
+        lines.append(("scales", plural(checked.scales, "number")))
     if checked.against:
-        lines.append(f"held against {checked.against}")
+        lines.append(("against", checked.against))
     if checked.signed:
-        lines.append("sizes checked against dsctl.json")
-    if checked.contents:
-        digests = f", {plural(checked.digests, 'digest')}" if checked.digests else ""
-        lines.append(f"contents checked: {size(checked.contents)} read{digests}")
-    else:
-        lines.append("contents of weights not checked: --deep reads them")
+        lines.append(("dsctl.json", "sizes" + (f" and {plural(checked.digests, 'digest')}" if checked.digests else "")))
+    lines.append(
+        ("contents", f"{size(checked.contents)} read" if checked.contents else "not checked: --deep reads them")
+    )
     return lines
 
 
-def _fail(report: Report, strict: bool, fixed: bool) -> None:
+def _fail(source: str, report: Report, strict: bool, fixed: bool) -> None:
     from dsctl.verify import CODES
 
     if not _failing(report, strict):
@@ -188,7 +187,7 @@ def _fail(report: Report, strict: bool, fixed: bool) -> None:
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
     mendable = any(CODES[finding.code].mendable for finding in report.findings)
     hint = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable and not fixed else None
-    raise VerifyFailed(f"{report.place}: {' and '.join(counts)}", hint=hint)
+    raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=hint)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -39,7 +39,7 @@ def other(text: str) -> Other:
     if release is not None:
         return Other(release.name, release.config, None, release)
     store = store_at(text)
-    return Other(store.place, read_json(store, "config.json", store.files()) or {}, store)
+    return Other(text, read_json(store, "config.json", store.files()) or {}, store)
 
 
 def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:

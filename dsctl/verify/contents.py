@@ -28,9 +28,9 @@ from dsctl.stores import Store
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params
 
-BAND_BYTES = 8 << 20
+BAND_BYTES = 2 << 20
 # Bands are looked at in pieces that stay in the cache.
-PIECE_BYTES = 512 << 10
+PIECE_BYTES = 256 << 10
 THREADS = 8
 SAMPLE_BYTES = 1 << 10
 
