@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,9 @@ from dsctl.survey import Fault, Piece, Survey, regular, survey, undeclared
 
 MAX_JSON_BYTES = 200_000_000
 MAX_PARAMS = 4_000_000
+# A config may describe so many more parameters than there are tensors: naming each as missing has its price.
+UNHELD_PARAMS = 500_000
+TOLD = 10_000
 ORIGINAL = "original.dsctl"
 
 
@@ -48,8 +52,12 @@ class Checkpoint:
         if self.model is None or self.config is None:
             return ()
         families = self.model.families(self.config)
-        if sum(family.count for family in families) > MAX_PARAMS:
+        described = sum(family.count for family in families)
+        if described > MAX_PARAMS:
             raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
+        held = sum(len(header.names) for header in self.headers.values())
+        if described > UNHELD_PARAMS + 20 * held:
+            raise FormatError(f"config.json: describes {described:,} parameters, the files hold only {held:,} tensors")
         return families
 
     @cached_property
@@ -202,7 +210,8 @@ def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, An
     if files[file] > MAX_JSON_BYTES:
         raise FormatError(f"{file}: {files[file]:,} bytes is too long for a JSON file")
     try:
-        value = json.loads(store.read(file, 0, files[file]), object_pairs_hook=lambda pairs: _unique(pairs, file))
+        text = store.read(file, 0, files[file]).decode()
+        value = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, file), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -210,11 +219,14 @@ def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, An
     return value
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise FormatError(f"{file}: key {twice!r} appears twice")
     return value
 
@@ -241,8 +253,9 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
     if raw.count(b'"') != 4 * len(index.weight_map) + rest or len(metadata) > 1:
         read_json(store, INDEX, files)
     total = metadata.get("total_size")
-    whole = isinstance(total, (int, float)) and not isinstance(total, bool) and abs(total) < 1 << 63
-    return index.weight_map, int(total) if whole else None
+    if isinstance(total, bool) or not isinstance(total, (int, float)) or not abs(total) < 1 << 63:
+        return index.weight_map, None
+    return index.weight_map, int(total)
 
 
 def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
@@ -277,18 +290,20 @@ def _index_faults(index: Mapping[str, str] | None, headers: Mapping[str, Header]
     if index is None or _agree(index, headers):
         return []
     held = {file: set(header.names) for file, header in headers.items()}
-    faults = [
-        Fault("index-wrong", name, f"the index places it in {file}, which does not hold it")
-        for name, file in index.items()
-        if file in held and name not in held[file]
+    wrong = [(name, file) for name, file in index.items() if file in held and name not in held[file]]
+    unknown = [(name, file) for file in held for name in headers[file].names if name not in index]
+    return [
+        *_told("index-wrong", "the index places it in {}, which does not hold it", wrong),
+        *_told("index-unknown", "in {}, but not in the index", unknown),
     ]
-    for file, header in headers.items():
-        faults += [
-            Fault("index-unknown", name, f"in {file}, but not in the index")
-            for name in header.names
-            if name not in index
-        ]
-    return faults
+
+
+def _told(code: str, what: str, found: Sequence[tuple[str, str]]) -> Iterator[Fault]:
+    """A fault for each name and file, up to a number that anybody would read."""
+    for name, file in found[:TOLD]:
+        yield Fault(code, name, what.format(file))
+    if len(found) > TOLD:
+        yield Fault(code, INDEX, f"the same of {len(found) - TOLD:,} tensors more")
 
 
 def _agree(index: Mapping[str, str], headers: Mapping[str, Header]) -> bool:

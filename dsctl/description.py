@@ -5,9 +5,9 @@ The common value that looking verbs work on: which parameters there are, how eac
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl import models, releases
@@ -136,7 +136,7 @@ def describe(source: str) -> Description:
     Raises:
         SourceError: none of them, or unreadable. FormatError: a file's structure is broken.
     """
-    if not Path(source).exists():
+    if not os.path.exists(source):
         release = releases.known(source)
         if release is not None:
             return of_release(release)

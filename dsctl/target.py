@@ -373,9 +373,9 @@ def _read_original(checkpoint: Checkpoint, side: Header) -> Original:
     try:
         config = json.loads(texts.get("config.json", b"{}"))
         json.loads(texts.get(INDEX, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{ORIGINAL}: kept JSON is not valid: {error}") from None
-    if not isinstance(config, dict):
-        raise FormatError(f"{ORIGINAL}: kept config.json is not an object")
+    if not isinstance(config, dict) or not isinstance(config.get("quantization_config") or {}, dict):
+        raise FormatError(f"{ORIGINAL}: kept config.json or its quantization_config is not an object")
     files = {name: file for file, header in headers.items() for name in header.tensors}
     return Original(headers, files, scales, texts, config)

@@ -15,6 +15,7 @@ from rich.text import Text
 from dsctl.errors import DsctlError
 
 PIPE_WIDTH = 100
+LONGEST = 2000
 
 
 def _console(stderr: bool = False) -> Console:
@@ -73,7 +74,12 @@ def show_error(error: DsctlError, limit: int = 20) -> None:
 
 
 def visible(text: str) -> str:
-    """Text whose control characters are spelled out: names come from files, and must not steer a terminal."""
+    """Text whose control characters are spelled out, cut where it is absurdly long.
+
+    Names come from files that anybody may have written: they must not steer a terminal.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)"
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -144,6 +144,8 @@ def recognise(config: Mapping[str, Any]) -> Model:
     Raises:
         FormatError: no known architecture matches.
     """
+    if not isinstance(config.get("architectures") or [], list):
+        raise FormatError("config.json: architectures is not a list")
     for model in MODELS.values():
         if model.matches(config):
             return model

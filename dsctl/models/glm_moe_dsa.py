@@ -52,6 +52,6 @@ def indexed_layers(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     types = config.get("indexer_types")
     if types is None:
         return tuple(range(layers))
-    if not isinstance(types, list) or len(types) != layers or not set(types) <= {"full", "shared"}:
+    if not isinstance(types, list) or len(types) != layers or any(kind not in ("full", "shared") for kind in types):
         raise FormatError(f"config.json: indexer_types must name full or shared for each of {layers} layers")
     return tuple(layer for layer, kind in enumerate(types) if kind == "full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ class LocalFolder:
                     if entry.name not in (".git", ".dsctl", ".cache", "__pycache__"):
                         self._walk(f"{name}/", found)
                 elif entry.is_file() or entry.is_symlink():
-                    found[name] = os.stat(self.path(name)).st_size
+                    status = os.stat(self.path(name))
+                    if stat.S_ISREG(status.st_mode):
+                        found[name] = status.st_size
 
     def path(self, file: str) -> str:
         """Where a file lies on disk.
