@@ -123,10 +123,7 @@ def _is_in(fault: Fault, checkpoint: Checkpoint, gone: Iterable[str]) -> bool:
 def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
     """What `quantization_config` says, against what is stored."""
     said = checkpoint.quantization
-    methods = {(codec.config() or {}).get("quant_method") for codec in quantized_codecs(checkpoint)}
-    if said and methods and said.get("quant_method") not in methods:
-        what = f"quant_method is {said.get('quant_method')!r}, weights are stored for {', '.join(map(str, methods))}"
-        yield Finding("format-not-declared", "config.json", what)
+    yield from _fields(said or {}, [codec.config() or {} for codec in quantized_codecs(checkpoint)])
     declared = {codec for codec in checkpoint.codecs[:1] if said and codec.config() is not None}
     for codec in declared:
         stored = {p.codec.block for p in pieces(checkpoint) if isinstance(p.codec, Fp8Block)}
@@ -145,6 +142,15 @@ def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
             yield Finding("not-quantizable", param.name, what)
         if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
             yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")
+
+
+def _fields(said: dict[str, Any], true: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Fields that send loaders to another format; `fmt` is often left out, and then means what is stored."""
+    for key in ("quant_method", "activation_scheme", *(["fmt"] if "fmt" in said else [])) if said else ():
+        wanted = dict.fromkeys(config[key] for config in true if key in config)
+        if wanted and said.get(key) not in wanted:
+            what = f"{key} is {said.get(key)!r}, weights are stored for {', '.join(map(repr, wanted))}"
+            yield Finding("format-not-declared", "config.json", what)
 
 
 def _spared(quantization: dict[str, Any] | None) -> tuple[str, ...]:

@@ -285,6 +285,9 @@ PLANTED: dict[str, Planted] = {
     "another method declared": Planted(
         "format-not-declared", "config.json", lambda f: quantization(f, quant_method="awq")
     ),
+    "a static activation scheme declared": Planted(
+        "format-not-declared", "config.json", lambda f: quantization(f, activation_scheme="static")
+    ),
     "another block size declared": Planted(
         "block-size", "config.json", lambda f: quantization(f, weight_block_size=[64, 64])
     ),
