@@ -15,6 +15,8 @@ from dsctl.plan import MISSING, Job, Plan
 from dsctl.stores import WORKING, LocalFolder, Store
 
 _PREFIX = "consumed-"
+# Jobs that may be under way at once while the files of earlier ones are still there.
+_SPARE_JOBS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,30 @@ def refuse_unsafe(plan: Plan, store: Store) -> None:
         path = os.path.join(folder.root, file)
         if file.endswith(".safetensors") and (os.path.realpath(path) != path or os.stat(path).st_nlink > 1):
             raise PlanError(f"{path}: is a link or has another name, and is not consumed")
+
+
+def room(plan: Plan, store: Store, target: Path) -> int:
+    """The most bytes of free disk that a consuming run takes at any time, with a few jobs' worth to spare.
+
+    What it removes makes room only where source and target share a file system.
+    """
+    files, free = store.files(), gone(store)
+    if os.stat(store.place).st_dev != os.stat(target).st_dev:
+        return plan.bytes_out
+    waiting: dict[str, int] = {}
+    for job in plan.jobs:
+        for file in _sources(job):
+            waiting[file] = waiting.get(file, 0) + 1
+    taken = most = 0
+    for job in plan.jobs:
+        sources = _sources(job)
+        taken += 0 if sources <= free else sum(step.written_bytes for step in job.steps)
+        most = max(most, taken)
+        for file in sources:
+            waiting[file] -= 1
+            taken -= files[file] if not waiting[file] and file not in free else 0
+    spare = _SPARE_JOBS * max((sum(step.written_bytes for step in job.steps) for job in plan.jobs), default=0)
+    return min(plan.bytes_out, most + spare)
 
 
 class Consumer:

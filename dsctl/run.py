@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from dsctl import __version__
 from dsctl.codecs.fp8_block import SCALE
-from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe
+from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
 from dsctl.journal import Journal, Lock, replace_file, sync_folder
 from dsctl.plan import Job, OutFile, Plan
+from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
 
@@ -117,17 +118,14 @@ def _identity(target: Path) -> tuple[bool, str] | None:
     return (False, "unreadable") if (target / WORKING).is_dir() else None
 
 
-def check_space(plan: Plan, target: Path, resumed: bool = False) -> None:
-    """Refuse a run for which the disk has no room.
+def check_space(plan: Plan, target: Path, resumed: bool = False, most: int | None = None) -> None:
+    """Refuse a run for which the disk has no room; `most` is what it takes where that is less than its output.
 
     Raises:
         PlanError: with how much is needed and how much is free.
     """
-    place = target
-    while not place.exists():
-        place = place.parent
-    free, needed = shutil.disk_usage(place).free, plan.bytes_out
-    if resumed:
+    free, needed = shutil.disk_usage(existing(target)).free, plan.bytes_out if most is None else most
+    if resumed and most is None:
         needed -= sum(_allocated(path) for path in target.rglob("*") if path.is_file())
     if needed > free:
         raise PlanError(
@@ -173,9 +171,9 @@ def run(
     state = check_target(plan, store, target, force)
     if state == "complete":
         return _confirmed(target)
-    check_space(plan, target, resumed=state == "resume")
     if consume:
         refuse_unsafe(plan, store)
+    check_space(plan, target, state == "resume", room(plan, store, existing(target)) if consume else None)
     refuse_bad_scales(store, [ref for ref in _scales(plan) if ref.file not in gone(store)])
     working = target / WORKING
     try:

@@ -66,10 +66,12 @@ def source_at(text: str) -> Store:
     Raises:
         SourceError: there is nothing there, or it cannot be reached.
     """
+    import os
+
     from dsctl import releases
     from dsctl.stores import store_at
 
-    release = None if Path(text).exists() else releases.known(text)
+    release = None if os.path.exists(text) else releases.known(text)
     return store_at(release.repository if release else text)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsctl.checkpoint import open_checkpoint
-from dsctl.consume import remembered
+from dsctl.consume import remembered, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors.serial import Serial
 from dsctl.plan import make_plan
@@ -68,6 +68,19 @@ def test_a_run_that_stopped_is_resumed_without_what_is_gone(source: Path, doomed
     dsctl("convert", source, tmp_path / "expected", "--bf16")
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
     assert not list(doomed.glob("*.safetensors"))
+
+
+def test_what_goes_makes_room(doomed: Path, tmp_path: Path) -> None:
+    store = LocalFolder.at(doomed)
+    plan = make_plan(open_checkpoint(store), Request(to="bf16"))
+    sources = sum(path.stat().st_size for path in doomed.glob("*.safetensors"))
+    written = sum(step.written_bytes for step in plan.steps)
+    assert written - sources < room(plan, store, tmp_path) <= plan.bytes_out
+    plan.jobs = [
+        job._replace(number=number, steps=(step,))
+        for number, (job, step) in enumerate((job, step) for job in plan.jobs for step in job.steps)
+    ]
+    assert written - sources < room(plan, store, tmp_path) < plan.bytes_out
 
 
 def test_once_is_not_enough(doomed: Path, tmp_path: Path) -> None:
