@@ -190,7 +190,7 @@ def parse(raw: bytes, file: str, file_size: int | None) -> Header:
 def _decoded(raw: bytes, file: str) -> tuple[dict[str, _Entry], dict[str, str]]:
     """The entries in the order of the JSON, and the metadata."""
     try:
-        entries = _ENTRIES.decode(raw)
+        entries = _entries(raw)
         metadata = _metadata(raw) if entries.pop("__metadata__", None) else {}
         # An entry takes ten quotation marks: more of them are a repeated or foreign key, or marks within a name.
         plain = 10 * len(entries) + 4 * len(metadata) + 2 * (_META_FIRST[1:-1] in raw)
@@ -199,6 +199,18 @@ def _decoded(raw: bytes, file: str) -> tuple[dict[str, _Entry], dict[str, str]]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: header is not valid: {error}") from None
     return entries, metadata
+
+
+def _entries(raw: bytes) -> dict[str, _Entry]:
+    try:
+        return _ENTRIES.decode(raw)
+    except msgspec.ValidationError:
+        # Keys of the metadata may be those of an entry's fields.
+        parts = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        if "__metadata__" not in parts:
+            raise
+        parts["__metadata__"] = msgspec.Raw(b"{}")
+        return {name: msgspec.json.decode(part, type=_Entry) for name, part in parts.items()}
 
 
 def _metadata(raw: bytes) -> dict[str, str]:
