@@ -339,11 +339,8 @@ def summed(ours: torch.Tensor, theirs: torch.Tensor) -> Sums:
     flat = ours.reshape(-1), theirs.reshape(-1)
     for begin in range(0, ours.numel(), CHUNK):
         a, b = (side[begin : begin + CHUNK] for side in flat)
-        exact = a.double()
-        if a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)):
-            total.add(_identical(exact))
-        else:
-            total.add(_different(exact, b.double()))
+        same = a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+        total.add(_identical(a) if same else _different(a, b))
     return total
 
 
@@ -356,7 +353,8 @@ def _bits(values: torch.Tensor) -> torch.Tensor:
 def _identical(a: torch.Tensor) -> Sums:
     import torch
 
-    energy = float(torch.dot(a, a))
+    exact = a.double()
+    energy = float(torch.dot(exact, exact))
     if not math.isfinite(energy):
         return _different(a, a)
     return Sums(len(a), len(a), 0, energy, energy, energy, bins={0: len(a)})
@@ -365,15 +363,18 @@ def _identical(a: torch.Tensor) -> Sums:
 def _different(a: torch.Tensor, b: torch.Tensor) -> Sums:
     import torch
 
-    d = b - a
+    x, y = a.double(), b.double()
+    d = y - x
     noise = float(torch.dot(d, d))
     if not math.isfinite(noise):
         return _not_finite(a, b)
-    sums = Sums(len(a), 0, 0, float(torch.dot(a, a)), float(torch.dot(b, b)), float(torch.dot(a, b)), noise)
-    d.abs_()
-    relative = (d / torch.maximum(a.abs(), b.abs()).clamp_min_(_SMALLEST)).float()
-    sums.max_abs, sums.max_rel = float(d.max()), float(relative.max())
-    counts = torch.bincount(relative.view(torch.int32) >> 23).tolist()
+    sums = Sums(len(a), 0, 0, float(torch.dot(x, x)), float(torch.dot(y, y)), float(torch.dot(x, y)), noise)
+    sums.max_abs = float(d.abs_().max())
+    # Float32 is exact enough for a ratio, and quicker, unless the difference of two float32 overflows it.
+    apart = d.float() if sums.max_abs < _LARGEST else d
+    relative = apart / torch.maximum(a.abs(), b.abs()).to(apart.dtype).clamp_min_(_SMALLEST)
+    sums.max_rel = float(relative.max())
+    counts = torch.bincount(relative.float().view(torch.int32) >> 23).tolist()
     sums.bins = {place: count for place, count in enumerate(counts) if count}
     sums.identical = counts[0]
     return sums
@@ -381,6 +382,7 @@ def _different(a: torch.Tensor, b: torch.Tensor) -> Sums:
 
 # Stands in for the larger of two zeros.
 _SMALLEST = 2.0**-149
+_LARGEST = 2.0**127
 
 
 def _not_finite(a: torch.Tensor, b: torch.Tensor) -> Sums:

@@ -127,6 +127,11 @@ def test_infinite_and_missing_numbers_are_counted_apart() -> None:
     assert sums.dd == 1 and sums.aa == 5 and sums.snr is None
 
 
+def test_differences_beyond_float32_are_numbers() -> None:
+    sums = summed(torch.tensor([3e38, 1.0]), torch.tensor([-3e38, 1.0]))
+    assert sums.max_abs == pytest.approx(6e38) and sums.max_rel == 2 and sums.identical == 1 and not sums.not_finite
+
+
 def test_relative_error_of_opposite_signs_is_two_and_of_zero_one() -> None:
     sums = summed(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([-1.0, 5.0, -0.0]))
     assert sums.max_rel == 2 and sums.identical == 1 and dict(histogram(sums)) == {0: 1, 1: 1}
