@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 # What a folded name calls its numbers, in their order.
-_NUMBERS = ("{layer}", "{expert}")
+MARKS = ("{layer}", "{expert}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ def folded(name: str) -> tuple[str, tuple[int, ...]]:
     numbers: list[int] = []
     for place, part in enumerate(parts):
         if part.isdecimal() and part.isascii() and len(part) < 10:
-            parts[place] = _NUMBERS[min(len(numbers), 1)]
+            parts[place] = MARKS[min(len(numbers), 1)]
             numbers.append(int(part))
     return ".".join(parts), tuple(numbers)
 

@@ -159,11 +159,11 @@ def _total(name: str, groups: list[Group]) -> Total:
 
 def fold(tensors: Iterable[Tensor]) -> list[Fold]:
     """Tensors with names alike but for their numbers, and one dtype and shape, as one entry each."""
-    found: dict[tuple[str, TensorSpec], list[tuple[int, ...]]] = {}
+    found: dict[tuple[str, int, TensorSpec], list[tuple[int, ...]]] = {}
     for tensor in tensors:
         template, numbers = folded(tensor.name)
-        found.setdefault((template, tensor.spec), []).append(numbers)
+        found.setdefault((template, len(numbers), tensor.spec), []).append(numbers)
     return [
         Fold(template, tuple(tuple(sorted(set(place))) for place in zip(*numbers, strict=True)), spec, len(numbers))
-        for (template, spec), numbers in found.items()
+        for (template, _, spec), numbers in found.items()
     ]

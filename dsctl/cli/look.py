@@ -217,14 +217,14 @@ def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
     from dsctl.inspection import fold
 
     listed = list(seen.tensors(glob))
-    first = (Column("tensor"), Column("dtype"), Column("shape", True))
+    first, last = (Column("dtype"), Column("shape", True)), Column("tensor")
     if folded:
-        columns = (*first, Column("tensors", True), Column("bytes", True))
-        rows = [(_ranged(f), f.spec.dtype, _shape(f.spec.shape), f"{f.number:,}", size(f.nbytes)) for f in fold(listed)]
+        columns = (*first, Column("tensors", True), Column("bytes", True), last)
+        rows = [(f.spec.dtype, _shape(f.spec.shape), f"{f.number:,}", size(f.nbytes), _ranged(f)) for f in fold(listed)]
     else:
-        columns = (*first, Column("bytes", True), Column("file", rank=1))
+        columns = (*first, Column("bytes", True), Column("file", rank=1), last)
         rows = [
-            (visible(t.name), t.spec.dtype, _shape(t.spec.shape), size(t.spec.nbytes), visible(t.file)) for t in listed
+            (t.spec.dtype, _shape(t.spec.shape), size(t.spec.nbytes), visible(t.file), visible(t.name)) for t in listed
         ]
     show([Section("", "", columns, tuple(map(Row, rows)))], output)
     output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
@@ -236,11 +236,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _ranged(fold: Fold) -> str:
     """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
+    from dsctl.description import MARKS
     from dsctl.diff import ranges
 
-    left = iter(fold.ranges)
-    parts = fold.template.split(".")
-    return visible(".".join(f"{{{ranges(next(left, ()))}}}" if part[:1] == "{" else part for part in parts))
+    said = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
+    return visible(".".join(next(said, part) if part in MARKS else part for part in fold.template.split(".")))
 
 
 def _warn(faults: Iterable[Fault], output: Output) -> None:
