@@ -341,11 +341,12 @@ def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
     errors: list[DsctlError] = []
     with ThreadPoolExecutor(min(16, max(1, len(files)))) as pool:
         heads = {file: pool.submit(store.head, file, size) for file, size in files.items()}
-        for file, size in files.items():
-            try:
-                headers[file] = _parsed(heads[file].result(), file, size)
-            except DsctlError as error:
-                errors.append(error)
+    # Parsing beside the reading threads would only make both wait for the interpreter's lock.
+    for file, size in files.items():
+        try:
+            headers[file] = _parsed(heads[file].result(), file, size)
+        except DsctlError as error:
+            errors.append(error)
     if len(errors) == 1:
         raise errors[0]
     if errors:
