@@ -127,7 +127,7 @@ def main_layers(description: Description) -> tuple[int, ...]:
 
 
 def formats(description: Description, names: tuple[str, ...] = ()) -> dict[str, Codec | None]:
-    """Codecs by name, with None for what is stored now: those named, or all but float16 and float32.
+    """Codecs by name, with None for what is stored now: those named, or the two that releases are stored in.
 
     Raises:
         UsageError: a name is unknown.
@@ -136,7 +136,7 @@ def formats(description: Description, names: tuple[str, ...] = ()) -> dict[str, 
     if unknown:
         raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
     stored = {group.codec.name for group in description.known if group.family.quantizable}
-    usual = tuple(name for name in CODECS if name not in ("f16", "f32") and {name} != stored)
+    usual = tuple(name for name in ("bf16", "fp8-block") if {name} != stored)
     return {STORED: None} | {name: CODECS[name] for name in names or usual}
 
 

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "dsctl"
 
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
-    "codecs": ("CODECS", {"e4m3"}),
+    "codecs": ("CODECS", {"dress", "e4m3", "grids", "nibbles", "scales", "search"}),
     "executors": ("EXECUTORS", set()),
     "layouts": ("LAYOUTS", set()),
     "models": ("MODELS", set()),

@@ -73,12 +73,28 @@ class Codec(Protocol):
             BadBlock: a value is NaN, infinite or too large for the format.
         """
 
+    def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
+        """Stored tensors that follow from the shape alone, by suffix: written when planned, never read."""
+
     def config(self) -> dict[str, Any] | None:
         """The `quantization_config` that tells loaders of this format, or None."""
 
 
-KEPT = "kept:"
+class Surveying(Protocol):
+    """A codec whose `encode` takes, as `PEAK`, what a first pass over the whole tensor and its partners finds."""
 
+    def survey(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest magnitude of all, float32 [1].
+
+        Raises:
+            BadBlock: a value is NaN or infinite.
+        """
+
+
+KEPT = "kept:"
+PEAK = "peak:"
+
+from dsctl.codecs import fp4, packed, scaled  # noqa: E402
 from dsctl.codecs.fp8_block import Fp8Block  # noqa: E402
 from dsctl.codecs.plain import Plain  # noqa: E402
 
@@ -87,6 +103,10 @@ CODECS: dict[str, Codec] = {
     "f16": Plain("F16"),
     "f32": Plain("F32"),
     "fp8-block": Fp8Block(),
+    "fp8-block-e8m0": Fp8Block(scale_fmt="ue8m0", scale_dtype="F8_E8M0"),
+    **scaled.formats(),
+    **packed.formats(),
+    **fp4.formats(),
 }
 
 

@@ -28,7 +28,10 @@ class Fp8Block:
     scale_fmt: str = "float32"
     scale_dtype: str = "F32"
     suffixes: tuple[str, ...] = ("", SCALE)
-    name: str = "fp8-block"
+
+    @property
+    def name(self) -> str:
+        return "fp8-block-e8m0" if self.scale_dtype == "F8_E8M0" else "fp8-block"
 
     @classmethod
     def declared(cls, quantization: Mapping[str, Any]) -> tuple[Fp8Block, ...]:
@@ -71,6 +74,9 @@ class Fp8Block:
                 raise Misaligned(f"a cut at {begin} to {end} of {whole} does not fall on blocks of {size}")
         start = tuple(a // size for a, size in zip(box.start, self.block, strict=True))
         return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)))
+
+    def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
+        return {}
 
     def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
         """float32(code) * scale, rounded once to `out`'s dtype.

@@ -40,6 +40,9 @@ class Plain:
     def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box
 
+    def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
+        return {}
+
     def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
         """Cast with round to nearest even, as `torch.Tensor.to`."""
         out.copy_(stored[""])

@@ -1,0 +1,76 @@
+"""What compressed-tensors' `quantization_config` says of each format, written and read. No torch.
+
+Fields and values: vllm-project/compressed-tensors, quantization/quant_scheme.py (presets), quantization/quant_args.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+METHOD = "compressed-tensors"
+Arguments = dict[str, Any]
+
+
+def arguments(kind: str, bits: int, strategy: str, **more: Any) -> Arguments:
+    """How weights or activations are quantized, symmetric in every format here."""
+    plain: Arguments = {
+        "actorder": None, "block_structure": None, "dynamic": False, "group_size": None, "num_bits": bits,
+        "observer": "memoryless_minmax", "observer_kwargs": {}, "scale_dtype": None, "strategy": strategy,
+        "symmetric": True, "type": kind, "zp_dtype": None,
+    }  # fmt: skip
+    return plain | more
+
+
+def grouped(kind: str, bits: int, size: int, **more: Any) -> Arguments:
+    """Weights in groups of `size` columns."""
+    return arguments(kind, bits, "group", group_size=size, **more)
+
+
+def dynamic(kind: str, bits: int, strategy: str, **more: Any) -> Arguments:
+    """Activations, quantized when they come."""
+    return arguments(kind, bits, strategy, dynamic=True, observer=None, **more)
+
+
+_E8M0 = {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
+_E4M3 = {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
+# By codec: the format, how weights are quantized, how activations are.
+SCHEMES: dict[str, tuple[str, Arguments, Arguments | None]] = {
+    "fp8-block-ct": (
+        "float-quantized",
+        arguments("float", 8, "block", block_structure=[128, 128]),
+        dynamic("float", 8, "group", group_size=128),
+    ),
+    "fp8-channel": ("float-quantized", arguments("float", 8, "channel"), dynamic("float", 8, "token")),
+    "int8-channel": ("int-quantized", arguments("int", 8, "channel"), dynamic("int", 8, "token")),
+    "mxfp8": (
+        "mxfp8-quantized",
+        grouped("float", 8, 32, **_E8M0),
+        dynamic("float", 8, "group", group_size=32, **_E8M0),
+    ),
+    "mxfp4": ("mxfp4-pack-quantized", grouped("float", 4, 32, **_E8M0), None),
+    "nvfp4": ("nvfp4-pack-quantized", arguments("float", 4, "tensor_group", group_size=16, **_E4M3), None),
+}
+
+
+def config(format_: str, weights: Arguments, activations: Arguments | None) -> dict[str, Any]:
+    """A `quantization_config` for a checkpoint all of whose linear modules are of one format."""
+    return {
+        "config_groups": {"group_0": group(format_, weights, activations, ["Linear"])},
+        "format": format_,
+        "global_compression_ratio": None,
+        "ignore": [],
+        "kv_cache_scheme": None,
+        "quant_method": METHOD,
+        "quantization_status": "compressed",
+    }
+
+
+def group(format_: str, weights: Arguments, activations: Arguments | None, targets: list[str]) -> dict[str, Any]:
+    """One config group: which modules are stored how."""
+    return {
+        "format": format_,
+        "input_activations": activations,
+        "output_activations": None,
+        "targets": targets,
+        "weights": weights,
+    }

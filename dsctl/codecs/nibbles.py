@@ -1,0 +1,63 @@
+"""Two four-bit codes in a byte, the lower bits first; integers, and E2M1 floats (OCP MX v1.0, section 5.3.3). Pure.
+
+Torch is imported when called.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+INT4 = tuple(float(n - 8) for n in range(16))
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+# A float32 at which one step of the mantissa is 1: what is added to it is rounded to nearest even.
+MAGIC = 1.5 * 2.0**23
+MAGIC_BITS = 0x4B400000
+
+
+def pack(codes: torch.Tensor, out: torch.Tensor) -> None:
+    """Join neighbouring codes (uint8, below 16, contiguous) into bytes of `out` (uint8, half as many)."""
+    import torch
+
+    pairs = codes.view(torch.int16)
+    out.copy_(pairs.bitwise_or_(pairs >> 4).view(torch.uint8)[..., ::2])
+
+
+def unpacked(packed: torch.Tensor, table: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The values of packed codes (uint8, contiguous), twice as many columns, in `dtype`."""
+    import torch
+
+    pairs = _pairs(table, dtype, packed.device)
+    found = torch.index_select(pairs, 0, packed.view(-1).to(torch.int32))
+    return found.view(dtype).view(*packed.shape[:-1], -1)
+
+
+@lru_cache
+def _pairs(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What each of the 256 bytes means: two values as one integer."""
+    import torch
+
+    values = torch.tensor(table, dtype=dtype, device=device)
+    pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), 1).contiguous()
+    return pairs.view(torch.int64 if dtype == torch.float32 else torch.int32).view(-1)
+
+
+def e2m1(quotients: torch.Tensor) -> torch.Tensor:
+    """Codes (uint8) of float32 quotients, rounded to nearest even, beyond 6 to 6. Uses the quotients up.
+
+    E2M1's steps are 1/2 up to 2, 1 up to 4 and 2 above, so that the count of steps is the least of three lines, each
+    rounded by adding to `MAGIC`. Negative values that round to zero keep their sign; a negative zero does not.
+    """
+    import torch
+
+    negative = quotients < 0
+    quotients.abs_()
+    low = (quotients * 2).add_(MAGIC)
+    middle = quotients + (MAGIC + 2)
+    high = quotients.mul_(0.5).add_(MAGIC + 4)
+    steps = torch.minimum(torch.minimum(low, middle), high).view(torch.int32)
+    codes = steps.sub_(MAGIC_BITS).clamp_(max=7).to(torch.uint8)
+    return codes.bitwise_or_(negative.view(torch.uint8) << 3)

@@ -1,0 +1,167 @@
+"""Integers packed into words of 32 bits, with a scale per group: INT4 and INT8 weights beside float activations.
+
+compressed-tensors' pack-quantized: `X.weight_packed` I32 [o, i * bits / 32], element n of a word in bits n * `bits`
+upwards, offset by half the range; `X.weight_scale` BF16 [o, i / group]; `X.weight_shape` I64 [2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from struct import pack
+from typing import TYPE_CHECKING, Any
+
+from dsctl.boxes import Box
+from dsctl.codecs.grids import chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
+from dsctl.header import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Symmetric integers of `bits` bits in groups of `size` columns; `search` looks for the scale of least error."""
+
+    name: str
+    bits: int
+    size: int
+    scale_dtype: str = "BF16"
+    shape_dtype: str = "I64"
+    suffixes: tuple[str, str, str] = (PACKED, SCALE, SHAPE)
+    search: bool = field(default=False, compare=False)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return 1, self.size
+
+    @property
+    def group(self) -> tuple[int, int]:
+        return 1, self.size
+
+    def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
+        scales = grid(shape, self.group)
+        words = -(-shape[1] * self.bits // 32)
+        return {
+            PACKED: TensorSpec("I32", (shape[0], words)),
+            SCALE: TensorSpec(self.scale_dtype, scales),
+            SHAPE: TensorSpec(self.shape_dtype, (2,)),
+        }
+
+    def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Packed | None:
+        if set(stored) != set(self.suffixes) or not divides(shape, self.group):
+            return None
+        scale, said = stored[SCALE].dtype, stored[SHAPE].dtype
+        if scale not in ("BF16", "F16", "F32") or said not in ("I64", "I32"):
+            return None
+        reader = replace(self, scale_dtype=scale, shape_dtype=said)
+        return reader if dict(stored) == reader.specs(shape) else None
+
+    def moves_to(self, target: object) -> bool:
+        return self == target
+
+    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
+        if suffix == SHAPE:
+            return Box.whole((2,))
+        scales = grid_box(box, self.group, shape)
+        if suffix == SCALE:
+            return scales
+        each = 32 // self.bits
+        return Box((box.start[0], box.start[1] // each), (box.stop[0], box.stop[1] // each))
+
+    def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
+        return {SHAPE: pack("<2q" if self.shape_dtype == "I64" else "<2i", *shape)}
+
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+        """(code - half the range) * scale, rounded once to `out`'s dtype.
+
+        Raises:
+            BadBlock: a scale is NaN, infinite, zero or negative.
+        """
+        import torch
+
+        packed, factors = stored[PACKED].view(torch.uint8), stored[SCALE].float()
+        refuse_bad(factors)
+        exact = torch.equal(factors.to(out.dtype).float(), factors)
+        dtype = out.dtype if exact else torch.float32
+        for rows, places in chunks(out.shape[0], out.shape[1], self.group):
+            values = self._unpacked(packed[rows], dtype)
+            into = out[rows] if exact else values
+            multiplied(values, factors[places].to(dtype), self.group, into)
+            if not exact:
+                out[rows] = into
+
+    def _unpacked(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        from dsctl.codecs import nibbles
+
+        if self.bits == 4:
+            return nibbles.unpacked(packed, nibbles.INT4, dtype)
+        return packed.bitwise_xor(128).view(torch.int8).to(dtype)
+
+    def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Scales of peak / 7.5 or 127.5; the quotient is rounded to the dtype of the values, then to an integer.
+
+        That is compressed-tensors' arithmetic for bfloat16 weights (quantization/lifecycle/forward_helpers.py).
+
+        Raises:
+            BadBlock: a value is NaN or infinite.
+        """
+        import torch
+
+        packed, scales = stored[PACKED].view(torch.uint8), stored[SCALE]
+        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+            band = values[rows]
+            scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype)
+            self._pack(self._integers(band, scales[places]), packed[rows])
+        return {}
+
+    def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        from dsctl.codecs import search
+        from dsctl.codecs.scales import fraction
+
+        scales = fraction(largest, 2 ** (self.bits - 1) - 0.5, dtype)
+        if not self.search:
+            return scales
+        tried = [(largest * share / 7.5).to(dtype) for share in search.SHARES]
+        return search.best(values, [scales, *tried], self._restored)
+
+    def _restored(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        out = self._integers(values, scales).float()
+        multiplied(out, scales.float(), self.group, out)
+        return out
+
+    def _integers(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Rounded quotients, as floats."""
+        import torch
+
+        half = 1 << (self.bits - 1)
+        dtype = values.dtype if scales.dtype == values.dtype else torch.float32
+        quotients = torch.empty_like(values, dtype=dtype)
+        divided(values.to(dtype), scales.to(dtype), self.group, quotients)
+        return quotients.round_().clamp_(-half, half - 1)
+
+    def _pack(self, integers: torch.Tensor, out: torch.Tensor) -> None:
+        import torch
+
+        from dsctl.codecs import nibbles
+
+        codes = integers.add_(1 << (self.bits - 1)).to(torch.uint8)
+        if self.bits == 4:
+            nibbles.pack(codes, out)
+        else:
+            out.copy_(codes)
+
+    def config(self) -> dict[str, Any] | None:
+        from dsctl.codecs import dress
+
+        return dress.config("pack-quantized", dress.grouped("int", self.bits, self.size), None)
+
+
+def formats() -> dict[str, Packed]:
+    """The formats of this kind by name."""
+    made = Packed("int4-group", 4, 128), Packed("int4-group-32", 4, 32), Packed("int8-group", 8, 128)
+    return {codec.name: codec for codec in made}

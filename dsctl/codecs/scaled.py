@@ -1,0 +1,174 @@
+"""Eight-bit codes in a tensor of their own beside a tensor of scales: `X.weight` and one scale per row, block or group.
+
+Shapes, for W [o, i]: codes F8_E4M3 or I8 [o, i]; scales BF16 or F32 [o, 1], [ceil(o/128), ceil(i/128)], or for MXFP8
+E8M0 in U8 [o, i/32]. compressed-tensors 0.20 calls these float-quantized, int-quantized and mxfp8-quantized; INT8 by
+blocks is SGLang's blockwise_int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dsctl.boxes import Box
+from dsctl.codecs.grids import Group, chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
+from dsctl.header import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE_DTYPES = {"BF16": ("BF16", "F32"), "F32": ("BF16", "F32"), "U8": ("U8", "F8_E8M0"), "F8_E8M0": ("U8", "F8_E8M0")}
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Codes and scales. A scale is `peak / divisor`, rounded to `scale_dtype`; MXFP8's is a power of two."""
+
+    name: str
+    codes: str
+    group: Group
+    divisor: float
+    suffixes: tuple[str, str] = ("", "_scale")
+    scale_dtype: str = "BF16"
+
+    @property
+    def block(self) -> tuple[int, int]:
+        return self.group[0], self.group[1] or 1
+
+    def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
+        weight, scale = self.suffixes
+        return {weight: TensorSpec(self.codes, shape), scale: TensorSpec(self.scale_dtype, grid(shape, self.group))}
+
+    def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Scaled | None:
+        scale = stored.get(self.suffixes[1])
+        if scale is None or scale.dtype not in SCALE_DTYPES[self.scale_dtype] or not divides(shape, self.group):
+            return None
+        reader = replace(self, scale_dtype=scale.dtype)
+        return reader if dict(stored) == reader.specs(shape) else None
+
+    def moves_to(self, target: object) -> bool:
+        return self == target
+
+    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
+        return box if suffix == self.suffixes[0] else grid_box(box, self.group, shape)
+
+    def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
+        return {}
+
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+        """code * scale, rounded once to `out`'s dtype.
+
+        Raises:
+            BadBlock: a scale is NaN, infinite, zero or negative.
+        """
+        codes, scales = (stored[suffix] for suffix in self.suffixes)
+        factors = self._factors(scales)
+        refuse_bad(factors)
+        decode = _decode_e4m3 if self.codes == "F8_E4M3" else _decode_integers
+        for rows, places in chunks(codes.shape[0], codes.shape[1], self.group):
+            decode(codes[rows], factors[places], self.group, out[rows])
+
+    def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """Scales from the largest magnitudes; the quotient is rounded to the dtype of the values, then to a code.
+
+        That is compressed-tensors' arithmetic for bfloat16 weights (quantization/lifecycle/forward_helpers.py).
+
+        Raises:
+            BadBlock: a value is NaN or infinite.
+        """
+        codes, scales = (stored[suffix] for suffix in self.suffixes)
+        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+            band = values[rows]
+            scales[places] = self._scales(peaks(band, self.group, places.start), scales)
+            self._quantize(band, self._factors(scales[places]), codes[rows])
+        return {}
+
+    def _scales(self, largest: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        from dsctl.codecs import scales
+
+        if self.name == "mxfp8":
+            return scales.exponents(largest, 8).view(like.dtype)
+        if self.name == "int8-block":
+            largest = largest.clamp_min(scales.INT8_PEAK)
+        return scales.fraction(largest, self.divisor, like.dtype)
+
+    def _factors(self, stored: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        from dsctl.codecs import scales
+
+        if self.scale_dtype in ("U8", "F8_E8M0"):
+            return scales.powers(stored.view(torch.uint8))
+        return stored.float()
+
+    def _quantize(self, values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+        import torch
+
+        exact = torch.equal(factors.to(values.dtype).float(), factors)
+        quotients = torch.empty_like(values)
+        if exact:
+            divided(values, factors.to(values.dtype), self.group, quotients)
+        else:
+            wide = torch.empty_like(values, dtype=torch.float32)
+            divided(values.float(), factors, self.group, wide)
+            quotients = wide
+        if self.codes == "I8":
+            quotients.round_().clamp_(-self._least, 127)
+        else:
+            quotients.clamp_(-448, 448)
+        out.copy_(quotients)
+
+    @property
+    def _least(self) -> int:
+        return 127 if self.name == "int8-block" else 128
+
+    def config(self) -> dict[str, Any] | None:
+        from dsctl.codecs import dress
+
+        if self.name == "int8-block":
+            return {
+                "activation_scheme": "dynamic",
+                "quant_method": "blockwise_int8",
+                "weight_block_size": list(self.group),
+            }
+        return dress.config(*dress.SCHEMES[self.name])
+
+
+def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
+    import torch
+
+    from dsctl.codecs import e4m3
+
+    codes = codes.view(torch.uint8)
+    if group[0] > 1:
+        e4m3.decode(codes, factors, out, group)
+        return
+    # Groups of one row, one behind the other, are the blocks of one long row.
+    width = codes.numel() // factors.numel()
+    e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
+
+
+def _decode_integers(codes: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
+    import torch
+
+    if torch.equal(factors.to(out.dtype).float(), factors):
+        out.copy_(codes)
+        multiplied(out, factors.to(out.dtype), group, out)
+        return
+    wide = codes.float()
+    multiplied(wide, factors, group, wide)
+    out.copy_(wide)
+
+
+def formats() -> dict[str, Scaled]:
+    """The formats of this kind by name."""
+    whole_row, block = (1, 0), (128, 128)
+    made = (
+        Scaled("fp8-block-ct", "F8_E4M3", block, 448.0),
+        Scaled("fp8-channel", "F8_E4M3", whole_row, 448.0),
+        Scaled("int8-channel", "I8", whole_row, 127.5),
+        Scaled("int8-block", "I8", block, 127.0, ("", "_scale_inv"), "F32"),
+        Scaled("mxfp8", "F8_E4M3", (1, 32), 448.0, scale_dtype="U8"),
+    )
+    return {codec.name: codec for codec in made}

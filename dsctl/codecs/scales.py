@@ -1,0 +1,45 @@
+"""How a group's scale follows from its largest magnitude. Pure; peaks are float32 of any shape.
+
+compressed-tensors (vllm-project/compressed-tensors, quantization/utils/helpers.py, calculate_qparams) divides in the
+dtype of the weights, which for bfloat16 is float32 arithmetic rounded once; zero scales become the dtype's epsilon.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# sgl-project/sglang, layers/quantization/int8_kernel.py: the least magnitude that a scale is made for.
+INT8_PEAK = 1e-10
+
+
+def fraction(peaks: torch.Tensor, of: float, dtype: torch.dtype) -> torch.Tensor:
+    """peak / `of`, rounded to `dtype`; where that is zero, the dtype's epsilon."""
+    import torch
+
+    # By a tensor: torch on CUDA divides by a number as a product with its reciprocal.
+    scales = (peaks / torch.full_like(peaks, of)).to(dtype)
+    return scales.masked_fill_(scales == 0, torch.finfo(dtype).eps)
+
+
+def exponents(peaks: torch.Tensor, largest: int) -> torch.Tensor:
+    """E8M0 codes (uint8) for elements whose largest power of two is 2^`largest`.
+
+    The exponent of the peak, one more where its mantissa is 1.75 or above, as compressed-tensors has it
+    (quantization/utils/mxfp_utils.py). OCP MX v1.0, section 6.3, has the exponent alone, which saturates more.
+    """
+    import torch
+
+    bits = (peaks.view(torch.int32) + (1 << 21)) >> 23
+    return (bits - largest).clamp_(0, 254).to(torch.uint8)
+
+
+def powers(codes: torch.Tensor) -> torch.Tensor:
+    """2^(code - 127) in float32; the code 255 is NaN (OCP MX v1.0, section 5.4.1)."""
+    import torch
+
+    bits = codes.to(torch.int32) << 23
+    bits.masked_fill_(codes == 0, 1 << 22)
+    return bits.masked_fill_(codes == 255, 0x7FC00000).view(torch.float32)
