@@ -175,6 +175,7 @@ class Consumer:
 
 def _sources(job: Job) -> set[str]:
     """The files that a job reads."""
-    regions = (region for step in job.steps for region in (*step.reads, *((step.kept,) if step.kept else ())))
+    steps = [one for step in job.steps for one in (step, *step.surveyed)]
+    regions = (region for step in steps for region in (*step.reads, *((step.kept,) if step.kept else ())))
     copied = {copy.read.file for step in job.steps for copy in step.copies}
     return copied | {part.file for region in regions for part in region.parts}

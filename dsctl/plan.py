@@ -17,6 +17,7 @@ from dsctl.codecs.plain import Plain
 from dsctl.errors import PlanError
 from dsctl.header import TensorSpec
 from dsctl.models import Family, Param
+from dsctl.quantization import fused
 from dsctl.request import Request
 from dsctl.target import Placed, Target, Want
 
@@ -61,7 +62,10 @@ class Copy(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is read once and what is written from it, for one parameter. `how` is move or recode."""
+    """What is read once and what is written from it, for one parameter. `how` is move or recode.
+
+    `surveyed` are the parameters, this one among them, that are read before for their largest magnitude.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -70,6 +74,7 @@ class Step(NamedTuple):
     writes: tuple[Region, ...]
     kept: Region | None = None
     copies: tuple[Copy, ...] = ()
+    surveyed: tuple[Step, ...] = ()
 
     @property
     def read_bytes(self) -> int:
@@ -137,6 +142,7 @@ class Plan:
     notes: list[str]
     fingerprint: str
     source_files: dict[str, str]
+    roles: dict[str, str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
 
     @property
@@ -165,7 +171,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     wants, dropped = _wanted(checkpoint, request, out)
     placed = out.place(wants)
     files, offsets = out.files(placed)
-    steps = [_step(want, placed[want.param.name], offsets, out) for want in wants]
+    steps = _surveying([_step(want, placed[want.param.name], offsets, out) for want in wants], wants, out.notes)
     _refuse_overlap(steps)
     steps.sort(key=_source_order)
     plan = Plan(
@@ -185,6 +191,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
             for file, header in checkpoint.headers.items()
         },
     )
+    plan.roles = {want.param.name: want.param.family.group for want in wants}
     plan.jobs = list(_jobs(steps))
     return plan
 
@@ -237,7 +244,7 @@ def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, st
         Region(
             place.slot.region,
             want.codec,
-            tuple(Part(p.suffix, p.file, offsets[p.file, p.tensor], p.spec) for p in place.parts),
+            tuple(Part(p.suffix, p.file, offsets[p.file, p.tensor], p.spec) for p in place.parts if p.stated is None),
             place.slot.container,
             place.slot.at,
         )
@@ -254,11 +261,29 @@ def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, st
     return step._replace(kept=out.kept(want), copies=copies)
 
 
+def _surveying(steps: list[Step], wants: list[Want], notes: list[str]) -> list[Step]:
+    """The same steps; those that need it know which parameters share their largest magnitude."""
+    found = {step.name: step for step in steps if step.how == "recode" and step.writes[0].codec.surveys}
+    if not found:
+        return steps
+    partners: dict[str, tuple[Step, ...]] = {
+        want.param.name: (found[want.param.name],) for want in wants if want.param.name in found
+    }
+    for params in fused(want.param for want in wants if want.param.name in found).values():
+        together = tuple(found[param.name] for param in params)
+        partners |= dict.fromkeys((param.name for param in params), together)
+    twice = sum(step.read_bytes for step in found.values())
+    notes.append(f"{twice:,} bytes are read twice: a global scale needs the largest magnitude before the first value")
+    return [step._replace(surveyed=partners.get(step.name, ())) for step in steps]
+
+
 def region_of(piece: Piece) -> Region:
-    """The region of a parameter that a checkpoint's piece holds."""
+    """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
+    stated = piece.codec.stated(piece.slot.container)
     parts = tuple(
         Part(suffix, ref.file, ref.begin, ref.spec)
         for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
+        if suffix not in stated
     )
     return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
 

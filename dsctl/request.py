@@ -8,14 +8,17 @@ from typing import Any
 
 # The format of a request that leaves every parameter stored as it is.
 KEEP = "keep"
+# The format of a request whose recipe says, parameter by parameter, what is stored how.
+RECIPE = "recipe"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What was asked for; its JSON form is the request's identity.
 
-    `to` is a codec's name or `KEEP`. `layers` and `experts`, where given, are the only ones wanted. `slice` tells what
-    a renumbered source was cut from.
+    `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
+    empty. `search` asks for the scales of least error where a format has four bits. `layers` and `experts`, where
+    given, are the only ones wanted. `slice` tells what a renumbered source was cut from.
     """
 
     to: str
@@ -31,6 +34,8 @@ class Request:
     layers: tuple[int, ...] = ()
     experts: tuple[int, ...] = ()
     slice: str = ""
+    rules: tuple[tuple[str, str, str], ...] = ()
+    search: bool = False
 
     def json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]

@@ -20,6 +20,7 @@ from dsctl.costs import Attention, attention, indexed_layers
 from dsctl.description import Description, Group
 from dsctl.errors import PlanError, UsageError
 from dsctl.models import Family
+from dsctl.recipes import takes
 
 STORED = "as stored"
 USUAL_TP = (1, 2, 4, 8, 16, 32)
@@ -155,8 +156,8 @@ def codec_of(group: Group, to: Codec | None, base: str) -> Codec:
         return group.codec
     plain = isinstance(to, Plain)
     if not isinstance(group.codec, Plain):
-        return to if plain or group.family.quantizable else Plain("BF16")
-    if not plain and group.family.quantizable:
+        return to if plain or takes(to, group.family) else Plain("BF16")
+    if not plain and takes(to, group.family):
         return to
     stored = group.codec.dtype
     if stored != base or stored not in FLOATS or group.family.dtype == "F32":

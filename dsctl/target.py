@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dsctl.boxes import Box
 from dsctl.checkpoint import MAX_JSON_BYTES, ORIGINAL, Checkpoint, Piece, check_name
 from dsctl.codecs import CODECS, Codec
+from dsctl.codecs.dress import METHOD
+from dsctl.codecs.fp4 import Fp4
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.codecs.scaled import Scaled, formats
 from dsctl.errors import FormatError, PlanError
 from dsctl.header import PT, Header, TensorRef, TensorSpec, build, parse
 from dsctl.layouts import LAYOUTS, Layout, Slot
 from dsctl.models import Param
-from dsctl.request import KEEP, Request
+from dsctl.quantization import quantization_config
+from dsctl.recipes import Rule, check, chosen, takes
+from dsctl.request import KEEP, RECIPE, Request
 from dsctl.stores import INDEX, SIGNED
 
 if TYPE_CHECKING:
@@ -25,6 +31,11 @@ if TYPE_CHECKING:
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _HEADER = "header:"
+# DeepSeek's blocks under compressed-tensors' names.
+CT_BLOCKS: Scaled = formats()["fp8-block-ct"]
+# The formats for which a search finds better scales.
+SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4")
+SEARCHING = (Packed, Fp4)
 # Weights, in this and in other formats: what is left of them is not carried over beside what was made of them.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
@@ -38,12 +49,13 @@ class Want(NamedTuple):
 
 
 class PlacedPart(NamedTuple):
-    """One stored tensor of the target: codec suffix, tensor name, file, and what the tensor is."""
+    """One stored tensor of the target: codec suffix, tensor name, file, what it is, its bytes where these are known."""
 
     suffix: str
     tensor: str
     file: str
     spec: TensorSpec
+    stated: bytes | None = None
 
 
 class Placed(NamedTuple):
@@ -74,18 +86,21 @@ class Target:
     """The target of one request on one checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, request: Request) -> None:
-        if request.to not in (KEEP, *CODECS):
+        if request.to not in (KEEP, RECIPE, *CODECS):
             raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
         self.checkpoint, self.request = checkpoint, request
         self.layout: Layout = LAYOUTS[request.layout]
         self.notes: list[str] = []
+        self.stored: list[tuple[Param, Codec]] = []
+        self.rules = [Rule(*rule) for rule in request.rules]
+        check(self.rules, checkpoint.params)
         self.format: Codec = self._format()
 
     def _format(self) -> Codec:
-        if self.request.to == KEEP:
+        if self.request.to in (KEEP, RECIPE):
             return Plain(self.base_dtype)
         if self.request.to != "fp8-block":
-            return CODECS[self.request.to]
+            return self._named(self.request.to)
         kept = self.original.codec if self.original else None
         asked = self.request.scale_fmt
         if kept and asked in ("auto", kept.scale_fmt):
@@ -97,6 +112,19 @@ class Target:
         fmt, why = (asked, "asked for") if asked != "auto" else self._usual_scales(blocks)
         self.notes.append(f"scales: {fmt} ({why})")
         return Fp8Block(size, fmt)
+
+    def _named(self, name: str) -> Codec:
+        """A format by its name, with scales as the source has them where those can stay, and as asked for."""
+        codec = CODECS[name]
+        if name == "fp8-block-ct" and self._has_blocks(codec.block):
+            return replace(CT_BLOCKS, scale_dtype="F32")
+        if self.request.search and isinstance(codec, SEARCHING):
+            return replace(codec, search=codec.name in SEARCHED)
+        return codec
+
+    def _has_blocks(self, block: tuple[int, int]) -> bool:
+        pieces = (piece for pieces in self.checkpoint.survey.pieces.values() for piece in pieces)
+        return any(isinstance(piece.codec, Fp8Block) and piece.codec.block == block for piece in pieces)
 
     def _usual_scales(self, stored: list[Fp8Block]) -> tuple[str, str]:
         if stored:
@@ -130,29 +158,47 @@ class Target:
         """How the target stores a parameter."""
         if self.request.to == KEEP:
             return piece.codec
-        plain = isinstance(self.format, Plain)
+        if self.request.to != RECIPE:
+            return self._as(self.format, param, piece, takes(self.format, param.family))
+        name = chosen(self.rules, param)
+        return self._kept_codec(piece) if name == KEEP else self._as(self._named(name), param, piece, param.quantizable)
+
+    def _kept_codec(self, piece: Piece) -> Codec:
+        """How a recipe keeps a piece: DeepSeek's blocks under the names that the other formats' loaders read."""
+        formats = [CODECS[rule.format] for rule in self.rules if rule.format != KEEP]
+        dressed = any((codec.config() or {}).get("quant_method") == METHOD for codec in formats)
+        if dressed and isinstance(piece.codec, Fp8Block) and piece.codec.block == CT_BLOCKS.block:
+            return replace(CT_BLOCKS, scale_dtype="F32")
+        return piece.codec
+
+    def _as(self, codec: Codec, param: Param, piece: Piece, quantizable: bool) -> Codec:
+        """How a format stores a parameter; what it does not quantize follows the source's or the release's dtype."""
+        plain = isinstance(codec, Plain)
         if piece.codec.config() is not None:
-            return self.format if plain or param.quantizable else Plain("BF16")
-        if not plain and param.quantizable:
-            return self.format
+            return codec if plain or quantizable else Plain("BF16")
+        if not plain and quantizable:
+            return codec
         stored = piece.refs[0].spec.dtype
         follows = stored == self.base_dtype and stored in FLOATS and param.family.dtype != "F32"
         if not follows:
             return Plain(stored)
-        return self.format if plain else Plain(stored if stored == "F16" else param.family.dtype)
+        return codec if plain else Plain(stored if stored == "F16" else param.family.dtype)
 
     def place(self, wants: Iterable[Want]) -> dict[str, tuple[Placed, ...]]:
         """Name every stored tensor of the target and choose its file."""
+        wants = list(wants)
+        self.stored = [(want.param, want.codec) for want in wants]
         placed = {want.param.name: tuple(self._placed(want)) for want in wants}
         return self._regrouped(placed) if self.request.shard_size else placed
 
     def _placed(self, want: Want) -> Iterator[Placed]:
         for slot in self.layout.slots(want.param):
-            specs = want.codec.specs(slot.container)
+            specs, stated = want.codec.specs(slot.container), want.codec.stated(slot.container)
             parts = []
             for suffix in want.codec.suffixes:
                 tensor = self.layout.stored(slot.tensor, suffix)
-                parts.append(PlacedPart(suffix, tensor, self._file(want, tensor, suffix), specs[suffix]))
+                file = self._file(want, tensor, suffix)
+                parts.append(PlacedPart(suffix, tensor, file, specs[suffix], stated.get(suffix)))
             yield Placed(slot, tuple(parts))
 
     def _file(self, want: Want, tensor: str, suffix: str) -> str:
@@ -191,16 +237,21 @@ class Target:
         from dsctl.plan import OutFile
 
         specs: dict[str, dict[str, TensorSpec]] = {}
+        stated: dict[str, dict[str, bytes]] = {}
         for places in placed.values():
             for place in places:
                 for part in place.parts:
                     specs.setdefault(part.file, {})[part.tensor] = part.spec
+                    if part.stated is not None:
+                        stated.setdefault(part.file, {})[part.tensor] = part.stated
         files: list[OutFile] = []
         offsets: dict[tuple[str, str], int] = {}
         for file in sorted(specs):
             header, begins = self._header(file, specs[file])
             offsets |= {(file, tensor): begin for tensor, begin in begins.items()}
-            files.append(OutFile(file, header, len(header) + sum(spec.nbytes for spec in specs[file].values())))
+            size = len(header) + sum(spec.nbytes for spec in specs[file].values())
+            literals = tuple((begins[tensor], data) for tensor, data in stated.get(file, {}).items())
+            files.append(OutFile(file, header, size, literals))
         if self._saves:
             side, begins = self._side_file(placed)
             offsets |= {(ORIGINAL, tensor): begin for tensor, begin in begins.items()}
@@ -218,7 +269,7 @@ class Target:
     @property
     def _saves(self) -> bool:
         """Whether the target keeps a side file with the scales that decoding makes redundant."""
-        decoded = isinstance(self.format, Plain) and self.request.to != KEEP
+        decoded = isinstance(self.format, Plain) and self.request.to not in (KEEP, RECIPE)
         return self.request.keep_scales and decoded and bool(self._scales)
 
     @cached_property
@@ -265,6 +316,9 @@ class Target:
         """The kept scales with which a parameter may be encoded again."""
         from dsctl.plan import Part, Region
 
+        own = self._own_scales(want)
+        if own is not None:
+            return own
         if self.original is None or not isinstance(want.codec, Fp8Block) or want.codec != self.original.codec:
             return None
         ref = self.original.scales.get(want.param.name + SCALE)
@@ -274,12 +328,26 @@ class Target:
         part = Part(SCALE, ORIGINAL, ref.begin, ref.spec)
         return Region(Box.whole(shape), want.codec, (part,), shape, (0,) * len(shape))
 
+    def _own_scales(self, want: Want) -> Region | None:
+        """The source's scales of the same blocks, where only their dtype or name is another."""
+        from dsctl.plan import region_of
+
+        piece = want.pieces[0]
+        source, target = piece.codec, want.codec
+        if len(want.pieces) > 1 or not isinstance(target, Fp8Block) or source.block != target.block:
+            return None
+        if not isinstance(source, Fp8Block) and source.name != CT_BLOCKS.name:
+            return None
+        region = region_of(piece)
+        return region._replace(parts=(region.parts[1]._replace(suffix=SCALE),))
+
     @property
     def carried(self) -> dict[str, int]:
         """The source's other files, copied as they are."""
         replaced = {"config.json", INDEX, SIGNED, *self.checkpoint.headers}
         part = self.request.only or self.request.skip or self.request.layers or self.request.experts
-        if self._saves or self.request.to == "fp8-block" or part:
+        quantized = self.request.to == RECIPE or not isinstance(self.format, Plain)
+        if self._saves or quantized or part:
             replaced.add(ORIGINAL)
         return {
             file: size
@@ -311,7 +379,8 @@ class Target:
         config = self.checkpoint.config or {}
         if self.request.to == KEEP:
             return self._kept_config(config)
-        edited = edit_config(config, self.format, self.request.mtp == "drop")
+        said = quantization_config(self.stored)
+        edited = edit_config(config, self.format, self.request.mtp == "drop", said)
         if self.original and self.request.to == "fp8-block":
             before = self.original.config
             if edit_config(before, Plain(self.base_dtype), False) == config and self.request.mtp == "keep":
@@ -336,10 +405,11 @@ def replace_dtype(codec: Codec) -> Codec:
     return replace(codec, scale_dtype="F32") if isinstance(codec, Fp8Block) else codec
 
 
-def edit_config(config: Mapping[str, Any], codec: Codec, drop_mtp: bool) -> dict[str, Any]:
+def edit_config(
+    config: Mapping[str, Any], codec: Codec, drop_mtp: bool, quantization: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A `config.json` for weights stored by `codec`: quantization_config, dtype and MTP fields made true."""
     edited = {name: value for name, value in config.items() if name != "quantization_config"}
-    quantization = codec.config()
     if quantization is not None:
         edited["quantization_config"] = quantization
     if isinstance(codec, Plain):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from dsctl.boxes import Box
-from dsctl.codecs import KEPT, BadBlock, Misaligned
+from dsctl.codecs import KEPT, PEAK, BadBlock, Codec, Misaligned
+from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
 from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
@@ -102,6 +103,7 @@ class _Files:
         self.context, self.source = context, source
         self.open: dict[str, int] = {}
         self.scratch: dict[str, torch.Tensor] = {}
+        self.peaks: dict[str, torch.Tensor] = {}
         self.device = context.devices[os.getpid() % len(context.devices)]
 
     def __enter__(self) -> _Files:
@@ -179,16 +181,40 @@ def _step(step: Step, files: _Files, progress: Progress) -> dict[str, int]:
         whole = Box.whole(copy.read.spec.shape)
         files.write(copy.write, whole, files.read("copy", copy.read, whole))
     counts: dict[str, int] = {}
-    for band in Box.whole(step.shape).bands(step.band_rows(files.context.band_bytes)):
-        try:
-            done = _move(step, band, files) if step.how == "move" else _recode(step, band, files)
-        except BadBlock as error:
-            first = band.start[0] // step.reads[0].codec.block[0] if band.start else 0
-            raise WorkError(f"{step.name}: {error.what} in block [{error.row + first}, {error.column}]") from None
+    if step.surveyed and step.name not in files.peaks:
+        peak = torch.stack([_peak(one, files) for one in step.surveyed]).amax(0)
+        files.peaks |= {one.name: peak for one in step.surveyed}
+    for band in _bands(step, files):
+        done = _move(step, band, files) if step.how == "move" else _recode(step, band, files)
         for name, count in done.items():
             counts[name] = counts.get(name, 0) + count
         progress(sum(_share(step, band, region) for region in step.reads))
     return counts
+
+
+def _bands(step: Step, files: _Files) -> Iterable[Box]:
+    return Box.whole(step.shape).bands(step.band_rows(files.context.band_bytes))
+
+
+@contextmanager
+def _placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
+    """Tell a bad block of a region by its place in the parameter."""
+    try:
+        yield
+    except BadBlock as error:
+        row = error.row + (box.start[0] // codec.block[0] if box.start else 0)
+        raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]") from None
+
+
+def _peak(step: Step, files: _Files) -> torch.Tensor:
+    """The largest magnitude of a parameter, float32 [1]."""
+    peak, codec = torch.zeros(1), step.writes[0].codec
+    for band in _bands(step, files):
+        with _placed(step, step.reads[0].codec, band):
+            values = _values(step, band, files)
+        with _placed(step, codec, band):
+            peak = torch.maximum(peak, peaks(values, codec.block).amax())
+    return peak
 
 
 def _share(step: Step, band: Box, region: Region) -> int:
@@ -220,7 +246,8 @@ def _cut(values: torch.Tensor, box: Box) -> torch.Tensor:
 
 
 def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
-    values = _values(step, band, files)
+    with _placed(step, step.reads[0].codec, band):
+        values = _values(step, band, files)
     counts: dict[str, int] = {}
     for region in step.writes:
         wanted = band.intersect(region.box)
@@ -234,8 +261,10 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
         if direct:
             stored = {"": cut}
         else:
-            kept = _kept(step, wanted, files)
-            for name, count in _encode(region, cut, stored, kept, files.device).items():
+            kept = _kept(step, wanted, files) | ({PEAK: files.peaks[step.name]} if step.surveyed else {})
+            with _placed(step, region.codec, wanted):
+                done = _encode(region, cut, stored, kept, files.device)
+            for name, count in done.items():
                 counts[name] = counts.get(name, 0) + count
         for part in region.parts:
             files.write(part, region.place(part.suffix, wanted), stored[part.suffix])

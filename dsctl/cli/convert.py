@@ -152,6 +152,7 @@ def describe_plan(plan: Plan, folder: Path, resources: Resources, speeds: Speeds
         "source": plan.source,
         "target": str(folder),
         "request": plan.request.json(),
+        "roles": role_bytes(plan),
         "audit": plan.counts,
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "bytes_in": plan.bytes_in,
@@ -194,6 +195,7 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
     table.add_column(overflow="fold")
     table.add_row("from", plan.source)
     table.add_row("to", f"{folder} as {plan.request.to}")
+    _add_roles(plan, table)
     table.add_row("parameters", f"{plan.counts['parameters']:,} with {count(plan.counts['values'])} values")
     for name, words in _WORDS:
         if plan.counts[name]:
@@ -216,6 +218,22 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
         output.text(f"note: {note}")
     _show_dropped([item.name for item in plan.dropped], output)
     output.note("dry run: nothing was written")
+
+
+def _add_roles(plan: Plan, table: Any) -> None:
+    """Under a recipe: what each role is stored as, and its bytes."""
+    for role, formats in role_bytes(plan).items() if plan.request.rules else ():
+        table.add_row(f"  {role}", ", ".join(f"{size(nbytes)} {name}" for name, nbytes in formats.items()))
+
+
+def role_bytes(plan: Plan) -> dict[str, dict[str, int]]:
+    """Bytes written by role and format."""
+    found: dict[str, dict[str, int]] = {}
+    for step in plan.steps:
+        formats = found.setdefault(plan.roles.get(step.name, "other"), {})
+        name = step.writes[0].codec.name
+        formats[name] = formats.get(name, 0) + step.written_bytes
+    return found
 
 
 def _show_dropped(names: list[str], output: Output, limit: int = 10) -> None:
@@ -251,6 +269,17 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     )
 
 
+def choose_rules(recipe: str | None) -> tuple[tuple[str, str, str], ...]:
+    """The rules of --recipe, a ready one or a file.
+
+    Raises:
+        UsageError: there is none of this name, or the file is no recipe.
+    """
+    from dsctl import recipes
+
+    return tuple([(rule.role, rule.match, rule.format) for rule in recipes.recipe(recipe).rules]) if recipe else ()
+
+
 def choose_format(to: str | None, bf16: bool, fp8: bool) -> str | None:
     """One format from --to and its shorthands.
 
@@ -272,7 +301,21 @@ def choose_format(to: str | None, bf16: bool, fp8: bool) -> str | None:
 
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --to bf16.")]
 Fp8 = Annotated[bool, typer.Option("--fp8", help="Short for --to fp8-block.")]
-To = Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="bf16, f16, f32 or fp8-block.")]
+To = Annotated[
+    str | None,
+    typer.Option("--to", metavar="FORMAT", help="bf16, fp8-block, int4-group, nvfp4, ...: dsctl formats lists them."),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="Formats by role and name, from a TOML file or a ready one: dsctl formats lists them.",
+    ),
+]
+Search = Annotated[
+    bool, typer.Option("--search", help="Choose the scales of four-bit formats by least squared error: slower.")
+]
 ScaleFmt = Annotated[
     str,
     typer.Option(
@@ -310,6 +353,8 @@ def convert(
     to: To = None,
     bf16: Bf16 = False,
     fp8: Fp8 = False,
+    recipe: Recipe = None,
+    search: Search = False,
     scale_fmt: ScaleFmt = "auto",
     shard_size: ShardSize = None,
     only: Only = None,
@@ -340,17 +385,23 @@ def convert(
 
         dsctl convert V3.2-bf16 V3.2-fp8 --fp8
 
+        dsctl convert DeepSeek-V3.2 V3.2-int4 --recipe w4a8-experts --search
+
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """
-    from dsctl.request import Request
+    from dsctl.request import RECIPE, Request
 
-    format_ = choose_format(to, bf16, fp8)
-    if format_ is None:
-        raise UsageError("no target format", hint="--bf16, --fp8 or --to FORMAT")
+    format_, rules = choose_format(to, bf16, fp8), choose_rules(recipe)
+    if rules and format_:
+        raise UsageError(f"--recipe and {format_} are both asked for", hint="a recipe names every format itself")
+    if format_ is None and not rules:
+        raise UsageError("no target format", hint="--bf16, --fp8, --to FORMAT or --recipe NAME")
     if scale_fmt not in ("auto", "float32", "ue8m0"):
         raise UsageError(f"--scale-fmt: {scale_fmt!r} is unknown", hint="auto, float32 or ue8m0")
     request = Request(
-        to=format_,
+        to=format_ or RECIPE,
+        rules=rules,
+        search=search,
         scale_fmt=scale_fmt,
         shard_size=parse_size(shard_size, "--shard-size"),
         only=tuple(only or ()),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dsctl.boxes import Box
+from dsctl.errors import FormatError
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -27,8 +29,10 @@ class BadBlock(Exception):
 class Codec(Protocol):
     """One stored form of a matrix.
 
-    `suffixes` are appended to the parameter's name for the stored tensors; the first is the weight's. `block` is the
-    granularity of rows and columns at which a region can be stored on its own. Frozen, hashable and picklable.
+    `suffixes` are appended to the parameter's name for the stored tensors. `block` is the granularity of rows and
+    columns at which a region can be stored on its own. `surveys` is whether `encode` wants, as `PEAK`, the largest
+    magnitude of the whole parameter and of those that loaders fuse with it (float32 [1]). Frozen, hashable and
+    picklable.
     """
 
     @property
@@ -39,6 +43,9 @@ class Codec(Protocol):
 
     @property
     def block(self) -> tuple[int, int]: ...
+
+    @property
+    def surveys(self) -> bool: ...
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         """What is stored for a parameter of this shape, by suffix."""
@@ -80,21 +87,10 @@ class Codec(Protocol):
         """The `quantization_config` that tells loaders of this format, or None."""
 
 
-class Surveying(Protocol):
-    """A codec whose `encode` takes, as `PEAK`, what a first pass over the whole tensor and its partners finds."""
-
-    def survey(self, values: torch.Tensor) -> torch.Tensor:
-        """The largest magnitude of all, float32 [1].
-
-        Raises:
-            BadBlock: a value is NaN or infinite.
-        """
-
-
 KEPT = "kept:"
 PEAK = "peak:"
 
-from dsctl.codecs import fp4, packed, scaled  # noqa: E402
+from dsctl.codecs import dress, fp4, packed, scaled  # noqa: E402
 from dsctl.codecs.fp8_block import Fp8Block  # noqa: E402
 from dsctl.codecs.plain import Plain  # noqa: E402
 
@@ -111,11 +107,30 @@ CODECS: dict[str, Codec] = {
 
 
 def declared(quantization: Mapping[str, Any] | None) -> tuple[Codec, ...]:
-    """The codecs that a `quantization_config` speaks of, most specific first.
+    """The codecs that a `quantization_config` speaks of, in its order.
 
     Raises:
-        FormatError: it names a method or a block size that no codec knows.
+        FormatError: it names a method's block or group that no codec knows.
     """
     if not quantization:
         return ()
-    return Fp8Block.declared(quantization)
+    if quantization.get("quant_method") != dress.METHOD:
+        return Fp8Block.declared(quantization)
+    return tuple([_of_weights(weights) for weights in dress.weights(quantization)])
+
+
+def _of_weights(weights: Mapping[str, Any]) -> Codec:
+    """The codec of one config group's weights.
+
+    Raises:
+        FormatError: none is.
+    """
+    for codec in CODECS.values():
+        if dress.same(weights, codec.config()):
+            return codec
+    size = weights.get("group_size")
+    for packed_ in packed.formats().values():
+        other = replace(packed_, name=f"int{packed_.bits}-group-{size}", size=size) if dress.sensible(size) else packed_
+        if dress.same(weights, other.config()):
+            return other
+    raise FormatError(f"config.json: weights of {dress.told(weights)} are no format that dsctl knows")

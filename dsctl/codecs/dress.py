@@ -5,7 +5,10 @@ Fields and values: vllm-project/compressed-tensors, quantization/quant_scheme.py
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from dsctl.errors import FormatError
 
 METHOD = "compressed-tensors"
 Arguments = dict[str, Any]
@@ -74,3 +77,38 @@ def group(format_: str, weights: Arguments, activations: Arguments | None, targe
         "targets": targets,
         "weights": weights,
     }
+
+
+_TELLING = ("num_bits", "type", "strategy", "group_size", "block_structure", "symmetric")
+
+
+def weights(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What each config group says of its weights.
+
+    Raises:
+        FormatError: there is no group, or one says nothing.
+    """
+    groups = quantization.get("config_groups")
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    said = [one.get("weights") if isinstance(one, dict) else None for one in found]
+    if not said or not all(isinstance(one, dict) for one in said):
+        raise FormatError("config.json: quantization_config has no config_groups with weights")
+    return [one for one in said if isinstance(one, dict)]
+
+
+def same(said: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
+    """Whether a config group's weights are stored as those of a codec's own config."""
+    if config is None or config.get("quant_method") != METHOD or said.get("actorder"):
+        return False
+    ours = config["config_groups"]["group_0"]["weights"]
+    return [said.get(key) for key in _TELLING] == [ours[key] for key in _TELLING]
+
+
+def sensible(size: object) -> TypeGuard[int]:
+    """Whether this can be a group's number of columns."""
+    return type(size) is int and 0 < size <= 1 << 16 and size % 8 == 0
+
+
+def told(said: Mapping[str, Any]) -> str:
+    """Weights in words: `4 bits, type int, strategy group, group_size 7`."""
+    return ", ".join(f"{key} {said.get(key)!r}" for key in _TELLING if said.get(key) is not None) or "no kind"

@@ -35,6 +35,10 @@ class Fp4:
     search: bool = field(default=False, compare=False)
 
     @property
+    def surveys(self) -> bool:
+        return GLOBAL in self.suffixes
+
+    @property
     def block(self) -> tuple[int, int]:
         return 1, self.size
 
@@ -95,8 +99,8 @@ class Fp4:
         """
         from dsctl.codecs import nibbles
 
-        if GLOBAL in self.suffixes:
-            peak = stored[PEAK] if PEAK in stored else self.survey(values)
+        if self.surveys:
+            peak = stored[PEAK] if PEAK in stored else peaks(values, self.group).amax().view(1)
             stored[GLOBAL].copy_(_global_scale(peak, values.dtype))
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
@@ -105,14 +109,6 @@ class Fp4:
             factors = self._factors(stored[SCALE][places], stored.get(GLOBAL))
             nibbles.pack(self._codes(band, factors), stored[PACKED][rows])
         return {}
-
-    def survey(self, values: torch.Tensor) -> torch.Tensor:
-        """The largest magnitude of all, float32 [1].
-
-        Raises:
-            BadBlock: a value is NaN or infinite.
-        """
-        return peaks(values, self.group).amax().view(1)
 
     def _codes(self, values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         import torch

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
-from dsctl.codecs import KEPT, BadBlock, Misaligned
+from dsctl.codecs import KEPT, BadBlock, Misaligned, scaled
+from dsctl.codecs.scaled import Scaled
 from dsctl.errors import FormatError
 from dsctl.header import TensorSpec
 
@@ -27,6 +28,7 @@ class Fp8Block:
     block: tuple[int, int] = (128, 128)
     scale_fmt: str = "float32"
     scale_dtype: str = "F32"
+    surveys: ClassVar[bool] = False
     suffixes: tuple[str, ...] = ("", SCALE)
 
     @property
@@ -62,6 +64,8 @@ class Fp8Block:
         return replace(self, scale_dtype=scale.dtype)
 
     def moves_to(self, target: object) -> bool:
+        if isinstance(target, Scaled):
+            return target == replace(scaled.formats()["fp8-block-ct"], group=self.block, scale_dtype=self.scale_dtype)
         if not isinstance(target, Fp8Block) or replace(self, scale_fmt=target.scale_fmt) != target:
             return False
         return self.scale_fmt == "ue8m0" or target.scale_fmt == "float32"
@@ -109,8 +113,11 @@ class Fp8Block:
             if kept is None:
                 scales = e4m3.encode(values, codes, self.block, power_of_two)
             else:
-                refuse_bad(kept.to(torch.float32))
-                scales, same = e4m3.encode_restoring(values, kept.to(torch.float32), codes, self.block, power_of_two)
+                kept = kept.to(torch.float32)
+                refuse_bad(kept)
+                # A scale that cannot be kept gives way to one that can: 1 restores what it restores.
+                kept = torch.where(e4m3.is_power_of_two(kept), kept, 1.0) if power_of_two else kept
+                scales, same = e4m3.encode_restoring(values, kept, codes, self.block, power_of_two)
                 restored = int(same.sum())
         except e4m3.NotFinite as error:
             raise BadBlock("NaN or infinity", error.row, error.column) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from struct import pack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
 from dsctl.codecs.grids import chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
@@ -32,6 +32,7 @@ class Packed:
     shape_dtype: str = "I64"
     suffixes: tuple[str, str, str] = (PACKED, SCALE, SHAPE)
     search: bool = field(default=False, compare=False)
+    surveys: ClassVar[bool] = False
 
     @property
     def block(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
 from dsctl.codecs import BadBlock
@@ -21,6 +21,7 @@ class Plain:
     """One tensor with the parameter's own name and shape."""
 
     dtype: str = "BF16"
+    surveys: ClassVar[bool] = False
     suffixes: tuple[str, ...] = ("",)
     block: tuple[int, int] = (1, 1)
 

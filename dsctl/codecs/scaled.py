@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
 from dsctl.codecs.grids import Group, chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
@@ -31,6 +31,7 @@ class Scaled:
     divisor: float
     suffixes: tuple[str, str] = ("", "_scale")
     scale_dtype: str = "BF16"
+    surveys: ClassVar[bool] = False
 
     @property
     def block(self) -> tuple[int, int]:
@@ -48,6 +49,10 @@ class Scaled:
         return reader if dict(stored) == reader.specs(shape) else None
 
     def moves_to(self, target: object) -> bool:
+        from dsctl.codecs.fp8_block import Fp8Block
+
+        if isinstance(target, Fp8Block):
+            return self.name == "fp8-block-ct" and target == Fp8Block(self.block, "float32", self.scale_dtype)
         return self == target
 
     def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:

@@ -49,7 +49,7 @@ class Family:
     dtype of a release where it is not quantized. `layers` is empty for parameters outside the layers; `experts` is
     the number of routed experts, 0 where there are none. `role` says what the parameter does; `mtp` marks those of a
     multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
-    duplicates (the MTP layer's embedding and head).
+    duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
     """
 
     template: str
@@ -63,6 +63,7 @@ class Family:
     active: int = 0
     mtp: bool = False
     twin: str | None = None
+    fused: str = ""
 
     @property
     def count(self) -> int:

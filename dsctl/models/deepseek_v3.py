@@ -82,9 +82,11 @@ _MLP = _LAYER + "mlp."
 def attention(d: Dimensions, layers: tuple[int, ...], mtp: bool) -> list[Family]:
     """Multi-head latent attention (DeepSeek-V2 paper, section 2.1), and the layer's two norms."""
     heads, rank, query = d.num_attention_heads, d.kv_lora_rank, d.qk_nope_head_dim + d.qk_rope_head_dim
+    down = "" if d.q_lora_rank is None else f"{_ATTENTION}fused_qkv_a_proj"
 
-    def matrix(name: str, rows: int, columns: int, split: int | None = None) -> Family:
-        return Family(f"{_ATTENTION}{name}.weight", (rows, columns), "attention", True, split, layers=layers, mtp=mtp)
+    def matrix(name: str, rows: int, columns: int, split: int | None = None, fused: str = "") -> Family:
+        template, shape = f"{_ATTENTION}{name}.weight", (rows, columns)
+        return Family(template, shape, "attention", True, split, layers=layers, mtp=mtp, fused=fused)
 
     def norm(template: str, size: int) -> Family:
         return Family(template, (size,), "norm", layers=layers, mtp=mtp)
@@ -93,13 +95,13 @@ def attention(d: Dimensions, layers: tuple[int, ...], mtp: bool) -> list[Family]
         queries = [matrix("q_proj", heads * query, d.hidden_size, 0)]
     else:
         queries = [
-            matrix("q_a_proj", d.q_lora_rank, d.hidden_size),
+            matrix("q_a_proj", d.q_lora_rank, d.hidden_size, fused=down),
             norm(f"{_ATTENTION}q_a_layernorm.weight", d.q_lora_rank),
             matrix("q_b_proj", heads * query, d.q_lora_rank, 0),
         ]
     return [
         *queries,
-        matrix("kv_a_proj_with_mqa", rank + d.qk_rope_head_dim, d.hidden_size),
+        matrix("kv_a_proj_with_mqa", rank + d.qk_rope_head_dim, d.hidden_size, fused=down),
         norm(f"{_ATTENTION}kv_a_layernorm.weight", rank),
         matrix("kv_b_proj", heads * (d.qk_nope_head_dim + d.v_head_dim), rank, 0),
         matrix("o_proj", d.hidden_size, heads * d.v_head_dim, 1),
@@ -110,9 +112,10 @@ def attention(d: Dimensions, layers: tuple[int, ...], mtp: bool) -> list[Family]
 
 def gated(prefix: str, hidden: int, inner: int, role: str, **where: Any) -> list[Family]:
     """The three matrices of a gated MLP: gate and up are cut by rows, down by columns."""
+    both = f"{prefix}gate_up_proj"
     return [
-        Family(f"{prefix}gate_proj.weight", (inner, hidden), role, True, 0, **where),
-        Family(f"{prefix}up_proj.weight", (inner, hidden), role, True, 0, **where),
+        Family(f"{prefix}gate_proj.weight", (inner, hidden), role, True, 0, fused=both, **where),
+        Family(f"{prefix}up_proj.weight", (inner, hidden), role, True, 0, fused=both, **where),
         Family(f"{prefix}down_proj.weight", (hidden, inner), role, True, 1, **where),
     ]
 

@@ -1,0 +1,116 @@
+"""The `quantization_config` of a checkpoint whose parameters are stored in these formats. Pure, no torch.
+
+What loaders ask of it: vllm-project/vllm, model_executor/layers/quantization (compressed_tensors, fp8: modules fused at
+loading must share a format, and modules left out must be named); sgl-project/sglang, layers/quantization.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dsctl.codecs import Codec, dress
+from dsctl.errors import PlanError
+from dsctl.models import Param
+
+_WEIGHT = ".weight"
+_SPARED = {"fp8": "modules_to_not_convert", "blockwise_int8": "ignored_layers"}
+
+
+def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any] | None:
+    """What `config.json` says of these parameters, or None where none is quantized.
+
+    Raises:
+        PlanError: no one `quantization_config` can say it, or loaders would not read it.
+    """
+    configs = {codec: config for codec in dict.fromkeys(codec for _, codec in stored) if (config := codec.config())}
+    if not configs:
+        return None
+    _refuse_mixed_fusions(stored)
+    if all(config["quant_method"] == dress.METHOD for config in configs.values()):
+        return _dressed(stored, configs)
+    if len(configs) > 1:
+        names = " and ".join(sorted(codec.name for codec in configs))
+        hint = "fp8-block-ct goes with the other formats of compressed-tensors"
+        raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
+    config = next(iter(configs.values()))
+    spared = list(patterns((param, codec.config() is None) for param, codec in stored if param.quantizable))
+    return config | ({_SPARED[config["quant_method"]]: spared} if spared else {})
+
+
+def _dressed(stored: Sequence[tuple[Param, Codec]], configs: Mapping[Codec, dict[str, Any]]) -> dict[str, Any]:
+    config = dict(next(iter(configs.values())))
+    config["ignore"] = list(patterns((param, codec not in configs) for param, codec in stored if linear(param)))
+    if len(configs) == 1:
+        return config
+    config["format"] = "mixed-precision"
+    config["config_groups"] = {
+        f"group_{number}": said["config_groups"]["group_0"]
+        | {"targets": list(patterns((param, codec == one) for param, codec in stored if linear(param)))}
+        for number, (one, said) in enumerate(configs.items())
+    }
+    return config
+
+
+def linear(param: Param) -> bool:
+    """Whether loaders hold a parameter as the weight of a linear module."""
+    return len(param.shape) == 2 and param.role != "embedding" and param.name.endswith(_WEIGHT)
+
+
+def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
+    """Names of the modules marked, and of no other told: by name, or as `re:` patterns where experts make them many."""
+    families: dict[str, list[tuple[Param, bool]]] = {}
+    for param, mark in told:
+        families.setdefault(param.template, []).append((param, mark))
+    for template, members in families.items():
+        marked = [param for param, mark in members if mark]
+        if not marked:
+            continue
+        if not marked[0].family.experts:
+            yield from (param.name.removesuffix(_WEIGHT) for param in marked)
+            continue
+        layers = sorted({param.layer for param in marked if param.layer is not None})
+        if any(param.layer in layers for param, mark in members if not mark):
+            yield from (param.name.removesuffix(_WEIGHT) for param in marked)
+        else:
+            everywhere = len(marked) == len(members)
+            yield _pattern(template, r"\d+" if everywhere else f"(?:{'|'.join(map(str, layers))})")
+
+
+def _pattern(template: str, layers: str) -> str:
+    """A regular expression for the modules of a family, in these layers and for every expert."""
+    head, _, tail = template.removesuffix(_WEIGHT).partition("{layer}")
+    before, _, after = tail.partition("{expert}")
+    return f"re:^{re.escape(head)}{layers}{re.escape(before)}\\d+{re.escape(after)}$"
+
+
+def fused(params: Iterable[Param]) -> dict[tuple[str, int | None, int | None], list[Param]]:
+    """Parameters that loaders join into one module, by that module's name, layer and expert."""
+    together: dict[tuple[str, int | None, int | None], list[Param]] = {}
+    for param in params:
+        if param.family.fused:
+            together.setdefault((param.family.fused, param.layer, param.expert), []).append(param)
+    return together
+
+
+def _refuse_mixed_fusions(stored: Sequence[tuple[Param, Codec]]) -> None:
+    """Refuse formats that differ within what loaders fuse: pairs of projections, and a layer's routed experts."""
+    codecs = {param.name: codec for param, codec in stored}
+    issues = []
+    for (module, layer, expert), params in fused(param for param, _ in stored).items():
+        if len({codecs[param.name] for param in params}) > 1:
+            where = module.format(layer=layer, expert=expert)
+            said = ", ".join(f"{param.name} {codecs[param.name].name}" for param in params)
+            issues.append(f"{where}: loaders fuse {said}")
+    experts: dict[int | None, set[Codec]] = {}
+    for param, codec in stored:
+        if param.family.experts:
+            experts.setdefault(param.layer, set()).add(codec)
+    for layer, found in experts.items():
+        if len(found) > 1:
+            names = ", ".join(sorted(codec.name for codec in found))
+            issues.append(f"layer {layer}: loaders hold its routed experts in one format, not in {names}")
+    if issues:
+        first = issues[0] if len(issues) == 1 else f"{len(issues)} fused modules would be of several formats"
+        raise PlanError(first, issues=issues, hint="let one rule of the recipe cover what is fused")

@@ -1,0 +1,149 @@
+"""Which parameter is stored in which format: ordered rules from a TOML file, the first that fits decides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from dsctl.codecs import CODECS, Codec
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import Plain
+from dsctl.errors import PlanError, UsageError
+from dsctl.models import ROLES, Family, Param
+
+KEEP = "keep"
+MAX_BYTES = 1 << 20
+_FOLDER = Path(__file__).parent
+
+
+class Rule(NamedTuple):
+    """`format` for the parameters of a role, or for those whose name fits a glob; `mtp` is any of an MTP layer."""
+
+    role: str
+    match: str
+    format: str
+
+    def __str__(self) -> str:
+        which = f"role {self.role!r}" if self.role else f"match {self.match!r}"
+        return f"{which} -> {self.format}"
+
+    def fits(self, param: Param) -> bool:
+        if self.match:
+            return fnmatchcase(param.name, self.match)
+        return self.role in (param.role, param.family.group)
+
+
+class Recipe(NamedTuple):
+    """Rules under a name. Parameters that no rule fits are kept as they are stored."""
+
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+
+
+class _Rule(msgspec.Struct, forbid_unknown_fields=True):
+    format: str
+    role: str = ""
+    match: str = ""
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    rule: list[_Rule]
+    about: str = ""
+
+
+@cache
+def ready() -> dict[str, Recipe]:
+    """The recipes that come with dsctl."""
+    return {path.stem: parse(path.read_text(), path.stem, path.name) for path in sorted(_FOLDER.glob("*.toml"))}
+
+
+def recipe(text: str) -> Recipe:
+    """A ready recipe by its name, or the one in a file.
+
+    Raises:
+        UsageError: there is neither, or the file is no recipe.
+    """
+    if text in ready():
+        return ready()[text]
+    path = Path(text)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"--recipe: {text} is too long for a recipe")
+        return parse(path.read_text(), path.stem, text)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is no text"
+        raise UsageError(f"--recipe: {text}: {why}", hint=f"a TOML file, or one of {', '.join(ready())}") from None
+
+
+def parse(text: str, name: str, where: str) -> Recipe:
+    """A recipe from TOML.
+
+    Raises:
+        UsageError: it is not one; every wrong rule is named.
+    """
+    try:
+        file = msgspec.convert(tomllib.loads(text), _File)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise UsageError(f"{where}: no recipe: {error}", hint="[[rule]] with role or match, and format") from None
+    issues = [f"{where}: rule {n}: {why}" for n, rule in enumerate(file.rule, 1) if (why := _wrong(rule))]
+    if not file.rule:
+        issues = [f"{where}: holds no [[rule]]"]
+    if issues:
+        first = issues[0] if len(issues) == 1 else f"{where}: {len(issues)} rules are wrong"
+        raise UsageError(first, issues=issues, hint=f"formats: {KEEP}, {', '.join(CODECS)}; roles: {', '.join(ROLES)}")
+    return Recipe(name, file.about, tuple(Rule(rule.role, rule.match, rule.format) for rule in file.rule))
+
+
+def _wrong(rule: _Rule) -> str:
+    if bool(rule.role) == bool(rule.match):
+        return "needs either role or match"
+    if rule.role and rule.role not in ROLES:
+        return f"unknown role {rule.role!r}"
+    if rule.format != KEEP and rule.format not in CODECS:
+        return f"unknown format {rule.format!r}"
+    return ""
+
+
+def takes(codec: Codec, family: Family) -> bool:
+    """Whether a format, asked for as a whole, is for parameters of this family.
+
+    Loaders read the indexer's matrices as FP8 blocks or unquantized only: vLLM dequantizes `indexer.wk` while loading
+    and joins it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py).
+    """
+    return family.quantizable and (isinstance(codec, Fp8Block) or family.role != "indexer")
+
+
+def chosen(rules: Iterable[Rule], param: Param) -> str:
+    """What a recipe says of a parameter: a format's name, or `KEEP`. What is never quantized is kept."""
+    rule = next((rule for rule in rules if rule.fits(param)), None)
+    if rule is None or rule.format == KEEP:
+        return KEEP
+    plain = isinstance(CODECS[rule.format], Plain)
+    return rule.format if param.quantizable or (plain and param.family.dtype != "F32") else KEEP
+
+
+def check(rules: Iterable[Rule], params: Iterable[Param]) -> None:
+    """Refuse globs that no parameter fits, or none that can be stored so.
+
+    Raises:
+        PlanError: with every such rule in `issues`.
+    """
+    known = list(params)
+    issues = []
+    for rule in rules:
+        fitting = [param for param in known if rule.match and rule.fits(param)]
+        quantized = rule.format != KEEP and not isinstance(CODECS[rule.format], Plain)
+        if rule.match and not fitting:
+            issues.append(f"recipe: {rule}: no parameter fits")
+        elif rule.match and quantized and not any(param.quantizable for param in fitting):
+            issues.append(f"recipe: {rule}: {fitting[0].name} is never quantized")
+    if issues:
+        first = issues[0] if len(issues) == 1 else f"recipe: {len(issues)} rules fit nothing"
+        raise PlanError(first, issues=issues, hint="globs are matched against whole parameter names")
