@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -78,6 +77,12 @@ with open(f"{target}/out", "wb", buffering=0) as file:
 """
 
 
+# A virtual machine gives freed memory back to its host within seconds, and getting it again takes longer than using it:
+# each side starts when as much memory as it will fill has just been in use.
+WARM = """
+import mmap, sys
+mmap.mmap(-1, int(sys.argv[1]) + (3 << 30), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+"""
 # Starts a command, adopts whatever processes it leaves, waits for all of them and tells what they used together.
 ACCOUNT = """
 import ctypes, os, resource, subprocess, sys, time
@@ -134,15 +139,16 @@ def sides(source: Path, target: Path, flag: str, size: int) -> dict[str, list[st
     }
 
 
-def compare(title: str, commands: dict[str, list[str]], target: Path, runs: int, say: Callable[[str], None]) -> None:
+def compare(
+    title: str, commands: dict[str, list[str]], target: Path, size: int, runs: int, say: Callable[[str], None]
+) -> None:
     """Run all sides in turn, several rounds, and print medians and ratios to the floor."""
     found: dict[str, list[Run]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
             shutil.rmtree(target, ignore_errors=True)
             os.sync()
-            # A virtual machine gives freed memory back to its host within seconds; then every side pays the same.
-            time.sleep(5)
+            subprocess.run([sys.executable, "-c", WARM, str(size)], check=True)
             found[name].append(timed(command))
     shutil.rmtree(target, ignore_errors=True)
     say(f"\n{title}\n{'side':<20}{'wall s':>9}{'cpu s':>9}{'peak MB':>9}{'wall / floor':>14}")
@@ -173,9 +179,9 @@ def main() -> None:
             timed([sys.executable, "-m", "dsctl", "convert", str(source), str(bf16), "--bf16", "--quiet"])
             out, back = folder_bytes(bf16), folder_bytes(source)
             title = f"FP8 to BF16 in {place}: {back / 1e9:.2f} GB to {out / 1e9:.2f} GB"
-            compare(title, sides(source, target, "--bf16", out), target, arguments.runs, print)
+            compare(title, sides(source, target, "--bf16", out), target, out, arguments.runs, print)
             title = f"BF16 to FP8 in {place}: {out / 1e9:.2f} GB to {back / 1e9:.2f} GB"
-            compare(title, sides(bf16, target, "--fp8", back), target, arguments.runs, print)
+            compare(title, sides(bf16, target, "--fp8", back), target, back, arguments.runs, print)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from dsctl.plan import Job, OutFile, Plan
 from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
+from dsctl.tasks import Seal
 
 PART = ".part"
 COPY_BYTES = 8 << 20
@@ -316,8 +317,6 @@ def _work(
     report: Report,
     consumer: Consumer | None,
 ) -> None:
-    from dsctl.work import Seal
-
     waiting = _waiting(plan.files, todo)
     seals = deque(file.name for file in plan.files if not waiting[file.name] and file.name not in state.committed)
     sizes = {file.name: file.size for file in plan.files}

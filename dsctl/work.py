@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -18,9 +16,10 @@ from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
 from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
-from dsctl.plan import BAND_BYTES, Job, Part, Region, Step
+from dsctl.plan import Job, Part, Region, Step
 from dsctl.readahead import Reader, ahead
 from dsctl.stores import Store
+from dsctl.tasks import Context, Progress, Receipt, Seal
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -28,34 +27,8 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16, "U32": torch.uint32,
     "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
-CHUNK = 8 << 20
-
-Progress = Callable[[int], None]
-
-
-class Seal(NamedTuple):
-    """A finished file to be read back and hashed."""
-
-    file: str
-
-
-class Receipt(NamedTuple):
-    """What a job did: its number and its counts; or a sealed file and its digest."""
-
-    job: int | None
-    counts: dict[str, int]
-    file: str | None = None
-    sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What every job of a run shares: where to read, where to write, on which device to compute."""
-
-    store: Store
-    folder: str
-    band_bytes: int = BAND_BYTES
-    devices: tuple[str, ...] = ("cpu",)
+# Stays in a core's own cache between being read and being hashed.
+CHUNK = 1 << 20
 
 
 def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:

@@ -77,12 +77,15 @@ def source_at(text: str) -> Store:
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
+    from dsctl.executors import prepare
     from dsctl.plan import make_plan
     from dsctl.readahead import WINDOW_BYTES
-    from dsctl.resources import allot
+    from dsctl.resources import SMALL_BYTES, allot
     from dsctl.run import check_target
 
     store, folder = checkpoint.store, Path(target)
+    if not how.dry_run and how.workers != 1 and sum(store.files().values()) >= SMALL_BYTES:
+        prepare()
     budget = parse_size(how.max_memory, "--max-memory")
     plan = make_plan(checkpoint, request)
     resources = allot(plan, how.workers, budget, WINDOW_BYTES if store.remote else 0)
@@ -129,12 +132,11 @@ def _run(plan: Plan, store: Store, folder: Path, resources: Resources, how: How,
     from dsctl.cli.progress import Progress
     from dsctl.executors import EXECUTORS, Executor
     from dsctl.run import run
+    from dsctl.tasks import Context
 
     devices = _devices(how.device)
 
     def executor() -> Executor:
-        from dsctl.work import Context
-
         context = Context(store, str(folder), resources.band_bytes, devices)
         return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
 

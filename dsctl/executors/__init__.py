@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from dsctl.executors.processes import Processes
+from dsctl.executors.processes import Processes, prepare
 from dsctl.executors.serial import Serial
 
 if TYPE_CHECKING:
     from dsctl.plan import Job
-    from dsctl.work import Context, Progress, Receipt, Seal
+    from dsctl.tasks import Context, Progress, Receipt, Seal
 
 
 class Executor(Protocol):
@@ -31,5 +31,7 @@ class Executor(Protocol):
     def close(self) -> None:
         """End all workers, at once."""
 
+
+__all__ = ["EXECUTORS", "Executor", "prepare"]
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes}

@@ -6,16 +6,17 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from dsctl.errors import DsctlError, WorkError
 
 if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerProcess
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
 
     from dsctl.plan import Job
-    from dsctl.work import Context, Progress, Receipt, Seal
+    from dsctl.tasks import Context, Progress, Receipt, Seal
 
 
 class Processes:
@@ -26,9 +27,7 @@ class Processes:
 
     def __init__(self, context: Context, workers: int) -> None:
         self.capacity = workers
-        # Torch is imported once, by a process that computes nothing; each worker is a fork of that one.
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["dsctl.work"])
+        server = _server()
         self._workers: dict[Connection, ForkServerProcess] = {}
         self._idle: list[Connection] = []
         for _ in range(workers):
@@ -80,6 +79,19 @@ class Processes:
         for pipe, process in self._workers.items():
             process.join()
             pipe.close()
+
+
+def prepare() -> None:
+    """Begin to import torch, beside whatever this process does before it needs workers."""
+    _server()
+    forkserver.ensure_running()
+
+
+def _server() -> ForkServerContext:
+    """Torch is imported once, by a process that computes nothing; each worker is a fork of that one."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["dsctl.work"])
+    return server
 
 
 def _serve(pipe: Connection, context: Context) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsctl.plan import Job
-    from dsctl.work import Context, Progress, Receipt, Seal
+    from dsctl.tasks import Context, Progress, Receipt, Seal
 
 
 class Serial:

@@ -17,7 +17,7 @@ from dsctl.plan import make_plan
 from dsctl.request import Request
 from dsctl.run import run
 from dsctl.stores import LocalFolder
-from dsctl.work import Context, Progress, Receipt
+from dsctl.tasks import Context, Progress, Receipt
 from tests.command import dsctl
 from tests.command import run as command
 

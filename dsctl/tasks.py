@@ -1,0 +1,37 @@
+"""What a worker is told and what it tells in return: plain data, for any process or machine. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dsctl.plan import BAND_BYTES
+from dsctl.stores import Store
+
+Progress = Callable[[int], None]
+
+
+class Seal(NamedTuple):
+    """A finished file to be read back and hashed."""
+
+    file: str
+
+
+class Receipt(NamedTuple):
+    """What a job did: its number and its counts; or a sealed file and its digest."""
+
+    job: int | None
+    counts: dict[str, int]
+    file: str | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every job of a run shares: where to read, where to write, on which device to compute."""
+
+    store: Store
+    folder: str
+    band_bytes: int = BAND_BYTES
+    devices: tuple[str, ...] = ("cpu",)
