@@ -148,9 +148,9 @@ def describe(source: str) -> Description:
 
 
 def _refuse_unknown(source: str) -> None:
-    from dsctl.stores.hub import is_repository
+    from dsctl.stores import is_repository, is_url
 
-    if not is_repository(source):
+    if not is_repository(source) and not is_url(source):
         near = ", ".join(releases.nearest(source)[:4])
         hint = f"releases with a similar name: {near}; `dsctl models` lists all"
         raise SourceError(f"{source}: no such folder, and no release of that name", hint=hint)

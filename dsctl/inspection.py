@@ -14,8 +14,7 @@ from dsctl.codecs import Codec
 from dsctl.description import OTHER, Description, Group, active, describe, folded, identify, of_checkpoint
 from dsctl.header import Header, TensorSpec
 from dsctl.models import ROLES
-from dsctl.stores import store_at
-from dsctl.stores.hub import is_repository
+from dsctl.stores import is_repository, is_url, store_at
 
 
 class Total(NamedTuple):
@@ -131,7 +130,7 @@ def inspect(source: str) -> Inspection:
     Raises:
         SourceError: none of them, or unreadable. FormatError: a file's own structure is broken.
     """
-    here = os.path.exists(source)
+    here = os.path.exists(source) or is_url(source)
     if not here and (releases.known(source) is not None or not is_repository(source)):
         description = describe(source)
         return Inspection(description, {}, (), _alike(description), True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from dsctl.stores import Store
 # Neighbouring scales are read together; a gap up to this size costs less than another request.
 GAP_BYTES = 64 << 10
 RUN_BYTES = 32 << 20
+# Requests at once, where each costs a round trip.
+CONNECTIONS = 16
 
 
 class BadScale(NamedTuple):
@@ -47,16 +51,34 @@ def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[Tenso
     Raises:
         SourceError: a file cannot be read.
     """
+    if not store.remote:
+        for run in _runs(refs):
+            yield from _read_run(store, run)
+        return
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        for some in _batches(_runs(refs), 8 * CONNECTIONS):
+            for found in pool.map(lambda run: list(_read_run(store, run)), some):
+                yield from found
+
+
+def _batches(runs: Iterable[list[TensorRef]], size: int) -> Iterator[list[list[TensorRef]]]:
+    rest = iter(runs)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+def _runs(refs: Iterable[TensorRef]) -> Iterator[list[TensorRef]]:
+    """Neighbours, to be read together."""
     run: list[TensorRef] = []
     for ref in sorted(refs, key=lambda ref: (ref.file, ref.begin)):
         if run and (
             run[0].file != ref.file or ref.begin - run[-1].end > GAP_BYTES or ref.end - run[0].begin > RUN_BYTES
         ):
-            yield from _read_run(store, run)
+            yield run
             run = []
         run.append(ref)
     if run:
-        yield from _read_run(store, run)
+        yield run
 
 
 def _read_run(store: Store, run: list[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:

@@ -31,6 +31,7 @@ TABLES = {
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
+    "fsspec": ("stores.objects",),
     "httpx2": ("stores.hub_requests",),
     "huggingface_hub": ("stores.hub", "stores.hub_requests", "cli.download"),
     "msgspec": None,

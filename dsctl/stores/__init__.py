@@ -9,6 +9,7 @@ from typing import Protocol
 from dsctl.errors import SourceError
 from dsctl.stores.hub import SCHEME, HubRepository, is_repository
 from dsctl.stores.local import LocalFolder
+from dsctl.stores.objects import ObjectFolder, is_url
 
 INDEX = "model.safetensors.index.json"
 SIGNED = "dsctl.json"
@@ -52,18 +53,21 @@ class Store(Protocol):
         """Fill the buffer with a file's bytes from `begin` on; raises like `read`."""
 
 
-STORES = {"local": LocalFolder, "hub": HubRepository}
+STORES = {"local": LocalFolder, "hub": HubRepository, "objects": ObjectFolder}
+FILE = "file://"
 
 
 def store_at(text: str | Path) -> Store:
-    """The store of a SRC: a folder, a .safetensors file, `org/name[@revision]` or `hf://org/name[@revision]`.
+    """The store of a SRC: a folder, a .safetensors file, `[hf://]org/name[@revision]`, or a URL such as `s3://...`.
 
     What exists on this machine comes first.
 
     Raises:
         SourceError: there is nothing there, or it cannot be reached.
     """
-    said = str(text)
+    said = str(text).removeprefix(FILE)
+    if is_url(said) and not said.startswith(SCHEME) and not os.path.exists(said):
+        return ObjectFolder.at(said)
     if not said.startswith(SCHEME) and (os.path.exists(said) or not is_repository(said)):
         return LocalFolder.at(said)
     try:
@@ -74,4 +78,7 @@ def store_at(text: str | Path) -> Store:
         raise SourceError(f"{error.message}; and no such folder here", hint=error.hint) from None
 
 
-__all__ = ["INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "Store", "store_at"]
+__all__ = [
+    "INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "ObjectFolder", "Store", "is_repository",
+    "is_url", "store_at",
+]  # fmt: skip

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dsctl.errors import FormatError, SourceError
 from dsctl.stores import STORES, Store, store_at
 from tests.checkpoints import tiny
+from tests.cloud.server import Objects
 from tests.hub.server import Hub
 
 
@@ -35,11 +36,25 @@ def hub(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]
     hub.close()
 
 
-SOURCES: dict[str, Callable[[Path], str]] = {"local": str, "hub": lambda folder: "hf://acme/small"}
+@pytest.fixture(scope="module")
+def objects(folder: Path) -> Iterator[Objects]:
+    """An object store on loopback that this process takes for the only one."""
+    objects = Objects()
+    objects.publish(folder, "acme/small")
+    with objects.known():
+        yield objects
+    objects.close()
+
+
+SOURCES: dict[str, Callable[[Path], str]] = {
+    "local": str,
+    "hub": lambda folder: "hf://acme/small",
+    "objects": lambda folder: "s3://weights/acme/small",
+}
 
 
 @pytest.fixture(scope="module", params=sorted(STORES))
-def store(request: pytest.FixtureRequest, folder: Path, hub: Hub) -> Store:
+def store(request: pytest.FixtureRequest, folder: Path, hub: Hub, objects: Objects) -> Store:
     found = store_at(SOURCES[request.param](folder))
     assert isinstance(found, STORES[request.param])
     return found

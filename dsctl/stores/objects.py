@@ -1,0 +1,220 @@
+"""A folder in an object store or on any other file system that fsspec knows (s3://, gs://, ...), read by ranges.
+
+Endpoint and credentials are found where each store's own library looks for them (AWS_PROFILE, AWS_ENDPOINT_URL,
+~/.aws, application default credentials, ~/.config/fsspec) and never told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from dsctl.errors import SourceError
+from dsctl.header import read_head
+
+T = TypeVar("T")
+
+# The headers of V3's files are about 75 kB.
+FIRST_READ = 128 << 10
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.25, 8.0
+# A request may take this many seconds and one more for each so many bytes; then it has stalled and is asked again.
+PATIENCE, SLOWEST = 30.0, 256 << 10
+# What tells one state of an object from the next, the most exact first.
+_IDENTITIES = ("ETag", "etag", "generation", "md5Hash", "content_md5", "LastModified", "mtime", "created")
+_PASSED_BY = frozenset({".git", ".dsctl", ".cache", "__pycache__"})
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names a place by its scheme: `s3://bucket/path`."""
+    return "://" in text
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret in it: user, password, query."""
+    before, scheme, rest = url.rpartition("::")
+    parts = urlsplit(rest)
+    return f"{before}{scheme}{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+class Listed(NamedTuple):
+    """An object by its relative name: its size, and what pins its contents."""
+
+    name: str
+    size: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFolder:
+    """All objects below a prefix, or the one that `only` names, as they were when listed."""
+
+    url: str
+    listing: tuple[Listed, ...]
+
+    @classmethod
+    def at(cls, text: str) -> ObjectFolder:
+        """The folder, or the single safetensors file, that a URL names.
+
+        Raises:
+            SourceError: there is nothing there, no access, no such scheme, or its library is not installed.
+        """
+        url = text.rstrip("/")
+        if url.endswith(".safetensors"):
+            listing = [one for one in listed(url.rpartition("/")[0], url) if url.endswith("/" + one.name)]
+        else:
+            listing = listed(url)
+        if not listing:
+            raise SourceError(f"{shown(url)}: no such folder, or an empty one", hint="check bucket, path and profile")
+        return cls(url.rpartition("/")[0] if url.endswith(".safetensors") else url, tuple(listing))
+
+    @property
+    def place(self) -> str:
+        return shown(self.url)
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    @property
+    def revision(self) -> str:
+        """A digest of the listing: other contents under any of its names are another revision."""
+        return hashlib.sha256(repr(self.listing).encode()).hexdigest()
+
+    def files(self) -> dict[str, int]:
+        return {one.name: one.size for one in self.listing}
+
+    def head(self, file: str, size: int) -> bytes:
+        return read_head(lambda begin, end: self.read(file, begin, end), file, size, FIRST_READ)
+
+    def read(self, file: str, begin: int, end: int) -> bytes:
+        known = next((one for one in self.listing if one.name == file), None)
+        if known is None:
+            raise SourceError(f"{self.place}: no file {file}")
+        if end > known.size:
+            raise SourceError(f"{self.place}/{file}: file ends at byte {known.size:,}, expected more")
+        if begin == end:
+            return b""
+        return persist(f"{self.place}/{file}", lambda: _range(self.url, known, begin, end))
+
+    def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(file, begin, begin + len(buffer))
+
+
+def _range(url: str, known: Listed, begin: int, end: int) -> bytes:
+    """Bytes of an object that is, after they were read, still the one that was listed."""
+    system, path = opened(f"{url}/{known.name}")
+    data = bytes(system.cat_file(path, start=begin, end=end, **deadline(system, end - begin)))
+    if identity(system.info(path, **deadline(system))) != known.identity:
+        raise SourceError(f"{shown(url)}/{known.name}: has changed since it was listed", hint="start over")
+    if len(data) != end - begin:
+        raise OSError(f"asked for {end - begin:,} bytes, {len(data):,} came")
+    return data
+
+
+def listed(url: str, below: str = "") -> list[Listed]:
+    """Every object below a URL, or only those at or below another within it, by name; none where there is nothing.
+
+    Raises:
+        SourceError: no access, an unusable name, or the store cannot be reached.
+    """
+
+    def look() -> dict[str, Mapping[str, Any]]:
+        system, path = opened(below or url)
+        try:
+            return dict(system.find(path, detail=True, **deadline(system)))
+        except FileNotFoundError:
+            return {}
+
+    root = opened(url)[1].rstrip("/") + "/"
+    found: list[Listed] = []
+    for path, info in persist(shown(url), look).items():
+        name = path.removeprefix(root)
+        # A key that ends in a slash is how consoles draw an empty folder.
+        if path.startswith(root) and not name.endswith("/") and name and _PASSED_BY.isdisjoint(name.split("/")):
+            _refuse_outside(name, shown(url))
+            found.append(Listed(name, int(info["size"]), identity(info)))
+    return sorted(found)
+
+
+def _refuse_outside(name: str, where: str) -> None:
+    if not name.isprintable() or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise SourceError(f"{where}: object name {name!r} is no file name within a folder")
+
+
+def identity(info: Mapping[str, Any]) -> str:
+    """What pins an object's contents: its size, and its entity tag or the best that the store tells instead."""
+    tags = (f"{key} {info[key]}" for key in _IDENTITIES if info.get(key))
+    return f"{info.get('size')} {next(tags, '')}".rstrip()
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """The file system of a URL, which remembers no listings, and the URL's path in it.
+
+    Raises:
+        SourceError: no such scheme, or its library is not installed.
+    """
+    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+    try:
+        system, path = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        hint = "pip install 'dsctl[cloud]'" if url.startswith("s3") else "install the library that it names"
+        raise SourceError(f"{shown(url)}: {error}", hint=hint) from None
+    except ValueError as error:
+        raise SourceError(f"{shown(url)}: {error}", hint="s3://bucket/path, gs://bucket/path, ...") from None
+    return system, str(path)
+
+
+def deadline(system: Any, nbytes: int = 0) -> dict[str, float]:
+    """The option that ends a request of so many bytes when it has stalled, where the file system takes one."""
+    return {"timeout": PATIENCE + nbytes / SLOWEST} if getattr(system, "async_impl", False) else {}
+
+
+def persist(where: str, call: Callable[[], T]) -> T:
+    """Call until it succeeds, waiting longer each time.
+
+    Raises:
+        SourceError: the fault will not pass, or did not in `ATTEMPTS` attempts.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except SourceError:
+            raise
+        except Exception as error:  # noqa: BLE001  each store's library raises errors of its own
+            lasting = _lasting(where, error)
+            if lasting is not None:
+                raise lasting from None
+            if attempt == ATTEMPTS:
+                hint = "try again later: what was done is kept"
+                raise SourceError(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
+        time.sleep(min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT))
+    raise AssertionError("unreachable")
+
+
+def _lasting(where: str, error: Exception) -> SourceError | None:
+    """The error to report where trying again is of no use, else None."""
+    name = type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return SourceError(f"{where}: no such object or bucket")
+    if isinstance(error, PermissionError) or "Credential" in name or "Auth" in name:
+        return SourceError(f"{where}: the store refuses access ({name})", hint=_LOGIN)
+    return SourceError(f"{where}: {_words(error)}") if isinstance(error, (TypeError, ValueError)) else None
+
+
+_LOGIN = "credentials are taken from the usual places: AWS_PROFILE, ~/.aws, application default credentials"
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, in words that hold no address: those may be signed."""
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return "no answer in time"
+    if "Connect" in type(error).__name__:
+        return "cannot reach the store"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = (said or type(error).__name__).splitlines()[0]
+    return type(error).__name__ if "://" in line else line

@@ -1,0 +1,38 @@
+"""One object store on loopback for these tests; each test has a prefix of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny
+from tests.cloud.server import Objects
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small V3.2 in four files."""
+    return tiny(tmp_path_factory, "v3.2")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Objects]:
+    """The server, not yet known to this process."""
+    objects = Objects()
+    yield objects
+    objects.close()
+
+
+@pytest.fixture
+def objects(server: Objects) -> Iterator[Objects]:
+    """The server, known to this process."""
+    with server.known():
+        yield server
+
+
+@pytest.fixture(scope="session")
+def remote(server: Objects, source: Path) -> str:
+    """The URL of the small checkpoint."""
+    return server.publish(source, "small")

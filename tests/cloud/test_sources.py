@@ -1,0 +1,118 @@
+"""An object store as SRC: every verb that reads takes it, by ranges, pinned to what was listed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from dsctl.errors import SourceError
+from dsctl.stores import ObjectFolder, store_at
+from dsctl.stores import objects as room
+from tests.cloud.server import BUCKET, Objects
+from tests.command import call, dsctl, dsctl_fails, run
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """Digests of everything but the audit, which names its source."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "dsctl.json"
+    }
+
+
+def test_what_looks_sees_what_the_folder_holds(objects: Objects, remote: str, source: Path) -> None:
+    there, here = json.loads(dsctl("inspect", remote, "--json")), json.loads(dsctl("inspect", source, "--json"))
+    assert {key for key in here if there[key] != here[key]} <= {"place", "source"}
+    assert "nothing wrong found" in dsctl("verify", remote)
+    assert call("diff", remote, source, "--exit-code").returncode == 0
+    assert "tensors" in dsctl("inspect", f"{remote}/model-00001-of-000004.safetensors")
+
+
+def test_a_conversion_gives_the_folder_s_bytes(objects: Objects, remote: str, source: Path, tmp_path: Path) -> None:
+    done = run("convert", remote, tmp_path / "a", "--bf16", "--workers", 2, env=os.environ | objects.environment)
+    assert done.returncode == 0, done.stderr
+    dsctl("convert", remote, tmp_path / "b", "--bf16", "--workers", "1")
+    dsctl("convert", source, tmp_path / "c", "--bf16", "--workers", "1")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") == weights(tmp_path / "c")
+    assert json.loads((tmp_path / "a" / "dsctl.json").read_text())["source"]["place"] == remote
+
+
+def test_an_object_that_changes_is_noticed(objects: Objects, source: Path) -> None:
+    store = store_at(objects.publish(source, "changing"))
+    assert len(store.read("config.json", 0, 10)) == 10
+    size = store.files()["config.json"]
+    objects.client.put_object(Bucket=BUCKET, Key="changing/config.json", Body=b" " * size)
+    with pytest.raises(SourceError, match="has changed"):
+        store.read("config.json", 0, 10)
+    assert store_at(f"s3://{BUCKET}/changing").revision != store.revision
+
+
+def test_an_object_that_is_gone_is_told(objects: Objects, source: Path) -> None:
+    store = store_at(objects.publish(source, "going"))
+    objects.client.delete_object(Bucket=BUCKET, Key="going/config.json")
+    with pytest.raises(SourceError, match=r"going/config\.json: no such object"):
+        store.read("config.json", 0, 10)
+
+
+@pytest.mark.parametrize("key", ["../x.json", "a//b.json", "a/./b", "a\\b"])
+def test_names_that_lead_elsewhere_are_refused(objects: Objects, key: str) -> None:
+    prefix = f"hostile-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    objects.client.put_object(Bucket=BUCKET, Key=f"{prefix}/{key}", Body=b"x")
+    with pytest.raises(SourceError, match="no file name"):
+        store_at(f"s3://{BUCKET}/{prefix}")
+
+
+def test_folder_marks_and_caches_are_passed_by(objects: Objects) -> None:
+    for key in ("marked/", "marked/sub/", "marked/.git/config", "marked/config.json"):
+        objects.client.put_object(Bucket=BUCKET, Key=key, Body=b"{}" if key.endswith("n") else b"")
+    assert store_at(f"s3://{BUCKET}/marked").files() == {"config.json": 2}
+
+
+@pytest.mark.parametrize(
+    "url", [f"s3://{BUCKET}/none", "s3://no-such-bucket/none", "memory://none", "nonsense://a/b", "file:///none"]
+)
+def test_what_is_not_there_is_told_in_one_line(objects: Objects, url: str) -> None:
+    assert dsctl_fails("inspect", url) == 10
+
+
+def test_any_file_system_that_fsspec_knows(source: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(source), "/held", recursive=True)
+    store = store_at("memory://held")
+    assert isinstance(store, ObjectFolder)
+    assert store.files() == {path.name: path.stat().st_size for path in sorted(source.iterdir())}
+    assert store_at(f"file://{source}") == store_at(source)
+
+
+def test_a_store_that_cannot_be_reached_is_a_source_error_without_secrets(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(room, "ATTEMPTS", 1)
+    done = call("inspect", f"s3://{BUCKET}/small")
+    assert done.returncode == 10 and "cannot reach the store" in done.stderr
+    assert objects.environment["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
+
+
+def test_a_url_is_shown_without_what_may_be_secret() -> None:
+    assert room.shown("ftp://me:word@host/a/b?signature=x") == "ftp://host/a/b"
+    assert room.shown("s3://bucket/a/") == "s3://bucket/a"
+
+
+def test_a_store_that_stalls_is_asked_again_and_then_told(
+    objects: Objects, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_at(remote)
+    monkeypatch.setattr(room, "PATIENCE", 0.2)
+    monkeypatch.setattr(room, "ATTEMPTS", 2)
+    monkeypatch.setattr(room, "FIRST_WAIT", 0.01)
+    with objects.stalled(), pytest.raises(SourceError, match=r"no answer in time \(2 attempts\)"):
+        store.read("config.json", 0, 10)
+    assert len(store.read("config.json", 0, 10)) == 10
