@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsctl import __version__
 from dsctl.codecs.fp8_block import SCALE
 from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
@@ -24,6 +23,7 @@ from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
 from dsctl.tasks import Seal
+from dsctl.version import __version__
 
 PART = ".part"
 COPY_BYTES = 8 << 20

@@ -65,6 +65,21 @@ def test_every_command_shown_does_what_it_says(page: Path, tmp_path: Path, monke
         assert "Traceback" not in done.stderr, said
 
 
+def blocks(page: Path) -> list[str]:
+    """The Python that a page shows, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_the_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, line in STAND_INS.items():
+        if any(f'"{name}"' in block for block in blocks(page)):
+            assert call(*line.split()).returncode == 0
+    for number, block in enumerate(blocks(page)):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), {"__name__": "__main__"})
+
+
 def missing(commands: list[Shown]) -> list[Shown]:
     """Commands that make the stand-ins which these need and do not make themselves."""
     needed = {word for command in commands for word in command.words}

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dsctl import __version__
 from dsctl.cli import compare, convert, diff, download, look, models, plan, tiny, verify
+from dsctl.version import __version__
 
 app = typer.Typer(
     name="dsctl",

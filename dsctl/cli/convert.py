@@ -53,26 +53,12 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     Raises:
         DsctlError: of every kind; nothing is written where the plan or a check fails.
     """
+    from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
     from dsctl.consume import remembered
 
     store = remembered(source_at(source), Path(target), how.force)
     carry_out_from(open_checkpoint(store), target, request, how, output)
-
-
-def source_at(text: str) -> Store:
-    """The store of a SRC; a release's name stands for its repository where there is no such folder.
-
-    Raises:
-        SourceError: there is nothing there, or it cannot be reached.
-    """
-    import os
-
-    from dsctl import releases
-    from dsctl.stores import store_at
-
-    release = None if os.path.exists(text) else releases.known(text)
-    return store_at(release.repository if release else text)
 
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:

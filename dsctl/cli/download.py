@@ -232,8 +232,9 @@ def slice_(
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
     """
+    from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
-    from dsctl.cli.convert import How, carry_out_from, choose_format, source_at
+    from dsctl.cli.convert import How, carry_out_from, choose_format
     from dsctl.request import KEEP, Request
     from dsctl.slice import cut_of, sliced
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from dsctl import __version__
 from dsctl.errors import SourceError
 from dsctl.header import read_head
 from dsctl.stores.local import LocalFolder
+from dsctl.version import __version__
 
 if TYPE_CHECKING:
     from dsctl.stores.hub_requests import Listed

@@ -26,8 +26,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     paginate,
 )
 
-from dsctl import __version__
 from dsctl.errors import SourceError
+from dsctl.version import __version__
 
 T = TypeVar("T")
 

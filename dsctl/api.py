@@ -1,0 +1,213 @@
+"""The Python interface: a source, what it shows, what it can be made into. Reads like a view, builds data. No torch.
+
+    import dsctl
+
+    source = dsctl.open("DeepSeek-V3.2")
+    print(source.inspect().description.values)
+    source.to("bf16").run("DeepSeek-V3.2-bf16")
+
+Nothing is read before it is asked for, and no weight before `run`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsctl.errors import UsageError
+from dsctl.request import KEEP, RECIPE, Request
+
+if TYPE_CHECKING:
+    from dsctl.checkpoint import Checkpoint
+    from dsctl.compare import Comparison
+    from dsctl.diff import Diff
+    from dsctl.inspection import Inspection
+    from dsctl.plan import Plan
+    from dsctl.run import Event
+    from dsctl.stores import Store
+    from dsctl.verify import Report
+
+__all__ = ["Conversion", "Source", "open", "source_at"]
+
+
+def source_at(text: str) -> Store:
+    """The store of a source; a release's name stands for its repository where there is no such folder.
+
+    Raises:
+        SourceError: there is nothing there, or it cannot be reached.
+    """
+    from dsctl import releases
+    from dsctl.stores import store_at
+
+    release = None if os.path.exists(text) else releases.known(text)
+    return store_at(release.repository if release else text)
+
+
+def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  what it is called everywhere
+    """A source by its folder, file, release or repository. What is wrong with it shows when it is used."""
+    return Source(os.fspath(place))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint: a folder, a .safetensors file, a release by any of its names, or `hf://org/name[@revision]`."""
+
+    place: str
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Config, index and every header, read and checked. A release's are those of its repository.
+
+        Raises:
+            SourceError: there is none, or it cannot be read. FormatError: a file's structure is broken.
+        """
+        from dsctl.checkpoint import open_checkpoint
+
+        return open_checkpoint(source_at(self.place))
+
+    def inspect(self) -> Inspection:
+        """What it is and holds: `roles`, `dtypes`, `files`, `tensors(glob)`, `description`. A release offline.
+
+        Raises:
+            SourceError, FormatError: see `checkpoint`.
+        """
+        from dsctl.inspection import inspect
+
+        return inspect(self.place)
+
+    def diff(self, other: Source | str) -> Diff:
+        """What changes from this one to the other: `config`, `added`, `removed`, `changed`, `totals`, `verdict`.
+
+        Raises:
+            SourceError, FormatError: see `checkpoint`.
+        """
+        from dsctl.description import describe
+        from dsctl.diff import Diff
+
+        return Diff(describe(self.place), describe(_place(other)))
+
+    def compare(self, other: Source | str, only: Iterable[str] = (), skip: Iterable[str] = ()) -> Comparison:
+        """How far the other one's numbers are from this one's, by parameter and by role, whatever the formats.
+
+        Raises:
+            SourceError, FormatError: see `checkpoint`.
+        """
+        from dsctl.compare import compare, pair
+        from dsctl.stores import store_at
+
+        return compare(pair(store_at(self.place), store_at(_place(other)), tuple(only), tuple(skip)))
+
+    def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
+        """What is wrong with it: findings by severity; `deep` reads every byte.
+
+        Raises:
+            SourceError: there is no checkpoint, or a file cannot be read.
+        """
+        from dsctl import verify
+        from dsctl.stores import store_at
+
+        their = None if against is None else verify.other(_place(against))
+        return verify.verify(store_at(self.place), their, deep)
+
+    def to(
+        self,
+        codec: str = KEEP,
+        *,
+        recipe: str | None = None,
+        scale_fmt: str = "auto",
+        search: bool = False,
+        only: Iterable[str] = (),
+        skip: Iterable[str] = (),
+        mtp: bool = True,
+        shard_size: int | None = None,
+        keep_scales: bool = True,
+        allow_missing: bool = False,
+        allow_extra: bool = False,
+    ) -> Conversion:
+        """What it shall become; the words are those of `dsctl convert`, sizes are in bytes. Nothing is done yet.
+
+        Raises:
+            UsageError: no such codec or recipe.
+        """
+        from dsctl.codecs import CODECS
+        from dsctl.recipes import recipe as named
+
+        if codec not in (KEEP, *CODECS):
+            raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
+        if recipe and codec != KEEP:
+            raise UsageError(f"recipe and {codec} are both asked for", hint="a recipe names every format itself")
+        rules = named(recipe).rules if recipe else ()
+        request = Request(
+            to=RECIPE if recipe else codec,
+            rules=tuple((rule.role, rule.match, rule.format) for rule in rules),
+            search=search,
+            scale_fmt=scale_fmt,
+            shard_size=shard_size,
+            only=tuple(only),
+            skip=tuple(skip),
+            mtp="keep" if mtp else "drop",
+            allow_missing=allow_missing,
+            allow_extra=allow_extra,
+            keep_scales=keep_scales,
+        )
+        return Conversion(self, request)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A source and what is asked for; `plan` tells every byte of the output, `run` makes it."""
+
+    source: Source
+    request: Request
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Steps, files, sizes, what is dropped and why. No weight is read.
+
+        Raises:
+            SourceError, FormatError: the source. PlanError: what is asked for cannot be done with it.
+        """
+        from dsctl.plan import make_plan
+
+        return make_plan(self.source.checkpoint, self.request)
+
+    def run(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        workers: int | None = None,
+        max_memory: int | None = None,
+        force: bool = False,
+        report: Callable[[Event], None] = lambda event: None,
+    ) -> dict[str, Any]:
+        """Carry the plan out, from wherever an interrupted run left it, and return the audit that `dsctl.json` keeps.
+
+        `workers` and `max_memory` (bytes, all processes together) are what the machine has where not given; with
+        several workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for.
+
+        Raises:
+            PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
+            SourceError, WorkError: something failed on the way; the same call resumes.
+        """
+        from dsctl.executors import EXECUTORS, Executor
+        from dsctl.readahead import WINDOW_BYTES
+        from dsctl.resources import allot
+        from dsctl.run import run
+        from dsctl.tasks import Context
+
+        store, folder = self.source.checkpoint.store, Path(target)
+        resources = allot(self.plan, workers, max_memory, WINDOW_BYTES if store.remote else 0)
+
+        def executor() -> Executor:
+            context = Context(store, str(folder), resources.band_bytes)
+            return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
+
+        return run(self.plan, store, folder, executor, report, force)
+
+
+def _place(source: Source | str) -> str:
+    return source.place if isinstance(source, Source) else source
