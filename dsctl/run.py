@@ -22,7 +22,7 @@ from dsctl.plan import Job, OutFile, Plan
 from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
-from dsctl.tasks import Seal
+from dsctl.tasks import Seal, add
 from dsctl.version import __version__
 
 PART = ".part"
@@ -159,10 +159,12 @@ def run(
     report: Report = lambda event: None,
     force: bool = False,
     consume: bool = False,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """Carry a plan out, from wherever an interrupted run left it, and return the audit kept in `dsctl.json`.
 
-    With `consume`, a source file is removed as soon as every byte made from it is on the target's disk.
+    With `consume`, a source file is removed as soon as every byte made from it is on the target's disk. `most` is the
+    disk that the target folder takes where finished files do not stay in it.
 
     Raises:
         PlanError, ResumeError: see `check_target`; also where another process holds the folder.
@@ -174,7 +176,7 @@ def run(
         return _confirmed(target)
     if consume:
         refuse_unsafe(plan, store)
-    check_space(plan, target, state == "resume", room(plan, store, existing(target)) if consume else None)
+    check_space(plan, target, state == "resume", room(plan, store, existing(target)) if consume else most)
     refuse_bad_scales(store, [ref for ref in _scales(plan) if ref.file not in gone(store)])
     working = target / WORKING
     try:
@@ -260,17 +262,12 @@ def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
             state.committed[record["file"]] = (record["size"], record["sha256"])
         elif record["job"] not in state.done:
             state.done.add(record["job"])
-            _add(state.counts, record["counts"])
+            add(state.counts, record["counts"])
     for file, (size, _) in state.committed.items():
         path = target / file
         if not path.is_file() or path.stat().st_size != size:
             raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
     return state
-
-
-def _add(total: dict[str, int], counts: dict[str, int]) -> None:
-    for name, count in counts.items():
-        total[name] = total.get(name, 0) + count
 
 
 def _prepare(file: OutFile, target: Path) -> None:
@@ -339,7 +336,7 @@ def _work(
         journal.append({"job": receipt.job, "counts": receipt.counts})
         if consumer:
             consumer.done(receipt.job)
-        _add(state.counts, receipt.counts)
+        add(state.counts, receipt.counts)
         for file in jobs[receipt.job].files:
             waiting[file] -= 1
             if not waiting[file]:

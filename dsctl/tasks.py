@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,15 @@ from dsctl.plan import BAND_BYTES
 from dsctl.stores import Store
 
 Progress = Callable[[int], None]
+# Of counts by this name the largest is told, of all others the sum: how far what a cut had encoded anew is from what it
+# was, in millionths of the largest value of the part.
+WORST = "worst_error_millionths"
+
+
+def add(total: dict[str, int], counts: Mapping[str, int]) -> None:
+    """Add what one band, step or job counted to a total."""
+    for name, count in counts.items():
+        total[name] = max(total.get(name, 0), count) if name == WORST else total.get(name, 0) + count
 
 
 class Seal(NamedTuple):

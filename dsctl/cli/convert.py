@@ -28,6 +28,7 @@ from dsctl.errors import Interrupted, PlanError, UsageError
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
+    from dsctl.delivery import Delivery
     from dsctl.plan import Plan
     from dsctl.request import Request
     from dsctl.resources import Resources, Speeds
@@ -56,31 +57,36 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
     from dsctl.consume import remembered
+    from dsctl.stores import FILE
 
-    store = remembered(source_at(source), Path(target), how.force)
+    store = remembered(source_at(source), Path(target.removeprefix(FILE)), how.force)
     carry_out_from(open_checkpoint(store), target, request, how, output)
 
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
+    from dsctl.delivery import Delivery
     from dsctl.executors import prepare
     from dsctl.plan import make_plan
     from dsctl.readahead import WINDOW_BYTES
     from dsctl.resources import SMALL_BYTES, allot
     from dsctl.run import check_target
+    from dsctl.stores import FILE, is_url
 
-    store, folder = checkpoint.store, Path(target)
+    store, target = checkpoint.store, target.removeprefix(FILE)
     if not how.dry_run and how.workers != 1 and sum(store.files().values()) >= SMALL_BYTES:
         prepare()
     budget = parse_size(how.max_memory, "--max-memory")
     plan = make_plan(checkpoint, request)
     resources = allot(plan, how.workers, budget, WINDOW_BYTES if store.remote else 0)
-    state = check_target(plan, store, folder, how.force)
+    delivery = Delivery(target, plan, how.force) if is_url(target) else None
+    folder = delivery.folder if delivery else Path(target)
+    state = delivery.check(store) if delivery else check_target(plan, store, folder, how.force)
     if how.dry_run:
-        show_plan(plan, store, folder, resources, output)
+        show_plan(plan, store, folder, resources, output, target)
         return
     try:
-        audit = _run(plan, store, folder, resources, how, output)
+        audit = _run(plan, store, folder, resources, how, output, delivery, state)
     except Interrupted as interrupted:
         interrupted.hint = "run the same command again: it resumes where it stopped"
         raise
@@ -114,8 +120,12 @@ def _devices(text: str) -> tuple[str, ...]:
     return tuple(f"cuda:{n}" for n in chosen)
 
 
-def _run(plan: Plan, store: Store, folder: Path, resources: Resources, how: How, output: Output) -> dict[str, Any]:
+def _run(
+    plan: Plan, store: Store, folder: Path, resources: Resources, how: How, output: Output,
+    delivery: Delivery | None, state: str,
+) -> dict[str, Any]:  # fmt: skip
     from dsctl.cli.progress import Progress
+    from dsctl.delivery import deliver
     from dsctl.executors import EXECUTORS, Executor
     from dsctl.run import run
     from dsctl.tasks import Context
@@ -127,7 +137,9 @@ def _run(plan: Plan, store: Store, folder: Path, resources: Resources, how: How,
         return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
 
     with Progress(plan, output, how.verbose) as progress:
-        return run(plan, store, folder, executor, progress.report, how.force, how.consume)
+        if delivery is None:
+            return run(plan, store, folder, executor, progress.report, how.force, how.consume)
+        return deliver(delivery, state, executor, store, progress.report, how.consume)
 
 
 def describe_plan(plan: Plan, folder: Path, resources: Resources, speeds: Speeds | None) -> dict[str, Any]:
@@ -169,20 +181,20 @@ _WORDS = (
 )
 
 
-def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, output: Output) -> None:
-    """Print what a plan would do."""
+def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, output: Output, target: str = "") -> None:
+    """Print what a plan would do; `target` is what a person calls the folder where that is another name."""
     from rich.table import Table
 
     from dsctl.resources import probe
 
     speeds = probe(plan, store, folder)
-    facts = describe_plan(plan, folder, resources, speeds)
+    facts = describe_plan(plan, folder, resources, speeds) | ({"target": target} if target else {})
     output.data(facts)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("from", plan.source)
-    table.add_row("to", f"{folder} as {plan.request.to}")
+    table.add_row("to", f"{target or folder} as {plan.request.to}")
     _add_roles(plan, table)
     table.add_row("parameters", f"{plan.counts['parameters']:,} with {count(plan.counts['values'])} values")
     for name, words in _WORDS:

@@ -79,6 +79,6 @@ def store_at(text: str | Path) -> Store:
 
 
 __all__ = [
-    "INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "ObjectFolder", "Store", "is_repository",
-    "is_url", "store_at",
+    "FILE", "INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "ObjectFolder", "Store",
+    "is_repository", "is_url", "store_at",
 ]  # fmt: skip

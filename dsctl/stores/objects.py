@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from dsctl.errors import SourceError
+from dsctl.errors import DsctlError, SourceError
 from dsctl.header import read_head
 
 T = TypeVar("T")
@@ -174,36 +174,36 @@ def deadline(system: Any, nbytes: int = 0) -> dict[str, float]:
     return {"timeout": PATIENCE + nbytes / SLOWEST} if getattr(system, "async_impl", False) else {}
 
 
-def persist(where: str, call: Callable[[], T]) -> T:
+def persist(where: str, call: Callable[[], T], kind: type[DsctlError] = SourceError) -> T:
     """Call until it succeeds, waiting longer each time.
 
     Raises:
-        SourceError: the fault will not pass, or did not in `ATTEMPTS` attempts.
+        SourceError, or another `kind`: the fault will not pass, or did not in `ATTEMPTS` attempts.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except SourceError:
+        except DsctlError:
             raise
         except Exception as error:  # noqa: BLE001  each store's library raises errors of its own
-            lasting = _lasting(where, error)
-            if lasting is not None:
-                raise lasting from None
+            what, hint = _lasting(error)
+            if what is not None:
+                raise kind(f"{where}: {what}", hint=hint) from None
             if attempt == ATTEMPTS:
                 hint = "try again later: what was done is kept"
-                raise SourceError(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
+                raise kind(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
         time.sleep(min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT))
     raise AssertionError("unreachable")
 
 
-def _lasting(where: str, error: Exception) -> SourceError | None:
-    """The error to report where trying again is of no use, else None."""
+def _lasting(error: Exception) -> tuple[str | None, str | None]:
+    """What to report, with a hint, where trying again is of no use; else nothing."""
     name = type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return SourceError(f"{where}: no such object or bucket")
+        return "no such object or bucket", None
     if isinstance(error, PermissionError) or "Credential" in name or "Auth" in name:
-        return SourceError(f"{where}: the store refuses access ({name})", hint=_LOGIN)
-    return SourceError(f"{where}: {_words(error)}") if isinstance(error, (TypeError, ValueError)) else None
+        return f"the store refuses access ({name})", _LOGIN
+    return (_words(error), None) if isinstance(error, (TypeError, ValueError)) else (None, None)
 
 
 _LOGIN = "credentials are taken from the usual places: AWS_PROFILE, ~/.aws, application default credentials"

@@ -1,0 +1,177 @@
+"""An object store as DST: files go up as they are done, `dsctl.json` last, and the same command resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from dsctl import delivery
+from dsctl.stores import objects as room
+from tests.cloud.server import BUCKET, Objects
+from tests.command import call, dsctl, dsctl_fails
+from tests.flows.test_resume import command
+
+
+@pytest.fixture(autouse=True)
+def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files wait, for this process and those that it starts."""
+    monkeypatch.setenv("DSCTL_STAGING", str(tmp_path / "staging"))
+    return tmp_path / "staging"
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a folder would hold."""
+    folder = tmp_path_factory.mktemp("expected") / "out"
+    dsctl("convert", source, folder, "--bf16", "--workers", "1")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_conversion_gives_a_folder_s_bytes_and_leaves_nothing_here(
+    objects: Objects, source: Path, expected: dict[str, bytes], staging: Path
+) -> None:
+    url = f"s3://{BUCKET}/fresh"
+    said = dsctl("convert", source, url, "--bf16", "--workers", "1")
+    assert objects.contents("fresh") == expected
+    assert url in said and not list(staging.rglob("*"))[1:]
+    assert "nothing wrong found" in dsctl("verify", url)
+    assert "complete already" in dsctl("convert", source, url, "--bf16")
+
+
+def test_from_store_to_store(objects: Objects, remote: str, expected: dict[str, bytes]) -> None:
+    dsctl("convert", remote, f"s3://{BUCKET}/copied", "--bf16", "--workers", "1")
+    made = objects.contents("copied")
+    made.pop("dsctl.json")
+    assert made == {name: data for name, data in expected.items() if name != "dsctl.json"}
+
+
+def test_large_files_go_in_parts_and_parts_of_killed_runs_are_given_back(
+    objects: Objects, source: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {"Bucket": BUCKET, "Key": "parted/model-00001-of-000004.safetensors"}
+    upload = objects.client.create_multipart_upload(**left)["UploadId"]
+    objects.client.upload_part(**left, UploadId=upload, PartNumber=1, Body=b"left behind")
+    other = objects.client.create_multipart_upload(Bucket=BUCKET, Key="parted-not/x")["UploadId"]
+    monkeypatch.setattr(delivery, "PART_BYTES", 5 << 20)
+    started: list[str] = []
+
+    def watch(method: str, path: str) -> None:
+        if method == "POST":
+            started.append(path)
+
+    with objects.disturbed(watch):
+        dsctl("convert", source, f"s3://{BUCKET}/parted", "--bf16")
+    assert len(started) == 2 * sum(len(data) >= 10 << 20 for data in expected.values()) > 0
+    assert objects.contents("parted") == expected
+    uploads = objects.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert [one["UploadId"] for one in uploads] == [other]
+
+
+def test_the_audit_comes_last(objects: Objects, source: Path) -> None:
+    put: list[str] = []
+
+    def watch(method: str, path: str) -> None:
+        if method == "PUT":
+            put.append(path)
+
+    with objects.disturbed(watch):
+        dsctl("convert", source, f"s3://{BUCKET}/ordered", "--bf16")
+    assert put[0].endswith("/.dsctl/request.json") and put[-1].endswith("/dsctl.json")
+    assert [path for path in put if path.endswith(".safetensors")] == put[1:5]
+
+
+def test_a_killed_run_resumes_and_sends_no_file_twice(
+    objects: Objects, source: Path, expected: dict[str, bytes], staging: Path
+) -> None:
+    url, put = f"s3://{BUCKET}/killed", []
+
+    def watch(method: str, path: str) -> None:
+        if method == "PUT":
+            put.append(path.rpartition("/")[2])
+        if path.endswith("model-00003-of-000004.safetensors"):
+            os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.2)
+
+    with objects.disturbed(watch):
+        process = subprocess.Popen([*command(source, Path("unused"))[:5], url, "--bf16"])
+        assert process.wait(60) == -signal.SIGKILL
+    assert "dsctl.json" not in put
+    first, put = set(put) - {"request.json", "model-00003-of-000004.safetensors"}, []
+
+    def again(method: str, path: str) -> None:
+        if method == "PUT":
+            put.append(path.rpartition("/")[2])
+
+    assert first
+    with objects.disturbed(again):
+        dsctl("convert", source, url, "--bf16")
+    assert objects.contents("killed") == expected
+    assert first.isdisjoint(put) and not list(staging.rglob("*"))[1:]
+
+
+def test_without_its_staging_folder_a_run_starts_over(
+    objects: Objects, source: Path, expected: dict[str, bytes]
+) -> None:
+    objects.client.put_object(Bucket=BUCKET, Key="lost/stray", Body=b"x")
+    assert dsctl_fails("convert", source, f"s3://{BUCKET}/lost", "--bf16") == 30
+    objects.client.delete_object(Bucket=BUCKET, Key="lost/stray")
+    audit = json.loads(expected["dsctl.json"])
+    mark = json.dumps({"fingerprint": audit["fingerprint"]}).encode()
+    objects.client.put_object(Bucket=BUCKET, Key="lost/.dsctl/request.json", Body=mark)
+    objects.client.put_object(Bucket=BUCKET, Key="lost/config.json", Body=b"old")
+    dsctl("convert", source, f"s3://{BUCKET}/lost", "--bf16")
+    assert objects.contents("lost") == expected
+
+
+def test_another_request_is_refused_and_force_starts_over(
+    objects: Objects, source: Path, expected: dict[str, bytes]
+) -> None:
+    url = f"s3://{BUCKET}/forced"
+    dsctl("convert", source, url, "--bf16", "--only", "model.norm.weight")
+    assert dsctl_fails("convert", source, url, "--bf16") == 40
+    dsctl("convert", source, url, "--bf16", "--force")
+    assert objects.contents("forced") == expected
+
+
+def test_a_store_that_refuses_is_told_and_resumed(
+    objects: Objects, source: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{BUCKET}/refusing"
+    monkeypatch.setattr(room, "ATTEMPTS", 1)
+
+    def refuse(method: str, path: str) -> int | None:
+        return 403 if method == "PUT" and path.endswith("2-of-000004.safetensors") else None
+
+    with objects.disturbed(refuse):
+        done = call("convert", source, url, "--bf16")
+    assert done.returncode == 41 and "model-00002-of-000004.safetensors: the store refuses access" in done.stderr
+    assert "Traceback" not in done.stderr and objects.environment["AWS_SECRET_ACCESS_KEY"] not in done.stderr
+    assert "dsctl.json" not in objects.contents("refusing")
+    dsctl("convert", source, url, "--bf16")
+    assert objects.contents("refusing") == expected
+
+
+def test_targets_that_can_be_none_are_refused(objects: Objects, remote: str, source: Path) -> None:
+    assert dsctl_fails("convert", remote, f"{remote}/inner", "--bf16") == 30
+    assert dsctl_fails("convert", source, "hf://acme/small", "--bf16") == 30
+    assert dsctl_fails("convert", source, "s3://no-such-bucket/x", "--bf16") == 41
+
+
+def test_a_dry_run_names_the_target_and_touches_nothing(objects: Objects, source: Path, staging: Path) -> None:
+    assert f"s3://{BUCKET}/dry as bf16" in dsctl("convert", source, f"s3://{BUCKET}/dry", "--bf16", "--dry-run")
+    assert not objects.contents("dry") and not staging.exists()
+
+
+def test_any_file_system_that_fsspec_knows(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    dsctl("convert", source, "memory://made", "--bf16", "--workers", "1")
+    memory = fsspec.filesystem("memory")
+    assert {path.removeprefix("/made/"): memory.cat_file(path) for path in memory.find("/made")} == expected
+    dsctl("convert", source, f"file://{tmp_path}/out", "--bf16", "--workers", "1")
+    assert (tmp_path / "out" / "dsctl.json").read_bytes() == expected["dsctl.json"]
