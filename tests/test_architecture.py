@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "msgspec": None,
     "numpy": None,
     "rich": ("cli",),
-    "torch": ("work", "executors", "codecs", "compare", "tiny", "cli.convert"),
+    "torch": ("work", "executors", "codecs", "compare", "doctor", "tiny", "cli.convert"),
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.

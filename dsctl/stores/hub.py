@@ -11,7 +11,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from dsctl.errors import SourceError
@@ -232,3 +232,31 @@ def _save(path: Path, data: bytes | bytearray) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         os.replace(name, path)
+
+
+class Reached(NamedTuple):
+    """Whether the hub answers: its address, why it does not, and whether a token is at hand."""
+
+    endpoint: str
+    reached: bool
+    why: str
+    token: bool
+
+
+def reach(seconds: float = 5.0) -> Reached:
+    """Ask the hub for anything at all. Nothing that is wrong with it is an error here."""
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(library_name="dsctl", library_version=__version__)
+    token = get_token() is not None
+    if constants.is_offline_mode():
+        return Reached(api.endpoint, False, "HF_HUB_OFFLINE is set", token)
+    try:
+        api.model_info("deepseek-ai/DeepSeek-V3.2", timeout=seconds)
+    except HfHubHTTPError as error:
+        # An answer is an answer, whatever it says.
+        return Reached(api.endpoint, error.response is not None, "", token)
+    except Exception as error:  # noqa: BLE001  the client raises what its transport does
+        return Reached(api.endpoint, False, type(error).__name__, token)
+    return Reached(api.endpoint, True, "", token)

@@ -46,3 +46,11 @@ def test_a_release_of_many_files_takes_two_requests_a_file(hub: Hub, command: Ru
     assert len(set(asked)) == FILES
     most = 3 if verb == "verify" else 2  # the scales of a file are one more
     assert max(asked.count(path) for path in set(asked)) <= most
+
+
+def test_the_doctor_reaches_the_hub(hub: Hub, command: Run, tmp_path: Path) -> None:
+    told = json.loads(command("doctor", tmp_path, "--json").stdout)["hub"]
+    assert told == {"endpoint": hub.endpoint, "reached": True, "why": "", "token": False}
+    hub.close()
+    away = json.loads(command("doctor", tmp_path, "--json").stdout)["hub"]
+    assert not away["reached"] and away["why"]
