@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 
-from dsctl import layouts, models
+from dsctl import models
 from dsctl.codecs import CODECS, Codec, declared
 from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
 from dsctl.layouts import Layout
+from dsctl.layouts.manifests import Manifest, decode
+from dsctl.layouts.recognition import manifest_files, recognise
 from dsctl.models import Family, Model, Param
 from dsctl.stores import INDEX, SIGNED, Store
 from dsctl.survey import Fault, Piece, Survey, regular, survey, undeclared
@@ -37,10 +39,19 @@ class Checkpoint:
     config: dict[str, Any] | None
     model: Model | None
     headers: dict[str, Header]
-    layout: Layout
     faults: list[Fault]
     index: dict[str, str] | None
     total_size: int | None
+    manifests: dict[str, Manifest]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where its parameters are.
+
+        Raises:
+            FormatError: the manifests of its ranks contradict each other.
+        """
+        return recognise(self.headers, self.manifests, lambda: self.families, self.store.place)
 
     @cached_property
     def families(self) -> tuple[Family, ...]:
@@ -189,14 +200,20 @@ def open_checkpoint(store: Store) -> Checkpoint:
             faults.append(Fault("unknown-architecture", "config.json", error.message.partition(": ")[2]))
     elif store.files().keys() - headers.keys():
         faults.append(Fault("no-config", store.place, "no config.json"))
-    layout = layouts.recognise(headers)
     faults += _index_faults(index, headers)
     faults += [
         Fault("no-format-pt", file, 'metadata lacks {"format": "pt"}, which transformers requires')
         for file, header in headers.items()
         if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx")
     ]
-    return Checkpoint(store, files, config, model, headers, layout, faults, index, total)
+    manifests = {file: _manifest(store, file, files[file]) for file in manifest_files(files)}
+    return Checkpoint(store, files, config, model, headers, faults, index, total, manifests)
+
+
+def _manifest(store: Store, file: str, size: int) -> Manifest:
+    if size > MAX_JSON_BYTES:
+        raise FormatError(f"{file}: {size:,} bytes is too long for a manifest")
+    return decode(store.read(file, 0, size), file)
 
 
 def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, Any] | None:

@@ -7,99 +7,27 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from math import lcm, prod
+from math import prod
 from typing import Any, NamedTuple
 
-from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece
-from dsctl.codecs import Codec, Misaligned
 from dsctl.codecs.plain import Plain
+from dsctl.coverage import Blocks, cover, torn, twins
 from dsctl.errors import PlanError
 from dsctl.header import TensorSpec
+from dsctl.layouts import Slot
 from dsctl.models import Family, Param
+from dsctl.placing import Placed, PlacedPart
 from dsctl.quantization import fused
 from dsctl.request import Request
-from dsctl.target import Placed, Target, Want
+from dsctl.steps import Copy, Part, Region, Step, Twin, region_of
+from dsctl.target import Target, Want
 
 JOB_BYTES = 256 << 20
 BAND_BYTES = 24 << 20
 MISSING = "missing in the source"
-
-
-class Part(NamedTuple):
-    """One stored tensor of a region: the codec's suffix, the file, the offset of its bytes, and what it is."""
-
-    suffix: str
-    file: str
-    offset: int
-    spec: TensorSpec
-
-
-class Region(NamedTuple):
-    """A region of a parameter and its stored tensors. `container` and `at` place it, in the parameter's elements."""
-
-    box: Box
-    codec: Codec
-    parts: tuple[Part, ...]
-    container: tuple[int, ...]
-    at: tuple[int, ...]
-
-    def place(self, suffix: str, box: Box) -> Box:
-        """Where a sub-box of the parameter lies in one of the stored tensors.
-
-        Raises:
-            Misaligned: the sub-box cuts what the codec stores as one.
-        """
-        inner = box.relative_to(self.box.start).moved(self.at)
-        return self.codec.box(suffix, inner, self.container)
-
-
-class Copy(NamedTuple):
-    """Bytes that also go elsewhere untouched: a kept scale."""
-
-    read: Part
-    write: Part
-
-
-class Step(NamedTuple):
-    """What is read once and what is written from it, for one parameter. `how` is move or recode.
-
-    `surveyed` are the parameters, this one among them, that are read before for their largest magnitude.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    how: str
-    reads: tuple[Region, ...]
-    writes: tuple[Region, ...]
-    kept: Region | None = None
-    copies: tuple[Copy, ...] = ()
-    surveyed: tuple[Step, ...] = ()
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(part.spec.nbytes for region in self.reads for part in region.parts)
-
-    @property
-    def written_bytes(self) -> int:
-        copied = sum(copy.write.spec.nbytes for copy in self.copies)
-        return copied + sum(
-            region.codec.specs(region.box.shape)[part.suffix].nbytes for region in self.writes for part in region.parts
-        )
-
-    def band_rows(self, band_bytes: int) -> int:
-        """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
-        if len(self.shape) < 2:
-            return max(1, band_bytes // 4)
-        step = lcm(*(region.codec.block[0] for region in (*self.reads, *self.writes)))
-        row_bytes = max(1, 4 * prod(self.shape[1:]))
-        return max(step, band_bytes // row_bytes // step * step)
-
-    def peak_bytes(self, band_bytes: int) -> int:
-        """Memory of one band at its worst: what is read, its values and what is written."""
-        rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
-        values = rows * prod(self.shape[1:])
-        return values * (2 if self.how == "move" else 7)
+ELSEWHERE = "in other ranks"
+TOLD = 100
 
 
 class OutFile(NamedTuple):
@@ -129,7 +57,10 @@ class Job(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """Steps in source order, output files, and everything else the target folder will hold."""
+    """Steps in source order, output files, and everything else the target folder will hold.
+
+    `folders` are those of ranks, each of which is to be complete in itself.
+    """
 
     request: Request
     source: str
@@ -144,6 +75,7 @@ class Plan:
     source_files: dict[str, str]
     roles: dict[str, str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
+    folders: tuple[str, ...] = ()
 
     @property
     def bytes_in(self) -> int:
@@ -152,7 +84,13 @@ class Plan:
     @property
     def bytes_out(self) -> int:
         rest = sum(map(len, self.texts.values())) + sum(self.carried.values())
+        rest += len(self.folders) * sum(self.carried[name] for name in self.repeated)
         return sum(file.size for file in self.files) + rest
+
+    @property
+    def repeated(self) -> list[str]:
+        """The carried files that every one of `folders` gets too: all but what tells of the source as a whole."""
+        return [name for name in self.carried if self.folders and not name.endswith(".dsctl")]
 
     def peak_bytes(self, band_bytes: int) -> int:
         """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32."""
@@ -171,7 +109,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     wants, dropped = _wanted(checkpoint, request, out)
     placed = out.place(wants)
     files, offsets = out.files(placed)
-    steps = _surveying([_step(want, placed[want.param.name], offsets, out) for want in wants], wants, out.notes)
+    steps = _surveying(_steps(wants, placed, offsets, out), wants, out.notes)
     _refuse_overlap(steps)
     steps.sort(key=_source_order)
     plan = Plan(
@@ -179,7 +117,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         source=checkpoint.store.place,
         steps=steps,
         files=files,
-        texts=out.texts(placed, dropped),
+        texts=out.texts(placed),
         carried=out.carried,
         dropped=dropped,
         counts=_counts(steps, dropped, checkpoint),
@@ -193,19 +131,27 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     )
     plan.roles = {want.param.name: want.param.family.group for want in wants}
     plan.jobs = list(_jobs(steps))
+    plan.folders = out.folders
     return plan
 
 
 def _wanted(checkpoint: Checkpoint, request: Request, out: Target) -> tuple[list[Want], list[Dropped]]:
-    wants, dropped = [], []
+    wants, dropped, incomplete = [], [], []
     survey = checkpoint.survey
     for param in (*checkpoint.params, *map(_unknown, survey.extra)):
         pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
-        why = _why_dropped(param, bool(pieces), request)
+        why = _why_dropped(param, bool(pieces) or checkpoint.layout.shares is not None, request)
+        why = why or ("" if out.layout.slots(param) else ELSEWHERE)
         if why:
             dropped.append(Dropped(param.name, why, prod(param.shape)))
             continue
-        wants.append(Want(param, pieces, out.codec(param, pieces[0])))
+        chosen = cover(pieces)
+        if (len(pieces) > 1 and sum(piece.slot.region.size for piece in chosen) != prod(param.shape)) or not pieces:
+            incomplete.append(param.name)
+            continue
+        wants.append(Want(param, chosen, out.codec(param, pieces[0]), pieces))
+    if incomplete:
+        raise torn(checkpoint, incomplete)
     if not wants:
         raise PlanError("nothing is left to convert", hint="check the globs of --only and --skip")
     return wants, dropped
@@ -238,26 +184,62 @@ def _why_dropped(param: Param, there: bool, request: Request) -> str | None:
     return None
 
 
-def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], out: Target) -> Step:
-    reads = tuple(region_of(piece) for piece in want.pieces)
+def _steps(
+    wants: Iterable[Want],
+    placed: Mapping[str, tuple[Placed, ...]],
+    offsets: Mapping[tuple[str, str], int],
+    out: Target,
+) -> list[Step]:
+    blocks, cut = Blocks(), []
+    steps = []
+    for want in wants:
+        step = _step(want, placed[want.param.name], offsets)
+        stored, moved = blocks.cut(step)
+        if stored or (moved and not out.request.recode):
+            cut.append(f"{step.name}: {stored or moved}")
+            continue
+        steps.append(_keeping(step._replace(how="recode", measured=True) if moved else step, want, offsets, out))
+    if cut:
+        hint = None if out.request.recode else "--recode decodes these and encodes them anew"
+        raise PlanError(f"{len(cut):,} parameters would be cut through blocks", hint=hint, issues=cut[:TOLD])
+    return steps
+
+
+def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int]) -> Step:
     writes = tuple(
         Region(
             place.slot.region,
             want.codec,
-            tuple(Part(p.suffix, p.file, offsets[p.file, p.tensor], p.spec) for p in place.parts if p.stated is None),
+            tuple(_part(p, place.slot, offsets) for p in place.parts if p.stated is None),
             place.slot.container,
             place.slot.at,
         )
         for place in placed
     )
+    pieces = want.pieces
+    if len(pieces) > 1 and not want.codec.surveys:
+        pieces = tuple(p for p in pieces if any(p.slot.region.intersect(write.box) for write in writes))
+    reads = tuple(map(region_of, pieces))
     how = "move" if all(read.codec.moves_to(want.codec) for read in reads) else "recode"
-    step = Step(want.param.name, want.param.shape, how, reads, writes)
-    _refuse_cuts(step)
-    if how == "move":
+    copies = tuple(twins(want.param.name, want.held, pieces))
+    return Step(want.param.name, want.param.shape, how, reads, writes, twins=copies)
+
+
+def _part(part: PlacedPart, slot: Slot, offsets: Mapping[tuple[str, str], int]) -> Part:
+    """A stored tensor's place; of stacked ones that of the slot's own."""
+    offset = offsets[part.file, part.tensor]
+    if slot.stack is None:
+        return Part(part.suffix, part.file, offset, part.spec)
+    spec = TensorSpec(part.spec.dtype, part.spec.shape[1:])
+    return Part(part.suffix, part.file, offset + slot.stack[0] * spec.nbytes, spec)
+
+
+def _keeping(step: Step, want: Want, offsets: Mapping[tuple[str, str], int], out: Target) -> Step:
+    """The step with the scales that it keeps, and those that it was kept."""
+    if step.how == "move":
         return step
-    copies = tuple(
-        Copy(part, Part("", ORIGINAL, offsets[ORIGINAL, name], part.spec)) for name, part in out.kept_parts(want, reads)
-    )
+    kept = out.kept_parts(want, step.reads)
+    copies = tuple(Copy(part, Part("", ORIGINAL, offsets[ORIGINAL, name], part.spec)) for name, part in kept)
     return step._replace(kept=out.kept(want), copies=copies)
 
 
@@ -275,26 +257,6 @@ def _surveying(steps: list[Step], wants: list[Want], notes: list[str]) -> list[S
     twice = sum(step.read_bytes for step in found.values())
     notes.append(f"{twice:,} bytes are read twice: a global scale needs the largest magnitude before the first value")
     return [step._replace(surveyed=partners.get(step.name, ())) for step in steps]
-
-
-def region_of(piece: Piece) -> Region:
-    """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
-    stated = piece.codec.stated(piece.slot.container)
-    parts = tuple(
-        Part(suffix, ref.file, ref.begin, ref.spec)
-        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
-        if suffix not in stated
-    )
-    return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
-
-
-def _refuse_cuts(step: Step) -> None:
-    for region in (*step.reads, *step.writes):
-        for part in region.parts:
-            try:
-                region.place(part.suffix, region.box)
-            except Misaligned as error:
-                raise PlanError(f"{step.name}: {error}") from None
 
 
 def _refuse_overlap(steps: list[Step]) -> None:
@@ -374,3 +336,9 @@ def fingerprint(checkpoint: Checkpoint, request: Request) -> str:
             digest.update(checkpoint.headers[file].raw)
     digest.update(json.dumps(checkpoint.config, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+__all__ = [
+    "BAND_BYTES", "ELSEWHERE", "JOB_BYTES", "MISSING", "Copy", "Dropped", "Job", "OutFile", "Part", "Plan", "Region",
+    "Step", "Twin", "fingerprint", "kind", "make_plan", "region_of",
+]  # fmt: skip

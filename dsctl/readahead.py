@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple, Protocol
 
+from dsctl.boxes import Box
 from dsctl.plan import Region, Step
 from dsctl.stores import Store
 
@@ -69,13 +70,14 @@ def spans(steps: Iterable[Step]) -> Iterator[Span]:
     for step in steps:
         for copy in step.copies:
             yield Span(copy.read.file, copy.read.offset, copy.read.offset + copy.read.spec.nbytes)
-        for region in (*step.reads, *((step.kept,) if step.kept else ())):
-            yield from _region_spans(region)
+        for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
+            yield from _region_spans(region, step.span)
 
 
-def _region_spans(region: Region) -> Iterator[Span]:
-    for part in region.parts:
-        box, rows = region.place(part.suffix, region.box), part.spec.shape[:1]
+def _region_spans(region: Region, span: Box) -> Iterator[Span]:
+    needed = region.box.intersect(span)
+    for part in region.parts if needed else ():
+        box, rows = region.place(part.suffix, needed or span), part.spec.shape[:1]
         row = part.spec.nbytes // max(1, prod(rows))
         first, last = (box.start[0], box.stop[0]) if rows else (0, 1)
         if last > first and row:

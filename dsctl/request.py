@@ -18,7 +18,10 @@ class Request:
 
     `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
     empty. `search` asks for the scales of least error where a format has four bits. `layers` and `experts`, where
-    given, are the only ones wanted. `slice` tells what a renumbered source was cut from.
+    given, are the only ones wanted. `slice` tells what a renumbered source was cut from. `tp` is 0 for a whole
+    checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of which `ranks`, where
+    given, are the only ones written, and `placed` names the experts by place (dsctl/layouts/experts.py). `recode`
+    allows what a cut leaves in parts of blocks to be encoded anew.
     """
 
     to: str
@@ -36,6 +39,12 @@ class Request:
     slice: str = ""
     rules: tuple[tuple[str, str, str], ...] = ()
     search: bool = False
+    tp: int = 0
+    ep: int = 1
+    pp: int = 1
+    ranks: tuple[int, ...] = ()
+    recode: bool = False
+    placed: tuple[tuple[int, ...], ...] = ()
 
     def json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]

@@ -369,11 +369,20 @@ def _chunks(store: Store, file: str, size: int, report: Report) -> Iterator[byte
         report(Advanced(len(chunk)))
 
 
+def _again(path: Path) -> Iterator[bytes]:
+    """The bytes of a file that was written."""
+    with open(path, "rb") as file:
+        while chunk := file.read(COPY_BYTES):
+            yield chunk
+
+
 def _finish(plan: Plan, store: Store, target: Path, state: _State, report: Report) -> dict[str, Any]:
     """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
     for name, size in plan.carried.items():
         files[name] = {"size": size, "sha256": replace_file(target / name, _chunks(store, name, size, report))}
+    for name, inner in ((name, f"{folder}/{name}") for name in plan.repeated for folder in plan.folders):
+        files[inner] = files[name] | {"sha256": replace_file(target / inner, _again(target / name))}
     for name, data in plan.texts.items():
         files[name] = {"size": len(data), "sha256": replace_file(target / name, data)}
     audit = {

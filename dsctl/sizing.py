@@ -1,9 +1,6 @@
 """What it takes to hold and serve a checkpoint: bytes per rank, cache, disk, and which cuts go through blocks. Numbers.
 
-Ranks: a model is cut into `pp` stages of consecutive layers; within a stage attention and dense matrices are cut over
-`tp` ranks, and routed experts are dealt out in `ep` parts. With ep <= tp an expert is cut over tp / ep ranks; with
-ep > tp there are ep ranks in a stage, which hold ep / tp copies of what is no expert, each for a share of the batch.
-docs/costs.md tells more.
+How ranks share a model: dsctl/layouts/ranks.py. docs/costs.md tells more.
 """
 
 from __future__ import annotations
@@ -12,57 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsctl.boxes import Box
-from dsctl.codecs import CODECS, Codec, Misaligned
+from dsctl.codecs import CODECS, Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.costs import Attention, attention, indexed_layers
 from dsctl.description import Description, Group
-from dsctl.errors import PlanError, UsageError
+from dsctl.errors import UsageError
+from dsctl.layouts.cuts import Cut, illegal
+from dsctl.layouts.ranks import Ranks, main_layers, stages
+from dsctl.layouts.ranks import check as check_ranks
 from dsctl.models import Family
 from dsctl.recipes import takes
 
 STORED = "as stored"
 USUAL_TP = (1, 2, 4, 8, 16, 32)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """How a model is spread: tensor, expert and pipeline parallel sizes."""
-
-    tp: int = 1
-    ep: int = 1
-    pp: int = 1
-
-    @property
-    def stage(self) -> int:
-        """Ranks of one pipeline stage."""
-        return max(self.tp, self.ep)
-
-    @property
-    def world(self) -> int:
-        """All ranks."""
-        return self.stage * self.pp
-
-    @property
-    def copies(self) -> int:
-        """Copies of what is no expert, each serving a share of the batch."""
-        return max(1, self.ep // self.tp)
-
-    @property
-    def expert_cut(self) -> int:
-        """Ranks that one expert is cut over."""
-        return max(1, self.tp // self.ep)
-
-
-class Cut(NamedTuple):
-    """A cut that tensor parallelism makes and a format cannot: which parameters, how long each part is, and why not."""
-
-    template: str
-    dimension: int
-    length: int
-    parts: int
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +64,8 @@ class Load(NamedTuple):
 
 
 def check(description: Description, ranks: Ranks) -> None:
-    """Refuse sizes that do not fit together or the model.
-
-    Raises:
-        UsageError: tp and ep do not divide one another. PlanError: the model has no such parts.
-    """
-    if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
-        raise UsageError(f"--tp {ranks.tp} with --ep {ranks.ep}: one must be a multiple of the other")
-    experts = {group.family.experts for group in description.known if group.family.experts}
-    for number in sorted(experts):
-        if number % ranks.ep:
-            raise PlanError(f"{description.name}: {number} experts cannot be dealt out in {ranks.ep} equal parts")
-    if ranks.ep > 1 and not experts:
-        raise PlanError(f"{description.name}: has no experts for --ep {ranks.ep}")
-    layers = len(main_layers(description))
-    if ranks.pp > layers:
-        raise PlanError(f"{description.name}: {layers} layers are too few for --pp {ranks.pp}")
-
-
-def main_layers(description: Description) -> tuple[int, ...]:
-    """Numbers of the main model's layers."""
-    return tuple(sorted({layer for group in description.known if not group.family.mtp for layer in group.layers}))
+    """Refuse sizes that do not fit together or the model; raises as `dsctl.layouts.ranks.check`."""
+    check_ranks((group.family for group in description.known), ranks, description.name)
 
 
 def formats(description: Description, names: tuple[str, ...] = ()) -> dict[str, Codec | None]:
@@ -191,32 +132,29 @@ def kept_scales(description: Description, to: Codec | None) -> int:
 def load(description: Description, ranks: Ranks, to: Codec | None, cache: Cache) -> Load:
     """The fullest rank. MLA's cache is one latent for all heads: every tensor-parallel rank keeps the whole of it."""
     base = base_dtype(description)
-    stages = stage_of(description, ranks.pp)
+    stage_of_layer = stage_of(description, ranks.pp)
     weights, caches = [0] * ranks.pp, [0] * ranks.pp
     for group in description.known:
         each = nbytes(codec_of(group, to, base), part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
         if not group.layers:
             weights[-1 if group.family.role in ("head", "norm") else 0] += each
         for layer in group.layers:
-            weights[stages.get(layer, ranks.pp - 1)] += each
+            weights[stage_of_layer.get(layer, ranks.pp - 1)] += each
     tokens = -(-cache.batch // ranks.copies) * cache.context
-    for layer, stage in stages.items():
+    for layer, stage in stage_of_layer.items():
         caches[stage] += tokens * cache.per_token(layer)
     fullest = max(range(ranks.pp), key=lambda stage: weights[stage] + caches[stage])
     return Load(ranks, weights[fullest], caches[fullest])
 
 
 def stage_of(description: Description, pp: int) -> dict[int, int]:
-    """The stage of every main layer: runs as equal as can be, the first ones longer; MTP layers go with the last."""
-    layers = main_layers(description)
-    size, longer = divmod(len(layers), pp)
-    stages = (stage for stage in range(pp) for _ in range(size + (stage < longer)))
-    return dict(zip(layers, stages, strict=True))
+    """The stage of every main layer; MTP layers go with the last."""
+    return stages(main_layers(group.family for group in description.known), pp)
 
 
 def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
     """The shape of what one rank holds of a parameter, the largest where it does not divide."""
-    cut = ranks.expert_cut if family.experts else ranks.tp
+    cut = ranks.cut(family)
     if family.split is None:
         return family.shape
     shape = list(family.shape)
@@ -226,36 +164,6 @@ def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
 
 def cuts(description: Description, ranks: Ranks, to: Codec | None) -> Iterator[Cut]:
     """The cuts that cannot be made: heads or a length do not divide, or a part would begin within a block."""
-    base = base_dtype(description)
-    seen: set[str] = set()
-    for group in description.known:
-        family = group.family
-        parts = ranks.expert_cut if family.experts else ranks.tp
-        if family.split is None or parts == 1 or family.template in seen:
-            continue
-        why = _heads(description, family, parts) or _why_not(family, codec_of(group, to, base), parts)
-        if why:
-            seen.add(family.template)
-            yield Cut(family.template, family.split, family.shape[family.split], parts, why)
-
-
-def _heads(description: Description, family: Family, parts: int) -> str:
-    heads = description.config.get("num_attention_heads")
-    if family.role != "attention" or type(heads) is not int or heads % parts == 0:
-        return ""
-    return f"{heads} heads / {parts}"
-
-
-def _why_not(family: Family, codec: Codec, parts: int) -> str:
-    dimension, whole = family.split or 0, Box.whole(family.shape)
-    length = family.shape[dimension]
-    if length % parts:
-        return f"{length:,} / {parts}"
-    for suffix in codec.suffixes:
-        for index in range(parts):
-            try:
-                codec.box(suffix, whole.part(dimension, index, parts), family.shape)
-            except Misaligned:
-                each, block = length // parts, codec.block[dimension]
-                return f"{each:,} = {each / block:.4g} x {block}"
-    return ""
+    base, heads = base_dtype(description), description.config.get("num_attention_heads")
+    stored = ((group.family, codec_of(group, to, base)) for group in description.known)
+    yield from illegal(stored, ranks, heads if type(heads) is int else None)

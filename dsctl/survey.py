@@ -58,7 +58,7 @@ def regular(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> dict[Fam
 
     `specs` is every stored tensor by name.
     """
-    if not checkpoint.families or not isinstance(checkpoint.layout, Hf):
+    if not checkpoint.families or not isinstance(checkpoint.layout, Hf) or checkpoint.layout.shares:
         return None
     found: dict[Family, Codec] = {}
     for family in checkpoint.families:
@@ -131,6 +131,10 @@ def _piece(checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple
         if None in refs:
             continue
         found: tuple[TensorRef, ...] = refs  # type: ignore[assignment]
+        if slot.stack is not None:
+            if any(ref.spec.shape[:1] != (slot.stack[1],) for ref in found):
+                continue
+            found = tuple([unstacked(ref, *slot.stack) for ref in found])
         key = (codec, slot.container, *[ref.spec for ref in found])
         if key in matched:
             return Piece(slot, matched[key], found)
@@ -142,9 +146,16 @@ def _piece(checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple
     return _why_not(checkpoint, slot, param)
 
 
+def unstacked(ref: TensorRef, index: int, count: int) -> TensorRef:
+    """One of the tensors that are stored stacked along a first dimension."""
+    spec = TensorSpec(ref.spec.dtype, ref.spec.shape[1:])
+    each = ref.nbytes // count
+    return TensorRef(ref.name, spec, ref.file, ref.begin + index * each, ref.begin + (index + 1) * each)
+
+
 def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
     names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
-    name = stored(slot.tensor, "")
+    name = f"{slot.shard}/{stored(slot.tensor, '')}" if slot.shard else stored(slot.tensor, "")
     suffixes = dict.fromkeys(suffix for codec in checkpoint.codecs for suffix in codec.suffixes)
     there = {suffix: names[tensor].spec for suffix in suffixes if (tensor := stored(slot.tensor, suffix)) in names}
     weight = there.get("")

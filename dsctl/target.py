@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dsctl.arrangement import arrangement, check_cuts
 from dsctl.boxes import Box
-from dsctl.checkpoint import MAX_JSON_BYTES, ORIGINAL, Checkpoint, Piece, check_name
+from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece, read_header
 from dsctl.codecs import CODECS, Codec
 from dsctl.codecs.dress import METHOD
 from dsctl.codecs.fp4 import Fp4
@@ -17,22 +18,28 @@ from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.codecs.scaled import Scaled, formats
-from dsctl.errors import FormatError, PlanError
-from dsctl.header import PT, Header, TensorRef, TensorSpec, build, parse
-from dsctl.layouts import LAYOUTS, Layout, Slot
+from dsctl.errors import PlanError
+from dsctl.header import PT, TensorSpec, build
+from dsctl.layouts import Layout
+from dsctl.layouts.hf import folder
+from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
+from dsctl.originals import WHOLE, Original, Side, kept_texts, read_side
+from dsctl.placing import Placed, PlacedPart, index_of, json_text, rank_texts
 from dsctl.quantization import quantization_config
 from dsctl.recipes import Rule, check, chosen, takes
 from dsctl.request import KEEP, RECIPE, Request
+from dsctl.steps import Part, Region, region_of
 from dsctl.stores import INDEX, SIGNED
 
 if TYPE_CHECKING:
-    from dsctl.plan import Dropped, OutFile, Part, Region
+    from dsctl.plan import OutFile
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_HEADER = "header:"
 # DeepSeek's blocks under compressed-tensors' names.
 CT_BLOCKS: Scaled = formats()["fp8-block-ct"]
+# Files of tensors whose places nothing tells are at most so large.
+USUAL_SHARD = 5_000_000_000
 # The formats for which a search finds better scales.
 SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4")
 SEARCHING = (Packed, Fp4)
@@ -41,45 +48,15 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msg
 
 
 class Want(NamedTuple):
-    """A parameter that the target shall hold, the pieces that it is made from, and the codec that stores it."""
+    """A parameter that the target shall hold, the pieces that it is made from, and the codec that stores it.
+
+    `held` are all pieces of it that the source holds, copies included.
+    """
 
     param: Param
     pieces: tuple[Piece, ...]
     codec: Codec
-
-
-class PlacedPart(NamedTuple):
-    """One stored tensor of the target: codec suffix, tensor name, file, what it is, its bytes where these are known."""
-
-    suffix: str
-    tensor: str
-    file: str
-    spec: TensorSpec
-    stated: bytes | None = None
-
-
-class Placed(NamedTuple):
-    """A slot of the target and its stored tensors."""
-
-    slot: Slot
-    parts: tuple[PlacedPart, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Original:
-    """What a side file says of the folder that a conversion started from."""
-
-    headers: dict[str, Header]
-    files: dict[str, str]
-    scales: dict[str, TensorRef]
-    texts: dict[str, bytes]
-    config: dict[str, Any]
-
-    @property
-    def codec(self) -> Fp8Block | None:
-        declared = Fp8Block.declared(self.config.get("quantization_config") or {})
-        dtypes = {ref.spec.dtype for ref in self.scales.values()}
-        return replace(declared[0], scale_dtype=dtypes.pop()) if declared and len(dtypes) == 1 else None
+    held: tuple[Piece, ...] = ()
 
 
 class Target:
@@ -89,7 +66,8 @@ class Target:
         if request.to not in (KEEP, RECIPE, *CODECS):
             raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
         self.checkpoint, self.request = checkpoint, request
-        self.layout: Layout = LAYOUTS[request.layout]
+        self.layout: Layout = arrangement(checkpoint, request)
+        self._files: dict[tuple[str, str], str] = {}
         self.notes: list[str] = []
         self.stored: list[tuple[Param, Codec]] = []
         self.rules = [Rule(*rule) for rule in request.rules]
@@ -141,7 +119,23 @@ class Target:
             FormatError: the side file contradicts itself.
         """
         header = self.checkpoint.original
-        return None if header is None else _read_original(self.checkpoint, header)
+        return None if header is None else read_side(self.checkpoint, ORIGINAL, header)
+
+    @cached_property
+    def whole(self) -> Original | None:
+        """What the whole checkpoint was, of which the source holds the parts, where the target puts them together.
+
+        Raises:
+            FormatError: the side file that tells it contradicts itself.
+        """
+        size = self.checkpoint.files.get(WHOLE)
+        if size is None or self._published(self.checkpoint.layout) or not self._published(self.layout):
+            return None
+        return read_side(self.checkpoint, WHOLE, read_header(self.checkpoint.store, WHOLE, size))
+
+    @staticmethod
+    def _published(layout: Layout) -> bool:
+        return layout.name == "hf" and layout.shares is None
 
     @cached_property
     def base_dtype(self) -> str:
@@ -188,49 +182,58 @@ class Target:
         """Name every stored tensor of the target and choose its file."""
         wants = list(wants)
         self.stored = [(want.param, want.codec) for want in wants]
+        check_cuts(self.checkpoint, self.request, self.layout, self.stored)
         placed = {want.param.name: tuple(self._placed(want)) for want in wants}
-        return self._regrouped(placed) if self.request.shard_size else placed
+        limit = self.request.shard_size or (USUAL_SHARD if "" in self._files.values() else 0)
+        return self._regrouped(placed, limit) if limit else placed
 
     def _placed(self, want: Want) -> Iterator[Placed]:
+        known: dict[tuple[int, ...], tuple[dict[str, TensorSpec], dict[str, bytes]]] = {}
         for slot in self.layout.slots(want.param):
-            specs, stated = want.codec.specs(slot.container), want.codec.stated(slot.container)
+            if slot.container not in known:
+                known[slot.container] = want.codec.specs(slot.container), want.codec.stated(slot.container)
+            specs, stated = known[slot.container]
             parts = []
             for suffix in want.codec.suffixes:
                 tensor = self.layout.stored(slot.tensor, suffix)
-                file = self._file(want, tensor, suffix)
+                home = self._files.get((slot.shard, tensor))
+                if home is None:
+                    home = self._files[slot.shard, tensor] = self._home(want, tensor, suffix)
+                file = self.layout.file(slot.shard, home)
                 parts.append(PlacedPart(suffix, tensor, file, specs[suffix], stated.get(suffix)))
             yield Placed(slot, tuple(parts))
 
-    def _file(self, want: Want, tensor: str, suffix: str) -> str:
+    def _home(self, want: Want, tensor: str, suffix: str) -> str:
+        """The file in which a whole checkpoint keeps a tensor; empty where nothing tells."""
         if self.original and self.request.to == "fp8-block" and tensor in self.original.files:
             return self.original.files[tensor]
+        if self.whole and tensor in self.whole.files:
+            return self.whole.files[tensor]
         piece = want.pieces[0]
         by_suffix = dict(zip(piece.codec.suffixes, piece.refs, strict=True))
-        return by_suffix.get(suffix, piece.refs[0]).file
+        return self.checkpoint.layout.home(by_suffix.get(suffix, piece.refs[0]).file) or ""
 
-    def _regrouped(self, placed: dict[str, tuple[Placed, ...]]) -> dict[str, tuple[Placed, ...]]:
-        groups: list[int] = []
-        size, limit = 0, self.request.shard_size or 0
-        for places in placed.values():
-            cost = sum(part.spec.nbytes for place in places for part in place.parts)
-            if not groups or size + cost > limit:
-                groups.append(0)
-                size = 0
-            groups[-1] += 1
-            size += cost
-        names = iter(
-            [
-                f"model-{number:05d}-of-{len(groups):06d}.safetensors"
-                for number, count in enumerate(groups, 1)
-                for _ in range(count)
-            ]
-        )
-        return {
-            name: tuple(
-                place._replace(parts=tuple(part._replace(file=file) for part in place.parts)) for place in places
-            )
-            for (name, places), file in zip(placed.items(), names, strict=True)
-        }
+    def _regrouped(self, placed: dict[str, tuple[Placed, ...]], limit: int) -> dict[str, tuple[Placed, ...]]:
+        """The same places in files of at most `limit` bytes, where that much is more than one parameter."""
+        groups: dict[str, list[int]] = {}
+        numbers: dict[tuple[str, str], int] = {}
+        for place in (place for places in placed.values() for place in places):
+            shard, tensor = place.slot.shard, place.slot.tensor
+            if (shard, tensor) in numbers:
+                continue
+            cost, sizes = sum(part.spec.nbytes for part in place.parts), groups.setdefault(shard, [])
+            if not sizes or sizes[-1] + cost > limit:
+                sizes.append(0)
+            sizes[-1] += cost
+            numbers[shard, tensor] = len(sizes)
+
+        def moved(place: Placed) -> Placed:
+            shard = place.slot.shard
+            home = f"model-{numbers[shard, place.slot.tensor]:05d}-of-{len(groups[shard]):06d}.safetensors"
+            file = self.layout.file(shard, home)
+            return place._replace(parts=tuple(part._replace(file=file) for part in place.parts))
+
+        return {name: tuple(map(moved, places)) for name, places in placed.items()}
 
     def files(self, placed: Mapping[str, tuple[Placed, ...]]) -> tuple[list[OutFile], dict[tuple[str, str], int]]:
         """Every safetensors file of the target with its header, and the offset of every tensor in it."""
@@ -241,7 +244,9 @@ class Target:
         for places in placed.values():
             for place in places:
                 for part in place.parts:
-                    specs.setdefault(part.file, {})[part.tensor] = part.spec
+                    spec = specs.setdefault(part.file, {}).setdefault(part.tensor, part.spec)
+                    if spec != part.spec:
+                        raise PlanError(f"{part.tensor}: what it joins is stored as {spec.dtype} and {part.spec.dtype}")
                     if part.stated is not None:
                         stated.setdefault(part.file, {})[part.tensor] = part.stated
         files: list[OutFile] = []
@@ -253,23 +258,35 @@ class Target:
             literals = tuple((begins[tensor], data) for tensor, data in stated.get(file, {}).items())
             files.append(OutFile(file, header, size, literals))
         if self._saves:
-            side, begins = self._side_file(placed)
-            offsets |= {(ORIGINAL, tensor): begin for tensor, begin in begins.items()}
-            files.append(side)
+            side = self._side(placed)
+            offsets |= {(ORIGINAL, tensor): begin for tensor, begin in side.begins.items()}
+            files.append(OutFile(ORIGINAL, side.header, side.size, side.literals))
+        if self._published(self.checkpoint.layout) and not self._published(self.layout):
+            side = Side(kept_texts(self.checkpoint), {}, "the whole checkpoint that this folder holds parts of")
+            files.append(OutFile(WHOLE, side.header, side.size, side.literals))
         return files, offsets
 
     def _header(self, file: str, specs: dict[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
-        known = self.original.headers.get(file) if self.original and self.request.to == "fp8-block" else None
-        if known and {name: ref.spec for name, ref in known.tensors.items()} == specs:
-            prefix = len(known.raw).to_bytes(8, "little")
-            return prefix + known.raw, {name: ref.begin for name, ref in known.tensors.items()}
-        source = self.checkpoint.headers.get(file)
-        return build(specs, {**(source.metadata if source else {}), **PT})
+        for kept in (self.original if self.request.to == "fp8-block" else None, self.whole):
+            known = kept.header(file, specs) if kept and self._published(self.layout) else None
+            if known:
+                return known
+        if not self.layout.metadata:
+            return build(specs, {})
+        return build(specs, {**self._metadata.get(self.layout.home(file), {}), **PT})
+
+    @cached_property
+    def _metadata(self) -> dict[str | None, dict[str, str]]:
+        """What the headers of the source's files say of themselves, by the file of the whole checkpoint."""
+        layout = self.checkpoint.layout
+        return {layout.home(file): header.metadata for file, header in self.checkpoint.headers.items()}
 
     @property
     def _saves(self) -> bool:
         """Whether the target keeps a side file with the scales that decoding makes redundant."""
         decoded = isinstance(self.format, Plain) and self.request.to not in (KEEP, RECIPE)
+        if not self._published(self.checkpoint.layout):
+            return False
         return self.request.keep_scales and decoded and bool(self._scales)
 
     @cached_property
@@ -282,27 +299,15 @@ class Target:
             if isinstance(piece.codec, Fp8Block)
         }
 
-    def _side_file(self, placed: Mapping[str, tuple[Placed, ...]]) -> tuple[OutFile, dict[str, int]]:
-        from dsctl.plan import OutFile
-
-        checkpoint = self.checkpoint
-        literals = {_HEADER + file: header.raw for file, header in checkpoint.headers.items()}
-        literals |= {
-            file: checkpoint.store.read(file, 0, checkpoint.files[file])
-            for file in ("config.json", INDEX)
-            if file in checkpoint.files
-        }
-        specs = {name: TensorSpec("U8", (len(data),)) for name, data in literals.items()}
-        specs |= {
+    def _side(self, placed: Mapping[str, tuple[Placed, ...]]) -> Side:
+        scales = {
             piece.refs[1].name: piece.refs[1].spec
-            for name, pieces in checkpoint.survey.pieces.items()
+            for name, pieces in self.checkpoint.survey.pieces.items()
             if name in placed
             for piece in pieces
             if isinstance(piece.codec, Fp8Block)
         }
-        header, begins = build(specs, {"dsctl": "what this folder was converted from"})
-        size = len(header) + sum(spec.nbytes for spec in specs.values())
-        return OutFile(ORIGINAL, header, size, tuple((begins[n], data) for n, data in literals.items())), begins
+        return Side(kept_texts(self.checkpoint), scales, "what this folder was converted from")
 
     def kept_parts(self, want: Want, reads: tuple[Region, ...]) -> Iterator[tuple[str, Part]]:
         """The scales of a parameter that the side file keeps: name there and where they are read."""
@@ -314,8 +319,6 @@ class Target:
 
     def kept(self, want: Want) -> Region | None:
         """The kept scales with which a parameter may be encoded again."""
-        from dsctl.plan import Part, Region
-
         own = self._own_scales(want)
         if own is not None:
             return own
@@ -330,8 +333,6 @@ class Target:
 
     def _own_scales(self, want: Want) -> Region | None:
         """The source's scales of the same blocks, where only their dtype or name is another."""
-        from dsctl.plan import region_of
-
         piece = want.pieces[0]
         source, target = piece.codec, want.codec
         if len(want.pieces) > 1 or not isinstance(target, Fp8Block) or source.block != target.block:
@@ -342,38 +343,49 @@ class Target:
         return region._replace(parts=(region.parts[1]._replace(suffix=SCALE),))
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of ranks."""
+        shares = self.layout.shares
+        return tuple(map(folder, shares.present)) if shares and self.layout.foldered else ()
+
+    @property
     def carried(self) -> dict[str, int]:
         """The source's other files, copied as they are."""
-        replaced = {"config.json", INDEX, SIGNED, *self.checkpoint.headers}
+        derived = self.checkpoint.layout.texts(self.checkpoint.config or {})
+        replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *self.checkpoint.headers}
         part = self.request.only or self.request.skip or self.request.layers or self.request.experts
         quantized = self.request.to == RECIPE or not isinstance(self.format, Plain)
         if self._saves or quantized or part:
             replaced.add(ORIGINAL)
+        if self._published(self.layout):
+            replaced.add(WHOLE)
+        folders = tuple(f"{file.rpartition('/')[0]}/" for file in self.checkpoint.manifests if "/" in file)
         return {
             file: size
             for file, size in self.checkpoint.files.items()
-            if file not in replaced and not file.endswith(WEIGHTS)
+            if file not in replaced and not file.endswith(WEIGHTS) and not file.startswith(folders)
         }
 
-    def texts(self, placed: Mapping[str, tuple[Placed, ...]], dropped: list[Dropped]) -> dict[str, bytes]:
-        """config.json and the index."""
-        texts = {}
-        if self.checkpoint.config is not None:
-            texts["config.json"] = self._config()
+    def texts(self, placed: Mapping[str, tuple[Placed, ...]]) -> dict[str, bytes]:
+        """config.json, the index, and what a layout of ranks adds."""
+        texts = {"config.json": self._config()} if self.checkpoint.config is not None else {}
+        config = texts.get("config.json", b"")
+        texts |= rank_texts(self.layout, placed, [param for param, _ in self.stored], config)
+        texts |= self.layout.texts(self.checkpoint.config or {})
+        if self.layout.shares is not None:
+            return texts
         parts = [part for places in placed.values() for place in places for part in place.parts]
         if {part.file for part in parts} != {"model.safetensors"}:
             texts[INDEX] = self._index(parts)
         return texts
 
-    def _index(self, parts: list[PlacedPart]) -> bytes:
-        index = {
-            "metadata": {"total_size": sum(part.spec.nbytes for part in parts)},
-            "weight_map": {part.tensor: part.file for part in sorted(parts, key=lambda part: part.tensor)},
-        }
-        known = self.original.texts.get(INDEX) if self.original and self.request.to == "fp8-block" else None
-        if known is not None and json.loads(known) == index:
-            return known
-        return _json(index)
+    def _index(self, parts: Iterable[PlacedPart]) -> bytes:
+        index = index_of(parts)
+        for kept in (self.original if self.request.to == "fp8-block" else None, self.whole):
+            known = kept.index(index) if kept else None
+            if known is not None:
+                return known
+        return json_text(index)
 
     def _config(self) -> bytes:
         config = self.checkpoint.config or {}
@@ -386,13 +398,17 @@ class Target:
             if edit_config(before, Plain(self.base_dtype), False) == config and self.request.mtp == "keep":
                 if (before.get("quantization_config") or {}) == self._quantization(before):
                     return self.original.texts["config.json"]
-        return _json(edited)
+        return json_text(edited)
 
     def _kept_config(self, config: Mapping[str, Any]) -> bytes:
         """The source's config.json as it is, or with the MTP layer taken out."""
         fields = self.request.mtp == "drop" and {"num_nextn_predict_layers": 0}.items()
         edited = {**config, **{name: value for name, value in fields or () if name in config}}
-        return _json(edited)
+        if self.layout.shares is None and self.checkpoint.layout.shares is None:
+            return json_text(edited)
+        size = self.checkpoint.files["config.json"]
+        known = self.checkpoint.store.read("config.json", 0, size)
+        return known if json.loads(known) == edited else json_text(edited)
 
     def _quantization(self, before: Mapping[str, Any]) -> Any:
         """The original's own quantization_config, where it says of the format what the target's codec says."""
@@ -417,35 +433,3 @@ def edit_config(
     if drop_mtp and "num_nextn_predict_layers" in edited:
         edited["num_nextn_predict_layers"] = 0
     return edited
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _read_original(checkpoint: Checkpoint, side: Header) -> Original:
-    headers: dict[str, Header] = {}
-    texts: dict[str, bytes] = {}
-    scales: dict[str, TensorRef] = {}
-    for name, ref in side.tensors.items():
-        if ref.spec.dtype != "U8":
-            scales[name] = ref
-            continue
-        if ref.nbytes > MAX_JSON_BYTES:
-            raise FormatError(f"{ORIGINAL}: {name} is absurdly long")
-        raw = checkpoint.store.read(ORIGINAL, ref.begin, ref.end)
-        if name.startswith(_HEADER):
-            file = name.removeprefix(_HEADER)
-            check_name(file, ORIGINAL)
-            headers[file] = parse(raw, f"{ORIGINAL}: {name}", None)
-        else:
-            texts[name] = raw
-    try:
-        config = json.loads(texts.get("config.json", b"{}"))
-        json.loads(texts.get(INDEX, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{ORIGINAL}: kept JSON is not valid: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("quantization_config") or {}, dict):
-        raise FormatError(f"{ORIGINAL}: kept config.json or its quantization_config is not an object")
-    files = {name: file for file, header in headers.items() for name in header.tensors}
-    return Original(headers, files, scales, texts, config)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,8 +19,9 @@ from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
 from dsctl.plan import Job, Part, Region, Step
 from dsctl.readahead import Reader, ahead
+from dsctl.steps import share
 from dsctl.stores import Store
-from dsctl.tasks import Context, Progress, Receipt, Seal
+from dsctl.tasks import WORST, Context, Progress, Receipt, Seal, add
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -43,8 +45,7 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
     counts: dict[str, int] = {}
     with ahead(context.store, task.steps) as source, _Files(context, source) as files:
         for step in task.steps:
-            for name, count in _step(step, files, progress).items():
-                counts[name] = counts.get(name, 0) + count
+            add(counts, _step(step, files, progress))
     return Receipt(task.number, counts)
 
 
@@ -157,16 +158,15 @@ def _step(step: Step, files: _Files, progress: Progress) -> dict[str, int]:
     if step.surveyed and step.name not in files.peaks:
         peak = torch.stack([_peak(one, files) for one in step.surveyed]).amax(0)
         files.peaks |= {one.name: peak for one in step.surveyed}
-    for band in _bands(step, files):
+    for band in _bands(step, files, step.span):
         done = _move(step, band, files) if step.how == "move" else _recode(step, band, files)
-        for name, count in done.items():
-            counts[name] = counts.get(name, 0) + count
-        progress(sum(_share(step, band, region) for region in step.reads))
+        add(counts, done)
+        progress(sum(share(band, region) for region in step.regions_read))
     return counts
 
 
-def _bands(step: Step, files: _Files) -> Iterable[Box]:
-    return Box.whole(step.shape).bands(step.band_rows(files.context.band_bytes))
+def _bands(step: Step, files: _Files, span: Box) -> Iterable[Box]:
+    return span.bands(step.band_rows(files.context.band_bytes))
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
 def _peak(step: Step, files: _Files) -> torch.Tensor:
     """The largest magnitude of a parameter, float32 [1]."""
     peak, codec = torch.zeros(1), step.writes[0].codec
-    for band in _bands(step, files):
+    for band in _bands(step, files, Box.whole(step.shape)):
         with _placed(step, step.reads[0].codec, band):
             values = _values(step, band, files)
         with _placed(step, codec, band):
@@ -190,26 +190,78 @@ def _peak(step: Step, files: _Files) -> torch.Tensor:
     return peak
 
 
-def _share(step: Step, band: Box, region: Region) -> int:
-    both = band.intersect(region.box)
-    size = max(region.box.size, 1)
-    return sum(part.spec.nbytes for part in region.parts) * (both.size if both else 0) // size
+def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], files: _Files) -> int:
+    """How far what was encoded is from the values at worst, in millionths of the largest of them."""
+    again = files.buffer("again", TensorSpec("F32", tuple(values.shape)))
+    region.codec.decode(stored, again)
+    largest = float(values.abs().max())
+    return round(float((again - values).abs().max()) / largest * 1_000_000) if largest else 0
+
+
+class _Held(NamedTuple):
+    """What a band holds of a source region: its box, and its stored tensors in the region's order."""
+
+    source: Region
+    box: Box
+    tensors: list[torch.Tensor]
 
 
 def _move(step: Step, band: Box, files: _Files) -> dict[str, int]:
-    for source in step.reads:
+    held = []
+    for place, source in enumerate(step.reads):
         both = band.intersect(source.box)
+        if both is not None:
+            tensors = [
+                files.read(f"move{place}.{number}", part, source.place(part.suffix, both))
+                for number, part in enumerate(source.parts)
+            ]
+            held.append(_Held(source, both, tensors))
+            _compare(step, place, both, tensors, files)
+    for region in step.writes:
+        wanted = band.intersect(region.box)
+        if wanted is not None:
+            for number, part in enumerate(region.parts):
+                values = _joined(step.name, held, number, region, wanted, files)
+                files.write(part, region.place(part.suffix, wanted), values)
+    return {}
+
+
+def _compare(step: Step, place: int, box: Box, tensors: Iterable[torch.Tensor], files: _Files) -> None:
+    """Refuse copies of a source region that are not the same bytes."""
+    for twin in step.twins:
+        if twin.of != place:
+            continue
+        for part, same, known in zip(twin.region.parts, step.reads[place].parts, tensors, strict=True):
+            other = files.read("twin", part, twin.region.place(part.suffix, box))
+            if _bytes(other) != _bytes(known):
+                raise WorkError(f"{step.name}: {same.file} and {part.file} hold different bytes of it")
+
+
+def _joined(name: str, held: list[_Held], number: int, region: Region, wanted: Box, files: _Files) -> torch.Tensor:
+    """One stored tensor's part of a written region, put together from what the band holds of the sources."""
+    part = region.parts[number]
+    target = region.place(part.suffix, wanted)
+    whole: torch.Tensor | None = None
+    filled: list[Box] = []
+    for source, box, tensors in held:
+        both = box.intersect(wanted)
         if both is None:
             continue
-        for number, part in enumerate(source.parts):
-            held = source.place(part.suffix, both)
-            values = files.read("move", part, held)
-            for region in step.writes:
-                wanted = both.intersect(region.box)
-                if wanted is not None:
-                    inner = source.place(part.suffix, wanted).relative_to(held.start)
-                    files.write(region.parts[number], region.place(part.suffix, wanted), _cut(values, inner))
-    return {}
+        suffix = source.parts[number].suffix
+        origin = source.place(suffix, box).start
+        values = _cut(tensors[number], source.place(suffix, both).relative_to(origin))
+        at = region.place(part.suffix, both).relative_to(target.start)
+        if at.shape == target.shape and whole is None and both == wanted:
+            return values
+        if whole is None:
+            whole = files.buffer("joined", TensorSpec(part.spec.dtype, target.shape))
+        place = _cut(whole, at)
+        if any(at.intersect(other) for other in filled) and _bytes(place) != _bytes(values):
+            raise WorkError(f"{name}: its parts disagree on {part.suffix}, which all of them hold")
+        place.copy_(values)
+        filled.append(at)
+    assert whole is not None, "a written region has no source"
+    return whole
 
 
 def _cut(values: torch.Tensor, box: Box) -> torch.Tensor:
@@ -236,9 +288,9 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
         else:
             kept = _kept(step, wanted, files) | ({PEAK: files.peaks[step.name]} if step.surveyed else {})
             with _placed(step, region.codec, wanted):
-                done = _encode(region, cut, stored, kept, files.device)
-            for name, count in done.items():
-                counts[name] = counts.get(name, 0) + count
+                add(counts, _encode(region, cut, stored, kept, files.device))
+            if step.measured:
+                add(counts, {WORST: _error(region, cut, stored, files)})
         for part in region.parts:
             files.write(part, region.place(part.suffix, wanted), stored[part.suffix])
     return counts
@@ -297,17 +349,20 @@ def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
     """A band's values, in the dtype of the target where that is plain, else in the source's own or float32."""
     target, source = step.writes[0].codec, step.reads[0].codec
     if len(step.reads) == 1 and isinstance(source, Plain):
-        return files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
+        found = files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
+        _compare(step, 0, band, [found], files)
+        return found
     plain = isinstance(target, Plain) and target.dtype in ("BF16", "F32")
     dtype = target.dtype if isinstance(target, Plain) and plain else "F32"
     values = files.buffer("values", TensorSpec(dtype, band.shape))
-    for region in step.reads:
+    for place, region in enumerate(step.reads):
         both = band.intersect(region.box)
         if both is None:
             continue
         stored = {
             part.suffix: files.read(f"in{part.suffix}", part, region.place(part.suffix, both)) for part in region.parts
         }
+        _compare(step, place, both, stored.values(), files)
         if both == band:
             _decode(region, stored, values, files.device)
             continue

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dsctl.cli.sections import Section
     from dsctl.codecs import Codec
     from dsctl.description import Description
-    from dsctl.sizing import Cache, Load, Ranks
+    from dsctl.layouts.ranks import Ranks
+    from dsctl.sizing import Cache, Load
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
 
@@ -71,7 +72,8 @@ def plan(
     from dsctl.cli.sections import show
     from dsctl.costs import CACHE_FORMATS
     from dsctl.description import describe
-    from dsctl.sizing import USUAL_TP, Cache, Ranks, check, formats
+    from dsctl.layouts.ranks import Ranks
+    from dsctl.sizing import USUAL_TP, Cache, check, formats
 
     if kv not in CACHE_FORMATS:
         raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))

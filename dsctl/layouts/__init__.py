@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from dsctl.boxes import Box
-from dsctl.layouts.hf import Hf
-from dsctl.models import Param
+from dsctl.layouts.ranks import Shares
+from dsctl.models import Family, Param
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A region of a parameter and its place: the shard (one name space of tensors), the tensor that contains it,
     the container's shape and where in it the region begins. `tensor` is the weight's name; a codec's further tensors
-    are named by `Layout.stored`.
+    are named by `Layout.stored`. `stack` is (index, count) where containers of one shape are stored stacked along a
+    new first dimension, as routed experts may be, and None where the container is the tensor.
     """
 
     shard: str
@@ -23,13 +24,34 @@ class Slot:
     region: Box
     container: tuple[int, ...]
     at: tuple[int, ...]
+    stack: tuple[int, int] | None = None
 
 
 class Layout(Protocol):
-    """One arrangement of a checkpoint's tensors."""
+    """One arrangement of a checkpoint's tensors. `shares` says what ranks hold, or is None where there are none.
+
+    `metadata` is what its files' headers say of themselves.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def shares(self) -> Shares | None: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def foldered(self) -> bool:
+        """Whether every shard is a folder that is complete in itself."""
+
+    def arranged(self, families: Iterable[Family], shares: Shares | None) -> Layout:
+        """This arrangement of these families.
+
+        Raises:
+            PlanError: it has no place for one of them, or has no ranks, or needs them.
+        """
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         """Every place where the parameter, or a region of it, is kept."""
@@ -40,15 +62,21 @@ class Layout(Protocol):
     def shard_of(self, file: str) -> str:
         """The name space that a file's tensors belong to."""
 
+    def file(self, shard: str, home: str) -> str:
+        """The file of a shard's tensor which the whole checkpoint keeps in the file `home`."""
+
+    def home(self, file: str) -> str | None:
+        """The file in which the whole checkpoint keeps a file's tensors, where its name tells that."""
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        """Further files that go with this arrangement of a model with this `config.json`."""
+
 
 def whole(param: Param, shard: str, tensor: str) -> Slot:
     """The slot of a parameter kept whole in a tensor of its own."""
     return Slot(shard, tensor, Box.whole(param.shape), param.shape, (0,) * len(param.shape))
 
 
+from dsctl.layouts.hf import Hf  # noqa: E402
+
 LAYOUTS: dict[str, Layout] = {"hf": Hf()}
-
-
-def recognise(files: Iterable[str]) -> Layout:
-    """The layout of a checkpoint with these safetensors files."""
-    return LAYOUTS["hf"]

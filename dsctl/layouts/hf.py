@@ -1,28 +1,58 @@
-"""The published layout: every parameter whole, under its own name, in files joined by an index."""
+"""The published layout: every parameter under its own name, in files joined by an index; or a folder of it per rank."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from dsctl.layouts import Slot
-    from dsctl.models import Param
+from dsctl.header import PT
+from dsctl.layouts import Slot, whole
+from dsctl.layouts.ranks import Shares
+from dsctl.models import Family, Param
 
 
 @dataclass(frozen=True, slots=True)
 class Hf:
-    """One name space over all files; a codec's further tensors are named by the parameter's name and their suffix."""
+    """One name space over all files, or one per rank; a codec's further tensors are named by the parameter's name and
+    their suffix. A rank's files have the names of the whole checkpoint's, in a folder of the rank; `alone` is that
+    folder where nothing else is read.
+    """
 
-    name: str = "hf"
+    shares: Shares | None = None
+    alone: str = ""
+    name: ClassVar[str] = "hf"
+    metadata: ClassVar[Mapping[str, str]] = PT
+
+    @property
+    def foldered(self) -> bool:
+        return self.shares is not None
+
+    def arranged(self, families: Iterable[Family], shares: Shares | None) -> Hf:
+        return Hf(shares)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
-        from dsctl.layouts import whole
-
-        return (whole(param, "", param.name),)
+        if self.shares is None:
+            return (whole(param, "", param.name),)
+        origin = (0,) * len(param.shape)
+        return tuple([Slot(folder(rank), param.name, box, box.shape, origin) for rank, box in self.shares.boxes(param)])
 
     def stored(self, tensor: str, suffix: str) -> str:
         return tensor + suffix
 
     def shard_of(self, file: str) -> str:
-        return ""
+        return "" if self.shares is None else self.alone or file.partition("/")[0]
+
+    def file(self, shard: str, home: str) -> str:
+        return f"{shard}/{home}" if shard else home
+
+    def home(self, file: str) -> str | None:
+        return file if self.shares is None or self.alone else file.partition("/")[2]
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        return {}
+
+
+def folder(rank: int) -> str:
+    """The name of a rank's folder."""
+    return f"rank-{rank:05d}"

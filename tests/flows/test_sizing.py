@@ -12,9 +12,10 @@ from dsctl.accelerators import ACCELERATORS
 from dsctl.checkpoint import ORIGINAL, open_checkpoint
 from dsctl.codecs import CODECS
 from dsctl.description import describe
+from dsctl.layouts.ranks import Ranks
 from dsctl.plan import make_plan
 from dsctl.request import Request
-from dsctl.sizing import Cache, Ranks, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
+from dsctl.sizing import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
 from dsctl.stores import LocalFolder
 from tests.checkpoints import tiny
 from tests.command import dsctl, dsctl_fails
@@ -85,7 +86,7 @@ def test_tp_32_cuts_blocks_and_names_the_tensors() -> None:
     dense = {f"{name}_proj.weight" for name in ("gate", "up", "down")}
     nested = {f"{part}{name}" for part in ("shared_experts.", "experts.{expert}.") for name in dense}
     assert set(found) == dense | nested
-    assert found["down_proj.weight"][1:] == (1, 18432, 32, "576 = 4.5 x 128")
+    assert found["down_proj.weight"][1:] == (1, 18432, 32, "576 = 4.5 x 128", True)
     assert not list(cuts(V32, Ranks(32), CODECS["bf16"]))
 
 

@@ -1,0 +1,81 @@
+"""Cover what is wanted with what is stored: which pieces, which copies are compared, and whether blocks stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dsctl.checkpoint import Checkpoint, Piece
+from dsctl.codecs import Misaligned
+from dsctl.errors import PlanError
+from dsctl.steps import Region, Step, Twin, region_of
+
+
+def cover(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """One piece for every region: of copies the first. The regions of one layout are equal or apart."""
+    if len(pieces) == 1:
+        return pieces
+    return tuple({piece.slot.region: piece for piece in reversed(pieces)}.values())[::-1]
+
+
+def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:
+    """What to say where parameters are not all there."""
+    shares = checkpoint.layout.shares
+    missing = sorted(set(range(shares.ranks.world)) - set(shares.present)) if shares else []
+    what = f"{len(names):,} parameters are not all there"
+    if shares and missing:
+        what += f": ranks {', '.join(map(str, missing[:16]))} of {shares.ranks.world} are missing"
+    return PlanError(f"{checkpoint.store.place}: {what}", issues=names[:20])
+
+
+def twins(name: str, held: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> Iterator[Twin]:
+    """The copies, among the pieces held, of those that are read.
+
+    Raises:
+        PlanError: a copy is stored in another format.
+    """
+    if len(held) <= len(pieces):
+        return
+    places = {piece.slot.region: number for number, piece in enumerate(pieces)}
+    chosen = set(map(id, pieces))
+    for piece in held:
+        number = places.get(piece.slot.region)
+        if number is None or id(piece) in chosen:
+            continue
+        if piece.codec != pieces[number].codec:
+            files = f"{pieces[number].refs[0].file} and {piece.refs[0].file}"
+            raise PlanError(f"{name}: {files} store it in different formats")
+        yield Twin(number, region_of(piece))
+
+
+class Blocks:
+    """Whether steps leave blocks whole. Steps with equal regions are looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[str, str]] = {}
+
+    def cut(self, step: Step) -> tuple[str, str]:
+        """Why the stored regions of a step, and why its moves, cut through blocks; empty where they do not."""
+        key = (step.how, *map(_geometry, step.reads), None, *map(_geometry, step.writes))
+        if key not in self._known:
+            stored = next((why for region in (*step.reads, *step.writes) if (why := _why(region, region))), "")
+            moves = ((read, write) for read in step.reads for write in step.writes)
+            moved = next((why for read, write in moves if (why := _why(read, write) or _why(write, read))), "")
+            self._known[key] = stored, moved if step.how == "move" else ""
+        return self._known[key]
+
+
+def _geometry(region: Region) -> tuple[object, ...]:
+    return region.box, region.codec, region.container, region.at
+
+
+def _why(one: Region, other: Region) -> str:
+    """Why what two regions share cannot be told from the rest of the first; empty where it can be."""
+    both = one.box.intersect(other.box)
+    if both is None:
+        return ""
+    try:
+        for part in one.parts:
+            one.place(part.suffix, both)
+    except Misaligned as error:
+        return str(error)
+    return ""

@@ -1,0 +1,117 @@
+"""What a rank's folder says of itself: the layout, the sizes, and which boxes of which parameters it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated
+
+import msgspec
+
+from dsctl.boxes import Box
+from dsctl.errors import FormatError
+from dsctl.layouts.ranks import Ranks
+from dsctl.models import Param
+
+MANIFEST = "dsctl-rank.json"
+Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
+
+
+class Held(msgspec.Struct):
+    """Parameters of one family of which a rank holds the same box: `box` is (start, stop) of each dimension."""
+
+    template: str
+    shape: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
+    layers: tuple[Number, ...] = ()
+    experts: tuple[Number, ...] = ()
+
+
+class Manifest(msgspec.Struct):
+    """One rank's share; `dealt` says that experts are not in contiguous blocks."""
+
+    layout: str
+    rank: Number
+    tp: Size
+    ep: Size
+    pp: Size
+    dealt: bool
+    parameters: tuple[Held, ...]
+
+    @property
+    def ranks(self) -> Ranks:
+        return Ranks(self.tp, self.ep, self.pp)
+
+
+def manifest(layout: str, rank: int, ranks: Ranks, dealt: bool, held: Iterable[tuple[Param, Box]]) -> Manifest:
+    """What a rank holds, families with equal boxes together."""
+    return Manifest(layout, rank, ranks.tp, ranks.ep, ranks.pp, dealt, tuple(_folded(held)))
+
+
+def _folded(held: Iterable[tuple[Param, Box]]) -> Iterator[Held]:
+    groups: dict[tuple[str, Box], dict[int | None, list[int]]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for param, box in held:
+        shapes[param.template] = param.shape
+        experts = groups.setdefault((param.template, box), {}).setdefault(param.layer, [])
+        if param.expert is not None:
+            experts.append(param.expert)
+    for (template, box), layers in groups.items():
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for layer, experts in layers.items():
+            alike.setdefault(tuple(experts), []).extend([] if layer is None else [layer])
+        spans = tuple(zip(box.start, box.stop, strict=True))
+        for experts_, numbers in alike.items():
+            yield Held(template, shapes[template], spans, tuple(numbers), experts_)
+
+
+def encode(one: Manifest) -> bytes:
+    """A manifest's JSON."""
+    return msgspec.json.encode(one) + b"\n"
+
+
+def decode(raw: bytes, file: str) -> Manifest:
+    """A manifest from its JSON.
+
+    Raises:
+        FormatError: it is none, or contradicts itself.
+    """
+    try:
+        found = msgspec.json.decode(raw, type=Manifest)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{file}: is no manifest of a rank: {error}") from None
+    ranks = found.ranks
+    if found.rank >= ranks.world or max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
+        raise FormatError(f"{file}: there is no rank {found.rank} of TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}")
+    return found
+
+
+def dealt(manifests: Iterable[Manifest]) -> dict[int, tuple[frozenset[int], ...]]:
+    """Which experts the parts of every layer hold, as far as these manifests tell; empty where they are in blocks."""
+    found: dict[int, list[set[int]]] = {}
+    for one in manifests:
+        if not one.dealt:
+            continue
+        part = one.rank % one.ranks.stage // one.ranks.expert_cut
+        for held in one.parameters:
+            for layer in held.layers if held.experts else ():
+                found.setdefault(layer, [set() for _ in range(one.ep)])[part].update(held.experts)
+    return {layer: tuple(map(frozenset, parts)) for layer, parts in found.items()}
+
+
+def spread(manifests: Mapping[str, Manifest], place: str) -> Ranks:
+    """The sizes that all manifests agree on.
+
+    Raises:
+        FormatError: they do not.
+    """
+    kinds = {(one.layout, one.tp, one.ep, one.pp, one.dealt): file for file, one in manifests.items()}
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        raise FormatError(f"{place}: {one} and {other} are of different ways to share a model")
+    numbers: dict[int, str] = {}
+    for file, manifest_ in manifests.items():
+        if manifest_.rank in numbers:
+            raise FormatError(f"{place}: {numbers[manifest_.rank]} and {file} are both of rank {manifest_.rank}")
+        numbers[manifest_.rank] = file
+    return next(iter(manifests.values())).ranks

@@ -1,0 +1,139 @@
+"""Who holds what when a model is spread over ranks: numbers and boxes, no names.
+
+Ranks: a model is cut into `pp` stages of consecutive layers; within a stage attention and dense matrices are cut over
+`tp` ranks, and routed experts are dealt out in `ep` parts. With ep <= tp an expert is cut over tp / ep ranks; with
+ep > tp there are ep ranks in a stage, which hold ep / tp copies of what is no expert, each for a share of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from dsctl.boxes import Box
+from dsctl.errors import PlanError, UsageError
+from dsctl.models import Family, Param
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How a model is spread: tensor, expert and pipeline parallel sizes."""
+
+    tp: int = 1
+    ep: int = 1
+    pp: int = 1
+
+    @property
+    def stage(self) -> int:
+        """Ranks of one pipeline stage."""
+        return max(self.tp, self.ep)
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.stage * self.pp
+
+    @property
+    def copies(self) -> int:
+        """Copies of what is no expert, each serving a share of the batch."""
+        return max(1, self.ep // self.tp)
+
+    @property
+    def expert_cut(self) -> int:
+        """Ranks that one expert is cut over."""
+        return max(1, self.tp // self.ep)
+
+    def cut(self, family: Family) -> int:
+        """Ranks that one parameter of a family is cut over, where it is cut."""
+        return self.expert_cut if family.experts else self.tp
+
+
+def stages(layers: Sequence[int], pp: int) -> dict[int, int]:
+    """The pipeline stage of every layer: runs as equal as can be, the first ones longer."""
+    size, longer = divmod(len(layers), pp)
+    numbers = (stage for stage in range(pp) for _ in range(size + (stage < longer)))
+    return dict(zip(layers, numbers, strict=True))
+
+
+def main_layers(families: Iterable[Family]) -> tuple[int, ...]:
+    """Numbers of the main model's layers."""
+    return tuple(sorted({layer for family in families if not family.mtp for layer in family.layers}))
+
+
+@lru_cache(1 << 16)
+def share(shape: tuple[int, ...], dimension: int | None, index: int, parts: int) -> Box:
+    """Part `index` of `parts` of a shape along one dimension, or the whole. Equal ones are one object."""
+    whole = Box.whole(shape)
+    return whole if dimension is None or parts == 1 else whole.part(dimension, index, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What each rank holds of a model.
+
+    `stage_of` is every main layer's pipeline stage (an MTP layer goes with the last); `present` are the ranks that
+    are spoken of. `placed` names, for a layer, the experts of each of its `ep` parts, one of which may be in several;
+    layers that it does not name deal them out in contiguous blocks.
+    """
+
+    ranks: Ranks
+    stage_of: Mapping[int, int]
+    present: tuple[int, ...]
+    placed: Mapping[int, tuple[frozenset[int], ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        families: Iterable[Family],
+        ranks: Ranks,
+        present: tuple[int, ...] = (),
+        placed: Mapping[int, tuple[frozenset[int], ...]] | None = None,
+    ) -> Shares:
+        """The shares of a model's families; all ranks where none are named."""
+        layers = stages(main_layers(families), ranks.pp)
+        return cls(ranks, layers, present or tuple(range(ranks.world)), placed or {})
+
+    def boxes(self, param: Param) -> Iterator[tuple[int, Box]]:
+        """Every present rank that holds something of a parameter, and what."""
+        family, ranks = param.family, self.ranks
+        stage, parts = self._stage(param), ranks.cut(param.family)
+        for rank in self.present:
+            if rank // ranks.stage != stage:
+                continue
+            place = rank % ranks.stage
+            if not family.experts or self._holds(place // parts, param):
+                yield rank, share(family.shape, family.split, place % parts, parts)
+
+    def _stage(self, param: Param) -> int:
+        last = self.ranks.pp - 1
+        if param.layer is None:
+            return last if param.role in ("head", "norm") else 0
+        return self.stage_of.get(param.layer, last)
+
+    def _holds(self, part: int, param: Param) -> bool:
+        assert param.expert is not None and param.layer is not None
+        if param.layer in self.placed:
+            return param.expert in self.placed[param.layer][part]
+        each = param.family.experts // self.ranks.ep
+        return part * each <= param.expert < (part + 1) * each
+
+
+def check(families: Iterable[Family], ranks: Ranks, place: str) -> None:
+    """Refuse sizes that do not fit together or the model, whose `place` is what a person calls it.
+
+    Raises:
+        UsageError: tp and ep do not divide one another. PlanError: the model has no such parts.
+    """
+    families = tuple(families)
+    if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
+        raise UsageError(f"--tp {ranks.tp} with --ep {ranks.ep}: one must be a multiple of the other")
+    experts = {family.experts for family in families if family.experts}
+    for number in sorted(experts):
+        if number % ranks.ep:
+            raise PlanError(f"{place}: {number} experts cannot be dealt out in {ranks.ep} equal parts")
+    if ranks.ep > 1 and not experts:
+        raise PlanError(f"{place}: has no experts for --ep {ranks.ep}")
+    layers = len(main_layers(families))
+    if ranks.pp > layers:
+        raise PlanError(f"{place}: {layers} layers are too few for --pp {ranks.pp}")

@@ -1,0 +1,140 @@
+"""What is read and what is written for one parameter: regions, their stored tensors, and the step over them. Data."""
+
+from __future__ import annotations
+
+from math import lcm, prod
+from typing import NamedTuple
+
+from dsctl.boxes import Box
+from dsctl.codecs import Codec
+from dsctl.header import TensorSpec
+from dsctl.survey import Piece
+
+
+class Part(NamedTuple):
+    """One stored tensor of a region: the codec's suffix, the file, the offset of its bytes, and what it is."""
+
+    suffix: str
+    file: str
+    offset: int
+    spec: TensorSpec
+
+
+class Region(NamedTuple):
+    """A region of a parameter and its stored tensors. `container` and `at` place it, in the parameter's elements."""
+
+    box: Box
+    codec: Codec
+    parts: tuple[Part, ...]
+    container: tuple[int, ...]
+    at: tuple[int, ...]
+
+    def place(self, suffix: str, box: Box) -> Box:
+        """Where a sub-box of the parameter lies in one of the stored tensors.
+
+        Raises:
+            Misaligned: the sub-box cuts what the codec stores as one.
+        """
+        inner = box.relative_to(self.box.start).moved(self.at)
+        return self.codec.box(suffix, inner, self.container)
+
+
+class Copy(NamedTuple):
+    """Bytes that also go elsewhere untouched: a kept scale."""
+
+    read: Part
+    write: Part
+
+
+class Twin(NamedTuple):
+    """A copy of the region that `reads[of]` is, kept elsewhere, which must hold the same bytes."""
+
+    of: int
+    region: Region
+
+
+class Step(NamedTuple):
+    """What is read once and what is written from it, for one parameter. `how` is move or recode.
+
+    `surveyed` are the parameters, this one among them, that are read before for their largest magnitude. `twins` are
+    further copies of what is read, to be compared with it. `measured`: it is told how far new codes are from the old.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    how: str
+    reads: tuple[Region, ...]
+    writes: tuple[Region, ...]
+    kept: Region | None = None
+    copies: tuple[Copy, ...] = ()
+    surveyed: tuple[Step, ...] = ()
+    twins: tuple[Twin, ...] = ()
+    measured: bool = False
+
+    @property
+    def regions_read(self) -> tuple[Region, ...]:
+        """Every region of which bytes are read, the compared copies included."""
+        return *self.reads, *(twin.region for twin in self.twins)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(share(self.span, region) for region in self.regions_read)
+
+    @property
+    def span(self) -> Box:
+        """The rows that the written regions need, from whole blocks to whole blocks; all columns."""
+        if not self.shape:
+            return Box.whole(self.shape)
+        first = min(region.box.start[0] for region in self.writes)
+        last = max(region.box.stop[0] for region in self.writes)
+        rows = self._row_step
+        rest = self.shape[1:]
+        return Box((first // rows * rows, *(0,) * len(rest)), (min(-(-last // rows) * rows, self.shape[0]), *rest))
+
+    @property
+    def _row_step(self) -> int:
+        """Rows in which no block is cut: neither of a whole parameter, nor of a part with blocks of its own."""
+        regions = (*self.reads, *self.writes)
+        ragged = {region.box.shape[0] for region in regions if region.box.start[0] % region.codec.block[0]}
+        return lcm(*{region.codec.block[0] for region in regions}, *ragged)
+
+    @property
+    def written_bytes(self) -> int:
+        copied = sum(copy.write.spec.nbytes for copy in self.copies)
+        return copied + sum(
+            region.codec.specs(region.box.shape)[part.suffix].nbytes for region in self.writes for part in region.parts
+        )
+
+    def band_rows(self, band_bytes: int) -> int:
+        """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
+        if len(self.shape) < 2:
+            return max(1, band_bytes // 4)
+        step = self._row_step
+        row_bytes = max(1, 4 * prod(self.shape[1:]))
+        return max(step, band_bytes // row_bytes // step * step)
+
+    def peak_bytes(self, band_bytes: int) -> int:
+        """Memory of one band at its worst: what is read, its values and what is written."""
+        rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
+        values = rows * prod(self.shape[1:])
+        if self.how == "move":
+            return values * (2 if len(self.regions_read) == len(self.writes) == 1 else 6)
+        return values * (8 if self.twins else 7)
+
+
+def region_of(piece: Piece) -> Region:
+    """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
+    stated = piece.codec.stated(piece.slot.container)
+    parts = tuple(
+        Part(suffix, ref.file, ref.begin, ref.spec)
+        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
+        if suffix not in stated
+    )
+    return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
+
+
+def share(band: Box, region: Region) -> int:
+    """The bytes of a region's stored tensors that belong to a band of the parameter."""
+    both = band.intersect(region.box)
+    size = max(region.box.size, 1)
+    return sum(part.spec.nbytes for part in region.parts) * (both.size if both else 0) // size
