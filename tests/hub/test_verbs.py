@@ -16,6 +16,7 @@ from tests.checkpoints import tiny
 from tests.command import dsctl
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
+from tests.schemas import faults
 
 INDEX = "model.safetensors.index.json"
 FAULTS = ("503", "429", "reset", "cut", "length", "range")
@@ -49,6 +50,7 @@ def test_a_whole_download_is_the_repository(hub: Hub, source: Path, command: Run
     hub.fault = one_in(5, *FAULTS)
     target = [] if cached else [tmp_path / "copy"]
     told = json.loads(done(command("download", REPOSITORY, *target, "--json")))
+    assert faults("download", told) == []
     folder = Path(told["folder"])
     assert set(told["verified"]) == {path.name for path in source.iterdir()}
     for path in source.iterdir():

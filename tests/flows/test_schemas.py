@@ -1,0 +1,84 @@
+"""`--json` of every verb is what its schema says: no field missing, none that is not described."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny
+from tests.command import call, dsctl
+from tests.reference import commands
+from tests.schemas import FOLDER, VERBS, faults, validator
+
+# Schema, then a command run where `small`, `plain`, `other` and `broken` are checkpoints.
+PRINTED = (
+    ("inspect", "inspect small"),
+    ("inspect", "inspect small --tensors"),
+    ("inspect", "inspect small --tensors *.indexer.* --fold"),
+    ("inspect", "inspect broken"),
+    ("inspect", "inspect v3.2 --tensors --fold"),
+    ("inspect", "inspect small/model-00001-of-000004.safetensors"),
+    ("diff", "diff v3 v3.2"),
+    ("diff", "diff v2 glm-5 --tensors"),
+    ("diff", "diff small plain"),
+    ("diff", "diff broken small"),
+    ("diff", "diff v3 v3.1 --only config"),
+    ("diff", "diff v3 v3.2 --only tensors"),
+    ("diff", "diff v3 v3.2 --only totals"),
+    ("compare", "compare small plain"),
+    ("compare", "compare small other"),
+    ("verify", "verify small --deep"),
+    ("verify", "verify broken"),
+    ("verify", "verify plain --against v3"),
+    ("verify", "verify broken --fix --dry-run"),
+    ("convert", "convert small made --to int8-channel --no-mtp"),
+    ("convert", "slice small cut --layers 0-1 --experts 2"),
+    ("convert", "shard small made --tp 2 --ep 2"),
+    ("convert-plan", "shard small made --tp 2 --dry-run"),
+    ("convert-plan", "convert small made --recipe w4a8-experts --dry-run"),
+    ("convert-plan", "slice small cut --layers 0-1 --dry-run"),
+    ("plan", "plan v3.2 --tp 32"),
+    ("plan", "plan v3.2 --tp 8 --gpu h200"),
+    ("plan", "plan small --to bf16 --ep 4"),
+    ("models", "models"),
+    ("tiny", "tiny v3 made --layers 2 --experts 2"),
+    ("doctor", "doctor . --no-hub"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "small").symlink_to(tiny(tmp_path_factory, "v3.2", layers=2, experts=4))
+    (tmp_path / "plain").symlink_to(tiny(tmp_path_factory, "v3.2", layers=2, experts=4, bf16=True))
+    (tmp_path / "other").symlink_to(tiny(tmp_path_factory, "v3", layers=2, experts=2))
+    shutil.copytree(tmp_path / "small", tmp_path / "broken")
+    (tmp_path / "broken" / "model-00002-of-000004.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("schema", "line"), PRINTED, ids=[line for _, line in PRINTED])
+def test_what_is_printed_is_what_the_schema_says(schema: str, line: str, folder: Path) -> None:
+    done = call(*line.split(), "--json")
+    assert faults(schema, json.loads(done.stdout)) == [], done.stderr
+
+
+def test_the_signed_file_is_what_the_schema_says(folder: Path) -> None:
+    dsctl("convert", "plain", "made", "--fp8")
+    assert faults("convert", json.loads((folder / "made" / "dsctl.json").read_text())) == []
+
+
+def test_every_verb_has_its_schemas_and_none_is_left_over() -> None:
+    printing = {verb for verb, command in commands().items() if any(param.name == "json" for param in command.params)}
+    assert set(VERBS) == printing
+    assert {path.stem for path in FOLDER.iterdir()} == {name for names in VERBS.values() for name in names}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.stem)
+def test_a_schema_allows_nothing_that_it_does_not_describe(path: Path) -> None:
+    schema = validator(path.stem).schema
+    body = schema["items"] if schema["type"] == "array" else schema
+    assert body["additionalProperties"] is False and schema["title"].startswith("dsctl ")

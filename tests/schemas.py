@@ -1,0 +1,41 @@
+"""docs/schemas: what `--json` prints, verb by verb."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
+# Verb -> the schemas of what it prints.
+VERBS = {
+    "compare": ("compare",),
+    "convert": ("convert", "convert-plan"),
+    "diff": ("diff",),
+    "doctor": ("doctor",),
+    "download": ("download",),
+    "inspect": ("inspect",),
+    "merge": ("convert", "convert-plan"),
+    "models": ("models",),
+    "plan": ("plan",),
+    "shard": ("convert", "convert-plan"),
+    "slice": ("convert", "convert-plan"),
+    "tiny": ("tiny",),
+    "verify": ("verify",),
+}
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    """A schema by its name."""
+    schema = json.loads((FOLDER / f"{name}.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def faults(name: str, value: Any) -> list[str]:
+    """Where a value is not what the schema says."""
+    return [f"{'/'.join(map(str, error.path))}: {error.message}" for error in validator(name).iter_errors(value)]
