@@ -278,7 +278,7 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
 def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
     present = [file for file in files if file.endswith(".safetensors")]
     if index is None:
-        if len(present) > 1 and all("/" not in file for file in present):
+        if len(present) > 1 and all("/" not in file and "-mp" not in file for file in present):
             faults.append(Fault("no-index", store.place, f"{len(present)} safetensors files, but no {INDEX}"))
         return present
     named = dict.fromkeys(index.values())

@@ -371,7 +371,7 @@ class Target:
         texts = {"config.json": self._config()} if self.checkpoint.config is not None else {}
         config = texts.get("config.json", b"")
         texts |= rank_texts(self.layout, placed, [param for param, _ in self.stored], config)
-        texts |= self.layout.texts(self.checkpoint.config or {})
+        texts |= self.layout.texts(json.loads(config or b"{}"))
         if self.layout.shares is not None:
             return texts
         parts = [part for places in placed.values() for place in places for part in place.parts]

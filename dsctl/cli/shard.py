@@ -24,9 +24,11 @@ from dsctl.cli.convert import (
     choose_rules,
 )  # fmt: skip
 from dsctl.cli.options import (
+    Address,
     Debug,
     Device,
     DryRun,
+    Engine,
     Force,
     Json,
     MaxMemory,
@@ -92,6 +94,8 @@ def shard(
     allow_extra: AllowExtra = False,
     dry_run: DryRun = False,
     workers: Workers = None,
+    engine: Engine = "processes",
+    address: Address = None,
     device: Device = "cpu",
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -141,7 +145,7 @@ def shard(
         recode=recode,
         placed=placement(expert_map) if expert_map else (),
     )
-    how = How(dry_run, workers, device, max_memory, force, verbose)
+    how = How(dry_run, workers, device, max_memory, force, verbose, False, engine, address)
     carry_out(source, target, request, how, Output(json, quiet))
 
 
@@ -163,6 +167,8 @@ def merge(
     allow_extra: AllowExtra = False,
     dry_run: DryRun = False,
     workers: Workers = None,
+    engine: Engine = "processes",
+    address: Address = None,
     device: Device = "cpu",
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -198,7 +204,7 @@ def merge(
         allow_extra=allow_extra,
         recode=recode,
     )
-    how = How(dry_run, workers, device, max_memory, force, verbose)
+    how = How(dry_run, workers, device, max_memory, force, verbose, False, engine, address)
     carry_out(source, target, request, how, Output(json, quiet))
 
 

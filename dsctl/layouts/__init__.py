@@ -77,6 +77,7 @@ def whole(param: Param, shard: str, tensor: str) -> Slot:
     return Slot(shard, tensor, Box.whole(param.shape), param.shape, (0,) * len(param.shape))
 
 
+from dsctl.layouts.deepseek import Deepseek  # noqa: E402
 from dsctl.layouts.hf import Hf  # noqa: E402
 
-LAYOUTS: dict[str, Layout] = {"hf": Hf()}
+LAYOUTS: dict[str, Layout] = {"hf": Hf(), "deepseek": Deepseek()}

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from dsctl.errors import FormatError
 from dsctl.layouts import LAYOUTS, Layout
+from dsctl.layouts.deepseek import file_of
 from dsctl.layouts.hf import Hf, folder
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
-from dsctl.layouts.ranks import Shares
+from dsctl.layouts.ranks import Ranks, Shares
 from dsctl.models import Family
 
 
@@ -16,6 +17,12 @@ def manifest_files(files: Iterable[str]) -> list[str]:
     """The files that are manifests: one in a folder of a rank, or one in each such folder."""
     parts = [(file, file.split("/")) for file in files if file.rpartition("/")[2] == MANIFEST]
     return [file for file, names in parts if len(names) == 1 or (len(names) == 2 and names[0].startswith("rank-"))]
+
+
+def _files_of_ranks(files: frozenset[str]) -> int:
+    """How many ranks the files of DeepSeek's inference layout are for; 0 where these are no such files."""
+    world = len(files)
+    return world if files and files == {file_of(rank, world) for rank in range(world)} else 0
 
 
 def recognise(
@@ -27,7 +34,9 @@ def recognise(
         FormatError: the manifests contradict each other.
     """
     if not manifests:
-        return LAYOUTS["hf"]
+        world = _files_of_ranks(frozenset(files))
+        shares = Shares.of(families(), Ranks(world, world)) if world else None
+        return LAYOUTS["deepseek"].arranged(families(), shares) if shares else LAYOUTS["hf"]
     ranks = spread(manifests, place)
     present = tuple(sorted(one.rank for one in manifests.values()))
     one = next(iter(manifests.values()))

@@ -1,0 +1,132 @@
+"""DeepSeek's inference layout: one file per rank, with the names of its reference model.
+
+deepseek-ai/DeepSeek-V3 and DeepSeek-V3.2-Exp, inference/convert.py (names, what is cut, file names, no metadata),
+inference/generate.py (the files that it loads) and inference/model.py (`ModelArgs`, the fields of its config). What the
+published script leaves out, the MTP layer, is named by the same rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dsctl.errors import PlanError
+from dsctl.layouts import Slot
+from dsctl.layouts.ranks import Shares
+from dsctl.models import Family, Param
+
+CONFIG = "inference_config.json"
+# Parts of a published name -> those of the reference model's. Parts that both have are in `_SAME`.
+_PARTS = {
+    "self_attn": "attn", "mlp": "ffn", "embed_tokens": "embed", "lm_head": "head",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "q_proj": "wq", "q_a_proj": "wq_a", "q_a_layernorm": "q_norm", "q_b_proj": "wq_b",
+    "kv_a_proj_with_mqa": "wkv_a", "kv_a_layernorm": "kv_norm", "kv_b_proj": "wkv_b", "o_proj": "wo",
+    "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3", "e_score_correction_bias": "bias",
+}  # fmt: skip
+_SAME = frozenset((
+    "layers", "{layer}", "norm", "gate", "experts", "{expert}", "shared_experts", "weight", "bias",
+    "indexer", "wq_b", "wk", "k_norm", "weights_proj", "enorm", "hnorm", "eh_proj", "shared_head", "head",
+))  # fmt: skip
+_SCALE = "_scale_inv"
+# Fields of the reference model's config and those of `config.json` that they are.
+_FIELDS = {
+    "vocab_size": "vocab_size", "dim": "hidden_size", "inter_dim": "intermediate_size",
+    "moe_inter_dim": "moe_intermediate_size", "n_layers": "num_hidden_layers",
+    "n_dense_layers": "first_k_dense_replace", "n_heads": "num_attention_heads",
+    "n_routed_experts": "n_routed_experts", "n_shared_experts": "n_shared_experts",
+    "n_activated_experts": "num_experts_per_tok", "n_expert_groups": "n_group", "n_limited_groups": "topk_group",
+    "route_scale": "routed_scaling_factor", "score_func": "scoring_func", "q_lora_rank": "q_lora_rank",
+    "kv_lora_rank": "kv_lora_rank", "qk_nope_head_dim": "qk_nope_head_dim", "qk_rope_head_dim": "qk_rope_head_dim",
+    "v_head_dim": "v_head_dim", "index_n_heads": "index_n_heads", "index_head_dim": "index_head_dim",
+    "index_topk": "index_topk",
+}  # fmt: skip
+# What the reference model takes for granted of its rotary embedding, and where config.json says otherwise.
+_ROTARY = {
+    "original_seq_len": ("original_max_position_embeddings", 4096), "rope_factor": ("factor", 40),
+    "beta_fast": ("beta_fast", 32), "beta_slow": ("beta_slow", 1), "mscale": ("mscale", 1.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Deepseek:
+    """One name space and one file per rank; experts are dealt out in as many parts as there are ranks."""
+
+    shares: Shares | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    name: ClassVar[str] = "deepseek"
+    metadata: ClassVar[Mapping[str, str]] = {}
+    foldered: ClassVar[bool] = False
+
+    def arranged(self, families: Iterable[Family], shares: Shares | None) -> Deepseek:
+        if shares is None:
+            raise PlanError("layout deepseek is one of ranks", hint="dsctl shard SRC DST --layout deepseek --tp N")
+        ranks = shares.ranks
+        if ranks.ep != ranks.tp or ranks.pp != 1 or shares.placed:
+            raise PlanError(
+                f"layout deepseek has as many expert-parallel parts as tensor-parallel ranks, not EP {ranks.ep} with "
+                f"TP {ranks.tp} and PP {ranks.pp}, and deals experts out in blocks",
+                hint="name --tp alone, or choose --layout hf",
+            )
+        return Deepseek(shares, {family.template: name_of(family.template) for family in families})
+
+    def slots(self, param: Param) -> tuple[Slot, ...]:
+        assert self.shares is not None
+        family, world = param.family, self.shares.ranks.world
+        parts = self.names.get(family.template) or name_of(family.template)
+        numbers = {"{layer}": str(param.layer), "{expert}": str(param.expert)}
+        tensor = ".".join([numbers.get(part, part) for part in parts])
+        origin = (0,) * len(family.shape)
+        return tuple(
+            [Slot(file_of(rank, world), tensor, box, box.shape, origin) for rank, box in self.shares.boxes(param)]
+        )
+
+    def stored(self, tensor: str, suffix: str) -> str:
+        return tensor.removesuffix("weight") + "scale" if suffix == _SCALE else tensor + suffix
+
+    def shard_of(self, file: str) -> str:
+        return file
+
+    def file(self, shard: str, home: str) -> str:
+        return shard
+
+    def home(self, file: str) -> str | None:
+        return None
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        return {CONFIG: (json.dumps(inference_config(config), indent=4) + "\n").encode()}
+
+
+def file_of(rank: int, world: int) -> str:
+    """The file of a rank."""
+    return f"model{rank}-mp{world}.safetensors"
+
+
+def name_of(template: str) -> tuple[str, ...]:
+    """The parts of the reference model's name for a family.
+
+    Raises:
+        PlanError: it has none.
+    """
+    parts = template.split(".")
+    unknown = [part for part in parts[parts[0] == "model" :] if part not in _PARTS and part not in _SAME]
+    if unknown:
+        raise PlanError(f"layout deepseek has no name for {template}", hint="--skip leaves it out")
+    return tuple([_PARTS.get(part, part) for part in parts[parts[0] == "model" :]])
+
+
+def inference_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that the reference `generate.py` reads, from a `config.json`."""
+    said = {name: config[field] for name, field in _FIELDS.items() if config.get(field) is not None}
+    rotary = config.get("rope_scaling")
+    for name, (key, usual) in _ROTARY.items():
+        value = rotary.get(key, usual) if isinstance(rotary, dict) else usual
+        said |= {name: value} if value != usual else {}
+    if config.get("rope_theta", 10000.0) != 10000.0:
+        said["rope_theta"] = config["rope_theta"]
+    quantization = config.get("quantization_config")
+    quantization = quantization if isinstance(quantization, dict) else {}
+    said["dtype"] = "fp8" if quantization.get("quant_method") == "fp8" else "bf16"
+    return said | ({"scale_fmt": quantization["scale_fmt"]} if quantization.get("scale_fmt") else {})
