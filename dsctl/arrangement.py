@@ -52,25 +52,30 @@ def heads_of(checkpoint: Checkpoint) -> int | None:
     return heads if type(heads) is int else None
 
 
-def check_cuts(checkpoint: Checkpoint, request: Request, layout: Layout, stored: Iterable[tuple[Param, Codec]]) -> None:
+def check_cuts(
+    checkpoint: Checkpoint, request: Request, layout: Layout, stored: Iterable[tuple[Param, Codec]]
+) -> list[int]:
     """Refuse sizes at which the target's format cannot be cut; with `recode` only those that divide no length.
+
+    Gives the tensor-parallel sizes that cut no block, none where the target has no ranks.
 
     Raises:
         PlanError: with every family whose cut cannot be made, and the sizes that would fit.
     """
     if layout.shares is None:
-        return
+        return []
     pairs = list(dict.fromkeys((param.family, codec) for param, codec in stored))
     ranks = layout.shares.ranks
     cuts = [cut for cut in illegal(pairs, ranks, heads_of(checkpoint)) if not (cut.blocks and request.recode)]
     if cuts:
         raise refusal(cuts, pairs, ranks, heads_of(checkpoint))
+    return legal_sizes(pairs, None if request.layout == "deepseek" else ranks.ep, heads_of(checkpoint))
 
 
 def refusal(cuts: list[Cut], pairs: list[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> PlanError:
     """Why these sizes are refused, and which would not be."""
     issues = [f"{cut.template}: {cut.length:,} into {cut.parts} parts: {cut.why}" for cut in cuts]
-    sizes = legal_sizes(pairs, ranks.ep if ranks.ep != ranks.tp else None, heads)
+    sizes = legal_sizes(pairs, None if ranks.ep == ranks.tp else ranks.ep, heads)
     hint = f"--tp {', '.join(map(str, sizes))} would fit" if sizes else "no size fits"
     if all(cut.blocks for cut in cuts):
         hint += "; --recode encodes these anew"

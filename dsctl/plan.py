@@ -202,6 +202,8 @@ def _steps(
     if cut:
         hint = None if out.request.recode else "--recode decodes these and encodes them anew"
         raise PlanError(f"{len(cut):,} parameters would be cut through blocks", hint=hint, issues=cut[:TOLD])
+    if out.layout.shares is not None:
+        out.notes.append(f"{sum(step.measured for step in steps):,} parameters recoded because of a cut")
     return steps
 
 

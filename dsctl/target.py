@@ -182,7 +182,9 @@ class Target:
         """Name every stored tensor of the target and choose its file."""
         wants = list(wants)
         self.stored = [(want.param, want.codec) for want in wants]
-        check_cuts(self.checkpoint, self.request, self.layout, self.stored)
+        legal = check_cuts(self.checkpoint, self.request, self.layout, self.stored)
+        if legal:
+            self.notes.append(f"tensor-parallel sizes that cut no block: {', '.join(map(str, legal))}")
         placed = {want.param.name: tuple(self._placed(want)) for want in wants}
         limit = self.request.shard_size or (USUAL_SHARD if "" in self._files.values() else 0)
         return self._regrouped(placed, limit) if limit else placed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,8 +40,11 @@ from dsctl.cli.options import (
     Workers,
     parse_size,
 )  # fmt: skip
-from dsctl.cli.output import Output
+from dsctl.cli.output import Output, plural, size
 from dsctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsctl.request import Request
 
 MOST_RANKS = 4096
 
@@ -145,8 +148,12 @@ def shard(
         recode=recode,
         placed=placement(expert_map) if expert_map else (),
     )
+    output = Output(json, quiet)
+    if dry_run and not (rules or only or skip) and _known(source):
+        show_outline(request, source, target, output)
+        return
     how = How(dry_run, workers, device, max_memory, force, verbose, False, engine, address)
-    carry_out(source, target, request, how, Output(json, quiet))
+    carry_out(source, target, request, how, output)
 
 
 def merge(
@@ -216,6 +223,47 @@ def _chosen(
     if rules and format_:
         raise UsageError(f"--recipe and {format_} are both asked for", hint="a recipe names every format itself")
     return format_, rules
+
+
+def _known(source: str) -> bool:
+    """Whether a text names a release, and no folder."""
+    import os
+
+    from dsctl import releases
+
+    return not os.path.exists(source) and releases.known(source) is not None
+
+
+def show_outline(request: Request, source: str, target: str, output: Output) -> None:
+    """Print what spreading a release would write: told from its description, so that nothing is fetched."""
+    from rich.table import Table
+
+    from dsctl.description import describe
+    from dsctl.outline import outline
+
+    found = outline(describe(source), request)
+    counts = {"moved": found.moved, "converted": found.converted, "recoded": found.recoded}
+    ranks = [
+        {"rank": rank, "tensors": found.tensors[rank], "weights_bytes": nbytes} for rank, nbytes in found.nbytes.items()
+    ]
+    facts = {"source": found.source, "target": target, "request": request.json(), "audit": counts}
+    output.data(facts | {"ranks": ranks, "legal_tp": list(found.legal), "bytes_out": sum(found.nbytes.values())})
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("from", f"{found.source}, by its description")
+    table.add_row("to", f"{target}, layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}")
+    table.add_row("parameters", f"{sum(counts.values()):,}")
+    table.add_row("  moved", f"{found.moved:,} moved byte for byte")
+    if found.converted:
+        table.add_row("  converted", f"{found.converted:,} converted to another format")
+    table.add_row("  recoded", f"{found.recoded:,} recoded because of a cut")
+    sizes = sorted(found.nbytes.values())
+    each = size(sizes[-1]) if sizes[0] == sizes[-1] else f"{size(sizes[0])} to {size(sizes[-1])}"
+    table.add_row("write", f"{size(sum(sizes))} of weights on {plural(len(sizes), 'rank')}, {each} each")
+    table.add_row("legal TP", f"{', '.join(map(str, found.legal))}: sizes that cut no block")
+    output.text(table)
+    output.note("dry run: nothing was written")
 
 
 def chosen_ranks(text: str | None) -> tuple[int, ...]:
