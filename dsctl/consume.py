@@ -113,11 +113,11 @@ def room(plan: Plan, store: Store, target: Path) -> int:
         return plan.bytes_out
     waiting: dict[str, int] = {}
     for job in plan.jobs:
-        for file in _sources(job):
+        for file in files_read(job):
             waiting[file] = waiting.get(file, 0) + 1
     taken = most = 0
     for job in plan.jobs:
-        sources = _sources(job)
+        sources = files_read(job)
         taken += 0 if sources <= free else sum(step.written_bytes for step in job.steps)
         most = max(most, taken)
         for file in sources:
@@ -133,7 +133,7 @@ class Consumer:
     def __init__(self, store: Store, target: Path, jobs: Iterable[Job], done: Iterable[int]) -> None:
         self._store, self._target = store, target
         finished = set(done)
-        self._needs: dict[int, set[str]] = {job.number: _sources(job) for job in jobs}
+        self._needs: dict[int, set[str]] = {job.number: files_read(job) for job in jobs}
         self._waiting: dict[str, set[int]] = {}
         for number, files in self._needs.items():
             for file in files - gone(store):
@@ -173,9 +173,9 @@ class Consumer:
             raise WorkError(f"{path}: {error.strerror or error}") from None
 
 
-def _sources(job: Job) -> set[str]:
+def files_read(job: Job) -> set[str]:
     """The files that a job reads."""
     steps = [one for step in job.steps for one in (step, *step.surveyed)]
-    regions = (region for step in steps for region in (*step.reads, *((step.kept,) if step.kept else ())))
+    regions = (region for step in steps for region in (*step.regions_read, *((step.kept,) if step.kept else ())))
     copied = {copy.read.file for step in job.steps for copy in step.copies}
     return copied | {part.file for region in regions for part in region.parts}

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import (
+    Address,
     Debug,
     Device,
     DryRun,
+    Engine,
     Force,
     Json,
     MaxMemory,
@@ -46,6 +48,8 @@ class How:
     force: bool = False
     verbose: bool = False
     consume: bool = False
+    engine: str = "processes"
+    address: str | None = None
 
 
 def carry_out(source: str, target: str, request: Request, how: How, output: Output) -> None:
@@ -74,11 +78,21 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     from dsctl.stores import FILE, is_url
 
     store, target = checkpoint.store, target.removeprefix(FILE)
-    if not how.dry_run and how.workers != 1 and sum(store.files().values()) >= SMALL_BYTES:
+    if (
+        not how.dry_run
+        and how.workers != 1
+        and how.engine == "processes"
+        and sum(store.files().values()) >= SMALL_BYTES
+    ):
         prepare()
+    if how.engine not in ("processes", "ray"):
+        raise UsageError(f"--engine: {how.engine!r} is unknown", hint="processes or ray")
+    if how.address and how.engine != "ray":
+        raise UsageError("--address is for --engine ray")
     budget = parse_size(how.max_memory, "--max-memory")
     plan = make_plan(checkpoint, request)
-    resources = allot(plan, how.workers, budget, WINDOW_BYTES if store.remote else 0)
+    # The nodes of a cluster have processors and memory of their own: what counts is what one task takes.
+    resources = allot(plan, 1 if how.engine == "ray" else how.workers, budget, WINDOW_BYTES if store.remote else 0)
     delivery = Delivery(target, plan, how.force) if is_url(target) else None
     folder = delivery.folder if delivery else Path(target)
     state = delivery.check(store) if delivery else check_target(plan, store, folder, how.force)
@@ -126,7 +140,7 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     from dsctl.cli.progress import Progress
     from dsctl.delivery import deliver
-    from dsctl.executors import EXECUTORS, Executor
+    from dsctl.executors import EXECUTORS, Executor, Ray
     from dsctl.run import run
     from dsctl.tasks import Context
 
@@ -134,6 +148,8 @@ def _run(
 
     def executor() -> Executor:
         context = Context(store, str(folder), resources.band_bytes, devices)
+        if how.engine == "ray":
+            return Ray(context, how.workers or 0, how.address or "", resources.worker_bytes)
         return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
 
     with Progress(plan, output, how.verbose) as progress:
@@ -365,6 +381,8 @@ def convert(
     no_keep_scales: NoKeep = False,
     dry_run: DryRun = False,
     workers: Workers = None,
+    engine: Engine = "processes",
+    address: Address = None,
     device: Device = "cpu",
     max_memory: MaxMemory = None,
     force: Force = False,
@@ -413,7 +431,7 @@ def convert(
     )
     if consume == 1:
         raise UsageError("--consume removes the source's weight files for good", hint="if so, give it twice")
-    how = How(dry_run, workers, device, max_memory, force, verbose, consume > 1)
+    how = How(dry_run, workers, device, max_memory, force, verbose, consume > 1, engine, address)
     carry_out(source, target, request, how, Output(json, quiet))
 
 

@@ -21,13 +21,37 @@ Skip = Annotated[
     typer.Option("--skip", metavar="GLOB", help="Leave out parameters whose name matches; repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+
+
+def _workers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not (text.isdecimal() and 1 <= int(text) <= 1024):
+        raise UsageError(f"--workers: {text!r} is neither auto nor a number from 1 to 1024")
+    return int(text)
+
+
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", min=1, max=1024, help="Worker processes (default: what the machine has)."),
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        parser=_workers,
+        help="Worker processes (default: auto, from cores, memory and the plan).",
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", metavar="processes|ray", help="Who does the work: processes here, or a Ray cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDRESS", help="The Ray cluster to join: auto, or HOST:PORT of its head."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:0,1.")]
 MaxMemory = Annotated[
-    str | None, typer.Option("--max-memory", metavar="SIZE", help="Budget for all processes together, such as 8GB.")
+    str | None,
+    typer.Option("--max-memory", "--memory", metavar="SIZE", help="Budget for all processes together, such as 8GB."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start over in a folder that dsctl made.")]
 

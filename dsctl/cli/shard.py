@@ -128,7 +128,8 @@ def shard(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp are both asked for", hint="name one")
     format_, rules = _chosen(to, bf16, fp8, recipe)
-    own = layout == "deepseek"
+    if mtp and layout == "vllm":
+        raise UsageError("--mtp: layout vllm has no place for the MTP layer")
     request = Request(
         to=RECIPE if rules else format_ or KEEP,
         rules=rules,
@@ -138,11 +139,11 @@ def shard(
         shard_size=parse_size(shard_size, "--shard-size"),
         only=tuple(only or ()),
         skip=tuple(skip or ()),
-        mtp="drop" if no_mtp or (own and not mtp) else "keep",
+        mtp="drop" if no_mtp or (layout in ("deepseek", "vllm") and not mtp) else "keep",
         allow_missing=allow_missing,
         allow_extra=allow_extra,
         tp=tp or 1,
-        ep=ep or (tp or 1 if own else 1),
+        ep=ep or (tp or 1 if layout == "deepseek" else 1),
         pp=pp or 1,
         ranks=chosen_ranks(rank),
         recode=recode,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from dsctl.executors.processes import Processes, prepare
+from dsctl.executors.ray import Ray
 from dsctl.executors.serial import Serial
 
 if TYPE_CHECKING:
@@ -32,6 +33,6 @@ class Executor(Protocol):
         """End all workers, at once."""
 
 
-__all__ = ["EXECUTORS", "Executor", "prepare"]
+__all__ = ["EXECUTORS", "Executor", "Ray", "prepare"]
 
-EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes}
+EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}

@@ -132,6 +132,10 @@ class HubRepository:
                 return listed.size
         raise SourceError(f"{self.place}: no file {file}")
 
+    def cached(self, file: str) -> bool:
+        """Whether the hub's cache holds a file in full."""
+        return self._cached(file) is not None
+
     def _cached(self, file: str) -> LocalFolder | None:
         """The snapshot in the hub's cache, where it holds this file in full."""
         from huggingface_hub import try_to_load_from_cache

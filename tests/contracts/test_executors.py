@@ -1,0 +1,114 @@
+"""What every executor promises, over the whole table: a new entry is tested unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dsctl.checkpoint import open_checkpoint
+from dsctl.errors import SourceError, WorkError
+from dsctl.executors import EXECUTORS, Executor
+from dsctl.plan import Plan, make_plan
+from dsctl.request import Request
+from dsctl.run import Advanced, Event, run
+from dsctl.stores import LocalFolder, Store
+from dsctl.tasks import Context
+from tests.checkpoints import tiny
+
+Make = Callable[[Context], Executor]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return LocalFolder.at(tiny(tmp_path_factory, "v3.2"))
+
+
+@pytest.fixture(scope="module")
+def plan(store: Store) -> Plan:
+    return make_plan(open_checkpoint(store), Request("bf16"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    from tests.ray.cluster import Nodes
+
+    nodes = Nodes(2)
+    yield nodes.address
+    nodes.close()
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.ray] * (name == "ray")) for name in EXECUTORS]
+)
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param != "ray":
+        return lambda context: EXECUTORS[request.param](context, 2)
+    return partial(EXECUTORS["ray"], workers=3, address=request.getfixturevalue("cluster"))  # type: ignore[call-arg]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def expected(plan: Plan, store: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("serial") / "out"
+    run(plan, store, folder, lambda: EXECUTORS["serial"](Context(store, str(folder)), 1))
+    return contents(folder)
+
+
+def test_it_gives_the_serial_run_s_bytes_and_tells_of_all_of_them(
+    make: Make, plan: Plan, store: Store, expected: dict[str, str], tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    run(plan, store, tmp_path / "out", lambda: make(Context(store, str(tmp_path / "out"))), told.append)
+    assert contents(tmp_path / "out") == expected
+    assert sum(event.nbytes for event in told if isinstance(event, Advanced)) == plan.bytes_in
+
+
+def test_each_task_has_one_receipt(make: Make, plan: Plan, store: Store, tmp_path: Path) -> None:
+    for file in plan.files:
+        (tmp_path / f"{file.name}.part").write_bytes(bytes(file.size))
+    workers = make(Context(store, str(tmp_path)))
+    try:
+        for job in plan.jobs[: workers.capacity]:
+            workers.submit(job)
+        receipts = Counter(workers.next(lambda nbytes: None).job for _ in plan.jobs[: workers.capacity])
+    finally:
+        workers.close()
+    assert receipts == Counter(job.number for job in plan.jobs[: workers.capacity])
+
+
+def test_what_a_task_raises_is_raised_as_it_is(make: Make, plan: Plan, store: Store, tmp_path: Path) -> None:
+    workers = make(Context(store, str(tmp_path)))
+    try:
+        workers.submit(plan.jobs[0])
+        with pytest.raises(WorkError, match=r"\.part: No such file"):
+            workers.next(lambda nbytes: None)
+    finally:
+        workers.close()
+
+
+def test_a_source_that_is_gone_is_a_source_error(make: Make, plan: Plan, tmp_path: Path) -> None:
+    workers = make(Context(LocalFolder(str(tmp_path)), str(tmp_path)))
+    try:
+        workers.submit(plan.jobs[0])
+        with pytest.raises(SourceError, match="No such file"):
+            workers.next(lambda nbytes: None)
+    finally:
+        workers.close()
+
+
+def test_it_closes_at_once_whatever_is_under_way(make: Make, plan: Plan, store: Store, tmp_path: Path) -> None:
+    workers = make(Context(store, str(tmp_path)))
+    for job in plan.jobs[: workers.capacity]:
+        workers.submit(job)
+    began = time.monotonic()
+    workers.close()
+    assert time.monotonic() - began < 5

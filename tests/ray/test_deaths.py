@@ -1,0 +1,88 @@
+"""Nodes and drivers of a Ray cluster die in the middle of a run; the bytes are those of a serial run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import dsctl, dsctl_fails, run
+from tests.flows.test_resume import command, contents
+from tests.ray.cluster import Nodes
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def serial(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    target = tmp_path_factory.mktemp("serial") / "out"
+    dsctl("convert", source, target, "--bf16", "--workers", "1")
+    return contents(target)
+
+
+def begun(source: Path, target: Path, nodes: Nodes, jobs: int) -> subprocess.Popen[str]:
+    """A run on the cluster that has done some jobs."""
+    arguments = command(source, target, "--bf16", "--engine", "ray", "--address", nodes.address)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    journal, deadline = target / ".dsctl" / "journal.jsonl", time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b'"job"') >= jobs:
+            return process
+        time.sleep(0.02)
+    raise AssertionError(f"ended or never began: {process.communicate()}")
+
+
+def test_a_killed_node_costs_time_and_no_byte(
+    source: Path, serial: dict[str, str], nodes: Nodes, tmp_path: Path
+) -> None:
+    process = begun(source, tmp_path / "out", nodes, 2)
+    killed = nodes.kill(nodes.nodes[1])
+    said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert killed, "no worker of the node was at work"
+    assert contents(tmp_path / "out") == serial
+
+
+def test_a_killed_driver_s_run_resumes(source: Path, serial: dict[str, str], nodes: Nodes, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    process = begun(source, target, nodes, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = (target / ".dsctl" / "journal.jsonl").read_bytes().count(b'"job"')
+    assert (
+        3 <= done < len(json.loads(dsctl("convert", source, tmp_path / "x", "--bf16", "--dry-run", "--json"))["files"])
+    )
+    again = run("convert", source, target, "--bf16", "--engine", "ray", "--address", nodes.address)
+    assert again.returncode == 0, again.stderr
+    assert contents(target) == serial
+
+
+def test_when_all_nodes_are_gone_new_ones_take_over(
+    source: Path, serial: dict[str, str], nodes: Nodes, tmp_path: Path
+) -> None:
+    process = begun(source, tmp_path / "out", nodes, 1)
+    for node in nodes.nodes:
+        nodes.kill(node)
+    nodes.add()
+    said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert contents(tmp_path / "out") == serial
+
+
+def test_an_interrupt_ends_it_with_a_hint(source: Path, nodes: Nodes, tmp_path: Path) -> None:
+    process = begun(source, tmp_path / "out", nodes, 1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "same command" in said and "Traceback" not in said
+
+
+def test_where_there_is_no_cluster_it_is_said(source: Path, tmp_path: Path) -> None:
+    os.environ.pop("RAY_ADDRESS", None)
+    assert dsctl_fails("convert", source, tmp_path / "a", "--bf16", "--engine", "ray", "--address", "127.0.0.1:9") == 41
+    assert dsctl_fails("convert", source, tmp_path / "b", "--bf16", "--engine", "dask") == 2
+    assert dsctl_fails("convert", source, tmp_path / "c", "--bf16", "--address", "auto") == 2
