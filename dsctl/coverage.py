@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsctl.boxes import Box
 from dsctl.checkpoint import Checkpoint, Piece
 from dsctl.codecs import Misaligned
 from dsctl.errors import PlanError
@@ -58,6 +59,7 @@ class Blocks:
         key = (step.how, *map(_geometry, step.reads), None, *map(_geometry, step.writes))
         if key not in self._known:
             stored = next((why for region in (*step.reads, *step.writes) if (why := _why(region, region))), "")
+            stored = stored or next((why for region in step.writes if (why := _common(region))), "")
             moves = ((read, write) for read in step.reads for write in step.writes)
             moved = next((why for read, write in moves if (why := _why(read, write) or _why(write, read))), "")
             self._known[key] = stored, moved if step.how == "move" else ""
@@ -66,6 +68,17 @@ class Blocks:
 
 def _geometry(region: Region) -> tuple[object, ...]:
     return region.box, region.codec, region.container, region.at
+
+
+def _common(region: Region) -> str:
+    """Why a region cannot be joined with what is above it in its container: a stored tensor would be of both."""
+    if not region.at or not region.at[0]:
+        return ""
+    above = Box((0,) * len(region.at), (region.at[0], *region.container[1:]))
+    for part in region.parts:
+        if region.codec.box(part.suffix, above, region.container).intersect(region.place(part.suffix, region.box)):
+            return f"its {part.suffix.strip('_') or 'weight'} would be that of what it is joined with, too"
+    return ""
 
 
 def _why(one: Region, other: Region) -> str:

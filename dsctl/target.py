@@ -195,6 +195,8 @@ class Target:
             if slot.container not in known:
                 known[slot.container] = want.codec.specs(slot.container), want.codec.stated(slot.container)
             specs, stated = known[slot.container]
+            if stated and (slot.stack or slot.container != slot.region.shape):
+                raise PlanError(f"{want.param.name}: {want.codec.name} cannot be stored joined with others")
             parts = []
             for suffix in want.codec.suffixes:
                 tensor = self.layout.stored(slot.tensor, suffix)
@@ -202,7 +204,7 @@ class Target:
                 if home is None:
                     home = self._files[slot.shard, tensor] = self._home(want, tensor, suffix)
                 file = self.layout.file(slot.shard, home)
-                parts.append(PlacedPart(suffix, tensor, file, specs[suffix], stated.get(suffix)))
+                parts.append(PlacedPart(suffix, tensor, file, slot.stacked(specs[suffix]), stated.get(suffix)))
             yield Placed(slot, tuple(parts))
 
     def _home(self, want: Want, tensor: str, suffix: str) -> str:

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "dsctl"
 TABLES = {
     "codecs": ("CODECS", {"dress", "e4m3", "grids", "nibbles", "scales", "search"}),
     "executors": ("EXECUTORS", set()),
-    "layouts": ("LAYOUTS", {"cuts", "experts", "manifests", "ranks", "recognition"}),
+    "layouts": ("LAYOUTS", {"cuts", "experts", "joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
     "stores": ("STORES", {"hub_requests"}),
 }

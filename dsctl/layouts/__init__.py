@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dsctl.boxes import Box
+from dsctl.header import TensorSpec
 from dsctl.layouts.ranks import Shares
 from dsctl.models import Family, Param
 
@@ -25,6 +26,10 @@ class Slot:
     container: tuple[int, ...]
     at: tuple[int, ...]
     stack: tuple[int, int] | None = None
+
+    def stacked(self, spec: TensorSpec) -> TensorSpec:
+        """What the stored tensor is, of which this slot's part is `spec`."""
+        return spec if self.stack is None else TensorSpec(spec.dtype, (self.stack[1], *spec.shape))
 
 
 class Layout(Protocol):
@@ -46,8 +51,8 @@ class Layout(Protocol):
     def foldered(self) -> bool:
         """Whether every shard is a folder that is complete in itself."""
 
-    def arranged(self, families: Iterable[Family], shares: Shares | None) -> Layout:
-        """This arrangement of these families.
+    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Layout:
+        """This arrangement of these families; `alone` names the shard whose folder is all that is read.
 
         Raises:
             PlanError: it has no place for one of them, or has no ranks, or needs them.
@@ -78,6 +83,14 @@ def whole(param: Param, shard: str, tensor: str) -> Slot:
 
 
 from dsctl.layouts.deepseek import Deepseek  # noqa: E402
+from dsctl.layouts.fused import Fused  # noqa: E402
 from dsctl.layouts.hf import Hf  # noqa: E402
+from dsctl.layouts.vllm import Vllm  # noqa: E402
 
-LAYOUTS: dict[str, Layout] = {"hf": Hf(), "deepseek": Deepseek()}
+LAYOUTS: dict[str, Layout] = {
+    "hf": Hf(),
+    "deepseek": Deepseek(),
+    "fused": Fused(),
+    "stacked": Fused("stacked", True),
+    "vllm": Vllm(),
+}

@@ -60,7 +60,7 @@ class Deepseek:
     metadata: ClassVar[Mapping[str, str]] = {}
     foldered: ClassVar[bool] = False
 
-    def arranged(self, families: Iterable[Family], shares: Shares | None) -> Deepseek:
+    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:
         if shares is None:
             raise PlanError("layout deepseek is one of ranks", hint="dsctl shard SRC DST --layout deepseek --tp N")
         ranks = shares.ranks

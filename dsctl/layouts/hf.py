@@ -28,8 +28,8 @@ class Hf:
     def foldered(self) -> bool:
         return self.shares is not None
 
-    def arranged(self, families: Iterable[Family], shares: Shares | None) -> Hf:
-        return Hf(shares)
+    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Hf:
+        return Hf(shares, alone)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         if self.shares is None:

@@ -105,6 +105,14 @@ class Shares:
             if not family.experts or self._holds(place // parts, param):
                 yield rank, share(family.shape, family.split, place % parts, parts)
 
+    def experts(self, rank: int, layer: int, count: int) -> list[int]:
+        """The experts of a layer that a rank holds, or holds parts of, in order; there are `count` in all."""
+        part = rank % self.ranks.stage // self.ranks.expert_cut
+        if layer in self.placed:
+            return sorted(self.placed[layer][part])
+        each = count // self.ranks.ep
+        return list(range(part * each, (part + 1) * each))
+
     def _stage(self, param: Param) -> int:
         last = self.ranks.pp - 1
         if param.layer is None:

@@ -1,16 +1,20 @@
-"""Which layout a checkpoint's files are in, told by the manifests of its ranks."""
+"""Which layout a checkpoint's files are in, told by the manifests of its ranks, or by names of files and tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 from dsctl.errors import FormatError
-from dsctl.layouts import LAYOUTS, Layout
-from dsctl.layouts.deepseek import file_of
-from dsctl.layouts.hf import Hf, folder
+from dsctl.header import Header, TensorSpec
+from dsctl.layouts import LAYOUTS, Layout, deepseek, vllm
+from dsctl.layouts.hf import folder
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares
 from dsctl.models import Family
+
+# Tensors of these modules are in joined layouts only.
+_JOINED = ("gate_up_proj", "fused_qkv_a_proj")
+Families = Callable[[], tuple[Family, ...]]
 
 
 def manifest_files(files: Iterable[str]) -> list[str]:
@@ -19,24 +23,27 @@ def manifest_files(files: Iterable[str]) -> list[str]:
     return [file for file, names in parts if len(names) == 1 or (len(names) == 2 and names[0].startswith("rank-"))]
 
 
-def _files_of_ranks(files: frozenset[str]) -> int:
-    """How many ranks the files of DeepSeek's inference layout are for; 0 where these are no such files."""
-    world = len(files)
-    return world if files and files == {file_of(rank, world) for rank in range(world)} else 0
-
-
 def recognise(
-    files: Iterable[str], manifests: Mapping[str, Manifest], families: Callable[[], Iterable[Family]], place: str
+    headers: Mapping[str, Header], manifests: Mapping[str, Manifest], families: Families, place: str
 ) -> Layout:
     """The layout of a checkpoint with these safetensors files and manifests; `place` is what a person calls it.
 
     Raises:
         FormatError: the manifests contradict each other.
     """
-    if not manifests:
-        world = _files_of_ranks(frozenset(files))
-        shares = Shares.of(families(), Ranks(world, world)) if world else None
-        return LAYOUTS["deepseek"].arranged(families(), shares) if shares else LAYOUTS["hf"]
+    if manifests:
+        return _told(manifests, families, place)
+    files, world = frozenset(headers), len(headers)
+    if files and files == {deepseek.file_of(rank, world) for rank in range(world)}:
+        return LAYOUTS["deepseek"].arranged(families(), Shares.of(families(), Ranks(world, world)))
+    if files and files == {vllm.file_of(rank) for rank in range(world)}:
+        return _vllm(headers, families, world)
+    if any(mark in name for header in headers.values() for name in header.names for mark in _JOINED):
+        return _joined(headers, families)
+    return LAYOUTS["hf"]
+
+
+def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> Layout:
     ranks = spread(manifests, place)
     present = tuple(sorted(one.rank for one in manifests.values()))
     one = next(iter(manifests.values()))
@@ -44,8 +51,36 @@ def recognise(
         raise FormatError(f"{place}: unknown layout {one.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
     shares = Shares.of(families(), ranks, present, dealt(manifests.values()))
     if MANIFEST in manifests:
-        return Hf(shares, folder(one.rank))
+        return LAYOUTS[one.layout].arranged(families(), shares, folder(one.rank))
     for file, said in manifests.items():
         if file != f"{folder(said.rank)}/{MANIFEST}":
             raise FormatError(f"{file}: is of rank {said.rank}, in another's folder")
     return LAYOUTS[one.layout].arranged(families(), shares)
+
+
+def _vllm(headers: Mapping[str, Header], families: Families, world: int) -> Layout:
+    """vLLM's files, with experts whole or cut, as the first of the stacked ones is."""
+    stored = headers[vllm.file_of(0)].tensors
+    whole, cut = Ranks(world, world), Ranks(world)
+    layout = LAYOUTS["vllm"]
+    for ranks in (whole, cut):
+        layout = LAYOUTS["vllm"].arranged(families(), Shares.of(families(), ranks))
+        slots = [layout.slots(next(family.params()))[0] for family in families() if family.experts and not family.mtp]
+        shapes = [
+            stored[slot.tensor].spec.shape == slot.stacked(TensorSpec("U8", slot.container)).shape
+            for slot in slots
+            if slot.tensor in stored
+        ]
+        if all(shapes):
+            break
+    return layout
+
+
+def _joined(headers: Mapping[str, Header], families: Families) -> Layout:
+    """The layout, of those with joined tensors, that has names for what is there."""
+    names = {name for header in headers.values() for name in header.names}
+    for layout in (LAYOUTS["fused"].arranged(families(), None), LAYOUTS["stacked"].arranged(families(), None)):
+        first = [layout.slots(next(family.params()))[0].tensor for family in families() if family.fused]
+        if any(tensor in names for tensor in first):
+            return layout
+    return LAYOUTS["hf"]

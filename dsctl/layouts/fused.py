@@ -1,0 +1,92 @@
+"""Published names with what loaders join already joined: `gate_up_proj`, `fused_qkv_a_proj`; or experts stacked.
+
+vllm-project/vllm, model_executor/models/deepseek_v2.py (`stacked_params_mapping`): the rows of gate above those of up,
+those of q_a above those of kv_a, on every rank. huggingface/transformers 5, models/deepseek_v3 (`gate_up_proj`
+[experts, 2 * inner, hidden] and `down_proj` [experts, hidden, inner]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dsctl.boxes import Box
+from dsctl.header import PT
+from dsctl.layouts import Slot
+from dsctl.layouts.hf import folder
+from dsctl.layouts.joins import Join, joined, stack_of
+from dsctl.layouts.ranks import Shares
+from dsctl.models import Family, Param
+
+_EXPERT = "{expert}."
+
+
+def fused_names(families: Iterable[Family]) -> dict[str, str]:
+    """Every joined module's weight by the templates of what is joined in it."""
+    return {family.template: f"{family.fused}.weight" for family in families if family.fused}
+
+
+def stacked_names(families: Iterable[Family]) -> dict[str, str]:
+    """The tensor of all of a layer's experts by the templates of their matrices: gate and up joined, and down."""
+    names = {}
+    for family in families:
+        head, mark, tail = (family.fused or family.template.removesuffix(".weight")).partition(_EXPERT)
+        if family.experts and mark:
+            names[family.template] = head + tail
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The published layout, in one name space or a folder per rank, with joined tensors; or `stacked`: experts."""
+
+    name: str = "fused"
+    stacked: bool = False
+    shares: Shares | None = None
+    joins: Mapping[tuple[str, bool], Join] = field(default_factory=dict)
+    alone: str = ""
+    metadata: ClassVar[Mapping[str, str]] = PT
+
+    @property
+    def foldered(self) -> bool:
+        return self.shares is not None
+
+    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Fused:
+        families = tuple(families)
+        names = stacked_names(families) if self.stacked else fused_names(families)
+        return Fused(self.name, self.stacked, shares, joined(families, names), alone)
+
+    def slots(self, param: Param) -> tuple[Slot, ...]:
+        join = self.joins.get((param.template, param.family.mtp), Join(param.template))
+        if self.shares is None:
+            held = [("", 0, Box.whole(param.shape))]
+        else:
+            held = [(folder(rank), rank, box) for rank, box in self.shares.boxes(param)]
+        return tuple([joined_slot(join, param, self.shares, *one) for one in held])
+
+    def stored(self, tensor: str, suffix: str) -> str:
+        return tensor + suffix
+
+    def shard_of(self, file: str) -> str:
+        return "" if self.shares is None else self.alone or file.partition("/")[0]
+
+    def file(self, shard: str, home: str) -> str:
+        return f"{shard}/{home}" if shard else home
+
+    def home(self, file: str) -> str | None:
+        return file if self.shares is None or self.alone else file.partition("/")[2]
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        return {}
+
+
+def joined_slot(join: Join, param: Param, shares: Shares | None, shard: str, rank: int, box: Box) -> Slot:
+    """A rank's share of a parameter in the tensor that it is joined in."""
+    parts = shares.ranks.cut(param.family) if shares else 1
+    container, at = join.container(box, parts) if box.start else ((), ())
+    tensor = join.tensor(param.layer, param.expert)
+    if not join.stacked or param.layer is None or param.expert is None:
+        return Slot(shard, tensor, box, container, at)
+    stack = stack_of(shares, rank, param.layer, param.expert, param.family.experts)
+    return Slot(shard, tensor, box, container, at, stack)

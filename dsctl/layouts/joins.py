@@ -1,0 +1,59 @@
+"""Parameters joined into one tensor: rows of several one below the other, and experts stacked along a new dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from dsctl.boxes import Box
+from dsctl.layouts.ranks import Shares
+from dsctl.models import Family
+
+
+class Join(NamedTuple):
+    """A family's place in the tensor that it shares: the tensor's name as a template, whether experts are stacked in
+    it, and the families whose rows come before and after.
+    """
+
+    template: str
+    stacked: bool = False
+    before: tuple[Family, ...] = ()
+    after: tuple[Family, ...] = ()
+
+    def tensor(self, layer: int | None, expert: int | None) -> str:
+        """The tensor's name for a layer and an expert."""
+        return self.template.format(layer=layer, expert=expert)
+
+    def container(self, box: Box, parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shape of the joined rows, and where a share of the family begins in them; each is cut into `parts`."""
+        above, below = _rows(self.before, parts), _rows(self.after, parts)
+        shape, rest = box.shape, len(box.shape) - 1
+        return (above + shape[0] + below, *shape[1:]), (above, *(0,) * rest)
+
+
+def _rows(families: Iterable[Family], parts: int) -> int:
+    return sum(family.shape[0] // (parts if family.split == 0 else 1) for family in families)
+
+
+def joined(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[str, bool], Join]:
+    """For every family that has a name, by template and whether it is of an MTP layer, the tensor that it shares with
+    those of the same name; a name without {expert} of a family with experts stands for stacked ones.
+    """
+    found: dict[tuple[str, bool], Join] = {}
+    groups: dict[tuple[str, bool], list[Family]] = {}
+    for family in families:
+        if family.template in names:
+            groups.setdefault((names[family.template], family.mtp), []).append(family)
+    for (name, mtp), members in groups.items():
+        for place, family in enumerate(members):
+            stacked = bool(family.experts) and "{expert}" not in name
+            found[family.template, mtp] = Join(name, stacked, tuple(members[:place]), tuple(members[place + 1 :]))
+    return found
+
+
+def stack_of(shares: Shares | None, rank: int, layer: int, expert: int, experts: int) -> tuple[int, int]:
+    """Which of the stacked experts of a rank one is, and how many there are."""
+    if shares is None:
+        return expert, experts
+    held = shares.experts(rank, layer, experts)
+    return held.index(expert), len(held)

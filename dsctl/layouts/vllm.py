@@ -1,0 +1,84 @@
+"""vLLM's sharded state: one file per rank with the its modules' parameters, as load_format sharded_state reads.
+
+vllm-project/vllm, model_executor/model_loader/sharded_state_loader.py (file names, no metadata; tensors are copied into
+the state dict of the model before its weights are processed), model_executor/models/deepseek_v2.py (joined modules) and
+model_executor/layers/fused_moe (`w13_weight` [experts, 2 * inner, hidden], `w2_weight` [experts, hidden, inner]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dsctl.errors import PlanError
+from dsctl.layouts import Slot
+from dsctl.layouts.fused import fused_names, joined_slot
+from dsctl.layouts.joins import Join, joined
+from dsctl.layouts.ranks import Shares
+from dsctl.models import Family, Param
+
+_EXPERT = "{expert}."
+
+
+def _names(families: Iterable[Family]) -> dict[str, str]:
+    names = fused_names(families)
+    for family in families:
+        head, mark, _ = family.template.partition(_EXPERT)
+        if family.experts and mark:
+            names[family.template] = head + ("w13_weight" if family.fused else "w2_weight")
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """One name space and one file per rank."""
+
+    shares: Shares | None = None
+    joins: Mapping[tuple[str, bool], Join] = field(default_factory=dict)
+    name: ClassVar[str] = "vllm"
+    metadata: ClassVar[Mapping[str, str]] = {}
+    foldered: ClassVar[bool] = False
+
+    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:
+        families = tuple(family for family in families if not family.mtp)
+        if shares is None:
+            raise PlanError("layout vllm is one of ranks", hint="dsctl shard SRC DST --layout vllm --tp N")
+        ranks = shares.ranks
+        if ranks.ep not in (1, ranks.tp) or ranks.pp != 1 or shares.placed:
+            hint = "--tp N alone, or --tp N --ep N, as vLLM's --enable-expert-parallel"
+            raise PlanError(f"layout vllm: TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp} is not looked after", hint=hint)
+        if any(family.role == "indexer" for family in families):
+            raise PlanError(
+                "layout vllm: vLLM joins the indexer's wk, decoded, with weights_proj in some versions only",
+                hint="let vLLM read the published layout, or choose --layout hf",
+            )
+        return Vllm(shares, joined(families, _names(families)))
+
+    def slots(self, param: Param) -> tuple[Slot, ...]:
+        if self.shares is None or param.family.mtp:
+            return ()
+        join = self.joins.get((param.template, False), Join(param.template))
+        return tuple(
+            [joined_slot(join, param, self.shares, file_of(rank), rank, box) for rank, box in self.shares.boxes(param)]
+        )
+
+    def stored(self, tensor: str, suffix: str) -> str:
+        return tensor + suffix
+
+    def shard_of(self, file: str) -> str:
+        return file
+
+    def file(self, shard: str, home: str) -> str:
+        return shard
+
+    def home(self, file: str) -> str | None:
+        return None
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        return {}
+
+
+def file_of(rank: int) -> str:
+    """The file of a rank."""
+    return f"model-rank-{rank}-part-0.safetensors"
