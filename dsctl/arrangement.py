@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dsctl.checkpoint import Checkpoint
 from dsctl.codecs import Codec
+from dsctl.codecs.plain import Plain
 from dsctl.errors import PlanError
 from dsctl.layouts import LAYOUTS, Layout
 from dsctl.layouts.cuts import Cut, illegal, legal_sizes
@@ -32,6 +33,10 @@ def arrangement(checkpoint: Checkpoint, request: Request) -> Layout:
     check(checkpoint.families, ranks, checkpoint.store.place)
     if request.ranks and request.ranks[-1] >= ranks.world:
         raise PlanError(f"no rank {request.ranks[-1]}: there are {ranks.world}, numbered from 0")
+    plain = [(family, Plain(family.dtype)) for family in checkpoint.families]
+    uneven = list(illegal(plain, ranks, heads_of(checkpoint)))
+    if uneven:
+        raise refusal(uneven, plain, ranks, heads_of(checkpoint))
     shares = Shares.of(checkpoint.families, ranks, request.ranks, _placed(checkpoint, request))
     return layout.arranged(checkpoint.families, shares)
 
@@ -72,7 +77,7 @@ def check_cuts(
     return legal_sizes(pairs, None if request.layout == "deepseek" else ranks.ep, heads_of(checkpoint))
 
 
-def refusal(cuts: list[Cut], pairs: list[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> PlanError:
+def refusal(cuts: list[Cut], pairs: Sequence[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> PlanError:
     """Why these sizes are refused, and which would not be."""
     issues = [f"{cut.template}: {cut.length:,} into {cut.parts} parts: {cut.why}" for cut in cuts]
     sizes = legal_sizes(pairs, None if ranks.ep == ranks.tp else ranks.ep, heads)

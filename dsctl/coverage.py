@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from dsctl.boxes import Box
 from dsctl.checkpoint import Checkpoint, Piece
 from dsctl.codecs import Misaligned
 from dsctl.errors import PlanError
+from dsctl.layouts import Slot
 from dsctl.steps import Region, Step, Twin, region_of
 
 
@@ -16,6 +18,15 @@ def cover(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     if len(pieces) == 1:
         return pieces
     return tuple({piece.slot.region: piece for piece in reversed(pieces)}.values())[::-1]
+
+
+def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot, ...]) -> bool:
+    """Whether pieces that do not overlap hold all that the slots want of a parameter."""
+    boxes = [piece.slot.region for piece in pieces]
+    if sum(box.size for box in boxes) == prod(shape):
+        return True
+    found = ((slot.region.size, [both.size for box in boxes if (both := box.intersect(slot.region))]) for slot in slots)
+    return all(size == sum(sizes) for size, sizes in found)
 
 
 def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece
 from dsctl.codecs.plain import Plain
-from dsctl.coverage import Blocks, cover, torn, twins
+from dsctl.coverage import Blocks, cover, covers, torn, twins
 from dsctl.errors import PlanError
 from dsctl.header import TensorSpec
 from dsctl.layouts import Slot
@@ -141,12 +141,13 @@ def _wanted(checkpoint: Checkpoint, request: Request, out: Target) -> tuple[list
     for param in (*checkpoint.params, *map(_unknown, survey.extra)):
         pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
         why = _why_dropped(param, bool(pieces) or checkpoint.layout.shares is not None, request)
-        why = why or ("" if out.layout.slots(param) else ELSEWHERE)
+        slots = out.layout.slots(param)
+        why = why or ("" if slots else ELSEWHERE)
         if why:
             dropped.append(Dropped(param.name, why, prod(param.shape)))
             continue
         chosen = cover(pieces)
-        if (len(pieces) > 1 and sum(piece.slot.region.size for piece in chosen) != prod(param.shape)) or not pieces:
+        if not covers(chosen, param.shape, slots):
             incomplete.append(param.name)
             continue
         wants.append(Want(param, chosen, out.codec(param, pieces[0]), pieces))

@@ -263,6 +263,8 @@ def _show_dropped(names: list[str], output: Output, limit: int = 10) -> None:
 
 def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     """Print the audit that `dsctl.json` keeps."""
+    from dsctl.tasks import WORST
+
     counts = audit["audit"]
     said = [f"{counts[name]:,} {name}" for name, _ in _WORDS if counts[name]]
     blocks = [
@@ -277,6 +279,9 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     output.text(f"[bold]audit[/]: {values}: {', '.join(said)}; {counts['unexplained']} unexplained")
     if blocks:
         output.text(f"scales: {', '.join(blocks)}")
+    if WORST in counts:
+        error = f"{counts[WORST]:,} millionths of the largest value of its part"
+        output.text(f"recoded because of a cut: the value furthest from what it was is off by {error}")
     for note in audit["notes"]:
         output.text(f"note: {note}")
     total = sum(file["size"] for file in audit["files"].values())

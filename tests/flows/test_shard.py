@@ -1,0 +1,327 @@
+"""`dsctl shard` and `dsctl merge` from end to end: the same bytes there and back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import tiny
+from tests.command import call, dsctl, dsctl_fails, run
+
+# The smallest that TP 8 cuts between blocks.
+EVEN = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}
+MANIFEST = "dsctl-rank.json"
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory, "v3.2", **EVEN)
+
+
+def source_of(kind: str, factory: pytest.TempPathFactory) -> Path:
+    return tiny(factory, kind.removesuffix("-bf16"), bf16=kind.endswith("-bf16"), **EVEN)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in sorted(files.items()) if name != "dsctl.json"}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def there_and_back(source: Path, folder: Path, *words: object) -> dict[str, int]:
+    """Shard and merge give the source's files byte for byte; the audit of the sharding."""
+    dsctl("shard", source, folder / "parts", *words, "--workers", 1)
+    dsctl("merge", folder / "parts", folder / "back", "--workers", 1)
+    assert contents(folder / "back") == contents(source)
+    audit: dict[str, int] = json.loads((folder / "parts" / "dsctl.json").read_text())["audit"]
+    assert audit["moved"] == audit["parameters"] and audit["unexplained"] == 0
+    return audit
+
+
+@pytest.mark.parametrize("words", ["--tp 1", "--tp 2", "--tp 4", "--tp 8", "--ep 2", "--ep 8", "--tp 8 --ep 4"])
+def test_shard_then_merge_is_byte_identical(even: Path, tmp_path: Path, words: str) -> None:
+    there_and_back(even, tmp_path, *words.split())
+
+
+@pytest.mark.parametrize("words", ["--tp 8 --ep 2", "--tp 2 --ep 4 --pp 2"])
+@pytest.mark.parametrize("kind", ["v3", "v3.1", "v3.2-bf16"])
+def test_so_it_is_for_other_releases_and_formats(
+    kind: str, words: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    there_and_back(source_of(kind, tmp_path_factory), tmp_path, *words.split())
+
+
+@pytest.mark.parametrize("words", ["deepseek --tp 8 --mtp", "fused --tp 4 --ep 2", "stacked --tp 2 --ep 4"])
+def test_so_it_is_for_other_layouts(even: Path, tmp_path: Path, words: str) -> None:
+    there_and_back(even, tmp_path, "--layout", *words.split())
+
+
+@pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 2"])
+def test_so_it_is_for_vllm_whose_files_tell_how_experts_are_shared(
+    words: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    source = tiny(tmp_path_factory, "v3", mtp=False, **EVEN)
+    there_and_back(source, tmp_path, "--layout", "vllm", *words.split())
+
+
+@pytest.mark.parametrize("layout", ["fused", "stacked"])
+def test_whole_checkpoints_are_joined_and_parted(even: Path, tmp_path: Path, layout: str) -> None:
+    dsctl("merge", even, tmp_path / "joined", "--layout", layout)
+    joined, before = tensors(tmp_path / "joined"), tensors(even)
+    assert len(joined) < len(before)
+    dsctl("merge", tmp_path / "joined", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(even)
+
+
+def test_joined_tensors_are_what_their_names_say(even: Path, tmp_path: Path) -> None:
+    before = tensors(even)
+    for layout in ("fused", "stacked"):
+        dsctl("merge", even, tmp_path / layout, "--layout", layout)
+    fused, stacked = tensors(tmp_path / "fused"), tensors(tmp_path / "stacked")
+    attention, experts = "model.layers.1.self_attn.", "model.layers.1.mlp.experts."
+    for suffix in ("", "_scale_inv"):
+        pair = [before[f"{attention}{name}.weight{suffix}"] for name in ("q_a_proj", "kv_a_proj_with_mqa")]
+        assert same(fused[f"{attention}fused_qkv_a_proj.weight{suffix}"], torch.cat([raw(one) for one in pair]))
+        both = [
+            torch.cat([raw(before[f"{experts}{expert}.{name}_proj.weight{suffix}"]) for name in ("gate", "up")])
+            for expert in range(8)
+        ]
+        assert same(fused[f"{experts}3.gate_up_proj.weight{suffix}"], both[3])
+        assert same(stacked[f"{experts}gate_up_proj{suffix}"], torch.stack(both))
+        down = [raw(before[f"{experts}{expert}.down_proj.weight{suffix}"]) for expert in range(8)]
+        assert same(stacked[f"{experts}down_proj{suffix}"], torch.stack(down))
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose values can be compared and joined whatever its dtype."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(raw(one), raw(other))
+
+
+def test_resharding_gives_what_sharding_gives(even: Path, tmp_path: Path) -> None:
+    dsctl("shard", even, tmp_path / "eight", "--tp", 8)
+    for number, words in enumerate((["--tp", 2], ["--tp", 4, "--ep", 8], ["--layout", "deepseek", "--tp", 4, "--mtp"])):
+        dsctl("shard", tmp_path / "eight", tmp_path / f"again{number}", *words)
+        dsctl("shard", even, tmp_path / f"direct{number}", *words)
+        assert contents(tmp_path / f"again{number}") == contents(tmp_path / f"direct{number}")
+
+
+def test_every_rank_is_a_folder_that_stands_alone(even: Path, tmp_path: Path) -> None:
+    dsctl("shard", even, tmp_path / "out", "--tp", 4, "--ep", 2)
+    before, world = tensors(even), 4
+    for rank in range(world):
+        folder = tmp_path / "out" / f"rank-{rank:05d}"
+        held, told = tensors(folder), json.loads((folder / MANIFEST).read_text())
+        assert json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].keys() == held.keys()
+        assert (folder / "config.json").read_bytes() == (even / "config.json").read_bytes()
+        assert (folder / "tokenizer.json").exists()
+        assert (told["tp"], told["ep"], told["pp"], told["rank"]) == (4, 2, 1, rank)
+        seen = 0
+        for entry in told["parameters"]:
+            cut = tuple(slice(*span) for span in entry["box"])
+            for layer in entry["layers"] or [None]:
+                for expert in entry["experts"] or [None]:
+                    name = entry["template"].format(layer=layer, expert=expert)
+                    assert same(held[name], raw(before[name])[cut]), name
+                    seen += 1
+        assert seen == sum(not name.endswith("_scale_inv") for name in held)
+        assert json.loads(dsctl("inspect", folder, "--json"))["parameters"] == seen
+
+
+def test_only_some_ranks_are_written_from_what_they_need(even: Path, tmp_path: Path) -> None:
+    dsctl("shard", even, tmp_path / "all", "--tp", 8, "--ep", 4)
+    whole = json.loads(dsctl("shard", even, tmp_path / "x", "--tp", 8, "--ep", 4, "--dry-run", "--json"))
+    some = json.loads(dsctl("shard", even, tmp_path / "x", "--tp", 8, "--ep", 4, "--rank", "6", "--dry-run", "--json"))
+    assert some["bytes_in"] < whole["bytes_in"] / 2
+    dsctl("shard", even, tmp_path / "some", "--tp", 8, "--ep", 4, "--rank", "1,4-5")
+    ranks = {path.name for path in (tmp_path / "some").glob("rank-*")}
+    assert ranks == {"rank-00001", "rank-00004", "rank-00005"}
+    for rank in ranks:
+        assert contents(tmp_path / "some" / rank) == contents(tmp_path / "all" / rank)
+    done = call("merge", tmp_path / "some", tmp_path / "back")
+    assert done.returncode == 30 and "ranks 0, 2, 3, 6, 7 of 8 are missing" in done.stderr
+    for words in (["--rank", "8"], ["--rank", "3-1"], ["--rank", "one"]):
+        assert dsctl_fails("shard", even, tmp_path / "none", "--tp", 8, *words) in (2, 30)
+    assert not (tmp_path / "none").exists()
+
+
+def test_parts_written_by_several_machines_are_put_together(even: Path, tmp_path: Path) -> None:
+    for ranks in ("0-1", "2-3"):
+        dsctl("shard", even, tmp_path / ranks, "--tp", 4, "--rank", ranks)
+        for folder in (tmp_path / ranks).glob("rank-*"):
+            shutil.copytree(folder, tmp_path / "gathered" / folder.name)
+    for name in ("config.json", "whole.dsctl"):
+        shutil.copy(tmp_path / "0-1" / name, tmp_path / "gathered" / name)
+    dsctl("merge", tmp_path / "gathered", tmp_path / "back")
+    for path in even.glob("model*"):
+        assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+
+
+def change(path: Path, name: str) -> None:
+    held = load_file(path)
+    held[name].view(torch.uint8)[1] ^= 1
+    save_file(held, path, metadata={"format": "pt"})
+
+
+def test_copies_that_disagree_are_named(even: Path, tmp_path: Path) -> None:
+    dsctl("shard", even, tmp_path / "parts", "--tp", 4)
+    name = "model.layers.1.post_attention_layernorm.weight"
+    file = json.loads((even / "model.safetensors.index.json").read_text())["weight_map"][name]
+    change(tmp_path / "parts" / "rank-00002" / file, name)
+    for words in (["merge"], ["merge", "--to", "f32"]):
+        done = call(words[0], tmp_path / "parts", tmp_path / "-".join(words), *words[1:])
+        assert done.returncode == 41, done.stderr
+        assert all(word in done.stderr for word in (name, f"rank-00000/{file}", f"rank-00002/{file}")), done.stderr
+
+
+def test_a_cut_through_blocks_is_refused_with_the_sizes_that_fit(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    source = tiny(tmp_path_factory, "v3", **EVEN, intermediate=1000)
+    done = call("shard", source, tmp_path / "out", "--tp", 8)
+    assert done.returncode == 30 and not (tmp_path / "out").exists()
+    assert "model.layers.{layer}.mlp.down_proj.weight: 1,000 into 8 parts: 125" in done.stderr
+    assert "--tp 1 would fit" in done.stderr and "--recode" in done.stderr
+    done = call("shard", source, tmp_path / "out", "--tp", 16, "--recode")
+    assert done.returncode == 30 and "1,000 / 16" in done.stderr
+    dsctl("shard", source, tmp_path / "bf16", "--tp", 8, "--bf16")
+
+
+@pytest.mark.parametrize("release", ["v3", "v3.2"])
+def test_recoding_says_how_many_and_how_far_off(
+    release: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    source = tiny(tmp_path_factory, release, **EVEN, intermediate=1000)
+    dsctl("shard", source, tmp_path / "parts", "--tp", 8, "--recode")
+    audit = json.loads((tmp_path / "parts" / "dsctl.json").read_text())
+    assert audit["audit"]["requantized"] == 3
+    assert audit["audit"]["worst_error_millionths"] < 40_000
+    assert "3 parameters recoded because of a cut" in audit["notes"]
+    dsctl("convert", source, tmp_path / "values", "--bf16")
+    before = tensors(tmp_path / "values")
+    alone = tmp_path / "parts" / "rank-00005"
+    assert dsctl_fails("convert", alone, tmp_path / "none", "--to", "f32") == 30
+    dsctl("shard", alone, tmp_path / "rank", "--tp", 8, "--rank", 5, "--to", "f32")
+    after = tensors(tmp_path / "rank" / "rank-00005")
+    for name, rows in (("gate", (slice(625, 750), slice(None))), ("down", (slice(None), slice(625, 750)))):
+        wanted = before[f"model.layers.0.mlp.{name}_proj.weight"].float()[rows]
+        off = (after[f"model.layers.0.mlp.{name}_proj.weight"] - wanted).abs().max() / wanted.abs().max()
+        assert off < 0.04
+    done = call("merge", tmp_path / "parts", tmp_path / "back")
+    assert done.returncode == 30 and "3 parameters would be cut through blocks" in done.stderr
+    dsctl("merge", tmp_path / "parts", tmp_path / "back", "--recode")
+
+
+def test_experts_go_where_a_map_places_them(even: Path, tmp_path: Path) -> None:
+    rows = [[0, 5, 2, 3, 1, 4, 6, 7, 5, 0]]
+    (tmp_path / "map.json").write_text(json.dumps({"physical_to_logical_map": rows}))
+    dsctl("shard", even, tmp_path / "parts", "--ep", 2, "--expert-map", tmp_path / "map.json")
+    for rank in range(2):
+        held = tensors(tmp_path / "parts" / f"rank-{rank:05d}")
+        experts = {expert for expert in range(8) if f"model.layers.1.mlp.experts.{expert}.up_proj.weight" in held}
+        assert experts == set(rows[0][rank * 5 : rank * 5 + 5])
+    dsctl("merge", tmp_path / "parts", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(even)
+    for wrong in ([[0, 1, 2, 3, 4, 5, 6]], [[0, 1, 2, 3, 4, 5, 6, 8]], [[0] * 8] * 3, [["x"]]):
+        (tmp_path / "map.json").write_text(json.dumps({"physical_to_logical_map": wrong}))
+        code = dsctl_fails("shard", even, tmp_path / "none", "--ep", 2, "--expert-map", tmp_path / "map.json")
+        assert code == 20 and not (tmp_path / "none").exists()
+
+
+def test_formats_change_in_the_same_pass_and_back(even: Path, tmp_path: Path) -> None:
+    dsctl("convert", even, tmp_path / "bf16", "--bf16")
+    dsctl("shard", even, tmp_path / "parts", "--tp", 4, "--bf16")
+    dsctl("merge", tmp_path / "parts", tmp_path / "merged")
+    one, other = contents(tmp_path / "bf16"), contents(tmp_path / "merged")
+    assert one == other
+    dsctl("merge", tmp_path / "parts", tmp_path / "fp8", "--fp8")
+    assert contents(tmp_path / "fp8") == contents(even)
+    dsctl("shard", tmp_path / "bf16", tmp_path / "again", "--tp", 4, "--fp8")
+    dsctl("shard", even, tmp_path / "direct", "--tp", 4)
+    for path in (tmp_path / "direct").rglob("*.safetensors"):
+        assert (tmp_path / "again" / path.relative_to(tmp_path / "direct")).read_bytes() == path.read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(even: Path, tmp_path: Path) -> None:
+    words = ["--tp", "4", "--bf16"]
+    began = time.monotonic()
+    assert run("shard", even, tmp_path / "direct", *words, "--workers", 1).returncode == 0
+    took = time.monotonic() - began
+    command = [sys.executable, "-m", "dsctl", "shard", str(even), str(tmp_path / "out"), *words, "--workers", "1"]
+    for share in (0.7, 0.9):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(share * took)
+        process.kill()
+        process.wait()
+    dsctl("shard", even, tmp_path / "out", *words)
+    assert contents(tmp_path / "out") == contents(tmp_path / "direct")
+
+
+def test_a_dry_run_tells_every_size(even: Path, tmp_path: Path) -> None:
+    said = json.loads(dsctl("shard", even, tmp_path / "out", "--tp", 4, "--dry-run", "--json"))
+    dsctl("shard", even, tmp_path / "out", "--tp", 4)
+    held = contents(tmp_path / "out")
+    assert said["bytes_out"] == sum(map(len, held.values()))
+    assert said["files"] == {name: len(held[name]) for name in said["files"]}
+    assert "tensor-parallel sizes that cut no block: 1, 2, 4, 8" in said["notes"]
+
+
+def test_a_release_is_planned_by_its_name_alone(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = run("shard", "v3.2", tmp_path / "out", "--tp", "8", "--dry-run", "--json", cwd=tmp_path)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["audit"] == {"moved": 46493, "converted": 0, "recoded": 0}
+    assert said["legal_tp"] == [1, 2, 4, 8, 16] and len(said["ranks"]) == 8
+    assert took < 5
+    done = call("shard", "v3.2", tmp_path / "out", "--tp", 32, "--dry-run")
+    assert done.returncode == 30 and "mlp.gate_proj.weight: 18,432 into 32 parts: 576 = 4.5 x 128" in done.stderr
+    assert "--tp 1, 2, 4, 8, 16 would fit" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tp", 4, "--ep", 3], ["--ep", 16], ["--pp", 4], ["--tp", 2, "--layout", "unknown"], [], ["--tp", 32],
+        ["--tp", 2, "--ep", 4, "--layout", "deepseek"], ["--tp", 2, "--layout", "vllm"], ["--tp", 2, "--rank", "9"],
+    ],
+)  # fmt: skip
+def test_sizes_that_make_no_sense_are_refused(even: Path, tmp_path: Path, words: list[object]) -> None:
+    assert dsctl_fails("shard", even, tmp_path / "out", *words) in (2, 30)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", 7), ("rank", 1), ("tp", 2), ("tp", 0), ("ep", 3), ("layout", "other"), ("parameters", None),
+        ("dealt", "x"),
+    ],
+)  # fmt: skip
+def test_manifests_that_contradict_each_other_are_refused(
+    even: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    dsctl("shard", even, tmp_path / "parts", "--tp", 4)
+    path = tmp_path / "parts" / "rank-00002" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") == 20
+    assert not (tmp_path / "back").exists()
