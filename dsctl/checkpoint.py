@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from dsctl import models
-from dsctl.codecs import CODECS, Codec, declared
+from dsctl.codecs import Codec, readable
 from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
 from dsctl.layouts import Layout
@@ -104,7 +104,7 @@ class Checkpoint:
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:
         """The codecs to try, those that the config declares first."""
-        return tuple(dict.fromkeys((*declared(self.quantization), *CODECS.values())))
+        return readable(self.quantization)
 
     @cached_property
     def survey(self) -> Survey:

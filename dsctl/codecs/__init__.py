@@ -119,6 +119,29 @@ def declared(quantization: Mapping[str, Any] | None) -> tuple[Codec, ...]:
     return tuple([_of_weights(weights) for weights in dress.weights(quantization)])
 
 
+def readable(quantization: Mapping[str, Any] | None) -> tuple[Codec, ...]:
+    """The codecs to try on stored tensors: those declared, then all others that could be meant.
+
+    Floats tell themselves what they are. Integers under one method may be anything under another (FP8 codes have been
+    stored as such), so where the config names a method that some codec knows, they are read by that method alone.
+
+    Raises:
+        FormatError: see `declared`.
+    """
+    method = (quantization or {}).get("quant_method")
+    known = method in {_method(codec) for codec in CODECS.values()} - {None}
+    others = [codec for codec in CODECS.values() if not known or _floats(codec) or _method(codec) == method]
+    return tuple(dict.fromkeys((*declared(quantization), *others)))
+
+
+def _method(codec: Codec) -> str | None:
+    return (codec.config() or {}).get("quant_method")
+
+
+def _floats(codec: Codec) -> bool:
+    return codec.specs(codec.block)[codec.suffixes[0]].dtype[0] in "BF"
+
+
 def _of_weights(weights: Mapping[str, Any]) -> Codec:
     """The codec of one config group's weights.
 

@@ -161,10 +161,13 @@ class Fp4:
 
 
 def _global_scale(peak: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """448 * 6 / peak in the dtype of the weights; 1 where that is no number (compressed-tensors' generate_gparam)."""
+    """448 * 6 / peak; 1 where that is no number.
+
+    Rounded as compressed-tensors' generate_gparam does: by way of the reciprocal, in the dtype of the weights.
+    """
     import torch
 
-    scale = (torch.full_like(peak, REACH) / peak.clamp_min(torch.finfo(dtype).tiny)).to(dtype).float()
+    scale = (peak.to(dtype).clamp_min(torch.finfo(dtype).tiny).reciprocal() * REACH).float()
     return scale.masked_fill_(~scale.isfinite(), 1.0)
 
 

@@ -1,0 +1,273 @@
+"""`convert --to` and `--recipe`: what is stored, what config.json says of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dsctl.codecs import CODECS
+from dsctl.recipes import ready
+from tests.checkpoints import tiny
+from tests.command import call, dsctl, dsctl_fails
+
+QUANTIZED = sorted(CODECS.keys() - {"bf16", "f16", "f32"})
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: tensor for file in files for name, tensor in file.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(_bits(tensor), _bits(other[name]))
+        for name, tensor in one.items()
+    )
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def quantization(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())["quantization_config"]  # type: ignore[no-any-return]
+
+
+def error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Relative error over all matrices."""
+    names = [name for name, tensor in one.items() if tensor.ndim == 2]
+    off = sum((one[name].double() - other[name].double()).square().sum() for name in names)
+    return float(off / sum(other[name].double().square().sum() for name in names)) ** 0.5
+
+
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory, "v3.2", layers=2, experts=2)
+
+
+@pytest.fixture
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory, "v3.2", layers=2, experts=2, bf16=True)
+
+
+@pytest.mark.parametrize("format_", QUANTIZED)
+def test_every_format_goes_there_and_back(format_: str, plain: Path, tmp_path: Path) -> None:
+    dsctl("convert", plain, tmp_path / "stored", "--to", format_)
+    audit = json.loads(dsctl("convert", tmp_path / "stored", tmp_path / "back", "--bf16", "--json"))
+    assert audit["audit"]["dequantized"] > 0 and audit["audit"]["unexplained"] == 0
+    off = error(tensors(tmp_path / "back"), tensors(plain))
+    assert 0 < off < (0.15 if "4" in format_ else 0.04)
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("format_", QUANTIZED)
+def test_a_second_encoding_of_what_was_decoded_moves_nothing_far(format_: str, plain: Path, tmp_path: Path) -> None:
+    dsctl("convert", plain, tmp_path / "stored", "--to", format_)
+    dsctl("convert", tmp_path / "stored", tmp_path / "again", "--to", format_)
+    assert same(tensors(tmp_path / "stored"), tensors(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("format_", ["int4-group", "nvfp4", "mxfp8", "int8-block"])
+def test_one_worker_and_small_bands_give_the_same_bytes(format_: str, plain: Path, tmp_path: Path) -> None:
+    dsctl("convert", plain, tmp_path / "one", "--to", format_, "--workers", "1")
+    dsctl("convert", plain, tmp_path / "two", "--to", format_, "--workers", "2", "--max-memory", "1200MB")
+    assert same(tensors(tmp_path / "one"), tensors(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("other", ["fp8-block-ct", "fp8-block-e8m0"])
+def test_fp8_blocks_change_their_dress_without_loss(other: str, small: Path, tmp_path: Path) -> None:
+    dsctl("convert", small, tmp_path / "dressed", "--to", other, "--no-mtp")
+    dsctl("convert", tmp_path / "dressed", tmp_path / "back", "--to", "fp8-block")
+    before, after = tensors(small), tensors(tmp_path / "back")
+    indexer = [name for name in after if ".indexer." in name]
+    kept = {name: tensor for name, tensor in after.items() if other.endswith("e8m0") or name not in indexer}
+    assert len(kept) > 50
+    assert same(kept, {name: before[name] for name in kept})
+
+
+@pytest.mark.parametrize("format_", [name for name in QUANTIZED if not name.startswith("fp8-block")])
+def test_every_linear_module_is_either_stored_quantized_or_named(format_: str, plain: Path, tmp_path: Path) -> None:
+    dsctl("convert", plain, tmp_path / "stored", "--to", format_)
+    stored, said = tensors(tmp_path / "stored"), quantization(tmp_path / "stored")
+    spared = said["ignored_layers" if format_ == "int8-block" else "ignore"]
+    linear = {name.removesuffix(".weight") for name, tensor in tensors(plain).items() if tensor.ndim == 2}
+    linear -= {name for name in linear if name.endswith("embed_tokens")}
+    quantized = {name for name in linear if f"{name}.weight_scale" in stored or f"{name}.weight_scale_inv" in stored}
+    if format_ == "int8-block":
+        assert set(spared) == {name for name in linear if name.endswith(("indexer.wk", "indexer.wq_b"))}
+        return
+    assert set(spared) == linear - quantized
+    assert {"lm_head", "model.layers.1.mlp.gate", "model.layers.0.self_attn.indexer.weights_proj"} <= set(spared)
+    assert {"model.layers.2.eh_proj", "model.layers.2.shared_head.head"} <= set(spared)
+
+
+def test_what_loaders_fuse_shares_nvfp4s_global_scale(plain: Path, tmp_path: Path) -> None:
+    dsctl("convert", plain, tmp_path / "stored", "--to", "nvfp4")
+    stored, before = tensors(tmp_path / "stored"), tensors(plain)
+    scales = {name: tensor for name, tensor in stored.items() if name.endswith("_global_scale")}
+    pairs = {"gate_proj": "up_proj", "q_a_proj": "kv_a_proj_with_mqa"}
+    seen = 0
+    for name, scale in scales.items():
+        head, _, module = name.removesuffix(".weight_global_scale").rpartition(".")
+        partners = [module, *([pairs[module]] if module in pairs else [])]
+        peak = max(before[f"{head}.{partner}.weight"].abs().amax() for partner in partners)
+        if module in pairs:
+            assert torch.equal(scale, scales[f"{head}.{pairs[module]}.weight_global_scale"])
+            seen += 1
+        if module not in pairs.values():
+            assert scale == (2688 / peak).float()
+    assert seen > 5
+    plan = json.loads(dsctl("convert", plain, tmp_path / "other", "--to", "nvfp4", "--dry-run", "--json"))
+    assert any("read twice" in note for note in plan["notes"])
+
+
+# MXFP4's scales are powers of two: there is little to choose from.
+@pytest.mark.parametrize(
+    ("format_", "share"), [("int4-group", 0.985), ("int4-group-32", 0.985), ("mxfp4", 0.997), ("nvfp4", 0.985)]
+)
+def test_searched_scales_lose_less(format_: str, share: float, plain: Path, tmp_path: Path) -> None:
+    found = []
+    for name, options in (("usual", ()), ("searched", ("--search",))):
+        dsctl("convert", plain, tmp_path / name, "--to", format_, *options)
+        dsctl("convert", tmp_path / name, tmp_path / f"{name}-back", "--bf16")
+        found.append(error(tensors(tmp_path / f"{name}-back"), tensors(plain)))
+    assert found[1] < share * found[0]
+
+
+@pytest.mark.parametrize("name", sorted(ready()))
+def test_ready_recipes_store_what_they_say(name: str, small: Path, tmp_path: Path) -> None:
+    audit = json.loads(dsctl("convert", small, tmp_path / "out", "--recipe", name, "--json"))
+    assert audit["audit"]["unexplained"] == 0
+    rules = ready()[name].rules
+    expected = next(rule.format for rule in rules if rule.role == "routed experts")
+    expert = set(CODECS[expected].suffixes)
+    stored = tensors(tmp_path / "out")
+    assert {f"model.layers.1.mlp.experts.1.down_proj.weight{suffix}" for suffix in expert} <= stored.keys()
+    assert stored["model.layers.1.mlp.gate.weight"].dtype == torch.bfloat16
+    assert stored["model.layers.0.self_attn.indexer.wk.weight"].dtype == torch.bfloat16
+    plan = json.loads(dsctl("convert", small, tmp_path / "dry", "--recipe", name, "--dry-run", "--json"))
+    assert plan["roles"]["routed experts"].keys() == {expected}
+
+
+def test_a_mixed_checkpoint_says_which_modules_are_stored_how(small: Path, tmp_path: Path) -> None:
+    dsctl("convert", small, tmp_path / "out", "--recipe", "w4a8-experts")
+    stored, said = tensors(tmp_path / "out"), quantization(tmp_path / "out")
+    assert said["format"] == "mixed-precision"
+    formats = {group["format"]: group["targets"] for group in said["config_groups"].values()}
+    assert formats.keys() == {"float-quantized", "pack-quantized"}
+
+    def fits(module: str, targets: list[str]) -> bool:
+        return any(
+            re.match(target.removeprefix("re:"), module) if target.startswith("re:") else target == module
+            for target in targets
+        )
+
+    modules = {name.removesuffix(".weight") for name, tensor in tensors(small).items() if tensor.ndim == 2}
+    for module in modules - {name for name in modules if name.endswith(("embed_tokens", "_scale_inv"))}:
+        kinds = [kind for kind, targets in (*formats.items(), ("plain", said["ignore"])) if fits(module, targets)]
+        packed, scaled = f"{module}.weight_packed" in stored, f"{module}.weight_scale" in stored
+        assert kinds == ["pack-quantized" if packed else "float-quantized" if scaled else "plain"], module
+    dsctl("convert", tmp_path / "out", tmp_path / "back", "--bf16")
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+def write(path: Path, *rules: str, about: str = "") -> Path:
+    path.write_text("".join(f"[[rule]]\n{rule}\n" for rule in rules) + about)
+    return path
+
+
+def test_the_first_rule_that_fits_decides(plain: Path, tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path / "mine.toml",
+        'match = "model.layers.0.self_attn.o_proj.weight"\nformat = "keep"',
+        'role = "attention"\nformat = "int8-channel"',
+    )
+    dsctl("convert", plain, tmp_path / "out", "--recipe", recipe)
+    stored = tensors(tmp_path / "out")
+    assert stored["model.layers.0.self_attn.o_proj.weight"].dtype == torch.bfloat16
+    assert stored["model.layers.1.self_attn.o_proj.weight"].dtype == torch.int8
+    ignored = quantization(tmp_path / "out")["ignore"]
+    assert "model.layers.0.self_attn.o_proj" in ignored and "model.layers.1.self_attn.o_proj" not in ignored
+    assert any(entry.startswith("re:") and "experts" in entry for entry in ignored)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("[[rule", 2, "no recipe"),
+        ("rules = 1", 2, "no recipe"),
+        ("rule = []", 2, "holds no"),
+        ('[[rule]]\nformat = "int4-group"', 2, "either role or match"),
+        ('[[rule]]\nrole = "attention"\nmatch = "*"\nformat = "bf16"', 2, "either role or match"),
+        ('[[rule]]\nrole = "attentive"\nformat = "bf16"', 2, "unknown role 'attentive'"),
+        ('[[rule]]\nrole = "attention"\nformat = "int3"', 2, "unknown format 'int3'"),
+        ('[[rule]]\nrole = "attention"\nformat = "bf16"\nsize = 3', 2, "size"),
+        ('[[rule]]\nmatch = "nothing.*"\nformat = "bf16"', 30, "no parameter fits"),
+        ('[[rule]]\nmatch = "lm_head.weight"\nformat = "nvfp4"', 30, "lm_head.weight is never quantized"),
+        ('[[rule]]\nmatch = "*.gate_proj.weight"\nformat = "mxfp4"', 30, "loaders fuse"),
+        ('[[rule]]\nmatch = "*.experts.1.*"\nformat = "mxfp4"', 30, "routed experts in one format"),
+        (
+            '[[rule]]\nrole = "routed experts"\nformat = "mxfp4"\n[[rule]]\nrole = "attention"\nformat = "int8-block"',
+            30,
+            "cannot declare",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(
+    text: str, code: int, said: str, plain: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    arguments = ("convert", plain, tmp_path / "out", "--recipe", tmp_path / "mine.toml")
+    assert dsctl_fails(*arguments) == code
+    assert said in call(*arguments).stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--recipe", "no-such"), "w4a8-experts"),
+        (("--recipe", "int8", "--bf16"), "both asked for"),
+        (("--to", "int5"), "unknown format"),
+        ((), "no target format"),
+    ],
+)
+def test_options_that_name_no_format_are_refused(
+    options: tuple[str, ...], said: str, plain: Path, tmp_path: Path
+) -> None:
+    assert dsctl_fails("convert", plain, tmp_path / "out", *options) == 2
+    assert said in call("convert", plain, tmp_path / "out", *options).stderr
+
+
+@pytest.mark.parametrize("format_", QUANTIZED)
+def test_nan_is_refused_by_name_and_block(format_: str, plain: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
+    for path in plain.iterdir():
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / path.name).write_bytes(path.read_bytes())
+    for path in (tmp_path / "bad").glob("*.safetensors"):
+        held = load_file(path)
+        if name in held:
+            held[name][130, 200] = float("nan")
+            save_file(held, path, {"format": "pt"})
+    (tmp_path / "bad" / "dsctl.json").unlink(missing_ok=True)
+    assert dsctl_fails("convert", tmp_path / "bad", tmp_path / "out", "--to", format_) == 41
+    said = call("convert", tmp_path / "bad", tmp_path / "out", "--to", format_).stderr
+    rows, columns = CODECS[format_].block
+    width = 10**9 if columns == 1 else columns
+    assert f"{name}: NaN or infinity in block [{130 // rows}, {200 // width}]" in said
+
+
+def test_groups_that_do_not_divide_are_refused_before_any_work(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tiny(tmp_path_factory, "v3", layers=2, experts=2, hidden=320, bf16=True)
+    assert dsctl_fails("convert", source, tmp_path / "out", "--to", "int4-group") == 30
+    assert "do not divide into groups of 128" in call("convert", source, tmp_path / "out", "--to", "int4-group").stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+"""transformers and compressed-tensors open whole checkpoints that dsctl wrote, and find in them what dsctl finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer, convert_checkpoint
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
+
+from tests.checkpoints import tiny
+from tests.command import dsctl
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: tensor for file in files for name, tensor in file.items()}
+
+
+def both_ways(source: Path, folder: Path, *asked: str) -> tuple[Path, Path]:
+    """A checkpoint in a format, and that checkpoint decoded to BF16."""
+    dsctl("convert", source, folder / "stored", *asked)
+    dsctl("convert", folder / "stored", folder / "decoded", "--bf16")
+    return folder / "stored", folder / "decoded"
+
+
+def load(folder: Path, **options: Any) -> PreTrainedModel:
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, output_loading_info=True, **options
+    )
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    return model
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(50)[None]).logits
+
+
+@pytest.mark.parametrize("source_is_fp8", [True, False])
+@pytest.mark.parametrize("format_", ["int4-group", "mxfp4", "fp8-channel"])
+def test_transformers_loads_every_weight_as_we_decode_it(
+    format_: str, source_is_fp8: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tiny(tmp_path_factory, "v3", bf16=not source_is_fp8)
+    stored, decoded = both_ways(source, tmp_path, "--to", format_)
+    expected, opened = load(decoded), load(stored, quantization_config=CompressedTensorsConfig(run_compressed=False))
+    weights = dict(opened.named_parameters())
+    assert not [name for name, tensor in expected.named_parameters() if not torch.equal(weights[name], tensor)]
+    assert torch.equal(logits(opened), logits(expected))
+    # Run as it is stored, it also quantizes the activations of an FP8 checkpoint, which no BF16 one asks for.
+    assert torch.equal(logits(load(stored)), logits(expected)) == (format_ != "fp8-channel")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--to", "int4-group"), ("--to", "int4-group-32"), ("--to", "int8-group"), ("--to", "mxfp4"), ("--to", "nvfp4"),
+        ("--recipe", "int4-experts"), ("--recipe", "nvfp4-experts"), ("--to", "int4-group", "--search"),
+        ("--to", "nvfp4", "--search"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+@pytest.mark.parametrize("release", ["v3", "v3.2"])
+def test_compressed_tensors_dequantizes_whole_checkpoints_as_we_do(
+    release: str, asked: tuple[str, ...], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tiny(tmp_path_factory, release, bf16=True, layers=2, experts=2)
+    stored, decoded = both_ways(source, tmp_path, *asked)
+    convert_checkpoint(str(stored), str(tmp_path / "theirs"), CompressedTensorsDequantizer(str(stored)), device="cpu")
+    mine, peers = tensors(decoded), tensors(tmp_path / "theirs")
+    assert mine.keys() == peers.keys()
+    assert not [name for name, tensor in mine.items() if not torch.equal(tensor, peers[name].to(tensor.dtype))]
