@@ -21,7 +21,7 @@ VERBS = {
     "merge": ("convert", "convert-plan"),
     "models": ("models",),
     "plan": ("plan",),
-    "shard": ("convert", "convert-plan"),
+    "shard": ("convert", "convert-plan", "shard-plan"),
     "slice": ("convert", "convert-plan"),
     "tiny": ("tiny",),
     "verify": ("verify",),

@@ -40,6 +40,7 @@ PRINTED = (
     ("convert-plan", "shard small made --tp 2 --dry-run"),
     ("convert-plan", "convert small made --recipe w4a8-experts --dry-run"),
     ("convert-plan", "slice small cut --layers 0-1 --dry-run"),
+    ("shard-plan", "shard v3.2 made --tp 32 --recode --dry-run"),
     ("plan", "plan v3.2 --tp 32"),
     ("plan", "plan v3.2 --tp 8 --gpu h200"),
     ("plan", "plan small --to bf16 --ep 4"),
