@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,13 +15,26 @@ from typing import Any
 from dsctl.errors import ResumeError, WorkError
 
 
+def failure(path: Path, error: OSError) -> WorkError:
+    """What to raise where the system refuses to write."""
+    hint = "free some space and run the same command again: it resumes" if error.errno == errno.ENOSPC else None
+    return WorkError(f"{path}: {error.strerror or error}", hint=hint)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames and new names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make renames and new names in a folder durable.
+
+    Raises:
+        WorkError: the disk fails.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise failure(folder, error) from None
 
 
 def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
@@ -45,7 +59,7 @@ def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
         os.replace(sibling, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise WorkError(f"{path}: {error.strerror or error}") from None
+        raise failure(path, error) from None
     return digest.hexdigest()
 
 
@@ -91,7 +105,7 @@ class Journal:
             self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
             os.fdatasync(self._file.fileno())
         except OSError as error:
-            raise WorkError(f"{self.path}: {error.strerror or error}") from None
+            raise failure(self.path, error) from None
 
 
 class Lock:

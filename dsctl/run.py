@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
-from dsctl.journal import Journal, Lock, replace_file, sync_folder
+from dsctl.journal import Journal, Lock, failure, replace_file, sync_folder
 from dsctl.plan import Job, OutFile, Plan
 from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
@@ -288,7 +287,7 @@ def _prepare(file: OutFile, target: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _explain(path, error) from None
+        raise failure(path, error) from None
 
 
 def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
@@ -296,12 +295,6 @@ def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
-
-
-def _explain(path: Path, error: OSError) -> WorkError:
-    full = error.errno == errno.ENOSPC
-    hint = "free some space and run the same command again: it resumes" if full else None
-    return WorkError(f"{path}: {error.strerror or error}", hint=hint)
 
 
 def _work(
@@ -359,7 +352,7 @@ def _commit(target: Path, file: str) -> None:
             os.rename(part, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise _explain(path, error) from None
+        raise failure(path, error) from None
 
 
 def _chunks(store: Store, file: str, size: int, report: Report) -> Iterator[bytes]:

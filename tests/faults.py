@@ -1,11 +1,16 @@
-"""Faults that a process and all that it starts will meet: errors of the disk, slowness, files that shrink, kills."""
+"""Faults that a run meets: errors of the disk, slowness, files that shrink, kills."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from tests.layer.sitecustomize import CALLS, disturbed
 
 LAYER = Path(__file__).parent / "layer"
 
@@ -20,6 +25,15 @@ def fault(what: str, call: str, path: str = "", **more: Any) -> dict[str, Any]:
 
 
 def environment(*faults: dict[str, Any]) -> dict[str, str]:
-    """The environment of a process that meets these faults."""
+    """The environment of a process that meets these faults, as do all that it starts."""
     path = os.pathsep.join(filter(None, (str(LAYER), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path, "DSCTL_TEST_FAULTS": json.dumps(faults)}
+
+
+@contextmanager
+def met(*faults: dict[str, Any]) -> Iterator[None]:
+    """Let this process meet these faults."""
+    with ExitStack() as stack:
+        for name in CALLS:
+            stack.enter_context(mock.patch.object(os, name, disturbed(name, list(faults))))
+        yield

@@ -1,7 +1,7 @@
-"""A failing layer between Python and the file system, for whole processes and those that they start: tests/faults.py.
+"""A failing layer between Python and the file system: see tests/faults.py.
 
-Python imports this module at start where its folder is on the path. The calls of `os` that name no path find it
-through the descriptor.
+Python imports this module at its start where its folder is on the path, so that a process and all that it starts meet
+the faults that DSCTL_TEST_FAULTS lists. The calls of `os` that name no path find it through the descriptor.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-FAULTS: list[dict[str, Any]] = json.loads(os.environ.get("DSCTL_TEST_FAULTS", "[]"))
-_REAL = {name: getattr(os, name) for name in ("pread", "preadv", "pwrite", "fdatasync", "fsync")}
-_CHANCE = random.Random(os.getpid() if FAULTS else 0)
+CALLS = ("pread", "preadv", "pwrite", "fdatasync", "fsync")
+_CHANCE = random.Random(os.getpid())
 
 
-def disturb(fault: dict[str, Any], call: str, path: str) -> None:
-    """Do what a fault says, if this is its call on its file and its time has come."""
-    if fault["call"] != call or fault["path"] not in path or _CHANCE.random() >= fault.get("chance", 1.0):
-        return
-    fault["after"] = fault.get("after", 0) - 1
-    if fault["after"] >= 0:
-        return
-    what = fault["what"]
-    if what == "wait":
-        time.sleep(fault["seconds"])
-    elif what == "shrink":
-        os.truncate(path, fault["size"])
-    elif what == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    else:
-        raise OSError(getattr(errno, what), os.strerror(getattr(errno, what)))
+def disturbed(name: str, faults: list[dict[str, Any]]) -> Callable[..., Any]:
+    """A call of `os` that meets these faults."""
+    real = getattr(os, name)
 
-
-def _disturbed(name: str) -> Callable[..., Any]:
     def call(descriptor: int, *arguments: Any, **options: Any) -> Any:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        for fault in FAULTS:
-            disturb(fault, name, path)
-        return _REAL[name](descriptor, *arguments, **options)
+        for fault in faults:
+            if fault["call"] == name and fault["path"] in path and _CHANCE.random() < fault.get("chance", 1.0):
+                fault["after"] = fault.get("after", 0) - 1
+                if fault["after"] < 0:
+                    _meet(fault, path)
+        return real(descriptor, *arguments, **options)
 
     return call
 
 
-if FAULTS:
-    for _name in _REAL:
-        setattr(os, _name, _disturbed(_name))
+def _meet(fault: dict[str, Any], path: str) -> None:
+    if fault["what"] == "wait":
+        time.sleep(fault["seconds"])
+    elif fault["what"] == "shrink":
+        os.truncate(path, fault["size"])
+    elif fault["what"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        number = getattr(errno, fault["what"])
+        raise OSError(number, os.strerror(number))
+
+
+if os.environ.get("DSCTL_TEST_FAULTS"):
+    _FAULTS = json.loads(os.environ["DSCTL_TEST_FAULTS"])
+    for _name in CALLS:
+        setattr(os, _name, disturbed(_name, _FAULTS))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import time
@@ -54,9 +52,7 @@ def test_a_killed_driver_s_run_resumes(source: Path, serial: dict[str, str], nod
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = (target / ".dsctl" / "journal.jsonl").read_bytes().count(b'"job"')
-    assert (
-        3 <= done < len(json.loads(dsctl("convert", source, tmp_path / "x", "--bf16", "--dry-run", "--json"))["files"])
-    )
+    assert 3 <= done < 24
     again = run("convert", source, target, "--bf16", "--engine", "ray", "--address", nodes.address)
     assert again.returncode == 0, again.stderr
     assert contents(target) == serial
@@ -82,7 +78,6 @@ def test_an_interrupt_ends_it_with_a_hint(source: Path, nodes: Nodes, tmp_path: 
 
 
 def test_where_there_is_no_cluster_it_is_said(source: Path, tmp_path: Path) -> None:
-    os.environ.pop("RAY_ADDRESS", None)
     assert dsctl_fails("convert", source, tmp_path / "a", "--bf16", "--engine", "ray", "--address", "127.0.0.1:9") == 41
     assert dsctl_fails("convert", source, tmp_path / "b", "--bf16", "--engine", "dask") == 2
     assert dsctl_fails("convert", source, tmp_path / "c", "--bf16", "--address", "auto") == 2

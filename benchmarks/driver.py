@@ -1,0 +1,190 @@
+"""What the driver costs at the size of V3.2, and what that leaves for many workers.
+
+    python benchmarks/driver.py [--folder DIR] [--size 2GB]
+
+A hollow checkpoint has the names, shapes and files of the real one and no blocks on the disk. The plan is made of it;
+the driver hands out all jobs to workers that do nothing, so that what is left is its own cost: submitting, receipts,
+a journal that is on the disk before the next step, renames. Then the journal is replayed, also at 100,000 records.
+Last, real jobs: the processor time of one, and how much of it is spent under the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from dsctl import releases
+from dsctl.checkpoint import open_checkpoint
+from dsctl.header import TensorSpec, build
+from dsctl.journal import Journal
+from dsctl.plan import Job, Plan, make_plan
+from dsctl.request import Request
+from dsctl.run import _State, _prepare, _replay, _work
+from dsctl.stores import INDEX, LocalFolder
+from dsctl.tasks import Context, Progress, Receipt, Seal
+from dsctl.tiny import Recipe, blueprint, make
+from dsctl.tiny.blueprint import SIZES
+from dsctl.work import perform
+
+RECORDS = 100_000
+
+
+def hollow(folder: Path, name: str) -> None:
+    """A release's checkpoint at full size, all holes."""
+    config = releases.find(name).config
+    plan = blueprint(name, Recipe(**{size: config[field] for size, (_, field) in SIZES.items()}))
+    specs: list[dict[str, TensorSpec]] = [{} for _ in plan.files]
+    for place in plan.places:
+        specs[place.file][place.tensor] = place.spec
+    folder.mkdir(parents=True)
+    for file, tensors in zip(plan.files, specs, strict=True):
+        header, _ = build(tensors)
+        (folder / file).write_bytes(header)
+        os.truncate(folder / file, len(header) + sum(spec.nbytes for spec in tensors.values()))
+    (folder / "config.json").write_text(json.dumps(plan.config))
+    (folder / INDEX).write_text(json.dumps(plan.index()))
+
+
+class Idle:
+    """An executor whose tasks are done before they are begun; each is sent through a pipe's worth of pickling."""
+
+    capacity = 64
+
+    def __init__(self) -> None:
+        self._tasks: deque[Job | Seal] = deque()
+        self.nbytes = 0
+
+    def submit(self, task: Job | Seal) -> None:
+        data = pickle.dumps(task)
+        self.nbytes += len(data)
+        self._tasks.append(task)
+
+    def next(self, progress: Progress) -> Receipt:
+        task = self._tasks.popleft()
+        if isinstance(task, Seal):
+            return Receipt(None, {}, task.file, "0" * 64)
+        return Receipt(task.number, {})
+
+    def close(self) -> None:
+        pass
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What a call gives, its wall seconds and this process's processor seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = call()
+    return found, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def drive(plan: Plan, folder: Path) -> float:
+    """Have a plan done by nobody; prints the driver's costs and gives its processor seconds per job."""
+    working, idle = folder / ".dsctl", Idle()
+    working.mkdir(parents=True)
+    _, wall, _ = timed(lambda: [_prepare(file, folder) for file in plan.files])
+    print(f"make {len(plan.files)} files of {plan.bytes_out / 1e9:.0f} GB, sparse: {wall:.2f} s")
+    with Journal(working) as journal:
+        work = lambda: _work(plan, folder, journal, idle, _State(), deque(plan.jobs), lambda event: None, None)  # noqa: E731
+        _, wall, cpu = timed(work)
+    tasks = len(plan.jobs) + len(plan.files)
+    print(
+        f"{len(plan.jobs):,} jobs and {len(plan.files)} seals: {1000 * cpu / tasks:.3f} ms of processor and "
+        f"{1000 * wall / tasks:.3f} ms of wall time each, {idle.nbytes / tasks / 1e3:.1f} kB sent each"
+    )
+    shutil.copy(working / "journal.jsonl", folder / "kept")
+    return cpu / tasks
+
+
+def replay(plan: Plan, folder: Path) -> None:
+    """Replay the journal of the run, and one of `RECORDS` jobs."""
+    working = folder / ".dsctl"
+
+    def again() -> int:
+        with Journal(working) as journal:
+            return len(_replay(plan, folder, journal).done)
+
+    jobs, wall, _ = timed(again)
+    print(f"replay of {jobs:,} jobs: {wall:.3f} s")
+    counts = {"blocks_restored": 123_456, "blocks_computed": 789}
+    lines = [json.dumps({"job": n, "counts": counts}, separators=(",", ":")) for n in range(RECORDS)]
+    (working / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    jobs, wall, _ = timed(again)
+    print(f"replay of {jobs:,} jobs: {wall:.3f} s")
+
+
+def share_under_lock(folder: Path, size: str) -> float:
+    """Do real jobs in one thread, then in two of one process; gives the processor seconds of a source gigabyte."""
+    import torch
+
+    from dsctl.cli.options import parse_size
+
+    torch.set_num_threads(1)
+    wide = {"hidden": 7168, "moe_intermediate": 2048, "heads": 16, "vocab": 8192, "layers": 2}
+    make("v3.2", folder / "source", Recipe(size=parse_size(size, "--size"), **wide))
+    store = LocalFolder.at(folder / "source")
+    plan = make_plan(open_checkpoint(store), Request("bf16"))
+    (folder / "target").mkdir()
+    for file in plan.files:
+        _prepare(file, folder / "target")
+    context = Context(store, str(folder / "target"))
+
+    def one(jobs: list[Job]) -> None:
+        for job in jobs:
+            perform(job, context, lambda nbytes: None)
+
+    def two() -> None:
+        threads = [Thread(target=one, args=(plan.jobs[start::2],)) for start in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    one(plan.jobs)
+    alone, beside = [], []
+    for _ in range(3):
+        _, wall, cpu = timed(lambda: one(plan.jobs))
+        alone.append((wall, cpu))
+        beside.append(timed(two)[1])
+    wall, cpu = min(alone)
+    steps = sum(len(job.steps) for job in plan.jobs)
+    read = sum(step.read_bytes for step in plan.steps)
+    share = max(0.0, 2 * min(beside) / wall - 1)
+    print(
+        f"{len(plan.jobs)} jobs of {steps} parameters, {read / 1e9:.2f} GB read: {wall:.2f} s in one thread, "
+        f"{min(beside):.2f} s in two of one process: at most {share:.0%} of the time is under the interpreter's lock"
+    )
+    print(f"{cpu / len(plan.jobs) * 1000:.0f} ms of processor time per job, {cpu / read * 1e9:.2f} s per GB read")
+    return cpu / len(plan.jobs)
+
+
+def main() -> None:
+    """Print everything."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", default=tempfile.gettempdir())
+    parser.add_argument("--size", default="2GB")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="dsctl-bench-") as name:
+        work = Path(name)
+        hollow(work / "hollow", "v3.2")
+        checkpoint, wall, _ = timed(lambda: open_checkpoint(LocalFolder.at(work / "hollow")))
+        tensors = sum(len(header.names) for header in checkpoint.headers.values())
+        print(f"open {tensors:,} tensors in {len(checkpoint.headers)} files: {wall:.2f} s")
+        plan, wall, _ = timed(lambda: make_plan(checkpoint, Request("bf16")))
+        print(f"plan {len(plan.steps):,} parameters, {plan.bytes_in / 1e9:.0f} GB read: {wall:.2f} s")
+        driver = drive(plan, work / "driven")
+        replay(plan, work / "driven")
+        job = share_under_lock(work, arguments.size)
+        print(f"one driver keeps {job / driver:,.0f} workers busy")
+
+
+if __name__ == "__main__":
+    main()
