@@ -29,7 +29,7 @@ from dsctl.header import TensorSpec, build
 from dsctl.journal import Journal
 from dsctl.plan import Job, Plan, make_plan
 from dsctl.request import Request
-from dsctl.run import _State, _prepare, _replay, _work
+from dsctl.run import _prepare, _replay, _State, _work
 from dsctl.stores import INDEX, LocalFolder
 from dsctl.tasks import Context, Progress, Receipt, Seal
 from dsctl.tiny import Recipe, blueprint, make

@@ -15,6 +15,7 @@ from dsctl.boxes import Box
 from dsctl.codecs import KEPT, PEAK, BadBlock, Codec, Misaligned
 from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
+from dsctl.devices import Device, device
 from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
 from dsctl.plan import Job, Part, Region, Step
@@ -78,7 +79,12 @@ class _Files:
         self.open: dict[str, int] = {}
         self.scratch: dict[str, torch.Tensor] = {}
         self.peaks: dict[str, torch.Tensor] = {}
-        self.device = context.devices[os.getpid() % len(context.devices)]
+        self.device = device(context.devices[os.getpid() % len(context.devices)])
+
+    @property
+    def _pinned(self) -> bool:
+        """Whether buffers are of memory that a device copies from and to by itself."""
+        return self.device is not None and self.device.name != "cpu"
 
     def __enter__(self) -> _Files:
         return self
@@ -97,7 +103,7 @@ class _Files:
         need = max(spec.nbytes, 1)
         have = self.scratch.get(name)
         if have is None or have.numel() < need:
-            have = self.scratch[name] = torch.empty(need, dtype=torch.uint8)
+            have = self.scratch[name] = torch.empty(need, dtype=torch.uint8, pin_memory=self._pinned)
         return have[: spec.nbytes].view(DTYPES[spec.dtype]).view(spec.shape)
 
     def read(self, name: str, part: Part, box: Box) -> torch.Tensor:
@@ -288,7 +294,11 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
         else:
             kept = _kept(step, wanted, files) | ({PEAK: files.peaks[step.name]} if step.surveyed else {})
             with _placed(step, region.codec, wanted):
-                add(counts, _encode(region, cut, stored, kept, files.device))
+                if files.device is None:
+                    done = region.codec.encode(cut, stored | kept)
+                else:
+                    done = files.device.encode(region.codec, cut, stored, kept)
+                add(counts, done)
             if step.measured:
                 add(counts, {WORST: _error(region, cut, stored, files)})
         for part in region.parts:
@@ -296,26 +306,11 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
     return counts
 
 
-def _decode(region: Region, stored: dict[str, torch.Tensor], out: torch.Tensor, device: str) -> None:
-    if device == "cpu":
-        region.codec.decode(stored, out)
-        return
-    there = torch.empty(out.shape, dtype=out.dtype, device=device)
-    region.codec.decode({suffix: tensor.to(device) for suffix, tensor in stored.items()}, there)
-    out.copy_(there)
-
-
-def _encode(
-    region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], device: str
-) -> dict[str, int]:
-    if device == "cpu":
-        return region.codec.encode(values, stored | kept)
-    there = {suffix: torch.empty(tensor.shape, dtype=tensor.dtype, device=device) for suffix, tensor in stored.items()}
-    known = {suffix: tensor.to(device) for suffix, tensor in kept.items()}
-    counts = region.codec.encode(values.to(device), there | known)
-    for suffix, tensor in stored.items():
-        tensor.copy_(there[suffix])
-    return counts
+def _decode(codec: Codec, stored: dict[str, torch.Tensor], out: torch.Tensor, there: Device | None) -> None:
+    if there is None:
+        codec.decode(stored, out)
+    else:
+        there.decode(codec, stored, out)
 
 
 def _kept(step: Step, box: Box, files: _Files) -> dict[str, torch.Tensor]:
@@ -364,9 +359,9 @@ def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
         }
         _compare(step, place, both, stored.values(), files)
         if both == band:
-            _decode(region, stored, values, files.device)
+            _decode(region.codec, stored, values, files.device)
             continue
         piece = files.buffer("piece", TensorSpec(dtype, both.shape))
-        _decode(region, stored, piece, files.device)
+        _decode(region.codec, stored, piece, files.device)
         _cut(values, both.relative_to(band.start)).copy_(piece)
     return values

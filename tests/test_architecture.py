@@ -37,11 +37,11 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "msgspec": None,
     "numpy": None,
     "rich": ("cli",),
-    "torch": ("work", "executors", "codecs", "compare", "doctor", "tiny", "cli.convert"),
+    "torch": ("work", "devices", "executors", "codecs", "compare", "doctor", "tiny", "cli.convert"),
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
-LOADS_TORCH = {"work", "codecs.e4m3"}
+LOADS_TORCH = {"work", "devices", "codecs.e4m3"}
 
 
 class Import(NamedTuple):

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # How often a task is started again whose worker or node has died.
 RETRIES = 5
+# Tasks that share a GPU: while one computes, others read and write.
+SHARERS = 4
 # Seconds after which waiting for a task looks whether somebody wants the run to end.
 GLANCE = 1.0
 # Seconds for a cluster's head to answer.
@@ -40,9 +43,13 @@ class Ray:
         processors = int(self._ray.cluster_resources().get("CPU", 1))
         # Each node has its next task waiting.
         self.capacity = workers or processors + len(nodes)
-        self._context = self._ray.put(context)
         self._options = {"num_cpus": 1, "max_retries": RETRIES, "memory": memory or None}
+        if context.devices != ("cpu",):
+            # Ray shows a task the device that it gave it as the first and only one.
+            self._options["num_gpus"] = 1 / SHARERS
+            context = replace(context, devices=("cuda:0",))
         self._perform = self._ray.remote(_perform)
+        self._context = self._ray.put(context)
         self._turns = count()
         self._tasks: dict[Any, Job | Seal] = {}
         self._holders = self._find_holders(context.store, [node["NodeID"] for node in nodes])

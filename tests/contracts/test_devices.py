@@ -1,0 +1,89 @@
+"""What every device promises for every codec: the processor's bytes. Without a GPU, `cpu` shows that stretches of rows
+come together right; with one, `pytest -m gpu` shows the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsctl.codecs import CODECS, KEPT, PEAK, BadBlock, Codec
+from dsctl.devices import Device
+from tests.checkpoints import tiny
+from tests.command import dsctl
+from tests.contracts.test_codecs import decoded, empty, encoded, gaussian
+from tests.flows.test_resume import contents
+
+# One that no stretch divides, one smaller than a stretch.
+SHAPES = [(576, 512), (64, 128)]
+DEVICES = ("cpu", pytest.param("cuda:0", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(params=sorted(CODECS))
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return CODECS[request.param]
+
+
+@pytest.fixture(params=DEVICES, scope="module")
+def there(request: pytest.FixtureRequest) -> Device:
+    return Device(request.param)
+
+
+def peak(codec: Codec, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {PEAK: values.abs().amax().float().view(1)} if codec.surveys else {}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_encoding_there_gives_the_same_bytes(there: Device, codec: Codec, shape: tuple[int, int]) -> None:
+    values = gaussian(shape)
+    for known in (peak(codec, values), {}):
+        stored = empty(codec.specs(shape))
+        there.encode(codec, values, stored, known)
+        for suffix, tensor in encoded(codec, values).items():
+            assert torch.equal(stored[suffix].view(torch.uint8), tensor.view(torch.uint8)), suffix
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_there_gives_the_same_values(
+    there: Device, codec: Codec, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    stored, out, here = (
+        encoded(codec, gaussian(shape)),
+        torch.empty(shape, dtype=dtype),
+        torch.empty(shape, dtype=dtype),
+    )
+    there.decode(codec, stored, out)
+    codec.decode(stored, here)
+    assert torch.equal(out, here)
+
+
+def test_kept_scales_are_used_there_too(there: Device) -> None:
+    codec, values = CODECS["fp8-block"], gaussian((576, 512))
+    stored = encoded(codec, values)
+    exact = decoded(codec, stored, (576, 512)).to(torch.bfloat16)
+    kept = {KEPT + suffix: tensor for suffix, tensor in stored.items() if suffix}
+    here, out = empty(codec.specs((576, 512))), empty(codec.specs((576, 512)))
+    counts = codec.encode(exact, here | kept)
+    assert there.encode(codec, exact, out, kept) == counts
+    assert all(torch.equal(out[suffix].view(torch.uint8), here[suffix].view(torch.uint8)) for suffix in here)
+
+
+def test_a_bad_block_is_told_by_its_place_in_the_band(there: Device) -> None:
+    codec, values = CODECS["fp8-block"], gaussian((640, 256))
+    values[600, 200] = float("nan")
+    with pytest.raises(BadBlock, match=r"block \[4, 1\]"):
+        there.encode(codec, values, empty(codec.specs((640, 256))), {})
+
+
+@pytest.mark.gpu
+def test_a_conversion_there_gives_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    source = tiny(tmp_path_factory, "v3.2")
+    for device in ("cpu", "cuda"):
+        dsctl("convert", source, tmp_path / device, "--bf16", "--workers", "1", "--device", device)
+        dsctl("convert", tmp_path / device, tmp_path / f"{device}-back", "--fp8", "--workers", "1", "--device", device)
+    for suffix in ("", "-back"):
+        here, there_ = (contents(tmp_path / f"{device}{suffix}") for device in ("cpu", "cuda"))
+        here.pop("dsctl.json"), there_.pop("dsctl.json")
+        assert here == there_
