@@ -123,9 +123,9 @@ def build(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = PT) -> 
     for name, spec in sorted(specs.items(), key=lambda item: (-_RANK[item[1].dtype], item[0])):
         offsets[name] = at
         end = at + spec.nbytes
-        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, end]}
+        entries[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (at, end)}
         at = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = msgspec.json.encode(entries)
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: start + offset for name, offset in offsets.items()}

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 from dsctl.boxes import Box
 from dsctl.header import TensorSpec
 from dsctl.layouts import Layout, Slot
@@ -60,10 +62,15 @@ def rank_texts(
         told = manifest(layout.name, rank, shares.ranks, bool(shares.placed), held[shard])
         texts |= {
             f"{shard}/config.json": config,
-            f"{shard}/{INDEX}": json_text(index_of(parts[shard])),
+            f"{shard}/{INDEX}": index_text(index_of(parts[shard])),
             f"{shard}/{MANIFEST}": encode(told),
         }
     return texts
+
+
+def index_text(index: dict[str, Any]) -> bytes:
+    """The same as `json_text` for an index, which holds no fractions: in less time."""
+    return msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n"
 
 
 def json_text(value: object) -> bytes:

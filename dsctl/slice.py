@@ -137,8 +137,7 @@ def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Cut) -> t
         raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
     return tuple(
         piece._replace(
-            slot=replace(
-                piece.slot,
+            slot=piece.slot._replace(
                 region=Box((first, *(0,) * len(rest)), (last, *rest)),
                 at=(piece.slot.at[0] + cut.experts[first], *piece.slot.at[1:]),
             )

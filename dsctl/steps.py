@@ -100,10 +100,7 @@ class Step(NamedTuple):
 
     @property
     def written_bytes(self) -> int:
-        copied = sum(copy.write.spec.nbytes for copy in self.copies)
-        return copied + sum(
-            region.codec.specs(region.box.shape)[part.suffix].nbytes for region in self.writes for part in region.parts
-        )
+        return sum(copy.write.spec.nbytes for copy in self.copies) + sum(map(_written, self.writes))
 
     def band_rows(self, band_bytes: int) -> int:
         """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
@@ -131,6 +128,13 @@ def region_of(piece: Piece) -> Region:
         if suffix not in stated
     )
     return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
+
+
+def _written(region: Region) -> int:
+    if region.container == region.box.shape:
+        return sum(part.spec.nbytes for part in region.parts)
+    specs = region.codec.specs(region.box.shape)
+    return sum(specs[part.suffix].nbytes for part in region.parts)
 
 
 def share(band: Box, region: Region) -> int:

@@ -20,12 +20,12 @@ from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.codecs.scaled import Scaled, formats
 from dsctl.errors import PlanError
 from dsctl.header import PT, TensorSpec, build
-from dsctl.layouts import Layout
+from dsctl.layouts import Layout, Slot
 from dsctl.layouts.hf import folder
 from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
 from dsctl.originals import WHOLE, Original, Side, kept_texts, read_side
-from dsctl.placing import Placed, PlacedPart, index_of, json_text, rank_texts
+from dsctl.placing import Placed, PlacedPart, index_of, index_text, json_text, rank_texts
 from dsctl.quantization import quantization_config
 from dsctl.recipes import Rule, check, chosen, takes
 from dsctl.request import KEEP, RECIPE, Request
@@ -50,13 +50,14 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msg
 class Want(NamedTuple):
     """A parameter that the target shall hold, the pieces that it is made from, and the codec that stores it.
 
-    `held` are all pieces of it that the source holds, copies included.
+    `held` are all pieces of it that the source holds, copies included; `slots` its places in the target's layout.
     """
 
     param: Param
     pieces: tuple[Piece, ...]
     codec: Codec
     held: tuple[Piece, ...] = ()
+    slots: tuple[Slot, ...] = ()
 
 
 class Target:
@@ -67,7 +68,9 @@ class Target:
             raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
         self.checkpoint, self.request = checkpoint, request
         self.layout: Layout = arrangement(checkpoint, request)
-        self._files: dict[tuple[str, str], str] = {}
+        self._files: dict[str, str] = {}
+        self._lost = False
+        self._specs: dict[Codec, dict[tuple[int, ...], tuple[dict[str, TensorSpec], dict[str, bytes]]]] = {}
         self.notes: list[str] = []
         self.stored: list[tuple[Param, Codec]] = []
         self.rules = [Rule(*rule) for rule in request.rules]
@@ -186,12 +189,13 @@ class Target:
         if legal:
             self.notes.append(f"tensor-parallel sizes that cut no block: {', '.join(map(str, legal))}")
         placed = {want.param.name: tuple(self._placed(want)) for want in wants}
-        limit = self.request.shard_size or (USUAL_SHARD if "" in self._files.values() else 0)
+        limit = self.request.shard_size or (USUAL_SHARD if self._lost else 0)
         return self._regrouped(placed, limit) if limit else placed
 
     def _placed(self, want: Want) -> Iterator[Placed]:
-        known: dict[tuple[int, ...], tuple[dict[str, TensorSpec], dict[str, bytes]]] = {}
-        for slot in self.layout.slots(want.param):
+        known = self._specs.setdefault(want.codec, {})
+        own: dict[str, str] = {}
+        for slot in want.slots or self.layout.slots(want.param):
             if slot.container not in known:
                 known[slot.container] = want.codec.specs(slot.container), want.codec.stated(slot.container)
             specs, stated = known[slot.container]
@@ -200,9 +204,11 @@ class Target:
             parts = []
             for suffix in want.codec.suffixes:
                 tensor = self.layout.stored(slot.tensor, suffix)
-                home = self._files.get((slot.shard, tensor))
-                if home is None:
-                    home = self._files[slot.shard, tensor] = self._home(want, tensor, suffix)
+                shared = slot.stack is not None or slot.container != slot.region.shape
+                homes = self._files if shared else own
+                if (home := homes.get(tensor)) is None:
+                    home = homes[tensor] = self._home(want, tensor, suffix)
+                    self._lost = self._lost or not home
                 file = self.layout.file(slot.shard, home)
                 parts.append(PlacedPart(suffix, tensor, file, slot.stacked(specs[suffix]), stated.get(suffix)))
             yield Placed(slot, tuple(parts))
@@ -389,7 +395,7 @@ class Target:
             known = kept.index(index) if kept else None
             if known is not None:
                 return known
-        return json_text(index)
+        return index_text(index)
 
     def _config(self) -> bytes:
         config = self.checkpoint.config or {}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dsctl.boxes import Box
 from dsctl.header import TensorSpec
@@ -12,8 +11,7 @@ from dsctl.layouts.ranks import Shares
 from dsctl.models import Family, Param
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A region of a parameter and its place: the shard (one name space of tensors), the tensor that contains it,
     the container's shape and where in it the region begins. `tensor` is the weight's name; a codec's further tensors
     are named by `Layout.stored`. `stack` is (index, count) where containers of one shape are stored stacked along a
