@@ -193,19 +193,25 @@ class Conversion:
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
+        from dsctl.delivery import Delivery, deliver
         from dsctl.executors import EXECUTORS, Executor
         from dsctl.readahead import WINDOW_BYTES
         from dsctl.resources import allot
         from dsctl.run import run
+        from dsctl.stores import FILE, is_url
         from dsctl.tasks import Context
 
-        store, folder = self.source.checkpoint.store, Path(target)
+        store, place = self.source.checkpoint.store, os.fspath(target).removeprefix(FILE)
+        delivery = Delivery(place, self.plan, force) if is_url(place) else None
+        folder = delivery.folder if delivery else Path(place)
         resources = allot(self.plan, workers, max_memory, WINDOW_BYTES if store.remote else 0)
 
         def executor() -> Executor:
             context = Context(store, str(folder), resources.band_bytes)
             return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
 
+        if delivery:
+            return deliver(delivery, delivery.check(store), executor, store, report)
         return run(self.plan, store, folder, executor, report, force)
 
 

@@ -23,8 +23,9 @@ STAND_INS = {
     "DeepSeek-V3.2-bf16": "convert DeepSeek-V3.2 DeepSeek-V3.2-bf16 --bf16",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
 }
-# Commands with words that begin so need a hub; tests/hub has one.
-REMOTE = ("download", "hf://", "deepseek-ai/")
+# Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
+# them.
+REMOTE = ("download", "hf://", "deepseek-ai/", "s3://", "gs://", "ray")
 
 
 class Shown(NamedTuple):

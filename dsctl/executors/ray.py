@@ -43,7 +43,7 @@ class Ray:
         processors = int(self._ray.cluster_resources().get("CPU", 1))
         # Each node has its next task waiting.
         self.capacity = workers or processors + len(nodes)
-        self._options = {"num_cpus": 1, "max_retries": RETRIES, "memory": memory or None}
+        self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "memory": memory or None}
         if context.devices != ("cpu",):
             # Ray shows a task the device that it gave it as the first and only one.
             self._options["num_gpus"] = 1 / SHARERS

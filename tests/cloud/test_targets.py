@@ -13,6 +13,7 @@ import fsspec
 import pytest
 
 from dsctl import delivery
+from dsctl import open as dsctl_open
 from dsctl.stores import objects as room
 from tests.cloud.server import BUCKET, Objects
 from tests.command import call, dsctl, dsctl_fails
@@ -175,3 +176,24 @@ def test_any_file_system_that_fsspec_knows(source: Path, expected: dict[str, byt
     assert {path.removeprefix("/made/"): memory.cat_file(path) for path in memory.find("/made")} == expected
     dsctl("convert", source, f"file://{tmp_path}/out", "--bf16", "--workers", "1")
     assert (tmp_path / "out" / "dsctl.json").read_bytes() == expected["dsctl.json"]
+
+
+def test_the_python_interface_takes_the_same_places(
+    objects: Objects, source: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    made = dsctl_open(str(source)).to("bf16")
+    for _ in range(2):
+        made.run(f"s3://{BUCKET}/called", workers=1)
+    assert objects.contents("called") == expected
+
+
+def test_shard_and_merge_take_the_same_places(objects: Objects, remote: str, source: Path, tmp_path: Path) -> None:
+    dsctl("shard", remote, f"s3://{BUCKET}/cut", "--tp", "2", "--workers", "1")
+    dsctl("shard", source, tmp_path / "cut", "--tp", "2", "--workers", "1")
+    dsctl("merge", f"s3://{BUCKET}/cut", f"s3://{BUCKET}/merged", "--workers", "1")
+    dsctl("merge", tmp_path / "cut", tmp_path / "merged", "--workers", "1")
+    for name in ("cut", "merged"):
+        made = objects.contents(name)
+        here = {str(path.relative_to(tmp_path / name)): path for path in (tmp_path / name).rglob("*") if path.is_file()}
+        assert made.keys() == here.keys()
+        assert [file for file in here if file != "dsctl.json" and here[file].read_bytes() != made[file]] == []
