@@ -24,6 +24,7 @@ class Golden(NamedTuple):
 
 GOLDENS = (
     Golden("models", ("models",)),
+    Golden("formats", ("formats",)),
     Golden("diff-v3-v3.2", ("diff", "v3", "v3.2")),
     Golden("diff-v2-v3", ("diff", "v2", "v3")),
     Golden("diff-glm-5-glm-5.2", ("diff", "glm-5", "glm-5.2")),

@@ -17,6 +17,7 @@ VERBS = {
     "diff": ("diff",),
     "doctor": ("doctor",),
     "download": ("download",),
+    "formats": ("formats",),
     "inspect": ("inspect",),
     "merge": ("convert", "convert-plan"),
     "models": ("models",),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dsctl.cli import compare, convert, diff, doctor, download, look, models, plan, shard, tiny, verify
+from dsctl.cli import compare, convert, diff, doctor, download, formats, look, models, plan, shard, tiny, verify
 from dsctl.version import __version__
 
 app = typer.Typer(
@@ -34,5 +34,5 @@ def _root(
     """Convert, check and compare the weights of the DeepSeek family."""
 
 
-for group in (compare, convert, diff, doctor, download, look, models, plan, shard, tiny, verify):
+for group in (compare, convert, diff, doctor, download, formats, look, models, plan, shard, tiny, verify):
     group.add_to(app)

@@ -45,6 +45,7 @@ PRINTED = (
     ("plan", "plan v3.2 --tp 8 --gpu h200"),
     ("plan", "plan small --to bf16 --ep 4"),
     ("models", "models"),
+    ("formats", "formats"),
     ("tiny", "tiny v3 made --layers 2 --experts 2"),
     ("doctor", "doctor . --no-hub"),
 )

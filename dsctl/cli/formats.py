@@ -1,0 +1,92 @@
+"""`dsctl formats`: the formats that a checkpoint can be converted to, and the ready recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.cli.output import Output
+
+if TYPE_CHECKING:
+    from dsctl.cli.sections import Section
+
+
+def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """List the formats that --to takes: bits per value, who loads them, on what, and what they lose.
+
+    The signal-to-noise ratio is that of normally distributed values, in decibels, with --search where there are two.
+    Below are the recipes that --recipe takes by name.
+
+    Examples:
+
+        dsctl formats
+
+        dsctl formats --json
+    """
+    from dsctl.cli.sections import show
+
+    output = Output(json, quiet)
+    output.data(as_json())
+    show([_formats(), _recipes()], output)
+
+
+def as_json() -> dict[str, Any]:
+    """Formats and recipes as stable JSON; null where nothing is lost, or there is nothing to search."""
+    from dsctl.codecs import CODECS
+    from dsctl.formats import FORMATS, bits
+    from dsctl.recipes import ready
+
+    return {
+        "formats": [
+            {
+                "name": name,
+                "bits_per_value": round(bits(name), 4),
+                "tensors": {suffix: spec.dtype for suffix, spec in CODECS[name].specs((1024, 1024)).items()},
+                "snr_db": known.snr,
+                "searched_snr_db": known.searched,
+                "lossless_from": known.lossless,
+                "loaders": known.loaders,
+                "hardware": known.hardware,
+            }
+            for name, known in FORMATS.items()
+        ],
+        "recipes": [
+            {
+                "name": name,
+                "about": recipe.about,
+                "rules": [{"role": rule.role, "match": rule.match, "format": rule.format} for rule in recipe.rules],
+            }
+            for name, recipe in ready().items()
+        ],
+    }
+
+
+def _formats() -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.formats import FORMATS, bits
+
+    columns = (
+        Column("format"), Column("bits", True), Column("SNR dB", True), Column("lossless from", rank=2),
+        Column("loaders"), Column("hardware", rank=1),
+    )  # fmt: skip
+    rows = []
+    for name, known in FORMATS.items():
+        snr = "exact" if known.snr is None else f"{known.snr:.1f}"
+        searched = f" ({known.searched:.1f})" if known.searched else ""
+        rows.append(Row((name, f"{bits(name):.2f}", snr + searched, known.lossless, known.loaders, known.hardware)))
+    return Section("", "", columns, tuple(rows))
+
+
+def _recipes() -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.recipes import ready
+
+    rows = [Row((name, recipe.about)) for name, recipe in ready().items()]
+    return Section("Recipes", "", (Column("recipe"), Column("what it does")), tuple(rows))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(formats)
