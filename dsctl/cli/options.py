@@ -8,8 +8,13 @@ import typer
 
 from dsctl.errors import UsageError
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a .safetensors file.")]
-Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", help="A checkpoint: folder, .safetensors file, org/name, or a URL such as s3://bucket/path."
+    ),
+]
+Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
