@@ -114,11 +114,13 @@ def shard(
 
     Examples:
 
-        dsctl shard DeepSeek-V3.2 V3.2-tp8 --tp 8
+        dsctl shard v3.2 V3.2-tp8 --tp 8 --dry-run
 
-        dsctl shard DeepSeek-V3.2 V3.2-mp8 --tp 8 --layout deepseek
+        dsctl shard DeepSeek-V3.2 V3.2-tp2 --tp 2
 
-        dsctl shard DeepSeek-V3.2 V3.2-ep8 --tp 4 --ep 8 --bf16 --dry-run
+        dsctl shard DeepSeek-V3.2 V3.2-mp2 --tp 2 --layout deepseek
+
+        dsctl shard DeepSeek-V3.2 V3.2-ep8 --tp 2 --ep 8 --bf16 --dry-run
     """
     from dsctl.layouts.experts import placement
     from dsctl.request import KEEP, RECIPE, Request
@@ -192,9 +194,9 @@ def merge(
 
     Examples:
 
-        dsctl merge V3.2-tp8 DeepSeek-V3.2-merged
+        dsctl merge V3.2-tp2 DeepSeek-V3.2-merged
 
-        dsctl merge V3.2-mp8 DeepSeek-V3.2-bf16 --bf16
+        dsctl merge V3.2-mp2 DeepSeek-V3.2-merged-bf16 --bf16
     """
     from dsctl.request import KEEP, RECIPE, Request
 
