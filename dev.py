@@ -178,6 +178,13 @@ def soak(choice: str, rest: list[str]) -> None:
     run(PYTHON, "-m", "pytest", "-q", "-m", "soak", *rest)
 
 
+def ray(choice: str, rest: list[str]) -> None:
+    """Run the tests that need a Ray cluster, on one of several processes here."""
+    install("dev", choice)
+    run(*pip("install", "-q", "-c", CONSTRAINTS, "-e", ".[ray]"))
+    run(PYTHON, "-m", "pytest", "-q", "-m", "ray", *rest)
+
+
 def bench(choice: str, rest: list[str]) -> None:
     """Measure and print the tables of benchmarks/."""
     install("dev", choice)
@@ -192,7 +199,7 @@ def docs(choice: str, rest: list[str]) -> None:
     run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
 
 
-TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, soak, bench, docs)}
+TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, ray, soak, bench, docs)}
 
 
 def main() -> int:

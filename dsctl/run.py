@@ -20,7 +20,7 @@ from dsctl.journal import Journal, Lock, failure, replace_file, sync_folder
 from dsctl.plan import Job, OutFile, Plan
 from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
-from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
+from dsctl.stores import SIGNED, WORKING, LocalFolder, ObjectFolder, Store
 from dsctl.tasks import Seal, add
 from dsctl.version import __version__
 
@@ -92,6 +92,10 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
     what = "the result" if complete else "the unfinished work"
     begun = _revision(target)
     if begun not in ("", store.revision):
+        if not isinstance(store, HubRepository):
+            raise ResumeError(
+                f"{target}: holds {what} of a source that has changed since", hint="start over with --force"
+            )
         what, hint = f"{what} from commit {begun}", "name that commit after @ to resume, or start over with --force"
         raise ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
     raise ResumeError(

@@ -53,6 +53,18 @@ def test_an_object_that_changes_is_noticed(objects: Objects, source: Path) -> No
     assert store_at(f"s3://{BUCKET}/changing").revision != store.revision
 
 
+def test_unfinished_work_from_what_has_changed_since_is_not_resumed(
+    objects: Objects, source: Path, tmp_path: Path
+) -> None:
+    url, target = objects.publish(source, "moving"), tmp_path / "out"
+    (target / ".dsctl").mkdir(parents=True)
+    mark = {"fingerprint": "of before", "revision": store_at(url).revision}
+    objects.client.put_object(Bucket=BUCKET, Key="moving/LICENSE", Body=b"another")
+    (target / ".dsctl" / "request.json").write_text(json.dumps(mark))
+    done = call("convert", url, target, "--bf16")
+    assert done.returncode == 40 and "has changed since" in done.stderr and "--force" in done.stderr
+
+
 def test_an_object_that_is_gone_is_told(objects: Objects, source: Path) -> None:
     store = store_at(objects.publish(source, "going"))
     objects.client.delete_object(Bucket=BUCKET, Key="going/config.json")

@@ -1,0 +1,89 @@
+"""What must not grow: the driver's cost per job, and the time to read a journal. Words for workers and memory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from dsctl.checkpoint import open_checkpoint
+from dsctl.journal import Journal
+from dsctl.plan import Job, Plan, make_plan
+from dsctl.request import Request
+from dsctl.run import _prepare, _replay, _State, _work
+from dsctl.stores import LocalFolder
+from dsctl.tasks import Progress, Receipt, Seal
+from tests.checkpoints import tiny
+from tests.command import call, dsctl
+
+JOBS, RECORDS = 2_000, 100_000
+
+
+class Idle:
+    """Does nothing but what a pipe to a worker costs."""
+
+    capacity = 8
+
+    def __init__(self) -> None:
+        self.tasks: deque[Job | Seal] = deque()
+
+    def submit(self, task: Job | Seal) -> None:
+        self.tasks.append(pickle.loads(pickle.dumps(task)))
+
+    def next(self, progress: Progress) -> Receipt:
+        task = self.tasks.popleft()
+        return Receipt(None, {}, task.file, "0" * 64) if isinstance(task, Seal) else Receipt(task.number, {"moved": 1})
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory, "v3.2")
+
+
+@pytest.fixture
+def plan(source: Path) -> Plan:
+    """A plan of many jobs, each of as many parameters as one of the real V3.2's."""
+    plan = make_plan(open_checkpoint(LocalFolder.at(source)), Request("bf16"))
+    some = plan.jobs[0]
+    plan.jobs = [some._replace(number=number, steps=some.steps[:9]) for number in range(JOBS)]
+    return plan
+
+
+def test_a_job_costs_the_driver_less_than_a_millisecond(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / ".dsctl").mkdir()
+    for file in plan.files:
+        _prepare(file, tmp_path)
+    with Journal(tmp_path / ".dsctl") as journal:
+        began = time.process_time()
+        _work(plan, tmp_path, journal, Idle(), _State(), deque(plan.jobs), lambda event: None, None)
+        spent = time.process_time() - began
+    assert spent / JOBS < 0.001
+
+
+def test_a_journal_of_a_hundred_thousand_jobs_is_read_in_two_seconds(plan: Plan, tmp_path: Path) -> None:
+    lines = [json.dumps({"job": number, "counts": {"blocks_restored": number}}) for number in range(RECORDS)]
+    (tmp_path / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    began = time.process_time()
+    with Journal(tmp_path) as journal:
+        state = _replay(plan, tmp_path, journal)
+    assert time.process_time() - began < 2
+    assert len(state.done) == RECORDS and state.counts == {"blocks_restored": RECORDS * (RECORDS - 1) // 2}
+
+
+def test_auto_is_what_no_number_means_and_memory_has_two_names(source: Path, tmp_path: Path) -> None:
+    words = ("convert", source, tmp_path / "out", "--bf16", "--dry-run", "--json")
+    usual = json.loads(dsctl(*words))
+    auto = json.loads(dsctl(*words, "--workers", "auto"))
+    assert (auto["workers"], auto["peak_bytes"]) == (usual["workers"], usual["peak_bytes"])
+    sizes = [json.loads(dsctl(*words, name, "300MB"))["peak_bytes"] for name in ("--memory", "--max-memory")]
+    assert sizes[0] == sizes[1] <= 300_000_000
+    for wrong in ("0", "many", "1025", "-1"):
+        done = call(*words, "--workers", wrong)
+        assert done.returncode == 2 and "--workers" in done.stderr
