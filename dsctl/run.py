@@ -92,10 +92,9 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
     what = "the result" if complete else "the unfinished work"
     begun = _revision(target)
     if begun not in ("", store.revision):
-        if not isinstance(store, HubRepository):
-            raise ResumeError(
-                f"{target}: holds {what} of a source that has changed since", hint="start over with --force"
-            )
+        if isinstance(store, ObjectFolder):
+            hint = "start over with --force"
+            raise ResumeError(f"{target}: holds {what} of a source that has changed since", hint=hint)
         what, hint = f"{what} from commit {begun}", "name that commit after @ to resume, or start over with --force"
         raise ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
     raise ResumeError(
