@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import time
 from pathlib import Path
 
 import fsspec
@@ -116,6 +118,26 @@ def test_a_store_that_cannot_be_reached_is_a_source_error_without_secrets(
 def test_a_url_is_shown_without_what_may_be_secret() -> None:
     assert room.shown("ftp://me:word@host/a/b?signature=x") == "ftp://host/a/b"
     assert room.shown("s3://bucket/a/") == "s3://bucket/a"
+
+
+def test_a_store_that_stalls_and_fails_now_and_then_costs_time_only(
+    objects: Objects, remote: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PATIENCE", 0.5)
+    monkeypatch.setattr(room, "FIRST_WAIT", 0.01)
+    asked = itertools.count(1)
+
+    def fault(method: str, path: str) -> int | None:
+        number = next(asked)
+        if number % 29 == 0:
+            time.sleep(1)
+        return 503 if number % 17 == 0 else None
+
+    with objects.disturbed(fault):
+        dsctl("convert", remote, tmp_path / "a", "--bf16", "--workers", "1")
+    assert next(asked) > 50
+    dsctl("convert", source, tmp_path / "b", "--bf16", "--workers", "1")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 def test_a_store_that_stalls_is_asked_again_and_then_told(
