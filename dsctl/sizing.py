@@ -6,9 +6,10 @@ How ranks share a model: dsctl/layouts/ranks.py. docs/costs.md tells more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from dsctl import recipes
 from dsctl.codecs import CODECS, Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import FLOATS, Plain
@@ -18,9 +19,12 @@ from dsctl.errors import UsageError
 from dsctl.layouts.cuts import Cut, illegal
 from dsctl.layouts.ranks import Ranks, main_layers, stages
 from dsctl.layouts.ranks import check as check_ranks
-from dsctl.models import Family
-from dsctl.recipes import takes
+from dsctl.models import Family, Param
+from dsctl.quantization import quantization_config
+from dsctl.recipes import Recipe, takes
 
+# What a checkpoint is to be stored as: a format, a recipe, or None for as it is.
+Wanted = Codec | Recipe | None
 STORED = "as stored"
 USUAL_TP = (1, 2, 4, 8, 16, 32)
 
@@ -68,18 +72,32 @@ def check(description: Description, ranks: Ranks) -> None:
     check_ranks((group.family for group in description.known), ranks, description.name)
 
 
-def formats(description: Description, names: tuple[str, ...] = ()) -> dict[str, Codec | None]:
-    """Codecs by name, with None for what is stored now: those named, or the two that releases are stored in.
+def formats(description: Description, names: tuple[str, ...] = (), asked: tuple[Recipe, ...] = ()) -> dict[str, Wanted]:
+    """Codecs and recipes by name, with None for what is stored now: those named, or the two of most releases.
 
     Raises:
-        UsageError: a name is unknown.
+        UsageError: a name is unknown. PlanError: a recipe does not fit the parameters, or loaders.
     """
     unknown = [name for name in names if name not in CODECS]
     if unknown:
         raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
-    stored = {group.codec.name for group in description.known if group.family.quantizable}
-    usual = tuple(name for name in ("bf16", "fp8-block") if {name} != stored)
-    return {STORED: None} | {name: CODECS[name] for name in names or usual}
+    stored = {group.codec for group in description.known if group.family.quantizable}
+    usual = () if asked else tuple(name for name in ("bf16", "fp8-block") if {name} != {one.name for one in stored})
+    for recipe in asked:
+        _check(description, recipe)
+    codecs = {name: recipes.named(name, stored) for name in names or usual}
+    return {STORED: None} | codecs | {recipe.name: recipe for recipe in asked}
+
+
+def _check(description: Description, recipe: Recipe) -> None:
+    """Refuse what a conversion would refuse."""
+    recipes.check(recipe.rules, (param for group in description.known for param in _params(group)))
+    quantization_config([(param, codec) for group, codec in stored(description, recipe) for param in _params(group)])
+
+
+def _params(group: Group) -> list[Param]:
+    some = set(group.some)
+    return [param for param in group.family.params() if not some or param.name in some]
 
 
 def base_dtype(description: Description) -> str:
@@ -91,14 +109,45 @@ def base_dtype(description: Description) -> str:
     return max(values, key=lambda dtype: values[dtype], default="BF16")
 
 
+def stored(description: Description, to: Wanted) -> list[tuple[Group, Codec]]:
+    """Every group and how it would be stored after a conversion; groups are parted where a recipe parts them."""
+    base = base_dtype(description)
+    if not isinstance(to, Recipe):
+        return [(group, codec_of(group, to, base)) for group in description.known]
+    formats = {group.codec for group in description.known}
+    found = []
+    for part, name in (chosen for group in description.known for chosen in _parted(group, to)):
+        if name == recipes.KEEP:
+            found.append((part, recipes.kept(to.rules, part.codec)))
+        else:
+            found.append((part, _as(part, recipes.named(name, formats), base, part.family.quantizable)))
+    return found
+
+
+def _parted(group: Group, recipe: Recipe) -> Iterator[tuple[Group, str]]:
+    """The parts of a group for which a recipe has one answer, and that."""
+    if not any(rule.match for rule in recipe.rules):
+        yield group, recipes.chosen(recipe.rules, Param(group.family.template, group.family, None, None))
+        return
+    found: dict[str, list[Param]] = {}
+    for param in _params(group):
+        found.setdefault(recipes.chosen(recipe.rules, param), []).append(param)
+    for name, params in found.items():
+        layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
+        some = () if len(params) == group.family.count else tuple(param.name for param in params)
+        yield replace(group, layers=layers, count=len(params), some=some), name
+
+
 def codec_of(group: Group, to: Codec | None, base: str) -> Codec:
     """How a group would be stored after a conversion: as `dsctl convert` chooses (dsctl/target.py)."""
-    if to is None:
-        return group.codec
+    return group.codec if to is None else _as(group, to, base, takes(to, group.family))
+
+
+def _as(group: Group, to: Codec, base: str, quantizable: bool) -> Codec:
     plain = isinstance(to, Plain)
     if not isinstance(group.codec, Plain):
-        return to if plain or takes(to, group.family) else Plain("BF16")
-    if not plain and takes(to, group.family):
+        return to if plain or quantizable else Plain("BF16")
+    if not plain and quantizable:
         return to
     stored = group.codec.dtype
     if stored != base or stored not in FLOATS or group.family.dtype == "F32":
@@ -111,31 +160,37 @@ def nbytes(codec: Codec, shape: tuple[int, ...]) -> int:
     return sum(spec.nbytes for spec in codec.specs(shape).values())
 
 
-def disk(description: Description, to: Codec | None) -> int:
+def disk(description: Description, to: Wanted) -> int:
     """Tensor bytes on disk in a format, kept scales included."""
-    base = base_dtype(description)
-    groups = description.known
-    stored = sum(group.count * nbytes(codec_of(group, to, base), group.family.shape) for group in groups)
-    return stored + kept_scales(description, to)
+    tensors = sum(each for formats in roles(description, to).values() for each in formats.values())
+    return tensors + kept_scales(description, to)
 
 
-def kept_scales(description: Description, to: Codec | None) -> int:
+def roles(description: Description, to: Wanted) -> dict[str, dict[str, int]]:
+    """Tensor bytes by role and format, kept scales left out."""
+    found: dict[str, dict[str, int]] = {}
+    for group, codec in stored(description, to):
+        formats = found.setdefault(group.family.group, {})
+        formats[codec.name] = formats.get(codec.name, 0) + group.count * nbytes(codec, group.family.shape)
+    return found
+
+
+def kept_scales(description: Description, to: Wanted) -> int:
     """Bytes of the original scales that a decoding from blocks keeps aside, to restore them one day."""
-    base, total = base_dtype(description), 0
-    for group in description.known:
-        if isinstance(group.codec, Fp8Block) and isinstance(codec_of(group, to, base), Plain):
+    total = 0
+    for group, codec in () if isinstance(to, Recipe) else stored(description, to):
+        if isinstance(group.codec, Fp8Block) and isinstance(codec, Plain):
             _, *scales = group.specs.values()
             total += group.count * sum(scale.nbytes for scale in scales)
     return total
 
 
-def load(description: Description, ranks: Ranks, to: Codec | None, cache: Cache) -> Load:
+def load(description: Description, ranks: Ranks, to: Wanted, cache: Cache) -> Load:
     """The fullest rank. MLA's cache is one latent for all heads: every tensor-parallel rank keeps the whole of it."""
-    base = base_dtype(description)
     stage_of_layer = stage_of(description, ranks.pp)
     weights, caches = [0] * ranks.pp, [0] * ranks.pp
-    for group in description.known:
-        each = nbytes(codec_of(group, to, base), part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
+    for group, codec in stored(description, to):
+        each = nbytes(codec, part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
         if not group.layers:
             weights[-1 if group.family.role in ("head", "norm") else 0] += each
         for layer in group.layers:
@@ -162,8 +217,8 @@ def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def cuts(description: Description, ranks: Ranks, to: Codec | None) -> Iterator[Cut]:
+def cuts(description: Description, ranks: Ranks, to: Wanted) -> Iterator[Cut]:
     """The cuts that cannot be made: heads or a length do not divide, or a part would begin within a block."""
-    base, heads = base_dtype(description), description.config.get("num_attention_heads")
-    stored = ((group.family, codec_of(group, to, base)) for group in description.known)
-    yield from illegal(stored, ranks, heads if type(heads) is int else None)
+    heads = description.config.get("num_attention_heads")
+    families = ((group.family, codec) for group, codec in stored(description, to))
+    yield from illegal(families, ranks, heads if type(heads) is int else None)

@@ -8,16 +8,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dsctl import recipes
 from dsctl.arrangement import arrangement, check_cuts
 from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece, read_header
 from dsctl.codecs import CODECS, Codec
-from dsctl.codecs.dress import METHOD
 from dsctl.codecs.fp4 import Fp4
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
-from dsctl.codecs.scaled import Scaled, formats
 from dsctl.errors import PlanError
 from dsctl.header import PT, TensorSpec, build
 from dsctl.layouts import Layout, Slot
@@ -27,7 +26,7 @@ from dsctl.models import Param
 from dsctl.originals import WHOLE, Original, Side, kept_texts, read_side
 from dsctl.placing import Placed, PlacedPart, index_of, index_text, json_text, rank_texts
 from dsctl.quantization import quantization_config
-from dsctl.recipes import Rule, check, chosen, takes
+from dsctl.recipes import CT_BLOCKS, Rule, check, chosen, named, takes
 from dsctl.request import KEEP, RECIPE, Request
 from dsctl.steps import Part, Region, region_of
 from dsctl.stores import INDEX, SIGNED
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from dsctl.plan import OutFile
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-# DeepSeek's blocks under compressed-tensors' names.
-CT_BLOCKS: Scaled = formats()["fp8-block-ct"]
 # Files of tensors whose places nothing tells are at most so large.
 USUAL_SHARD = 5_000_000_000
 # The formats for which a search finds better scales.
@@ -87,8 +84,7 @@ class Target:
         if kept and asked in ("auto", kept.scale_fmt):
             self.notes.append(f"scales: {kept.scale_fmt}, kept ones of the original are used where they still fit")
             return kept
-        stored = {p.codec for pieces in self.checkpoint.survey.pieces.values() for p in pieces}
-        blocks = [codec for codec in stored if isinstance(codec, Fp8Block)]
+        blocks = [codec for codec in self._stored if isinstance(codec, Fp8Block)]
         size = blocks[0].block if blocks else (128, 128)
         fmt, why = (asked, "asked for") if asked != "auto" else self._usual_scales(blocks)
         self.notes.append(f"scales: {fmt} ({why})")
@@ -96,16 +92,15 @@ class Target:
 
     def _named(self, name: str) -> Codec:
         """A format by its name, with scales as the source has them where those can stay, and as asked for."""
-        codec = CODECS[name]
-        if name == "fp8-block-ct" and self._has_blocks(codec.block):
-            return replace(CT_BLOCKS, scale_dtype="F32")
+        codec = named(name, self._stored)
         if self.request.search and isinstance(codec, SEARCHING):
             return replace(codec, search=codec.name in SEARCHED)
         return codec
 
-    def _has_blocks(self, block: tuple[int, int]) -> bool:
-        pieces = (piece for pieces in self.checkpoint.survey.pieces.values() for piece in pieces)
-        return any(isinstance(piece.codec, Fp8Block) and piece.codec.block == block for piece in pieces)
+    @cached_property
+    def _stored(self) -> set[Codec]:
+        """The codecs by which the source is stored."""
+        return {piece.codec for pieces in self.checkpoint.survey.pieces.values() for piece in pieces}
 
     def _usual_scales(self, stored: list[Fp8Block]) -> tuple[str, str]:
         if stored:
@@ -158,15 +153,9 @@ class Target:
         if self.request.to != RECIPE:
             return self._as(self.format, param, piece, takes(self.format, param.family))
         name = chosen(self.rules, param)
-        return self._kept_codec(piece) if name == KEEP else self._as(self._named(name), param, piece, param.quantizable)
-
-    def _kept_codec(self, piece: Piece) -> Codec:
-        """How a recipe keeps a piece: DeepSeek's blocks under the names that the other formats' loaders read."""
-        formats = [CODECS[rule.format] for rule in self.rules if rule.format != KEEP]
-        dressed = any((codec.config() or {}).get("quant_method") == METHOD for codec in formats)
-        if dressed and isinstance(piece.codec, Fp8Block) and piece.codec.block == CT_BLOCKS.block:
-            return replace(CT_BLOCKS, scale_dtype="F32")
-        return piece.codec
+        if name == KEEP:
+            return recipes.kept(self.rules, piece.codec)
+        return self._as(self._named(name), param, piece, param.quantizable)
 
     def _as(self, codec: Codec, param: Param, piece: Piece, quantizable: bool) -> Codec:
         """How a format stores a parameter; what it does not quantize follows the source's or the release's dtype."""

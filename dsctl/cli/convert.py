@@ -248,7 +248,8 @@ def role_bytes(plan: Plan) -> dict[str, dict[str, int]]:
     for step in plan.steps:
         formats = found.setdefault(plan.roles.get(step.name, "other"), {})
         name = step.writes[0].codec.name
-        formats[name] = formats.get(name, 0) + step.written_bytes
+        stated = sum(len(data) for write in step.writes for data in write.codec.stated(write.container).values())
+        formats[name] = formats.get(name, 0) + step.written_bytes + stated
     return found
 
 

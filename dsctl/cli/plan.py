@@ -14,10 +14,9 @@ from dsctl.errors import UsageError
 if TYPE_CHECKING:
     from dsctl.accelerators import Accelerator
     from dsctl.cli.sections import Section
-    from dsctl.codecs import Codec
     from dsctl.description import Description
     from dsctl.layouts.ranks import Ranks
-    from dsctl.sizing import Cache, Load
+    from dsctl.sizing import Cache, Load, Wanted
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
 
@@ -31,6 +30,10 @@ Ep = Annotated[int | None, _ranks("ep", "Expert")]
 Pp = Annotated[int | None, _ranks("pp", "Pipeline")]
 To = Annotated[
     list[str] | None, typer.Option("--to", metavar="FORMAT", help="A format to consider, such as bf16; repeatable.")
+]
+Recipe = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="A recipe to consider, with its bytes per role; repeatable."),
 ]
 Gpu = Annotated[
     list[str] | None, typer.Option("--gpu", metavar="NAME", help="h100, h200, b200, mi300x, ...; repeatable.")
@@ -48,6 +51,7 @@ def plan(
     ep: Ep = None,
     pp: Pp = None,
     to: To = None,
+    recipe: Recipe = None,
     gpu: Gpu = None,
     context: Context = None,
     batch: Batch = 1,
@@ -67,7 +71,10 @@ def plan(
         dsctl plan v3.2 --tp 8 --ep 8 --context 131072 --batch 16 --gpu h200
 
         dsctl plan r1 --tp 32 --to bf16
+
+        dsctl plan v3.2 --recipe w4a8-experts --tp 8
     """
+    from dsctl import recipes
     from dsctl.accelerators import ACCELERATORS, accelerator
     from dsctl.cli.sections import show
     from dsctl.costs import CACHE_FORMATS
@@ -86,31 +93,33 @@ def plan(
     for ranks in spread if asked else ():
         check(description, ranks)
     kept = Cache.of(description, context, batch, kv)
-    facts = figures(description, formats(description, tuple(to or ())), spread, kept, wanted)
+    asked_recipes = tuple(map(recipes.recipe, recipe or ()))
+    facts = figures(description, formats(description, tuple(to or ()), asked_recipes), spread, kept, wanted)
     output = Output(json, quiet)
     output.data(facts)
-    show(list(_sections(description, facts)), output)
+    show(list(_sections(description, facts, tuple(one.name for one in asked_recipes))), output)
 
 
 def figures(
     description: Description,
-    codecs: dict[str, Codec | None],
+    wanted_formats: dict[str, Wanted],
     spread: list[Ranks],
     cache: Cache,
     wanted: list[Accelerator],
 ) -> dict[str, Any]:
     """Every number of the report, as stable JSON: docs/costs.md says what is in it."""
-    from dsctl.sizing import disk, load
+    from dsctl.sizing import disk, load, roles
 
     formats = {
         name: {
             "disk_bytes": disk(description, codec),
+            "roles": roles(description, codec),
             "ranks": [
                 _rank_json(load(description, ranks, codec, cache)) | {"cuts": _cuts_json(description, ranks, codec)}
                 for ranks in spread
             ],
         }
-        for name, codec in codecs.items()
+        for name, codec in wanted_formats.items()
     }
     return {
         "source": description.name,
@@ -130,7 +139,7 @@ def _rank_json(load: Load) -> dict[str, Any]:
     return sizes | {"weights_bytes": load.weights, "cache_bytes": load.cache, "bytes": load.nbytes}
 
 
-def _cuts_json(description: Description, ranks: Ranks, codec: Codec | None) -> list[dict[str, Any]]:
+def _cuts_json(description: Description, ranks: Ranks, codec: Wanted) -> list[dict[str, Any]]:
     from dsctl.sizing import cuts
 
     return [cut._asdict() for cut in cuts(description, ranks, codec)]
@@ -168,8 +177,9 @@ def _accelerator_json(one: Accelerator, formats: dict[str, Any]) -> dict[str, An
     return {"name": one.name, "memory_bytes": one.memory, "source": one.source, "formats": fits}
 
 
-def _sections(description: Description, facts: dict[str, Any]) -> Iterator[Section]:
+def _sections(description: Description, facts: dict[str, Any], recipes: tuple[str, ...]) -> Iterator[Section]:
     yield _weights(description, facts)
+    yield from (_roles(name, facts["formats"][name]["roles"]) for name in recipes)
     yield from _cache(facts)
     yield _accelerators(facts)
     yield _cuts(facts)
@@ -190,6 +200,18 @@ def _weights(description: Description, facts: dict[str, Any]) -> Section:
         rows.append(Row(("* cuts what must stay whole, see below",), "note"))
     values = f"{facts['values']:,} values, {facts['active_values']:,} active per token"
     return Section(description.name, values, tuple(columns), tuple(rows))
+
+
+def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    rows = [
+        Row((role if not place else "", format_, size(nbytes)))
+        for role, formats in roles.items()
+        for place, (format_, nbytes) in enumerate(formats.items())
+    ]
+    columns = (Column("role"), Column("format"), Column("bytes", True))
+    return Section(f"Recipe {name}", "what each role is stored as", columns, tuple(rows))
 
 
 def _format(name: str, description: Description) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -12,14 +13,18 @@ from typing import NamedTuple
 import msgspec
 
 from dsctl.codecs import CODECS, Codec
+from dsctl.codecs.dress import METHOD
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
+from dsctl.codecs.scaled import Scaled, formats
 from dsctl.errors import PlanError, UsageError
 from dsctl.models import ROLES, Family, Param
 
 KEEP = "keep"
 MAX_BYTES = 1 << 20
 _FOLDER = Path(__file__).parent
+# DeepSeek's blocks under compressed-tensors' names.
+CT_BLOCKS: Scaled = formats()["fp8-block-ct"]
 
 
 class Rule(NamedTuple):
@@ -127,6 +132,23 @@ def chosen(rules: Iterable[Rule], param: Param) -> str:
         return KEEP
     plain = isinstance(CODECS[rule.format], Plain)
     return rule.format if param.quantizable or (plain and param.family.dtype != "F32") else KEEP
+
+
+def named(name: str, stored: Iterable[Codec]) -> Codec:
+    """A format by its name, with scales as what is stored has them where those can stay."""
+    codec = CODECS[name]
+    if name == CT_BLOCKS.name and any(isinstance(one, Fp8Block) and one.block == codec.block for one in stored):
+        return replace(CT_BLOCKS, scale_dtype="F32")
+    return codec
+
+
+def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
+    """How a recipe keeps what it keeps: DeepSeek's blocks under the names that the other formats' loaders read."""
+    formats = [CODECS[rule.format] for rule in rules if rule.format != KEEP]
+    dressed = any((codec.config() or {}).get("quant_method") == METHOD for codec in formats)
+    if dressed and isinstance(codec, Fp8Block) and codec.block == CT_BLOCKS.block:
+        return replace(CT_BLOCKS, scale_dtype="F32")
+    return codec
 
 
 def check(rules: Iterable[Rule], params: Iterable[Param]) -> None:

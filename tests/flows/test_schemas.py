@@ -44,6 +44,7 @@ PRINTED = (
     ("plan", "plan v3.2 --tp 32"),
     ("plan", "plan v3.2 --tp 8 --gpu h200"),
     ("plan", "plan small --to bf16 --ep 4"),
+    ("plan", "plan small --recipe int8"),
     ("models", "models"),
     ("formats", "formats"),
     ("tiny", "tiny v3 made --layers 2 --experts 2"),

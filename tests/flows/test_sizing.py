@@ -12,8 +12,10 @@ from dsctl.accelerators import ACCELERATORS
 from dsctl.checkpoint import ORIGINAL, open_checkpoint
 from dsctl.codecs import CODECS
 from dsctl.description import describe
+from dsctl.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.plan import make_plan
+from dsctl.recipes import ready
 from dsctl.request import Request
 from dsctl.sizing import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
 from dsctl.stores import LocalFolder
@@ -42,6 +44,43 @@ def test_disk_is_what_a_conversion_plans(to: str, bf16: bool, tmp_path_factory: 
     tensors = sum(file.size - len(file.header) for file in weights)
     assert disk(described, CODECS[to]) == tensors + kept_aside
     assert bool(kept_aside) == (len(weights) < len(plan.files))
+
+
+RECIPE = """
+[[rule]]
+match = "model.layers.1.*"
+format = "int8-group"
+
+[[rule]]
+role = "attention"
+format = "{0}"
+
+[[rule]]
+role = "indexer"
+format = "bf16"
+"""
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("asked", [*ready(), "bf16", "fp8-block-ct", "int4-group", "mxfp8", "nvfp4"])
+def test_bytes_by_role_are_what_a_conversion_plans(
+    asked: str, bf16: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, recipe = tiny(tmp_path_factory, bf16=bf16), tmp_path / "some.toml"
+    recipe.write_text(RECIPE.format(asked))
+    options = ("--recipe", asked) if asked in ready() else ("--recipe", recipe)
+    planned, name = json.loads(dsctl("convert", folder, tmp_path / "out", *options, "--dry-run", "--json")), options[1]
+    told = facts(str(folder), *map(str, options))["formats"][Path(name).stem]
+    assert told["roles"] == planned["roles"]
+
+
+def test_a_recipe_that_a_conversion_would_refuse_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "split.toml"
+    recipe.write_text('[[rule]]\nmatch = "*.gate_proj.weight"\nformat = "int4-group"\n')
+    assert dsctl_fails("plan", "v3", "--recipe", recipe) == PlanError.exit_code
+    recipe.write_text('[[rule]]\nmatch = "nothing"\nformat = "int4-group"\n')
+    assert dsctl_fails("plan", "v3", "--recipe", recipe) == PlanError.exit_code
+    assert dsctl_fails("plan", "v3", "--recipe", "unknown") == UsageError.exit_code
 
 
 def test_one_rank_holds_everything() -> None:
