@@ -17,7 +17,7 @@ from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
 from dsctl.layouts import Layout
 from dsctl.layouts.manifests import Manifest, decode
-from dsctl.layouts.recognition import manifest_files, recognise
+from dsctl.layouts.recognition import joined_by_index, manifest_files, recognise
 from dsctl.models import Family, Model, Param
 from dsctl.stores import INDEX, SIGNED, Store
 from dsctl.survey import Fault, Piece, Survey, regular, survey, undeclared
@@ -278,7 +278,7 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
 def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
     present = [file for file in files if file.endswith(".safetensors")]
     if index is None:
-        if len(present) > 1 and all("/" not in file and "-mp" not in file for file in present):
+        if len(present) > 1 and joined_by_index(present):
             faults.append(Fault("no-index", store.place, f"{len(present)} safetensors files, but no {INDEX}"))
         return present
     named = dict.fromkeys(index.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from math import prod
 
 from dsctl.boxes import Box
@@ -71,6 +72,7 @@ class Blocks:
         if key not in self._known:
             stored = next((why for region in (*step.reads, *step.writes) if (why := _why(region, region))), "")
             stored = stored or next((why for region in step.writes if (why := _common(region))), "")
+            stored = stored or (_of_several(step) if step.how == "recode" else "")
             moves = ((read, write) for read in step.reads for write in step.writes)
             moved = next((why for read, write in moves if (why := _why(read, write) or _why(write, read))), "")
             self._known[key] = stored, moved if step.how == "move" else ""
@@ -89,6 +91,19 @@ def _common(region: Region) -> str:
     for part in region.parts:
         if region.codec.box(part.suffix, above, region.container).intersect(region.place(part.suffix, region.box)):
             return f"its {part.suffix.strip('_') or 'weight'} would be that of what it is joined with, too"
+    return ""
+
+
+def _of_several(step: Step) -> str:
+    """Why parts cannot be encoded each for itself: something stored, such as the scale of a row, is of several."""
+    codec, boxes = step.writes[0].codec, {region.box for region in step.writes}
+    for suffix in () if codec.surveys or len(boxes) == 1 else (part.suffix for part in step.writes[0].parts):
+        try:
+            held = [codec.box(suffix, box, step.shape) for box in boxes]
+        except Misaligned:
+            continue
+        if any(one.intersect(other) for one, other in combinations(held, 2)):
+            return f"its {suffix.strip('_') or 'weight'} is of several parts: convert to {codec.name} first, then shard"
     return ""
 
 

@@ -191,17 +191,21 @@ def _steps(
     offsets: Mapping[tuple[str, str], int],
     out: Target,
 ) -> list[Step]:
-    blocks, cut = Blocks(), []
-    steps = []
+    blocks = Blocks()
+    steps: list[Step] = []
+    cut: list[str] = []
+    wrong: list[str] = []
     for want in wants:
         step = _step(want, placed[want.param.name], offsets)
         stored, moved = blocks.cut(step)
         if stored or (moved and not out.request.recode):
-            cut.append(f"{step.name}: {stored or moved}")
+            (wrong if stored else cut).append(f"{step.name}: {stored or moved}")
             continue
         steps.append(_keeping(step._replace(how="recode", measured=True) if moved else step, want, offsets, out))
+    if wrong:
+        raise PlanError(f"{len(wrong):,} parameters cannot be stored in layout {out.layout.name}", issues=wrong[:TOLD])
     if cut:
-        hint = None if out.request.recode else "--recode decodes these and encodes them anew"
+        hint = "--recode decodes these and encodes them anew"
         raise PlanError(f"{len(cut):,} parameters would be cut through blocks", hint=hint, issues=cut[:TOLD])
     if out.layout.shares is not None:
         out.notes.append(f"{sum(step.measured for step in steps):,} parameters recoded because of a cut")

@@ -13,6 +13,7 @@ from dsctl.layouts.ranks import Ranks
 from dsctl.models import Param
 
 MANIFEST = "dsctl-rank.json"
+MOST = 1 << 16
 Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 
@@ -81,7 +82,7 @@ def decode(raw: bytes, file: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: is no manifest of a rank: {error}") from None
     ranks = found.ranks
-    if found.rank >= ranks.world or max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
+    if not found.rank < ranks.world <= MOST or max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
         raise FormatError(f"{file}: there is no rank {found.rank} of TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}")
     return found
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from dsctl.errors import FormatError
+from dsctl.errors import FormatError, PlanError, UsageError
 from dsctl.header import Header, TensorSpec
 from dsctl.layouts import LAYOUTS, Layout, deepseek, vllm
 from dsctl.layouts.hf import folder
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
-from dsctl.layouts.ranks import Ranks, Shares
+from dsctl.layouts.ranks import Ranks, Shares, check
 from dsctl.models import Family
 
 # Tensors of these modules are in joined layouts only.
@@ -33,14 +34,46 @@ def recognise(
     """
     if manifests:
         return _told(manifests, families, place)
-    files, world = frozenset(headers), len(headers)
-    if files and files == {deepseek.file_of(rank, world) for rank in range(world)}:
-        return LAYOUTS["deepseek"].arranged(families(), Shares.of(families(), Ranks(world, world)))
-    if files and files == {vllm.file_of(rank) for rank in range(world)}:
-        return _vllm(headers, families, world)
+    kind, world = _of_ranks(headers), len(headers)
+    if kind == "deepseek":
+        return LAYOUTS[kind].arranged(families(), _shares(families, Ranks(world, world), place))
+    if kind == "vllm":
+        return _vllm(headers, families, world, place)
     if any(mark in name for header in headers.values() for name in header.names for mark in _JOINED):
         return _joined(headers, families)
     return LAYOUTS["hf"]
+
+
+def _of_ranks(files: Iterable[str]) -> str:
+    """The layout, if any, that has one file for each rank by names such as these."""
+    names = frozenset(files)
+    world = range(len(names))
+    if names and names == {deepseek.file_of(rank, len(names)) for rank in world}:
+        return "deepseek"
+    return "vllm" if names and names == {vllm.file_of(rank) for rank in world} else ""
+
+
+def joined_by_index(files: Iterable[str]) -> bool:
+    """Whether files that are several need an index: those of ranks do not."""
+    names = [file for file in files if file.endswith(".safetensors")]
+    return not _of_ranks(names) and all("/" not in name for name in names)
+
+
+def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares:
+    """What ranks hold of a model.
+
+    Raises:
+        FormatError: it cannot be shared so.
+    """
+    try:
+        check(families(), ranks, place)
+    except (PlanError, UsageError) as error:
+        raise FormatError(f"{place}: {error.message}") from None
+    for family in families():
+        length = 0 if family.split is None else family.shape[family.split]
+        if length % ranks.cut(family):
+            raise FormatError(f"{place}: {family.template}: {length:,} is not shared by {ranks.cut(family)} ranks")
+    return Shares.of(families(), ranks, **more)
 
 
 def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> Layout:
@@ -49,7 +82,7 @@ def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> 
     one = next(iter(manifests.values()))
     if one.layout not in LAYOUTS:
         raise FormatError(f"{place}: unknown layout {one.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
-    shares = Shares.of(families(), ranks, present, dealt(manifests.values()))
+    shares = _shares(families, ranks, place, present=present, placed=dealt(manifests.values()))
     if MANIFEST in manifests:
         return LAYOUTS[one.layout].arranged(families(), shares, folder(one.rank))
     for file, said in manifests.items():
@@ -58,13 +91,13 @@ def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> 
     return LAYOUTS[one.layout].arranged(families(), shares)
 
 
-def _vllm(headers: Mapping[str, Header], families: Families, world: int) -> Layout:
+def _vllm(headers: Mapping[str, Header], families: Families, world: int, place: str) -> Layout:
     """vLLM's files, with experts whole or cut, as the first of the stacked ones is."""
     stored = headers[vllm.file_of(0)].tensors
-    whole, cut = Ranks(world, world), Ranks(world)
+    dealt_out = all(family.experts % world == 0 for family in families())
     layout = LAYOUTS["vllm"]
-    for ranks in (whole, cut):
-        layout = LAYOUTS["vllm"].arranged(families(), Shares.of(families(), ranks))
+    for ranks in (*(Ranks(world, world),) * dealt_out, Ranks(world)):
+        layout = LAYOUTS["vllm"].arranged(families(), _shares(families, ranks, place))
         slots = [layout.slots(next(family.params()))[0] for family in families() if family.experts and not family.mtp]
         shapes = [
             stored[slot.tensor].spec.shape == slot.stacked(TensorSpec("U8", slot.container)).shape

@@ -310,6 +310,34 @@ def test_sizes_that_make_no_sense_are_refused(even: Path, tmp_path: Path, words:
     assert not (tmp_path / "out").exists()
 
 
+def test_without_the_side_file_the_tensors_are_the_same(even: Path, tmp_path: Path) -> None:
+    for number, words in enumerate((["--tp", 2], ["--layout", "deepseek", "--tp", 2, "--mtp"])):
+        dsctl("shard", even, tmp_path / f"parts{number}", *words)
+        (tmp_path / f"parts{number}" / "whole.dsctl").unlink()
+        dsctl("merge", tmp_path / f"parts{number}", tmp_path / f"back{number}")
+        before, after = tensors(even), tensors(tmp_path / f"back{number}")
+        assert before.keys() == after.keys() and all(same(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("to", ["int8-channel", "int4-group", "nvfp4", "mxfp4"])
+def test_other_formats_are_cut_between_their_groups(even: Path, tmp_path: Path, to: str) -> None:
+    dsctl("convert", even, tmp_path / "whole", "--to", to)
+    dsctl("shard", tmp_path / "whole", tmp_path / "parts", "--tp", 4)
+    dsctl("merge", tmp_path / "parts", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(tmp_path / "whole")
+
+
+def test_what_is_stored_once_for_several_is_neither_cut_nor_joined(even: Path, tmp_path: Path) -> None:
+    done = call("shard", even, tmp_path / "out", "--tp", 2, "--to", "int8-channel")
+    assert done.returncode == 30 and "its scale is of several parts: convert to int8-channel first" in done.stderr
+    dsctl("convert", even, tmp_path / "nvfp4", "--to", "nvfp4")
+    done = call("merge", tmp_path / "nvfp4", tmp_path / "out", "--layout", "fused")
+    assert done.returncode == 30 and "its global_scale would be that of what it is joined with" in done.stderr
+    dsctl("convert", even, tmp_path / "int4", "--to", "int4-group")
+    assert dsctl_fails("merge", tmp_path / "int4", tmp_path / "out", "--layout", "stacked") == 30
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -325,3 +353,20 @@ def test_manifests_that_contradict_each_other_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") == 20
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 3}, {"ep": 3}, {"tp": 4096, "pp": 4096}, {"pp": 60}, {"tp": 5, "ep": 5}])
+def test_manifests_of_impossible_sizes_are_refused(even: Path, tmp_path: Path, sizes: dict[str, int]) -> None:
+    dsctl("shard", even, tmp_path / "parts", "--tp", 2)
+    for path in (tmp_path / "parts").rglob(MANIFEST):
+        path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
+    assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") in (20, 30)
+    assert not (tmp_path / "back").exists()
+
+
+def test_files_named_for_three_ranks_are_refused(even: Path, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    shutil.copy(even / "config.json", tmp_path / "parts")
+    for rank in range(3):
+        save_file({"norm.weight": torch.zeros(128)}, tmp_path / "parts" / f"model{rank}-mp3.safetensors")
+    assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") == 20

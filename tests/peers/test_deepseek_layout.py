@@ -98,6 +98,24 @@ def test_files_are_those_of_the_published_mapping_byte_for_byte(
     assert (said["dim"], said["n_layers"], said["dtype"]) == (config["hidden_size"], config["num_hidden_layers"], "fp8")
 
 
+def test_files_of_the_published_mapping_are_merged(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """What its script leaves, with a config.json beside it, is a checkpoint like any other."""
+    source, foreign = tiny(tmp_path_factory, "v3.2", **SIZES), tmp_path / "foreign"
+    foreign.mkdir()
+    for rank, held in enumerate(restated(source, 4)):
+        save_file(held, foreign / f"model{rank}-mp4.safetensors")
+    (foreign / "config.json").write_bytes((source / "config.json").read_bytes())
+    dsctl("merge", foreign, tmp_path / "back", "--no-mtp", "--allow-missing")
+    dsctl("convert", source, tmp_path / "wanted", "--fp8", "--no-mtp")
+    merged, wanted = all_tensors(tmp_path / "back"), all_tensors(tmp_path / "wanted")
+    assert merged.keys() == wanted.keys()
+    assert all(torch.equal(merged[name].view(torch.uint8), wanted[name].view(torch.uint8)) for name in wanted)
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
 V3 = {
     "vocab_size": 129280, "dim": 7168, "inter_dim": 18432, "moe_inter_dim": 2048, "n_layers": 61, "n_dense_layers": 3,
     "n_heads": 128, "n_routed_experts": 256, "n_shared_experts": 1, "n_activated_experts": 8, "n_expert_groups": 8,
