@@ -13,7 +13,7 @@ from dsctl.codecs import CODECS, Codec
 from dsctl.formats import FORMATS
 from tests.contracts.test_codecs import DTYPES
 
-SHAPE = 512, 2048
+SHAPE = 384, 4096
 
 
 def snr(codec: Codec) -> float | None:

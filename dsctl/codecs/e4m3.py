@@ -51,6 +51,25 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: 
         _decode_band(codes[rows], scales[index], out[rows], words[: len(codes[rows])])
 
 
+def decode_rows(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+    """The same for one scale per row, [rows, 1], each a value that bfloat16 holds; `out` is bfloat16."""
+    import torch
+
+    if codes.device.type != "cpu" or _has_nan(codes) or not _ordinary(scales):
+        torch.mul(codes.view(torch.float8_e4m3fn).float(), scales, out=out)
+        return
+    into = _float(out)
+    _widen(codes, out.view(into.integer), into)
+    out.mul_((scales * 2.0**into.bias).to(out.dtype))
+
+
+def _widen(codes: torch.Tensor, words: torch.Tensor, into: _Float) -> None:
+    """Move each code's fields to where a wider float has them; what is missing is the bias."""
+    import torch
+
+    words.copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
+
+
 def encode(values: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False) -> torch.Tensor:
     """Fill `out` with codes and return their scales, as `recipe` makes them.
 
@@ -177,7 +196,7 @@ def _decode_band(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, w
         out.copy_(codes.view(torch.float8_e4m3fn).float() * _spread(scales, columns, size))
         return
     into, shifted, padded = _float(out), words[:, :columns], words.view(out.dtype)
-    shifted.copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
+    _widen(codes, shifted, into)
     whole = out if out.is_contiguous() and out.shape == words.shape else torch.empty_like(padded)
     _multiply(padded, scales * 2.0**into.bias, whole)
     if whole is not out:

@@ -122,22 +122,31 @@ class Fp4:
     def _scales(self, values: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
         from dsctl.codecs import search
 
-        if GLOBAL in self.suffixes:
-            scales = _local_scales(largest, stored[GLOBAL], values.dtype)
-            tried = [_local_scales(largest * share, stored[GLOBAL], values.dtype) for share in search.SHARES]
-        else:
-            from dsctl.codecs.scales import exponents
-
-            scales = exponents(largest, 2)
-            tried = [exponents(largest * share, 2) for share in (0.5, 2.0)]
+        scales = self._made(largest, 1.0, stored, values.dtype)
         if not self.search:
             return scales
+        tried = [self._made(largest, share, stored, values.dtype) for share in self._shares]
 
         def restored(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
             factors = self._factors(scales, stored.get(GLOBAL))
             return self._restored(self._codes(values, factors), factors)
 
         return search.best(values, [scales, *tried], restored)
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        from dsctl.codecs import search
+
+        return search.SHARES if GLOBAL in self.suffixes else (0.5, 2.0)
+
+    def _made(
+        self, largest: torch.Tensor, share: float, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Scales for groups whose largest magnitude is this share of what it is."""
+        from dsctl.codecs.scales import exponents
+
+        largest = largest * share
+        return _local_scales(largest, stored[GLOBAL], dtype) if GLOBAL in self.suffixes else exponents(largest, 2)
 
     def _restored(self, codes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         import torch

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Group = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 
 
 def grid(shape: tuple[int, ...], group: Group) -> tuple[int, int]:

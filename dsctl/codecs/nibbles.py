@@ -23,7 +23,8 @@ def pack(codes: torch.Tensor, out: torch.Tensor) -> None:
     import torch
 
     pairs = codes.view(torch.int16)
-    out.copy_(pairs.bitwise_or_(pairs >> 4).view(torch.uint8)[..., ::2])
+    # A copy to fewer bits keeps the lower ones.
+    out.view(torch.int8).copy_(pairs.bitwise_or_(pairs >> 4))
 
 
 def unpacked(packed: torch.Tensor, table: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -43,6 +44,18 @@ def _pairs(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
     values = torch.tensor(table, dtype=dtype, device=device)
     pairs = torch.stack((values.repeat(16), values.repeat_interleave(16)), 1).contiguous()
     return pairs.view(torch.int64 if dtype == torch.float32 else torch.int32).view(-1)
+
+
+def integers(quotients: torch.Tensor, bits: int, out: torch.Tensor) -> None:
+    """Fill `out` (uint8 or int8) with quotients rounded to nearest even, beyond the range of `bits` bits to its ends.
+
+    In uint8 they are counted from the least, in int8 from zero. Quotients are finite, of any float dtype, and used up.
+    """
+    import torch
+
+    half = 1 << (bits - 1)
+    wide = quotients.float().clamp_(-half, half - 1).add_(MAGIC + (half if out.dtype == torch.uint8 else 0))
+    out.view(torch.int8).copy_(wide.view(torch.int32))
 
 
 def e2m1(quotients: torch.Tensor) -> torch.Tensor:

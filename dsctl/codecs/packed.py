@@ -117,7 +117,7 @@ class Packed:
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
             scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype)
-            self._pack(self._integers(band, scales[places]), packed[rows])
+            self._pack(self._codes(band, scales[places]), packed[rows])
         return {}
 
     def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -131,26 +131,26 @@ class Packed:
         return search.best(values, [scales, *tried], self._restored)
 
     def _restored(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        out = self._integers(values, scales).float()
+        out = self._codes(values, scales).float().sub_(1 << (self.bits - 1))
         multiplied(out, scales.float(), self.group, out)
         return out
 
-    def _integers(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Rounded quotients, as floats."""
-        import torch
-
-        half = 1 << (self.bits - 1)
-        dtype = values.dtype if scales.dtype == values.dtype else torch.float32
-        quotients = torch.empty_like(values, dtype=dtype)
-        divided(values.to(dtype), scales.to(dtype), self.group, quotients)
-        return quotients.round_().clamp_(-half, half - 1)
-
-    def _pack(self, integers: torch.Tensor, out: torch.Tensor) -> None:
+    def _codes(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Rounded quotients counted from the least, uint8."""
         import torch
 
         from dsctl.codecs import nibbles
 
-        codes = integers.add_(1 << (self.bits - 1)).to(torch.uint8)
+        dtype = values.dtype if scales.dtype == values.dtype else torch.float32
+        quotients = torch.empty_like(values, dtype=dtype)
+        divided(values.to(dtype), scales.to(dtype), self.group, quotients)
+        codes = torch.empty_like(values, dtype=torch.uint8)
+        nibbles.integers(quotients, self.bits, codes)
+        return codes
+
+    def _pack(self, codes: torch.Tensor, out: torch.Tensor) -> None:
+        from dsctl.codecs import nibbles
+
         if self.bits == 4:
             nibbles.pack(codes, out)
         else:

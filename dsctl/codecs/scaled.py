@@ -110,23 +110,16 @@ class Scaled:
     def _quantize(self, values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         import torch
 
-        exact = torch.equal(factors.to(values.dtype).float(), factors)
-        quotients = torch.empty_like(values)
-        if exact:
-            divided(values, factors.to(values.dtype), self.group, quotients)
-        else:
-            wide = torch.empty_like(values, dtype=torch.float32)
-            divided(values.float(), factors, self.group, wide)
-            quotients = wide
-        if self.codes == "I8":
-            quotients.round_().clamp_(-self._least, 127)
-        else:
-            quotients.clamp_(-448, 448)
-        out.copy_(quotients)
+        from dsctl.codecs import nibbles
 
-    @property
-    def _least(self) -> int:
-        return 127 if self.name == "int8-block" else 128
+        dtype = values.dtype if _holds(values.dtype, factors) else torch.float32
+        quotients = torch.empty_like(values, dtype=dtype)
+        divided(values.to(dtype), factors.to(dtype), self.group, quotients)
+        if self.codes == "I8":
+            # SGLang's blocks, of largest code 127, never reach -128: their largest magnitude is 127 scales.
+            nibbles.integers(quotients, 8, out)
+            return
+        out.copy_(quotients.clamp_(-448, 448))
 
     def config(self) -> dict[str, Any] | None:
         from dsctl.codecs import dress
@@ -150,14 +143,24 @@ def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: Group, out: 
         e4m3.decode(codes, factors, out, group)
         return
     # Groups of one row, one behind the other, are the blocks of one long row.
-    width = codes.numel() // factors.numel()
-    e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
+    groups = factors.numel(), -1
+    if out.dtype == torch.bfloat16 and _holds(out.dtype, factors):
+        e4m3.decode_rows(codes.view(groups), factors.view(-1, 1), out.view(groups))
+    else:
+        width = codes.numel() // factors.numel()
+        e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
+
+
+def _holds(dtype: torch.dtype, factors: torch.Tensor) -> bool:
+    """Whether a dtype holds float32 factors exactly, so that products in it round as those in float32 do."""
+    import torch
+
+    return torch.equal(factors.to(dtype).float(), factors)
 
 
 def _decode_integers(codes: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
-    import torch
 
-    if torch.equal(factors.to(out.dtype).float(), factors):
+    if _holds(out.dtype, factors):
         out.copy_(codes)
         multiplied(out, factors.to(out.dtype), group, out)
         return

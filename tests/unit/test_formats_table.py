@@ -21,7 +21,7 @@ def test_every_codec_is_told_of_in_the_same_order() -> None:
 @pytest.mark.parametrize("name", CODECS)
 def test_the_noise_is_what_measuring_finds(name: str) -> None:
     told, found = FORMATS[name].snr, snr(CODECS[name])
-    assert found is None if told is None else found == pytest.approx(told, abs=0.06)
+    assert found is None if told is None else found == pytest.approx(told, abs=0.1)
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -31,7 +31,7 @@ def test_searching_gains_what_is_told(name: str) -> None:
     if told is None:
         assert found is None or found == usual, "searching changes nothing"
     else:
-        assert usual is not None and found == pytest.approx(told, abs=0.06) and found > usual
+        assert usual is not None and found == pytest.approx(told, abs=0.1) and found > usual
 
 
 def test_bits_count_scales() -> None:
