@@ -13,8 +13,8 @@ from tests.cloud.server import Objects
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small V3.2 in four files."""
-    return tiny(tmp_path_factory, "v3.2")
+    """A very small V3.2 in four files: the server is slow."""
+    return tiny(tmp_path_factory, "v3.2", hidden=256, vocab=512, intermediate=256, moe_intermediate=256)
 
 
 @pytest.fixture(scope="session")
