@@ -122,25 +122,35 @@ class Source:
         search: bool = False,
         only: Iterable[str] = (),
         skip: Iterable[str] = (),
-        mtp: bool = True,
+        mtp: bool | None = None,
         shard_size: int | None = None,
         keep_scales: bool = True,
         allow_missing: bool = False,
         allow_extra: bool = False,
+        layout: str = "hf",
+        tp: int = 0,
+        ep: int = 0,
+        pp: int = 0,
+        ranks: Iterable[int] = (),
+        recode: bool = False,
     ) -> Conversion:
         """What it shall become; the words are those of `dsctl convert`, sizes are in bytes. Nothing is done yet.
+
+        `mtp` keeps the MTP layer or drops it; without it, layouts that have none drop it. With one of `tp`, `ep` and
+        `pp` it is spread over ranks, as by `dsctl shard`; `ranks` are the only ones written.
 
         Raises:
             UsageError: no such codec or recipe.
         """
         from dsctl.codecs import CODECS
+        from dsctl.layouts import WITHOUT_MTP, usual_ep
         from dsctl.recipes import recipe as named
 
         if codec not in (KEEP, *CODECS):
             raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
         if recipe and codec != KEEP:
             raise UsageError(f"recipe and {codec} are both asked for", hint="a recipe names every format itself")
-        rules = named(recipe).rules if recipe else ()
+        rules, spread = named(recipe).rules if recipe else (), bool(tp or ep or pp)
         request = Request(
             to=RECIPE if recipe else codec,
             rules=tuple((rule.role, rule.match, rule.format) for rule in rules),
@@ -149,10 +159,16 @@ class Source:
             shard_size=shard_size,
             only=tuple(only),
             skip=tuple(skip),
-            mtp="keep" if mtp else "drop",
+            mtp="keep" if mtp or (mtp is None and layout not in WITHOUT_MTP) else "drop",
             allow_missing=allow_missing,
             allow_extra=allow_extra,
             keep_scales=keep_scales,
+            layout=layout,
+            tp=(tp or 1) if spread else 0,
+            ep=ep or usual_ep(layout, tp or 1),
+            pp=pp or 1,
+            ranks=tuple(sorted(set(ranks))),
+            recode=recode,
         )
         return Conversion(self, request)
 

@@ -16,6 +16,10 @@ from dsctl.models import Family, Param
 from dsctl.request import Request
 
 
+# The most parts of a kind.
+MOST = 4096
+
+
 def arrangement(checkpoint: Checkpoint, request: Request) -> Layout:
     """The layout of the target.
 
@@ -30,9 +34,12 @@ def arrangement(checkpoint: Checkpoint, request: Request) -> Layout:
     if checkpoint.model is None:
         raise PlanError(f"{checkpoint.store.place}: ranks need a config.json of a known architecture")
     ranks = Ranks(request.tp, request.ep, request.pp)
+    if not all(1 <= number <= MOST for number in (ranks.tp, ranks.ep, ranks.pp)):
+        raise PlanError(f"TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}: sizes are from 1 to {MOST:,}")
     check(checkpoint.families, ranks, checkpoint.store.place)
-    if request.ranks and request.ranks[-1] >= ranks.world:
-        raise PlanError(f"no rank {request.ranks[-1]}: there are {ranks.world}, numbered from 0")
+    none = [rank for rank in request.ranks if not 0 <= rank < ranks.world]
+    if none:
+        raise PlanError(f"no rank {none[0]}: there are {ranks.world}, numbered from 0")
     plain = [(family, Plain(family.dtype)) for family in checkpoint.families]
     uneven = list(illegal(plain, ranks, heads_of(checkpoint)))
     if uneven:

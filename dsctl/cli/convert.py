@@ -210,7 +210,7 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("from", plan.source)
-    table.add_row("to", f"{target or folder} as {plan.request.to}")
+    table.add_row("to", f"{target or folder} as {plan.request.to}{spread(plan.request)}")
     _add_roles(plan, table)
     table.add_row("parameters", f"{plan.counts['parameters']:,} with {count(plan.counts['values'])} values")
     for name, words in _WORDS:
@@ -234,6 +234,13 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
         output.text(f"note: {note}")
     _show_dropped([item.name for item in plan.dropped], output)
     output.note("dry run: nothing was written")
+
+
+def spread(request: Request) -> str:
+    """Layout and sizes where there are ranks."""
+    if not request.tp:
+        return "" if request.layout == "hf" else f", layout {request.layout}"
+    return f", layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}"
 
 
 def _add_roles(plan: Plan, table: Any) -> None:

@@ -122,6 +122,7 @@ def shard(
 
         dsctl shard DeepSeek-V3.2 V3.2-ep8 --tp 2 --ep 8 --bf16 --dry-run
     """
+    from dsctl.layouts import WITHOUT_MTP, usual_ep
     from dsctl.layouts.experts import placement
     from dsctl.request import KEEP, RECIPE, Request
 
@@ -141,11 +142,11 @@ def shard(
         shard_size=parse_size(shard_size, "--shard-size"),
         only=tuple(only or ()),
         skip=tuple(skip or ()),
-        mtp="drop" if no_mtp or (layout in ("deepseek", "vllm") and not mtp) else "keep",
+        mtp="drop" if no_mtp or (layout in WITHOUT_MTP and not mtp) else "keep",
         allow_missing=allow_missing,
         allow_extra=allow_extra,
         tp=tp or 1,
-        ep=ep or (tp or 1 if layout == "deepseek" else 1),
+        ep=ep or usual_ep(layout, tp or 1),
         pp=pp or 1,
         ranks=chosen_ranks(rank),
         recode=recode,

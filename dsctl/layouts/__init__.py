@@ -92,3 +92,10 @@ LAYOUTS: dict[str, Layout] = {
     "stacked": Fused("stacked", True),
     "vllm": Vllm(),
 }
+# Layouts that leave the MTP layer out unless it is asked for; the last has no place for it.
+WITHOUT_MTP = ("deepseek", "vllm")
+
+
+def usual_ep(name: str, tp: int) -> int:
+    """The expert-parallel parts of a layout where none are asked for: DeepSeek's has as many as ranks."""
+    return tp if name == "deepseek" else 1
