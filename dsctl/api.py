@@ -209,7 +209,7 @@ class Conversion:
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
-        from dsctl.delivery import Delivery, deliver
+        from dsctl.delivery import SENT_BYTES, Delivery, deliver
         from dsctl.executors import EXECUTORS, Executor
         from dsctl.readahead import WINDOW_BYTES
         from dsctl.resources import allot
@@ -220,7 +220,9 @@ class Conversion:
         store, place = self.source.checkpoint.store, os.fspath(target).removeprefix(FILE)
         delivery = Delivery(place, self.plan, force) if is_url(place) else None
         folder = delivery.folder if delivery else Path(place)
-        resources = allot(self.plan, workers, max_memory, WINDOW_BYTES if store.remote else 0)
+        resources = allot(
+            self.plan, workers, max_memory, (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0)
+        )
 
         def executor() -> Executor:
             context = Context(store, str(folder), resources.band_bytes)

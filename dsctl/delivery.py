@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 WAITING = 2
 # One request's part of a file, and how many of them are held and sent at once.
 PART_BYTES, PARTS = 16 << 20, 4
+# What is held of files on their way.
+SENT_BYTES = PART_BYTES * PARTS
 _BEGUN = f"{WORKING}/request.json"
 _CHUNK = 8 << 20
 

@@ -69,7 +69,7 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
-    from dsctl.delivery import Delivery
+    from dsctl.delivery import SENT_BYTES, Delivery
     from dsctl.executors import prepare
     from dsctl.plan import make_plan
     from dsctl.readahead import WINDOW_BYTES
@@ -92,7 +92,12 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     budget = parse_size(how.max_memory, "--max-memory")
     plan = make_plan(checkpoint, request)
     # The nodes of a cluster have processors and memory of their own: what counts is what one task takes.
-    resources = allot(plan, 1 if how.engine == "ray" else how.workers, budget, WINDOW_BYTES if store.remote else 0)
+    resources = allot(
+        plan,
+        1 if how.engine == "ray" else how.workers,
+        budget,
+        (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if is_url(target) else 0),
+    )
     delivery = Delivery(target, plan, how.force) if is_url(target) else None
     folder = delivery.folder if delivery else Path(target)
     state = delivery.check(store) if delivery else check_target(plan, store, folder, how.force)
