@@ -15,7 +15,6 @@ from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.models import Family, Param
 from dsctl.request import Request
 
-
 # The most parts of a kind.
 MOST = 4096
 
