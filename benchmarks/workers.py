@@ -2,7 +2,8 @@
 
     python benchmarks/workers.py [--size 4GB] [--folder /dev/shm] [--runs 5]
 
-The start-up is that of a run on a checkpoint of a few megabytes, with as many workers.
+The start-up is that of a run on a checkpoint of a few megabytes, with as many workers. Beside it stands what the
+machine gave at that time to two processes that share nothing: they only hash.
 """
 
 from __future__ import annotations
@@ -10,11 +11,28 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.convert import WIDTHS, folder_bytes, timed
+
+HASH = """
+import hashlib, time
+block, done, end = bytes(1 << 20), 0, time.monotonic() + 3
+while time.monotonic() < end:
+    hashlib.sha256(block)
+    done += 1
+print(done)
+"""
+
+
+def hashed(processes: int) -> int:
+    """Megabytes that so many processes hash in three seconds, together."""
+    command = [sys.executable, "-c", HASH]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    return sum(int(process.communicate()[0]) for process in running)
 
 
 def main() -> None:
@@ -27,10 +45,25 @@ def main() -> None:
     dsctl = [sys.executable, "-m", "dsctl"]
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="dsctl-bench-") as name:
         work, target = Path(name), Path(name) / "target"
-        timed([*dsctl, "tiny", "v3.2", str(work / "large"), "--size", arguments.size, *WIDTHS, "--quiet"])
+        timed(
+            [
+                *dsctl,
+                "tiny",
+                "v3.2",
+                str(work / "large"),
+                "--size",
+                arguments.size,
+                "--shards",
+                "32",
+                *WIDTHS,
+                "--quiet",
+            ]
+        )
         timed([*dsctl, "tiny", "v3.2", str(work / "small"), "--quiet"])
         found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        control = [0.0]
         for _ in range(arguments.runs):
+            control.append(hashed(2) / hashed(1))
             for source in ("small", "large"):
                 for workers in (1, 2):
                     shutil.rmtree(target, ignore_errors=True)
@@ -45,6 +78,7 @@ def main() -> None:
         (wall, cpu), start = best["large", workers], best["small", workers][0]
         print(f"{workers:>7}{wall:>9.2f}{cpu:>9.2f}{start:>12.2f}{read / 1e9 / (wall - start):>26.2f}")
     one, two = (best["large", n][0] - best["small", n][0] for n in (1, 2))
+    print(f"two processes that only hash: {max(control):.2f}x")
     print(f"two workers: {best['large', 1][0] / best['large', 2][0]:.2f}x, start-up off {one / two:.2f}x")
 
 
