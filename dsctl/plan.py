@@ -140,7 +140,8 @@ def _wanted(checkpoint: Checkpoint, request: Request, out: Target) -> tuple[list
     survey = checkpoint.survey
     for param in (*checkpoint.params, *map(_unknown, survey.extra)):
         pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
-        why = _why_dropped(param, bool(pieces) or checkpoint.layout.shares is not None, request)
+        elsewhere = checkpoint.layout.shares is not None and not request.allow_missing
+        why = _why_dropped(param, bool(pieces) or elsewhere, request)
         slots = out.layout.slots(param)
         why = why or ("" if slots else ELSEWHERE)
         if why:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +22,14 @@ MANIFEST = "dsctl-rank.json"
 @pytest.fixture(scope="module")
 def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory, "v3.2", **EVEN)
+
+
+@pytest.fixture(scope="module")
+def quarters(even: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on four ranks."""
+    folder = tmp_path_factory.mktemp("quarters") / "parts"
+    dsctl("shard", even, folder, "--tp", 4)
+    return folder
 
 
 def source_of(kind: str, factory: pytest.TempPathFactory) -> Path:
@@ -52,13 +58,14 @@ def there_and_back(source: Path, folder: Path, *words: object) -> dict[str, int]
     return audit
 
 
-@pytest.mark.parametrize("words", ["--tp 1", "--tp 2", "--tp 4", "--tp 8", "--ep 2", "--ep 8", "--tp 8 --ep 4"])
+@pytest.mark.parametrize("words", ["--tp 1", "--tp 2", "--tp 8", "--ep 2", "--ep 8"])
 def test_shard_then_merge_is_byte_identical(even: Path, tmp_path: Path, words: str) -> None:
     there_and_back(even, tmp_path, *words.split())
 
 
-@pytest.mark.parametrize("words", ["--tp 8 --ep 2", "--tp 2 --ep 4 --pp 2"])
-@pytest.mark.parametrize("kind", ["v3", "v3.1", "v3.2-bf16"])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("v3", "--tp 8 --ep 2"), ("v3.1", "--tp 2 --ep 4 --pp 2"), ("v3.2-bf16", "--tp 8 --ep 4")]
+)
 def test_so_it_is_for_other_releases_and_formats(
     kind: str, words: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
@@ -180,6 +187,15 @@ def change(path: Path, name: str) -> None:
     save_file(held, path, metadata={"format": "pt"})
 
 
+def test_part_of_a_model_is_spread_and_merged(even: Path, tmp_path: Path) -> None:
+    dsctl("shard", even, tmp_path / "parts", "--tp", 2, "--only", "model.layers.1.*", "--skip", "*experts*")
+    assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") == 20
+    dsctl("merge", tmp_path / "parts", tmp_path / "back", "--allow-missing")
+    before, after = tensors(even), tensors(tmp_path / "back")
+    assert after.keys() == {name for name in before if name.startswith("model.layers.1.") and "experts" not in name}
+    assert all(same(before[name], after[name]) for name in after)
+
+
 def test_copies_that_disagree_are_named(even: Path, tmp_path: Path) -> None:
     dsctl("shard", even, tmp_path / "parts", "--tp", 4)
     name = "model.layers.1.post_attention_layernorm.weight"
@@ -259,21 +275,6 @@ def test_formats_change_in_the_same_pass_and_back(even: Path, tmp_path: Path) ->
         assert (tmp_path / "again" / path.relative_to(tmp_path / "direct")).read_bytes() == path.read_bytes()
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(even: Path, tmp_path: Path) -> None:
-    words = ["--tp", "4", "--bf16"]
-    began = time.monotonic()
-    assert run("shard", even, tmp_path / "direct", *words, "--workers", 1).returncode == 0
-    took = time.monotonic() - began
-    command = [sys.executable, "-m", "dsctl", "shard", str(even), str(tmp_path / "out"), *words, "--workers", "1"]
-    for share in (0.7, 0.9):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(share * took)
-        process.kill()
-        process.wait()
-    dsctl("shard", even, tmp_path / "out", *words)
-    assert contents(tmp_path / "out") == contents(tmp_path / "direct")
-
-
 def test_a_dry_run_tells_every_size(even: Path, tmp_path: Path) -> None:
     said = json.loads(dsctl("shard", even, tmp_path / "out", "--tp", 4, "--dry-run", "--json"))
     dsctl("shard", even, tmp_path / "out", "--tp", 4)
@@ -319,7 +320,7 @@ def test_without_the_side_file_the_tensors_are_the_same(even: Path, tmp_path: Pa
         assert before.keys() == after.keys() and all(same(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("to", ["int8-channel", "int4-group", "nvfp4", "mxfp4"])
+@pytest.mark.parametrize("to", ["int4-group", "nvfp4"])
 def test_other_formats_are_cut_between_their_groups(even: Path, tmp_path: Path, to: str) -> None:
     dsctl("convert", even, tmp_path / "whole", "--to", to)
     dsctl("shard", tmp_path / "whole", tmp_path / "parts", "--tp", 4)
@@ -346,9 +347,9 @@ def test_what_is_stored_once_for_several_is_neither_cut_nor_joined(even: Path, t
     ],
 )  # fmt: skip
 def test_manifests_that_contradict_each_other_are_refused(
-    even: Path, tmp_path: Path, field: str, value: object
+    quarters: Path, tmp_path: Path, field: str, value: object
 ) -> None:
-    dsctl("shard", even, tmp_path / "parts", "--tp", 4)
+    shutil.copytree(quarters, tmp_path / "parts")
     path = tmp_path / "parts" / "rank-00002" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") == 20
@@ -356,8 +357,8 @@ def test_manifests_that_contradict_each_other_are_refused(
 
 
 @pytest.mark.parametrize("sizes", [{"tp": 3}, {"ep": 3}, {"tp": 4096, "pp": 4096}, {"pp": 60}, {"tp": 5, "ep": 5}])
-def test_manifests_of_impossible_sizes_are_refused(even: Path, tmp_path: Path, sizes: dict[str, int]) -> None:
-    dsctl("shard", even, tmp_path / "parts", "--tp", 2)
+def test_manifests_of_impossible_sizes_are_refused(quarters: Path, tmp_path: Path, sizes: dict[str, int]) -> None:
+    shutil.copytree(quarters, tmp_path / "parts")
     for path in (tmp_path / "parts").rglob(MANIFEST):
         path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
     assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") in (20, 30)
