@@ -16,7 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Event as Flag
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.plan import Plan
@@ -56,6 +57,7 @@ class Delivery:
     _there: dict[str, int] = field(default_factory=dict)
     _pending: deque[Future[None]] = field(default_factory=deque)
     _pool: ThreadPoolExecutor | None = None
+    _stopped: Flag = field(default_factory=Flag)
 
     @property
     def folder(self) -> Path:
@@ -167,7 +169,8 @@ class Delivery:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Give up what waits to go up; what is on its way ends first."""
+        """Give up what waits to go up and, after the parts that are on their way, the file that they are of."""
+        self._stopped.set()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -199,7 +202,7 @@ class Delivery:
         def upload() -> None:
             system, there = opened(f"{self.url}/{name}")
             parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS} if "s3" in system.protocol else {}
-            system.put_file(str(path), there, **parts, **deadline(system, size))
+            system.put_file(str(path), there, callback=_Heed(self._stopped), **parts, **deadline(system, size))
             found = system.info(there, **deadline(system))["size"]
             if found != size:
                 raise OSError(f"{size:,} bytes were sent, {found:,} are there")
@@ -253,6 +256,20 @@ class Delivery:
             for one in system.list_multipart_uploads(bucket):
                 if one["Key"].startswith(f"{prefix}/"):
                     system.abort_mpu(bucket, one["Key"], one["UploadId"])
+
+
+class _Heed(NamedTuple):
+    """What fsspec tells of an upload's progress; it ends there once the run has ended."""
+
+    stopped: Flag
+
+    def set_size(self, size: int) -> None:
+        """How much there is."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        """So much more is done."""
+        if self.stopped.is_set():
+            raise WorkError("the run has ended")
 
 
 def deliver(

@@ -14,6 +14,7 @@ import pytest
 
 from dsctl import delivery
 from dsctl import open as dsctl_open
+from dsctl.errors import WorkError
 from dsctl.stores import objects as room
 from tests.checkpoints import tiny
 from tests.cloud.server import BUCKET, Objects
@@ -77,6 +78,23 @@ def test_large_files_go_in_parts_and_parts_of_killed_runs_are_given_back(
     assert objects.contents("parted") == here
     uploads = objects.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
     assert [one["UploadId"] for one in uploads] == [other]
+
+
+def test_what_is_on_its_way_when_a_run_ends_is_given_up(
+    objects: Objects, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = dsctl_open(str(tiny(tmp_path_factory, "v3.2"))).to("bf16").plan
+    monkeypatch.setattr(delivery, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(delivery, "PARTS", 1)
+    ended = delivery.Delivery(f"s3://{BUCKET}/ended", plan)
+    ended.folder.mkdir(parents=True)
+    (ended.folder / "large").write_bytes(bytes(12 << 20))
+    ended.close()
+    with pytest.raises(WorkError, match="has ended"):
+        ended._upload("large")
+    assert objects.contents("ended") == {}
+    uploads = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
+    assert not any(one["Key"].startswith("ended/") for one in uploads)
 
 
 def test_the_audit_comes_last(objects: Objects, source: Path) -> None:
