@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.cli.options import Debug, Html, Json, Quiet
 from dsctl.cli.output import Output
 from dsctl.errors import UsageError
 
@@ -31,6 +31,7 @@ def diff(
     tensors: Tensors = False,
     markdown: Markdown = False,
     exit_code: ExitCode = False,
+    html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -46,6 +47,8 @@ def diff(
         dsctl diff v3.1 v3.2 --only config --markdown
 
         dsctl diff DeepSeek-V3.2 v3.2 --exit-code
+
+        dsctl diff v3 v3.2 --html v3-to-v3.2.html
     """
     from dsctl.cli.sections import show
     from dsctl.description import describe
@@ -53,7 +56,17 @@ def diff(
 
     if only is not None and only not in PARTS:
         raise UsageError(f"--only: {only!r} is unknown", hint=", ".join(PARTS))
+    if html:
+        from dsctl.reports import need
+
+        need()
     output, found = Output(json, quiet), Diff(describe(a), describe(b))
+    if html:
+        from dsctl.cli.differences import sections
+        from dsctl.cli.pages import difference
+        from dsctl.reports import save
+
+        save(difference(found, list(sections(found, only, tensors))), html)
     if json:
         output.data(as_json(found, only, tensors))
     elif not quiet:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.cli.options import Debug, Html, Json, Quiet
 from dsctl.cli.output import Output, count, plural, size, visible
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def inspect(
     tensors: Tensors = False,
     fold: Folded = False,
     files: Files = False,
+    html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -51,10 +52,21 @@ def inspect(
         dsctl inspect v3.2 --json
 
         dsctl inspect DeepSeek-V3.2 --tensors '*.indexer.*' --fold
+
+        dsctl inspect v3.2 --html v3.2.html
     """
     from dsctl.inspection import inspect as look
 
+    if html:
+        from dsctl.reports import need
+
+        need()
     output, seen = Output(json, quiet), look(source)
+    if html:
+        from dsctl.cli.pages import inspection
+        from dsctl.reports import save
+
+        save(inspection(seen, _sections(seen, False), _folded(list(seen.tensors()))), html)
     wanted = (glob or "*") if tensors or fold or glob else None
     if json:
         output.data(as_json(seen, wanted, fold))
@@ -129,13 +141,17 @@ def _forms(codecs: Iterable[Iterable[Codec]]) -> list[str]:
 def _show(seen: Inspection, all_files: bool, output: Output) -> None:
     from dsctl.cli.sections import show
 
+    show(_sections(seen, all_files), output)
+
+
+def _sections(seen: Inspection, all_files: bool) -> list[Section]:
     sections = [_facts(seen)]
     if seen.description.model is not None:
         sections.append(_roles(seen))
     sections.append(_dtypes(seen))
     if seen.files:
         sections.append(_files(seen, all_files))
-    show(sections, output)
+    return sections
 
 
 def _facts(seen: Inspection) -> Section:
@@ -213,21 +229,32 @@ def _share(part: int, whole: int) -> str:
 
 
 def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
-    from dsctl.cli.sections import Column, Row, Section, show
-    from dsctl.inspection import fold
+    from dsctl.cli.sections import show
 
     listed = list(seen.tensors(glob))
-    first, last = (Column("dtype"), Column("shape", True)), Column("tensor")
-    if folded:
-        columns = (*first, Column("tensors", True), Column("bytes", True), last)
-        rows = [(f.spec.dtype, _shape(f.spec.shape), f"{f.number:,}", size(f.nbytes), _ranged(f)) for f in fold(listed)]
-    else:
-        columns = (*first, Column("bytes", True), Column("file", rank=1), last)
-        rows = [
-            (t.spec.dtype, _shape(t.spec.shape), size(t.spec.nbytes), visible(t.file), visible(t.name)) for t in listed
-        ]
-    show([Section("", "", columns, tuple(map(Row, rows)))], output)
+    show([_folded(listed) if folded else _single(listed)], output)
     output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
+
+
+def _single(listed: list[Tensor]) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+
+    columns = (
+        Column("dtype"), Column("shape", True), Column("bytes", True), Column("file", rank=1), Column("tensor"),
+    )  # fmt: skip
+    rows = [(t.spec.dtype, _shape(t.spec.shape), size(t.spec.nbytes), visible(t.file), visible(t.name)) for t in listed]
+    return Section("", "", columns, tuple(map(Row, rows)))
+
+
+def _folded(listed: list[Tensor]) -> Section:
+    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.inspection import fold
+
+    columns = (
+        Column("dtype"), Column("shape", True), Column("tensors", True), Column("bytes", True), Column("tensor"),
+    )  # fmt: skip
+    rows = [(f.spec.dtype, _shape(f.spec.shape), f"{f.number:,}", size(f.nbytes), _ranged(f)) for f in fold(listed)]
+    return Section("", "", columns, tuple(map(Row, rows)))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,9 @@ Source = Annotated[
 ]
 Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Html = Annotated[
+    str | None, typer.Option("--html", metavar="FILE", help="Write a page to look at: one file, nothing to fetch.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Only = Annotated[
