@@ -17,7 +17,7 @@ from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
 from dsctl.layouts import Layout
 from dsctl.layouts.manifests import Manifest, decode
-from dsctl.layouts.recognition import joined_by_index, manifest_files, recognise
+from dsctl.layouts.recognition import manifest_files, of_ranks, recognise
 from dsctl.models import Family, Model, Param
 from dsctl.stores import INDEX, SIGNED, Store
 from dsctl.survey import Fault, Piece, Survey, regular, survey, undeclared
@@ -201,10 +201,11 @@ def open_checkpoint(store: Store) -> Checkpoint:
     elif store.files().keys() - headers.keys():
         faults.append(Fault("no-config", store.place, "no config.json"))
     faults += _index_faults(index, headers)
+    plain = of_ranks(headers)
     faults += [
         Fault("no-format-pt", file, 'metadata lacks {"format": "pt"}, which transformers requires')
         for file, header in headers.items()
-        if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx")
+        if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx") and not plain
     ]
     manifests = {file: _manifest(store, file, files[file]) for file in manifest_files(files)}
     return Checkpoint(store, files, config, model, headers, faults, index, total, manifests)
@@ -278,7 +279,7 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
 def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
     present = [file for file in files if file.endswith(".safetensors")]
     if index is None:
-        if len(present) > 1 and joined_by_index(present):
+        if len(present) > 1 and all("/" not in file for file in present) and not of_ranks(present):
             faults.append(Fault("no-index", store.place, f"{len(present)} safetensors files, but no {INDEX}"))
         return present
     named = dict.fromkeys(index.values())

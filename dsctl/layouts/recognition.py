@@ -34,7 +34,7 @@ def recognise(
     """
     if manifests:
         return _told(manifests, families, place)
-    kind, world = _of_ranks(headers), len(headers)
+    kind, world = of_ranks(headers), len(headers)
     if kind == "deepseek":
         return LAYOUTS[kind].arranged(families(), _shares(families, Ranks(world, world), place))
     if kind == "vllm":
@@ -44,19 +44,13 @@ def recognise(
     return LAYOUTS["hf"]
 
 
-def _of_ranks(files: Iterable[str]) -> str:
+def of_ranks(files: Iterable[str]) -> str:
     """The layout, if any, that has one file for each rank by names such as these."""
     names = frozenset(files)
     world = range(len(names))
     if names and names == {deepseek.file_of(rank, len(names)) for rank in world}:
         return "deepseek"
     return "vllm" if names and names == {vllm.file_of(rank) for rank in world} else ""
-
-
-def joined_by_index(files: Iterable[str]) -> bool:
-    """Whether files that are several need an index: those of ranks do not."""
-    names = [file for file in files if file.endswith(".safetensors")]
-    return not _of_ranks(names) and all("/" not in name for name in names)
 
 
 def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares:
