@@ -207,13 +207,3 @@ def test_the_python_interface_takes_the_same_places(
     for _ in range(2):
         made.run(f"s3://{BUCKET}/called", workers=1)
     assert objects.contents("called") == expected
-
-
-def test_shard_and_merge_take_the_same_places(objects: Objects, source: Path, tmp_path: Path) -> None:
-    dsctl("shard", source, f"s3://{BUCKET}/cut", "--tp", "2", "--workers", "1")
-    dsctl("shard", source, tmp_path / "cut", "--tp", "2", "--workers", "1")
-    here = {str(path.relative_to(tmp_path / "cut")): path for path in (tmp_path / "cut").rglob("*") if path.is_file()}
-    assert objects.contents("cut") == {name: path.read_bytes() for name, path in here.items()}
-    dsctl("merge", f"s3://{BUCKET}/cut", tmp_path / "merged", "--workers", "1")
-    for path in source.glob("*.safetensors"):
-        assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
