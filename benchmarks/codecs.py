@@ -1,7 +1,7 @@
 """How fast each codec is beside compressed-tensors: `python benchmarks/codecs.py [--rows N] [--columns N] [FORMAT...]`.
 
-One thread; GB/s of the BF16 values; the two are timed in turn within one run, so that a busy machine slows both;
-medians. Their encode is calculate_qparams and compress, their decode is decompress.
+GB/s of the BF16 values, by the processor time of one thread, in which other work on the machine does not count; the two
+are timed in turn within one run; medians. Their encode is calculate_qparams and compress, their decode is decompress.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def cases(name: str, values: torch.Tensor) -> Iterator[Case]:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """One timed call."""
-    begin = time.perf_counter()
+    """The processor time of one call."""
+    begin = time.thread_time()
     function()
-    return time.perf_counter() - begin
+    return time.thread_time() - begin
 
 
 def report(case: Case, size: int, runs: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl.boxes import Box
 from dsctl.codecs import PEAK
-from dsctl.codecs.grids import chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
+from dsctl.codecs.grids import chunks, divided, divides, grid, grid_box, multiplied, peak, peaks, refuse_bad
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -80,14 +80,9 @@ class Fp4:
 
         factors = self._factors(stored[SCALE], stored.get(GLOBAL))
         refuse_bad(factors, zero=GLOBAL in self.suffixes)
-        exact = GLOBAL not in self.suffixes and out.dtype != torch.float16
-        dtype = out.dtype if exact else torch.float32
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
-            values = nibbles.unpacked(stored[PACKED][rows], nibbles.E2M1, dtype)
-            into = out[rows] if exact else values
-            multiplied(values, factors[places].to(dtype), self.group, into)
-            if not exact:
-                out[rows] = into
+            values = nibbles.unpacked(stored[PACKED][rows], nibbles.E2M1, torch.bfloat16)
+            multiplied(values, factors[places], self.group, out[rows])
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; quotients rounded to the nearest code, ties to even.
@@ -100,12 +95,12 @@ class Fp4:
         from dsctl.codecs import nibbles
 
         if self.surveys:
-            peak = stored[PEAK] if PEAK in stored else peaks(values, self.group).amax().view(1)
-            stored[GLOBAL].copy_(_global_scale(peak, values.dtype))
+            widest = stored[PEAK] if PEAK in stored else peak(values)
+            stored[GLOBAL].copy_(_global_scale(widest, values.dtype))
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
-            band = values[rows]
+            band = values[rows].float()
             largest = peaks(band, self.group, places.start)
-            stored[SCALE][places] = self._scales(band, largest, stored)
+            stored[SCALE][places] = self._scales(band, largest, stored, values.dtype)
             factors = self._factors(stored[SCALE][places], stored.get(GLOBAL))
             nibbles.pack(self._codes(band, factors), stored[PACKED][rows])
         return {}
@@ -115,17 +110,20 @@ class Fp4:
 
         from dsctl.codecs import nibbles
 
-        quotients = torch.empty_like(values, dtype=torch.float32)
-        divided(values.float(), factors, self.group, quotients)
+        quotients = torch.empty_like(values)
+        divided(values, factors, self.group, quotients)
         return nibbles.e2m1(quotients)
 
-    def _scales(self, values: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _scales(
+        self, values: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The groups' scales; `dtype` is that of the weights."""
         from dsctl.codecs import search
 
-        scales = self._made(largest, 1.0, stored, values.dtype)
+        scales = self._made(largest, 1.0, stored, dtype)
         if not self.search:
             return scales
-        tried = [self._made(largest, share, stored, values.dtype) for share in self._shares]
+        tried = [self._made(largest, share, stored, dtype) for share in self._shares]
 
         def restored(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
             factors = self._factors(scales, stored.get(GLOBAL))

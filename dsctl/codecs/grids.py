@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Group = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 18
+# Runs of so many values torch handles quickly in any dtype.
+WIDE = 128
 
 
 def grid(shape: tuple[int, ...], group: Group) -> tuple[int, int]:
@@ -65,17 +67,31 @@ def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
     import torch
 
     # Magnitudes order as their bits do, with infinity and NaN on top.
-    words = values.abs().view(torch.int32 if values.dtype == torch.float32 else torch.int16)
     rows, columns = grid(tuple(values.shape), group)
     if group[0] == 1:
-        found = words.view(rows, columns, -1).amax(2)
+        # Torch takes maxima of short runs of integers quickly where they have 32 bits.
+        wide = values.float() if 0 < group[1] < WIDE else values
+        found = _magnitudes(wide).view(rows, columns, -1).amax(2).view(wide.dtype)
     else:
-        found = torch.stack([_padded(words[row : row + group[0]].amax(0), group[1]) for row in _starts(values, group)])
-    largest = found.view(values.dtype).float()
+        bands = (_magnitudes(values[row : row + group[0]]).amax(0) for row in _starts(values, group))
+        found = torch.stack([_padded(band, group[1]) for band in bands]).view(values.dtype)
+    largest = found.float()
     if not largest.isfinite().all():
         row, column = largest.isfinite().logical_not().nonzero()[0].tolist()
         raise BadBlock("NaN or infinity", row + first, column)
     return largest
+
+
+def peak(values: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of all, float32 [1]; NaN or infinity where one is among them."""
+    return _magnitudes(values).amax().view(values.dtype).float().view(1)
+
+
+def _magnitudes(values: torch.Tensor) -> torch.Tensor:
+    """The bits without the sign, as integers."""
+    import torch
+
+    return values.abs().view(torch.int32 if values.dtype == torch.float32 else torch.int16)
 
 
 def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
@@ -86,7 +102,9 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
     import torch
 
     if group[0] == 1:
-        shape = factors.numel(), -1
+        # In float32 torch is quick with short runs too, and rounding its quotient gives the same.
+        shape, short = (factors.numel(), -1), 0 < group[1] < WIDE
+        values, factors = (values.float(), factors.float()) if short else (values, factors)
         torch.div(values.view(shape), factors.view(-1, 1), out=out.view(shape))
         return
     for index, row in enumerate(_starts(values, group)):
@@ -95,7 +113,10 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
 
 
 def multiplied(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
-    """`out` = values * the factor of their group, rounded once to the dtype that torch gives the product."""
+    """`out` = values * the factor of their group, a float32 product rounded once to `out`'s dtype.
+
+    Values are floats or integers, factors float32.
+    """
     import torch
 
     if group[0] == 1:

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-INT4 = tuple(float(n - 8) for n in range(16))
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 # A float32 at which one step of the mantissa is 1: what is added to it is rounded to nearest even.
 MAGIC = 1.5 * 2.0**23
-MAGIC_BITS = 0x4B400000
 
 
 def pack(codes: torch.Tensor, out: torch.Tensor) -> None:
@@ -25,6 +23,15 @@ def pack(codes: torch.Tensor, out: torch.Tensor) -> None:
     pairs = codes.view(torch.int16)
     # A copy to fewer bits keeps the lower ones.
     out.view(torch.int8).copy_(pairs.bitwise_or_(pairs >> 4))
+
+
+def split(packed: torch.Tensor) -> torch.Tensor:
+    """Packed codes (uint8, contiguous) one by one, int8 from 0 to 15, twice as many columns."""
+    import torch
+
+    pairs = packed.to(torch.int16)
+    codes: torch.Tensor = pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.int8)
+    return codes
 
 
 def unpacked(packed: torch.Tensor, table: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -61,16 +68,16 @@ def integers(quotients: torch.Tensor, bits: int, out: torch.Tensor) -> None:
 def e2m1(quotients: torch.Tensor) -> torch.Tensor:
     """Codes (uint8) of float32 quotients, rounded to nearest even, beyond 6 to 6. Uses the quotients up.
 
-    E2M1's steps are 1/2 up to 2, 1 up to 4 and 2 above, so that the count of steps is the least of three lines, each
-    rounded by adding to `MAGIC`. Negative values that round to zero keep their sign; a negative zero does not.
+    Rounded by an addition, as dsctl/codecs/e4m3.py does it: a magnitude in [2^e, 2^(e+1)) plus 2^(e+22) ends where
+    E2M1 ends, and its low byte counts steps of the mantissa. Holding e at 0 or above makes subnormals. The field of the
+    exponent, twice 127 + e, leaves the code's byte 2 short. Negative values that round to zero keep their sign; a
+    negative zero does not.
     """
     import torch
 
-    negative = quotients < 0
-    quotients.abs_()
-    low = (quotients * 2).add_(MAGIC)
-    middle = quotients + (MAGIC + 2)
-    high = quotients.mul_(0.5).add_(MAGIC + 4)
-    steps = torch.minimum(torch.minimum(low, middle), high).view(torch.int32)
-    codes = steps.sub_(MAGIC_BITS).clamp_(max=7).to(torch.uint8)
-    return codes.bitwise_or_(negative.view(torch.uint8) << 3)
+    # The negative of the bits of a negative number is positive, except that of a negative zero.
+    signs = quotients.view(torch.int32).neg().clamp_(0, 8).to(torch.uint8)
+    exponents = quotients.abs_().view(torch.int32).bitwise_and(0x7F800000)
+    quotients.add_(exponents.view(torch.float32).clamp_min_(1), alpha=2.0**22)
+    codes = quotients.view(torch.int32).add_(exponents.bitwise_right_shift_(22)).to(torch.uint8)
+    return codes.add_(2).clamp_max_(7).bitwise_or_(signs)

@@ -85,23 +85,18 @@ class Packed:
 
         packed, factors = stored[PACKED].view(torch.uint8), stored[SCALE].float()
         refuse_bad(factors)
-        exact = torch.equal(factors.to(out.dtype).float(), factors)
-        dtype = out.dtype if exact else torch.float32
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
-            values = self._unpacked(packed[rows], dtype)
-            into = out[rows] if exact else values
-            multiplied(values, factors[places].to(dtype), self.group, into)
-            if not exact:
-                out[rows] = into
+            multiplied(self._unpacked(packed[rows]), factors[places], self.group, out[rows])
 
-    def _unpacked(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _unpacked(self, packed: torch.Tensor) -> torch.Tensor:
+        """Signed integers (int8)."""
         import torch
 
         from dsctl.codecs import nibbles
 
         if self.bits == 4:
-            return nibbles.unpacked(packed, nibbles.INT4, dtype)
-        return packed.bitwise_xor(128).view(torch.int8).to(dtype)
+            return nibbles.split(packed).sub_(8)
+        return packed.bitwise_xor(128).view(torch.int8)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales of peak / 7.5 or 127.5; the quotient is rounded to the dtype of the values, then to an integer.

@@ -70,7 +70,7 @@ class Scaled:
         codes, scales = (stored[suffix] for suffix in self.suffixes)
         factors = self._factors(scales)
         refuse_bad(factors)
-        decode = _decode_e4m3 if self.codes == "F8_E4M3" else _decode_integers
+        decode = _decode_e4m3 if self.codes == "F8_E4M3" else multiplied
         for rows, places in chunks(codes.shape[0], codes.shape[1], self.group):
             decode(codes[rows], factors[places], self.group, out[rows])
 
@@ -156,17 +156,6 @@ def _holds(dtype: torch.dtype, factors: torch.Tensor) -> bool:
     import torch
 
     return torch.equal(factors.to(dtype).float(), factors)
-
-
-def _decode_integers(codes: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
-
-    if _holds(out.dtype, factors):
-        out.copy_(codes)
-        multiplied(out, factors.to(out.dtype), group, out)
-        return
-    wide = codes.float()
-    multiplied(wide, factors, group, wide)
-    out.copy_(wide)
 
 
 def formats() -> dict[str, Scaled]:
