@@ -193,10 +193,11 @@ def bench(choice: str, rest: list[str]) -> None:
 
 
 def docs(choice: str, rest: list[str]) -> None:
-    """Write docs/reference.md anew and run every command that README and docs show."""
+    """Write docs/reference.md anew, run every command that README and docs show, and build the site into `site`."""
     install("dev", choice)
     run(PYTHON, "-m", "tests.reference")
     run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
+    run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet")
 
 
 TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, ray, soak, bench, docs)}
