@@ -37,7 +37,8 @@ def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:
     what = f"{len(names):,} parameters are not all there"
     if shares and missing:
         what += f": ranks {', '.join(map(str, missing[:16]))} of {shares.ranks.world} are missing"
-    return PlanError(f"{checkpoint.store.place}: {what}", issues=names[:20])
+    hint = "put the parts of all ranks into one folder" if shares and missing else None
+    return PlanError(f"{checkpoint.store.place}: {what}", hint=hint, issues=names[:20])
 
 
 def twins(name: str, held: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> Iterator[Twin]:

@@ -13,8 +13,10 @@ from typing import Any
 
 from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Fault, Piece, Survey
+from dsctl.coverage import cover
 from dsctl.errors import PlanError
 from dsctl.models import Param
+from dsctl.originals import WHOLE
 
 # Faults of a source that the small checkpoint's own survey reports again where they matter to it.
 _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
@@ -64,7 +66,7 @@ def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
     view = replace(
         checkpoint,
         config=small_config(checkpoint.config, cut),
-        files={file: size for file, size in checkpoint.files.items() if file != ORIGINAL},
+        files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
     )
     sources = dict(_sources(checkpoint, view, cut))
@@ -122,7 +124,7 @@ def _survey(checkpoint: Checkpoint, view: Checkpoint, sources: Mapping[str, Para
         source = sources[param.name]
         pieces = checkpoint.survey.pieces.get(source.name)
         if pieces:
-            survey.pieces[param.name] = pieces if source.shape == param.shape else _rows(param, source, pieces, cut)
+            survey.pieces[param.name] = pieces if source.shape == param.shape else _rows(param, source, cover(pieces), cut)
             continue
         survey.missing.append(param)
         survey.faults.append(wrong.get(source.name) or Fault("missing-tensor", source.name, "missing"))

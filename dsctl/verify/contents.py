@@ -130,7 +130,9 @@ def read_contents(
         SourceError: a file cannot be read.
     """
     owners = {ref.name: (param, piece.codec) for param, piece in params(checkpoint) for ref in piece.refs[:1]}
-    codecs = {name: codec for name, (_, codec) in owners.items() if isinstance(codec, Fp8Block)}
+    stacked = {ref.name for _, piece in params(checkpoint) if piece.slot.stack for ref in piece.refs}
+    blocks = ((name, codec) for name, (_, codec) in owners.items() if isinstance(codec, Fp8Block))
+    codecs = {name: codec for name, codec in blocks if name not in stacked}
     reader = _Reader(checkpoint, codecs, digests, advance)
     contents = Contents()
     seen: list[Seen] = []
@@ -141,14 +143,17 @@ def read_contents(
             if read.sha256 != digests[read.file]:
                 contents.findings.append(Finding("digest", read.file, "its bytes are not those that dsctl.json signs"))
         seen += read.seen
-    scales = {piece.refs[0].name: piece.refs[-1] for _, piece in params(checkpoint) if len(piece.refs) > 1}
+    held = [piece.refs for _, piece in params(checkpoint) if len(piece.refs) > 1]
+    scales = {(refs[0].file, refs[0].name): refs[-1] for refs in held}
     biases = {name for name, (param, _) in owners.items() if param.template.endswith("bias")}
     for one in seen:
         contents.findings += _values(one, one.ref.name in biases)
         if one.codec is not None:
-            contents.findings += _range(one, scales[one.ref.name], checkpoint.store)
+            contents.findings += _range(one, scales[one.ref.file, one.ref.name], checkpoint.store)
     weights = {one.ref.name: one for one in seen if one.ref.name in owners and one.peaks.any()}
-    contents.findings += _duplicates(weights, {name: param for name, (param, _) in owners.items()}, checkpoint.store)
+    if checkpoint.layout.shares is None:
+        known = {name: param for name, (param, _) in owners.items()}
+        contents.findings += _duplicates(weights, known, checkpoint.store)
     return contents
 
 

@@ -196,6 +196,15 @@ def test_part_of_a_model_is_spread_and_merged(even: Path, tmp_path: Path) -> Non
     assert all(same(before[name], after[name]) for name in after)
 
 
+@pytest.mark.parametrize("words", ["--tp 8 --layout hf", "--tp 2 --layout stacked", "--tp 4 --layout fused"])
+def test_looking_verbs_read_what_is_spread(even: Path, tmp_path: Path, words: str) -> None:
+    dsctl("shard", even, tmp_path / "parts", *words.split())
+    assert "nothing wrong found" in dsctl("verify", tmp_path / "parts", "--deep")
+    seen = json.loads(dsctl("inspect", tmp_path / "parts", "--json"))
+    assert seen["parameters"] == json.loads(dsctl("inspect", even, "--json"))["parameters"]
+    assert "all identical" in dsctl("compare", even, tmp_path / "parts")
+
+
 def test_copies_that_disagree_are_named(even: Path, tmp_path: Path) -> None:
     dsctl("shard", even, tmp_path / "parts", "--tp", 4)
     name = "model.layers.1.post_attention_layernorm.weight"
