@@ -23,7 +23,7 @@ from dsctl.scales import are_powers_of_two, read_scales
 from dsctl.stores import INDEX, SIGNED, WORKING, LocalFolder, Store
 from dsctl.target import TORCH_NAMES
 from dsctl.verify import Other, Report
-from dsctl.verify.numbers import scale_refs
+from dsctl.verify.numbers import block_scales
 from dsctl.verify.opening import open_anyhow
 from dsctl.verify.signed import read_signed
 from dsctl.verify.structure import quantized_codecs, usual_dtype
@@ -190,7 +190,7 @@ def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | No
 
 def _scale_fmt(checkpoint: Checkpoint, report: Report) -> str:
     """ue8m0 where that is so of most scales: one that is not is damage, not another format."""
-    refs = scale_refs(checkpoint)
+    refs = block_scales(checkpoint)
     powers = sum(are_powers_of_two(values) for _, values in read_scales(checkpoint.store, refs))
     declared = (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
     is_ue8m0 = powers == len(refs) or (declared and 2 * powers > len(refs))

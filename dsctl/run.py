@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsctl.codecs.fp8_block import SCALE
+from dsctl.codecs import SCALES
 from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
@@ -138,14 +138,14 @@ def check_space(plan: Plan, target: Path, resumed: bool = False, most: int | Non
 
 
 def _scales(plan: Plan) -> list[TensorRef]:
-    """The block scales that a plan will compute with."""
+    """The scales that a plan will compute with."""
     return [
-        TensorRef(step.name + SCALE, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
+        TensorRef(step.name + part.suffix, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
         for step in plan.steps
         if step.how == "recode"
         for region in (*step.reads, *((step.kept,) if step.kept else ()))
         for part in region.parts
-        if part.suffix == SCALE
+        if part.suffix in SCALES
     ]
 
 

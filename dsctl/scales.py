@@ -34,15 +34,33 @@ class BadScale(NamedTuple):
 
 
 def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
-    """Stored scales (F32, BF16 or F8_E8M0, little endian) as float32; the E8M0 code 255 is NaN (OCP MX v1.0, 5.4.1)."""
+    """Stored scales (F32, BF16, E8M0 as F8_E8M0 or U8, F8_E4M3; little endian) as float32.
+
+    The E8M0 code 255 is NaN (OCP MX v1.0, 5.4.1), as E4M3's 0x7f and 0xff are.
+    """
     if dtype == "F32":
         return np.frombuffer(raw, "<f4")
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    if dtype == "F8_E8M0":
+    if dtype == "F8_E4M3":
+        return _E4M3[np.frombuffer(raw, np.uint8)]
+    if dtype in ("F8_E8M0", "U8"):
         codes = np.frombuffer(raw, np.uint8)
-        return np.where(codes == 255, np.float32("nan"), np.ldexp(np.float32(1), codes.astype(np.int32) - 127))
+        powers = np.ldexp(np.float32(1), np.minimum(codes, 254).astype(np.int32) - 127)
+        return np.where(codes == 255, np.float32("nan"), powers)
     raise FormatError(f"scales stored as {dtype} are not supported")
+
+
+def _e4m3() -> npt.NDArray[np.float32]:
+    """What each code means: a sign, four bits of exponent with the bias 7, three bits of mantissa."""
+    codes = np.arange(128, dtype=np.int32)
+    exponents, mantissas = codes >> 3, codes & 7
+    values = np.ldexp(np.where(exponents, mantissas + 8, mantissas).astype(np.float32), np.maximum(exponents, 1) - 10)
+    values[-1] = np.nan
+    return np.concatenate((values, -values))
+
+
+_E4M3 = _e4m3()
 
 
 def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
@@ -90,8 +108,8 @@ def _read_run(store: Store, run: list[TensorRef]) -> Iterator[tuple[TensorRef, n
 
 
 def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | None:
-    """The first scale that is NaN, infinite, zero or negative, or None."""
-    good = (scales > 0) & (scales < np.inf)
+    """The first scale that is NaN, infinite, zero or negative, or None. E4M3 scales, NVFP4's, may be zero."""
+    good = ((scales >= 0) if ref.spec.dtype == "F8_E4M3" else (scales > 0)) & (scales < np.inf)
     if good.all():
         return None
     place = np.unravel_index(int(np.argmin(good)), scales.shape)

@@ -38,7 +38,10 @@ Advance = Callable[[int], None]
 
 
 class _Kind(NamedTuple):
-    """A float dtype's bits: as an integer, without the sign, not finite from here on, and huge (2^20) from here on."""
+    """A dtype's bits: as an integer, without the sign, not finite from here on, and huge (2^20) from here on.
+
+    Of integers, codes or packed codes, all bits count and none is too large.
+    """
 
     integer: str
     magnitude: int
@@ -46,6 +49,7 @@ class _Kind(NamedTuple):
     huge: int
 
 
+_INTEGERS = ("I8", "U8", "I32")
 _KINDS = {
     "BF16": _Kind("<u2", 0x7FFF, 0x7F80, 0x4980),
     "F16": _Kind("<u2", 0x7FFF, 0x7C00, 0x7C00),
@@ -53,6 +57,9 @@ _KINDS = {
     "F64": _Kind("<u8", (1 << 63) - 1, 0x7FF << 52, 0x413 << 52),
     "F8_E4M3": _Kind("u1", 0x7F, 0x7F, 0x7F),
     "F8_E5M2": _Kind("u1", 0x7F, 0x7C, 0x7C),
+    "I8": _Kind("u1", 0xFF, 1 << 8, 1 << 8),
+    "U8": _Kind("u1", 0xFF, 1 << 8, 1 << 8),
+    "I32": _Kind("<u4", 0xFFFFFFFF, 1 << 32, 1 << 32),
 }
 # E4M3's code of 224: the recipe's scales let some code of a block reach it (half of the largest, for powers of two).
 _HALF = 0x76
@@ -133,7 +140,7 @@ def read_contents(
     stacked = {ref.name for _, piece in params(checkpoint) if piece.slot.stack for ref in piece.refs}
     blocks = ((name, codec) for name, (_, codec) in owners.items() if isinstance(codec, Fp8Block))
     codecs = {name: codec for name, codec in blocks if name not in stacked}
-    reader = _Reader(checkpoint, codecs, digests, advance)
+    reader = _Reader(checkpoint, frozenset(owners), codecs, digests, advance)
     contents = Contents()
     seen: list[Seen] = []
     for read in reader.files():
@@ -161,8 +168,14 @@ class _Reader:
     """Reads files on threads; all but Python's own bookkeeping runs without its lock."""
 
     def __init__(
-        self, checkpoint: Checkpoint, codecs: Mapping[str, Fp8Block], digests: Mapping[str, str], advance: Advance
+        self,
+        checkpoint: Checkpoint,
+        weights: frozenset[str],
+        codecs: Mapping[str, Fp8Block],
+        digests: Mapping[str, str],
+        advance: Advance,
     ) -> None:
+        self.weights = weights
         self.checkpoint, self.codecs, self.digests, self._advance = checkpoint, codecs, digests, advance
         self.store = checkpoint.store
         self._stop, self._lock = threading.Event(), threading.Lock()
@@ -190,7 +203,7 @@ class _Reader:
         self._done(at)
         buffer = np.empty(BAND_BYTES, np.uint8)
         for ref in tensors:
-            one = Seen.new(ref, self.codecs.get(ref.name)) if ref.spec.dtype in _KINDS else None
+            one = Seen.new(ref, self.codecs.get(ref.name)) if self._tells(ref) else None
             for band, first in self._bands(ref, buffer):
                 if digest is not None:
                     digest.update(band.data)
@@ -199,6 +212,10 @@ class _Reader:
             if one is not None and ref.nbytes:
                 seen.append(one)
         return _Read(file, digest.hexdigest() if digest else None, seen)
+
+    def _tells(self, ref: TensorRef) -> bool:
+        """Whether a tensor's bits are looked at: those of floats, and integers that are a parameter's codes."""
+        return ref.spec.dtype in _KINDS and (ref.spec.dtype not in _INTEGERS or ref.name in self.weights)
 
     def _bands(self, ref: TensorRef, buffer: npt.NDArray[np.uint8]) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
         """A tensor's bytes in bands of whole rows, with the number of the first."""

@@ -1,4 +1,4 @@
-"""Block scales as numbers: possible ones, powers of two where that is declared. Read with numpy, no torch."""
+"""Scales as numbers: possible ones, powers of two where that is declared. Read with numpy, no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dsctl.checkpoint import Checkpoint
-from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.codecs import SCALES, Codec
+from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.header import TensorRef
 from dsctl.scales import are_powers_of_two, bad_scale, read_scales
 from dsctl.verify.findings import Finding
@@ -19,15 +20,19 @@ ODD = 1 << 12
 ABSURD = 2.0**11
 
 
-def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
+def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
     """Every scale tensor of a quantized parameter and the codec that reads it."""
     return {
         ref: piece.codec
         for piece in pieces(checkpoint)
-        if isinstance(piece.codec, Fp8Block)
         for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
-        if suffix == SCALE
+        if suffix in SCALES
     }
+
+
+def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
+    """Those of FP8 blocks, which may be powers of two or not."""
+    return {ref: codec for ref, codec in scale_refs(checkpoint).items() if isinstance(codec, Fp8Block)}
 
 
 def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -37,18 +42,19 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     for ref, values in read_scales(checkpoint.store, refs):
         if not values.size:
             continue
-        powers = _are_powers(values)
+        powers = not isinstance(refs[ref], Fp8Block) or _are_powers(values)
         all_powers = all_powers and powers
-        least, most = float(values.min()), float(values.max())
-        bad = None if least > 0 and most < np.inf else bad_scale(ref, values)
+        bad = bad_scale(ref, values)
         if bad is not None:
             yield Finding("bad-scale", ref.name, f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}")
             continue
         if ue8m0 and not powers:
             yield Finding("not-power-of-two", ref.name, _not_a_power(values))
-        if most > min(ODD * least, ABSURD):
+        # A global scale, of which there is one, is divided by: there is nothing to hold it against.
+        if values.size > 1 and float(values.max()) > min(ODD * float(values.min()), ABSURD):
             yield from _odd(ref, values)
-    if refs and all_powers and checkpoint.quantization and not ue8m0:
+    blocks = any(isinstance(codec, Fp8Block) for codec in refs.values())
+    if blocks and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -131,12 +132,12 @@ def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
             sizes = f"{list(codec.block)}, scales are stored for {list(block)}"
             yield Finding("block-size", "config.json", f"weight_block_size is {sizes}")
     spared = _spared(said)
-    quantized = any(piece.codec.config() is not None for piece in pieces(checkpoint))
+    formats = dict.fromkeys("FP8" if isinstance(c, Fp8Block) else c.name for c in sorted_codecs(checkpoint))
     for param, piece in params(checkpoint):
         is_quantized = piece.codec.config() is not None
-        if quantized and said and param.quantizable and not is_quantized and not _is_spared(param.name, spared):
-            dtype = piece.refs[0].spec.dtype
-            yield Finding("not-quantized", param.name, f"is {dtype}, where quantization_config promises FP8")
+        if formats and said and param.quantizable and not is_quantized and not _is_spared(param.name, spared):
+            what = f"is {piece.refs[0].spec.dtype}, where quantization_config promises {' or '.join(formats)}"
+            yield Finding("not-quantized", param.name, what)
         if is_quantized and not param.quantizable:
             what = f"a {param.role} parameter is quantized, which releases never do and loaders do not expect"
             yield Finding("not-quantizable", param.name, what)
@@ -154,13 +155,34 @@ def _fields(said: dict[str, Any], true: list[dict[str, Any]]) -> Iterator[Findin
 
 
 def _spared(quantization: dict[str, Any] | None) -> tuple[str, ...]:
-    """The modules that a `quantization_config` leaves out."""
-    lists = [(quantization or {}).get(key) for key in ("modules_to_not_convert", "ignored_layers")]
+    """The modules that a `quantization_config` leaves out, by name or as `re:` and a pattern."""
+    lists = [(quantization or {}).get(key) for key in ("modules_to_not_convert", "ignored_layers", "ignore")]
     return tuple(entry for names in lists if isinstance(names, list) for entry in names if isinstance(entry, str))
 
 
 def _is_spared(name: str, spared: tuple[str, ...]) -> bool:
-    return any(name == f"{entry}.weight" or name.startswith(f"{entry}.") for entry in spared)
+    module = name.removesuffix(".weight")
+    return any(
+        _fits(entry.removeprefix("re:"), module)
+        if entry.startswith("re:")
+        else module == entry or name.startswith(f"{entry}.")
+        for entry in spared
+    )
+
+
+def _fits(pattern: str, module: str) -> bool:
+    """Whether a module fits a config's pattern; one that might take forever, or is none, is taken to fit."""
+    if len(pattern) > _LONGEST_PATTERN or sum(map(pattern.count, "*+{")) > 2 or _REPEATED_GROUP.search(pattern):
+        return True
+    try:
+        return re.match(pattern, module) is not None
+    except re.error:
+        return True
+
+
+# Patterns that repeat no group and hold at most two repetitions take time that grows with the cube of a name at most.
+_LONGEST_PATTERN = 4096
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -205,6 +227,11 @@ def params(checkpoint: Checkpoint) -> Iterator[tuple[Param, Piece]]:
 def pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
     """Every stored region of a known parameter."""
     return (piece for held in checkpoint.survey.pieces.values() for piece in held)
+
+
+def sorted_codecs(checkpoint: Checkpoint) -> list[Codec]:
+    """The quantized formats that are stored, in the order of their names."""
+    return sorted(quantized_codecs(checkpoint), key=lambda codec: codec.name)
 
 
 def quantized_codecs(checkpoint: Checkpoint) -> set[Codec]:

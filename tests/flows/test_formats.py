@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsctl.codecs import CODECS
+from dsctl.codecs import CODECS, SCALES
+from dsctl.errors import FormatError
 from dsctl.recipes import ready
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
@@ -271,3 +272,74 @@ def test_groups_that_do_not_divide_are_refused_before_any_work(
     assert dsctl_fails("convert", source, tmp_path / "out", "--to", "int4-group") == 30
     assert "do not divide into groups of 128" in call("convert", source, tmp_path / "out", "--to", "int4-group").stderr
     assert not (tmp_path / "out").exists()
+
+
+SCALE_OF = {name: next(suffix for suffix in CODECS[name].suffixes if suffix in SCALES) for name in QUANTIZED}
+MATRIX = "model.layers.0.self_attn.o_proj.weight"
+BAD_BYTES = {
+    torch.float32: {"nan": b"\0\0\xc0\x7f", "zero": b"\0\0\0\0", "negative": b"\0\0\x80\xbf"},
+    torch.bfloat16: {"nan": b"\xc0\x7f", "zero": b"\0\0", "negative": b"\x80\xbf"},
+    torch.float8_e4m3fn: {"nan": b"\x7f", "negative": b"\xb8"},
+    torch.float8_e8m0fnu: {"nan": b"\xff"},
+    torch.uint8: {"nan": b"\xff"},
+}
+
+
+def spoiled(folder: Path, name: str, raw: bytes) -> None:
+    """Write over the first bytes of a tensor."""
+    path = next(path for path in folder.glob("*.safetensors") if name in load_file(path))
+    held = load_file(path)
+    held[name].view(-1).view(torch.uint8)[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    save_file(held, path, {"format": "pt"})
+    path.chmod(0o644)
+
+
+def faults(folder: Path) -> list[tuple[str, str]]:
+    """Code and place of what a deep check finds wrong."""
+    found = json.loads(call("verify", folder, "--deep", "--json").stdout)["findings"]
+    return [(one["code"], one["where"]) for one in found if one["severity"] != "note"]
+
+
+@pytest.mark.parametrize("format_", QUANTIZED)
+def test_every_format_is_found_right_and_its_bad_scales_are_named(format_: str, plain: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    dsctl("convert", plain, stored, "--to", format_)
+    assert faults(stored) == []
+    (stored / "dsctl.json").unlink()
+    scale = f"{MATRIX}{SCALE_OF[format_]}"
+    for fault in ("nan", "zero", "negative"):
+        raw = BAD_BYTES[tensors(stored)[scale].dtype].get(fault)
+        if raw is None:
+            continue
+        spoiled(stored, scale, raw)
+        assert ("bad-scale", scale) in faults(stored)
+        done = call("convert", stored, tmp_path / "never", "--bf16")
+        assert done.returncode == FormatError.exit_code and scale in done.stderr
+        assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("format_", ["int4-group", "int8-channel", "mxfp4"])
+def test_experts_that_hold_the_same_codes_or_none_are_named(format_: str, plain: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    dsctl("convert", plain, stored, "--to", format_)
+    (stored / "dsctl.json").unlink()
+    suffix = CODECS[format_].suffixes[0]
+    one, two = (f"model.layers.1.mlp.experts.{number}.up_proj.weight{suffix}" for number in (0, 1))
+    codes = tensors(stored)[one].contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    spoiled(stored, two, codes)
+    assert [code for code, _ in faults(stored)] == ["duplicate"]
+    spoiled(stored, two, bytes(len(codes)))
+    assert faults(stored) == [("all-zero", two)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("mxfp4", "int4-group"), ("fp8-channel", "nvfp4"), ("int8-group", "int8-block"), ("fp8-block", "int4-group-32")],
+)
+def test_any_pair_of_formats_is_compared_role_by_role(one: str, other: str, plain: Path, tmp_path: Path) -> None:
+    for name in (one, other):
+        dsctl("convert", plain, tmp_path / name, "--to", name)
+    found = json.loads(dsctl("compare", tmp_path / one, tmp_path / other, "--json"))
+    for role in ("attention", "dense mlp", "routed experts", "shared experts"):
+        assert 15 < found["roles"][role]["snr_db"] < 45
+    assert found["roles"]["embedding"]["snr_db"] is None
