@@ -101,6 +101,7 @@ class Compared(NamedTuple):
     shape: tuple[int, ...]
     formats: tuple[str, str]
     sums: Sums
+    layer: int | None = None
 
     def below(self, snr: float) -> bool:
         """Whether it is not identical and its signal-to-noise ratio is less than this, or none."""
@@ -320,7 +321,8 @@ class _Reader:
                 sums.add(summed(_read(ours, pair.ours, band, pair.dtype), _read(theirs, pair.theirs, band, pair.dtype)))
             except BadBlock as error:
                 raise FormatError(f"{pair.param.name}: {error.what}") from None
-        return Compared(pair.param.name, pair.param.family.group, pair.param.shape, pair.formats, sums)
+        param = pair.param
+        return Compared(param.name, param.family.group, param.shape, pair.formats, sums, param.layer)
 
 
 def _read(side: Values, step: Step, band: Box, dtype: str) -> torch.Tensor:

@@ -34,6 +34,7 @@ GOLDENS = (
     Golden("verify-tiny", ("verify", "tiny", "--against", "tiny-bf16")),
     Golden("compare-tiny-bf16", ("compare", "tiny", "tiny-bf16")),
     Golden("inspect-v3.2", ("inspect", "v3.2")),
+    Golden("inspect-v3.2-tree", ("inspect", "v3.2", "--tree"), (200,)),
     Golden("inspect-tiny", ("inspect", "tiny", "--tensors", "*.layers.[01].*", "--fold"), (200,)),
     Golden("plan-v3.2", ("plan", "v3.2", "--to", "bf16")),
     Golden("plan-v3.2-ep", ("plan", "v3.2", "--tp", "4", "--ep", "64", "--batch", "256", "--to", "bf16")),

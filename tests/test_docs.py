@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from dsctl import errors
-from tests import reference
+from tests import pictures, reference
 from tests.command import call
 from tests.reference import commands
 
@@ -142,3 +142,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     page = (tmp_path / "site" / "index.html").read_text()
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page)
     assert fetched == []
+
+
+def test_the_picture_is_what_is_printed() -> None:
+    assert pictures.FILE.read_text() == pictures.picture(), "run: python -m tests.pictures"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Json, Only, Quiet, Skip
+from dsctl.cli.options import Debug, Html, Json, Only, Quiet, Skip
 from dsctl.cli.output import Output, count, plural
 from dsctl.errors import VerifyFailed
 
@@ -34,6 +34,7 @@ def compare(
     skip: Skip = None,
     worst: Worst = 10,
     fail_under: FailUnder = None,
+    html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -48,15 +49,26 @@ def compare(
         dsctl compare DeepSeek-V3.2 DeepSeek-V3.2-bf16
 
         dsctl compare DeepSeek-V3.2-bf16 requantized --fail-under 25 --only '*.experts.*'
+
+        dsctl compare DeepSeek-V3.2-bf16 requantized --html errors.html
     """
     from dsctl.cli.progress import reading
     from dsctl.compare import compare, pair
     from dsctl.stores import store_at
 
+    if html:
+        from dsctl.reports import need
+
+        need()
     output = Output(json, quiet)
     pairing = pair(store_at(ours), store_at(theirs), tuple(only or ()), tuple(skip or ()))
     with reading(output, pairing.nbytes, "comparing") as advance:
         found = compare(pairing, advance)
+    if html:
+        from dsctl.cli.pages import comparison
+        from dsctl.reports import save
+
+        save(comparison(found, (ours, theirs), worst), html)
     output.data(describe(found))
     if not json:
         _show(found, (ours, theirs), worst, output)

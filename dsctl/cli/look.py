@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from dsctl.cli.options import Debug, Html, Json, Quiet
 from dsctl.cli.output import Output, count, plural, size, visible
@@ -12,12 +13,16 @@ from dsctl.cli.output import Output, count, plural, size, visible
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rich.tree import Tree
+
     from dsctl.cli.sections import Section
     from dsctl.codecs import Codec
+    from dsctl.description import Group
     from dsctl.inspection import Fold, Inspection, Tensor
     from dsctl.survey import Fault
 
 FILES_SHOWN = 6
+TREE_BAR = 40
 FAULTS_SHOWN = 5
 
 Looked = Annotated[
@@ -27,6 +32,7 @@ Looked = Annotated[
 Glob = Annotated[str | None, typer.Argument(metavar="[GLOB]", help="With --tensors: only names that match.")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List the stored tensors.")]
 Folded = Annotated[bool, typer.Option("--fold", help="List tensors alike but for their numbers in one line.")]
+AsTree = Annotated[bool, typer.Option("--tree", help="Draw where the bytes are, from embedding to head.")]
 Files = Annotated[bool, typer.Option("--files", help="List every file.")]
 
 
@@ -36,6 +42,7 @@ def inspect(
     tensors: Tensors = False,
     fold: Folded = False,
     files: Files = False,
+    tree: AsTree = False,
     html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -52,6 +59,8 @@ def inspect(
         dsctl inspect v3.2 --json
 
         dsctl inspect DeepSeek-V3.2 --tensors '*.indexer.*' --fold
+
+        dsctl inspect v3.2 --tree
 
         dsctl inspect v3.2 --html v3.2.html
     """
@@ -70,6 +79,8 @@ def inspect(
     wanted = (glob or "*") if tensors or fold or glob else None
     if json:
         output.data(as_json(seen, wanted, fold))
+    elif tree:
+        output.text(_tree(seen))
     elif wanted is None:
         _show(seen, files, output)
     else:
@@ -234,6 +245,41 @@ def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
     listed = list(seen.tensors(glob))
     show([_folded(listed) if folded else _single(listed)], output)
     output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
+
+
+def _tree(seen: Inspection) -> Tree:
+    """Stages, roles in them, projections in those: each with its bytes and its share of all."""
+    from rich.tree import Tree
+
+    from dsctl.diff import form, ranges
+    from dsctl.reports.architecture import staged
+
+    one = seen.description
+    whole = sum(group.nbytes for group in one.groups) or 1
+    drawn = Tree(Text(f"{visible(one.name)}  {size(whole)}"))
+    for stage, groups in staged(one.groups).items():
+        layers = ranges({layer for group in groups for layer in group.layers})
+        branch = drawn.add(_branch(f"{stage} {layers}".strip(), groups, whole))
+        for role in dict.fromkeys(group.family.role for group in groups):
+            members = [group for group in groups if group.family.role == role]
+            twig = branch.add(_branch(role, members, whole))
+            for group in members:
+                what = f"{_last(group.family.template)}  {_shape(group.family.shape)}  {form(group.codec)}"
+                twig.add(Text(f"{visible(what)}  {group.count:,} x" if group.count > 1 else visible(what)))
+    return drawn
+
+
+def _branch(name: str, groups: list[Group], whole: int) -> Text:
+    """A name, its bytes, and a bar of its share, a mark for each fortieth."""
+    nbytes = sum(group.nbytes for group in groups)
+    return Text.assemble(
+        f"{name}  {size(nbytes)}  ", ("█" * round(TREE_BAR * nbytes / whole), "cyan"), f" {_share(nbytes, whole)}"
+    )
+
+
+def _last(template: str) -> str:
+    parts = template.removesuffix(".weight").split(".")
+    return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
 
 
 def _single(listed: list[Tensor]) -> Section:

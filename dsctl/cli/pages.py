@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsctl.cli.output import count, plural, size
-from dsctl.cli.sections import Section, printable
+from dsctl.cli.sections import Column, Row, Section, printable
 from dsctl.reports import page
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from dsctl.compare import Comparison, Sums
     from dsctl.costs import Attention
     from dsctl.diff import Diff, Template
     from dsctl.inspection import Inspection
@@ -47,7 +48,11 @@ def _difference_cards(diff: Diff) -> Iterator[Card]:
             yield word, f"{count(sum(one.values for one in templates))} values", _counted(templates)
     if diff.changed:
         aspects = list(dict.fromkeys(aspect for change in diff.changed for aspect in change.aspects))
-        yield "changed", plural(len(diff.changed), "kind"), f"of parameters: {', '.join(aspects)}"
+        yield (
+            "changed",
+            plural(len(diff.changed), "kind"),
+            f"of parameters, in {', '.join('how they are stored' if one == 'stored' else one for one in aspects)}",
+        )
     a, b = diff.a, diff.b
     yield "bytes", size(b.nbytes), f"before {size(a.nbytes)}{_times(a.nbytes, b.nbytes)}"
     if b.active_values:
@@ -141,3 +146,106 @@ def _layers(seen: Inspection) -> dict[str, float]:
         if not group.layers:
             found["outside of layers"] = found.get("outside of layers", 0) + group.nbytes
     return found
+
+
+# Decibels at which a colour begins; below the least one the error is as large as the value.
+HEAT = (60.0, 45.0, 30.0, 20.0, 10.0, 0.0)
+
+
+class Cell(NamedTuple):
+    """Of a heat map: what stands in it, and how hot it is, 0 to 6."""
+
+    text: str
+    heat: int
+
+
+def comparison(found: Comparison, names: tuple[str, str], worst: int) -> str:
+    """The page of a comparison: error by layer and role, its histogram, the parameters furthest apart."""
+    from dsctl.compare import histogram
+    from dsctl.reports.charts import bars
+
+    total = found.total
+    cards: list[Card] = [
+        ("signal to noise", _decibels(total), f"over {count(total.values)} values"),
+        ("identical", f"{total.share:.2%}", plural(len(found.compared), "parameter")),
+        ("largest error", f"{total.max_abs:.3g}", f"relative: {total.max_rel:.3g}"),
+    ]
+    missing = len(found.only_ours) + len(found.only_theirs) + len(found.reshaped)
+    if missing:
+        cards.append(("not compared", plural(missing, "parameter"), "on one side only, or of another shape"))
+    shares = {f"2^{power}": number for power, number in histogram(total)}
+    return page(
+        "compare",
+        " and ".join(names),
+        [printable(section) for section in (_by_role(found), _furthest(found, worst))],
+        cards=cards,
+        charts=[bars("Values by relative error", shares, count)] if shares else [],
+        roles=list(found.roles),
+        heat=list(_heat(found)),
+    )
+
+
+def _heat(found: Comparison) -> Iterator[tuple[str, list[Cell]]]:
+    """A row per layer, a cell per role: the sums over its parameters."""
+    from dsctl.compare import Sums
+
+    sums: dict[int | None, dict[str, Sums]] = {}
+    for one in found.compared:
+        sums.setdefault(one.layer, {}).setdefault(one.role, Sums()).add(one.sums)
+    for layer in sorted(sums, key=lambda layer: -1 if layer is None else layer):
+        name = "outside of layers" if layer is None else f"layer {layer}"
+        yield name, [_cell(sums[layer].get(role)) for role in found.roles]
+
+
+def _cell(sums: Sums | None) -> Cell:
+    if sums is None:
+        return Cell("", 0)
+    snr = None if sums.same else sums.snr
+    if snr is None:
+        return Cell("same" if sums.same else "no number", 0 if sums.same else len(HEAT))
+    return Cell(f"{snr:.1f}", sum(snr < edge for edge in HEAT))
+
+
+def _decibels(sums: Sums) -> str:
+    return "identical" if sums.same else "no number" if sums.snr is None else f"{sums.snr:.1f} dB"
+
+
+def _by_role(found: Comparison) -> Section:
+    columns = (
+        Column("role"),
+        Column("parameters", True),
+        Column("SNR", True),
+        Column("identical", True),
+        Column("largest error", True),
+    )
+    rows = [
+        Row((role, f"{number:,}", _decibels(sums), f"{sums.share:.2%}", f"{sums.max_abs:.3g}"))
+        for role, (number, sums) in found.roles.items()
+    ]
+    return Section("By role", "", columns, tuple(rows))
+
+
+def _furthest(found: Comparison, worst: int) -> Section:
+    columns = (Column("SNR", True), Column("largest error", True), Column("stored as"), Column("parameter"))
+    rows = [
+        Row((_decibels(one.sums), f"{one.sums.max_abs:.3g}", " and ".join(dict.fromkeys(one.formats)), one.name))
+        for one in found.worst(worst)
+    ]
+    return Section("Furthest apart", "" if rows else "none: all are identical", columns, tuple(rows))
+
+
+def capacity(facts: dict[str, Any], sections: Sequence[Section]) -> str:
+    """The page of a plan: bytes per rank and format, and the terminal's sections."""
+    from dsctl.reports.charts import groups
+
+    ranks = {name: {_spread(rank): rank["bytes"] for rank in one["ranks"]} for name, one in facts["formats"].items()}
+    cards: list[Card] = [
+        (f"on disk, {name}", size(one["disk_bytes"]), f"{count(facts['values'])} values")
+        for name, one in facts["formats"].items()
+    ]
+    chart = groups("Bytes of the fullest rank: weights and cache", ranks, size)
+    return page("plan", facts["source"], list(map(printable, sections)), cards=cards, charts=[chart])
+
+
+def _spread(rank: dict[str, Any]) -> str:
+    return " ".join(f"{name.upper()} {rank[name]}" for name in ("tp", "ep", "pp") if rank[name] > 1) or "1 rank"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.cli.options import Debug, Html, Json, Quiet
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import UsageError
 
@@ -58,6 +58,7 @@ def plan(
     kv: Kv = "bf16",
     json: Json = False,
     quiet: Quiet = False,
+    html: Html = None,
     debug: Debug = False,
 ) -> None:
     """Show what it takes to hold and serve a checkpoint: disk, bytes per rank, cache, and which cuts go through blocks.
@@ -73,6 +74,8 @@ def plan(
         dsctl plan r1 --tp 32 --to bf16
 
         dsctl plan v3.2 --recipe w4a8-experts --tp 8
+
+        dsctl plan v3.2 --html v3.2-plan.html
     """
     from dsctl import recipes
     from dsctl.accelerators import ACCELERATORS, accelerator
@@ -96,8 +99,15 @@ def plan(
     asked_recipes = tuple(map(recipes.recipe, recipe or ()))
     facts = figures(description, formats(description, tuple(to or ()), asked_recipes), spread, kept, wanted)
     output = Output(json, quiet)
+    sections = list(_sections(description, facts, tuple(one.name for one in asked_recipes)))
+    if html:
+        from dsctl.cli.pages import capacity
+        from dsctl.reports import need, save
+
+        need()
+        save(capacity(facts, sections), html)
     output.data(facts)
-    show(list(_sections(description, facts, tuple(one.name for one in asked_recipes))), output)
+    show(sections, output)
 
 
 def figures(

@@ -49,21 +49,24 @@ def stages(diff: Diff, side: Description) -> tuple[Stage, ...]:
     marks = _marks(diff, side is diff.b)
     groups = [group for group in side.groups if group.family.role != OTHER]
     found = []
-    for title, members in _staged(groups).items():
+    for title, members in staged(groups).items():
         layers = sorted({layer for group in members for layer in group.layers})
         note = f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}, {len(layers)} of them" if layers else ""
         found.append(Stage(title, note, tuple(_blocks(members, side.config, marks, layers))))
     return tuple(found)
 
 
-def _staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
+def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Groups by the step of the way that they belong to, in its order; one that lies in two is taken apart."""
     groups = list(groups)
     routed = {layer for group in groups if group.family.role == "router" for layer in group.layers}
-    names = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Multi-token prediction", "Head")
+    names = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Multi-token prediction", "Head", "Other")
     found: dict[str, list[Group]] = {name: [] for name in names}
     for group in groups:
         family = group.family
-        if family.mtp:
+        if family.role == OTHER:
+            found["Other"].append(group)
+        elif family.mtp:
             found["Multi-token prediction"].append(group)
         elif not family.layers:
             found["Embedding" if family.role == "embedding" else "Head"].append(group)
@@ -77,7 +80,9 @@ def _staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
 def _within(group: Group, routed: set[int], inside: bool) -> Group:
     """The part of a group that lies in layers with experts, or without."""
     layers = tuple(layer for layer in group.layers if (layer in routed) is inside)
-    return Group(group.family, group.codec, layers, group.count, group.tensors, group.nbytes, group.some)
+    # Every layer of a family has as much of it as any other.
+    share = [number * len(layers) // len(group.layers) for number in (group.count, group.tensors, group.nbytes)]
+    return Group(group.family, group.codec, layers, share[0], share[1], share[2], group.some)
 
 
 def _blocks(

@@ -47,6 +47,17 @@ def bars(title: str, parts: Mapping[str, float], words: Words) -> Markup:
     return _svg(chart)
 
 
+def groups(title: str, parts: Mapping[str, Mapping[str, float]], words: Words) -> Markup:
+    """Bars side by side, one colour per group."""
+    import pygal
+
+    chart = pygal.Bar(_config(title, words, _OTHERS))
+    chart.x_labels = list(next(iter(parts.values()), {}))
+    for name, members in parts.items():
+        chart.add(name, list(members.values()))
+    return _svg(chart)
+
+
 def _config(title: str, words: Words, colours: tuple[str, ...]) -> Any:
     from pygal import Config
     from pygal.style import Style
@@ -60,7 +71,7 @@ def _config(title: str, words: Words, colours: tuple[str, ...]) -> Any:
     )  # fmt: skip
     return Config(
         title=title, style=style, js=[], height=330, width=640, legend_at_bottom=True, formatter=words,
-        value_formatter=words, disable_xml_declaration=True, margin=12, show_minor_x_labels=True,
+        value_formatter=words, disable_xml_declaration=True, truncate_label=-1, margin=12, show_minor_x_labels=True,
     )  # fmt: skip
 
 

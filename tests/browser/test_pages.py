@@ -16,7 +16,7 @@ import pytest
 from tests.command import dsctl
 
 pytestmark = pytest.mark.browser
-LINES = ("diff v3 v3.2", "diff v2 glm-5.2", "inspect v3.2")
+LINES = ("diff v3 v3.2", "diff v2 glm-5.2", "inspect v3.2", "plan v3.2 --to bf16")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,16 @@ from tests.checkpoints import tiny
 from tests.command import call, dsctl
 
 LARGEST = 1_000_000
-PAGES = ("diff v3 v3.2", "diff v2 glm-5.2", "diff v3 v3", "diff small v3.2", "inspect v3.2", "inspect small")
+PAGES = (
+    "diff v3 v3.2",
+    "diff v2 glm-5.2",
+    "diff v3 v3",
+    "diff small v3.2",
+    "inspect v3.2",
+    "inspect small",
+    "plan v3.2 --to bf16",
+    "compare small small",
+)
 
 
 class Page(HTMLParser):
@@ -106,6 +115,15 @@ def test_an_inspection_lists_every_kind_of_tensor(small: Path) -> None:
     page = made("inspect", "v3.2")
     assert "model.layers.{0-61}.self_attn.indexer.wq_b.weight_scale_inv" in page.text
     assert "689.5 GB" in page.text and "routed experts" in page.text
+
+
+def test_a_comparison_shows_where_the_error_is(small: Path) -> None:
+    dsctl("convert", "small", "other", "--to", "int4-group", "--quiet")
+    page = made("compare", "small", "other")
+    assert "layer 0" in page.text and "same" in page.text and "Furthest apart" in page.text
+    heat = re.findall(r'<td class="heat(\d)">([^<]*)</td>', Path("page.html").read_text())
+    assert all((text in ("", "same")) == (level == "0") for level, text in heat)
+    assert any(10 < float(text) < 30 and level in "34" for level, text in heat if level != "0")
 
 
 def test_hostile_names_stay_text(small: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

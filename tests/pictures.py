@@ -1,0 +1,32 @@
+"""docs/images, drawn from what the commands print: `python -m tests.pictures` after a change that is meant."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from dsctl.cli.differences import sections
+from dsctl.cli.output import Output
+from dsctl.cli.sections import show
+from dsctl.description import describe
+from dsctl.diff import Diff
+
+FILE = Path(__file__).parents[1] / "docs" / "images" / "diff-v3-v3.2.svg"
+WIDTH = 104
+
+
+def picture() -> str:
+    """`dsctl diff v3 v3.2` in a terminal, as SVG that fetches no font."""
+    output = Output()
+    output.out = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
+    show(list(sections(Diff(describe("v3"), describe("v3.2")), None, False)), output)
+    drawn = output.out.export_svg(title="dsctl diff v3 v3.2", unique_id="diff")
+    drawn = re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
+    return "\n".join(line.rstrip() for line in drawn.splitlines()) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(picture())
