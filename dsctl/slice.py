@@ -69,6 +69,8 @@ def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
         files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
     )
+    # Where things are is told of the large model.
+    view.layout = checkpoint.layout
     sources = dict(_sources(checkpoint, view, cut))
     view.survey = _survey(checkpoint, view, sources, cut)
     _rename_skipped(view, {source.name: name for name, source in sources.items()}, checkpoint)
@@ -124,7 +126,8 @@ def _survey(checkpoint: Checkpoint, view: Checkpoint, sources: Mapping[str, Para
         source = sources[param.name]
         pieces = checkpoint.survey.pieces.get(source.name)
         if pieces:
-            survey.pieces[param.name] = pieces if source.shape == param.shape else _rows(param, source, cover(pieces), cut)
+            whole = source.shape == param.shape
+            survey.pieces[param.name] = pieces if whole else _rows(param, source, cover(pieces), cut)
             continue
         survey.missing.append(param)
         survey.faults.append(wrong.get(source.name) or Fault("missing-tensor", source.name, "missing"))

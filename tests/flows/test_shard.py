@@ -203,6 +203,9 @@ def test_looking_verbs_read_what_is_spread(even: Path, tmp_path: Path, words: st
     seen = json.loads(dsctl("inspect", tmp_path / "parts", "--json"))
     assert seen["parameters"] == json.loads(dsctl("inspect", even, "--json"))["parameters"]
     assert "all identical" in dsctl("compare", even, tmp_path / "parts")
+    for name, source in (("one", even), ("two", tmp_path / "parts")):
+        dsctl("slice", source, tmp_path / name, "--layers", "0-1", "--experts", "2")
+    assert "all identical" in dsctl("compare", tmp_path / "one", tmp_path / "two")
 
 
 def test_copies_that_disagree_are_named(even: Path, tmp_path: Path) -> None:
