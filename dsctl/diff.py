@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import Any, NamedTuple
 
 from dsctl.codecs import Codec
@@ -12,6 +13,7 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.costs import Attention, attention
 from dsctl.description import Description, Group
 from dsctl.header import TensorSpec
+from dsctl.notebook import table
 
 ABSENT = object()
 CONTEXTS = (4_096, 32_768, 131_072)
@@ -199,6 +201,25 @@ class Diff:
     def differs(self) -> bool:
         """Whether anything that a description holds differs; names, dates and places do not count."""
         return self.verdict != "nothing"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        columns = ("template", "shape", "stored as", "parameters", "values", "bytes")
+        changed = [
+            (one.after.name, ", ".join(one.aspects), one.before.stored, one.after.stored) for one in self.changed
+        ]
+        totals = [(one.key, one.context, one.before, one.after) for one in self.totals]
+        parts = (
+            table("Added", columns, _rows(self.added)),
+            table("Removed", columns, _rows(self.removed)),
+            table("Changed", ("template", "in", "stored before", "after"), changed),
+            table("Totals", ("what", "context", self.a.name, self.b.name), totals),
+        )
+        return f"<h3>{escape(self.a.name)} → {escape(self.b.name)}</h3><p>{VERDICTS[self.verdict]}</p>{''.join(parts)}"
+
+
+def _rows(templates: Iterable[Template]) -> Iterator[tuple[object, ...]]:
+    return ((one.name, one.shape, one.stored, one.count, one.values, one.nbytes) for one in templates)
 
 
 def form(codec: Codec) -> str:

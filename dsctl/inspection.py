@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from html import escape
 from typing import NamedTuple
 
 from dsctl import releases
@@ -14,6 +15,7 @@ from dsctl.codecs import Codec
 from dsctl.description import OTHER, Description, Group, active, describe, folded, identify, of_checkpoint
 from dsctl.header import Header, TensorSpec
 from dsctl.models import ROLES
+from dsctl.notebook import table
 from dsctl.stores import is_repository, is_url, store_at
 
 
@@ -122,6 +124,17 @@ class Inspection:
             for name in group.names:
                 for suffix, spec in specs.items():
                     yield Tensor(name + suffix, spec, "")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        roles = [(one.name, one.number, one.values, one.active, one.nbytes) for one in self.roles]
+        dtypes = [(one.name, one.number, one.values, one.nbytes) for one in self.dtypes]
+        parts = (
+            table("By role", ("role", "parameters", "values", "active per token", "bytes"), roles),
+            table("By dtype", ("dtype", "tensors", "values", "bytes"), dtypes),
+        )
+        said = self.description.model or "architecture not known"
+        return f"<h3>{escape(self.description.name)}</h3><p>{escape(said)}</p>{''.join(parts)}"
 
 
 def inspect(source: str) -> Inspection:

@@ -69,3 +69,15 @@ def test_importing_it_loads_nothing_heavy() -> None:
     script = f"{work}; print([name for name in '{heavy}'.split() if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_notebooks_show_tables(small: Path) -> None:
+    shown = dsctl.open("v3").diff("v3.2")._repr_html_()
+    assert "indexer.wq_b.weight</td>" in shown and "684,489,845,504" in shown and "<h4>Removed" not in shown
+    assert shown.count("<table>") == shown.count("</table>") == 3
+    assert "routed experts" in dsctl.open(small).inspect()._repr_html_()
+
+
+def test_names_in_notebooks_are_text(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "<b>").symlink_to(small)
+    assert "&lt;b&gt;" in dsctl.open(tmp_path / "<b>").inspect()._repr_html_()
