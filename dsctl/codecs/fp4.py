@@ -80,6 +80,8 @@ class Fp4:
 
         factors = self._factors(stored[SCALE], stored.get(GLOBAL))
         refuse_bad(factors, zero=GLOBAL in self.suffixes)
+        # In bfloat16 a code times a power of two is exact.
+        factors = factors if self.surveys else factors.bfloat16()
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
             values = nibbles.unpacked(stored[PACKED][rows], nibbles.E2M1, torch.bfloat16)
             multiplied(values, factors[places], self.group, out[rows])

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Group = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 18
-# Runs of so many values torch handles quickly in any dtype.
-WIDE = 128
+# Runs of fewer values than this torch is slow with in 16 bits: for maxima, and for quotients and products.
+FEW_TO_SEARCH = 128
+FEW_TO_DIVIDE = 32
 
 
 def grid(shape: tuple[int, ...], group: Group) -> tuple[int, int]:
@@ -69,8 +70,7 @@ def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
     # Magnitudes order as their bits do, with infinity and NaN on top.
     rows, columns = grid(tuple(values.shape), group)
     if group[0] == 1:
-        # Torch takes maxima of short runs of integers quickly where they have 32 bits.
-        wide = values.float() if 0 < group[1] < WIDE else values
+        wide = values.float() if 0 < group[1] < FEW_TO_SEARCH else values
         found = _magnitudes(wide).view(rows, columns, -1).amax(2).view(wide.dtype)
     else:
         bands = (_magnitudes(values[row : row + group[0]]).amax(0) for row in _starts(values, group))
@@ -102,8 +102,8 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
     import torch
 
     if group[0] == 1:
-        # In float32 torch is quick with short runs too, and rounding its quotient gives the same.
-        shape, short = (factors.numel(), -1), 0 < group[1] < WIDE
+        # The float32 quotient, rounded, is the same.
+        shape, short = (factors.numel(), -1), 0 < group[1] < FEW_TO_DIVIDE
         values, factors = (values.float(), factors.float()) if short else (values, factors)
         torch.div(values.view(shape), factors.view(-1, 1), out=out.view(shape))
         return
@@ -113,9 +113,9 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
 
 
 def multiplied(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
-    """`out` = values * the factor of their group, a float32 product rounded once to `out`'s dtype.
+    """`out` = values * the factor of their group, rounded once to `out`'s dtype where the factors are float32.
 
-    Values are floats or integers, factors float32.
+    Values are floats or integers.
     """
     import torch
 
