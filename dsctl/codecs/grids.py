@@ -84,7 +84,10 @@ def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
 
 def peak(values: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of all, float32 [1]; NaN or infinity where one is among them."""
-    return _magnitudes(values).amax().view(values.dtype).float().view(1)
+    import torch
+
+    found = [_magnitudes(run).amax() for run in values.reshape(-1).split(CHUNK)]
+    return torch.stack(found).amax().view(values.dtype).float().view(1)
 
 
 def _magnitudes(values: torch.Tensor) -> torch.Tensor:
