@@ -86,7 +86,7 @@ def peak(values: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of all, float32 [1]; NaN or infinity where one is among them."""
     import torch
 
-    found = [_magnitudes(run).amax() for run in values.reshape(-1).split(CHUNK)]
+    found = [_magnitudes(run).amax() for run in torch.split(values.reshape(-1), CHUNK)]
     return torch.stack(found).amax().view(values.dtype).float().view(1)
 
 
