@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.convert import WIDTHS, folder_bytes, timed
+from benchmarks.convert import WARM, WIDTHS, folder_bytes, timed
 
 HASH = """
 import hashlib, time
@@ -67,6 +67,8 @@ def main() -> None:
             for source in ("small", "large"):
                 for workers in (1, 2):
                     shutil.rmtree(target, ignore_errors=True)
+                    warm = str(2 * folder_bytes(work / source))
+                    subprocess.run([sys.executable, "-c", WARM, warm], check=True)
                     words = ["convert", str(work / source), str(target), "--bf16", "--quiet", "--workers", str(workers)]
                     run = timed([*dsctl, *words])
                     found.setdefault((source, workers), []).append((run.wall, run.cpu))
