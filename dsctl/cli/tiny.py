@@ -62,8 +62,8 @@ def tiny(
 ) -> None:
     """Make a faithful small checkpoint of a release, with random weights.
 
-    Names, dtypes, config keys and files are the release's; the same command gives the same bytes. About 30 MB unless
-    sizes are given.
+    Names, dtypes, config keys and files are the release's; the same command gives the same bytes, and may be
+    given again. About 30 MB unless sizes are given.
 
     Examples:
 
@@ -101,7 +101,8 @@ def _show(made: Made, output: Output) -> None:
 
     what = f"{made.parameters:,} parameters, {count(made.values)} values"
     files = f"{plural(len(made.files), 'weight file')}, {shown_size(made.nbytes)}"
-    output.text(f"[green]made[/] {made.release} in miniature: {what}, {files} in {escape(made.folder)}")
+    done = "there already" if made.present else "made"
+    output.text(f"[green]{done}[/] {made.release} in miniature: {what}, {files} in {escape(made.folder)}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -6,9 +6,11 @@ rounded to BF16 and then quantized, so a `bf16` checkpoint holds exactly what it
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +29,10 @@ THREADS = 8
 
 
 class Made(NamedTuple):
-    """What was made: its parameters, values and tensors, the bytes of the tensors, and the weight files."""
+    """What was made: its parameters, values and tensors, the bytes of the tensors, and the weight files.
+
+    `present`: the folder held these very bytes already, and nothing was written.
+    """
 
     release: str
     folder: str
@@ -37,29 +42,56 @@ class Made(NamedTuple):
     nbytes: int
     files: tuple[str, ...]
     sizes: dict[str, int]
+    present: bool
 
 
 def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made:
     """Write a small checkpoint of a release (by any of its names) into a new or empty folder.
 
+    A folder that holds the same checkpoint, byte for byte, is left as it is.
+
     Raises:
         UsageError: no such release, or sizes that fit no checkpoint of it.
-        PlanError: the folder holds something, or the disk has no room.
+        PlanError: the folder holds something else, or the disk has no room.
         WorkError: it cannot be written; nothing is left behind.
     """
     recipe, target = recipe or Recipe(), Path(folder)
     plan = blueprint(release, recipe)
+    present = _present(plan, target, recipe.seed)
+    if not present:
+        _make(plan, target, recipe.seed)
+    values = sum(item.param.family.values for item in plan.stored)
+    tensors = sum(len(item.places) for item in plan.stored)
+    return Made(
+        plan.release, str(target), len(plan.stored), values, tensors, plan.nbytes, plan.files, plan.sizes, present
+    )
+
+
+def _make(plan: Blueprint, target: Path, seed: int) -> None:
     created = _claim(target, plan.nbytes)
     try:
-        _write(plan, target, recipe.seed)
+        _write(plan, target, seed)
     except BaseException as error:
         _clear(target, created)
         if isinstance(error, OSError):
             raise WorkError(f"{target}: {error.strerror or error}") from None
         raise
-    values = sum(item.param.family.values for item in plan.stored)
-    tensors = sum(len(item.places) for item in plan.stored)
-    return Made(plan.release, str(target), len(plan.stored), values, tensors, plan.nbytes, plan.files, plan.sizes)
+
+
+def _present(plan: Blueprint, target: Path, seed: int) -> bool:
+    """Whether the folder holds this checkpoint and nothing else; it is made once more beside it to tell."""
+    names = {*plan.files, *texts(plan.release, plan.config), INDEX}
+    try:
+        if not target.is_dir() or {path.name for path in target.iterdir()} != names:
+            return False
+        with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}-") as folder:
+            again = Path(folder, "again")
+            _make(plan, again, seed)
+            return not any(map(any, filecmp.cmpfiles(target, again, names, shallow=False)[1:]))
+    except PlanError:  # no room for the copy
+        return False
+    except OSError as error:
+        raise WorkError(f"{target}: {error.strerror or error}") from None
 
 
 def _claim(target: Path, nbytes: int) -> bool:

@@ -168,6 +168,7 @@ def test_the_command_tells_what_it_made(tmp_path: Path) -> None:
     assert told["parameters"] == len(checkpoint.params)
     assert told["values"] == sum(family.count * family.values for family in checkpoint.families)
     assert told["nbytes"] == checkpoint.total_size and told["files"] == sorted(checkpoint.headers)
+    assert not told["present"] and json.loads(dsctl(*line, "--json")) == told | {"present": True}
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,23 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     assert dsctl_fails("tiny", "v3", tmp_path / "link") == 30
     assert contents(tmp_path / "mine") == {"thesis.txt": b"years"}
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_same_checkpoint_may_be_asked_for_again_and_no_other(tmp_path: Path) -> None:
+    line = ("tiny", "v3", tmp_path / "out", "--layers", 2, "--experts", 2, "--hidden", 256)
+    assert dsctl(*line).startswith("made ")
+    whole, times = contents(tmp_path / "out"), [path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()]
+    assert dsctl(*line).startswith("there already ")
+    assert times == [path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()]
+    assert dsctl_fails(*line, "--seed", 1) == 30
+    weights = tmp_path / "out" / "model-00001-of-000004.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert dsctl_fails(*line) == 30
+    weights.write_bytes(whole[weights.name])
+    (tmp_path / "out" / "more").mkdir()
+    assert dsctl_fails(*line) == 30
+    (tmp_path / "out" / "more").rmdir()
+    assert contents(tmp_path / "out") == whole and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_failure_midway_leaves_nothing(tmp_path: Path) -> None:
