@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dsctl.codecs.grids import products
+
 if TYPE_CHECKING:
     import torch
 
@@ -198,23 +200,10 @@ def _decode_band(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, w
     into, shifted, padded = _float(out), words[:, :columns], words.view(out.dtype)
     _widen(codes, shifted, into)
     whole = out if out.is_contiguous() and out.shape == words.shape else torch.empty_like(padded)
-    _multiply(padded, scales * 2.0**into.bias, whole)
+    shape = len(codes), len(scales), -1
+    products(padded.view(shape), scales * 2.0**into.bias, whole.view(shape))
     if whole is not out:
         out.copy_(whole[:, :columns])
-
-
-def _multiply(values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
-    """`out` = values * factors, one float32 factor per block of columns, rounded once; values and out contiguous.
-
-    Batch normalisation with mean 0, variance 1 and offset -0 (which keeps the sign of zeros) is torch's only single
-    pass that reads bfloat16, multiplies in float32 and writes bfloat16. A product of mixed dtypes takes three.
-    """
-    import torch
-
-    zero, one, unused = torch.zeros_like(factors), torch.ones_like(factors), factors.new_empty(0)
-    shape = len(values), len(factors), -1
-    results = out.view(shape), unused, unused.clone()
-    torch.native_batch_norm(values.view(shape), factors, -zero, zero, one, False, 0.0, 0.0, out=results)
 
 
 def _has_nan(codes: torch.Tensor) -> bool:

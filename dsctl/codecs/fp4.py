@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl.boxes import Box
 from dsctl.codecs import PEAK
-from dsctl.codecs.grids import chunks, divided, divides, grid, grid_box, multiplied, peak, peaks, refuse_bad
+from dsctl.codecs.grids import chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -80,8 +80,6 @@ class Fp4:
 
         factors = self._factors(stored[SCALE], stored.get(GLOBAL))
         refuse_bad(factors, zero=GLOBAL in self.suffixes)
-        # In bfloat16 a code times a power of two is exact.
-        factors = factors if self.surveys else factors.bfloat16()
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
             values = nibbles.unpacked(stored[PACKED][rows], nibbles.E2M1, torch.bfloat16)
             multiplied(values, factors[places], self.group, out[rows])
@@ -100,38 +98,35 @@ class Fp4:
             widest = stored[PEAK] if PEAK in stored else peak(values)
             stored[GLOBAL].copy_(_global_scale(widest, values.dtype))
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
-            band = values[rows].float()
-            largest = peaks(band, self.group, places.start)
-            stored[SCALE][places] = self._scales(band, largest, stored, values.dtype)
+            magnitudes = values[rows].abs().float()
+            largest = greatest(magnitudes, self.group, places.start)
+            stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype)
             factors = self._factors(stored[SCALE][places], stored.get(GLOBAL))
-            nibbles.pack(self._codes(band, factors), stored[PACKED][rows])
+            divided(magnitudes, factors, self.group, magnitudes)
+            signs = nibbles.signs(values[rows], magnitudes)
+            nibbles.pack(nibbles.e2m1(magnitudes).bitwise_or_(signs), stored[PACKED][rows])
         return {}
 
-    def _codes(self, values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        from dsctl.codecs import nibbles
-
-        quotients = torch.empty_like(values)
-        divided(values, factors, self.group, quotients)
-        return nibbles.e2m1(quotients)
-
     def _scales(
-        self, values: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
+        self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> torch.Tensor:
         """The groups' scales; `dtype` is that of the weights."""
-        from dsctl.codecs import search
+        import torch
+
+        from dsctl.codecs import nibbles, search
 
         scales = self._made(largest, 1.0, stored, dtype)
         if not self.search:
             return scales
         tried = [self._made(largest, share, stored, dtype) for share in self._shares]
 
-        def restored(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        def restored(magnitudes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
             factors = self._factors(scales, stored.get(GLOBAL))
-            return self._restored(self._codes(values, factors), factors)
+            quotients = torch.empty_like(magnitudes)
+            divided(magnitudes, factors, self.group, quotients)
+            return self._restored(nibbles.e2m1(quotients), factors)
 
-        return search.best(values, [scales, *tried], restored)
+        return search.best(magnitudes, [scales, *tried], restored)
 
     @property
     def _shares(self) -> tuple[float, ...]:
@@ -159,9 +154,9 @@ class Fp4:
         return out
 
     def _factors(self, scales: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
-        from dsctl.codecs.scales import powers
+        from dsctl.codecs.scales import e4m3, powers
 
-        return powers(scales) if whole is None else scales.float() / whole
+        return powers(scales) if whole is None else e4m3(scales) / whole
 
     def config(self) -> dict[str, Any] | None:
         from dsctl.codecs import dress
@@ -186,7 +181,10 @@ def _local_scales(largest: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype
 
     scales = whole * (largest / torch.full_like(largest, 6.0)).to(dtype).float()
     codes = scales.clamp(max=448.0).to(torch.float8_e4m3fn)
-    return torch.where(codes.view(torch.uint8) == 0, torch.full_like(codes, 0.125), codes)
+    bits = codes.view(torch.uint8)
+    # 0x20 is 1/8; a cast to bool is quicker than a comparison.
+    bits.add_(bits.to(torch.bool).view(torch.uint8).bitwise_xor(1).mul_(0x20))
+    return codes
 
 
 def formats() -> dict[str, Fp4]:

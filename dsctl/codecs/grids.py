@@ -7,6 +7,7 @@ the columns; blocks of several rows may be cut short at the edges. Torch is impo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from dsctl.boxes import Box
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 Group = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
-CHUNK = 1 << 18
+CHUNK = 1 << 19
 # Runs of fewer values than this torch is slow with in 16 bits: for maxima, and for quotients and products.
 FEW_TO_SEARCH = 128
 FEW_TO_DIVIDE = 32
@@ -67,16 +68,27 @@ def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
     """
     import torch
 
-    # Magnitudes order as their bits do, with infinity and NaN on top.
-    rows, columns = grid(tuple(values.shape), group)
     if group[0] == 1:
-        wide = values.float() if 0 < group[1] < FEW_TO_SEARCH else values
-        found = _magnitudes(wide).view(rows, columns, -1).amax(2).view(wide.dtype)
-    else:
-        bands = (_magnitudes(values[row : row + group[0]]).amax(0) for row in _starts(values, group))
-        found = torch.stack([_padded(band, group[1]) for band in bands]).view(values.dtype)
-    largest = found.float()
-    if not largest.isfinite().all():
+        magnitudes = values.abs()
+        return greatest(magnitudes.float() if 0 < group[1] < FEW_TO_SEARCH else magnitudes, group, first)
+    bands = (_bits(values[row : row + group[0]].abs()).amax(0) for row in _starts(values, group))
+    found = torch.stack([_padded(band, group[1]) for band in bands])
+    return _finite(found.view(values.dtype).float(), first)
+
+
+def greatest(magnitudes: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
+    """The largest of each group of one row, float32 [grid], of values without a sign; otherwise as `peaks`.
+
+    Raises:
+        BadBlock: a value is NaN or infinite.
+    """
+    rows, columns = grid(tuple(magnitudes.shape), group)
+    found = _bits(magnitudes).view(rows, columns, -1).amax(2)
+    return _finite(found.view(magnitudes.dtype).float(), first)
+
+
+def _finite(largest: torch.Tensor, first: int) -> torch.Tensor:
+    if largest.numel() and not isfinite(largest.amax()):
         row, column = largest.isfinite().logical_not().nonzero()[0].tolist()
         raise BadBlock("NaN or infinity", row + first, column)
     return largest
@@ -86,15 +98,17 @@ def peak(values: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of all, float32 [1]; NaN or infinity where one is among them."""
     import torch
 
-    found = [_magnitudes(run).amax() for run in torch.split(values.reshape(-1), CHUNK)]
+    if not values.numel():
+        return values.new_zeros(1, dtype=torch.float32)
+    found = [_bits(run.abs()).amax() for run in torch.split(values.reshape(-1), CHUNK)]
     return torch.stack(found).amax().view(values.dtype).float().view(1)
 
 
-def _magnitudes(values: torch.Tensor) -> torch.Tensor:
-    """The bits without the sign, as integers."""
+def _bits(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Values without a sign as integers, which order as they do, with infinity and NaN on top."""
     import torch
 
-    return values.abs().view(torch.int32 if values.dtype == torch.float32 else torch.int16)
+    return magnitudes.view(torch.int32 if magnitudes.dtype == torch.float32 else torch.int16)
 
 
 def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
@@ -116,19 +130,46 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
 
 
 def multiplied(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
-    """`out` = values * the factor of their group, rounded once to `out`'s dtype where the factors are float32.
+    """`out` = values * the float32 factor of their group, rounded once to `out`'s dtype.
 
-    Values are floats or integers.
+    Values are of `out`'s dtype, bfloat16, or integers of eight bits. Values, factors and out are contiguous.
     """
     import torch
 
     if group[0] == 1:
         shape = factors.numel(), -1
-        torch.mul(values.view(shape), factors.view(-1, 1), out=out.view(shape))
+        if at_once(out) and not 0 < group[1] < FEW_TO_DIVIDE:
+            # Integers of eight bits are exact in bfloat16.
+            exact = values if values.dtype == out.dtype else out.copy_(values)
+            products(exact.view(1, *shape), factors.view(-1), out.view(1, *shape))
+        else:
+            torch.mul(values.view(shape), factors.view(-1, 1), out=out.view(shape))
         return
     for index, row in enumerate(_starts(values, group)):
         band = slice(row, row + group[0])
         torch.mul(values[band], spread(factors[index], values.shape[1], group[1]), out=out[band])
+
+
+def at_once(out: torch.Tensor) -> bool:
+    """Whether `products` can fill it."""
+    import torch
+
+    return out.dtype == torch.bfloat16 and out.device.type == "cpu" and out.numel() > 0
+
+
+def products(values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, less: float = 0.0) -> None:
+    """`out` = (values - less) * factors, one float32 factor per group, rounded once where values * factors is exact.
+
+    Values and out are contiguous, [rows, groups, size]; out may be values. Without `less` any product rounds once.
+
+    Batch normalisation with variance 1, mean `less` and offset -0 (which keeps the sign of zeros) is torch's only
+    single pass that reads bfloat16, multiplies in float32 and writes bfloat16. A product of mixed dtypes takes three.
+    """
+    import torch
+
+    mean, one, unused = torch.full_like(factors, less), torch.ones_like(factors), factors.new_empty(0)
+    offset = torch.zeros_like(factors).neg_()
+    torch.native_batch_norm(values, factors, offset, mean, one, False, 0.0, 0.0, out=(out, unused, unused.clone()))
 
 
 def spread(factors: torch.Tensor, columns: int, width: int) -> torch.Tensor:
@@ -142,10 +183,14 @@ def refuse_bad(scales: torch.Tensor, zero: bool = False) -> None:
     Raises:
         BadBlock: the first such scale.
     """
+    if not scales.numel():
+        return
+    least, most = float(scales.amin()), float(scales.amax())  # of which both are NaN where one is among them
+    if (least > 0 or (zero and least == 0)) and most < inf:
+        return
     good = ((scales >= 0) if zero else (scales > 0)) & scales.isfinite()
-    if not good.all():
-        row, column = good.logical_not().nonzero()[0].tolist()
-        raise BadBlock(f"scale {float(scales[row, column])}", row, column)
+    row, column = good.logical_not().nonzero()[0].tolist()
+    raise BadBlock(f"scale {float(scales[row, column])}", row, column)
 
 
 def _starts(values: torch.Tensor, group: Group) -> range:

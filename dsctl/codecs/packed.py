@@ -12,7 +12,19 @@ from struct import pack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
-from dsctl.codecs.grids import chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
+from dsctl.codecs.grids import (
+    FEW_TO_DIVIDE,
+    at_once,
+    chunks,
+    divided,
+    divides,
+    grid,
+    grid_box,
+    multiplied,
+    peaks,
+    products,
+    refuse_bad,
+)
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -85,8 +97,26 @@ class Packed:
 
         packed, factors = stored[PACKED].view(torch.uint8), stored[SCALE].float()
         refuse_bad(factors)
+        decode = self._widened if self._exact(factors, out) else self._apart
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
-            multiplied(self._unpacked(packed[rows]), factors[places], self.group, out[rows])
+            decode(packed[rows], factors[places], out[rows])
+
+    def _exact(self, factors: torch.Tensor, out: torch.Tensor) -> bool:
+        """Whether 128 + code, times a factor, is a float32: both have 8 bits, and it is not too large."""
+        import torch
+
+        narrow = self.bits == 4 and self.scale_dtype == "BF16" and self.size >= FEW_TO_DIVIDE
+        return narrow and at_once(out) and bool((factors < torch.finfo(torch.float32).max / 256).all())
+
+    def _widened(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+        from dsctl.codecs import nibbles
+
+        nibbles.widened(packed, out)
+        groups = out.view(1, factors.numel(), self.size)
+        products(groups, factors.view(-1), groups, less=128 + 8)
+
+    def _apart(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+        multiplied(self._unpacked(packed), factors, self.group, out)
 
     def _unpacked(self, packed: torch.Tensor) -> torch.Tensor:
         """Signed integers (int8)."""

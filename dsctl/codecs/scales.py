@@ -6,6 +6,7 @@ dtype of the weights, which for bfloat16 is float32 arithmetic rounded once; zer
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,6 +41,26 @@ def powers(codes: torch.Tensor) -> torch.Tensor:
     """2^(code - 127) in float32; the code 255 is NaN (OCP MX v1.0, section 5.4.1)."""
     import torch
 
-    bits = codes.to(torch.int32) << 23
-    bits.masked_fill_(codes == 0, 1 << 22)
-    return bits.masked_fill_(codes == 255, 0x7FC00000).view(torch.float32)
+    return _looked_up(codes, torch.float8_e8m0fnu)
+
+
+def e4m3(codes: torch.Tensor) -> torch.Tensor:
+    """What E4M3 codes (float8_e4m3fn) are in float32."""
+    import torch
+
+    return _looked_up(codes, torch.float8_e4m3fn)
+
+
+def _looked_up(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Codes of eight bits in a table: torch's own casts of them are several times slower."""
+    import torch
+
+    places = codes.view(torch.uint8).reshape(-1).to(torch.int32)
+    return torch.index_select(_table(dtype, codes.device), 0, places).view(codes.shape)
+
+
+@lru_cache
+def _table(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(dtype).float().to(device)
