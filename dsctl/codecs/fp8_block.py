@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 SCALE = "_scale_inv"
+# Powers of two from here on come from values of more than 1.75 * 2^127, whose codes may be rounded to 2^128.
+TOO_LARGE = 2.0**120
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Fp8Block:
         """amax per block / 448, rounded up to a power of two where ue8m0; kept scales where they reproduce the values.
 
         Raises:
-            BadBlock: a value is NaN or infinite.
+            BadBlock: a value is NaN or infinite, or would be decoded to infinity.
         """
         import torch
 
@@ -111,16 +113,19 @@ class Fp8Block:
         restored = 0
         try:
             if kept is None:
-                scales = e4m3.encode(values, codes, self.block, power_of_two)
+                scales = made = e4m3.encode(values, codes, self.block, power_of_two)
             else:
                 kept = kept.to(torch.float32)
                 refuse_bad(kept)
                 # A scale that cannot be kept gives way to one that can: 1 restores what it restores.
                 kept = torch.where(e4m3.is_power_of_two(kept), kept, 1.0) if power_of_two else kept
                 scales, same = e4m3.encode_restoring(values, kept, codes, self.block, power_of_two)
-                restored = int(same.sum())
+                restored, made = int(same.sum()), scales.masked_fill(same, 0.0)
         except e4m3.NotFinite as error:
             raise BadBlock("NaN or infinity", error.row, error.column) from None
+        if (made >= TOO_LARGE).any():
+            row, column = (made >= TOO_LARGE).nonzero()[0].tolist()
+            raise BadBlock("a value too large for its scale", row, column)
         counts = {"blocks_restored": restored, "blocks_computed": scales.numel() - restored}
         stored[SCALE].copy_(scales)
         return {name: count for name, count in counts.items() if count}

@@ -7,7 +7,7 @@ the columns; blocks of several rows may be cut short at the edges. Torch is impo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf, isfinite
+from math import inf
 from typing import TYPE_CHECKING
 
 from dsctl.boxes import Box
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Group = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 19
+# From here on, what scales and codes make of a value may be beyond float32.
+TOO_LARGE = 2.0**127
 # Runs of fewer values than this torch is slow with in 16 bits: for maxima, and for quotients and products.
 FEW_TO_SEARCH = 128
 FEW_TO_DIVIDE = 32
@@ -64,7 +66,7 @@ def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
     """The largest magnitude of each group, float32 [grid]. `first` is the grid's row that errors count from.
 
     Raises:
-        BadBlock: a value is NaN or infinite.
+        BadBlock: a value is NaN or infinite, or 2^127 or more.
     """
     import torch
 
@@ -80,7 +82,7 @@ def greatest(magnitudes: torch.Tensor, group: Group, first: int = 0) -> torch.Te
     """The largest of each group of one row, float32 [grid], of values without a sign; otherwise as `peaks`.
 
     Raises:
-        BadBlock: a value is NaN or infinite.
+        BadBlock: a value is NaN or infinite, or 2^127 or more.
     """
     rows, columns = grid(tuple(magnitudes.shape), group)
     found = _bits(magnitudes).view(rows, columns, -1).amax(2)
@@ -88,9 +90,10 @@ def greatest(magnitudes: torch.Tensor, group: Group, first: int = 0) -> torch.Te
 
 
 def _finite(largest: torch.Tensor, first: int) -> torch.Tensor:
-    if largest.numel() and not isfinite(largest.amax()):
-        row, column = largest.isfinite().logical_not().nonzero()[0].tolist()
-        raise BadBlock("NaN or infinity", row + first, column)
+    if largest.numel() and not largest.amax() < TOO_LARGE:
+        row, column = (largest < TOO_LARGE).logical_not_().nonzero()[0].tolist()
+        what = "a value of 2^127 or more" if largest[row, column].isfinite() else "NaN or infinity"
+        raise BadBlock(what, row + first, column)
     return largest
 
 

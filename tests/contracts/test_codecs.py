@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsctl.boxes import Box
-from dsctl.codecs import CODECS, PEAK, Codec, Misaligned
+from dsctl.codecs import CODECS, PEAK, BadBlock, Codec, Misaligned
 from dsctl.header import TensorSpec
 from dsctl.work import DTYPES
 
@@ -125,3 +125,40 @@ def test_all_zero_values_survive(codec: Codec) -> None:
 def test_bytes_move_to_the_same_codec_only(codec: Codec) -> None:
     assert codec.moves_to(codec)
     assert not any(codec.moves_to(other) for other in CODECS.values() if other != codec)
+
+
+@pytest.mark.parametrize("largest", [torch.finfo(torch.bfloat16).max, 2.0**127, 1.5 * 2.0**126])
+def test_huge_values_are_refused_or_decoded_to_numbers(codec: Codec, largest: float) -> None:
+    values = gaussian((256, 512))
+    values[3, 7] = -largest
+    try:
+        stored = encoded(codec, values)
+    except BadBlock as error:
+        refused = error.what
+    else:
+        refused = ""
+    if refused:
+        assert (largest >= 2.0**127 and "a value" in refused) or codec.name == "f16"
+        return
+    out = torch.empty((256, 512), dtype=torch.bfloat16)
+    codec.decode(stored, out)
+    assert out.isfinite().all()
+
+
+def test_a_matrix_without_rows_is_stored(codec: Codec) -> None:
+    stored = encoded(codec, gaussian((0, 256)))
+    assert decoded(codec, stored, (0, 256)).shape == (0, 256)
+
+
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("scale", [2.0**-133, 2.0**-126, 0.0123, 1.0, 2.0**119, 2.0**124])
+def test_words_of_four_bits_are_decoded_as_integers_times_scales(size: int, scale: float) -> None:
+    codec = CODECS["int4-group" if size == 128 else "int4-group-32"]
+    shape = 256, 512
+    packed = torch.randint(0, 256, (256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scales = torch.full((256, 512 // size), scale).bfloat16()
+    codes = torch.stack((packed & 15, packed >> 4), 2).view(256, -1, size).float() - 8
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    codec.decode({"_packed": packed.view(torch.int32), "_scale": scales}, out)
+    plain = (codes * scales.float()[..., None]).bfloat16().view(shape)
+    assert torch.equal(out.view(torch.int16), plain.view(torch.int16))
