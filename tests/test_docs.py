@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from dsctl import errors
 from tests import pictures, reference
@@ -82,6 +85,24 @@ def test_the_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
             assert call(*line.split()).returncode == 0
     for number, block in enumerate(blocks(page)):
         exec(compile(block, f"{page.name}, block {number}", "exec"), {"__name__": "__main__"})
+
+
+def test_the_action_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "guides" / "ci.md").read_text()
+    (found,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    steps = yaml.safe_load(found)["jobs"]["checkpoint"]["steps"]
+    install, *lines = [step["run"] for step in steps if "run" in step]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (extra,) = re.findall(r"\$DSCTL\[(\w+)\]", install)
+    assert extra in extras
+    for name in ("DeepSeek-V3.2", "DeepSeek-V3.2-bf16"):
+        assert call(*STAND_INS[name].split()).returncode == 0
+    places = {"$CHECKPOINT": "DeepSeek-V3.2-bf16", "$REFERENCE": "DeepSeek-V3.2"}
+    for line in lines:
+        words = itertools.takewhile(lambda word: word not in (">", ">>"), shlex.split(line))
+        done = call(*[places.get(word, word) for word in words][1:])
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
 def missing(commands: list[Shown]) -> list[Shown]:
