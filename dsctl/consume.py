@@ -63,6 +63,11 @@ def gone(store: Store) -> frozenset[str]:
     return frozenset(name for name, _, _ in store.gone) if isinstance(store, Remembered) else frozenset()
 
 
+def is_note(name: str) -> bool:
+    """Whether a file of a working folder tells of a consumed one."""
+    return name.startswith(_PREFIX) and name.endswith(".json")
+
+
 def remembered(store: Store, target: Path, force: bool) -> Store:
     """The store together with what an interrupted run on this target consumed of it.
 

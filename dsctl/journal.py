@@ -7,12 +7,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dsctl.errors import ResumeError, WorkError
+
+JOURNAL = "journal.jsonl"
+LOCK = "lock"
+NEW = ".new"
 
 
 def failure(path: Path, error: OSError) -> WorkError:
@@ -46,7 +50,7 @@ def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
         WorkError: the folder cannot be written.
     """
     digest = hashlib.sha256()
-    sibling = path.with_name(path.name + ".new")
+    sibling = path.with_name(path.name + NEW)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sibling.unlink(missing_ok=True)
@@ -67,7 +71,7 @@ class Journal:
     """The log of one run, one JSON object a line; a torn last line is a line not written."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "journal.jsonl"
+        self.path = folder / JOURNAL
         self._file = None
         self.records = list(self._read())
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  held for the run, closed by __exit__
@@ -91,8 +95,24 @@ class Journal:
         for line in whole.splitlines():
             try:
                 yield json.loads(line)
-            except ValueError:
-                raise ResumeError(f"{self.path}: a line is not valid", hint="start over with --force") from None
+            except (ValueError, RecursionError):
+                raise self.invalid() from None
+
+    def invalid(self) -> ResumeError:
+        """What to raise where a line is none of a journal."""
+        return ResumeError(f"{self.path}: a line is not valid", hint="start over with --force")
+
+    def keep(self, records: Sequence[dict[str, Any]]) -> None:
+        """Forget all records but these.
+
+        Raises:
+            WorkError: the journal cannot be written.
+        """
+        replace_file(self.path, [_line(record) for record in records])
+        assert self._file is not None
+        self._file.close()
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  as above
+        self.records = list(records)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record and have it on the disk before returning.
@@ -102,17 +122,21 @@ class Journal:
         """
         assert self._file is not None
         try:
-            self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            self._file.write(_line(record))
             os.fdatasync(self._file.fileno())
         except OSError as error:
             raise failure(self.path, error) from None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 class Lock:
     """A folder's lock: held by one living process, let go by the system when that ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "lock"
+        self.path = folder / LOCK
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

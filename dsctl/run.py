@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsctl.claim import PART, changed, check_target, claim, modified, read_mark, retire, sign_begun
 from dsctl.codecs import SCALES
-from dsctl.consume import Consumer, Remembered, gone, refuse_unsafe, room
+from dsctl.consume import Consumer, files_read, gone, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
@@ -20,11 +21,10 @@ from dsctl.journal import Journal, Lock, failure, replace_file, sync_folder
 from dsctl.plan import Job, OutFile, Plan
 from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
-from dsctl.stores import SIGNED, WORKING, LocalFolder, ObjectFolder, Store
+from dsctl.stores import SIGNED, WORKING, Store
 from dsctl.tasks import Seal, add
 from dsctl.version import __version__
 
-PART = ".part"
 COPY_BYTES = 8 << 20
 
 
@@ -61,75 +61,17 @@ class _State:
     committed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def check_target(plan: Plan, store: Store, target: Path, force: bool = False) -> str:
-    """What running the plan on a folder would mean: new, resume or complete. Nothing is changed.
-
-    Raises:
-        PlanError: the folder is the source, inside it or around it, or holds what dsctl did not make.
-        ResumeError: it holds another request's work, begun or complete.
-    """
-    folder = store.store if isinstance(store, Remembered) else store
-    if isinstance(folder, LocalFolder):
-        source, place = Path(folder.root), Path(os.path.realpath(target))
-        if place == source or source in place.parents or place in source.parents:
-            raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise PlanError(f"{target}: exists and is not a folder")
-    try:
-        held = {entry.name for entry in target.iterdir()} if target.exists() else set()
-    except OSError as error:
-        raise PlanError(f"{target}: {error.strerror or error}") from None
-    if not held or (held == {WORKING} and not (target / WORKING / "request.json").exists()):
-        return "new"
-    mine = _identity(target)
-    if mine is None:
-        raise PlanError(f"{target}: is not empty and was not made by dsctl", hint="choose a new folder")
-    complete, found = mine
-    if found == plan.fingerprint and not force:
-        return "complete" if complete else "resume"
-    if force:
-        return "new"
-    what = "the result" if complete else "the unfinished work"
-    begun = _revision(target)
-    if begun not in ("", store.revision):
-        if isinstance(store, ObjectFolder):
-            hint = "start over with --force"
-            raise ResumeError(f"{target}: holds {what} of a source that has changed since", hint=hint)
-        what, hint = f"{what} from commit {begun}", "name that commit after @ to resume, or start over with --force"
-        raise ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
-    raise ResumeError(
-        f"{target}: holds {what} of another request", hint="start over with --force, or choose a new folder"
-    )
-
-
-def _revision(target: Path) -> str:
-    """The commit that unfinished work was begun from, or nothing."""
-    try:
-        return str(json.loads((target / WORKING / "request.json").read_bytes()).get("revision", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
-def _identity(target: Path) -> tuple[bool, str] | None:
-    for complete, file in ((True, target / SIGNED), (False, target / WORKING / "request.json")):
-        try:
-            return complete, str(json.loads(file.read_bytes())["fingerprint"])
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError):
-            return complete, "unreadable"
-    return (False, "unreadable") if (target / WORKING).is_dir() else None
-
-
-def check_space(plan: Plan, target: Path, resumed: bool = False, most: int | None = None) -> None:
+def check_space(plan: Plan, target: Path, most: int | None = None) -> None:
     """Refuse a run for which the disk has no room; `most` is what it takes where that is less than its output.
+
+    What dsctl left in the target before is gone on with or removed, and takes no more room.
 
     Raises:
         PlanError: with how much is needed and how much is free.
     """
     free, needed = shutil.disk_usage(existing(target)).free, plan.bytes_out if most is None else most
-    if resumed and most is None:
-        needed -= sum(_allocated(path) for path in target.rglob("*") if path.is_file())
+    if most is None:
+        needed -= sum(_allocated(path) for path in target.rglob("*") if path.is_file() and not path.is_symlink())
     if needed > free:
         raise PlanError(
             f"{target}: needs {needed:,} bytes of disk, {free:,} are free",
@@ -137,12 +79,22 @@ def check_space(plan: Plan, target: Path, resumed: bool = False, most: int | Non
         )
 
 
+def check_source(plan: Plan, store: Store) -> None:
+    """Refuse a source that is bound to fail after hours: impossible scales, files to carry over that do not open.
+
+    Raises:
+        FormatError: a scale is NaN, infinite, zero or negative. SourceError: a file cannot be read.
+    """
+    for name in plan.carried if not store.remote else ():
+        store.read(name, 0, 0)
+    refuse_bad_scales(store, [ref for ref in _scales(plan) if ref.file not in gone(store)])
+
+
 def _scales(plan: Plan) -> list[TensorRef]:
-    """The scales that a plan will compute with."""
+    """The scales that a plan computes with or moves."""
     return [
         TensorRef(step.name + part.suffix, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
         for step in plan.steps
-        if step.how == "recode"
         for region in (*step.reads, *((step.kept,) if step.kept else ()))
         for part in region.parts
         if part.suffix in SCALES
@@ -178,8 +130,8 @@ def run(
         return _confirmed(target)
     if consume:
         refuse_unsafe(plan, store)
-    check_space(plan, target, state == "resume", room(plan, store, existing(target)) if consume else most)
-    refuse_bad_scales(store, [ref for ref in _scales(plan) if ref.file not in gone(store)])
+    check_space(plan, target, room(plan, store, existing(target)) if consume else most)
+    check_source(plan, store)
     working = target / WORKING
     try:
         working.mkdir(parents=True, exist_ok=True)
@@ -188,17 +140,10 @@ def run(
     lock = Lock(working)
     try:
         if state == "new":
-            _clear(target)
-            identity = {
-                "fingerprint": plan.fingerprint,
-                "version": __version__,
-                "request": plan.request.json(),
-                "revision": store.revision,
-            }
-            replace_file(working / "request.json", json.dumps(identity, indent=1).encode())
+            claim(plan, store, target)
         with Journal(working) as journal:
             audit = _drive(plan, store, target, journal, executor, report, consume)
-        shutil.rmtree(working)
+        retire(target)
         sync_folder(target)
     finally:
         lock.release()
@@ -207,26 +152,17 @@ def run(
 
 def _confirmed(target: Path) -> dict[str, Any]:
     """The audit of a complete folder whose files still have the sizes it tells of."""
-    audit = dict(json.loads((target / SIGNED).read_bytes()))
-    for name, file in audit["files"].items():
+    try:
+        audit = dict(json.loads((target / SIGNED).read_bytes()))
+        sizes = {str(name): int(file["size"]) for name, file in audit["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResumeError(f"{target / SIGNED}: is not valid: {error}", hint="start over with --force") from None
+    for name, size in sizes.items():
         path = target / name
-        if not path.is_file() or path.stat().st_size != file["size"]:
+        if not path.is_file() or path.stat().st_size != size:
             raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
-    shutil.rmtree(target / WORKING, ignore_errors=True)
+    retire(target)
     return audit
-
-
-def _clear(target: Path) -> None:
-    """Empty a folder that dsctl made; the lock stays."""
-    for entry in target.iterdir():
-        if entry.name == WORKING:
-            for inner in entry.iterdir():
-                if inner.name != "lock":
-                    inner.unlink()
-        elif entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 def _drive(
@@ -238,33 +174,42 @@ def _drive(
     report: Report,
     consume: bool,
 ) -> dict[str, Any]:
-    state = _replay(plan, target, journal)
+    state = _regain(plan, store, target, journal)
+    begun = modified(plan, store)
     if journal.records:
         nbytes = sum(sum(s.read_bytes for s in job.steps) for job in plan.jobs if job.number in state.done)
         report(Resumed(len(state.done), len(plan.jobs), nbytes))
+    todo = deque(job for job in plan.jobs if job.number not in state.done)
+    waiting = _waiting(plan.files, todo)
     for file in plan.files:
         if file.name not in state.committed:
-            _prepare(file, target)
+            _prepare(file, target, sealed=not waiting[file.name])
     sync_folder(target)
     consumer = Consumer(store, target, plan.jobs, state.done) if consume else None
-    todo = deque(job for job in plan.jobs if job.number not in state.done)
     if todo or len(state.committed) < len(plan.files):
         workers = executor()
         try:
             _work(plan, target, journal, workers, state, todo, report, consumer)
         finally:
             workers.close()
-    return _finish(plan, store, target, state, report)
+    now = modified(plan, store)
+    if late := [file for file, at in now.items() if begun.get(file, at) != at]:
+        what = f"{store.place}/{late[0]}: was changed while it was read"
+        raise WorkError(what, hint="run the same command again: what was made of it is made anew")
+    return _finish(plan, store, target, state, report, begun)
 
 
 def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
     state = _State()
-    for record in journal.records:
-        if "file" in record:
-            state.committed[record["file"]] = (record["size"], record["sha256"])
-        elif record["job"] not in state.done:
-            state.done.add(record["job"])
-            add(state.counts, record["counts"])
+    try:
+        for record in journal.records:
+            if "file" in record:
+                state.committed[record["file"]] = (record["size"], record["sha256"])
+            elif record["job"] not in state.done:
+                state.done.add(record["job"])
+                add(state.counts, record["counts"])
+    except (KeyError, TypeError, AttributeError):
+        raise journal.invalid() from None
     for file, (size, _) in state.committed.items():
         path = target / file
         if not path.is_file() or path.stat().st_size != size:
@@ -272,12 +217,56 @@ def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
     return state
 
 
-def _prepare(file: OutFile, target: Path) -> None:
-    """Make a file's `.part` with its header and known bytes; one that is there already is left as it is."""
+def _regain(plan: Plan, store: Store, target: Path, journal: Journal) -> _State:
+    """The journalled work that still counts: not what lay in files that are lost, or was made of others than there are.
+
+    Raises:
+        ResumeError: the journal tells of other work, or nothing is left to do the lost work from.
+    """
+    state = _replay(plan, target, journal)
+    jobs = [job for job in plan.jobs if job.number in state.done]
+    if len(jobs) < len(state.done) or not state.committed.keys() <= {file.name for file in plan.files}:
+        raise journal.invalid()
+    mark = read_mark(target)
+    new = changed(plan, store, mark) if mark else set()
+    lost = {file.name for file in plan.files if file.name not in state.committed and not _there(file, target)}
+    forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
+    while True:
+        forgotten |= {job.number for job in jobs if not lost.isdisjoint(job.files)}
+        # A finished file is made whole again: no part of it is open to be written to.
+        opened = {file for job in jobs if job.number in forgotten for file in job.files} & state.committed.keys()
+        if opened <= lost:
+            break
+        lost |= opened
+    if forgotten:
+        consumed = [file for job in jobs if job.number in forgotten for file in files_read(job) & gone(store)]
+        if consumed:
+            raise ResumeError(f"{target}: {min(lost)} is lost, and {consumed[0]}, which it was made of, was consumed")
+        journal.keep(
+            [one for one in journal.records if one.get("file") not in lost and one.get("job") not in forgotten]
+        )
+        state = _replay(plan, target, journal)
+    if mark and (new or mark.place != plan.source):
+        sign_begun(plan, store, target)
+    return state
+
+
+def _there(file: OutFile, target: Path) -> bool:
+    """Whether a file that work was journalled for is there, under either of its names."""
+    paths = target / file.name, target / (file.name + PART)
+    return any(path.is_file() and not path.is_symlink() and path.stat().st_size == file.size for path in paths)
+
+
+def _prepare(file: OutFile, target: Path, sealed: bool = False) -> None:
+    """Make a file's `.part` with its header and known bytes; one that is there already is left as it is.
+
+    Where all work on it is done (`sealed`), it may have its final name.
+    """
     path = target / (file.name + PART)
-    if (target / file.name).is_file():
+    if sealed and (target / file.name).is_file():
         return
     try:
+        (target / file.name).unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and path.stat().st_size != file.size):
             path.unlink()
@@ -372,7 +361,9 @@ def _again(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _finish(plan: Plan, store: Store, target: Path, state: _State, report: Report) -> dict[str, Any]:
+def _finish(
+    plan: Plan, store: Store, target: Path, state: _State, report: Report, begun: dict[str, int]
+) -> dict[str, Any]:
     """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
     for name, size in plan.carried.items():
@@ -384,7 +375,7 @@ def _finish(plan: Plan, store: Store, target: Path, state: _State, report: Repor
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,
-        "source": {"place": plan.source, "files": plan.source_files},
+        "source": {"place": plan.source, "files": plan.source_files, "modified": begun},
         "request": plan.request.json(),
         "audit": plan.counts | dict(sorted(state.counts.items())),
         "dropped": [[item.name, item.why] for item in plan.dropped],

@@ -69,12 +69,13 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
+    from dsctl.claim import check_target
     from dsctl.delivery import SENT_BYTES, Delivery
     from dsctl.executors import prepare
     from dsctl.plan import make_plan
     from dsctl.readahead import WINDOW_BYTES
     from dsctl.resources import SMALL_BYTES, allot
-    from dsctl.run import check_target
+    from dsctl.run import check_source
     from dsctl.stores import FILE, is_url
 
     store, target = checkpoint.store, target.removeprefix(FILE)
@@ -102,6 +103,8 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     folder = delivery.folder if delivery else Path(target)
     state = delivery.check(store) if delivery else check_target(plan, store, folder, how.force)
     if how.dry_run:
+        if not store.remote:
+            check_source(plan, store)
         show_plan(plan, store, folder, resources, output, target)
         return
     try:
