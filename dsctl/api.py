@@ -96,10 +96,10 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
+        from dsctl.checkpoint import weights_at
         from dsctl.compare import compare, pair
-        from dsctl.stores import store_at
 
-        return compare(pair(store_at(self.place), store_at(_place(other)), tuple(only), tuple(skip)))
+        return compare(pair(weights_at(self.place), weights_at(_place(other)), tuple(only), tuple(skip)))
 
     def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
         """What is wrong with it: findings by severity; `deep` reads every byte.
@@ -108,10 +108,10 @@ class Source:
             SourceError: there is no checkpoint, or a file cannot be read.
         """
         from dsctl import verify
-        from dsctl.stores import store_at
+        from dsctl.checkpoint import weights_at
 
         their = None if against is None else verify.other(_place(against))
-        return verify.verify(store_at(self.place), their, deep)
+        return verify.verify(weights_at(self.place), their, deep)
 
     def to(
         self,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from dsctl import models
+from dsctl import models, releases
 from dsctl.codecs import Codec, readable
 from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
@@ -19,7 +21,7 @@ from dsctl.layouts import Layout
 from dsctl.layouts.manifests import Manifest, decode
 from dsctl.layouts.recognition import manifest_files, of_ranks, recognise
 from dsctl.models import Family, Model, Param
-from dsctl.stores import INDEX, SIGNED, Store
+from dsctl.stores import INDEX, SIGNED, Store, is_repository, store_at
 from dsctl.survey import Fault, Piece, Survey, regular, survey, undeclared
 
 MAX_JSON_BYTES = 200_000_000
@@ -175,6 +177,19 @@ def _hint(faults: list[Fault]) -> str | None:
     if "missing-scale" in kinds:
         return "FP8 codes mean nothing without their scales: download the checkpoint again"
     return None
+
+
+def weights_at(source: str | Path) -> Store:
+    """The store of a SRC whose bytes are wanted: a release known by its name alone has none here.
+
+    Raises:
+        SourceError: there is nothing there, or it cannot be reached.
+    """
+    release = None if os.path.exists(source) or is_repository(str(source)) else releases.known(str(source))
+    if release is not None:
+        hint = f"`dsctl download {release.alias[0]} FOLDER` fetches them, hf://{release.repository} reads them from there"
+        raise SourceError(f"{source}: {release.name} is known by its description, its weights are not here", hint=hint)
+    return store_at(source)
 
 
 def open_checkpoint(store: Store) -> Checkpoint:

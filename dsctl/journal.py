@@ -17,12 +17,18 @@ from dsctl.errors import ResumeError, WorkError
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
 NEW = ".new"
+_DENIED = "this user may not write there: change the permissions, or name another folder"
+_HINTS = {
+    errno.ENOSPC: "free some space and run the same command again: it resumes",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: _DENIED,
+}
 
 
 def failure(path: Path, error: OSError) -> WorkError:
     """What to raise where the system refuses to write."""
-    hint = "free some space and run the same command again: it resumes" if error.errno == errno.ENOSPC else None
-    return WorkError(f"{path}: {error.strerror or error}", hint=hint)
+    return WorkError(f"{path}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
 
 
 def sync_folder(folder: Path) -> None:
@@ -49,8 +55,24 @@ def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
     Raises:
         WorkError: the folder cannot be written.
     """
+    digest = write_beside(path, data)
+    take_place(path)
+    return digest
+
+
+def beside(path: Path) -> Path:
+    """The sibling in which a file's new bytes wait until they are whole."""
+    return path.with_name(path.name + NEW)
+
+
+def write_beside(path: Path, data: bytes | Iterable[bytes], mode: int | None = None) -> str:
+    """Write and fsync the sibling that shall take a file's place, with these permissions. Gives its sha256.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
     digest = hashlib.sha256()
-    sibling = path.with_name(path.name + NEW)
+    sibling = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sibling.unlink(missing_ok=True)
@@ -58,13 +80,26 @@ def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
             for chunk in (data,) if isinstance(data, bytes) else data:
                 digest.update(chunk)
                 file.write(chunk)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(sibling, path)
-        sync_folder(path.parent)
     except OSError as error:
         raise failure(path, error) from None
     return digest.hexdigest()
+
+
+def take_place(path: Path) -> None:
+    """Put a file's finished sibling in its place.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    try:
+        os.replace(beside(path), path)
+    except OSError as error:
+        raise failure(path, error) from None
+    sync_folder(path.parent)
 
 
 class Journal:

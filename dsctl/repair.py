@@ -1,7 +1,8 @@
 """Mend a folder's metadata: what a check found wrong with it and the stored tensors decide. Weights are never changed.
 
 Every file is replaced whole, by a finished sibling. A header that grows moves its weights by a few bytes in the file:
-they are copied as they are, and where `dsctl.json` signs them, checked on the way.
+they are copied as they are, and where `dsctl.json` signs them, checked on the way. `dsctl.json` signs the sibling before
+it takes the file's place: a mend that was killed in between is known by its signature, and ended by the next.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from dsctl.checkpoint import Checkpoint, read_json
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.errors import PlanError, VerifyFailed
 from dsctl.header import PT
-from dsctl.journal import replace_file
+from dsctl.journal import beside, sync_folder, take_place, write_beside
 from dsctl.scales import are_powers_of_two, read_scales
 from dsctl.stores import INDEX, SIGNED, WORKING, LocalFolder, Store
 from dsctl.target import TORCH_NAMES
@@ -37,12 +39,15 @@ _CONFIG_CODES = {
 
 
 class Mend(NamedTuple):
-    """One file to replace: why, its new bytes (read when it is done) and about how many they are."""
+    """One file to replace: why, its new bytes (read when it is done) and about how many they are.
+
+    No bytes where the file's finished and signed sibling only has to take its place.
+    """
 
     file: str
     what: str
-    data: Callable[[], Iterable[bytes]]
-    size: int
+    data: Callable[[], Iterable[bytes]] | None
+    size: int = 0
 
 
 def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend]:
@@ -55,8 +60,10 @@ def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend
         raise PlanError(f"{store.place}: only a folder on this machine can be mended")
     if (Path(store.root) / WORKING).exists():
         raise PlanError(f"{store.place}: unfinished work of dsctl", hint="run its command again, which ends it")
+    found = list(_unended(store))
+    if found:
+        return found
     opened = open_anyhow(store)
-    found: list[Mend] = []
     if opened.checkpoint is not None:
         codes = {finding.code for finding in report.findings}
         found += _headers(opened.checkpoint, store, report)
@@ -84,22 +91,52 @@ def mend(store: LocalFolder, planned: Iterable[Mend]) -> None:
             raise PlanError(f"{store.place}: {one.file} needs {one.size:,} bytes beside it, {free:,} are free")
         path = folder / one.file
         store.path(one.file)
-        try:
-            sha256 = replace_file(path, one.data())
-        except BaseException:
-            path.with_name(path.name + ".new").unlink(missing_ok=True)
-            raise
-        _sign(folder, one.file, path.stat().st_size, sha256)
+        if one.data is not None:
+            sha256 = _write(path, one.data())
+            _sign(folder, one.file, beside(path).stat().st_size, sha256)
+        take_place(path)
+
+
+def _write(path: Path, data: Iterable[bytes]) -> str:
+    """The sibling that shall take a file's place, with its permissions; none where that fails. Gives its sha256."""
+    try:
+        sha256 = write_beside(path, data, _mode(path))
+        sync_folder(path.parent)
+        return sha256
+    except BaseException:
+        beside(path).unlink(missing_ok=True)
+        raise
+
+
+def _mode(path: Path) -> int | None:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+
+
+def _unended(store: LocalFolder) -> Iterator[Mend]:
+    """Siblings that `dsctl.json` signs in their file's stead: all that is left to do is to put them there."""
+    files = store.files()
+    for file, entry in (read_signed(store, files) or {}).items():
+        sibling = str(beside(Path(file)))
+        if files.get(sibling) == entry.size and _sha256(store, sibling, entry.size) == entry.sha256:
+            yield Mend(file, f"{sibling}, which {SIGNED} signs, takes its place", None)
+
+
+def _sha256(store: Store, file: str, size: int) -> str:
+    digest = hashlib.sha256()
+    for chunk in _copied(store, file, size):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sign(folder: Path, file: str, size: int, sha256: str) -> None:
-    """Put a file's new size and digest into `dsctl.json`."""
+    """Put a file's new size and digest into `dsctl.json`, if there is one."""
     signed = folder / SIGNED
     if not signed.is_file():
         return
     audit = json.loads(signed.read_bytes())
     audit["files"] = dict(sorted({**audit["files"], file: {"size": size, "sha256": sha256}}.items()))
-    replace_file(signed, _text(audit, 1))
+    write_beside(signed, _text(audit, 1), _mode(signed))
+    take_place(signed)
 
 
 def _text(value: Any, indent: int = 2) -> bytes:

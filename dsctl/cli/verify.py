@@ -9,7 +9,7 @@ import typer
 
 from dsctl.cli.options import Debug, DryRun, Json, Quiet, Source
 from dsctl.cli.output import Output, plural, size
-from dsctl.errors import UsageError, VerifyFailed
+from dsctl.errors import DsctlError, UsageError, VerifyFailed
 
 if TYPE_CHECKING:
     from dsctl.repair import Mend
@@ -58,12 +58,12 @@ def verify(
 
         dsctl verify DeepSeek-V3.2 --fix --dry-run
     """
-    from dsctl.stores import store_at
+    from dsctl.checkpoint import weights_at
     from dsctl.verify import other
 
     _refuse(ignore or [], dry_run and not fix)
     output = Output(json, quiet)
-    store = store_at(source)
+    store = weights_at(source)
     their = other(against) if against else None
     report = _check(store, their, deep, ignore or [], output)
     done: list[Mend] = []
@@ -71,7 +71,8 @@ def verify(
         report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
     output.data(describe(report, strict, done, mended=fix and not dry_run))
     _show(source, report, show_all, output)
-    _fail(source, report, strict, fix)
+    if _failing(report, strict):
+        _fail(source, report, not fix and _can_mend(store, report, their))
 
 
 def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
@@ -101,12 +102,12 @@ def _check(store: Store, their: Other | None, deep: bool, ignore: list[str], out
 def _fix(
     store: Store, their: Other | None, deep: bool, ignore: list[str], dry_run: bool, report: Report, output: Output
 ) -> tuple[Report, list[Mend]]:
-    """Show what would be mended, and mend it. Mending one thing can bring out another: twice at most."""
+    """Show what would be mended, and mend it. Ending a killed mend, or mending, can bring out another: thrice at most."""
     from dsctl import repair
     from dsctl.stores import LocalFolder
 
     done: list[Mend] = []
-    for _ in range(1 if dry_run else 2):
+    for _ in range(1 if dry_run else 3):
         planned = repair.mends(store, report, their)
         for one in planned:
             output.note(f"{'would mend' if dry_run else 'mending'} {one.file}: {one.what}")
@@ -179,14 +180,22 @@ def _said(report: Report) -> list[tuple[str, str]]:
     return lines
 
 
-def _fail(source: str, report: Report, strict: bool, fixed: bool) -> None:
+def _can_mend(store: Store, report: Report, their: Other | None) -> bool:
+    """Whether --fix would do anything here."""
+    from dsctl import repair
     from dsctl.verify import CODES
 
-    if not _failing(report, strict):
-        return
+    if not any(CODES[finding.code].mendable for finding in report.findings):
+        return False
+    try:
+        return bool(repair.mends(store, report, their))
+    except DsctlError:
+        return False
+
+
+def _fail(source: str, report: Report, mendable: bool) -> None:
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
-    mendable = any(CODES[finding.code].mendable for finding in report.findings)
-    hint = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable and not fixed else None
+    hint = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None
     raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=hint)
 
 

@@ -27,7 +27,7 @@ CODES: dict[str, Code] = {
     "missing-shard":        Code(ERROR),
     "stray-file":           Code(WARNING),
     "unfinished":           Code(ERROR),
-    "leftover":             Code(WARNING),
+    "leftover":             Code(WARNING, True),
     "no-tokenizer":         Code(WARNING),
     "missing-code":         Code(NOTE),
     "missing-side-file":    Code(ERROR, True),

@@ -20,7 +20,9 @@ from dsctl.target import TORCH_NAMES
 from dsctl.verify.findings import Finding
 
 # What downloads and conversions leave behind while they are not done.
-_PARTIAL = (".part", ".incomplete", ".aria2", ".crdownload", ".tmp")
+_PARTIAL = (".part", ".incomplete", ".aria2", ".crdownload", ".tmp", ".safetensors.new", ".json.new")
+# Where huggingface_hub keeps what it has not finished, beside a folder that it downloads into.
+_DOWNLOADS = os.path.join(".cache", "huggingface", "download")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model", "vocab.json")
 # Which dtypes hold all values of another.
 _HOLDS = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
@@ -32,12 +34,19 @@ def folder(store: Store) -> Iterator[Finding]:
     if isinstance(store, LocalFolder) and store.only is None:
         yield from _working(store, SIGNED in files)
         yield from _modes(store, files)
-    for file in files:
+    for file in (*files, *_downloads(store)):
         if file.endswith(_PARTIAL):
             code = "leftover" if SIGNED in files else "unfinished"
-            yield Finding(code, file, "a file on its way: a download or conversion has not ended")
+            yield Finding(code, file, "a file on its way: a download, a conversion or a --fix has not ended")
     if len(files) > 1 and not any(name in files for name in _TOKENIZERS):
         yield Finding("no-tokenizer", store.place, "no tokenizer: none of " + ", ".join(_TOKENIZERS))
+
+
+def _downloads(store: Store) -> Iterator[str]:
+    """What a download into this folder has kept for itself."""
+    if isinstance(store, LocalFolder) and store.only is None:
+        for folder, _, files in os.walk(os.path.join(store.root, _DOWNLOADS)):
+            yield from sorted(os.path.relpath(os.path.join(folder, file), store.root) for file in files)
 
 
 def _working(store: LocalFolder, signed: bool) -> Iterator[Finding]:
