@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsctl.cli.options import Debug, Html, Json, Only, Quiet, Skip
 from dsctl.cli.output import Output, count, plural
-from dsctl.errors import VerifyFailed
+from dsctl.errors import UsageError, VerifyFailed
 
 if TYPE_CHECKING:
     from dsctl.compare import Comparison, Sums
@@ -52,16 +53,18 @@ def compare(
 
         dsctl compare DeepSeek-V3.2-bf16 requantized --html errors.html
     """
+    from dsctl.checkpoint import weights_at
     from dsctl.cli.progress import reading
     from dsctl.compare import compare, pair
-    from dsctl.stores import store_at
 
+    if fail_under is not None and not isfinite(fail_under):
+        raise UsageError(f"--fail-under: {fail_under} is no number of decibels", hint="--fail-under 25, for example")
     if html:
         from dsctl.reports import need
 
         need()
     output = Output(json, quiet)
-    pairing = pair(store_at(ours), store_at(theirs), tuple(only or ()), tuple(skip or ()))
+    pairing = pair(weights_at(ours), weights_at(theirs), tuple(only or ()), tuple(skip or ()))
     with reading(output, pairing.nbytes, "comparing") as advance:
         found = compare(pairing, advance)
     if html:

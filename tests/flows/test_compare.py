@@ -221,6 +221,18 @@ def test_other_shapes_are_named(bf16: Path, tmp_path_factory: pytest.TempPathFac
     assert {"name": "lm_head.weight", "a": [256, 256], "b": [384, 256]} in found["other_shape"]
 
 
+@pytest.mark.parametrize("limit", ["nan", "inf", "-inf"])
+def test_fail_under_is_a_number(limit: str, bf16: Path) -> None:
+    done = call("compare", bf16, bf16, f"--fail-under={limit}")
+    assert done.returncode == 2 and "--fail-under" in done.stderr
+
+
+def test_a_release_has_no_weights_to_compare(bf16: Path) -> None:
+    for done in (call("compare", bf16, "v3.2"), call("verify", "V3.2")):
+        assert done.returncode == 10
+        assert "its weights are not here" in done.stderr and "hf://deepseek-ai/DeepSeek-V3.2" in done.stderr
+
+
 def test_fail_under_names_what_is_below(bf16: Path, tmp_path: Path) -> None:
     other = changed(bf16, tmp_path / "other", shaken)
     assert call("compare", bf16, other, "--fail-under", 35).returncode == 0
