@@ -86,7 +86,10 @@ def _indexer_lost(diff: Diff) -> Facts | None:
 
 def _indexers_shared(diff: Diff) -> Facts | None:
     before, after = diff.attention
-    if not before or not after or not before.indexers or not after.indexers or before.indexers == after.indexers:
+    if not before or not after or not before.indexers or not after.indexers:
+        return None
+    shared = before.indexers < before.layers, after.indexers < after.layers
+    if not any(shared) or before.indexers == after.indexers:
         return None
     return {"before": before.indexers, "after": after.indexers, "layers": after.layers}
 
@@ -126,13 +129,22 @@ def _norms_widened(diff: Diff) -> Facts | None:
 
 
 def _mtp(description: Description) -> int:
-    return sum(group.values for group in description.known if group.family.mtp)
+    """Values of the MTP layers, without their copies of the main embedding and head."""
+    return sum(group.values for group in description.known if group.family.mtp and not group.family.twin)
+
+
+def _many(number: int) -> str:
+    """A number in words: 11.5 billion; 350,720."""
+    for unit, factor in (("billion", 1e9), ("million", 1e6)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number:,}"
 
 
 def _mtp_gained(diff: Diff) -> Facts | None:
     if _mtp(diff.a) or not _mtp(diff.b):
         return None
-    return {"values": f"{_mtp(diff.b) / 1e9:.1f}"}
+    return {"values": _many(_mtp(diff.b))}
 
 
 def _mtp_lost(diff: Diff) -> Facts | None:
@@ -225,14 +237,14 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "mtp-gained", _mtp_gained,
-        "Multi-token prediction: a further layer with {values} billion values drafts the token after next. It serves "
-        "for speculative decoding; without that it need not be loaded.",
+        "Multi-token prediction: a further layer with {values} values of its own, its copies of embedding and head apart, "
+        "drafts the token after next. It serves for speculative decoding; without that it need not be loaded.",
         f"{_V3}, section 2.2",
     ),
     Meaning(
         "mtp-lost", _mtp_lost,
-        "No multi-token-prediction layer: its {values} billion values are gone, and with them what speculative "
-        "decoding drafts with. The main model does not need it.",
+        "No multi-token-prediction layer: its {values} values of its own are gone, and with them what speculative decoding "
+        "drafts with. The main model does not need it.",
         f"{_V3}, section 2.2",
     ),
     Meaning(

@@ -305,10 +305,14 @@ def _difference(total: Total) -> str:
     if before == after:
         return "same"
     if total.context and before and after:
-        ratio = before / after
-        return f"{ratio:.1f}x less" if ratio > 1 else f"{1 / ratio:.1f}x more"
+        return _ratio(max(before, after) / min(before, after)) + (" less" if before > after else " more")
     change = after - before
     return ("+" if change > 0 else "-") + _amount(abs(change), total.unit)
+
+
+def _ratio(ratio: float) -> str:
+    """How many times as much; a few percent, where that would be once."""
+    return f"{ratio:.1f}x" if ratio >= 1.05 else f"{100 * (ratio - 1):.1f}%"
 
 
 def _meanings(diff: Diff) -> Iterator[Section]:

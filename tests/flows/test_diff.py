@@ -139,6 +139,20 @@ def test_meanings_are_said_where_they_are_true(a: str, b: str, said: list[str]) 
     assert [meaning["key"] for meaning in facts(a, b)["meanings"]] == said
 
 
+@pytest.mark.parametrize(("a", "b", "shared"), [("v3.2", "glm-5", False), ("glm-5", "glm-5.2", True)])
+def test_indexers_are_said_to_be_shared_where_layers_lack_one(a: str, b: str, shared: bool) -> None:
+    assert ("indexers-shared" in [meaning["key"] for meaning in facts(a, b)["meanings"]]) == shared
+
+
+def test_an_mtp_layer_is_counted_without_copies_and_in_words_that_fit(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """deepseek-ai/DeepSeek-V3 README_WEIGHTS.md, of its MTP module: 11.5 B unique, 0.9 B each shared."""
+    told = {meaning.key: meaning.text for meaning in meanings(Diff(describe("v2"), describe("v3")))}
+    assert "11.6 billion values of its own" in told["mtp-gained"]
+    small = describe(str(tiny(tmp_path_factory, "v3", layers=1, experts=2, hidden=128, heads=1, vocab=128)))
+    told = {meaning.key: meaning.text for meaning in meanings(Diff(small, describe("v2")))}
+    assert "0.0" not in told["mtp-lost"] and "billion" not in told["mtp-lost"]
+
+
 def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
     known = [describe(release.alias[0]) for release in releases()]
     said = {meaning.key for a in known for b in known for meaning in meanings(Diff(a, b))}
