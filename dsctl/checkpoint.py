@@ -153,7 +153,7 @@ class Checkpoint:
 
 
 # Faults that say something, but make nothing unreadable or ambiguous.
-NOTES = frozenset({"stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown"})
+NOTES = frozenset({"stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank"})
 
 
 def summary(place: str, faults: list[Fault]) -> str:

@@ -32,12 +32,9 @@ def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot,
 
 def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:
     """What to say where parameters are not all there."""
-    shares = checkpoint.layout.shares
-    missing = sorted(set(range(shares.ranks.world)) - set(shares.present)) if shares else []
-    what = f"{len(names):,} parameters are not all there"
-    if shares and missing:
-        what += f": ranks {', '.join(map(str, missing[:16]))} of {shares.ranks.world} are missing"
-    hint = "put the parts of all ranks into one folder" if shares and missing else None
+    said = checkpoint.layout.shares.said if checkpoint.layout.shares else ""
+    what = f"{len(names):,} parameters are not all there" + (f": {said}" if said else "")
+    hint = "put the parts of all ranks into one folder" if said else None
     return PlanError(f"{checkpoint.store.place}: {what}", hint=hint, issues=names[:20])
 
 

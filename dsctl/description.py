@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 OTHER = "other"
 # What a folded name calls its numbers, in their order.
 MARKS = ("{layer}", "{expert}")
+# Faults that other fields of a description tell.
+_TOLD = ("missing-tensor", "extra-tensor", "missing-rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class Description:
     """One checkpoint. `release` is set where it is a published one; `missing` names what the architecture has and the
-    files have not, `faults` what else they get wrong."""
+    files have not, `faults` what else they get wrong; `part` says which ranks' parts are not there."""
 
     name: str
     place: str
@@ -72,6 +74,7 @@ class Description:
     files: int | None = None
     missing: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    part: str = ""
 
     @property
     def kind(self) -> str:
@@ -196,8 +199,9 @@ def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
         model=checkpoint.model.name if checkpoint.model else None,
         groups=tuple(alike) or (*_groups(checkpoint), *_others(survey.extra)),
         files=len(checkpoint.headers),
+        part=checkpoint.layout.shares.said if checkpoint.layout.shares else "",
         missing=tuple(param.name for param in survey.missing),
-        faults=tuple(str(f) for f in checkpoint.known_faults if f.code not in ("missing-tensor", "extra-tensor")),
+        faults=tuple(str(f) for f in checkpoint.known_faults if f.code not in _TOLD),
     )
 
 

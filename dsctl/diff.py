@@ -27,6 +27,7 @@ CLERICAL_FIELDS = frozenset({"transformers_version", "auto_map", "_name_or_path"
 VERDICTS = {
     "architecture": "Another architecture.",
     "sizes": "The same architecture with other sizes or parts.",
+    "parts": "The same architecture, but not all of its parameters are there on both sides.",
     "storage": "The same parameters, stored otherwise.",
     "config": "The same parameters, stored alike; only config.json differs.",
     "nothing": "The same parameters, stored alike, with the same config.json.",
@@ -193,6 +194,8 @@ class Diff:
         """The most that differs: a key of `VERDICTS`, which says it in a sentence."""
         if not self.same_parameters:
             return "sizes" if self.a.model == self.b.model else "architecture"
+        if (self.a.missing, self.a.part) != (self.b.missing, self.b.part):
+            return "parts"
         if not self.same_storage:
             return "storage"
         return "config" if self.config else "nothing"

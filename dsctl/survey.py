@@ -14,6 +14,7 @@ from dsctl.codecs import Codec
 from dsctl.header import TensorRef, TensorSpec
 from dsctl.layouts import Slot
 from dsctl.layouts.hf import Hf
+from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Family, Param
 
 if TYPE_CHECKING:
@@ -113,9 +114,16 @@ def survey(checkpoint: Checkpoint) -> Survey:
             Fault("extra-tensor", ref.name, f"in {ref.file}, but the architecture has no such tensor")
             for ref in found.extra
         ]
+    found.faults += missing_ranks(checkpoint)
     codecs = {piece.codec for pieces in found.pieces.values() for piece in pieces}
     found.faults += undeclared(checkpoint, codecs)
     return found
+
+
+def missing_ranks(checkpoint: Checkpoint) -> list[Fault]:
+    """Ranks whose parts are not there, in a folder that is for all of them."""
+    shares, alone = checkpoint.layout.shares, MANIFEST in checkpoint.manifests
+    return [Fault("missing-rank", checkpoint.store.place, shares.said)] if shares and shares.said and not alone else []
 
 
 def _forget(checkpoint: Checkpoint, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:

@@ -84,6 +84,8 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
 
 
 def _notes(side: Description, title: str) -> Iterator[str]:
+    if side.part:
+        yield f"{title}: {side.part}."
     if side.missing:
         first = ", ".join(side.missing[:2]) + (", ..." if len(side.missing) > 2 else "")
         yield f"{title}: {plural(len(side.missing), 'parameter')} of its architecture missing ({first})."
@@ -137,7 +139,8 @@ def _parameters(diff: Diff) -> Iterator[Section]:
 
     if diff.same_storage:
         many = f"{plural(len(diff.templates[0]), 'template')}, {plural(diff.a.parameters, 'parameter')}"
-        yield Section("Parameters", f"no difference in {many}")
+        parts = " that are on both sides, in part or whole" if diff.verdict == "parts" else ""
+        yield Section("Parameters", f"no difference in {many}{parts}")
         return
     if diff.added or diff.removed:
         columns = (

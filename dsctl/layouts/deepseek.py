@@ -104,6 +104,16 @@ def file_of(rank: int, world: int) -> str:
     return f"model{rank}-mp{world}.safetensors"
 
 
+def rank_of(file: str) -> tuple[int, int] | None:
+    """The rank and the number of ranks that a file's name tells, if it is the name of a rank's file."""
+    head, _, tail = file.removesuffix(".safetensors").partition("-mp")
+    digits = head.removeprefix("model"), tail
+    if not all(one.isascii() and one.isdecimal() and len(one) < 5 for one in digits):
+        return None
+    rank, world = map(int, digits)
+    return (rank, world) if rank < world and file == file_of(rank, world) else None
+
+
 def name_of(template: str) -> tuple[str, ...]:
     """The parts of the reference model's name for a family.
 

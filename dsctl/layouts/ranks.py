@@ -16,6 +16,10 @@ from dsctl.errors import PlanError, UsageError
 from dsctl.models import Family, Param
 
 
+# So many missing ranks are named.
+NAMED = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """How a model is spread: tensor, expert and pipeline parallel sizes."""
@@ -81,6 +85,21 @@ class Shares:
     stage_of: Mapping[int, int]
     present: tuple[int, ...]
     placed: Mapping[int, tuple[frozenset[int], ...]] = field(default_factory=dict)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The ranks that are not spoken of."""
+        return tuple(sorted({*range(self.ranks.world)}.difference(self.present)))
+
+    @property
+    def said(self) -> str:
+        """Which ranks are absent, in words: ranks 1, 3 of 4 are missing. Empty where none is."""
+        numbers = self.absent
+        if not numbers:
+            return ""
+        named = ", ".join(map(str, numbers[:NAMED])) + (", ..." if len(numbers) > NAMED else "")
+        world = self.ranks.world
+        return f"rank {named} of {world} is missing" if len(numbers) == 1 else f"ranks {named} of {world} are missing"
 
     @classmethod
     def of(

@@ -36,7 +36,7 @@ def recognise(
         return _told(manifests, families, place)
     kind, world = of_ranks(headers), len(headers)
     if kind == "deepseek":
-        return LAYOUTS[kind].arranged(families(), _shares(families, Ranks(world, world), place))
+        return _deepseek(headers, families, place)
     if kind == "vllm":
         return _vllm(headers, families, world, place)
     if any(mark in name for header in headers.values() for name in header.names for mark in _JOINED):
@@ -45,12 +45,12 @@ def recognise(
 
 
 def of_ranks(files: Iterable[str]) -> str:
-    """The layout, if any, that has one file for each rank by names such as these."""
+    """The layout, if any, that has one file for each rank by names such as these; ranks may be missing if it tells."""
     names = frozenset(files)
-    world = range(len(names))
-    if names and names == {deepseek.file_of(rank, len(names)) for rank in world}:
+    worlds = {place and place[1] for place in map(deepseek.rank_of, names)}
+    if len(worlds) == 1 and None not in worlds:
         return "deepseek"
-    return "vllm" if names and names == {vllm.file_of(rank) for rank in world} else ""
+    return "vllm" if names and names == {vllm.file_of(rank) for rank in range(len(names))} else ""
 
 
 def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares:
@@ -68,6 +68,16 @@ def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares
         if length % ranks.cut(family):
             raise FormatError(f"{place}: {family.template}: {length:,} is not shared by {ranks.cut(family)} ranks")
     return Shares.of(families(), ranks, **more)
+
+
+def _deepseek(files: Iterable[str], families: Families, place: str) -> Layout:
+    """The layout of these ranks' files, of which some may not be there."""
+    places = [found for file in files if (found := deepseek.rank_of(file))]
+    present, world = tuple(sorted(rank for rank, _ in places)), places[0][1]
+    if len(present) < world and not families():
+        return LAYOUTS["hf"]
+    shares = _shares(families, Ranks(world, world), place, present=present)
+    return LAYOUTS["deepseek"].arranged(families(), shares)
 
 
 def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> Layout:

@@ -48,6 +48,8 @@ CODES: dict[str, Code] = {
     "block-size":           Code(ERROR, True),
     "scale-fmt-undeclared": Code(WARNING, True),
     # tensors
+    "missing-rank":         Code(ERROR),
+    "one-rank":             Code(NOTE),
     "missing-tensor":       Code(ERROR),
     "missing-weight":       Code(ERROR),
     "missing-scale":        Code(ERROR),

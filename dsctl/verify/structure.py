@@ -14,6 +14,7 @@ from dsctl.codecs import CODECS, Codec
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.errors import FormatError
+from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
 from dsctl.target import TORCH_NAMES
@@ -67,6 +68,14 @@ def _modes(store: LocalFolder, files: Iterable[str]) -> Iterator[Finding]:
 
 def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
     """The survey's faults, those of tensors in lost files told once by the file; dtypes; declared formats."""
+    try:
+        shares = checkpoint.layout.shares
+    except FormatError as error:
+        yield _bad_config(error)
+        return
+    if shares and shares.said and MANIFEST in checkpoint.manifests:
+        ranks = f"rank {', '.join(map(str, shares.present))} of {shares.ranks.world}"
+        yield Finding("one-rank", checkpoint.store.place, f"{ranks} alone: what the others hold is not looked at")
     twice = list(_twice(checkpoint))
     yield from twice
     yield from _totals(checkpoint)
@@ -76,12 +85,16 @@ def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
     try:
         faults = checkpoint.survey.faults
     except FormatError as error:
-        yield Finding("bad-config", "config.json", error.message.removeprefix("config.json: "))
+        yield _bad_config(error)
         return
     gone = lost | {fault.where for fault in checkpoint.faults if fault.code == "missing-shard"}
     yield from (Finding(*fault) for fault in faults if not gone or not _is_in(fault, checkpoint, gone))
     yield from _formats(checkpoint)
     yield from _dtypes(checkpoint)
+
+
+def _bad_config(error: FormatError) -> Finding:
+    return Finding("bad-config", "config.json", error.message.removeprefix("config.json: "))
 
 
 def _twice(checkpoint: Checkpoint) -> Iterator[Finding]:

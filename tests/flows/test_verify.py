@@ -83,7 +83,7 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
 
 def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
     planted = {fault.code for fault in PLANTED.values()}
-    assert CODES.keys() - planted == {"twin-equal", "other-storage"}
+    assert CODES.keys() - planted == {"twin-equal", "other-storage", "missing-rank", "one-rank"}
     assert planted <= CODES.keys()
     assert len(PLANTED) > 60
 
@@ -126,6 +126,28 @@ def test_the_tensors_of_a_lost_shard_are_told_by_the_shard(spoiled) -> None:
     os.truncate(folder.first(), 99)
     report = check(folder.path)
     assert [finding.code for finding in report.findings] == ["wrong-size", "missing-shard"]
+
+
+@pytest.mark.parametrize("layout", ["hf", "deepseek"])
+def test_a_missing_rank_is_told_by_its_number(layout: str, clean: dict[str, Path], tmp_path: Path) -> None:
+    ranks = tmp_path / "ranks"
+    dsctl("shard", clean["signed"], ranks, "--layout", layout, "--tp", 2, "--quiet")
+    assert codes(check(ranks)) == set()
+    whole = shutil.copytree(ranks, tmp_path / "whole")
+    (ranks / "dsctl.json").unlink()
+    if layout == "hf":
+        shutil.rmtree(ranks / "rank-00001")
+        assert codes(check(ranks / "rank-00000")) == {"one-rank"}
+    else:
+        (ranks / "model1-mp2.safetensors").unlink()
+    report = check(ranks, deep=True)
+    assert [(f.code, f.what) for f in report.findings if f.code not in USUAL] == [
+        ("missing-rank", "rank 1 of 2 is missing")
+    ]
+    found = json.loads(dsctl("diff", whole, ranks, "--json"))
+    assert (found["differs"], found["verdict"]) == (True, "parts")
+    assert "rank 1 of 2 is missing" in dsctl("diff", whole, ranks)
+    assert call("merge", ranks, tmp_path / "merged").returncode == 30
 
 
 def strip(folder: Folder) -> None:
