@@ -60,6 +60,7 @@ def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend
         raise PlanError(f"{store.place}: only a folder on this machine can be mended")
     if (Path(store.root) / WORKING).exists():
         raise PlanError(f"{store.place}: unfinished work of dsctl", hint="run its command again, which ends it")
+    store = replace(store, lenient=True)
     found = list(_unended(store))
     if found:
         return found

@@ -18,10 +18,14 @@ FIRST_READ = 128 << 10
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A folder by its resolved path; `only` restricts it to one file."""
+    """A folder by its resolved path; `only` restricts it to one file.
+
+    Files that cannot be reached, as links may be, are an error, or left out where it is `lenient`.
+    """
 
     root: str
     only: str | None = None
+    lenient: bool = False
 
     @classmethod
     def at(cls, path: str | Path) -> LocalFolder:
@@ -50,24 +54,44 @@ class LocalFolder:
         if self.only:
             return {self.only: os.stat(self.path(self.only)).st_size}
         found: dict[str, int] = {}
-        try:
-            self._walk("", found)
-        except OSError as error:
-            raise SourceError(f"{error.filename or self.root}: {error.strerror or error}") from None
+        lost: dict[str, SourceError] = {}
+        self._walk("", found, lost)
+        if lost and not self.lenient:
+            raise next(iter(lost.values()))
         return dict(sorted(found.items()))
 
-    def _walk(self, folder: str, found: dict[str, int]) -> None:
-        with os.scandir(os.path.join(self.root, folder)) as entries:
-            for entry in entries:
-                name = f"{folder}{entry.name}"
-                if not name.isprintable():
-                    raise SourceError(f"{self.root}: file name {name!r} is no printable text", hint="rename the file")
-                if entry.is_dir(follow_symlinks=False):
-                    # Version control and caches are not part of a checkpoint.
-                    if entry.name not in (".git", ".dsctl", ".cache", "__pycache__"):
-                        self._walk(f"{name}/", found)
-                elif entry.is_file() or entry.is_symlink():
+    def unreachable(self) -> dict[str, str]:
+        """What is wrong with every name that `files` refuses or leaves out."""
+        lost: dict[str, SourceError] = {}
+        if not self.only:
+            self._walk("", {}, lost)
+        return {name: error.message.removeprefix(f"{self.root}/{name}: ") for name, error in sorted(lost.items())}
+
+    def _walk(self, folder: str, found: dict[str, int], lost: dict[str, SourceError]) -> None:
+        try:
+            entries = list(os.scandir(os.path.join(self.root, folder)))
+        except OSError as error:
+            place = os.path.join(self.root, folder.rstrip("/"))
+            lost[folder.rstrip("/")] = SourceError(f"{place}: {error.strerror or error}")
+            if folder:
+                return
+            raise lost[""] from None
+        for entry in entries:
+            name = f"{folder}{entry.name}"
+            if not name.isprintable():
+                raise SourceError(f"{self.root}: file name {name!r} is no printable text", hint="rename the file")
+            if entry.is_dir(follow_symlinks=False):
+                # Version control and caches are not part of a checkpoint.
+                if entry.name not in (".git", ".dsctl", ".cache", "__pycache__"):
+                    self._walk(f"{name}/", found, lost)
+            elif entry.is_symlink() or entry.is_file():
+                try:
                     status = os.stat(self.path(name))
+                except SourceError as error:
+                    lost[name] = error
+                except OSError as error:
+                    lost[name] = _lost(entry, error)
+                else:
                     if stat.S_ISREG(status.st_mode):
                         found[name] = status.st_size
 
@@ -139,3 +163,11 @@ class LocalFolder:
                 raise SourceError(f"{self.root}/{file}: file ends at byte {begin:,}, expected more")
             begin += len(parts[-1])
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _lost(entry: os.DirEntry[str], error: OSError) -> SourceError:
+    """What to say of a file that cannot be reached: of a link that leads nowhere, where to."""
+    if not entry.is_symlink():
+        return SourceError(f"{entry.path}: {error.strerror or error}")
+    hint = "download the checkpoint again: what a link in a hub's cache leads to may have been deleted"
+    return SourceError(f"{entry.path}: is a link to {os.readlink(entry.path)}: {error.strerror or error}", hint=hint)

@@ -9,7 +9,7 @@ from dsctl.verify import numbers, signed, structure
 from dsctl.verify.against import Other, against, other
 from dsctl.verify.contents import Advance, Contents, read_contents
 from dsctl.verify.findings import CODES, SEVERITIES, Checked, Code, Finding, Report, ordered
-from dsctl.verify.opening import open_anyhow
+from dsctl.verify.opening import open_anyhow, reachable
 
 __all__ = ["CODES", "SEVERITIES", "Checked", "Code", "Finding", "Other", "Report", "deep_bytes", "other", "verify"]
 
@@ -23,6 +23,7 @@ def verify(
         SourceError: there is no checkpoint, or a file cannot be read.
     """
     opened = open_anyhow(store)
+    store, _ = reachable(store)
     findings = [*opened.findings, *structure.folder(store)]
     entries = _signed(store, findings, opened.lost)
     if opened.checkpoint is None:
@@ -56,7 +57,7 @@ def verify(
 
 def deep_bytes(store: Store) -> int:
     """About how many bytes a deep check reads, for a progress bar."""
-    return sum(size for file, size in store.files().items() if file.endswith(".safetensors"))
+    return sum(size for file, size in reachable(store)[0].files().items() if file.endswith(".safetensors"))
 
 
 def _has_survey(checkpoint: Checkpoint) -> bool:

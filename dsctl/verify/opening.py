@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from dsctl.checkpoint import MAX_JSON_BYTES, ORIGINAL, Checkpoint, check_name, open_checkpoint, read_header, read_json
 from dsctl.errors import FormatError, SourceError
 from dsctl.header import parse
-from dsctl.stores import INDEX, SIGNED, Store
+from dsctl.stores import INDEX, SIGNED, LocalFolder, Store
 from dsctl.verify.findings import Finding
 
 # The first bytes of what Git LFS leaves in a file's place (git-lfs/git-lfs docs/spec.md).
@@ -64,8 +64,9 @@ def open_anyhow(store: Store) -> Opened:
     Raises:
         SourceError: there is nothing to open.
     """
+    store, unreachable = reachable(store)
     files = store.files()
-    findings = list(_pointers(store, files)) + list(_texts(store, files))
+    findings = [*unreachable, *_pointers(store, files), *_texts(store, files)]
     lost = {finding.where for finding in findings}
     if ORIGINAL in files:
         findings += _weights(store, ORIGINAL, files[ORIGINAL])
@@ -76,12 +77,20 @@ def open_anyhow(store: Store) -> Opened:
         findings += found
         lost |= {finding.where for finding in found}
         if not any(file.endswith(".safetensors") and file not in lost for file in files):
-            if not found:
+            if not lost:
                 raise
             return Opened(None, findings, frozenset(lost))
         checkpoint = open_checkpoint(Without(store, frozenset(lost)))
     findings += [Finding(*fault) for fault in checkpoint.faults if not _known(fault.code, fault.where, lost)]
     return Opened(checkpoint, findings, frozenset(lost))
+
+
+def reachable(store: Store) -> tuple[Store, list[Finding]]:
+    """The store without the files that cannot be reached, and those."""
+    if not isinstance(store, LocalFolder):
+        return store, []
+    lost = store.unreachable()
+    return replace(store, lenient=True), [Finding("unreadable-file", file, why) for file, why in lost.items()]
 
 
 def _known(code: str, where: str, lost: set[str]) -> bool:

@@ -212,6 +212,13 @@ def pointer(folder: Folder) -> None:
     folder.first().write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def dangling(folder: Folder) -> None:
+    """What a hub's cache has where somebody deleted a blob."""
+    path = folder.first()
+    path.unlink()
+    path.symlink_to("../../blobs/0123")
+
+
 def flipped(folder: Folder) -> None:
     """One bit of one mantissa."""
     path = folder.first()
@@ -343,6 +350,13 @@ PLANTED: dict[str, Planted] = {
         "leftover", "x.part", lambda f: (f.path / "x.part").write_bytes(b"x"), signed=True, also=("unsigned-file",)
     ),
     "a file that nobody may read": Planted("unreadable-file", FIRST, lambda f: f.first().chmod(0)),
+    "a shard that is a link to nowhere": Planted("unreadable-file", FIRST, dangling),
+    "a template that is a link to nowhere": Planted(
+        "unreadable-file", "chat_template.jinja", lambda f: (f.path / "chat_template.jinja").symlink_to("nowhere")
+    ),
+    "a link out of the folder": Planted(
+        "unreadable-file", "foo.txt", lambda f: (f.path / "foo.txt").symlink_to("/etc/hostname")
+    ),
     "a file that only its owner may read": Planted("private-file", FIRST, lambda f: f.first().chmod(0o600)),
     "a tokenizer cut off": Planted(
         "broken-json", "tokenizer.json", lambda f: os.truncate(f.path / "tokenizer.json", 1000)

@@ -128,6 +128,18 @@ def test_the_tensors_of_a_lost_shard_are_told_by_the_shard(spoiled) -> None:
     assert [finding.code for finding in report.findings] == ["wrong-size", "missing-shard"]
 
 
+def test_what_cannot_be_reached_hides_no_other_finding(spoiled) -> None:
+    folder = spoiled("v3.2")
+    folder.index(lambda index: index["metadata"].update(total_size="many"))
+    for path in folder.path.glob("model-*.safetensors"):
+        path.unlink()
+        path.symlink_to("nowhere")
+    done = call("verify", folder.path, "--deep", "--json")
+    found = [finding["code"] for finding in json.loads(done.stdout)["findings"]]
+    assert done.returncode == 50
+    assert found.count("unreadable-file") == 4 and "total-size" in found
+
+
 @pytest.mark.parametrize("layout", ["hf", "deepseek"])
 def test_a_missing_rank_is_told_by_its_number(layout: str, clean: dict[str, Path], tmp_path: Path) -> None:
     ranks = tmp_path / "ranks"
