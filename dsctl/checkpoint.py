@@ -140,16 +140,34 @@ class Checkpoint:
             return None
         return read_header(self.store, ORIGINAL, self.files[ORIGINAL])
 
-    def require_whole(self, allow_missing: bool = False, allow_extra: bool = False) -> None:
-        """Refuse a checkpoint that its own files contradict.
+    def require_whole(self, allow_missing: bool = False, allow_extra: bool = False, without_mtp: bool = False) -> None:
+        """Refuse a checkpoint that its own files contradict; `without_mtp` where no MTP layer is wanted of it.
 
         Raises:
             FormatError: with every fault in `issues`.
         """
         faults = [f for f in self.known_faults if not (allow_missing and f.code == "missing-tensor")]
+        faults = [f for f in faults if not (without_mtp and self._of_mtp(f))]
         faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
         if faults:
-            raise FormatError(summary(self.store.place, faults), hint=_hint(faults), issues=[str(f) for f in faults])
+            raise FormatError(
+                summary(self.store.place, faults), hint=self._hint(faults), issues=[str(f) for f in faults]
+            )
+
+    def _of_mtp(self, fault: Fault) -> bool:
+        """Whether it is of an MTP layer, and would be no fault without that."""
+        return fault.code == "missing-tensor" and fault in self.survey.mtp
+
+    def _hint(self, faults: list[Fault]) -> str | None:
+        kinds = {fault.code for fault in faults}
+        if kinds == {"missing-tensor"}:
+            drop = "drop the MTP layer with --no-mtp, or " if all(map(self._of_mtp, faults)) else ""
+            return f"{drop}go on without them with --allow-missing"
+        if kinds == {"extra-tensor"}:
+            return "carry them over as they are with --allow-extra"
+        if "missing-scale" in kinds:
+            return "FP8 codes mean nothing without their scales: download the checkpoint again"
+        return None
 
 
 # Faults that say something, but make nothing unreadable or ambiguous.
@@ -164,19 +182,6 @@ def summary(place: str, faults: list[Fault]) -> str:
     for fault in faults:
         kinds[fault.code] = kinds.get(fault.code, 0) + 1
     return f"{place}: {len(faults)} faults ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
-
-
-def _hint(faults: list[Fault]) -> str | None:
-    kinds = {fault.code for fault in faults}
-    if kinds <= {"missing-tensor", "missing-mtp"}:
-        return "go on without them with --allow-missing" + (
-            ", or drop the MTP layer with --no-mtp" if "missing-mtp" in kinds else ""
-        )
-    if kinds == {"extra-tensor"}:
-        return "carry them over as they are with --allow-extra"
-    if "missing-scale" in kinds:
-        return "FP8 codes mean nothing without their scales: download the checkpoint again"
-    return None
 
 
 def weights_at(source: str | Path) -> Store:

@@ -2,78 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dsctl.arrangement import refusal
+from dsctl.arrangement import Subject, arrangement, check_cuts
+from dsctl.boxes import Box
 from dsctl.codecs import CODECS, Codec
-from dsctl.description import Description
-from dsctl.errors import PlanError
-from dsctl.layouts import LAYOUTS
-from dsctl.layouts.cuts import illegal, legal_sizes
-from dsctl.layouts.ranks import Ranks, Shares, check
-from dsctl.models import Family
+from dsctl.coverage import Blocks, Recoded, check_joined
+from dsctl.description import Description, Group
+from dsctl.layouts import Layout, Slot
+from dsctl.models import Param
 from dsctl.request import KEEP, Request
 from dsctl.sizing import base_dtype, codec_of
+from dsctl.steps import Part, Region, Step
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Bytes and tensors of every rank; how many parameters are moved, converted and, because of a cut, recoded; the
-    powers of two that TP could be without a cut through blocks."""
+    """Bytes and tensors of every rank; how many parameters are moved and converted; which kinds are, because of a cut,
+    recoded; the sizes that TP could be without a cut through blocks."""
 
     source: str
     moved: int
     converted: int
-    recoded: int
+    recoded: tuple[Recoded, ...]
     nbytes: dict[int, int]
     tensors: dict[int, int]
     legal: tuple[int, ...]
 
 
 def outline(description: Description, request: Request) -> Outline:
-    """Plan a release's parts family by family.
+    """Plan a release's parts family by family, with the checks of `dsctl.plan.make_plan`.
 
     Raises:
-        UsageError, PlanError: the sizes do not fit together, the model or its blocks; experts placed by a map.
+        UsageError, PlanError, FormatError: as `make_plan` of the release's checkpoint.
     """
-    if request.placed:
-        raise PlanError("a map of experts is looked at with the checkpoint it is for", hint="leave --expert-map out")
     base, to = base_dtype(description), None if request.to == KEEP else CODECS[request.to]
     groups = [group for group in description.known if not (request.mtp == "drop" and group.family.mtp)]
-    families = tuple(group.family for group in groups)
-    ranks, heads = Ranks(request.tp, request.ep, request.pp), description.config.get("num_attention_heads")
-    check(families, ranks, description.name)
-    shares = Shares.of(families, ranks, request.ranks)
-    LAYOUTS[request.layout].arranged(families, shares)
-    stored = [(group.family, codec_of(group, to, base)) for group in groups]
-    heads = heads if type(heads) is int else None
-    cuts = list(illegal(stored, ranks, heads))
-    if [cut for cut in cuts if not (cut.blocks and request.recode)]:
-        raise refusal(cuts, stored, ranks, heads)
-    recoded = {cut.template for cut in cuts}
-    same = {group.family for group, (_, codec) in zip(groups, stored, strict=True) if group.codec.moves_to(codec)}
-    nbytes, tensors = _loads(stored, shares)
-    return Outline(
-        description.name,
-        sum(family.count for family in families if family in same and family.template not in recoded),
-        sum(family.count for family in families if family not in same),
-        sum(family.count for family in families if family.template in recoded and family in same),
-        nbytes,
-        tensors,
-        tuple(legal_sizes(stored, None if request.layout == "deepseek" else request.ep, heads)),
-    )
+    subject = Subject.of(description.name, (group.family for group in groups), description.config)
+    layout = arrangement(subject, request)
+    stored = [(group, codec_of(group, to, base)) for group in groups]
+    legal = check_cuts(subject, request, layout, ((group.family, codec) for group, codec in stored))
+    blocks = Blocks(layout.name, request.recode)
+    assert layout.shares is not None
+    nbytes, tensors = (dict.fromkeys(layout.shares.present, 0) for _ in range(2))
+    counts = {"move": 0, "recode": 0}
+    for group, codec in stored:
+        held, slots = _spread(group, codec, layout, nbytes, tensors)
+        if not slots:
+            continue
+        for slot in slots:
+            check_joined(group.family.template, codec, slot)
+        step = blocks.checked(_step(group, codec, slots), group.family.template, held)
+        counts[step.how] += 0 if step.measured else held
+    blocks.refuse()
+    recoded = tuple(blocks.recoded)
+    return Outline(description.name, counts["move"], counts["recode"], recoded, nbytes, tensors, tuple(legal))
 
 
-def _loads(stored: list[tuple[Family, Codec]], shares: Shares) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes and tensors of every rank."""
-    nbytes, tensors = dict.fromkeys(shares.present, 0), dict.fromkeys(shares.present, 0)
-    for family, codec in stored:
-        sizes: dict[tuple[int, ...], int] = {}
-        for param in family.params():
-            for rank, box in shares.boxes(param):
-                shape = box.shape
-                if shape not in sizes:
-                    sizes[shape] = sum(spec.nbytes for spec in codec.specs(shape).values())
-                nbytes[rank] += sizes[shape]
-                tensors[rank] += len(codec.suffixes)
-    return nbytes, tensors
+def _spread(
+    group: Group, codec: Codec, layout: Layout, nbytes: dict[int, int], tensors: dict[int, int]
+) -> tuple[int, list[Slot]]:
+    """Add a family's bytes and tensors to those of the ranks.
+
+    Gives how many of its parameters these hold, and a slot for each region of them.
+    """
+    assert layout.shares is not None
+    patterns: dict[object, list[Param]] = {}
+    for param in group.family.params():
+        patterns.setdefault(layout.shares.pattern(param), []).append(param)
+    found: dict[Box, Slot] = {}
+    held = 0
+    for params in patterns.values():
+        slots = layout.slots(params[0])
+        held += len(params) if slots else 0
+        for (rank, _), slot in zip(layout.shares.boxes(params[0]), slots, strict=False):
+            found.setdefault(slot.region, slot)
+            nbytes[rank] += len(params) * sum(spec.nbytes for spec in codec.specs(slot.region.shape).values())
+            # A joined tensor is counted with what is at its beginning.
+            if not any(slot.at) and not (slot.stack and slot.stack[0]):
+                tensors[rank] += len(params) * len(codec.suffixes)
+    return held, list(found.values())
+
+
+def _step(group: Group, codec: Codec, slots: Iterable[Slot]) -> Step:
+    """The step of a family's parameters, as far as checks look at it."""
+    shape = group.family.shape
+    read = _region(group.codec, Box.whole(shape), shape, (0,) * len(shape))
+    writes = tuple(_region(codec, slot.region, slot.container, slot.at) for slot in slots)
+    how = "move" if group.codec.moves_to(codec) else "recode"
+    return Step(group.family.template, shape, how, (read,), writes)
+
+
+def _region(codec: Codec, box: Box, container: tuple[int, ...], at: tuple[int, ...]) -> Region:
+    stated = codec.stated(container)
+    parts = (Part(suffix, "", 0, spec) for suffix, spec in codec.specs(container).items() if suffix not in stated)
+    return Region(box, codec, tuple(parts), container, at)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece
 from dsctl.codecs.plain import Plain
-from dsctl.coverage import Blocks, cover, covers, torn, twins
+from dsctl.coverage import Blocks, Recoded, cover, covers, torn, twins
 from dsctl.errors import PlanError
 from dsctl.header import TensorSpec
-from dsctl.layouts import Slot
+from dsctl.layouts import Layout, Slot
 from dsctl.models import Family, Param
 from dsctl.placing import Placed, PlacedPart
 from dsctl.quantization import fused
@@ -27,7 +27,7 @@ JOB_BYTES = 256 << 20
 BAND_BYTES = 24 << 20
 MISSING = "missing in the source"
 ELSEWHERE = "in other ranks"
-TOLD = 100
+NOWHERE = "no place in layout "
 
 
 class OutFile(NamedTuple):
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 class Plan:
     """Steps in source order, output files, and everything else the target folder will hold.
 
-    `folders` are those of ranks, each of which is to be complete in itself.
+    `folders` are those of ranks, each of which is to be complete in itself; `recoded` is what a cut has encoded anew.
     """
 
     request: Request
@@ -76,6 +76,7 @@ class Plan:
     roles: dict[str, str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     folders: tuple[str, ...] = ()
+    recoded: list[Recoded] = field(default_factory=list)
 
     @property
     def bytes_in(self) -> int:
@@ -104,12 +105,13 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         FormatError: the checkpoint contradicts itself.
         PlanError: the request cannot be carried out on it.
     """
-    checkpoint.require_whole(request.allow_missing, request.allow_extra)
+    checkpoint.require_whole(request.allow_missing, request.allow_extra, request.mtp == "drop")
     out = Target(checkpoint, request)
     wants, dropped = _wanted(checkpoint, request, out)
     placed = out.place(wants)
     files, offsets = out.files(placed)
-    steps = _surveying(_steps(wants, placed, offsets, out), wants, out.notes)
+    blocks = Blocks(out.layout.name, request.recode)
+    steps = _surveying(_steps(wants, placed, offsets, out, blocks), wants, out.notes)
     _refuse_overlap(steps)
     steps.sort(key=_source_order)
     plan = Plan(
@@ -132,20 +134,26 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     plan.roles = {want.param.name: want.param.family.group for want in wants}
     plan.jobs = list(_jobs(steps))
     plan.folders = out.folders
+    plan.recoded = blocks.recoded
     return plan
 
 
 def _wanted(checkpoint: Checkpoint, request: Request, out: Target) -> tuple[list[Want], list[Dropped]]:
-    wants, dropped, incomplete = [], [], []
-    survey = checkpoint.survey
+    kept, wants, dropped, incomplete = [], [], [], []
+    survey, shares = checkpoint.survey, checkpoint.layout.shares
+    elsewhere = shares is not None and len(shares.present) < shares.ranks.world and not request.allow_missing
     for param in (*checkpoint.params, *map(_unknown, survey.extra)):
         pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
-        elsewhere = checkpoint.layout.shares is not None and not request.allow_missing
         why = _why_dropped(param, bool(pieces) or elsewhere, request)
-        slots = out.layout.slots(param)
-        why = why or ("" if slots else ELSEWHERE)
         if why:
             dropped.append(Dropped(param.name, why, prod(param.shape)))
+        else:
+            kept.append((param, pieces))
+    out.check_cuts([(param, out.codec(param, pieces[0])) for param, pieces in kept if pieces])
+    for param, pieces in kept:
+        slots = out.layout.slots(param)
+        if not slots:
+            dropped.append(Dropped(param.name, _why_nowhere(param, out.layout), prod(param.shape)))
             continue
         chosen = cover(pieces)
         if not covers(chosen, param.shape, slots):
@@ -171,10 +179,10 @@ def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
 
 
 def _why_dropped(param: Param, there: bool, request: Request) -> str | None:
-    if not there:
-        return MISSING
     if request.mtp == "drop" and param.family.mtp:
         return "MTP layer"
+    if not there:
+        return MISSING
     if request.only and not any(fnmatchcase(param.name, glob) for glob in request.only):
         return "not in --only"
     if any(fnmatchcase(param.name, glob) for glob in request.skip):
@@ -186,28 +194,24 @@ def _why_dropped(param: Param, there: bool, request: Request) -> str | None:
     return None
 
 
+def _why_nowhere(param: Param, layout: Layout) -> str:
+    """Why a layout has no slot for a parameter."""
+    held = layout.shares is not None and any(True for _ in layout.shares.boxes(param))
+    return NOWHERE + layout.name if held else ELSEWHERE
+
+
 def _steps(
     wants: Iterable[Want],
     placed: Mapping[str, tuple[Placed, ...]],
     offsets: Mapping[tuple[str, str], int],
     out: Target,
+    blocks: Blocks,
 ) -> list[Step]:
-    blocks = Blocks()
     steps: list[Step] = []
-    cut: list[str] = []
-    wrong: list[str] = []
     for want in wants:
-        step = _step(want, placed[want.param.name], offsets)
-        stored, moved = blocks.cut(step)
-        if stored or (moved and not out.request.recode):
-            (wrong if stored else cut).append(f"{step.name}: {stored or moved}")
-            continue
-        steps.append(_keeping(step._replace(how="recode", measured=True) if moved else step, want, offsets, out))
-    if wrong:
-        raise PlanError(f"{len(wrong):,} parameters cannot be stored in layout {out.layout.name}", issues=wrong[:TOLD])
-    if cut:
-        hint = "--recode decodes these and encodes them anew"
-        raise PlanError(f"{len(cut):,} parameters would be cut through blocks", hint=hint, issues=cut[:TOLD])
+        step = blocks.checked(_step(want, placed[want.param.name], offsets), want.param.template)
+        steps.append(_keeping(step, want, offsets, out))
+    blocks.refuse()
     if out.layout.shares is not None:
         out.notes.append(f"{sum(step.measured for step in steps):,} parameters recoded because of a cut")
     return steps

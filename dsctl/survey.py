@@ -46,12 +46,13 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Survey:
-    """Every parameter's pieces, the tensors that belong to none, and what is wrong."""
+    """Every parameter's pieces, the tensors that belong to none, and what is wrong, `mtp` with an MTP layer."""
 
     pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
     missing: list[Param] = field(default_factory=list)
     extra: list[TensorRef] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    mtp: set[Fault] = field(default_factory=set)
 
 
 def regular(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> dict[Family, Codec] | None:
@@ -98,6 +99,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
             piece = _piece(checkpoint, slot, param, matched)
             if isinstance(piece, Fault):
                 found.faults.append(piece)
+                found.mtp |= {piece} if param.family.mtp else set()
                 if piece.code == "missing-tensor":
                     found.missing.append(param)
                     continue

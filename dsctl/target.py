@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsctl import recipes
-from dsctl.arrangement import arrangement, check_cuts
+from dsctl.arrangement import Subject, arrangement, check_cuts
 from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece, read_header
 from dsctl.codecs import CODECS, Codec
@@ -17,6 +17,7 @@ from dsctl.codecs.fp4 import Fp4
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.coverage import check_filled, check_joined
 from dsctl.errors import PlanError
 from dsctl.header import PT, TensorSpec, build
 from dsctl.layouts import Layout, Slot
@@ -64,7 +65,8 @@ class Target:
         if request.to not in (KEEP, RECIPE, *CODECS):
             raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
         self.checkpoint, self.request = checkpoint, request
-        self.layout: Layout = arrangement(checkpoint, request)
+        self.subject = Subject.of(checkpoint.store.place, checkpoint.families, checkpoint.config)
+        self.layout: Layout = arrangement(self.subject, request)
         self._files: dict[str, str] = {}
         self._lost = False
         self._specs: dict[Codec, dict[tuple[int, ...], tuple[dict[str, TensorSpec], dict[str, bytes]]]] = {}
@@ -121,13 +123,13 @@ class Target:
 
     @cached_property
     def whole(self) -> Original | None:
-        """What the whole checkpoint was, of which the source holds the parts, where the target puts them together.
+        """What the whole checkpoint was, of which the source holds the parts.
 
         Raises:
             FormatError: the side file that tells it contradicts itself.
         """
         size = self.checkpoint.files.get(WHOLE)
-        if size is None or self._published(self.checkpoint.layout) or not self._published(self.layout):
+        if size is None or self._published(self.checkpoint.layout):
             return None
         return read_side(self.checkpoint, WHOLE, read_header(self.checkpoint.store, WHOLE, size))
 
@@ -170,14 +172,19 @@ class Target:
             return Plain(stored)
         return codec if plain else Plain(stored if stored == "F16" else param.family.dtype)
 
+    def check_cuts(self, stored: Iterable[tuple[Param, Codec]]) -> None:
+        """Refuse sizes at which parameters so stored cannot be cut; raises as `dsctl.arrangement.check_cuts`."""
+        pairs = ((param.family, codec) for param, codec in stored)
+        legal = check_cuts(self.subject, self.request, self.layout, pairs)
+        if legal:
+            self.notes.append(f"tensor-parallel sizes that cut no block: {', '.join(map(str, legal))}")
+
     def place(self, wants: Iterable[Want]) -> dict[str, tuple[Placed, ...]]:
         """Name every stored tensor of the target and choose its file."""
         wants = list(wants)
         self.stored = [(want.param, want.codec) for want in wants]
-        legal = check_cuts(self.checkpoint, self.request, self.layout, self.stored)
-        if legal:
-            self.notes.append(f"tensor-parallel sizes that cut no block: {', '.join(map(str, legal))}")
         placed = {want.param.name: tuple(self._placed(want)) for want in wants}
+        check_filled((place.slot for places in placed.values() for place in places), self.layout.name)
         limit = self.request.shard_size or (USUAL_SHARD if self._lost else 0)
         return self._regrouped(placed, limit) if limit else placed
 
@@ -188,8 +195,7 @@ class Target:
             if slot.container not in known:
                 known[slot.container] = want.codec.specs(slot.container), want.codec.stated(slot.container)
             specs, stated = known[slot.container]
-            if stated and (slot.stack or slot.container != slot.region.shape):
-                raise PlanError(f"{want.param.name}: {want.codec.name} cannot be stored joined with others")
+            check_joined(want.param.name, want.codec, slot)
             parts = []
             for suffix in want.codec.suffixes:
                 tensor = self.layout.stored(slot.tensor, suffix)
@@ -206,9 +212,12 @@ class Target:
         """The file in which a whole checkpoint keeps a tensor; empty where nothing tells."""
         if self.original and self.request.to == "fp8-block" and tensor in self.original.files:
             return self.original.files[tensor]
-        if self.whole and tensor in self.whole.files:
-            return self.whole.files[tensor]
         piece = want.pieces[0]
+        if self.whole:
+            name = want.param.name
+            known = self.whole.files.get(name + suffix) or self.whole.files.get(name + piece.codec.suffixes[0])
+            if known:
+                return known
         by_suffix = dict(zip(piece.codec.suffixes, piece.refs, strict=True))
         return self.checkpoint.layout.home(by_suffix.get(suffix, piece.refs[0]).file) or ""
 
@@ -277,8 +286,9 @@ class Target:
     @cached_property
     def _metadata(self) -> dict[str | None, dict[str, str]]:
         """What the headers of the source's files say of themselves, by the file of the whole checkpoint."""
-        layout = self.checkpoint.layout
-        return {layout.home(file): header.metadata for file, header in self.checkpoint.headers.items()}
+        layout, whole = self.checkpoint.layout, self.whole.headers if self.whole else {}
+        kept: dict[str | None, dict[str, str]] = {file: header.metadata for file, header in whole.items()}
+        return kept | {layout.home(file): header.metadata for file, header in self.checkpoint.headers.items()}
 
     @property
     def _saves(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ from dsctl.errors import Interrupted, PlanError, UsageError
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
+    from dsctl.coverage import Recoded
     from dsctl.delivery import Delivery
     from dsctl.plan import Plan
     from dsctl.request import Request
@@ -179,6 +181,7 @@ def describe_plan(plan: Plan, folder: Path, resources: Resources, speeds: Speeds
         "roles": role_bytes(plan),
         "audit": plan.counts,
         "dropped": [[item.name, item.why] for item in plan.dropped],
+        "recoded": [kind._asdict() for kind in plan.recoded],
         "bytes_in": plan.bytes_in,
         "bytes_out": plan.bytes_out,
         "bytes_free": shutil.disk_usage(existing(folder)).free,
@@ -218,7 +221,7 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("from", plan.source)
-    table.add_row("to", f"{target or folder} as {plan.request.to}{spread(plan.request)}")
+    table.add_row("to", f"{target or folder}{stored_as(plan.request)}{spread(plan.request)}")
     _add_roles(plan, table)
     table.add_row("parameters", f"{plan.counts['parameters']:,} with {count(plan.counts['values'])} values")
     for name, words in _WORDS:
@@ -240,8 +243,24 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
     output.text(table)
     for note in plan.notes:
         output.text(f"note: {note}")
+    show_recoded(plan.recoded, output)
     _show_dropped([item.name for item in plan.dropped], output)
     output.note("dry run: nothing was written")
+
+
+def show_recoded(kinds: Iterable[Recoded], output: Output) -> None:
+    """Name what is recoded because of a cut, kind by kind."""
+    from rich.markup import escape
+
+    for kind in kinds:
+        output.text(f"  [yellow]~[/] {escape(kind.template)}: {plural(kind.parameters, 'parameter')}: {kind.why}")
+
+
+def stored_as(request: Request) -> str:
+    """The format, where one is asked for."""
+    from dsctl.request import KEEP
+
+    return "" if request.to == KEEP else f" as {request.to}"
 
 
 def spread(request: Request) -> str:

@@ -22,6 +22,7 @@ from dsctl.cli.convert import (
     carry_out,
     choose_format,
     choose_rules,
+    show_recoded,
 )  # fmt: skip
 from dsctl.cli.options import (
     Address,
@@ -130,6 +131,8 @@ def shard(
         raise UsageError("over how many ranks?", hint="--tp N, --ep N, --pp N, or several of them")
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp are both asked for", hint="name one")
+    if expert_map and (ep or usual_ep(layout, tp or 1)) == 1:
+        raise UsageError("--expert-map: one part would have all experts", hint="name the number of parts by --ep N")
     format_, rules = _chosen(to, bf16, fp8, recipe)
     if mtp and layout == "vllm":
         raise UsageError("--mtp: layout vllm has no place for the MTP layer")
@@ -246,12 +249,14 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     from dsctl.outline import outline
 
     found = outline(describe(source), request)
-    counts = {"moved": found.moved, "converted": found.converted, "recoded": found.recoded}
+    recoded = sum(kind.parameters for kind in found.recoded)
+    counts = {"moved": found.moved, "converted": found.converted, "recoded": recoded}
     ranks = [
         {"rank": rank, "tensors": found.tensors[rank], "weights_bytes": nbytes} for rank, nbytes in found.nbytes.items()
     ]
-    facts = {"source": found.source, "target": target, "request": request.json(), "audit": counts}
-    output.data(facts | {"ranks": ranks, "legal_tp": list(found.legal), "bytes_out": sum(found.nbytes.values())})
+    facts: dict[str, Any] = {"source": found.source, "target": target, "request": request.json(), "audit": counts}
+    facts |= {"recoded": [kind._asdict() for kind in found.recoded], "ranks": ranks, "legal_tp": list(found.legal)}
+    output.data(facts | {"bytes_out": sum(found.nbytes.values())})
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -261,12 +266,13 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     table.add_row("  moved", f"{found.moved:,} moved byte for byte")
     if found.converted:
         table.add_row("  converted", f"{found.converted:,} converted to another format")
-    table.add_row("  recoded", f"{found.recoded:,} recoded because of a cut")
+    table.add_row("  recoded", f"{recoded:,} recoded because of a cut")
     sizes = sorted(found.nbytes.values())
     each = size(sizes[-1]) if sizes[0] == sizes[-1] else f"{size(sizes[0])} to {size(sizes[-1])}"
     table.add_row("write", f"{size(sum(sizes))} of weights on {plural(len(sizes), 'rank')}, {each} each")
     table.add_row("legal TP", f"{', '.join(map(str, found.legal))}: sizes that cut no block")
     output.text(table)
+    show_recoded(found.recoded, output)
     output.note("dry run: nothing was written")
 
 

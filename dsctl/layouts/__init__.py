@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dsctl.boxes import Box
 from dsctl.header import TensorSpec
-from dsctl.layouts.ranks import Shares
+from dsctl.layouts.ranks import Ranks, Shares
 from dsctl.models import Family, Param
 
 
@@ -53,11 +53,15 @@ class Layout(Protocol):
         """This arrangement of these families; `alone` names the shard whose folder is all that is read.
 
         Raises:
-            PlanError: it has no place for one of them, or has no ranks, or needs them.
+            PlanError: it has no ranks, or needs them, or does not go with such sizes or models.
         """
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
-        """Every place where the parameter, or a region of it, is kept."""
+        """Every place where the parameter, or a region of it, is kept.
+
+        Raises:
+            PlanError: the layout has no name for it.
+        """
 
     def stored(self, tensor: str, suffix: str) -> str:
         """The stored tensor's name for a codec's suffix."""
@@ -99,3 +103,8 @@ WITHOUT_MTP = ("deepseek", "vllm")
 def usual_ep(name: str, tp: int) -> int:
     """The expert-parallel parts of a layout where none are asked for: DeepSeek's has as many as ranks."""
     return tp if name == "deepseek" else 1
+
+
+def follows(name: str, ranks: Ranks) -> bool:
+    """Whether a layout so spread has as many expert-parallel parts as tensor-parallel ranks, whatever their number."""
+    return name == "deepseek" or (name == "vllm" and ranks.ep == ranks.tp > 1)

@@ -36,9 +36,11 @@ def cut_of(family: Family, codec: Codec, parts: int, heads: int | None) -> Cut |
 
 
 def _uneven(family: Family, parts: int, heads: int | None) -> str:
+    if family.split is None or parts == 1:
+        return ""
     if family.role == "attention" and heads and heads % parts:
         return f"{heads} heads / {parts}"
-    length = family.shape[family.split or 0]
+    length = family.shape[family.split]
     return f"{length:,} / {parts}" if length % parts else ""
 
 
@@ -67,13 +69,15 @@ def illegal(stored: Iterable[tuple[Family, Codec]], ranks: Ranks, heads: int | N
 def legal_sizes(
     stored: Iterable[tuple[Family, Codec]], ep: int | None, heads: int | None, most: int = 128
 ) -> list[int]:
-    """The tensor-parallel sizes, of the powers of two, at which every cut can be made; `ep` None: as many as tp."""
+    """The tensor-parallel sizes up to `most` at which every cut can be made; `ep` None: as many as tp."""
     pairs = list(dict.fromkeys(stored))
-    found, size = [], 1
-    while size <= most:
-        ranks = Ranks(size, ep or size)
-        dealt = all(family.experts % ranks.ep == 0 for family, _ in pairs)
-        if dealt and not any(True for _ in illegal(pairs, ranks, heads)):
-            found.append(size)
-        size *= 2
-    return found
+    return [size for size in range(1, most + 1) if _fits(pairs, Ranks(size, ep or size), heads)]
+
+
+def _fits(pairs: list[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> bool:
+    """Whether every cut can be made. What takes no look at blocks is looked at first."""
+    if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
+        return False
+    if any(family.experts % ranks.ep or _uneven(family, ranks.cut(family), heads) for family, _ in pairs):
+        return False
+    return not any(True for _ in illegal(pairs, ranks, heads))

@@ -70,11 +70,14 @@ class Deepseek:
                 f"TP {ranks.tp} and PP {ranks.pp}, and deals experts out in blocks",
                 hint="name --tp alone, or choose --layout hf",
             )
-        return Deepseek(shares, {family.template: name_of(family.template) for family in families})
+        names = {family.template: found for family in families if (found := _named(family.template))}
+        return Deepseek(shares, names)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         assert self.shares is not None
         family, world = param.family, self.shares.ranks.world
+        if family.derived:
+            return ()
         parts = self.names.get(family.template) or name_of(family.template)
         numbers = {"{layer}": str(param.layer), "{expert}": str(param.expert)}
         tensor = ".".join([numbers.get(part, part) for part in parts])
@@ -120,11 +123,18 @@ def name_of(template: str) -> tuple[str, ...]:
     Raises:
         PlanError: it has none.
     """
-    parts = template.split(".")
-    unknown = [part for part in parts[parts[0] == "model" :] if part not in _PARTS and part not in _SAME]
-    if unknown:
+    found = _named(template)
+    if not found:
         raise PlanError(f"layout deepseek has no name for {template}", hint="--skip leaves it out")
-    return tuple([_PARTS.get(part, part) for part in parts[parts[0] == "model" :]])
+    return found
+
+
+def _named(template: str) -> tuple[str, ...]:
+    """The same, empty where there is no name."""
+    parts = template.split(".")
+    parts = parts[parts[0] == "model" :]
+    known = all(part in _PARTS or part in _SAME for part in parts)
+    return tuple([_PARTS.get(part, part) for part in parts]) if known else ()
 
 
 def inference_config(config: Mapping[str, Any]) -> dict[str, Any]:

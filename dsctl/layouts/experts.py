@@ -35,6 +35,8 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
     except (ValueError, RecursionError) as error:
         hint = 'as {"physical_to_logical_map": [[0, 1, ...], ...]}, a row per MoE layer'
         raise FormatError(f"{path}: is no map of experts: {error}", hint=hint) from None
+    if not rows:
+        raise FormatError(f"{path}: the map of experts has no rows")
     return tuple(map(tuple, rows))
 
 

@@ -124,6 +124,10 @@ class Shares:
             if not family.experts or self._holds(place // parts, param):
                 yield rank, share(family.shape, family.split, place % parts, parts)
 
+    def pattern(self, param: Param) -> tuple[int, int | None, int | None]:
+        """What `boxes` depends on: parameters of one family for which it is equal are shared alike."""
+        return self._stage(param), param.expert, param.layer if param.layer in self.placed else None
+
     def experts(self, rank: int, layer: int, count: int) -> list[int]:
         """The experts of a layer that a rank holds, or holds parts of, in order; there are `count` in all."""
         part = rank % self.ranks.stage // self.ranks.expert_cut

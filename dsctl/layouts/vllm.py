@@ -1,4 +1,4 @@
-"""vLLM's sharded state: one file per rank with the its modules' parameters, as load_format sharded_state reads.
+"""vLLM's sharded state: one file per rank with its modules' parameters, as load_format sharded_state reads.
 
 vllm-project/vllm, model_executor/model_loader/sharded_state_loader.py (file names, no metadata; tensors are copied into
 the state dict of the model before its weights are processed), model_executor/models/deepseek_v2.py (joined modules) and
@@ -56,7 +56,7 @@ class Vllm:
         return Vllm(shares, joined(families, _names(families)))
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
-        if self.shares is None or param.family.mtp:
+        if self.shares is None or param.family.mtp or param.family.derived:
             return ()
         join = self.joins.get((param.template, False), Join(param.template))
         return tuple(

@@ -50,6 +50,7 @@ class Family:
     the number of routed experts, 0 where there are none. `role` says what the parameter does; `mtp` marks those of a
     multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
+    `derived`: it follows from the config, and loaders that name their own modules have no place for it.
     """
 
     template: str
@@ -64,6 +65,7 @@ class Family:
     mtp: bool = False
     twin: str | None = None
     fused: str = ""
+    derived: bool = False
 
     @property
     def count(self) -> int:

@@ -25,7 +25,7 @@ class KimiK2:
         name = "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
         # Half of hidden size per head, as the plain Llama rotary embedding would have it; [56] in the release.
         size = d.hidden_size // d.num_attention_heads // 2
-        rotary = Family(name, (size,), "attention", layers=tuple(range(d.num_hidden_layers)))
+        rotary = Family(name, (size,), "attention", layers=tuple(range(d.num_hidden_layers)), derived=True)
         return (*DeepseekV3().families(config), rotary)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
