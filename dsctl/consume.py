@@ -7,13 +7,16 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.journal import replace_file, sync_folder
 from dsctl.plan import MISSING, Job, Plan
-from dsctl.stores import WORKING, LocalFolder, Store
+from dsctl.stores import LocalFolder, Store
 
+# In the target, and left there when it is complete: by these alone is the same command known again. No store lists it.
+NOTES = ".cache/dsctl"
 _PREFIX = "consumed-"
 # Jobs that may be under way at once while the files of earlier ones are still there.
 _SPARE_JOBS = 8
@@ -69,22 +72,34 @@ def is_note(name: str) -> bool:
 
 
 def remembered(store: Store, target: Path, force: bool) -> Store:
-    """The store together with what an interrupted run on this target consumed of it.
+    """The store together with what a run on this target, interrupted or complete, consumed of it.
 
     Raises:
         ResumeError: starting over is asked for, and there is nothing left to start from.
     """
-    notes = sorted((target / WORKING).glob(f"{_PREFIX}*.json")) if isinstance(store, LocalFolder) else []
+    notes = sorted((target / NOTES).glob(f"{_PREFIX}*.json")) if isinstance(store, LocalFolder) else []
     if not notes or not isinstance(store, LocalFolder):
         return store
-    if force:
-        raise ResumeError(f"{target}: holds all that is left of {len(notes)} consumed files", hint="leave --force out")
     try:
         said = [json.loads(note.read_bytes()) for note in notes]
-        kept = tuple((str(one["file"]), int(one["size"]), base64.b64decode(one["header"])) for one in said)
+        kept = [(str(one["file"]), int(one["size"]), base64.b64decode(one["header"])) for one in said]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResumeError(f"{target}: what was noted of consumed files cannot be read: {error}") from None
-    return Remembered(store, tuple(one for one in kept if one[0] not in store.files()))
+    there = store.files()
+    lost = tuple(one for one in kept if one[0] not in there)
+    if force and lost:
+        raise ResumeError(f"{target}: holds all that is left of {len(lost)} consumed files", hint="leave --force out")
+    return Remembered(store, lost) if lost else store
+
+
+def refuse_link(source: str) -> None:
+    """Refuse to consume a folder by another name than its own: somebody may know it by that.
+
+    Raises:
+        PlanError: it is a link.
+    """
+    if os.path.islink(source.rstrip("/")):
+        raise PlanError(f"{source}: is a link, and what it leads to is not consumed", hint="name the folder itself")
 
 
 def refuse_unsafe(plan: Plan, store: Store) -> None:
@@ -92,15 +107,17 @@ def refuse_unsafe(plan: Plan, store: Store) -> None:
 
     Raises:
         PlanError: a hub, a hub's cache, a single file, a file that is a link or has another name, or a plan that
-            leaves parameters out.
+            leaves parameters or ranks out.
     """
+    if plan.request.ranks:
+        raise PlanError(f"{store.place}: the other ranks are left out, and --consume would lose them")
     lost = sum(item.why != MISSING for item in plan.dropped)
     if lost:
         raise PlanError(f"{store.place}: {lost:,} parameters are left out, and --consume would lose them")
     folder = store.store if isinstance(store, Remembered) else store
     if not isinstance(folder, LocalFolder) or folder.only:
         raise PlanError(f"{store.place}: --consume is for a folder on this machine")
-    if any(part.startswith(("models--", "snapshots")) for part in Path(folder.root).parts):
+    if any(one.startswith("models--") and two == "snapshots" for one, two in pairwise(Path(folder.root).parts)):
         raise PlanError(f"{store.place}: is in a hub's cache, which is not consumed", hint="`hf cache` removes from it")
     for file in folder.files():
         path = os.path.join(folder.root, file)
@@ -170,7 +187,7 @@ class Consumer:
         size = path.stat().st_size
         note = {"file": file, "size": size, "header": base64.b64encode(folder.head(file, size)).decode()}
         name = f"{_PREFIX}{file.replace('/', '--')}.json"
-        replace_file(self._target / WORKING / name, json.dumps(note).encode())
+        replace_file(self._target / NOTES / name, json.dumps(note).encode())
         try:
             path.unlink()
             sync_folder(path.parent)

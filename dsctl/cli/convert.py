@@ -62,9 +62,11 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     """
     from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
-    from dsctl.consume import remembered
+    from dsctl.consume import refuse_link, remembered
     from dsctl.stores import FILE
 
+    if how.consume:
+        refuse_link(source.removeprefix(FILE))
     store = remembered(source_at(source), Path(target.removeprefix(FILE)), how.force)
     carry_out_from(open_checkpoint(store), target, request, how, output)
 
@@ -355,6 +357,17 @@ def choose_format(to: str | None, bf16: bool, fp8: bool) -> str | None:
     return name
 
 
+def twice(consume: int) -> bool:
+    """Whether the source shall be consumed.
+
+    Raises:
+        UsageError: it was asked for once only.
+    """
+    if consume == 1:
+        raise UsageError("--consume removes the source's weight files for good", hint="if so, give it twice")
+    return consume > 1
+
+
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --to bf16.")]
 Fp8 = Annotated[bool, typer.Option("--fp8", help="Short for --to fp8-block.")]
 To = Annotated[
@@ -469,9 +482,7 @@ def convert(
         allow_extra=allow_extra,
         keep_scales=not no_keep_scales,
     )
-    if consume == 1:
-        raise UsageError("--consume removes the source's weight files for good", hint="if so, give it twice")
-    how = How(dry_run, workers, device, max_memory, force, verbose, consume > 1, engine, address)
+    how = How(dry_run, workers, device, max_memory, force, verbose, twice(consume), engine, address)
     carry_out(source, target, request, how, Output(json, quiet))
 
 

@@ -10,6 +10,7 @@ from dsctl.cli.convert import (
     AllowExtra,
     AllowMissing,
     Bf16,
+    Consume,
     Fp8,
     How,
     NoMtp,
@@ -23,6 +24,7 @@ from dsctl.cli.convert import (
     choose_format,
     choose_rules,
     show_recoded,
+    twice,
 )  # fmt: skip
 from dsctl.cli.options import (
     Address,
@@ -104,6 +106,7 @@ def shard(
     max_memory: MaxMemory = None,
     force: Force = False,
     verbose: Verbose = False,
+    consume: Consume = 0,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -159,7 +162,7 @@ def shard(
     if dry_run and not (rules or only or skip) and _known(source):
         show_outline(request, source, target, output)
         return
-    how = How(dry_run, workers, device, max_memory, force, verbose, False, engine, address)
+    how = How(dry_run, workers, device, max_memory, force, verbose, twice(consume), engine, address)
     carry_out(source, target, request, how, output)
 
 
@@ -187,6 +190,7 @@ def merge(
     max_memory: MaxMemory = None,
     force: Force = False,
     verbose: Verbose = False,
+    consume: Consume = 0,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -218,7 +222,7 @@ def merge(
         allow_extra=allow_extra,
         recode=recode,
     )
-    how = How(dry_run, workers, device, max_memory, force, verbose, False, engine, address)
+    how = How(dry_run, workers, device, max_memory, force, verbose, twice(consume), engine, address)
     carry_out(source, target, request, how, Output(json, quiet))
 
 

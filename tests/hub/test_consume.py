@@ -70,6 +70,61 @@ def test_a_run_that_stopped_is_resumed_without_what_is_gone(source: Path, doomed
     assert not list(doomed.glob("*.safetensors"))
 
 
+VERBS = [("convert", "--bf16"), ("shard", "--tp", "2"), ("merge",)]
+
+
+@pytest.mark.parametrize("options", VERBS, ids=lambda options: options[0])
+def test_the_same_command_finds_its_work_complete(doomed: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    if options[0] == "merge":
+        dsctl("shard", doomed, tmp_path / "spread", "--tp", "2")
+        doomed = tmp_path / "spread"
+    verb, *more = options
+    line = (verb, doomed, tmp_path / "out", *more, "--consume", "--consume")
+    dsctl(*line)
+    assert not list(doomed.rglob("*.safetensors"))
+    before = digests(tmp_path / "out")
+    assert "is complete already" in dsctl(*line)
+    assert digests(tmp_path / "out") == before
+    assert "nothing wrong found" in dsctl("verify", tmp_path / "out", "--deep")
+    refused = command(*line, "--force")
+    assert refused.returncode == 40 and "all that is left" in refused.stderr
+    assert digests(tmp_path / "out") == before
+
+
+def test_a_kill_after_the_last_file_is_resumed(doomed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("dsctl.run.shutil.rmtree", _killed)
+        convert(doomed, tmp_path / "out", Serial)
+    assert (tmp_path / "out" / "dsctl.json").exists() and not list(doomed.glob("*.safetensors"))
+    convert(doomed, tmp_path / "out", Serial)
+    assert "nothing wrong found" in dsctl("verify", tmp_path / "out", "--deep")
+
+
+def _killed(*rest: object, **more: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ranks_that_are_left_out_are_not_lost(doomed: Path, tmp_path: Path) -> None:
+    line = ("shard", doomed, tmp_path / "out", "--tp", "2", "--rank", "0", "--consume", "--consume")
+    refused = command(*line)
+    assert refused.returncode == 30 and "--consume would lose them" in refused.stderr
+    assert len(list(doomed.glob("*.safetensors"))) == 4
+
+
+def test_a_folder_by_a_link_is_not_consumed(doomed: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(doomed)
+    refused = command("convert", tmp_path / "link", tmp_path / "out", "--bf16", "--consume", "--consume")
+    assert refused.returncode == 30 and "is a link" in refused.stderr
+    assert len(list(doomed.glob("*.safetensors"))) == 4
+
+
+def test_a_folder_is_no_cache_for_its_name_alone(doomed: Path, tmp_path: Path) -> None:
+    (tmp_path / "snapshots-of-mine").mkdir()
+    folder = doomed.rename(tmp_path / "snapshots-of-mine" / "models--mine")
+    dsctl("convert", folder, tmp_path / "out", "--bf16", "--consume", "--consume")
+    assert not list(folder.glob("*.safetensors"))
+
+
 def test_what_goes_makes_room(doomed: Path, tmp_path: Path) -> None:
     store = LocalFolder.at(doomed)
     plan = make_plan(open_checkpoint(store), Request(to="bf16"))
