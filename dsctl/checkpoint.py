@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -373,13 +373,16 @@ def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
     Raises:
         FormatError, SourceError: as `read_header`; several at once as issues of one error.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import wait
+
+    from dsctl.threads import threads
 
     headers: dict[str, Header] = {}
     errors: list[DsctlError] = []
-    with ThreadPoolExecutor(min(16, max(1, len(files)))) as pool:
-        heads = {file: pool.submit(store.head, file, size) for file, size in files.items()}
-    # Parsing beside the reading threads would only make both wait for the interpreter's lock.
+    with threads(min(16, max(1, len(files)))) as pool:
+        heads = {file: pool.submit(partial(store.head, file, size)) for file, size in files.items()}
+        # Parsing beside the reading threads would only make both wait for the interpreter's lock.
+        wait(heads.values())
     for file, size in files.items():
         try:
             headers[file] = _parsed(heads[file].result(), file, size)

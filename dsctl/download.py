@@ -6,15 +6,17 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsctl.errors import PlanError, SourceError, VerifyFailed, WorkError
 from dsctl.stores import HubRepository, store_at
 from dsctl.stores.hub import SCHEME
+from dsctl.threads import threads
 
 if TYPE_CHECKING:
     from dsctl.stores.hub_requests import Listed
@@ -29,6 +31,10 @@ class Checked(NamedTuple):
     name: str
     size: int
     digest: str
+
+
+# What is done with each file, as long as the second says that it is still wanted.
+Task = Callable[["Listed", Callable[[], bool]], Checked | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,7 @@ def download(order: Order, report: Callable[[Checked], None] = lambda checked: N
         VerifyFailed: a file is wrong twice, with every such file in `issues`.
     """
     check_room(order)
-    return _each(order, lambda listed: _fetched(order, listed), report)
+    return _each(order, lambda listed, going: _fetched(order, listed, going), report)
 
 
 def verify(order: Order, report: Callable[[Checked], None] = lambda checked: None) -> list[Checked]:
@@ -117,24 +123,20 @@ def verify(order: Order, report: Callable[[Checked], None] = lambda checked: Non
     Raises:
         VerifyFailed: with every missing or wrong file in `issues`.
     """
-    return _each(order, lambda listed: _checked(order.place / listed.name, listed), report)
+    return _each(order, lambda listed, going: _checked(order.place / listed.name, listed), report)
 
 
-def _each(order: Order, task: Callable[[Listed], Checked | str], report: Callable[[Checked], None]) -> list[Checked]:
+def _each(order: Order, task: Task, report: Callable[[Checked], None]) -> list[Checked]:
     good, wrong = [], []
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        futures = [pool.submit(task, listed) for listed in _largest_first(order.files)]
-        try:
-            for future in as_completed(futures):
-                found = future.result()
-                if isinstance(found, str):
-                    wrong.append(found)
-                    continue
-                good.append(found)
-                report(found)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with threads(CONNECTIONS) as pool:
+        futures = [pool.submit(partial(task, listed, pool.going)) for listed in _largest_first(order.files)]
+        for future in as_completed(futures):
+            found = future.result()
+            if isinstance(found, str):
+                wrong.append(found)
+                continue
+            good.append(found)
+            report(found)
     if wrong:
         what = wrong[0] if len(wrong) == 1 else f"{order.place}: {len(wrong)} files are missing or wrong"
         raise VerifyFailed(what, issues=sorted(wrong), hint="download it again: what is right is kept")
@@ -145,13 +147,13 @@ def _largest_first(files: Iterable[Listed]) -> list[Listed]:
     return sorted(files, key=lambda listed: -listed.size)
 
 
-def _fetched(order: Order, listed: Listed) -> Checked | str:
-    folder = str(order.folder) if order.folder else None
-    path = Path(order.repository.fetch(listed.name, folder))
-    found = _checked(path, listed)
-    if isinstance(found, Checked):
-        return found
-    return _checked(Path(order.repository.fetch(listed.name, folder, anew=True)), listed)
+def _fetched(order: Order, listed: Listed, going: Callable[[], bool]) -> Checked | str:
+    found: Checked | str = ""
+    for anew in (False, True):
+        found = _checked(order.repository.fetch(listed.name, order.folder, anew, going), listed)
+        if isinstance(found, Checked):
+            break
+    return found
 
 
 def _checked(path: Path, listed: Listed) -> Checked | str:

@@ -8,15 +8,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import NamedTuple, Protocol
 
 from dsctl.boxes import Box
 from dsctl.plan import Region, Step
 from dsctl.stores import Store
+from dsctl.threads import Threads, threads
 
 CONNECTIONS = 6
 CHUNK_BYTES = 8 << 20
@@ -58,11 +60,8 @@ def ahead(store: Store, steps: Iterable[Step]) -> Iterator[Reader]:
     if not store.remote:
         yield store
         return
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        try:
-            yield _Ahead(store, list(spans(steps)), pool)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with threads(CONNECTIONS) as pool:
+        yield _Ahead(store, list(spans(steps)), pool)
 
 
 def spans(steps: Iterable[Step]) -> Iterator[Span]:
@@ -125,7 +124,7 @@ def _over(chunks: list[_Chunk], begin: int, end: int) -> Iterator[_Chunk]:
 class _Ahead:
     """Serves reads from chunks fetched ahead; anything else is read from the store at once."""
 
-    def __init__(self, store: Store, spans: list[Span], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, store: Store, spans: list[Span], pool: Threads) -> None:
         self._store, self._pool = store, pool
         self._queue = deque(chunks(spans))
         self._held = 0
@@ -167,4 +166,4 @@ class _Ahead:
 
     def _submit(self, chunk: _Chunk) -> None:
         self._held += chunk.end - chunk.begin
-        chunk.data = self._pool.submit(self._store.read, chunk.file, chunk.begin, chunk.end)
+        chunk.data = self._pool.submit(partial(self._store.read, chunk.file, chunk.begin, chunk.end))

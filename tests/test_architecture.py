@@ -27,13 +27,13 @@ TABLES = {
     "executors": ("EXECUTORS", set()),
     "layouts": ("LAYOUTS", {"cuts", "experts", "joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
-    "stores": ("STORES", {"hub_requests"}),
+    "stores": ("STORES", {"hub_files", "hub_requests"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
     "fsspec": ("stores.objects",),
     "httpx2": ("stores.hub_requests",),
-    "huggingface_hub": ("stores.hub", "stores.hub_requests", "cli.download"),
+    "huggingface_hub": ("stores.hub", "stores.hub_files", "stores.hub_requests", "cli.download"),
     "jinja2": ("reports",),
     "markupsafe": ("reports",),
     "msgspec": None,

@@ -10,7 +10,7 @@ import typer
 
 from dsctl.cli.options import Debug, DryRun, Force, Json, Only, Quiet, Source, Target, Workers
 from dsctl.cli.output import Output, plural, size
-from dsctl.errors import UsageError
+from dsctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from dsctl.download import Checked, Order
@@ -156,7 +156,11 @@ def _whole(
             f"{asked.repository.place}: {size(sum(f.size for f in missing))} in {plural(len(missing), 'file')} "
             f"to download, {plural(len(asked.files) - len(missing), 'file')} to check"
         )
-    found = (verify if verify_only else download)(asked, _Lines(asked, output).report)
+    try:
+        found = (verify if verify_only else download)(asked, _Lines(asked, output).report)
+    except Interrupted as interrupted:
+        interrupted.hint = "run the same command again: it goes on where it stopped"
+        raise
     output.data(_facts(asked) | {"verified": {file.name: file.digest for file in found}})
     digests = plural(len(found), "file") + " as the hub lists " + ("it" if len(found) == 1 else "them")
     output.text(f"[green]verified[/]: {digests}, {size(asked.nbytes)} in {asked.place}")

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ from dsctl.stores.local import LocalFolder
 from dsctl.version import __version__
 
 if TYPE_CHECKING:
-    from dsctl.stores.hub_requests import Listed
+    from dsctl.stores.hub_requests import Listed, Range
 
 SCHEME = "hf://"
 # The headers of V3's files are about 75 kB; a second request reads what is missing of a longer one.
@@ -51,6 +52,8 @@ class HubRepository:
     commit: str
     endpoint: str
     listing: tuple[Listed, ...]
+    # The branch or tag that was asked for.
+    named: str = ""
 
     @classmethod
     def at(cls, text: str) -> HubRepository | LocalFolder:
@@ -59,21 +62,19 @@ class HubRepository:
         Raises:
             SourceError: no such repository or revision, no access, or the hub cannot be reached.
         """
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import constants
 
-        from dsctl.stores.hub_requests import persist, tree
+        from dsctl.stores.hub_requests import commit_of, persist, tree
 
         # Its warnings name signed addresses; what matters of them is told in our own errors.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         repository, revision = split(text)
         if constants.is_offline_mode():
             return LocalFolder.at(cached_snapshot(repository, revision))
-        api, where = HfApi(library_name="dsctl", library_version=__version__), f"{repository}@{revision}"
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        commit = persist(where, lambda: api.model_info(repository, revision=revision, timeout=timeout)).sha
-        if not commit:
-            raise SourceError(f"{where}: the hub names no commit")
-        return cls(repository, commit, constants.ENDPOINT, persist(where, lambda: tree(repository, commit)))
+        where = text.removeprefix(SCHEME)
+        commit = persist(where, lambda: commit_of(repository, revision))
+        listing = persist(where, lambda: tree(repository, commit))
+        return cls(repository, commit, constants.ENDPOINT, listing, revision)
 
     @property
     def place(self) -> str:
@@ -111,16 +112,15 @@ class HubRepository:
         return bytes(buffer)
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        from dsctl.stores.hub_requests import Range, RangesIgnored, fill
+        from dsctl.stores.hub_requests import RangesIgnored, fill
 
-        size, where = self._size(file), f"{self.place}/{file}"
-        if begin + len(buffer) > size:
-            raise SourceError(f"{where}: file ends at byte {size:,}, expected more")
+        wanted = self._range(file, begin)
+        if begin + len(buffer) > wanted.size:
+            raise SourceError(f"{wanted.where}: file ends at byte {wanted.size:,}, expected more")
         local = self._cached(file)
         if local is None:
-            url = f"{self.endpoint}/{self.repository}/resolve/{self.commit}/{quote(file)}"
             try:
-                fill(Range(url, begin, size, self.commit, where), buffer)
+                fill(wanted, buffer)
             except RangesIgnored:
                 local = self._download(file)
         if local is not None:
@@ -145,42 +145,35 @@ class HubRepository:
             return None
         return LocalFolder(path.removesuffix("/" + file))
 
-    def fetch(self, file: str, folder: str | None = None, anew: bool = False) -> str:
+    def fetch(
+        self, file: str, folder: Path | None = None, anew: bool = False, going: Callable[[], bool] = lambda: True
+    ) -> Path:
         """Download a whole file into a folder, or into the hub's cache, and give its path; resumed where begun.
 
         Raises:
-            SourceError: it cannot be had.
+            SourceError: it cannot be had. WorkError: it cannot be written. Interrupted: `going` says no more.
         """
-        from huggingface_hub import hf_hub_download
+        from dsctl.stores.hub_files import Wanted, fetch
 
-        from dsctl.stores.hub_requests import persist, spoils
-
-        spoilt = anew
-
-        def download() -> str:
-            nonlocal spoilt
-            try:
-                return attempt()
-            except OSError as error:
-                spoilt = spoilt or spoils(error)
-                raise
-
-        def attempt() -> str:
-            return str(
-                hf_hub_download(
-                    self.repository, file, revision=self.commit, local_dir=folder, force_download=spoilt,
-                    endpoint=self.endpoint, library_name="dsctl", library_version=__version__,
-                )
-            )  # fmt: skip
-
-        return persist(f"{self.place}/{file}", download)
+        return fetch(
+            Wanted(self.repository, self.named or self.commit, file, self.endpoint, self._range(file, 0)),
+            folder,
+            anew,
+            going,
+        )
 
     def snapshot(self) -> Path:
         """Where the hub's cache keeps this commit, whether it does so already or not."""
-        from huggingface_hub import constants
+        from dsctl.stores.hub_files import cache_of
 
-        folder = f"models--{self.repository.replace('/', '--')}"
-        return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / self.commit
+        return cache_of(self.repository) / "snapshots" / self.commit
+
+    def _range(self, file: str, begin: int) -> Range:
+        """A file's bytes from `begin` on."""
+        from dsctl.stores.hub_requests import Range
+
+        url = f"{self.endpoint}/{self.repository}/resolve/{self.commit}/{quote(file)}"
+        return Range(url, begin, self._size(file), self.commit, f"{self.place}/{file}")
 
     def _download(self, file: str) -> LocalFolder:
         self.fetch(file)

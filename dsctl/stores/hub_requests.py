@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple, TypeVar
 
 import httpx2
 import msgspec
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -33,7 +36,8 @@ T = TypeVar("T")
 
 ATTEMPTS, CONNECTS = 7, 4
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.25, 16.0, 120.0
-# Below this many bytes per second an answer counts as stalled and is taken up again on another connection.
+# Below this many bytes per second, over as long as silence is borne, an answer counts as stalled and is taken up again
+# on another connection.
 SLOWEST = 16 << 10
 # A server that ignores ranges sends the whole file: this much of it is skipped rather than the file kept.
 SKIPPED_BYTES = 4 << 20
@@ -80,6 +84,24 @@ class _Entry(msgspec.Struct):
     lfs: _Lfs | None = None
 
 
+def commit_of(repository: str, revision: str) -> str:
+    """The commit that a branch, a tag or a commit's own name stands for.
+
+    Raises:
+        Doubtful: the answer names none.
+    """
+    api, timeout = HfApi(library_name="dsctl", library_version=__version__), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    try:
+        commit = api.model_info(repository, revision=revision, timeout=timeout).sha or ""
+    except HFValidationError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Doubtful(f"the hub's answer is not valid: {type(error).__name__}") from None
+    if not (commit.isascii() and commit.isalnum()):
+        raise Doubtful("the hub names no commit")
+    return commit
+
+
 def tree(repository: str, commit: str) -> tuple[Listed, ...]:
     """Every file of a commit, by name.
 
@@ -91,8 +113,8 @@ def tree(repository: str, commit: str) -> tuple[Listed, ...]:
     try:
         answer = list(paginate(url, {"recursive": True, "expand": False}, request_headers(), timeout))
         entries = [entry for entry in msgspec.convert(answer, list[_Entry]) if entry.type == "file"]
-    except ValueError as error:
-        raise Doubtful(f"the hub's listing is not valid: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Doubtful(f"the hub's listing is not valid: {error}".splitlines()[0]) from None
     for entry in entries:
         _refuse_outside(entry, f"{repository}@{commit[:12]}")
     return tuple(
@@ -148,8 +170,17 @@ def _seconds(error: Exception, attempt: int) -> float:
     usual = min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT)
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return usual
-    asked = str(error.response.headers.get("retry-after", "")).strip()
-    return max(usual, min(float(asked), LONGEST_RETRY_AFTER)) if asked.isdecimal() else usual
+    return max(usual, min(_asked(str(error.response.headers.get("retry-after", "")).strip()), LONGEST_RETRY_AFTER))
+
+
+def _asked(retry_after: str) -> float:
+    """Seconds to wait by a Retry-After header: a number of them, or a date (RFC 9110, 10.2.3); 0 for anything else."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _words(error: Exception) -> str:
@@ -204,19 +235,33 @@ _LASTING: tuple[tuple[type[Exception], str, str | None], ...] = (
 
 
 def fill(wanted: Range, buffer: memoryview) -> None:
-    """Fill the buffer with a file's bytes from `wanted.begin` on; what arrived before a fault is not asked for again.
+    """Fill the buffer with a file's bytes from `wanted.begin` on.
 
     Raises:
         SourceError: the bytes cannot be had, or the hub serves another file than it listed.
         RangesIgnored: only the whole file can be had, and the bytes are far from its start.
     """
-    at, attempt = 0, 1
-    while at < len(buffer):
+    at = 0
+    with closing(arriving(wanted, wanted.begin + len(buffer))) as chunks:
+        for chunk in chunks:
+            buffer[at : at + len(chunk)] = chunk
+            at += len(chunk)
+
+
+def arriving(wanted: Range, end: int, skippable: int = SKIPPED_BYTES) -> Generator[bytes, None, None]:
+    """A file's bytes from `wanted.begin` to `end` as they arrive; what came before a fault is not asked for again.
+
+    Raises:
+        SourceError: the bytes cannot be had, or the hub serves another file than it listed.
+        RangesIgnored: only the whole file can be had, and more than `skippable` bytes of it come before.
+    """
+    at, attempt = wanted.begin, 1
+    while at < end:
         try:
-            for chunk in _chunks(wanted, wanted.begin + at, wanted.begin + len(buffer)):
-                buffer[at : at + len(chunk)] = chunk
+            for chunk in _chunks(wanted, at, end, skippable):
                 at, attempt = at + len(chunk), 1
-            _refuse_short(len(buffer) - at)
+                yield chunk
+            _refuse_short(end - at)
         except (*FAULTS, Doubtful) as error:
             pause(wanted.where, error, attempt)
             attempt += 1
@@ -227,7 +272,7 @@ def _refuse_short(lacking: int) -> None:
         raise Doubtful(f"the answer ends {lacking:,} bytes early")
 
 
-def _chunks(wanted: Range, begin: int, end: int) -> Iterator[bytes]:
+def _chunks(wanted: Range, begin: int, end: int, skippable: int) -> Iterator[bytes]:
     """The bytes [begin, end) as they arrive; fewer where the connection ends early."""
     patience = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     headers = request_headers() | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
@@ -235,11 +280,10 @@ def _chunks(wanted: Range, begin: int, end: int) -> Iterator[bytes]:
         if response.status_code >= 400:
             response.read()
             hf_raise_for_status(response)
-        skip = _checked(response, wanted, begin, end)
-        left, deadline = end - begin, time.monotonic() + patience + (skip + end - begin) / SLOWEST
+        skip = _checked(response, wanted, begin, end, skippable)
+        left, pace = end - begin, _Pace(patience)
         for raw in response.iter_raw():
-            if time.monotonic() > deadline:
-                raise httpx2.ReadTimeout("slower than a stall")
+            pace.keep(len(raw))
             chunk = raw[skip:][:left]
             skip, left = max(0, skip - len(raw)), left - len(chunk)
             if chunk:
@@ -248,12 +292,34 @@ def _chunks(wanted: Range, begin: int, end: int) -> Iterator[bytes]:
                 return
 
 
+class _Pace:
+    """Measures an answer over one stretch of time after another."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began, self._nbytes = time.monotonic(), 0
+
+    def keep(self, nbytes: int) -> None:
+        """So many bytes have arrived.
+
+        Raises:
+            ReadTimeout: they come too slowly.
+        """
+        self._nbytes += nbytes
+        passed = time.monotonic() - self._began
+        if passed < self._seconds:
+            return
+        if self._nbytes < SLOWEST * passed:
+            raise httpx2.ReadTimeout(f"{self._nbytes:,} bytes in {passed:.0f} seconds")
+        self._began, self._nbytes = time.monotonic(), 0
+
+
 def request_headers() -> dict[str, str]:
     """Headers of every request: who asks, and the token that huggingface_hub knows."""
     return dict(build_hf_headers(library_name="dsctl", library_version=__version__))
 
 
-def _checked(response: httpx2.Response, wanted: Range, begin: int, end: int) -> int:
+def _checked(response: httpx2.Response, wanted: Range, begin: int, end: int, skippable: int) -> int:
     """How many bytes of an answer precede those that were asked for."""
     for answer in (*response.history, response):
         commit = answer.headers.get("x-repo-commit")
@@ -265,7 +331,7 @@ def _checked(response: httpx2.Response, wanted: Range, begin: int, end: int) -> 
     if response.status_code == 200:
         if length not in (None, str(wanted.size)):
             raise Doubtful(f"the hub sends a file of {length} bytes, it listed {wanted.size:,}")
-        if begin > SKIPPED_BYTES:
+        if begin > skippable:
             raise RangesIgnored
         return begin
     said = response.headers.get("content-range", "")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 STALL_SECONDS = 30
+TRICKLE_SECONDS = 0.2
 
 
 class Request(NamedTuple):
@@ -192,10 +193,14 @@ def _file(hub: Hub, path: Path, range_: str | None) -> Reply:
 def _faulty(fault: str, reply: Reply) -> Reply:
     if fault.isdecimal():
         return Reply(int(fault), {"Retry-After": "0"}, b"busy")
-    if fault == "flip":
+    if fault == "flip" and reply.body:
         body = bytearray(reply.body)
         body[len(body) // 2] ^= 1
         return reply._replace(body=bytes(body))
+    if fault == "html":
+        return reply._replace(body=b"<!doctype html><title>Just a moment</title>")
+    if fault == "json":
+        return reply._replace(body=b'[null, {"sha": 5}]')
     if fault == "commit":
         return _with(reply, {"X-Repo-Commit": "f" * 40})
     if fault == "range":
@@ -236,6 +241,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return 0
             half = len(reply.body) // 2
             body = reply.body[:half] if fault in ("cut", "stall", "length") else reply.body
+            if fault == "trickle":
+                return self.trickle(body)
             sent = self.put(body)
             if fault == "stall":
                 time.sleep(STALL_SECONDS)
@@ -251,6 +258,16 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return 0
             return len(body)
+
+        def trickle(self, body: bytes) -> int:
+            """A quarter of the body, then byte after byte: never silent, and never done."""
+            sent = self.put(body[: len(body) // 4])
+            for at in range(sent, len(body)):
+                time.sleep(TRICKLE_SECONDS)
+                if not self.put(body[at : at + 1]):
+                    break
+                sent += 1
+            return sent
 
         def hang_up(self) -> None:
             self.close_connection = True

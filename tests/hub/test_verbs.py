@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,12 @@ from safetensors.torch import load_file
 
 from tests.checkpoints import tiny
 from tests.command import dsctl
-from tests.hub.conftest import REPOSITORY, Run
+from tests.hub.conftest import MAIN, REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 from tests.schemas import faults
 
 INDEX = "model.safetensors.index.json"
-FAULTS = ("503", "429", "reset", "cut", "length", "range")
+FAULTS = ("reset", "cut", "500", "503", "429", "length", "range", "stall", "html", "json")
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -86,6 +90,70 @@ def test_what_stays_wrong_is_exit_50(hub: Hub, source: Path, command: Run, tmp_p
     assert again.returncode == 50 and name in again.stderr
     done(command("download", REPOSITORY, tmp_path / "copy"))
     assert weights(tmp_path / "copy") == weights(source)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_trickle_is_taken_up_over_another_connection(
+    hub: Hub, source: Path, command: Run, tmp_path: Path, cached: bool
+) -> None:
+    name, trickled = sorted(weights(source))[1], []
+
+    def trickle(number: int, method: str, path: str) -> str | None:
+        if method == "GET" and path.startswith("/blob") and path.endswith(name) and not trickled:
+            trickled.append(path)
+            return "trickle"
+        return None
+
+    hub.fault = trickle
+    target = [] if cached else [tmp_path / "copy"]
+    begun = time.monotonic()
+    folder = Path(json.loads(done(command("download", REPOSITORY, *target, "--json")))["folder"])
+    assert trickled and weights(folder) == weights(source) and time.monotonic() - begun < 20
+    assert hub.sent(name) <= (source / name).stat().st_size + 16
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_download_ends_when_told_to_and_goes_on_where_it_was(
+    hub: Hub, source: Path, environment: dict[str, str], command: Run, tmp_path: Path, signalled: int, cached: bool
+) -> None:
+    hub.fault = lambda number, method, path: "trickle" if method == "GET" and path.startswith("/blob") else None
+    target = [] if cached else [str(tmp_path / "copy")]
+    patient = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    line = [sys.executable, "-c", MAIN, "download", REPOSITORY, *target]
+    with subprocess.Popen(line, env=patient, stderr=subprocess.PIPE, text=True) as process:
+        while hub.started < 2 + 2 * len(list(source.iterdir())):
+            time.sleep(0.05)
+        time.sleep(1)
+        told = time.monotonic()
+        process.send_signal(signalled)
+        said = process.communicate(timeout=10)[1]
+    assert time.monotonic() - told < 2 and process.returncode == 130
+    assert "interrupted" in said and "hint: run the same command again" in said and "Traceback" not in said
+    hub.fault = lambda number, method, path: None
+    folder = Path(json.loads(done(command("download", REPOSITORY, *target, "--json")))["folder"])
+    assert weights(folder) == weights(source)
+    later = [
+        request for request in hub.log if request.host == "storage" and not str(request.range).startswith("bytes=0-")
+    ]
+    for path in source.glob("*.safetensors"):
+        sent = [request.sent for request in later if request.path.endswith(path.name)]
+        assert len(sent) == 1 and 0 < sent[0] < 0.8 * path.stat().st_size
+
+
+@pytest.mark.parametrize("named", ["main", "stable"])
+def test_what_was_downloaded_is_there_offline(
+    hub: Hub, source: Path, environment: dict[str, str], command: Run, named: str
+) -> None:
+    hub.publish(REPOSITORY, source, named)
+    text = REPOSITORY if named == "main" else f"{REPOSITORY}@{named}"
+    done(command("download", text))
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert json.loads(done(command("inspect", text, "--json", **offline)))
+    code = f"from huggingface_hub import snapshot_download as s; print(s({REPOSITORY!r}, revision={named!r}))"
+    line = [sys.executable, "-c", code]
+    seen = subprocess.run(line, env=environment | offline, capture_output=True, text=True, check=False)
+    assert weights(Path(done(seen).strip())) == weights(source)
 
 
 def test_dry_run_and_globs(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:

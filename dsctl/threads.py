@@ -1,0 +1,66 @@
+"""Threads for work that waits on a network: given up, not waited for, where the block that uses them ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Threads:
+    """A number of threads that do tasks in the order given. They do not keep the process alive."""
+
+    def __init__(self, count: int) -> None:
+        self._ended = Event()
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads = [Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Callable[[], T]) -> Future[T]:
+        """Have a task done, and give what will hold its result or its exception."""
+        future: Future[T] = Future()
+        self._tasks.put((future, task))
+        return future
+
+    def going(self) -> bool:
+        """Whether what the tasks make is still wanted."""
+        return not self._ended.is_set()
+
+    def end(self) -> None:
+        """Begin nothing more. Tasks under way may ask `going`."""
+        self._ended.set()
+        while True:
+            try:
+                waiting = self._tasks.get_nowait()
+            except Empty:
+                break
+            if waiting is not None:
+                waiting[0].cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (waiting := self._tasks.get()) is not None:
+            future, task = waiting
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(task())
+            except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+                future.set_exception(error)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Threads]:
+    """Threads for one block."""
+    pool = Threads(count)
+    try:
+        yield pool
+    finally:
+        pool.end()
