@@ -214,10 +214,10 @@ class Conversion:
         from dsctl.readahead import WINDOW_BYTES
         from dsctl.resources import allot
         from dsctl.run import run
-        from dsctl.stores import FILE, is_url
+        from dsctl.stores import is_url, path_of
         from dsctl.tasks import Context
 
-        store, place = self.source.checkpoint.store, os.fspath(target).removeprefix(FILE)
+        store, place = self.source.checkpoint.store, path_of(os.fspath(target))
         delivery = Delivery(place, self.plan, force) if is_url(place) else None
         folder = delivery.folder if delivery else Path(place)
         resources = allot(

@@ -16,7 +16,7 @@ from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.journal import JOURNAL, LOCK, NEW, replace_file
 from dsctl.plan import Plan
 from dsctl.resources import existing
-from dsctl.stores import SIGNED, WORKING, LocalFolder, ObjectFolder, Store
+from dsctl.stores import SIGNED, WORKING, LocalFolder, ObjectFolder, Store, separate
 from dsctl.version import __version__
 
 PART = ".part"
@@ -161,10 +161,8 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
 
 def _refuse_places(store: Store, target: Path) -> None:
     folder = store.store if isinstance(store, Remembered) else store
-    if isinstance(folder, LocalFolder):
-        source, place = Path(folder.root), Path(os.path.realpath(target))
-        if place == source or source in place.parents or place in source.parents:
-            raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
+    if not separate(folder, str(target)):
+        raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
     if target.is_symlink():
         raise PlanError(f"{target}: is a link", hint=f"name what it leads to: {os.path.realpath(target)}")
     if target.exists() and not target.is_dir():

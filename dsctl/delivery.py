@@ -1,30 +1,34 @@
 """A run whose target is an object store: files are made in a staging folder here and go up as each is done.
 
-An object appears whole or not at all, `dsctl.json` comes last and means complete. What is up needs no room here: the
-staging folder keeps a file of the same size without blocks, by which the same command resumes.
+An object appears whole or not at all, `dsctl.json` comes last and means complete. What is up needs no room here: its
+digest is noted beside the staging folder, which keeps a file of the same size without blocks. By both the same command
+resumes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from dsctl.errors import PlanError, ResumeError, WorkError
+from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
+from dsctl.journal import Journal
 from dsctl.plan import Plan
 from dsctl.run import Committed, Event, Report, run
-from dsctl.stores import SIGNED, WORKING, ObjectFolder, Store
+from dsctl.stores import SIGNED, WORKING, Store, separate
 from dsctl.stores.hub import SCHEME
-from dsctl.stores.objects import deadline, listed, opened, persist, shown
+from dsctl.stores.objects import deadline, listed, opened, patience, persist, shown
 from dsctl.version import __version__
 
 if TYPE_CHECKING:
@@ -37,11 +41,12 @@ PART_BYTES, PARTS = 16 << 20, 4
 # What is held of files on their way.
 SENT_BYTES = PART_BYTES * PARTS
 _BEGUN = f"{WORKING}/request.json"
-_CHUNK = 8 << 20
+# Seconds between looks at whether a run has ended whose file is on its way, and for giving that file's parts back.
+GLANCE, LEAVE = 0.2, 1.0
 
 
 def staging(url: str) -> Path:
-    """The folder in which a target's files are made: below $DSCTL_STAGING, or else in the user's cache."""
+    """What this machine keeps for a target until that is complete: below $DSCTL_STAGING, or else in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = Path(os.environ.get("DSCTL_STAGING") or os.path.join(cache, "dsctl", "staging"))
     return root / hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -55,13 +60,16 @@ class Delivery:
     plan: Plan
     force: bool = False
     _there: dict[str, int] = field(default_factory=dict)
+    _sent: dict[str, str] = field(default_factory=dict)
+    _notes: Journal | None = None
     _pending: deque[Future[None]] = field(default_factory=deque)
     _pool: ThreadPoolExecutor | None = None
     _stopped: Flag = field(default_factory=Flag)
 
     @property
     def folder(self) -> Path:
-        return staging(self.url)
+        """Where the target's files are made."""
+        return staging(self.url) / "made"
 
     def check(self, store: Store) -> str:
         """What carrying the plan out would mean: new, resume or complete. Nothing is changed.
@@ -69,28 +77,50 @@ class Delivery:
         Raises:
             PlanError: the target is the source, inside it or around it, or holds what dsctl did not make.
             ResumeError: it holds another request's work, begun or complete.
-            WorkError: it cannot be reached.
+            UsageError, WorkError: it cannot be one, or cannot be reached.
         """
         if self.url.startswith(SCHEME):
             raise PlanError(f"{self.url}: a hub's repository is no target", hint="write to a folder, then upload that")
-        if isinstance(store, ObjectFolder) and _within(store.url, self.url):
+        try:
+            self._there = {one.name: one.size for one in listed(self.url)}
+        except SourceError as error:
+            raise WorkError(error.message, hint=error.hint) from None
+        if not separate(store, self.url):
             raise PlanError(f"{shown(self.url)}: source and target must be separate, neither inside the other")
-        self._there = {one.name: one.size for one in listed(self.url)}
         for complete, name in ((True, SIGNED), (False, _BEGUN)):
             found = self._json(name)
             if found is None:
                 continue
-            if found.get("fingerprint") == self.plan.fingerprint:
-                return "new" if self.force else "complete" if complete else "resume"
+            if found.get("fingerprint") == self.plan.fingerprint and not self.force:
+                return "complete" if complete else "resume"
             if not self.force:
                 what = "the result" if complete else "the unfinished work"
                 hint = "start over with --force, or choose a new path"
                 raise ResumeError(f"{shown(self.url)}: holds {what} of another request", hint=hint)
+            self._refuse_others(found)
             return "new"
         if self._there:
             hint = "choose a new path"
             raise PlanError(f"{shown(self.url)}: is not empty and was not made by dsctl", hint=hint)
         return "new"
+
+    def _refuse_others(self, made: dict[str, Any]) -> None:
+        """Refuse to start over beside what neither the run whose mark this is made nor this one will.
+
+        Raises:
+            PlanError: with their names.
+        """
+        files = made.get("files")
+        theirs = set(map(str, files)) if isinstance(files, (dict, list)) else set()
+        others = sorted(self._there.keys() - theirs - self._names() - {SIGNED})
+        if others:
+            what = f"holds {len(others):,} files that dsctl did not make, such as {others[0]}"
+            raise PlanError(f"{shown(self.url)}: {what}", hint="move them, or choose a new path", issues=others)
+
+    def _names(self) -> set[str]:
+        """The files that the plan makes, but for the audit."""
+        repeated = (f"{folder}/{name}" for name in self.plan.repeated for folder in self.plan.folders)
+        return {*(file.name for file in self.plan.files), *self.plan.carried, *self.plan.texts, *repeated}
 
     def room(self) -> int:
         """The most bytes of disk that the staging folder takes: files being made and those that wait."""
@@ -116,15 +146,21 @@ class Delivery:
             WorkError: one of them cannot be written.
         """
         if state == "new" or _fingerprint(self.folder) != self.plan.fingerprint:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(staging(self.url), ignore_errors=True)
         if state == "new":
             self._clear()
-        self._abort_uploads()
+        self._abort_uploads("")
         mark = {"fingerprint": self.plan.fingerprint, "version": __version__, "request": self.plan.request.json()}
-        self._put_bytes(_BEGUN, json.dumps(mark, indent=1).encode())
-        for file in self._committed():
-            if self._there.get(file) is not None and (self.folder / file).exists():
-                _empty(self.folder / file)
+        self._put_bytes(_BEGUN, json.dumps(mark | {"files": sorted(self._names())}, indent=1).encode())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._notes = Journal(staging(self.url))
+            for note in self._notes.records:
+                if self._there.get(note["file"]) == note["size"]:
+                    self._sent[note["file"]] = note["sha256"]
+                    _empty(self.folder / note["file"], note["size"])
+        except OSError as error:
+            raise WorkError(f"{self.folder}: {error.strerror or error}") from None
         self._pool = ThreadPoolExecutor(1)
 
     def report(self, event: Event) -> None:
@@ -136,7 +172,7 @@ class Delivery:
         if not isinstance(event, Committed):
             return
         assert self._pool is not None
-        self._pending.append(self._pool.submit(self._upload, event.file))
+        self._pending.append(self._pool.submit(self._upload, event.file, event.sha256))
         while len(self._pending) > WAITING:
             self._pending.popleft().result()
 
@@ -158,21 +194,23 @@ class Delivery:
         while self._pending:
             self._pending.popleft().result()
         for name, file in audit["files"].items():
-            if self._there.get(name) == file["size"]:
+            if self._sent.get(name) == file["sha256"]:
                 continue
             if _digest(self.folder / name) != file["sha256"]:
                 what = "was taken there before, and is gone"
                 raise ResumeError(f"{shown(self.url)}/{name}: {what}", hint="start over with --force")
-            self._upload(name)
-        self._upload(SIGNED)
+            self._upload(name, file["sha256"])
+        self._upload(SIGNED, _digest(self.folder / SIGNED))
         self._remove(_BEGUN)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(staging(self.url), ignore_errors=True)
 
     def close(self) -> None:
-        """Give up what waits to go up and, after the parts that are on their way, the file that they are of."""
+        """Give up what waits to go up and what is on its way."""
         self._stopped.set()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        if self._notes is not None:
+            self._notes.close()
 
     def audit(self) -> dict[str, Any]:
         """The audit of a complete target whose objects still have the sizes that it tells of.
@@ -187,29 +225,32 @@ class Delivery:
                 raise ResumeError(f"{shown(self.url)}/{name}: was finished, but is gone or changed", hint=hint)
         return audit
 
-    def _committed(self) -> list[str]:
-        """The weight files that an interrupted run finished here."""
-        try:
-            lines = (self.folder / WORKING / "journal.jsonl").read_bytes().splitlines()
-        except OSError:
-            return []
-        return [record["file"] for line in lines if (record := _record(line)) and "file" in record]
-
-    def _upload(self, name: str) -> None:
-        path, where = self.folder / name, f"{shown(self.url)}/{name}"
+    def _upload(self, name: str, sha256: str) -> None:
+        path = self.folder / name
         size = path.stat().st_size
+        persist(f"{shown(self.url)}/{name}", lambda: self._send(name, size), WorkError, self._wait)
+        if self._notes is not None:
+            self._notes.append({"file": name, "size": size, "sha256": sha256})
+        self._sent[name] = sha256
+        _empty(path, size)
 
-        def upload() -> None:
-            system, there = opened(f"{self.url}/{name}")
-            parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS} if "s3" in system.protocol else {}
-            system.put_file(str(path), there, callback=_Heed(self._stopped), **parts, **deadline(system, size))
-            found = system.info(there, **deadline(system))["size"]
-            if found != size:
-                raise OSError(f"{size:,} bytes were sent, {found:,} are there")
+    def _send(self, name: str, size: int) -> None:
+        system, there = opened(f"{self.url}/{name}")
+        in_parts = "s3" in system.protocol
+        parts = {"chunksize": PART_BYTES, "max_concurrency": PARTS} if in_parts else {}
+        heed = _Heed(self._stopped, patience(min(size, SENT_BYTES) if in_parts else size))
+        try:
+            heed.call(system, "put_file", str(self.folder / name), there, callback=heed, **parts)
+        except (TimeoutError, WorkError):
+            self._abort_uploads(name, LEAVE)
+            raise
+        found = _Heed(self._stopped, patience(0)).call(system, "info", there)["size"]
+        if found != size:
+            raise OSError(f"{size:,} bytes were sent, {found:,} are there")
 
-        persist(where, upload, WorkError)
-        self._there[name] = size
-        _empty(path)
+    def _wait(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise WorkError(_ENDED)
 
     def _put_bytes(self, name: str, data: bytes) -> None:
         system, path = opened(f"{self.url}/{name}")
@@ -246,30 +287,61 @@ class Delivery:
 
         persist(f"{shown(self.url)}/{name}", remove, WorkError)
 
-    def _abort_uploads(self) -> None:
-        """Give back the parts of uploads that a killed run left behind, where the store keeps and lists such."""
-        system, path = opened(self.url)
+    def _abort_uploads(self, name: str, seconds: float | None = None) -> None:
+        """Give back the parts of a file's uploads, or of all, that were left behind, where the store lists such."""
+        system, path = opened(f"{self.url}/{name}")
         if not hasattr(system, "list_multipart_uploads"):
             return
-        bucket, _, prefix = path.partition("/")
+        bucket, _, key = path.rstrip("/").partition("/")
+        limit = deadline(system) if seconds is None else {"timeout": seconds}
         with contextlib.suppress(OSError):
-            for one in system.list_multipart_uploads(bucket):
-                if one["Key"].startswith(f"{prefix}/"):
-                    system.abort_mpu(bucket, one["Key"], one["UploadId"])
+            for one in system.list_multipart_uploads(bucket, **limit):
+                if one["Key"] == key if name else one["Key"].startswith(f"{key}/"):
+                    system.abort_mpu(bucket, one["Key"], one["UploadId"], **limit)
 
 
-class _Heed(NamedTuple):
-    """What fsspec tells of an upload's progress; it ends there once the run has ended."""
+_ENDED = "the run has ended"
+
+
+@dataclass(slots=True)
+class _Heed:
+    """A request that ends when the run does, and has stalled when no progress is told of it for some seconds.
+
+    It is what fsspec calls a callback.
+    """
 
     stopped: Flag
+    seconds: float
+    _told: float = 0.0
 
     def set_size(self, size: int) -> None:
         """How much there is."""
 
     def relative_update(self, inc: int = 1) -> None:
         """So much more is done."""
+        self._told = time.monotonic()
+
+    def call(self, system: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        """What the request gives.
+
+        Raises:
+            TimeoutError: it has stalled. WorkError: the run has ended.
+        """
         if self.stopped.is_set():
-            raise WorkError("the run has ended")
+            raise WorkError(_ENDED)
+        if not getattr(system, "async_impl", False):
+            return getattr(system, name)(*arguments, **options)
+        self._told = time.monotonic()
+        future = asyncio.run_coroutine_threadsafe(getattr(system, f"_{name}")(*arguments, **options), system.loop)
+        try:
+            while not wait([future], GLANCE).done:
+                if self.stopped.is_set():
+                    raise WorkError(_ENDED)
+                if time.monotonic() - self._told > self.seconds:
+                    raise TimeoutError
+        finally:
+            future.cancel()
+        return future.result()
 
 
 def deliver(
@@ -307,22 +379,11 @@ def _fingerprint(folder: Path) -> str:
     return ""
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    """A line of a journal; nothing where it is torn."""
-    with contextlib.suppress(ValueError):
-        return dict(json.loads(line))
-    return {}
-
-
-def _within(one: str, other: str) -> bool:
-    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
-
-
-def _empty(path: Path) -> None:
+def _empty(path: Path, size: int) -> None:
     """Give a file's blocks back to the disk, and leave its size."""
-    size = path.stat().st_size
-    os.truncate(path, 0)
-    os.truncate(path, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        file.truncate(size)
 
 
 def _digest(path: Path) -> str:

@@ -63,11 +63,11 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
     from dsctl.consume import refuse_link, remembered
-    from dsctl.stores import FILE
+    from dsctl.stores import path_of
 
     if how.consume:
-        refuse_link(source.removeprefix(FILE))
-    store = remembered(source_at(source), Path(target.removeprefix(FILE)), how.force)
+        refuse_link(path_of(source))
+    store = remembered(source_at(source), Path(path_of(target)), how.force)
     carry_out_from(open_checkpoint(store), target, request, how, output)
 
 
@@ -80,9 +80,9 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     from dsctl.readahead import WINDOW_BYTES
     from dsctl.resources import SMALL_BYTES, allot
     from dsctl.run import check_source
-    from dsctl.stores import FILE, is_url
+    from dsctl.stores import is_url, path_of
 
-    store, target = checkpoint.store, target.removeprefix(FILE)
+    store, target = checkpoint.store, path_of(target)
     if (
         not how.dry_run
         and how.workers != 1

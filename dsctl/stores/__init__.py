@@ -10,6 +10,7 @@ from dsctl.errors import SourceError
 from dsctl.stores.hub import SCHEME, HubRepository, is_repository
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import ObjectFolder, is_url
+from dsctl.stores.places import overlap, path_of
 
 INDEX = "model.safetensors.index.json"
 SIGNED = "dsctl.json"
@@ -54,7 +55,6 @@ class Store(Protocol):
 
 
 STORES = {"local": LocalFolder, "hub": HubRepository, "objects": ObjectFolder}
-FILE = "file://"
 
 
 def store_at(text: str | Path) -> Store:
@@ -65,7 +65,7 @@ def store_at(text: str | Path) -> Store:
     Raises:
         SourceError: there is nothing there, or it cannot be reached.
     """
-    said = str(text).removeprefix(FILE)
+    said = path_of(str(text))
     if is_url(said) and not said.startswith(SCHEME) and not os.path.exists(said):
         return ObjectFolder.at(said)
     if not said.startswith(SCHEME) and (os.path.exists(said) or not is_repository(said)):
@@ -78,7 +78,14 @@ def store_at(text: str | Path) -> Store:
         raise SourceError(f"{error.message}; and no such folder here", hint=error.hint) from None
 
 
+def separate(store: Store, target: str) -> bool:
+    """Whether a target is neither the place of a store, nor inside it, nor around it."""
+    if isinstance(store, LocalFolder):
+        return not overlap(store.root, target)
+    return not isinstance(store, ObjectFolder) or not overlap(store.url, target)
+
+
 __all__ = [
-    "FILE", "INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "ObjectFolder", "Store",
-    "is_repository", "is_url", "store_at",
+    "INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "ObjectFolder", "Store",
+    "is_repository", "is_url", "path_of", "separate", "store_at",
 ]  # fmt: skip

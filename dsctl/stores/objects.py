@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
-from dsctl.errors import DsctlError, SourceError
+from dsctl.errors import DsctlError, SourceError, UsageError
 from dsctl.header import read_head
 
 T = TypeVar("T")
@@ -35,9 +34,13 @@ def is_url(text: str) -> bool:
 
 def shown(url: str) -> str:
     """A URL without what may be secret in it: user, password, query."""
-    before, scheme, rest = url.rpartition("::")
-    parts = urlsplit(rest)
-    return f"{before}{scheme}{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+    return "::".join(map(_shown, url.split("::")))
+
+
+def _shown(link: str) -> str:
+    scheme, separator, rest = link.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}" + f"{slash}{path}".rstrip("/")
 
 
 class Listed(NamedTuple):
@@ -62,7 +65,7 @@ class ObjectFolder:
         Raises:
             SourceError: there is nothing there, no access, no such scheme, or its library is not installed.
         """
-        url = text.rstrip("/")
+        url = text if text.endswith("://") else text.rstrip("/")
         if url.endswith(".safetensors"):
             listing = [one for one in listed(url.rpartition("/")[0], url) if url.endswith("/" + one.name)]
         else:
@@ -120,12 +123,16 @@ def listed(url: str, below: str = "") -> list[Listed]:
 
     Raises:
         SourceError: no access, an unusable name, or the store cannot be reached.
+        UsageError: the URL has a query, which cannot be part of the names within.
     """
+    if "?" in url:
+        raise UsageError(f"{shown(url)}: a folder's URL has no query", hint="leave out what follows the question mark")
 
     def look() -> dict[str, Mapping[str, Any]]:
         system, path = opened(below or url)
         try:
-            return dict(system.find(path, detail=True, **deadline(system)))
+            # A walk passes by what it cannot list: only asking for the folder itself tells why there is nothing.
+            return dict(system.find(path, detail=True, **deadline(system)) or _nothing(system, path))
         except FileNotFoundError:
             return {}
 
@@ -138,6 +145,11 @@ def listed(url: str, below: str = "") -> list[Listed]:
             _refuse_outside(name, shown(url))
             found.append(Listed(name, int(info["size"]), identity(info)))
     return sorted(found)
+
+
+def _nothing(system: Any, path: str) -> dict[str, Mapping[str, Any]]:
+    system.ls(path, detail=True, **deadline(system))
+    return {}
 
 
 def _refuse_outside(name: str, where: str) -> None:
@@ -171,10 +183,20 @@ def opened(url: str) -> tuple[Any, str]:
 
 def deadline(system: Any, nbytes: int = 0) -> dict[str, float]:
     """The option that ends a request of so many bytes when it has stalled, where the file system takes one."""
-    return {"timeout": PATIENCE + nbytes / SLOWEST} if getattr(system, "async_impl", False) else {}
+    return {"timeout": patience(nbytes)} if getattr(system, "async_impl", False) else {}
 
 
-def persist(where: str, call: Callable[[], T], kind: type[DsctlError] = SourceError) -> T:
+def patience(nbytes: int) -> float:
+    """Seconds after which a request of so many bytes has stalled."""
+    return PATIENCE + nbytes / SLOWEST
+
+
+def persist(
+    where: str,
+    call: Callable[[], T],
+    kind: type[DsctlError] = SourceError,
+    wait: Callable[[float], object] = time.sleep,
+) -> T:
     """Call until it succeeds, waiting longer each time.
 
     Raises:
@@ -192,7 +214,7 @@ def persist(where: str, call: Callable[[], T], kind: type[DsctlError] = SourceEr
             if attempt == ATTEMPTS:
                 hint = "try again later: what was done is kept"
                 raise kind(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
-        time.sleep(min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT))
+        wait(min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT))
     raise AssertionError("unreachable")
 
 
@@ -203,9 +225,12 @@ def _lasting(error: Exception) -> tuple[str | None, str | None]:
         return "no such object or bucket", None
     if isinstance(error, PermissionError) or "Credential" in name or "Auth" in name:
         return f"the store refuses access ({name})", _LOGIN
-    return (_words(error), None) if isinstance(error, (TypeError, ValueError)) else (None, None)
+    lasting = isinstance(error, (TypeError, ValueError)) or any(word in name for word in _LASTING)
+    return (_words(error), None) if lasting else (None, None)
 
 
+# In the names of errors that each store's library has of its own.
+_LASTING = ("Profile", "Validation", "Region", "Config", "UnknownService")
 _LOGIN = "credentials are taken from the usual places: AWS_PROFILE, ~/.aws, application default credentials"
 
 
@@ -216,5 +241,5 @@ def _words(error: Exception) -> str:
     if "Connect" in type(error).__name__:
         return "cannot reach the store"
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = (said or type(error).__name__).splitlines()[0]
+    line = " ".join(said.split()) or type(error).__name__
     return type(error).__name__ if "://" in line else line

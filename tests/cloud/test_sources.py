@@ -114,9 +114,39 @@ def test_a_store_that_cannot_be_reached_is_a_source_error_without_secrets(
     assert objects.environment["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "profile", "said"),
+    [
+        (f"s3://{BUCKET}/small", "nobody", "profile (nobody) could not be found"),
+        ("s3://NOT_a_bucket!/small", "", "Invalid bucket name"),
+    ],
+)
+def test_what_will_not_pass_is_told_at_once(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch, url: str, profile: str, said: str
+) -> None:
+    if profile:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+    done = call("inspect", url)
+    assert done.returncode == 10 and said in done.stderr and "attempts" not in done.stderr
+
+
+def test_a_server_that_nobody_runs_is_not_an_empty_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "ATTEMPTS", 1)
+    done = call("inspect", "http://127.0.0.1:9/x")
+    assert done.returncode == 10 and "http://127.0.0.1:9/x: cannot reach the store" in done.stderr
+
+
+@pytest.mark.parametrize(("url", "code"), [("s3://[bad", 10), ("s3://", 10), (f"s3://{BUCKET}/small?version=1", 2)])
+def test_what_is_no_url_of_a_folder_is_told(objects: Objects, url: str, code: int) -> None:
+    assert dsctl_fails("inspect", url) == code
+    assert dsctl_fails("convert", url, "unused", "--bf16") == code
+
+
 def test_a_url_is_shown_without_what_may_be_secret() -> None:
     assert room.shown("ftp://me:word@host/a/b?signature=x") == "ftp://host/a/b"
     assert room.shown("s3://bucket/a/") == "s3://bucket/a"
+    assert room.shown("s3://") == "s3://" and room.shown("s3://[bad") == "s3://[bad"
+    assert room.shown("zip://a::ftp://me:word@host/b.zip") == "zip://a::ftp://host/b.zip"
 
 
 def test_a_store_that_stalls_and_fails_now_and_then_costs_time_only(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_what_is_on_its_way_when_a_run_ends_is_given_up(
     (ended.folder / "large").write_bytes(bytes(12 << 20))
     ended.close()
     with pytest.raises(WorkError, match="has ended"):
-        ended._upload("large")
+        ended._upload("large", "")
     assert objects.contents("ended") == {}
     uploads = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
     assert not any(one["Key"].startswith("ended/") for one in uploads)
@@ -110,10 +111,11 @@ def test_the_audit_comes_last(objects: Objects, source: Path) -> None:
     assert [path for path in put if path.endswith(".safetensors")] == put[1:5]
 
 
+@pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_run_resumes_and_sends_no_file_twice(
-    objects: Objects, source: Path, expected: dict[str, bytes], staging: Path
+    objects: Objects, source: Path, expected: dict[str, bytes], staging: Path, torn: bool
 ) -> None:
-    url, put = f"s3://{BUCKET}/killed", []
+    url, put = f"s3://{BUCKET}/killed-{torn}", []
 
     def watch(method: str, path: str) -> None:
         if method == "PUT":
@@ -127,6 +129,9 @@ def test_a_killed_run_resumes_and_sends_no_file_twice(
         assert process.wait(60) == -signal.SIGKILL
     assert "dsctl.json" not in put
     first, put = set(put) - {"request.json", "model-00003-of-000004.safetensors"}, []
+    for path in staging.rglob("model-00001-of-000004.safetensors") if torn else ():
+        # As if it had died while it gave the blocks of what is up back to the disk.
+        os.truncate(path, 0)
 
     def again(method: str, path: str) -> None:
         if method == "PUT":
@@ -135,7 +140,7 @@ def test_a_killed_run_resumes_and_sends_no_file_twice(
     assert first
     with objects.disturbed(again):
         dsctl("convert", source, url, "--bf16")
-    assert objects.contents("killed") == expected
+    assert objects.contents(f"killed-{torn}") == expected
     assert first.isdisjoint(put) and not list(staging.rglob("*"))[1:]
 
 
@@ -151,6 +156,102 @@ def test_without_its_staging_folder_a_run_starts_over(
     objects.client.put_object(Bucket=BUCKET, Key="lost/config.json", Body=b"old")
     dsctl("convert", source, f"s3://{BUCKET}/lost", "--bf16")
     assert objects.contents("lost") == expected
+
+
+def test_what_another_machine_took_there_is_not_taken_for_what_is_made_now(
+    objects: Objects, source: Path, expected: dict[str, bytes]
+) -> None:
+    mark = json.dumps({"fingerprint": json.loads(expected["dsctl.json"])["fingerprint"]}).encode()
+    objects.client.put_object(Bucket=BUCKET, Key="stale/.dsctl/request.json", Body=mark)
+    for name in ("generation_config.json", "model-00001-of-000004.safetensors"):
+        objects.client.put_object(Bucket=BUCKET, Key=f"stale/{name}", Body=bytes(len(expected[name])))
+    dsctl("convert", source, f"s3://{BUCKET}/stale", "--bf16")
+    assert objects.contents("stale") == expected
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_force_removes_only_what_dsctl_made(objects: Objects, source: Path, complete: bool) -> None:
+    url, prefix = f"s3://{BUCKET}/shared-{complete}", f"shared-{complete}"
+    if complete:
+        dsctl("convert", source, url, "--bf16", "--only", "model.norm.weight")
+    else:
+        mark = json.dumps({"fingerprint": "another", "files": ["model-00009.safetensors"]}).encode()
+        objects.client.put_object(Bucket=BUCKET, Key=f"{prefix}/.dsctl/request.json", Body=mark)
+        objects.client.put_object(Bucket=BUCKET, Key=f"{prefix}/model-00009.safetensors", Body=b"unfinished")
+    objects.client.put_object(Bucket=BUCKET, Key=f"{prefix}/my-notes/keep.txt", Body=b"mine")
+    before = objects.contents(prefix)
+    done = call("convert", source, url, "--bf16", "--force")
+    assert done.returncode == 30 and "my-notes/keep.txt" in done.stderr and "hint: " in done.stderr
+    assert objects.contents(prefix) == before
+    objects.client.delete_object(Bucket=BUCKET, Key=f"{prefix}/my-notes/keep.txt")
+    dsctl("convert", source, url, "--bf16", "--force")
+    assert "model-00009.safetensors" not in objects.contents(prefix)
+
+
+def test_an_interrupt_ends_a_stalled_upload(objects: Objects, source: Path, tmp_path: Path) -> None:
+    stalled, go_on = threading.Event(), threading.Event()
+
+    def stall(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith(".safetensors"):
+            stalled.set()
+            go_on.wait(60)
+
+    with objects.disturbed(stall):
+        arguments = [*command(source, Path("unused"))[:5], f"s3://{BUCKET}/stalled", "--bf16"]
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        assert stalled.wait(60)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            go_on.set()
+    assert process.returncode == 130 and "same command" in said, said
+    assert time.monotonic() - began < 5
+
+
+def test_an_upload_that_stalls_is_given_up_by_its_part(
+    objects: Objects, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = dsctl_open(str(tiny(tmp_path_factory, "v3.2"))).to("bf16").plan
+    for place, name, value in (
+        (delivery, "PART_BYTES", 5 << 20), (delivery, "PARTS", 1), (delivery, "SENT_BYTES", 5 << 20),
+        (room, "PATIENCE", 0.5), (room, "SLOWEST", 5 << 20), (room, "ATTEMPTS", 2), (room, "FIRST_WAIT", 0.01),
+    ):  # fmt: skip
+        monkeypatch.setattr(place, name, value)
+    slow = delivery.Delivery(f"s3://{BUCKET}/slow", plan)
+    slow.folder.mkdir(parents=True)
+    with open(slow.folder / "large", "wb") as file:
+        file.truncate(500 << 20)
+    go_on = threading.Event()
+
+    def stall(method: str, path: str) -> None:
+        if method == "PUT":
+            go_on.wait(60)
+
+    with objects.disturbed(stall):
+        began = time.monotonic()
+        with pytest.raises(WorkError, match=r"slow/large: no answer in time \(2 attempts\)"):
+            slow._upload("large", "")
+        # A part may take 1.5 s, the whole file 100 s.
+        assert time.monotonic() - began < 20
+        go_on.set()
+    uploads = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
+    assert not any(one["Key"].startswith("slow/") for one in uploads)
+
+
+def test_a_target_that_refuses_is_told_as_the_target(objects: Objects, source: Path) -> None:
+    with objects.disturbed(lambda method, path: 403):
+        done = call("convert", source, f"s3://{BUCKET}/closed", "--bf16")
+    assert done.returncode == 41 and f"s3://{BUCKET}/closed: the store refuses access" in done.stderr
+
+
+def test_a_source_under_another_name_is_no_target(objects: Objects, source: Path) -> None:
+    dsctl("convert", source, f"s3://{BUCKET}/victim", "--bf16")
+    before = objects.contents("victim")
+    for url in (f"s3://{BUCKET}/victim", f"simplecache::s3://{BUCKET}/victim"):
+        assert dsctl_fails("convert", f"s3a://{BUCKET}/victim", url, "--fp8", "--force") == 30
+    assert objects.contents("victim") == before
 
 
 def test_another_request_is_refused_and_force_starts_over(

@@ -1,0 +1,75 @@
+"""Whether two places are one, whatever they are called: schemes have several names, paths have links, URLs have chains."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from dsctl.stores.objects import is_url
+
+HERE = ("file", "local")
+
+
+class Place(NamedTuple):
+    """A folder: what kind of file system it is in, at which host where that is told, and its path there."""
+
+    kind: str
+    host: str
+    path: str
+
+    def overlaps(self, other: Place) -> bool:
+        """Whether one is the other, or inside it."""
+        if self.kind != other.kind or (self.host and other.host and self.host != other.host):
+            return False
+        return self.path.startswith(other.path) or other.path.startswith(self.path)
+
+
+def path_of(text: str) -> str:
+    """What a text names on this machine without the scheme that says so; anything else as it is."""
+    if os.path.exists(text):
+        return text
+    for scheme in HERE:
+        for prefix in (f"{scheme}://", f"{scheme}:"):
+            if text.startswith(prefix):
+                return text.removeprefix(prefix)
+    return text
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two paths or URLs name one place, or one inside the other. Nothing is asked of any store.
+
+    A chained URL names the places of all of its links.
+
+    Raises:
+        ValueError, ImportError: fsspec knows no such scheme, or lacks its library.
+    """
+    theirs = _places(other)
+    return any(place.overlaps(their) for place in _places(one) for their in theirs)
+
+
+def _places(text: str) -> list[Place]:
+    if not is_url(text):
+        return [_here(text)]
+    return [place for link in text.split("::") if (place := _place(link))]
+
+
+def _place(link: str) -> Place | None:
+    from fsspec import available_protocols, get_filesystem_class  # type: ignore[import-untyped]
+
+    if not is_url(link):
+        return None if link in available_protocols() else _here(link)
+    system = get_filesystem_class(link.partition("://")[0])
+    kind = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+    path = str(system._strip_protocol(link))
+    if kind in HERE:
+        return _here(path)
+    return Place(kind, str(system._get_kwargs_from_urls(link).get("host", "")), _slashed(path))
+
+
+def _here(path: str) -> Place:
+    return Place(HERE[0], "", _slashed(os.path.realpath(path)))
+
+
+def _slashed(path: str) -> str:
+    """A path that begins and ends in one slash, so that what lies within begins with it."""
+    return f"/{path.strip('/')}/".replace("//", "/")
