@@ -165,6 +165,8 @@ class Checkpoint:
             return f"{drop}go on without them with --allow-missing"
         if kinds == {"extra-tensor"}:
             return "carry them over as they are with --allow-extra"
+        if kinds <= {"block-size", "format-not-declared", "declared-not-stored"}:
+            return "`dsctl verify --fix` makes config.json say what is stored"
         if "missing-scale" in kinds:
             return "FP8 codes mean nothing without their scales: download the checkpoint again"
         return None

@@ -6,11 +6,12 @@ tensor (`regular`); `survey` finds the pieces of any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsctl.codecs import Codec
+from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.header import TensorRef, TensorSpec
 from dsctl.layouts import Slot
 from dsctl.layouts.hf import Hf
@@ -187,11 +188,25 @@ def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
 def undeclared(checkpoint: Checkpoint, codecs: Iterable[Codec]) -> list[Fault]:
     """Where `quantization_config` and the codecs that read the weights disagree."""
     found = set(codecs)
-    names = sorted({codec.name for codec in found if codec.config() is not None})
+    configs = {codec: config for codec in found if (config := codec.config()) is not None}
     says = checkpoint.quantization
-    if names and not says:
-        what = f"weights are {', '.join(names)}, but there is no quantization_config"
+    if configs and not says:
+        what = f"weights are {', '.join(sorted({c.name for c in configs}))}, but there is no quantization_config"
         return [Fault("format-not-declared", "config.json", what)]
-    if says and found and not names:
+    if says and found and not configs:
         return [Fault("declared-not-stored", "config.json", "quantization_config is there, but no weight is quantized")]
-    return []
+    faults = [*disagreement(says or {}, configs.values(), "quant_method")]
+    declared = checkpoint.codecs[0]
+    for block in sorted({codec.block for codec in found if isinstance(codec, Fp8Block)}):
+        if says and isinstance(declared, Fp8Block) and declared.block != block and not faults:
+            what = f"weight_block_size is {list(declared.block)}, scales are stored for {list(block)}"
+            faults.append(Fault("block-size", "config.json", what))
+    return faults
+
+
+def disagreement(says: Mapping[str, Any], configs: Iterable[Mapping[str, Any]], key: str) -> Iterator[Fault]:
+    """Where a field of `quantization_config` is none that the stored formats' own configs have."""
+    wanted = dict.fromkeys(sorted(config[key] for config in configs if key in config))
+    if says and wanted and says.get(key) not in [*wanted]:
+        what = f"{key} is {says.get(key)!r}, weights are stored for {', '.join(map(repr, wanted))}"
+        yield Fault("format-not-declared", "config.json", what)

@@ -11,7 +11,7 @@ import typer
 
 from dsctl.cli.app import app
 from dsctl.cli.output import show_error
-from dsctl.errors import DsctlError, Interrupted
+from dsctl.errors import DsctlError, Interrupted, UsageError
 
 
 def main() -> None:
@@ -22,7 +22,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     debug = "--debug" in sys.argv
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="dsctl", standalone_mode=False)
+        sys.exit((code or 0) if sys.argv[1:] else UsageError.exit_code)
     except DsctlError as error:
         if debug:
             raise
@@ -34,12 +35,28 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except typer.Abort:
+        show_error(Interrupted("aborted"))
+        sys.exit(DsctlError.exit_code)
     except Exception as error:
+        if (wrong := _usage(error)) is not None:
+            show_error(wrong)
+            sys.exit(wrong.exit_code)
         if debug:
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         show_error(DsctlError(f"internal error: {what}", hint="this is a fault of dsctl: --debug shows where"))
         sys.exit(DsctlError.exit_code)
+
+
+def _usage(error: Exception) -> UsageError | None:
+    """What the parser refuses, or None where it is not the parser that does. Its own classes are private to Typer."""
+    said, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if said is None:
+        return None
+    words = " ".join(said().split()).removesuffix(".")
+    path = context.command_path if context else "dsctl"
+    return UsageError(f"{path}: {words[:1].lower()}{words[1:]}", hint=f"`{path} --help` shows what it takes")
 
 
 def _interrupt(number: int, frame: object) -> None:

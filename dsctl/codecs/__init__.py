@@ -131,7 +131,7 @@ def readable(quantization: Mapping[str, Any] | None) -> tuple[Codec, ...]:
         FormatError: see `declared`.
     """
     method = (quantization or {}).get("quant_method")
-    known = method in {_method(codec) for codec in CODECS.values()} - {None}
+    known = isinstance(method, str) and method in {_method(codec) for codec in CODECS.values()}
     others = [codec for codec in CODECS.values() if not known or _floats(codec) or _method(codec) == method]
     return tuple(dict.fromkeys((*declared(quantization), *others)))
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class Processes:
 
     def __init__(self, context: Context, workers: int) -> None:
         self.capacity = workers
-        server = _server()
+        server = prepare()
         self._workers: dict[Connection, ForkServerProcess] = {}
         self._idle: list[Connection] = []
         for _ in range(workers):
@@ -81,16 +81,21 @@ class Processes:
             pipe.close()
 
 
-def prepare() -> None:
-    """Begin to import torch, beside whatever this process does before it needs workers."""
-    _server()
-    forkserver.ensure_running()
+def prepare() -> ForkServerContext:
+    """Begin to import torch, beside whatever this process does before it needs workers.
 
-
-def _server() -> ForkServerContext:
-    """Torch is imported once, by a process that computes nothing; each worker is a fork of that one."""
+    It is imported once, by a process that computes nothing; each worker is a fork of that one.
+    """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["dsctl.work"])
+    # Started by itself, for it unblocks what is blocked here.
+    resource_tracker.ensure_running()
+    # An interrupt belongs to the driver: a process in the midst of an import would show where it was.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return server
 
 

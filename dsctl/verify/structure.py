@@ -17,6 +17,7 @@ from dsctl.errors import FormatError
 from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
+from dsctl.survey import disagreement
 from dsctl.target import TORCH_NAMES
 from dsctl.verify.findings import Finding
 
@@ -146,13 +147,10 @@ def _is_in(fault: Fault, checkpoint: Checkpoint, gone: Iterable[str]) -> bool:
 def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
     """What `quantization_config` says, against what is stored."""
     said = checkpoint.quantization
-    yield from _fields(said or {}, [codec.config() or {} for codec in quantized_codecs(checkpoint)])
-    declared = {codec for codec in checkpoint.codecs[:1] if said and codec.config() is not None}
-    for codec in declared:
-        stored = {p.codec.block for p in pieces(checkpoint) if isinstance(p.codec, Fp8Block)}
-        for block in stored - {codec.block}:
-            sizes = f"{list(codec.block)}, scales are stored for {list(block)}"
-            yield Finding("block-size", "config.json", f"weight_block_size is {sizes}")
+    stored = [codec.config() or {} for codec in sorted_codecs(checkpoint)]
+    # `fmt` is often left out, and then means what is stored.
+    for key in ("activation_scheme", *(["fmt"] if "fmt" in (said or {}) else [])):
+        yield from (Finding(*fault) for fault in disagreement(said or {}, stored, key))
     spared = _spared(said)
     formats = dict.fromkeys("FP8" if isinstance(c, Fp8Block) else c.name for c in sorted_codecs(checkpoint))
     for param, piece in params(checkpoint):
@@ -165,15 +163,6 @@ def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
             yield Finding("not-quantizable", param.name, what)
         if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
             yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")
-
-
-def _fields(said: dict[str, Any], true: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Fields that send loaders to another format; `fmt` is often left out, and then means what is stored."""
-    for key in ("quant_method", "activation_scheme", *(["fmt"] if "fmt" in said else [])) if said else ():
-        wanted = dict.fromkeys(config[key] for config in true if key in config)
-        if wanted and said.get(key) not in wanted:
-            what = f"{key} is {said.get(key)!r}, weights are stored for {', '.join(map(repr, wanted))}"
-            yield Finding("format-not-declared", "config.json", what)
 
 
 def _spared(quantization: dict[str, Any] | None) -> tuple[str, ...]:
