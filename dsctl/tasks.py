@@ -13,6 +13,8 @@ Progress = Callable[[int], None]
 # Of counts by this name the largest is told, of all others the sum: how far what a cut had encoded anew is from what it
 # was, in millionths of the largest value of the part.
 WORST = "worst_error_millionths"
+# Decoded values that are not finite: of codes that mean no number, or of scales too large for the target's dtype.
+NAN, INFINITE = "values_not_a_number", "values_infinite"
 
 
 def add(total: dict[str, int], counts: Mapping[str, int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dsctl.boxes import Box
-from dsctl.codecs import KEPT, PEAK, BadBlock, Codec, Misaligned
+from dsctl.codecs import KEPT, PEAK, SCALES, BadBlock, Codec, Misaligned
 from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
@@ -22,7 +22,7 @@ from dsctl.plan import Job, Part, Region, Step
 from dsctl.readahead import Reader, ahead
 from dsctl.steps import share
 from dsctl.stores import Store
-from dsctl.tasks import WORST, Context, Progress, Receipt, Seal, add
+from dsctl.tasks import INFINITE, NAN, WORST, Context, Progress, Receipt, Seal, add
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -32,6 +32,8 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 # Stays in a core's own cache between being read and being hashed.
 CHUNK = 1 << 20
+# No product of two scales up to here and a code overflows float32 or BF16.
+HUGE = 2.0**50
 
 
 def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
@@ -182,7 +184,8 @@ def _placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
         yield
     except BadBlock as error:
         row = error.row + (box.start[0] // codec.block[0] if box.start else 0)
-        raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]") from None
+        hint = f"to go on without it: --skip '{step.name}'"
+        raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
 
 
 def _peak(step: Step, files: _Files) -> torch.Tensor:
@@ -277,9 +280,9 @@ def _cut(values: torch.Tensor, box: Box) -> torch.Tensor:
 
 
 def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
-    with _placed(step, step.reads[0].codec, band):
-        values = _values(step, band, files)
     counts: dict[str, int] = {}
+    with _placed(step, step.reads[0].codec, band):
+        values = _values(step, band, files, counts)
     for region in step.writes:
         wanted = band.intersect(region.box)
         if wanted is None:
@@ -340,8 +343,11 @@ class Values:
         return _values(step, band, self._files)
 
 
-def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
-    """A band's values, in the dtype of the target where that is plain, else in the source's own or float32."""
+def _values(step: Step, band: Box, files: _Files, counts: dict[str, int] | None = None) -> torch.Tensor:
+    """A band's values, in the dtype of the target where that is plain, else in the source's own or float32.
+
+    `counts` is told how many decoded ones are not finite.
+    """
     target, source = step.writes[0].codec, step.reads[0].codec
     if len(step.reads) == 1 and isinstance(source, Plain):
         found = files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
@@ -358,10 +364,30 @@ def _values(step: Step, band: Box, files: _Files) -> torch.Tensor:
             part.suffix: files.read(f"in{part.suffix}", part, region.place(part.suffix, both)) for part in region.parts
         }
         _compare(step, place, both, stored.values(), files)
-        if both == band:
-            _decode(region.codec, stored, values, files.device)
-            continue
-        piece = files.buffer("piece", TensorSpec(dtype, both.shape))
+        piece = values if both == band else files.buffer("piece", TensorSpec(dtype, both.shape))
         _decode(region.codec, stored, piece, files.device)
-        _cut(values, both.relative_to(band.start)).copy_(piece)
+        if counts is not None and _may_overflow(stored):
+            add(counts, _not_finite(piece))
+        if piece is not values:
+            _cut(values, both.relative_to(band.start)).copy_(piece)
     return values
+
+
+def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
+    """Whether stored tensors hold an E4M3 code that is no number, or a scale so huge that a value may be infinite.
+
+    Two maxima over the codes cost a tenth of decoding them: as int8 the one NaN, 0x7f, is the largest, as uint8 the
+    other, 0xff. A look at every value would cost as much as the decoding.
+    """
+    codes = stored[""]
+    if codes.dtype == torch.float8_e4m3fn and codes.numel():
+        raw = codes.view(torch.uint8).numpy()
+        if raw.max() == 0xFF or raw.view("int8").max() == 0x7F:
+            return True
+    scales = (stored[suffix] for suffix in SCALES if suffix in stored)
+    return any(scale.is_floating_point() and bool((scale.float() > HUGE).any()) for scale in scales)
+
+
+def _not_finite(values: torch.Tensor) -> dict[str, int]:
+    found = {NAN: int(values.isnan().sum()), INFINITE: int(values.isinf().sum())}
+    return {name: count for name, count in found.items() if count}

@@ -116,6 +116,7 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     except Interrupted as interrupted:
         interrupted.hint = "run the same command again: it resumes where it stopped"
         raise
+    warn_of_values(audit, output)
     if output.json:
         output.data(audit)
         return
@@ -296,6 +297,16 @@ def _show_dropped(names: list[str], output: Output, limit: int = 10) -> None:
         output.text(f"  [yellow]-[/] {escape(name)}")
     if len(names) > limit:
         output.text(f"  ... and {len(names) - limit:,} more are left out")
+
+
+def warn_of_values(audit: dict[str, Any], output: Output) -> None:
+    """Tell of decoded values that are not finite."""
+    from dsctl.tasks import INFINITE, NAN
+
+    for name, what in ((NAN, "not a number"), (INFINITE, "infinite")):
+        if number := audit["audit"].get(name):
+            there = "is" if number == 1 else "are"
+            output.warn(f"{plural(number, 'decoded value')} {there} {what}: `dsctl verify --deep` names them")
 
 
 def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:

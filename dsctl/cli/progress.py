@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dsctl.run import Event
 
 SECONDS_BETWEEN_LINES = 15.0
+# What is left is told once this share is done: before, the first reads of files say nothing of those to come.
+TOLD_FROM = 0.02
 
 
 @contextmanager
@@ -50,7 +52,9 @@ class Progress:
     def __init__(self, plan: Plan, output: Output, verbose: bool = False) -> None:
         self._output, self._verbose = output, verbose
         self._total, self._done = max(plan.bytes_in, 1), 0
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._began: float | None = None
+        self._before = 0
         self._bar: Bar | None = None
         self._task: Any = None
         if output.err.is_terminal and not output.quiet:
@@ -79,16 +83,24 @@ class Progress:
                 self._output.note(f"finished {event.file}: {size(event.size)}, sha256 {event.sha256}")
         else:
             self._output.note(f"resumed: {event.jobs:,} of {plural(event.of, 'job')} were done already")
-            self._advance(event.nbytes)
+            self._done += event.nbytes
 
     def _advance(self, nbytes: int) -> None:
         self._done += nbytes
         now = time.monotonic()
+        if self._began is None:
+            # The time before the first bytes is that of processes starting.
+            self._began, self._before = now, self._done
         if self._bar:
             self._bar.update(self._task, completed=self._done)
         elif now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
-            speed = self._done / (now - self._began)
-            left = span((self._total - self._done) / max(speed, 1))
-            done = f"{size(self._done)} of {size(self._total)}"
-            self._output.note(f"converting: {done}, {size(speed)}/s, {left} left")
+            self._output.note(self._line(self._done - self._before, now - self._began))
+
+    def _line(self, nbytes: int, seconds: float) -> str:
+        """How far it is, after so many bytes in so many seconds."""
+        line = f"converting: {size(self._done)} of {size(self._total)}"
+        if seconds <= 0 or nbytes < TOLD_FROM * self._total:
+            return line
+        speed = nbytes / seconds
+        return f"{line}, {size(speed)}/s, {span((self._total - self._done) / speed)} left"

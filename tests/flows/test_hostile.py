@@ -416,6 +416,10 @@ CONFIGS = (
     Case("block size of three", quantization(weight_block_size=[128, 128, 128]), "weight_block_size"),
     Case("block size is a number", quantization(weight_block_size=128), "weight_block_size"),
     Case("block size huge", quantization(weight_block_size=[1 << 40, 128]), "weight_block_size"),
+    Case("another block size", quantization(weight_block_size=[64, 64]), "scales are stored for [128, 128]"),
+    Case("another method", quantization(quant_method="awq"), "quant_method is 'awq'"),
+    Case("method is a list", quantization(quant_method=["fp8"]), "quant_method is ['fp8']"),
+    Case("method is an object", quantization(quant_method={"fp8": 1}), "quant_method is"),
     Case("quantization_config is text", field(quantization_config="fp8"), "quantization_config"),
     Case("quantization_config gone", config(lambda value: value.pop("quantization_config")), "no quantization_config"),
 )
@@ -533,6 +537,68 @@ SIDES = (
     Case("index that is no JSON", kept(INDEX, b"{"), "not valid"),
     Case("index of deep nesting", kept(INDEX, DEEP.encode()), "not valid"),
 )
+
+
+def test_what_is_wrong_with_the_config_is_mended_as_the_hint_says(copy: Path, tmp_path: Path) -> None:
+    quantization(weight_block_size=[64, 64])(copy)
+    refused(call("convert", copy, tmp_path / "out", "--bf16"), FORMAT, "dsctl verify --fix")
+    assert call("verify", copy, "--fix").returncode == 0
+    assert call("convert", copy, tmp_path / "out", "--bf16").returncode == 0
+
+
+@pytest.mark.parametrize("more", [["--fp8"], ["--bf16", "--dry-run"], ["--fp8", "--dry-run"]])
+def test_a_scale_that_cannot_be_one_is_found_where_it_is_moved_or_only_looked_at(
+    more: list[str], copy: Path, tmp_path: Path
+) -> None:
+    scale_value(float("nan"))(copy)
+    refused(call("convert", copy, tmp_path / "out", *more), FORMAT, "block [0, 1] is nan")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_to_carry_over_is_opened_before_the_work(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def denied(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("source/tokenizer.json"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", denied)
+    refused(call("convert", copy, tmp_path / "out", "--bf16"), SOURCE, "tokenizer.json: Permission denied")
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_and_scales_that_give_no_finite_value_are_counted(copy: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+        dtype, shape, raw = tensors[WEIGHT]
+        tensors[WEIGHT] = dtype, shape, b"\x7f\xff\x7f" + raw[3:]
+
+    rewritten(spoil)(copy)
+    done = call("convert", copy, tmp_path / "out", "--bf16")
+    assert done.returncode == 0 and "3 decoded values are not a number" in done.stderr
+    audit = json.loads((tmp_path / "out" / "dsctl.json").read_text())["audit"]
+    assert audit["values_not_a_number"] == 3 and "values_infinite" not in audit
+    refused(call("convert", tmp_path / "out", tmp_path / "back", "--fp8"), 41, "--skip")
+    scale_value(2.0**127)(copy)
+    assert "infinite" in call("convert", copy, tmp_path / "out", "--bf16", "--force").stderr
+    assert json.loads((tmp_path / "out" / "dsctl.json").read_text())["audit"]["values_infinite"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("convert source", "missing argument 'DST'"),
+        ("convert source out --nope", "no such option: --nope"),
+        ("tiny v3 out --layers 1", "'--layers': 1 is not in the range"),
+        ("konvert", "Did you mean 'convert'"),
+    ],
+)
+def test_words_that_the_parser_refuses_are_told_as_any_error_is(words: str, says: str) -> None:
+    done = call(*words.split())
+    refused(done, 2, says)
+    assert "hint: " in done.stderr and len(done.stderr.splitlines()) == 3
 
 
 @pytest.fixture(scope="module")
