@@ -171,13 +171,13 @@ def parse(raw: bytes, file: str, file_size: int | None) -> Header:
             leave holes, disagree with dtype and shape, or do not end where the file ends.
     """
     entries, metadata = _decoded(raw, file)
+    start = 8 + len(raw)
     specs, end = _laid_out(entries, file)
     if end is None:
         entries = dict(sorted(entries.items(), key=lambda item: item[1].data_offsets))
         specs, end = _laid_out(entries, file)
     if end is None:
-        raise FormatError(f"{file}: {_offset_fault(entries)}")
-    start = 8 + len(raw)
+        raise FormatError(f"{file}: {_offset_fault(entries, None if file_size is None else file_size - start)}")
     if file_size is not None and start + end != file_size:
         what = "truncated" if start + end > file_size else "longer than its tensors"
         raise FormatError(
@@ -207,10 +207,16 @@ def _entries(raw: bytes) -> dict[str, _Entry]:
     except msgspec.ValidationError:
         # Keys of the metadata may be those of an entry's fields.
         parts = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        if "__metadata__" not in parts:
-            raise
-        parts["__metadata__"] = msgspec.Raw(b"{}")
-        return {name: msgspec.json.decode(part, type=_Entry) for name, part in parts.items()}
+        if "__metadata__" in parts:
+            parts["__metadata__"] = msgspec.Raw(b"{}")
+        return {name: _entry(name, part) for name, part in parts.items()}
+
+
+def _entry(name: str, part: msgspec.Raw) -> _Entry:
+    try:
+        return msgspec.json.decode(part, type=_Entry)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"tensor {name}: {error}") from None
 
 
 def _metadata(raw: bytes) -> dict[str, str]:
@@ -262,9 +268,11 @@ def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(dtype, shape)
 
 
-def _offset_fault(entries: Mapping[str, _Entry]) -> str:
-    """What is wrong with the offsets of entries sorted by them."""
-    at = 0
+def _offset_fault(entries: Mapping[str, _Entry], room: int | None) -> str:
+    """What is wrong with the offsets of entries sorted by them, of which there are `room` bytes.
+
+    A tensor that is wrong in itself is told before one that only lies beside it.
+    """
     for name, entry in entries.items():
         begin, end = entry.data_offsets
         spec = TensorSpec(entry.dtype, entry.shape)
@@ -273,6 +281,13 @@ def _offset_fault(entries: Mapping[str, _Entry]) -> str:
         if end - begin != spec.nbytes:
             takes = f"{spec.dtype} {list(spec.shape)} takes {spec.nbytes:,}"
             return f"tensor {name}: {end - begin:,} bytes at its offsets, but {takes}"
+    for name, entry in entries.items():
+        begin, end = entry.data_offsets
+        if room is not None and begin > room:
+            return f"tensor {name}: offsets {begin} to {end} are out of range, tensors take {room:,} bytes of the file"
+    at = 0
+    for name, entry in entries.items():
+        begin, end = entry.data_offsets
         if begin != at:
             return f"tensor {name}: begins at {begin:,} where {at:,} was due: tensors overlap or leave a hole"
         at = end

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from dsctl import releases
 from dsctl.checkpoint import Fault, open_checkpoint
-from dsctl.codecs import Codec
+from dsctl.codecs import CODECS, Codec
+from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.description import OTHER, Description, Group, active, describe, folded, identify, of_checkpoint
 from dsctl.header import Header, TensorSpec
 from dsctl.models import ROLES
@@ -80,6 +81,26 @@ class Inspection:
         for group in self.description.groups:
             found.setdefault(group.family.group, []).append(group)
         return tuple(_total(role, found[role]) for role in (*ROLES, OTHER) if role in found)
+
+    @property
+    def formats(self) -> tuple[Codec, ...]:
+        """The forms in which it is stored: those of its roles, or, without a known architecture, of what goes together.
+
+        Without one only what is named after its weight is told, most bytes first; packed weights have no such name.
+        """
+        if self.description.model is not None:
+            return tuple(dict.fromkeys(codec for total in self.roles for codec in total.codecs))
+        specs = {tensor.name: tensor.spec for tensor in self._stored()}
+        found: dict[Codec, int] = {}
+        scales: set[str] = set()
+        for name, spec in specs.items():
+            if codec := _together(name, spec, specs):
+                found[codec] = found.get(codec, 0) + spec.nbytes
+                scales.update(name + suffix for suffix in codec.suffixes if suffix)
+        for name, spec in specs.items():
+            if spec.dtype in FLOATS and name not in scales and not _together(name, spec, specs):
+                found[Plain(spec.dtype)] = found.get(Plain(spec.dtype), 0) + spec.nbytes
+        return tuple(sorted(found, key=lambda codec: -found[codec]))
 
     @property
     def dtypes(self) -> tuple[Total, ...]:
@@ -151,6 +172,15 @@ def inspect(source: str) -> Inspection:
     description = of_checkpoint(checkpoint, source)
     regular = checkpoint.regular is not None
     return Inspection(description, checkpoint.headers, checkpoint.known_faults, _alike(description), regular)
+
+
+def _together(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> Codec | None:
+    """The codec that reads a tensor together with those that are named after it, if any does."""
+    for codec in CODECS.values():
+        there = {suffix: specs[name + suffix] for suffix in codec.suffixes if name + suffix in specs}
+        if len(codec.suffixes) == len(there) > 1 and "" in there and (reader := codec.reads(spec.shape, there)):
+            return reader
+    return None
 
 
 def _alike(description: Description) -> tuple[str, ...]:

@@ -234,6 +234,11 @@ class Target:
                 sizes.append(0)
             sizes[-1] += cost
             numbers[shard, tensor] = len(sizes)
+        larger = sum(size > limit for sizes in groups.values() for size in sizes)
+        if larger:
+            self.notes.append(
+                f"{larger:,} files are larger than --shard-size: one parameter each that is larger itself"
+            )
 
         def moved(place: Placed) -> Placed:
             shard = place.slot.shard

@@ -100,7 +100,7 @@ def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> 
         "release": one.release.name if one.release else None,
         "architecture": one.model,
         "parameters_as_in": list(seen.alike),
-        "formats": _forms(total.codecs for total in seen.roles),
+        "formats": _forms([seen.formats]),
         "parameters": one.parameters if known else None,
         "values": one.values if known else None,
         "main_values": one.main_values if known else None,
@@ -173,8 +173,9 @@ def _facts(seen: Inspection) -> Section:
     rows = [("architecture", one.model or "not known: no config.json of a known one")]
     if seen.alike:
         rows.append(("parameters as in", ", ".join(seen.alike)))
+    if forms := _forms([seen.formats]):
+        rows.append(("stored as", ", ".join(forms)))
     if known:
-        rows.append(("stored as", ", ".join(_forms(total.codecs for total in seen.roles))))
         prediction = one.values - one.main_values
         and_mtp = f", and {count(prediction)} of multi-token prediction" if prediction else ""
         rows.append(("values", f"{count(one.main_values)}, {count(one.active_values)} active per token{and_mtp}"))

@@ -60,12 +60,15 @@ def known(text: str) -> Release | None:
 
 
 def nearest(text: str) -> tuple[str, ...]:
-    """Aliases that look like this text, the most similar first; every release's first alias where none does."""
+    """Aliases of names that look like this text or hold it; every release's first alias where none does."""
     from difflib import get_close_matches
 
     by_name = {name: release.alias[0] for release in releases() for name in release.names}
-    close = get_close_matches(text.strip().lower(), by_name, n=4, cutoff=0.5)
-    return tuple(dict.fromkeys(by_name[name] for name in close)) or tuple(r.alias[0] for r in releases())
+    wanted = text.strip().lower()
+    close = get_close_matches(wanted, by_name, n=4, cutoff=0.5)
+    holding = [name for release in releases() for name in release.alias if len(wanted) > 1 and wanted in name.lower()]
+    found = (by_name[name.lower()] for name in (*holding[:4], *close))
+    return tuple(dict.fromkeys(found)) or tuple(r.alias[0] for r in releases())
 
 
 def find(text: str) -> Release:

@@ -303,6 +303,7 @@ FILES = (
     Case("file name that is no UTF-8", lambda folder: (folder / os.fsdecode(b"\xff")).touch(), "printable", SOURCE),
 )
 
+OUT = f"tensor {WEIGHT}: offsets {10**15}"
 HEADERS = (
     Case("JSON cut", raw_header(lambda raw: raw[: len(raw) // 2]), "not valid"),
     Case("array", raw_header(lambda raw: b"[]"), "not valid"),
@@ -328,7 +329,7 @@ HEADERS = (
     Case("no shape", entry(shape=None), "impossible shape"),
     Case("no offsets", entry(data_offsets=None), "out of range"),
     Case("unknown dtype", entry(dtype="F7"), "unknown dtype 'F7'"),
-    Case("dtype is a number", entry(dtype=7), "not valid"),
+    Case("dtype is a number", entry(dtype=7), f"not valid: tensor {WEIGHT}: "),
     Case("negative shape", entry(shape=[-512, 512]), "impossible shape"),
     Case("twice negative shape", entry(shape=[-512, -512]), "impossible shape"),
     Case("huge shape", entry(shape=[1 << 62, 1]), "impossible shape"),
@@ -340,10 +341,10 @@ HEADERS = (
     Case("shape of many dimensions", entry(shape=[1] * 1000), "impossible shape"),
     Case("shape of floats", entry(shape=[512.0, 512.0]), "not valid"),
     Case("shape of booleans", entry(shape=[True, True]), "not valid"),
-    Case("shape is no list", entry(shape=512), "not valid"),
+    Case("shape is no list", entry(shape=512), f"not valid: tensor {WEIGHT}: "),
     Case("offsets overlap", offsets(lambda begin, end: begin - 1, lambda begin, end: end - 1), "overlap"),
     Case("offsets leave a hole", offsets(lambda begin, end: begin + 1, lambda begin, end: end + 1), "overlap"),
-    Case("offsets out of range", offsets(lambda begin, end: 10**15, lambda begin, end: 10**15 + end - begin), "due"),
+    Case("offsets out of range", offsets(lambda begin, end: 10**15, lambda begin, end: 10**15 + end - begin), OUT),
     Case("offsets negative", offsets(lambda begin, end: -5, lambda begin, end: end - begin - 5), "out of range"),
     Case("offsets reversed", offsets(lambda begin, end: end, lambda begin, end: begin), "out of range"),
     Case("offsets beyond 64 bits", offsets(lambda begin, end: 1 << 70, lambda begin, end: (1 << 70) + 1), "tensor"),

@@ -144,6 +144,20 @@ def test_a_file_without_config_is_told_by_dtype_and_file(copy: Path) -> None:
     assert "not known" in text and "By dtype" in text and "By role" not in text
 
 
+@pytest.mark.parametrize("to", [None, "int8-channel"])
+def test_formats_are_told_without_a_config(to: str | None, copy: Path, tmp_path: Path) -> None:
+    if to:
+        dsctl("convert", copy, tmp_path / "other", "--to", to)
+        copy = tmp_path / "other"
+    known = told(copy)["formats"]
+    for file in (*copy.glob("*.json"), *copy.glob("*.dsctl")):
+        file.unlink()
+    found = told(copy)
+    assert found["architecture"] is None
+    assert {name.removesuffix(" ue8m0") for name in known} == set(found["formats"])
+    assert f"stored as     {', '.join(found['formats'])}" in dsctl("inspect", copy)
+
+
 def test_faults_are_warnings(copy: Path) -> None:
     file = next(iter(sorted(copy.glob("*.safetensors"))))
     file.unlink()

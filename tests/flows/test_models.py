@@ -35,7 +35,8 @@ def test_no_name_belongs_to_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "near"), [("v3.3", "v3.2"), ("deepseek-v3.20", "v3.2"), ("r1-zro", "r1-zero"), ("kimi", "kimi-k2")]
+    ("text", "near"),
+    [("v3.3", "v3.2"), ("deepseek-v3.20", "v3.2"), ("r1-zro", "r1-zero"), ("kimi", "kimi-k2"), ("k2", "kimi-k2")],
 )
 def test_unknown_names_get_the_nearest(text: str, near: str) -> None:
     assert near in nearest(text)
