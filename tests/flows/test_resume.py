@@ -137,6 +137,37 @@ def test_an_interrupt_ends_it_soon_with_130_and_a_hint(source: Path, tmp_path: P
     assert "interrupted" in said and "same command" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("after", [0.1, 0.4, 0.8])
+def test_an_interrupt_of_the_terminal_while_torch_loads_shows_no_traceback(
+    source: Path, tmp_path: Path, after: float
+) -> None:
+    arguments = command(source, tmp_path / "out", "--bf16", "--workers", "2")
+    process = subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    while process.poll() is None and not any(b"forkserver" in cmdline(pid) for pid in children(process.pid)):
+        time.sleep(0.005)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in said and said.count("error: ") == 1, said
+
+
+def test_an_interrupt_before_anything_runs_shows_no_traceback() -> None:
+    script = """
+import sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dsctl.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Slow())
+from dsctl.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and done.stderr == "error: interrupted\n"
+
+
 def test_a_second_process_is_refused_while_the_first_lives(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     first = subprocess.Popen(command(source, target, "--bf16"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
