@@ -173,7 +173,9 @@ class Checkpoint:
 
 
 # Faults that say something, but make nothing unreadable or ambiguous.
-NOTES = frozenset({"stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank"})
+NOTES = frozenset({
+    "stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank",
+})  # fmt: skip
 
 
 def summary(place: str, faults: list[Fault]) -> str:
@@ -194,7 +196,8 @@ def weights_at(source: str | Path) -> Store:
     """
     release = None if os.path.exists(source) or is_repository(str(source)) else releases.known(str(source))
     if release is not None:
-        hint = f"`dsctl download {release.alias[0]} FOLDER` fetches them, hf://{release.repository} reads them from there"
+        fetched = f"`dsctl download {release.alias[0]} FOLDER` fetches them"
+        hint = f"{fetched}, hf://{release.repository} reads them from there"
         raise SourceError(f"{source}: {release.name} is known by its description, its weights are not here", hint=hint)
     return store_at(source)
 

@@ -237,14 +237,14 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "mtp-gained", _mtp_gained,
-        "Multi-token prediction: a further layer with {values} values of its own, its copies of embedding and head apart, "
-        "drafts the token after next. It serves for speculative decoding; without that it need not be loaded.",
+        "Multi-token prediction: a further layer with {values} values of its own, its copies of embedding and head "
+        "apart, drafts the token after next. It serves for speculative decoding; without that it need not be loaded.",
         f"{_V3}, section 2.2",
     ),
     Meaning(
         "mtp-lost", _mtp_lost,
-        "No multi-token-prediction layer: its {values} values of its own are gone, and with them what speculative decoding "
-        "drafts with. The main model does not need it.",
+        "No multi-token-prediction layer: its {values} values of its own are gone, and with them what speculative "
+        "decoding drafts with. The main model does not need it.",
         f"{_V3}, section 2.2",
     ),
     Meaning(

@@ -1,8 +1,8 @@
 """Mend a folder's metadata: what a check found wrong with it and the stored tensors decide. Weights are never changed.
 
 Every file is replaced whole, by a finished sibling. A header that grows moves its weights by a few bytes in the file:
-they are copied as they are, and where `dsctl.json` signs them, checked on the way. `dsctl.json` signs the sibling before
-it takes the file's place: a mend that was killed in between is known by its signature, and ended by the next.
+they are copied as they are, and where `dsctl.json` signs them, checked on the way. `dsctl.json` signs the sibling
+before it takes the file's place: a mend that was killed in between is known by its signature, and ended by the next.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def _write(path: Path, data: Iterable[bytes]) -> str:
     try:
         sha256 = write_beside(path, data, _mode(path))
         sync_folder(path.parent)
-        return sha256
     except BaseException:
         beside(path).unlink(missing_ok=True)
         raise
+    return sha256
 
 
 def _mode(path: Path) -> int | None:

@@ -102,7 +102,7 @@ def _check(store: Store, their: Other | None, deep: bool, ignore: list[str], out
 def _fix(
     store: Store, their: Other | None, deep: bool, ignore: list[str], dry_run: bool, report: Report, output: Output
 ) -> tuple[Report, list[Mend]]:
-    """Show what would be mended, and mend it. Ending a killed mend, or mending, can bring out another: thrice at most."""
+    """Show what would be mended, and mend it. One mend can bring out another, as a killed one does: thrice at most."""
     from dsctl import repair
     from dsctl.stores import LocalFolder
 

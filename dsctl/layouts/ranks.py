@@ -15,7 +15,6 @@ from dsctl.boxes import Box
 from dsctl.errors import PlanError, UsageError
 from dsctl.models import Family, Param
 
-
 # So many missing ranks are named.
 NAMED = 16
 

@@ -83,6 +83,8 @@ CODES: dict[str, Code] = {
     "all-zero":             Code(ERROR),
     "zero-part":            Code(WARNING),
     "scale-too-large":      Code(WARNING),
+    "odd-magnitude":        Code(WARNING),
+    "copies-differ":        Code(ERROR),
     "duplicate":            Code(ERROR),
     "twin-differs":         Code(WARNING),
     "twin-equal":           Code(NOTE),

@@ -1,8 +1,12 @@
-"""Scales as numbers: possible ones, powers of two where that is declared. Read with numpy, no torch."""
+"""Scales as numbers: possible ones, powers of two where that is declared, none far from its like. numpy, no torch.
+
+A scale is chosen by the largest magnitude of its block, so that scales compare as those magnitudes do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +17,18 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.header import TensorRef
 from dsctl.scales import are_powers_of_two, bad_scale, read_scales
 from dsctl.verify.findings import Finding
-from dsctl.verify.structure import pieces
+from dsctl.verify.structure import params, pieces, placed
 
 # A scale so many times its matrix's median, or so large at all, would make weights that no training gives.
-ODD = 1 << 12
+ODD = 1 << 8
 ABSURD = 2.0**11
+# One so many times smaller, or so small at all, makes zeros of a block. One of zeros has a small scale for a reason.
+FAINT = 1 << 24
+NOTHING = 2.0**-40
+# A matrix's largest scale is so many times that of most of its template, or that of most so many times its own.
+FAR, NEAR_NOTHING = 1 << 8, 1 << 12
+# So many matrices can tell what is usual.
+ENOUGH = 4
 
 
 def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
@@ -38,6 +49,7 @@ def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
 def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Every scale that cannot be one, and whether `scale_fmt` tells the truth."""
     refs = scale_refs(checkpoint)
+    largest: dict[TensorRef, float] = {}
     all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
     for ref, values in read_scales(checkpoint.store, refs):
         if not values.size:
@@ -46,13 +58,18 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
         all_powers = all_powers and powers
         bad = bad_scale(ref, values)
         if bad is not None:
-            yield Finding("bad-scale", ref.name, f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}")
+            what = f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}"
+            yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, what)])
             continue
         if ue8m0 and not powers:
             yield Finding("not-power-of-two", ref.name, _not_a_power(values))
-        # A global scale, of which there is one, is divided by: there is nothing to hold it against.
-        if values.size > 1 and float(values.max()) > min(ODD * float(values.min()), ABSURD):
+        # A global scale is divided by, and those below it are shares of it: there is nothing to hold them against.
+        if ref.spec.dtype == "F8_E4M3" or refs[ref].suffixes[-1] == "_global_scale":
+            continue
+        largest[ref], least = float(values.max()), float(values.min())
+        if largest[ref] > min(ODD * least, ABSURD) or least < NOTHING:
             yield from _odd(ref, values)
+    yield from _far(checkpoint, largest)
     blocks = any(isinstance(codec, Fp8Block) for codec in refs.values())
     if blocks and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
@@ -71,7 +88,23 @@ def _are_powers(values: npt.NDArray[np.float32]) -> bool:
 
 def _odd(ref: TensorRef, values: npt.NDArray[np.float32]) -> Iterator[Finding]:
     usual = float(np.quantile(values, 0.5, method="lower"))
-    place = np.unravel_index(int(np.argmax(values)), values.shape)
-    if values[place] > min(ODD * usual, ABSURD):
-        block = list(map(int, place))
-        yield Finding("odd-scale", ref.name, f"scale of block {block} is {values[place]:g}, usual is {usual:g}")
+    for odd in (int(np.argmax(values)), int(np.argmin(values))):
+        place = np.unravel_index(odd, values.shape)
+        value = float(values[place])
+        if value > min(ODD * usual, ABSURD) or value < max(usual / FAINT, NOTHING):
+            block = list(map(int, place))
+            yield Finding("odd-scale", ref.name, f"scale of block {block} is {value:g}, usual is {usual:g}")
+
+
+def _far(checkpoint: Checkpoint, largest: Mapping[TensorRef, float]) -> Iterator[Finding]:
+    """Matrices whose largest scale is far from that of the others of their template."""
+    owners = {ref: param.template for param, piece in params(checkpoint) for ref in piece.refs if ref in largest}
+    templates: dict[str, list[TensorRef]] = {}
+    for ref, template in owners.items():
+        templates.setdefault(template, []).append(ref)
+    for refs in templates.values():
+        usual = median(largest[ref] for ref in refs)
+        for ref in refs if len(refs) >= ENOUGH else ():
+            if not usual / NEAR_NOTHING <= largest[ref] <= usual * FAR:
+                what = f"its largest scale is {largest[ref]:g}, of most such matrices {usual:g}"
+                yield Finding("odd-scale", ref.name, what)

@@ -14,6 +14,7 @@ from dsctl.codecs import CODECS, Codec
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.errors import FormatError
+from dsctl.header import TensorRef
 from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
@@ -227,6 +228,13 @@ def usual_dtype(checkpoint: Checkpoint) -> str:
         if isinstance(piece.codec, Plain) and param.family.dtype != "F32"
     )
     return max(found, key=lambda dtype: found[dtype], default="BF16")
+
+
+def placed(checkpoint: Checkpoint, ref: TensorRef, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings of a tensor, with its file where several may hold a tensor of that name."""
+    if checkpoint.layout.shares is None:
+        return iter(findings)
+    return (finding._replace(what=f"{finding.what} (in {ref.file})") for finding in findings)
 
 
 def params(checkpoint: Checkpoint) -> Iterator[tuple[Param, Piece]]:

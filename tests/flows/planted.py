@@ -164,6 +164,17 @@ def loosened(folder: Folder) -> None:
     folder.scale(first * 8)
 
 
+def scaled(folder: Folder, factor: float) -> None:
+    """The first scale of a matrix, times a factor."""
+    with safe_open(folder.file(EXPERT + SCALE), "pt") as file:
+        folder.scale(float(file.get_tensor(EXPERT + SCALE)[0, 0]) * factor)
+
+
+def rescaled(folder: Folder, value: float) -> None:
+    """All scales of a matrix the same."""
+    folder.tensors(EXPERT + SCALE, lambda held: held[EXPERT + SCALE].fill_(value))
+
+
 def transposed(folder: Folder, name: str) -> None:
     folder.entry(name, shape=folder.shape(name)[::-1])
 
@@ -280,6 +291,11 @@ PLANTED: dict[str, Planted] = {
     "an infinite scale": Planted("bad-scale", EXPERT + SCALE, lambda f: f.scale(float("inf"))),
     "a scale that is no power of two": Planted("not-power-of-two", EXPERT + SCALE, lambda f: f.scale(3e-4)),
     "a scale with an exponent's bit flipped": Planted("odd-scale", EXPERT + SCALE, lambda f: f.scale(2.0**20)),
+    "a scale of next to nothing": Planted("odd-scale", EXPERT + SCALE, lambda f: f.scale(2.0**-140)),
+    "a scale 1024 times too large": Planted("odd-scale", EXPERT + SCALE, lambda f: scaled(f, 2.0**10)),
+    "all scales of next to nothing": Planted("odd-scale", EXPERT + SCALE, lambda f: rescaled(f, 2.0**-100)),
+    "all scales too small": Planted("odd-scale", EXPERT + SCALE, lambda f: rescaled(f, 2.0**-28)),
+    "all scales too large": Planted("odd-scale", EXPERT + SCALE, lambda f: rescaled(f, 2.0**5)),
     "ue8m0 lost from the config": Planted(
         "scale-fmt-undeclared", "config.json",
         lambda f: f.config(lambda c: c["quantization_config"].pop("scale_fmt")),
@@ -410,6 +426,13 @@ PLANTED: dict[str, Planted] = {
     "a block of zeros": Planted(
         "zero-part", EXPERT, lambda f: f.tensors(EXPERT, lambda h: h[EXPERT].view(torch.uint8)[:128, :128].zero_()),
         deep=True,
+    ),
+    "some rows of zeros in FP8": Planted(
+        "zero-part", EXPERT, lambda f: f.tensors(EXPERT, lambda h: h[EXPERT].view(torch.uint8)[7:107].zero_()),
+        deep=True,
+    ),
+    "a matrix of next to nothing": Planted(
+        "odd-magnitude", EXPERT, lambda f: f.tensors(EXPERT, lambda h: h[EXPERT].mul_(2.0**-20)), "v2", deep=True,
     ),
     "a block with too large a scale": Planted("scale-too-large", EXPERT + SCALE, loosened, deep=True),
     "an expert twice": Planted("duplicate", OTHER_EXPERT, lambda f: copied(f, OTHER_EXPERT, EXPERT), deep=True),

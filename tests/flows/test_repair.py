@@ -105,9 +105,7 @@ def test_what_a_hub_download_keeps_is_found(folder: Folder) -> None:
     (kept / "x.0123.incomplete").write_bytes(b"x")
     (kept / "x.metadata").write_bytes(b"x")
     found = [finding for finding in verify(LocalFolder.at(folder.path)).findings if "x." in finding.where]
-    assert [(f.code, f.where) for f in found] == [
-        ("leftover", ".cache/huggingface/download/inner/x.0123.incomplete")
-    ]
+    assert [(f.code, f.where) for f in found] == [("leftover", ".cache/huggingface/download/inner/x.0123.incomplete")]
 
 
 def test_the_hint_to_mend_is_given_where_something_can_be(folder: Folder) -> None:

@@ -17,7 +17,7 @@ from dsctl.stores import LocalFolder
 from dsctl.verify import CODES, Report, other, verify
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
-from tests.flows.planted import FIRST, INDEX, NORM, PLANTED, Folder, Planted, drop, misplaced, no_quantization
+from tests.flows.planted import FIRST, INDEX, NORM, PLANTED, SCALE, Folder, Planted, drop, misplaced, no_quantization
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 384, "moe_intermediate": 128,
@@ -83,7 +83,7 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
 
 def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
     planted = {fault.code for fault in PLANTED.values()}
-    assert CODES.keys() - planted == {"twin-equal", "other-storage", "missing-rank", "one-rank"}
+    assert CODES.keys() - planted == {"twin-equal", "other-storage", "missing-rank", "one-rank", "copies-differ"}
     assert planted <= CODES.keys()
     assert len(PLANTED) > 60
 
@@ -160,6 +160,22 @@ def test_a_missing_rank_is_told_by_its_number(layout: str, clean: dict[str, Path
     assert (found["differs"], found["verdict"]) == (True, "parts")
     assert "rank 1 of 2 is missing" in dsctl("diff", whole, ranks)
     assert call("merge", ranks, tmp_path / "merged").returncode == 30
+
+
+def test_copies_that_ranks_hold_are_compared(clean: dict[str, Path], tmp_path: Path) -> None:
+    ranks = tmp_path / "ranks"
+    dsctl("shard", clean["v3.2"], ranks, "--ep", 2, "--quiet")
+    scale = f"model.layers.0.self_attn.q_a_proj.weight{SCALE}"
+    rank = Folder(ranks / "rank-00001")
+    rank.tensors(NORM, lambda held: held[NORM].mul_(3))
+    rank.poke(scale, 0, b"\0\0\xc0\x7f")
+    (ranks / "dsctl.json").unlink()
+    assert codes(check(ranks)) == {"bad-scale"}
+    found = {(f.code, f.where): f.what for f in check(ranks, deep=True).findings if f.code not in USUAL}
+    assert {code for code, _ in found} == {"bad-scale", "copies-differ", "not-finite"}
+    assert f"rank-00001/{rank.file(NORM).name} holds other bytes" in found["copies-differ", NORM]
+    assert ("copies-differ", scale) in found
+    assert f"in rank-00001/{rank.file(scale).name}" in found["bad-scale", scale]
 
 
 def strip(folder: Folder) -> None:
