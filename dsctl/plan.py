@@ -19,6 +19,7 @@ from dsctl.layouts import Layout, Slot
 from dsctl.models import Family, Param
 from dsctl.placing import Placed, PlacedPart
 from dsctl.quantization import fused
+from dsctl.repeated import check_repeated
 from dsctl.request import Request
 from dsctl.steps import Copy, Part, Region, Step, Twin, region_of
 from dsctl.target import Target, Want
@@ -106,6 +107,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         PlanError: the request cannot be carried out on it.
     """
     checkpoint.require_whole(request.allow_missing, request.allow_extra, request.mtp == "drop")
+    check_repeated(checkpoint)
     out = Target(checkpoint, request)
     wants, dropped = _wanted(checkpoint, request, out)
     placed = out.place(wants)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dsctl import open as dsctl_open
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails, run
 
@@ -130,6 +131,14 @@ def test_resharding_gives_what_sharding_gives(even: Path, tmp_path: Path) -> Non
         assert contents(tmp_path / f"again{number}") == contents(tmp_path / f"direct{number}")
 
 
+def test_the_files_of_the_whole_are_kept_through_layouts_that_have_others(even: Path, tmp_path: Path) -> None:
+    dsctl("shard", even, tmp_path / "four", "--tp", 4, "--layout", "deepseek", "--mtp")
+    for number, words in enumerate((["--tp", 8], ["--tp", 2, "--layout", "fused"])):
+        dsctl("shard", tmp_path / "four", tmp_path / f"again{number}", *words)
+        dsctl("shard", even, tmp_path / f"direct{number}", *words)
+        assert contents(tmp_path / f"again{number}") == contents(tmp_path / f"direct{number}")
+
+
 def test_every_rank_is_a_folder_that_stands_alone(even: Path, tmp_path: Path) -> None:
     dsctl("shard", even, tmp_path / "out", "--tp", 4, "--ep", 2)
     before, world = tensors(even), 4
@@ -179,6 +188,53 @@ def test_parts_written_by_several_machines_are_put_together(even: Path, tmp_path
     dsctl("merge", tmp_path / "gathered", tmp_path / "back")
     for path in even.glob("model*"):
         assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_ranks_of_another_config_are_refused(quarters: Path, tmp_path: Path) -> None:
+    shutil.copytree(quarters, tmp_path / "parts")
+    path = tmp_path / "parts" / "rank-00002" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    done = call("merge", tmp_path / "parts", tmp_path / "back")
+    assert done.returncode == 20 and not (tmp_path / "back").exists()
+    assert "config.json and rank-00002/config.json differ in rms_norm_eps" in done.stderr
+
+
+def test_a_layout_without_the_mtp_layer_is_merged_without_it(even: Path, tmp_path: Path) -> None:
+    """As DeepSeek's own script leaves it: no MTP layer in the files, but in config.json."""
+    dsctl("shard", even, tmp_path / "parts", "--tp", 2, "--layout", "deepseek")
+    shutil.copy(even / "config.json", tmp_path / "parts")
+    done = call("merge", tmp_path / "parts", tmp_path / "back")
+    assert done.returncode == 20 and "hint: drop the MTP layer with --no-mtp" in done.stderr
+    dsctl("merge", tmp_path / "parts", tmp_path / "back", "--no-mtp")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    before, after = tensors(even), tensors(tmp_path / "back")
+    assert after.keys() == {name for name in before if not name.startswith("model.layers.2.")}
+    assert all(same(before[name], after[name]) for name in after)
+
+
+def test_what_loaders_make_themselves_is_left_out_of_their_layouts(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    source = tiny(tmp_path_factory, "kimi-k2", **EVEN)
+    for layout in ("deepseek", "vllm"):
+        said = json.loads(dsctl("shard", source, tmp_path / "x", "--tp", 2, "--layout", layout, "--dry-run", "--json"))
+        names = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(2)]
+        assert said["dropped"] == [[name, f"no place in layout {layout}"] for name in names]
+        dsctl("shard", source, tmp_path / layout, "--tp", 2, "--layout", layout)
+        assert not [name for name in tensors(tmp_path / layout) if "inv_freq" in name]
+        dsctl("merge", tmp_path / layout, tmp_path / f"{layout}-back")
+        before, after = tensors(source), tensors(tmp_path / f"{layout}-back")
+        assert before.keys() - after.keys() == set(names)
+        assert all(same(before[name], after[name]) for name in after)
+    there_and_back(source, tmp_path / "hf", "--tp", 2)
+
+
+@pytest.mark.parametrize("words", ["fused --skip *.up_proj.weight", "stacked --skip *experts.3.*"])
+def test_joined_tensors_are_not_written_in_part(even: Path, tmp_path: Path, words: str) -> None:
+    for verb in ("merge", "shard --tp 2"):
+        done = call(*verb.split(), even, tmp_path / "out", "--layout", *words.split())
+        assert done.returncode == 30 and "joined tensors would be there in part" in done.stderr
+    dsctl("merge", even, tmp_path / "out", "--layout", "stacked", "--skip", "*.layers.1.mlp.experts.*")
 
 
 def change(path: Path, name: str) -> None:
@@ -232,6 +288,22 @@ def test_a_cut_through_blocks_is_refused_with_the_sizes_that_fit(
     dsctl("shard", source, tmp_path / "bf16", "--tp", 8, "--bf16")
 
 
+def test_sizes_that_fit_are_those_of_the_format_at_hand(
+    even: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    done = call("shard", even, tmp_path / "out", "--tp", 3)
+    assert done.returncode == 30 and "--tp 1, 2, 4, 8 would fit" in done.stderr
+    done = call("shard", even, tmp_path / "out", "--tp", 3, "--bf16")
+    assert done.returncode == 30 and "--tp 1, 2, 4, 8, 16 would fit" in done.stderr
+    sizes = {"heads": 12, "hidden": 384, "intermediate": 1152, "moe_intermediate": 768, "experts": 6, "vocab": 768}
+    source = tiny(tmp_path_factory, "v3", layers=2, **sizes)
+    done = call("shard", source, tmp_path / "out", "--tp", 5)
+    assert done.returncode == 30 and "--tp 1, 3 would fit" in done.stderr
+    dsctl("shard", source, tmp_path / "out", "--tp", 3)
+    done = call("shard", "v3.2", tmp_path / "out", "--tp", 256, "--dry-run")
+    assert "3 kinds of parameters cannot be cut" in done.stderr and "down_proj" not in done.stderr
+
+
 def test_recoding_says_how_many_and_how_far_off(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     source = tiny(tmp_path_factory, "v3", **EVEN, intermediate=1000)
     dsctl("shard", source, tmp_path / "parts", "--tp", 8, "--recode")
@@ -239,6 +311,15 @@ def test_recoding_says_how_many_and_how_far_off(tmp_path_factory: pytest.TempPat
     assert audit["audit"]["requantized"] == 3
     assert audit["audit"]["worst_error_millionths"] < 40_000
     assert "3 parameters recoded because of a cut" in audit["notes"]
+    said = json.loads(dsctl("shard", source, tmp_path / "x", "--tp", 8, "--recode", "--dry-run", "--json"))
+    kinds = {f"model.layers.{{layer}}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert {kind["template"] for kind in said["recoded"]} == kinds
+    assert {(kind["parameters"], kind["why"]) for kind in said["recoded"]} == {
+        (1, "a cut at 0 to 125 of 1000 does not fall on blocks of 128")
+    }
+    assert "~ model.layers.{layer}.mlp.up_proj.weight: 1 parameter: a cut at 0 to 125" in dsctl(
+        "shard", source, tmp_path / "x", "--tp", 8, "--recode", "--dry-run"
+    )
     dsctl("convert", source, tmp_path / "values", "--bf16")
     before = tensors(tmp_path / "values")
     alone = tmp_path / "parts" / "rank-00005"
@@ -268,6 +349,18 @@ def test_experts_go_where_a_map_places_them(even: Path, tmp_path: Path) -> None:
         (tmp_path / "map.json").write_text(json.dumps({"physical_to_logical_map": wrong}))
         code = dsctl_fails("shard", even, tmp_path / "none", "--ep", 2, "--expert-map", tmp_path / "map.json")
         assert code == 20 and not (tmp_path / "none").exists()
+    (tmp_path / "map.json").write_text(json.dumps({"physical_to_logical_map": []}))
+    for words, code in ((["--ep", 2], 20), (["--tp", 4], 2)):
+        assert dsctl_fails("shard", even, tmp_path / "none", *words, "--expert-map", tmp_path / "map.json") == code
+    rows = [[*range(256), *range(32)]] * 58
+    (tmp_path / "map.json").write_text(json.dumps({"physical_to_logical_map": rows}))
+    words = ["--ep", 32, "--expert-map", tmp_path / "map.json", "--dry-run", "--json"]
+    mapped = json.loads(dsctl("shard", "v3.2", tmp_path / "none", *words))
+    dealt = json.loads(dsctl("shard", "v3.2", tmp_path / "none", "--ep", 32, "--dry-run", "--json"))
+    # An expert is three matrices with a scale each; the MTP layer is dealt out as it was.
+    assert {one["tensors"] - other["tensors"] for one, other in zip(mapped["ranks"], dealt["ranks"], strict=True)} == {
+        58 * 6
+    }
 
 
 def test_formats_change_in_the_same_pass_and_back(even: Path, tmp_path: Path) -> None:
@@ -306,6 +399,42 @@ def test_a_release_is_planned_by_its_name_alone(tmp_path: Path) -> None:
     assert done.returncode == 30 and "mlp.gate_proj.weight: 18,432 into 32 parts: 576 = 4.5 x 128" in done.stderr
     assert "--tp 1, 2, 4, 8, 16 would fit" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--tp 8 --layout foo", "unknown layout 'foo'"), ("--tp 8 --rank 99", "no rank 99: there are 8"),
+        ("--tp 8 --to int8-channel", "its scale is of several parts"),
+        ("--tp 8 --to fp8-channel --rank 1", "its scale is of several parts"),
+        ("--tp 2 --ep 8 --layout fused --to nvfp4", "its global_scale would be that of what it is joined with"),
+        ("--tp 2 --ep 8 --layout fused --to int4-group", "int4-group cannot be stored joined"),
+        ("--tp 2 --ep 8 --layout stacked --to int4-group", "int4-group cannot be stored joined"),
+        ("--tp 2 --ep 8 --layout stacked --to nvfp4", "its global_scale would be that of what it is joined with"),
+        ("--tp 8 --layout deepseek --ep 2", "layout deepseek has as many expert-parallel parts"),
+    ],
+)  # fmt: skip
+def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path, words: str, said: str) -> None:
+    for source in ("v3.2", even):
+        done = call("shard", source, tmp_path / "out", *words.split(), "--dry-run")
+        assert done.returncode == 30 and said in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 4", "--tp 4 --rank 1", "--tp 2 --ep 4 --layout stacked"])
+def test_a_plan_by_name_counts_what_a_checkpoint_of_it_gets(even: Path, tmp_path: Path, words: str) -> None:
+    from dsctl.description import of_checkpoint
+    from dsctl.outline import outline
+
+    source, parts = dsctl_open(even), tmp_path / "parts"
+    dsctl("shard", even, parts, *words.split())
+    tp, ep = (int(value) for value in (words.split()[1], words.split()[3] if "--ep" in words else 1))
+    ranks, layout = (1,) if "--rank" in words else (), "stacked" if "stacked" in words else "hf"
+    asked = source.to(tp=tp, ep=ep, ranks=ranks, layout=layout).request
+    found = outline(of_checkpoint(source.checkpoint, "it"), asked)
+    held = {int(path.name.partition("-")[2]): tensors(path) for path in parts.glob("rank-*")}
+    assert found.tensors == {rank: len(of) for rank, of in held.items()}
+    assert found.nbytes == {rank: sum(one.nbytes for one in of.values()) for rank, of in held.items()}
+    assert found.moved == json.loads((parts / "dsctl.json").read_text())["audit"]["moved"]
 
 
 @pytest.mark.parametrize(
