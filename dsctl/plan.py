@@ -141,6 +141,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
 
 
 def _wanted(checkpoint: Checkpoint, request: Request, out: Target) -> tuple[list[Want], list[Dropped]]:
+    _refuse_unknown(checkpoint, request)
     kept, wants, dropped, incomplete = [], [], [], []
     survey, shares = checkpoint.survey, checkpoint.layout.shares
     elsewhere = shares is not None and len(shares.present) < shares.ranks.world and not request.allow_missing
@@ -165,8 +166,27 @@ def _wanted(checkpoint: Checkpoint, request: Request, out: Target) -> tuple[list
     if incomplete:
         raise torn(checkpoint, incomplete)
     if not wants:
-        raise PlanError("nothing is left to convert", hint="check the globs of --only and --skip")
+        asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
+        raise PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
     return wants, dropped
+
+
+def _refuse_unknown(checkpoint: Checkpoint, request: Request) -> None:
+    """Refuse layers and experts by numbers that the checkpoint does not have.
+
+    Raises:
+        PlanError: naming the first of them.
+    """
+    for what, asked, there in (
+        ("layer", request.layers, {param.layer for param in checkpoint.params} if request.layers else set()),
+        ("expert", request.experts, {param.expert for param in checkpoint.params} if request.experts else set()),
+    ):
+        unknown = sorted(set(asked) - there)
+        known = there - {None}
+        if unknown and not known:
+            raise PlanError(f"{checkpoint.store.place}: {what}s are not known without a config of a known architecture")
+        if unknown:
+            raise PlanError(f"no {what} {unknown[0]}: there are {len(known)}, numbered from 0")
 
 
 def _unknown(ref: Any) -> Param:

@@ -35,12 +35,16 @@ class Cut:
         return f"layers {','.join(map(str, self.layers))}; experts {','.join(map(str, self.experts)) or 'all'}"
 
 
-def cut_of(config: Mapping[str, Any], layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> Cut:
-    """What to keep of a checkpoint with this config: layers by number, all MTP layers where `mtp`, experts by number.
+def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> Cut:
+    """What to keep of a checkpoint: layers by number, all MTP layers where `mtp`, experts by number.
 
     Raises:
-        PlanError: a layer or an expert that it does not have.
+        PlanError: the architecture is unknown, or a layer or an expert is that it does not have.
+        FormatError: a shape field of the config is missing or absurd.
     """
+    if checkpoint.config is None or not checkpoint.families:
+        raise PlanError(f"{checkpoint.store.place}: a slice needs a config.json of a known architecture")
+    config = checkpoint.config
     main, extra = int(config.get("num_hidden_layers") or 0), int(config.get("num_nextn_predict_layers") or 0)
     there = int(config.get("n_routed_experts") or 0)
     wanted = {*layers, *(range(main, main + extra) if mtp else ())} or set(range(main + extra))
@@ -51,18 +55,19 @@ def cut_of(config: Mapping[str, Any], layers: tuple[int, ...], mtp: bool, expert
         raise PlanError("no layer is left but MTP", hint="keep at least one other layer")
     if kept.experts and kept.experts[-1] >= there:
         raise PlanError(f"no expert {kept.experts[-1]}: there are {there}, numbered from 0")
+    if len(kept.experts) == 1:
+        raise PlanError("one expert is too few: the router scores a group by its two best", hint="keep at least two")
     return kept
 
 
 def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
-    """The small checkpoint as a view of the large one.
+    """The small checkpoint as a view of the large one; `cut` is what `cut_of` gave for this one.
 
     Raises:
-        PlanError: the architecture is unknown, or has parameters that cannot be cut so.
-        FormatError: a shape field of the config is missing or absurd.
+        PlanError: it has parameters that cannot be cut so.
+        FormatError: a shape field of the small config is absurd.
     """
-    if checkpoint.model is None or checkpoint.config is None:
-        raise PlanError(f"{checkpoint.store.place}: a slice needs a config.json of a known architecture")
+    assert checkpoint.config is not None
     view = replace(
         checkpoint,
         config=small_config(checkpoint.config, cut),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Html, Json, Quiet
+from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
 from dsctl.cli.output import Output
 from dsctl.errors import UsageError
 
@@ -31,6 +31,7 @@ def diff(
     tensors: Tensors = False,
     markdown: Markdown = False,
     exit_code: ExitCode = False,
+    remote: Remote = False,
     html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -60,7 +61,7 @@ def diff(
         from dsctl.reports import need
 
         need()
-    output, found = Output(json, quiet), Diff(describe(a), describe(b))
+    output, found = Output(json, quiet), Diff(*(describe(on_hub(one, remote)) for one in (a, b)))
     if html:
         from dsctl.cli.differences import sections
         from dsctl.cli.pages import difference

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, DryRun, Force, Json, Only, Quiet, Source, Target, Workers
+from dsctl.cli.options import Debug, DryRun, Force, Json, Only, Quiet, Source, Target, Workers, repository_of
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import Interrupted, UsageError
 
@@ -62,16 +62,6 @@ def numbers(text: str | None, option: str) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def _repository(text: str) -> str:
-    """The repository of a release by any of its names; anything with a slash is a repository itself."""
-    from dsctl import releases
-
-    if "/" in text:
-        return text
-    name, mark, revision = text.partition("@")
-    return releases.find(name).repository + mark + revision
-
-
 def download(
     what: What,
     target: Into = None,
@@ -104,7 +94,7 @@ def download(
     from dsctl.stores.hub import show_progress
 
     output = Output(json, quiet)
-    repository = _repository(what)
+    repository = repository_of(what)
     show_progress(output.err.is_terminal and not quiet and not dry_run)
     if layers or experts or only:
         if include or exclude or verify_only:
@@ -250,7 +240,7 @@ def slice_(
         raise UsageError("--experts: none would be left")
     format_ = choose_format(None if to == KEEP else to, bf16, False) or KEEP
     checkpoint = open_checkpoint(source_at(source))
-    cut = cut_of(checkpoint.config or {}, numbers(plain or None, "--layers"), "mtp" in words, kept)
+    cut = cut_of(checkpoint, numbers(plain or None, "--layers"), "mtp" in words, kept)
     request = Request(to=format_, shard_size=5 * 10**9, keep_scales=False, slice=str(cut))
     how = How(dry_run, workers, force=force)
     carry_out_from(sliced(checkpoint, cut), target, request, how, Output(json, quiet))

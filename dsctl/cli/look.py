@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from dsctl.cli.options import Debug, Html, Json, Quiet
+from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
 from dsctl.cli.output import Output, count, plural, size, visible
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def inspect(
     fold: Folded = False,
     files: Files = False,
     tree: AsTree = False,
+    remote: Remote = False,
     html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -70,7 +71,7 @@ def inspect(
         from dsctl.reports import need
 
         need()
-    output, seen = Output(json, quiet), look(source)
+    output, seen = Output(json, quiet), look(on_hub(source, remote))
     if html:
         from dsctl.cli.pages import inspection
         from dsctl.reports import save

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -15,6 +16,9 @@ Source = Annotated[
     ),
 ]
 Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
+Remote = Annotated[
+    bool, typer.Option("--remote", help="Read the repository of a release on the hub, not what dsctl knows of it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Html = Annotated[
     str | None, typer.Option("--html", metavar="FILE", help="Write a page to look at: one file, nothing to fetch.")
@@ -62,6 +66,37 @@ MaxMemory = Annotated[
     typer.Option("--max-memory", "--memory", metavar="SIZE", help="Budget for all processes together, such as 8GB."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start over in a folder that dsctl made.")]
+
+
+def repository_of(text: str) -> str:
+    """The repository of a release by any of its names; what has the form of a repository is one itself.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    from dsctl import releases
+    from dsctl.stores.hub import SCHEME, is_repository
+
+    if "/" not in text:
+        name, mark, revision = text.partition("@")
+        return releases.find(name).repository + mark + revision
+    if not is_repository(text.removeprefix(SCHEME)):
+        raise UsageError(f"{text}: is not the name of a repository", hint="write it as org/name or org/name@revision")
+    return text
+
+
+def on_hub(source: str, remote: bool) -> str:
+    """What to open: with --remote the hub's repository, where there is nothing of that name on this machine.
+
+    Raises:
+        UsageError: it is no release and no repository.
+    """
+    from dsctl.stores.hub import SCHEME
+
+    if not remote or os.path.exists(source) or source.startswith(SCHEME):
+        return source
+    return SCHEME + repository_of(source)
+
 
 _UNITS = {
     "": 1,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Html, Json, Quiet
+from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import UsageError
 
@@ -56,6 +56,7 @@ def plan(
     context: Context = None,
     batch: Batch = 1,
     kv: Kv = "bf16",
+    remote: Remote = False,
     json: Json = False,
     quiet: Quiet = False,
     html: Html = None,
@@ -89,7 +90,7 @@ def plan(
         raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))
     asked = any((tp, ep, pp))
     wanted = [accelerator(name) for name in gpu] if gpu else list(ACCELERATORS.values())
-    description = describe(source)
+    description = describe(on_hub(source, remote))
     if not description.known:
         raise UsageError(f"{source}: its architecture is unknown, so that nothing can be said of cuts and caches")
     spread = [Ranks(tp or 1, ep or 1, pp or 1)] if asked else [Ranks(number) for number in USUAL_TP]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, DryRun, Json, Quiet, Source
+from dsctl.cli.options import Debug, DryRun, Json, Quiet, Remote, Source, on_hub
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import DsctlError, UsageError, VerifyFailed
 
@@ -41,6 +41,7 @@ def verify(
     strict: Strict = False,
     ignore: Ignore = None,
     show_all: All = False,
+    remote: Remote = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -63,8 +64,8 @@ def verify(
 
     _refuse(ignore or [], dry_run and not fix)
     output = Output(json, quiet)
-    store = weights_at(source)
-    their = other(against) if against else None
+    store = weights_at(on_hub(source, remote))
+    their = other(on_hub(against, remote)) if against else None
     report = _check(store, their, deep, ignore or [], output)
     done: list[Mend] = []
     if fix:

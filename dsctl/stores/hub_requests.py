@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -30,6 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
 )
 
 from dsctl.errors import SourceError
+from dsctl.stores.objects import shown
 from dsctl.version import __version__
 
 T = TypeVar("T")
@@ -189,12 +191,14 @@ def _words(error: Exception) -> str:
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return _words(error.__cause__)
     if isinstance(error, httpx2.TimeoutException):
-        return f"no answer from {constants.ENDPOINT} in time"
+        return f"no answer from {shown(constants.ENDPOINT)} in time"
     if isinstance(error, httpx2.ConnectError):
-        return f"cannot reach {constants.ENDPOINT}"
+        return f"cannot reach {shown(constants.ENDPOINT)}"
     if isinstance(error, httpx2.TransportError):
         return f"connection lost ({type(error).__name__})"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    secret, _, _ = urlsplit(constants.ENDPOINT).netloc.rpartition("@")
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    return said.replace(f"{secret}@", "") if secret else said
 
 
 def explain(where: str, error: Exception) -> SourceError | None:

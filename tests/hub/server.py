@@ -208,6 +208,19 @@ def _faulty(fault: str, reply: Reply) -> Reply:
     return reply
 
 
+def _body(put: Callable[[bytes], int], body: bytes, fault: str | None) -> int:
+    """Send a body, or what a fault leaves of it; a trickle is never silent and never done."""
+    if fault not in ("cut", "stall", "length", "trickle"):
+        return put(body)
+    sent = put(body[: len(body) // 2])
+    while fault == "trickle" and sent < len(body) and put(body[sent : sent + 1]):
+        sent += 1
+        time.sleep(TRICKLE_SECONDS)
+    if fault == "stall":
+        time.sleep(STALL_SECONDS)
+    return sent
+
+
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -239,13 +252,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if self.command == "HEAD":
                 return 0
-            half = len(reply.body) // 2
-            body = reply.body[:half] if fault in ("cut", "stall", "length") else reply.body
-            if fault == "trickle":
-                return self.trickle(body)
-            sent = self.put(body)
-            if fault == "stall":
-                time.sleep(STALL_SECONDS)
+            sent = _body(self.put, reply.body, fault)
             if fault in ("cut", "stall"):
                 self.hang_up()
             return sent
@@ -258,16 +265,6 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return 0
             return len(body)
-
-        def trickle(self, body: bytes) -> int:
-            """A quarter of the body, then byte after byte: never silent, and never done."""
-            sent = self.put(body[: len(body) // 4])
-            for at in range(sent, len(body)):
-                time.sleep(TRICKLE_SECONDS)
-                if not self.put(body[at : at + 1]):
-                    break
-                sent += 1
-            return sent
 
         def hang_up(self) -> None:
             self.close_connection = True

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dsctl.description import describe
+from dsctl.releases import find
+from dsctl.stores.hub import FIRST_READ
 from dsctl.tiny import Recipe, make
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
@@ -46,6 +49,28 @@ def test_a_release_of_many_files_takes_two_requests_a_file(hub: Hub, command: Ru
     assert len(set(asked)) == FILES
     most = 3 if verb == "verify" else 2  # the scales of a file are one more
     assert max(asked.count(path) for path in set(asked)) <= most
+
+
+VERBS = [("inspect",), ("diff", "v3.2"), ("verify",), ("plan",)]
+
+
+@pytest.mark.parametrize("line", VERBS, ids=lambda line: line[0])
+def test_remote_reads_a_release_s_repository(hub: Hub, source: Path, command: Run, line: tuple[str, ...]) -> None:
+    hub.publish("deepseek-ai/DeepSeek-V3.2", source)
+    assert command(*line, "v3.2", "--quiet").returncode in (0, 10) and not hub.log
+    assert command(*line, "v3.2", "--remote", "--quiet").returncode == 0
+    assert {request.path for request in hub.log if request.path.endswith(".safetensors")}
+
+
+def test_remote_is_for_releases_and_repositories(command: Run) -> None:
+    refused = command("inspect", "acme/small/extra", "--remote")
+    assert refused.returncode == 2 and "is not the name of a repository" in refused.stderr
+
+
+def test_headers_are_little_beside_what_is_asked_for_most_sparingly() -> None:
+    release = find("v3.2")
+    indexers = sum(group.nbytes for group in describe("v3.2").groups if "indexer" in group.family.template)
+    assert indexers and (release.storage.files or 0) * FIRST_READ < 0.02 * indexers
 
 
 def test_the_doctor_reaches_the_hub(hub: Hub, command: Run, tmp_path: Path) -> None:

@@ -6,11 +6,16 @@ import json
 import pickle
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dsctl.stores import hub_requests
+from dsctl.stores.hub import FIRST_READ
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 
@@ -51,7 +56,7 @@ def test_every_byte_is_the_repository_s(hub: Hub, source: Path, environment: dic
     assert seen["place"] == f"{REPOSITORY}@{hub.branches[REPOSITORY, 'main'][:12]}"
 
 
-@pytest.mark.parametrize("kind", ["503", "500", "429", "reset", "cut", "length", "range"])
+@pytest.mark.parametrize("kind", ["503", "500", "429", "reset", "cut", "length", "range", "html", "json"])
 def test_one_request_in_five_failing_changes_nothing(
     hub: Hub, source: Path, environment: dict[str, str], kind: str
 ) -> None:
@@ -60,9 +65,44 @@ def test_one_request_in_five_failing_changes_nothing(
     assert hub.started >= 5
 
 
-def test_a_stalled_answer_is_taken_up_where_it_stopped(hub: Hub, source: Path, environment: dict[str, str]) -> None:
-    hub.fault = lambda number, method, path: "stall" if number == 12 else None
+@pytest.mark.parametrize("kind", ["html", "json", "length", "cut"])
+def test_an_answer_of_the_api_that_is_none_is_asked_for_again(
+    hub: Hub, source: Path, environment: dict[str, str], kind: str
+) -> None:
+    hub.fault = lambda number, method, path: kind if number in (1, 3) else None
     assert probe(environment)["digests"] == digests(hub, source)
+    hub.fault = lambda number, method, path: kind if path.startswith("/api/") else None
+    seen = probe(environment)
+    assert seen["error"] == "SourceError" and "attempts" in seen["message"] and "\n" not in seen["message"]
+
+
+@pytest.mark.parametrize("kind", ["stall", "trickle"])
+def test_a_stalled_answer_is_taken_up_where_it_stopped(
+    hub: Hub, source: Path, environment: dict[str, str], kind: str
+) -> None:
+    hub.fault = lambda number, method, path: kind if number == 12 else None
+    begun = time.monotonic()
+    assert probe(environment)["digests"] == digests(hub, source)
+    assert time.monotonic() - begun < 20
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    for text, least, most in (("7", 7, 7), (later, 28, 30), ("soon", 0, 0), ("", 0, 0)):
+        assert least <= hub_requests._asked(text) <= most
+
+
+def test_user_and_password_of_an_endpoint_are_told_nowhere(
+    hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
+    endpoint = hub.endpoint.replace("//", "//somebody:secret@")
+    probe(environment, HF_ENDPOINT=endpoint)
+    hub.fault = lambda number, method, path: "503"
+    hub.close()
+    seen = json.dumps(probe(environment, HF_ENDPOINT=endpoint))
+    names = [str(path) for path in (tmp_path / "hf").rglob("*")]
+    assert any(path.endswith(".header") for path in names) and hub.endpoint in seen
+    assert not any("secret" in text or "somebody" in text for text in (seen, *names))
 
 
 def test_a_server_without_ranges_is_survived(hub: Hub, source: Path, environment: dict[str, str]) -> None:
@@ -119,7 +159,7 @@ def test_headers_take_two_requests_a_file_and_then_none(hub: Hub, environment: d
         asked = [request for request in hub.log if "/resolve/" in request.path]
         for file in {request.path for request in asked}:
             assert sum(request.path == file for request in asked) <= most
-        assert hub.sent(".safetensors") <= 4 * (128 << 10)
+        assert hub.sent(".safetensors") <= 4 * FIRST_READ
 
 
 def test_a_name_that_leads_out_is_refused(hub: Hub, environment: dict[str, str], monkeypatch: Any) -> None:

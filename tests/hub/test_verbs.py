@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.command import dsctl, run
 from tests.hub.conftest import MAIN, REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 from tests.schemas import faults
@@ -190,6 +190,12 @@ def test_a_part_reads_little_more_than_it_writes(hub: Hub, command: Run, tmp_pat
     assert nbytes <= hub.sent(".safetensors") <= 1.02 * nbytes
 
 
+def test_a_part_reads_little_more_than_it_writes_with_headers_too(hub: Hub, command: Run, tmp_path: Path) -> None:
+    done(command("download", REPOSITORY, tmp_path / "part", "--only", "*.experts.*"))
+    nbytes = sum(tensor.nbytes for tensor in tensors(tmp_path / "part").values())
+    assert nbytes <= hub.sent(".safetensors") <= 1.02 * nbytes
+
+
 @pytest.mark.parametrize("release", ["v3", "v3.2"])
 def test_converting_from_the_hub_gives_the_bytes_of_a_folder(
     hub: Hub, release: str, command: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -203,6 +209,20 @@ def test_converting_from_the_hub_gives_the_bytes_of_a_folder(
     for path in (tmp_path / "local").iterdir():
         if path.name != "dsctl.json":
             assert (tmp_path / "remote" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("config", [None, {"num_hidden_layers": "x"}, {"num_nextn_predict_layers": None}])
+def test_a_slice_of_a_config_that_says_nothing_is_refused(
+    source: Path, tmp_path: Path, config: dict[str, Any] | None
+) -> None:
+    shutil.copytree(source, tmp_path / "odd")
+    path = tmp_path / "odd" / "config.json"
+    if config is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    refused = run("slice", tmp_path / "odd", tmp_path / "out", "--layers", "0-1,mtp")
+    assert refused.returncode in (20, 30) and "internal error" not in refused.stderr
 
 
 def test_a_moved_branch_is_not_mixed_with_the_old_one(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
@@ -237,12 +257,14 @@ def test_a_slice_is_a_working_checkpoint(hub: Hub, source: Path, command: Run, t
     assert same(small["model.embed_tokens.weight"], large["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("release", ["v3", "v3.2"])
-def test_a_slice_loads_in_transformers(release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(("release", "experts"), [("v3", "4"), ("v3.2", "4"), ("v3.2", "2"), ("v3.2", "1,4,7")])
+def test_a_slice_loads_in_transformers(
+    release: str, experts: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     from transformers import AutoModelForCausalLM
 
     source = tiny(tmp_path_factory, release)
-    dsctl("slice", source, tmp_path / "small", "--layers", "0-1", "--experts", "4", "--bf16")
+    dsctl("slice", source, tmp_path / "small", "--layers", "0-1", "--experts", experts, "--bf16")
     model, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "small", dtype=torch.float32, output_loading_info=True
     )
@@ -259,6 +281,11 @@ def test_a_slice_loads_in_transformers(release: str, tmp_path: Path, tmp_path_fa
         (("slice", "SRC", "DST", "--experts", "99"), 30),
         (("slice", "SRC", "DST", "--experts", "x"), 2),
         (("slice", "SRC", "DST", "--layers", "3-1"), 2),
+        (("slice", "SRC", "DST", "--experts", "1"), 30),
+        (("download", "SRC", "DST", "--layers", "0,77"), 30),
+        (("download", "SRC", "DST", "--layers", "77"), 30),
+        (("download", "SRC", "DST", "--experts", "77"), 30),
+        (("download", f"{REPOSITORY}/extra", "DST"), 2),
         (("download", "SRC", "--layers", "1"), 2),
         (("download", "no-such-release"), 2),
         (("download", "SRC", "DST", "--only", "nothing"), 30),
