@@ -273,12 +273,6 @@ def spread(request: Request) -> str:
     return f", layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}"
 
 
-def _form(request: Request) -> str:
-    from dsctl.request import KEEP
-
-    return "as stored" if request.to == KEEP else f"as {request.to}"
-
-
 def _add_roles(plan: Plan, table: Any) -> None:
     """Under a recipe: what each role is stored as, and its bytes."""
     for role, formats in role_bytes(plan).items() if plan.request.rules else ():
