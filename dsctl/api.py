@@ -198,19 +198,24 @@ class Conversion:
         workers: int | None = None,
         max_memory: int | None = None,
         force: bool = False,
+        engine: str = "processes",
+        address: str = "",
+        device: str = "cpu",
         report: Callable[[Event], None] = lambda event: None,
     ) -> dict[str, Any]:
         """Carry the plan out, from wherever an interrupted run left it, and return the audit that `dsctl.json` keeps.
 
         `workers` and `max_memory` (bytes, all processes together) are what the machine has where not given; with
         several workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for.
+        `engine`, `address` and `device` are those of `dsctl convert`.
 
         Raises:
+            UsageError: no such engine or device.
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
         from dsctl.delivery import SENT_BYTES, Delivery, deliver
-        from dsctl.executors import EXECUTORS, Executor
+        from dsctl.executors import ENGINES, Executor, choose, choose_devices
         from dsctl.readahead import WINDOW_BYTES
         from dsctl.resources import allot
         from dsctl.run import run
@@ -220,13 +225,19 @@ class Conversion:
         store, place = self.source.checkpoint.store, path_of(os.fspath(target))
         delivery = Delivery(place, self.plan, force) if is_url(place) else None
         folder = delivery.folder if delivery else Path(place)
+        if engine not in ENGINES:
+            raise UsageError(f"unknown engine {engine!r}", hint=" or ".join(ENGINES))
+        devices = choose_devices(device, engine)
         resources = allot(
-            self.plan, workers, max_memory, (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0)
+            self.plan,
+            1 if engine == "ray" else workers,
+            max_memory,
+            (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0),
         )
 
         def executor() -> Executor:
-            context = Context(store, str(folder), resources.band_bytes)
-            return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
+            context = Context(store, str(folder), resources.band_bytes, devices)
+            return choose(context, resources, engine, address, workers or 0)
 
         if delivery:
             return deliver(delivery, delivery.check(store), executor, store, report)

@@ -46,7 +46,7 @@ GLANCE, LEAVE = 0.2, 1.0
 
 
 def staging(url: str) -> Path:
-    """What this machine keeps for a target until that is complete: below $DSCTL_STAGING, or else in the user's cache."""
+    """What this machine keeps for a target that is not complete: below $DSCTL_STAGING, or else in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = Path(os.environ.get("DSCTL_STAGING") or os.path.join(cache, "dsctl", "staging"))
     return root / hashlib.sha256(url.encode()).hexdigest()[:16]

@@ -40,7 +40,7 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every job of a run shares: where to read, where to write, on which device to compute."""
+    """What every job of a run shares: where to read, where to write; each worker computes on one of the devices."""
 
     store: Store
     folder: str

@@ -41,14 +41,18 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
 
     Raises:
         SourceError: the source cannot be read.
-        WorkError: the values cannot be converted, or the target cannot be written.
+        WorkError: the values cannot be converted, the target cannot be written, or a device's memory is too small.
     """
     if isinstance(task, Seal):
         return _seal(task, context, progress)
     counts: dict[str, int] = {}
-    with ahead(context.store, task.steps) as source, _Files(context, source) as files:
-        for step in task.steps:
-            add(counts, _step(step, files, progress))
+    try:
+        with ahead(context.store, task.steps) as source, _Files(context, source) as files:
+            for step in task.steps:
+                add(counts, _step(step, files, progress))
+    except torch.OutOfMemoryError:
+        hint = "fewer --workers or a smaller --max-memory; the same command resumes"
+        raise WorkError(f"{context.devices[0]}: out of memory", hint=hint) from None
     return Receipt(task.number, counts)
 
 
@@ -81,7 +85,7 @@ class _Files:
         self.open: dict[str, int] = {}
         self.scratch: dict[str, torch.Tensor] = {}
         self.peaks: dict[str, torch.Tensor] = {}
-        self.device = device(context.devices[os.getpid() % len(context.devices)])
+        self.device = device(context.devices[0])
 
     @property
     def _pinned(self) -> bool:

@@ -27,7 +27,7 @@ from dsctl.cli.options import (
     parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, count, plural, size, span
-from dsctl.errors import Interrupted, PlanError, UsageError
+from dsctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
@@ -75,23 +75,16 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     """The same from a checkpoint that is open already, or a view of one."""
     from dsctl.claim import check_target
     from dsctl.delivery import SENT_BYTES, Delivery
-    from dsctl.executors import prepare
+    from dsctl.executors import ENGINES, prepare
     from dsctl.plan import make_plan
     from dsctl.readahead import WINDOW_BYTES
-    from dsctl.resources import SMALL_BYTES, allot
+    from dsctl.resources import allot
     from dsctl.run import check_source
     from dsctl.stores import is_url, path_of
 
     store, target = checkpoint.store, path_of(target)
-    if (
-        not how.dry_run
-        and how.workers != 1
-        and how.engine == "processes"
-        and sum(store.files().values()) >= SMALL_BYTES
-    ):
-        prepare()
-    if how.engine not in ("processes", "ray"):
-        raise UsageError(f"--engine: {how.engine!r} is unknown", hint="processes or ray")
+    if how.engine not in ENGINES:
+        raise UsageError(f"--engine: {how.engine!r} is unknown", hint=" or ".join(ENGINES))
     if how.address and how.engine != "ray":
         raise UsageError("--address is for --engine ray")
     budget = parse_size(how.max_memory, "--max-memory")
@@ -111,6 +104,8 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
             check_source(plan, store)
         show_plan(plan, store, folder, resources, output, target)
         return
+    if resources.workers > 1 and state != "complete":
+        prepare()
     try:
         audit = _run(plan, store, folder, resources, how, output, delivery, state)
     except Interrupted as interrupted:
@@ -125,45 +120,21 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     show_audit(audit, target, output)
 
 
-def _devices(text: str) -> tuple[str, ...]:
-    """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names.
-
-    Raises:
-        UsageError: another word. PlanError: this machine has no such device.
-    """
-    if text == "cpu":
-        return ("cpu",)
-    kind, _, numbers = text.partition(":")
-    if kind != "cuda" or not all(n.isdigit() for n in numbers.split(",") if numbers):
-        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(there))
-    if not there or max(chosen) >= there:
-        raise PlanError(
-            f"--device {text}: this machine has {plural(there, 'CUDA device')}", hint="--device cpu works anywhere"
-        )
-    return tuple(f"cuda:{n}" for n in chosen)
-
-
 def _run(
     plan: Plan, store: Store, folder: Path, resources: Resources, how: How, output: Output,
     delivery: Delivery | None, state: str,
 ) -> dict[str, Any]:  # fmt: skip
     from dsctl.cli.progress import Progress
     from dsctl.delivery import deliver
-    from dsctl.executors import EXECUTORS, Executor, Ray
+    from dsctl.executors import Executor, choose, choose_devices
     from dsctl.run import run
     from dsctl.tasks import Context
 
-    devices = _devices(how.device)
+    devices = choose_devices(how.device, how.engine)
 
     def executor() -> Executor:
         context = Context(store, str(folder), resources.band_bytes, devices)
-        if how.engine == "ray":
-            return Ray(context, how.workers or 0, how.address or "", resources.worker_bytes)
-        return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
+        return choose(context, resources, how.engine, how.address or "", how.workers or 0, output.note)
 
     with Progress(plan, output, how.verbose) as progress:
         if delivery is None:

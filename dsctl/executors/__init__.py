@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from dsctl.errors import PlanError, UsageError
 from dsctl.executors.processes import Processes, prepare
 from dsctl.executors.ray import Ray
 from dsctl.executors.serial import Serial
 
 if TYPE_CHECKING:
     from dsctl.plan import Job
+    from dsctl.resources import Resources
     from dsctl.tasks import Context, Progress, Receipt, Seal
 
 
@@ -33,6 +35,48 @@ class Executor(Protocol):
         """End all workers, at once."""
 
 
-__all__ = ["EXECUTORS", "Executor", "Ray", "prepare"]
+__all__ = ["ENGINES", "EXECUTORS", "Executor", "choose", "choose_devices", "prepare"]
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
+ENGINES = ("processes", "ray")
+
+
+def choose_devices(text: str, engine: str = "processes") -> tuple[str, ...]:
+    """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names; which ones a cluster has shows when it is joined.
+
+    Raises:
+        UsageError: another word. PlanError: this machine has no such device.
+    """
+    if text == "cpu":
+        return ("cpu",)
+    kind, colon, numbers = text.partition(":")
+    if kind != "cuda" or (colon and not all(n.isascii() and n.isdecimal() for n in numbers.split(","))):
+        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
+    if engine == "ray":
+        return ("cuda",)
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(there))
+    if not there or max(chosen) >= there:
+        what = f"this machine has {there:,} CUDA device{'' if there == 1 else 's'}"
+        raise PlanError(f"--device {text}: {what}", hint="--device cpu works anywhere")
+    return tuple(f"cuda:{n}" for n in chosen)
+
+
+def choose(
+    context: Context,
+    resources: Resources,
+    engine: str = "processes",
+    address: str = "",
+    workers: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Executor:
+    """The executor of a run: a cluster's where that is asked for, else as many processes as its resources say.
+
+    Raises:
+        PlanError, WorkError: there is no such cluster, or none that can do it.
+    """
+    if engine == "ray":
+        return Ray(context, workers, address, resources.worker_bytes, say)
+    return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,10 @@ class Processes:
         server = prepare()
         self._workers: dict[Connection, ForkServerProcess] = {}
         self._idle: list[Connection] = []
-        for _ in range(workers):
+        for number in range(workers):
             ours, theirs = server.Pipe()
-            process = server.Process(target=_serve, args=(theirs, context), daemon=True)
+            its = replace(context, devices=(context.devices[number % len(context.devices)],))
+            process = server.Process(target=_serve, args=(theirs, its), daemon=True)
             process.start()
             theirs.close()
             self._workers[ours] = process

@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
@@ -29,6 +32,8 @@ RETRIES = 5
 SHARERS = 4
 # Seconds after which waiting for a task looks whether somebody wants the run to end.
 GLANCE = 1.0
+# Seconds of waiting after which it looks whether there still is a node that can take a task.
+LOOK = 10.0
 # Seconds for a cluster's head to answer.
 REACH = 10.0
 
@@ -36,23 +41,68 @@ REACH = 10.0
 class Ray:
     """Tasks for each processor of a cluster; those whose files only some nodes hold go to one of these."""
 
-    def __init__(self, context: Context, workers: int = 0, address: str = "", memory: int = 0) -> None:
-        """`workers` are the tasks under way at once, 0 for what the cluster has; `memory` is what each takes, bytes."""
+    def __init__(
+        self,
+        context: Context,
+        workers: int = 0,
+        address: str = "",
+        memory: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`workers` are the tasks under way at once, 0 for what the cluster has; `memory` is what each takes, bytes.
+
+        `say` is told what it waits for.
+
+        Raises:
+            PlanError: Ray is not installed, or no node has what a task takes. WorkError: there is no such cluster.
+        """
         self._ray = _joined(address, workers)
-        nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        processors = int(self._ray.cluster_resources().get("CPU", 1))
-        # Each node has its next task waiting.
-        self.capacity = workers or processors + len(nodes)
+        # What Ray's own threads have to say of dead workers is no data.
+        self._aside = redirect_stdout(sys.stderr)
+        self._aside.__enter__()
+        self._tasks: dict[Any, Job | Seal] = {}
+        self._say, self._turns = say, count()
+        gpu = context.devices != ("cpu",)
         self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "memory": memory or None}
-        if context.devices != ("cpu",):
+        if gpu:
             # Ray shows a task the device that it gave it as the first and only one.
             self._options["num_gpus"] = 1 / SHARERS
             context = replace(context, devices=("cuda:0",))
-        self._perform = self._ray.remote(_perform)
-        self._context = self._ray.put(context)
-        self._turns = count()
-        self._tasks: dict[Any, Job | Seal] = {}
-        self._holders = self._find_holders(context.store, [node["NodeID"] for node in nodes])
+        self._needs = {"CPU": 1.0, "memory": float(memory), "GPU": 1 / SHARERS if gpu else 0.0}
+        try:
+            with _interruptible():
+                nodes = self._nodes()
+                self._refuse_unfit(nodes)
+                processors = int(self._ray.cluster_resources().get("CPU", 1))
+                # Each node has its next task waiting.
+                self.capacity = workers or processors + len(nodes)
+                self._perform = self._ray.remote(_perform)
+                self._context = self._ray.put(context)
+                self._holders = self._find_holders(context.store, [node["NodeID"] for node in nodes])
+        except BaseException:
+            self.close()
+            raise
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def _fit(self, nodes: Iterable[dict[str, Any]]) -> bool:
+        """Whether one of the nodes has what a task takes."""
+        return any(all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items()) for node in nodes)
+
+    def _refuse_unfit(self, nodes: list[dict[str, Any]]) -> None:
+        """Refuse a cluster in which tasks would wait for ever.
+
+        Raises:
+            PlanError: with what a task takes, and the most that a node has of it.
+        """
+        if self._fit(nodes):
+            return
+        most = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in self._needs}
+        raise PlanError(
+            f"--engine ray: no node can take a task of {_told(self._needs)}; the most that one has: {_told(most)}",
+            hint="nodes with more of it (`ray start --num-cpus, --num-gpus, --memory`), or a smaller --max-memory",
+        )
 
     def _find_holders(self, store: Store, nodes: list[str]) -> dict[str, frozenset[str]]:
         """The nodes that hold a file of the source on their own, for each file that only some of them hold."""
@@ -71,7 +121,8 @@ class Ray:
 
     def submit(self, task: Job | Seal) -> None:
         options = self._options | self._near(task)
-        self._tasks[self._perform.options(**options).remote(task, self._context)] = task
+        with _interruptible():
+            self._tasks[self._perform.options(**options).remote(task, self._context)] = task
 
     def _near(self, task: Job | Seal) -> dict[str, Any]:
         """Where a job had best be done, if that matters."""
@@ -82,11 +133,12 @@ class Ray:
         return self._at(holders[next(self._turns) % len(holders)])
 
     def next(self, progress: Progress) -> Receipt:
-        while not (done := self._ray.wait(list(self._tasks), timeout=GLANCE)[0]):
-            pass
-        task = self._tasks.pop(done[0])
+        with _interruptible():
+            done = self._done()
+        task = self._tasks.pop(done)
         try:
-            outcome = self._ray.get(done[0])
+            with _interruptible():
+                outcome = self._ray.get(done)
         except self._ray.exceptions.RayError as error:
             raise _explained(error) from None
         if isinstance(outcome, DsctlError):
@@ -94,11 +146,43 @@ class Ray:
         progress(sum(step.read_bytes for step in getattr(task, "steps", ())))
         return outcome  # type: ignore[no-any-return]
 
+    def _done(self) -> Any:
+        """Wait for one task to end, and say so where nobody is left who could do one."""
+        looked, fit = time.monotonic(), True
+        while not (done := self._ray.wait(list(self._tasks), timeout=GLANCE)[0]):
+            if time.monotonic() - looked < LOOK:
+                continue
+            before, fit, looked = fit, self._fit(self._nodes()), time.monotonic()
+            if before and not fit:
+                self._say(f"waiting for a node that can take a task of {_told(self._needs)}: none is left")
+        return done[0]
+
     def close(self) -> None:
-        for reference in self._tasks:
-            self._ray.cancel(reference, force=True)
-        self._tasks.clear()
-        self._ray.shutdown()
+        try:
+            for reference in self._tasks:
+                self._ray.cancel(reference, force=True)
+            self._tasks.clear()
+            self._ray.shutdown()
+        finally:
+            self._aside.__exit__(None, None, None)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise as it is what a signal's handler raised within Ray, whose compiled code makes a SystemError of it."""
+    try:
+        yield
+    except (SystemError, KeyboardInterrupt) as error:
+        meant = error.__cause__ or error.__context__
+        if isinstance(meant, DsctlError):
+            raise meant from None
+        raise
+
+
+def _told(amounts: Mapping[str, float]) -> str:
+    """Resources of a node or a task, in words."""
+    words = f"{amounts['CPU']:g} processors and {amounts['memory']:,.0f} bytes of memory"
+    return words + (f" and {amounts['GPU']:g} GPUs" if amounts["GPU"] else "")
 
 
 def _joined(address: str, workers: int) -> Any:

@@ -1,4 +1,4 @@
-"""Whether two places are one, whatever they are called: schemes have several names, paths have links, URLs have chains."""
+"""Whether two places are one, whatever they are called: schemes have several names, paths links, URLs chains."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ def _place(link: str) -> Place | None:
         return None if link in available_protocols() else _here(link)
     system = get_filesystem_class(link.partition("://")[0])
     kind = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
-    path = str(system._strip_protocol(link))
+    path = str(system._strip_protocol(link))  # noqa: SLF001  what every file system has, by no public name
     if kind in HERE:
         return _here(path)
-    return Place(kind, str(system._get_kwargs_from_urls(link).get("host", "")), _slashed(path))
+    host = system._get_kwargs_from_urls(link).get("host", "")  # noqa: SLF001  as above
+    return Place(kind, str(host), _slashed(path))
 
 
 def _here(path: str) -> Place:
