@@ -24,6 +24,7 @@ from dsctl.header import TensorRef
 from dsctl.layouts import whole
 from dsctl.models import ROLES, Family, Param
 from dsctl.plan import Region, Step, region_of
+from dsctl.scales import ScaleCounts, as_float32
 from dsctl.stores import Store
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Compared(NamedTuple):
     formats: tuple[str, str]
     sums: Sums
     layer: int | None = None
+    scales: tuple[ScaleCounts, ScaleCounts] = (ScaleCounts(), ScaleCounts())
 
     def below(self, snr: float) -> bool:
         """Whether it is not identical and its signal-to-noise ratio is less than this, or none."""
@@ -130,6 +132,15 @@ class Comparison:
     @property
     def total(self) -> Sums:
         return _total(self.compared)
+
+    @property
+    def scales(self) -> tuple[ScaleCounts, ScaleCounts]:
+        """The block scales of either side."""
+        counts = ScaleCounts(), ScaleCounts()
+        for one in self.compared:
+            for total, side in zip(counts, one.scales, strict=True):
+                total.add(side)
+        return counts
 
     @property
     def roles(self) -> dict[str, tuple[int, Sums]]:
@@ -321,8 +332,18 @@ class _Reader:
                 sums.add(summed(_read(ours, pair.ours, band, pair.dtype), _read(theirs, pair.theirs, band, pair.dtype)))
             except BadBlock as error:
                 raise FormatError(f"{pair.param.name}: {error.what}") from None
-        param = pair.param
-        return Compared(param.name, param.family.group, param.shape, pair.formats, sums, param.layer)
+        param, scales = pair.param, (_scales(ours, pair.ours), _scales(theirs, pair.theirs))
+        return Compared(param.name, param.family.group, param.shape, pair.formats, sums, param.layer, scales)
+
+
+def _scales(side: Values, step: Step) -> ScaleCounts:
+    """The block scales of one side's parameter; they are few beside its values, and just read."""
+    import torch
+
+    counts = ScaleCounts()
+    for spec, stored in side.scales(step):
+        counts.add(ScaleCounts.of(as_float32(stored.view(torch.uint8).numpy().tobytes(), spec.dtype)))
+    return counts
 
 
 def _read(side: Values, step: Step, band: Box, dtype: str) -> torch.Tensor:

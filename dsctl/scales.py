@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -115,6 +116,31 @@ def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | Non
     place = np.unravel_index(int(np.argmin(good)), scales.shape)
     row, column = ([int(n) for n in place] + [0, 0])[:2]
     return BadScale(ref, row, column, float(scales[place]))
+
+
+@dataclass(slots=True)
+class ScaleCounts:
+    """How many scales there are, how many are powers of two, and how many by the power of two at or below them; zeros
+    and what is no number stand in no bin."""
+
+    number: int = 0
+    powers: int = 0
+    bins: dict[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(scales: npt.NDArray[np.float32]) -> ScaleCounts:
+        """Of one tensor's scales."""
+        usual = scales[np.isfinite(scales) & (scales > 0)]
+        mantissas, exponents = np.frexp(usual)
+        places, numbers = np.unique(exponents - 1, return_counts=True)
+        bins = dict(zip(places.tolist(), numbers.tolist(), strict=True))
+        return ScaleCounts(scales.size, int((mantissas == 0.5).sum()), bins)
+
+    def add(self, other: ScaleCounts) -> None:
+        """Take in another's."""
+        self.number, self.powers = self.number + other.number, self.powers + other.powers
+        for place, number in other.bins.items():
+            self.bins[place] = self.bins.get(place, 0) + number
 
 
 def are_powers_of_two(scales: npt.NDArray[np.float32]) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dsctl.boxes import Box
-from dsctl.codecs import KEPT, PEAK, SCALES, BadBlock, Codec, Misaligned
+from dsctl.codecs import BLOCK_SCALES, KEPT, PEAK, SCALES, BadBlock, Codec, Misaligned
 from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
@@ -345,6 +345,13 @@ class Values:
             SourceError: they cannot be read. BadBlock: a scale cannot be one.
         """
         return _values(step, band, self._files)
+
+    def scales(self, step: Step) -> Iterator[tuple[TensorSpec, torch.Tensor]]:
+        """The stored block scales of everything that a step reads, each with what it is stored as."""
+        for region in step.reads:
+            for part in region.parts:
+                if part.suffix in BLOCK_SCALES:
+                    yield part.spec, self._files.read("scales", part, region.place(part.suffix, region.box))
 
 
 def _values(step: Step, band: Box, files: _Files, counts: dict[str, int] | None = None) -> torch.Tensor:

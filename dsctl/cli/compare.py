@@ -13,6 +13,7 @@ from dsctl.errors import UsageError, VerifyFailed
 
 if TYPE_CHECKING:
     from dsctl.compare import Comparison, Sums
+    from dsctl.scales import ScaleCounts
 
 # Relative errors below 2 to this power share a line.
 FINEST = -16
@@ -59,22 +60,23 @@ def compare(
 
     if fail_under is not None and not isfinite(fail_under):
         raise UsageError(f"--fail-under: {fail_under} is no number of decibels", hint="--fail-under 25, for example")
-    if html:
-        from dsctl.reports import need
+    if html is not None:
+        from dsctl.reports import ready
 
-        need()
+
+        ready(html, (ours, theirs))
     output = Output(json, quiet)
     pairing = pair(weights_at(ours), weights_at(theirs), tuple(only or ()), tuple(skip or ()))
     with reading(output, pairing.nbytes, "comparing") as advance:
         found = compare(pairing, advance)
-    if html:
-        from dsctl.cli.pages import comparison
-        from dsctl.reports import save
-
-        save(comparison(found, (ours, theirs), worst), html)
     output.data(describe(found))
     if not json:
         _show(found, (ours, theirs), worst, output)
+    if html is not None:
+        from dsctl.cli.pages.comparison import comparison
+        from dsctl.reports import save
+
+        save(comparison(found, (ours, theirs), worst), html)
     if fail_under is not None:
         _fail(found, fail_under)
 
@@ -85,6 +87,7 @@ def describe(found: Comparison) -> dict[str, Any]:
         "a": found.places[0],
         "b": found.places[1],
         "total": {"parameters": len(found.compared), **_numbers(found.total), "histogram": _histogram(found.total)},
+        "scales": {side: _scales(counts) for side, counts in zip("ab", found.scales, strict=True)},
         "roles": {role: {"parameters": number, **_numbers(sums)} for role, (number, sums) in found.roles.items()},
         "parameters": [
             {
@@ -121,6 +124,12 @@ def _histogram(sums: Sums) -> list[dict[str, Any]]:
     from dsctl.compare import histogram
 
     return [{"from": 2.0**power, "to": 2.0 ** (power + 1), "values": number} for power, number in histogram(sums)]
+
+
+def _scales(counts: ScaleCounts) -> dict[str, Any]:
+    bins = sorted(counts.bins.items())
+    histogram = [{"from": 2.0**power, "to": 2.0 ** (power + 1), "scales": number} for power, number in bins]
+    return {"scales": counts.number, "powers_of_two": counts.powers, "histogram": histogram}
 
 
 def _show(found: Comparison, names: tuple[str, str], worst: int, output: Output) -> None:

@@ -90,7 +90,8 @@ class Codec(Protocol):
 KEPT = "kept:"
 PEAK = "peak:"
 # The suffixes of stored tensors that hold scales.
-SCALES = ("_scale_inv", "_scale", "_global_scale")
+BLOCK_SCALES = ("_scale_inv", "_scale")
+SCALES = (*BLOCK_SCALES, "_global_scale")
 
 from dsctl.codecs import dress, fp4, packed, scaled  # noqa: E402
 from dsctl.codecs.fp8_block import Fp8Block  # noqa: E402
