@@ -56,6 +56,10 @@ class Attention(NamedTuple):
         """Bytes of indexer key cache per token, all indexers together."""
         return self.indexers * self.indexer_bytes()
 
+    def full(self) -> Attention:
+        """The same sizes without an indexer: every query attends to every earlier token."""
+        return self._replace(indexers=0, index_heads=0, index_size=0, topk=0)
+
     def attended(self, context: int) -> int:
         """Tokens that a query attends to."""
         return min(context, self.topk) if self.topk else context

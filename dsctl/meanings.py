@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.costs import Attention
 from dsctl.description import Description
 from dsctl.diff import CLERICAL_FIELDS, CONTEXTS, Diff
 
@@ -66,22 +67,45 @@ def _indexer_gained(diff: Diff) -> Facts | None:
     before, after = diff.attention
     if before is None or after is None or before.indexers or not after.indexers:
         return None
-    longest = CONTEXTS[-1]
-    if before.work(longest) <= after.work(longest):
-        return None
-    return {
-        "layers": after.indexers,
-        "heads": after.index_heads,
-        "topk": f"{after.topk:,}",
-        "context": f"{longest:,}",
-        "work": f"{before.work(longest) / after.work(longest):.1f}",
-        "read": f"{before.read_bytes(longest) / after.read_bytes(longest):.1f}",
-        "bytes": f"{after.index_bytes():,}",
-    }
+    saved = _saved(after)
+    own = "" if before == after.full() else ", beside full attention in its own sizes,"
+    return saved and saved | {"own": own, "shared": _shared(after), "cache": _cache(before, after)}
 
 
 def _indexer_lost(diff: Diff) -> Facts | None:
-    return _indexer_gained(Diff(diff.b, diff.a))
+    before, after = diff.attention
+    if before is None or after is None or not before.indexers or after.indexers:
+        return None
+    saved = _saved(before)
+    return saved and saved | {"own": "" if after == before.full() else " and in the sizes of the side that had one,"}
+
+
+def _saved(sparse: Attention) -> Facts | None:
+    """An indexer's sizes, and what it saves beside full attention in the same sizes."""
+    full, longest = sparse.full(), CONTEXTS[-1]
+    if full.work(longest) <= sparse.work(longest) or full.read_bytes(longest) <= sparse.read_bytes(longest):
+        return None
+    return {
+        "layers": sparse.indexers,
+        "heads": sparse.index_heads,
+        "topk": f"{sparse.topk:,}",
+        "context": f"{longest:,}",
+        "work": f"{full.work(longest) / sparse.work(longest):.1f}",
+        "read": f"{full.read_bytes(longest) / sparse.read_bytes(longest):.1f}",
+    }
+
+
+def _shared(after: Attention) -> str:
+    if after.indexers == after.layers:
+        return ""
+    return f" The other {after.layers - after.indexers} layers attend to the tokens that an earlier one chose."
+
+
+def _cache(before: Attention, after: Attention) -> str:
+    kept, keys = (before.cache_bytes(), after.cache_bytes()), f"{after.index_bytes():,}"
+    if kept[0] == kept[1]:
+        return f"The KV cache stays, and the indexer's keys add {keys} bytes per token."
+    return f"The KV cache takes {kept[1]:,} bytes per token, {kept[0]:,} before; the indexer's keys add {keys}."
 
 
 def _indexers_shared(diff: Diff) -> Facts | None:
@@ -109,15 +133,23 @@ def _scales_free(diff: Diff) -> Facts | None:
 def _quantized(diff: Diff) -> Facts | None:
     if diff.a.quantized or not diff.b.quantized:
         return None
-    share = diff.b.nbytes / diff.a.nbytes if diff.a.nbytes and diff.same_parameters else None
-    return {"count": f"{diff.b.quantized:,}", "share": f" in {share:.2f} times the bytes" if share else ""}
+    return {"count": f"{diff.b.quantized:,}", "share": _share(diff), "format": _formats(diff.b)}
 
 
 def _dequantized(diff: Diff) -> Facts | None:
     if not diff.a.quantized or diff.b.quantized:
         return None
+    return {"count": f"{diff.a.quantized:,}", "share": _share(diff), "format": _formats(diff.a)}
+
+
+def _share(diff: Diff) -> str:
     share = diff.b.nbytes / diff.a.nbytes if diff.a.nbytes and diff.same_parameters else None
-    return {"count": f"{diff.a.quantized:,}", "share": f" in {share:.2f} times the bytes" if share else ""}
+    return f" in {share:.2f} times the bytes" if share else ""
+
+
+def _formats(description: Description) -> str:
+    codecs = [group.codec for group in description.known if group.codec.config() is not None]
+    return " and ".join(dict.fromkeys("FP8" if isinstance(codec, Fp8Block) else codec.name for codec in codecs))
 
 
 def _norm_dtypes(description: Description) -> set[str]:
@@ -142,9 +174,12 @@ def _many(number: int) -> str:
 
 
 def _mtp_gained(diff: Diff) -> Facts | None:
-    if _mtp(diff.a) or not _mtp(diff.b):
+    had, groups = ([group for group in side.known if group.family.mtp] for side in (diff.a, diff.b))
+    if had or not groups:
         return None
-    return {"values": _many(_mtp(diff.b))}
+    layers = len({layer for group in groups for layer in group.layers})
+    what = "a further layer" if layers == 1 else f"{layers} further layers"
+    return {"values": _many(_mtp(diff.b)), "layers": what}
 
 
 def _mtp_lost(diff: Diff) -> Facts | None:
@@ -191,15 +226,14 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "indexer-gained", _indexer_gained,
         "Sparse attention: in {layers} layers a lightning indexer of {heads} small heads scores every earlier token, "
-        "and attention then looks at the {topk} best alone. At {context} tokens of context a new token takes {work} "
-        "times less attention arithmetic and reads {read} times less cache. The KV cache stays, and the indexer's keys "
-        "add {bytes} bytes per token.",
+        "and attention then looks at the {topk} best alone.{shared} At {context} tokens of context{own} a new token "
+        "takes {work} times less attention arithmetic and reads {read} times less cache. {cache}",
         f"{_V32}, section 2.1; docs/costs.md",
     ),
     Meaning(
         "indexer-lost", _indexer_lost,
         "Attention is full again: no indexer, every query attends to every earlier token. At {context} tokens of "
-        "context a new token takes {work} times more attention arithmetic and reads {read} times more cache.",
+        "context{own} a new token takes {work} times more attention arithmetic and reads {read} times more cache.",
         f"{_V32}, section 2.1; docs/costs.md",
     ),
     Meaning(
@@ -222,12 +256,12 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "quantized", _quantized,
-        "{count} matrices are stored in FP8 with a scale per block{share}. A loader needs both tensors of each.",
+        "{count} matrices are stored in {format}, with a scale per block{share}. A loader needs all tensors of each.",
         "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md",
     ),
     Meaning(
         "dequantized", _dequantized,
-        "{count} matrices that were FP8 with scales are plain now{share}. They load without FP8 kernels.",
+        "{count} matrices that were {format} with scales are plain now{share}. They load without {format} kernels.",
         "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md",
     ),
     Meaning(
@@ -237,8 +271,8 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "mtp-gained", _mtp_gained,
-        "Multi-token prediction: a further layer with {values} values of its own, its copies of embedding and head "
-        "apart, drafts the token after next. It serves for speculative decoding; without that it need not be loaded.",
+        "Multi-token prediction: {layers} with {values} values to draft the token after next, copies of embedding and "
+        "head apart. That serves for speculative decoding; without it they need not be loaded.",
         f"{_V3}, section 2.2",
     ),
     Meaning(
@@ -249,8 +283,8 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "router-bias", _router_bias,
-        "The router has a correction bias that evens out how often experts are chosen, in place of a loss term. It "
-        "is float32 and must stay so: rounding it changes which experts are chosen.",
+        "The router has a correction bias that evens out how often experts are chosen, in place of a loss term. "
+        "Releases keep it in float32, and it must stay so: rounding it changes which experts are chosen.",
         f"{_V3}, section 2.1.2; vllm-project/vllm pull request 23640",
     ),
     Meaning(

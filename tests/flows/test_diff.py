@@ -147,10 +147,24 @@ def test_indexers_are_said_to_be_shared_where_layers_lack_one(a: str, b: str, sh
 def test_an_mtp_layer_is_counted_without_copies_and_in_words_that_fit(tmp_path_factory: pytest.TempPathFactory) -> None:
     """deepseek-ai/DeepSeek-V3 README_WEIGHTS.md, of its MTP module: 11.5 B unique, 0.9 B each shared."""
     told = {meaning.key: meaning.text for meaning in meanings(Diff(describe("v2"), describe("v3")))}
-    assert "11.6 billion values of its own" in told["mtp-gained"]
+    assert "11.6 billion values to draft" in told["mtp-gained"]
     small = describe(str(tiny(tmp_path_factory, "v3", layers=1, experts=2, hidden=128, heads=1, vocab=128)))
     told = {meaning.key: meaning.text for meaning in meanings(Diff(small, describe("v2")))}
     assert "0.0" not in told["mtp-lost"] and "billion" not in told["mtp-lost"]
+
+
+def test_a_meaning_says_no_more_than_the_numbers() -> None:
+    """V2 to GLM-5.2 changes heads, layers and latents together with the indexer: its saving is told by itself."""
+    found = Diff(describe("v2"), describe("glm-5.2"))
+    before, after = found.attention
+    assert before is not None and after is not None
+    said = {one.key: one.text for one in meanings(found)}["indexer-gained"]
+    assert "stays" not in said and "89,856 bytes per token, 69,120 before" in said
+    assert f"{after.full().work(131_072) / after.work(131_072):.1f} times less" in said
+    assert f"{before.work(131_072) / after.work(131_072):.1f} times less" not in said
+    assert "The other 57 layers" in said
+    plain = {one.key: one.text for one in meanings(Diff(describe("v3"), describe("v3.2")))}["indexer-gained"]
+    assert "The KV cache stays" in plain and "own sizes" not in plain and "other" not in plain
 
 
 def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
