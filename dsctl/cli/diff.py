@@ -57,23 +57,22 @@ def diff(
 
     if only is not None and only not in PARTS:
         raise UsageError(f"--only: {only!r} is unknown", hint=", ".join(PARTS))
-    if html:
-        from dsctl.reports import need
+    if html is not None:
+        from dsctl.reports import ready
 
-        need()
+        ready(html, (a, b))
     output, found = Output(json, quiet), Diff(*(describe(on_hub(one, remote)) for one in (a, b)))
-    if html:
-        from dsctl.cli.differences import sections
-        from dsctl.cli.pages import difference
-        from dsctl.reports import save
-
-        save(difference(found, list(sections(found, only, tensors))), html)
     if json:
         output.data(as_json(found, only, tensors))
     elif not quiet:
         from dsctl.cli.differences import sections
 
         show(list(sections(found, only, tensors)), output, markdown)
+    if html is not None:
+        from dsctl.cli.pages.difference import difference
+        from dsctl.reports import save
+
+        save(difference(found, only, tensors), html)
     if exit_code and found.differs:
         raise typer.Exit(1)
 

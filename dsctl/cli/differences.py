@@ -290,10 +290,10 @@ def _amount(value: float | None, unit: str) -> str:
         return "not known"
     if unit == "bytes":
         return size(value) if value >= 100_000 else f"{value:,.0f} B"
-    return f"{value:,.0f}" if unit == "count" else _flop(value)
+    return f"{value:,.0f}" if unit == "count" else flop(value)
 
 
-def _flop(number: float) -> str:
+def flop(number: float) -> str:
     """Floating-point operations for people: 556.7 GFLOP."""
     for unit, factor in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if number >= factor:

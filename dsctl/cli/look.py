@@ -67,16 +67,11 @@ def inspect(
     """
     from dsctl.inspection import inspect as look
 
-    if html:
-        from dsctl.reports import need
+    if html is not None:
+        from dsctl.reports import ready
 
-        need()
+        ready(html, (source,))
     output, seen = Output(json, quiet), look(on_hub(source, remote))
-    if html:
-        from dsctl.cli.pages import inspection
-        from dsctl.reports import save
-
-        save(inspection(seen, _sections(seen, False), _folded(list(seen.tensors()))), html)
     wanted = (glob or "*") if tensors or fold or glob else None
     if json:
         output.data(as_json(seen, wanted, fold))
@@ -86,6 +81,11 @@ def inspect(
         _show(seen, files, output)
     else:
         _list(seen, wanted, fold, output)
+    if html is not None:
+        from dsctl.cli.pages.inspection import inspection
+        from dsctl.reports import save
+
+        save(inspection(seen, _sections(seen, False)), html)
     if not quiet:
         _warn(seen.faults, output)
 

@@ -86,6 +86,10 @@ def plan(
     from dsctl.layouts.ranks import Ranks
     from dsctl.sizing import USUAL_TP, Cache, check, formats
 
+    if html is not None:
+        from dsctl.reports import ready
+
+        ready(html, (source,))
     if kv not in CACHE_FORMATS:
         raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))
     asked = any((tp, ep, pp))
@@ -101,14 +105,13 @@ def plan(
     facts = figures(description, formats(description, tuple(to or ()), asked_recipes), spread, kept, wanted)
     output = Output(json, quiet)
     sections = list(_sections(description, facts, tuple(one.name for one in asked_recipes)))
-    if html:
-        from dsctl.cli.pages import capacity
-        from dsctl.reports import need, save
-
-        need()
-        save(capacity(facts, sections), html)
     output.data(facts)
     show(sections, output)
+    if html is not None:
+        from dsctl.cli.pages.capacity import capacity
+        from dsctl.reports import save
+
+        save(capacity(facts, sections), html)
 
 
 def figures(

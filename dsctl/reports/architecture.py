@@ -1,4 +1,4 @@
-"""A model as a drawing shows it: stages from embedding to head, blocks in them, projections with their sizes. Pure."""
+"""A model as a drawing shows it: stages from embedding to head, in them each parameter with how it differs. Pure."""
 
 from __future__ import annotations
 
@@ -8,66 +8,128 @@ from typing import Any, NamedTuple
 from dsctl.description import OTHER, Description, Group
 from dsctl.diff import Diff, form, ranges
 
-_ORDER = (
-    "embedding", "norm", "attention", "indexer", "router", "routed experts", "shared experts", "dense mlp", "head",
-)  # fmt: skip
+PREDICTION = "Multi-token prediction"
+STAGES = ("Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
+# A drawing ends with what branches off.
+DRAWN = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
 
 
 class Piece(NamedTuple):
-    """One parameter: its last name, what goes in and comes out, how it is stored, and how it differs, in words."""
+    """One parameter of a stage: its last name, shape, how it is stored, in which of the stage's layers it is (empty:
+    in all), and how it differs from the other side's, with the words for it: `kind` is added, removed, changed, or
+    stored where only how it is stored differs."""
 
+    template: str
+    role: str
     name: str
-    sizes: str
+    shape: tuple[int, ...]
     stored: str
+    experts: int
+    some: str = ""
+    kind: str = ""
+    words: tuple[str, ...] = ()
+
+
+class Stage(NamedTuple):
+    """A step of the way on one side: the embedding, layers of one kind, the head. `kind` is added or removed where the
+    other side lacks it, changed where it has another number of layers."""
+
+    title: str
+    layers: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    config: Mapping[str, Any]
     kind: str = ""
     words: str = ""
 
 
-class Block(NamedTuple):
-    """What works together in a layer; `kind` is added or removed where all of it is."""
-
-    title: str
-    note: str
-    pieces: tuple[Piece, ...]
-
-    @property
-    def kind(self) -> str:
-        kinds = {piece.kind for piece in self.pieces}
-        return kinds.pop() if len(kinds) == 1 and kinds <= {"added", "removed"} else ""
+def stages(diff: Diff) -> list[tuple[Stage | None, Stage | None]]:
+    """Both sides stage by stage, in the order of a drawing; None where a side lacks one."""
+    a, b = (_stages(side) for side in (diff.a, diff.b))
+    return [_marked(a.get(title), b.get(title)) for title in DRAWN if title in a or title in b]
 
 
-class Stage(NamedTuple):
-    """A step of the way: the embedding, layers of one kind, the head."""
+def _stages(side: Description) -> dict[str, Stage]:
+    found = {}
+    for title, groups in staged(side.groups).items():
+        layers = tuple(sorted({layer for group in groups for layer in group.layers}))
+        found[title] = Stage(title, layers, tuple(_pieces(groups, layers)), side.config)
+    return found
 
-    title: str
-    note: str
-    blocks: tuple[Block, ...]
+
+def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Piece]:
+    """A piece per template; one that is stored in several ways says them all."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.family.template, []).append(group)
+    for template, members in found.items():
+        family = members[0].family
+        held = {layer for group in members for layer in group.layers}
+        some = f"in layers {ranges(held)}" if held and held != set(layers) else ""
+        stored = " or ".join(dict.fromkeys(form(group.codec) for group in members))
+        yield Piece(template, family.role, last_name(template), family.shape, stored, family.experts, some)
 
 
-def stages(diff: Diff, side: Description) -> tuple[Stage, ...]:
-    """One side of a diff, its pieces marked: on the first what is removed, on the second what is added or changed."""
-    marks = _marks(diff, side is diff.b)
-    groups = [group for group in side.groups if group.family.role != OTHER]
-    found = []
-    for title, members in staged(groups).items():
-        layers = sorted({layer for group in members for layer in group.layers})
-        note = f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)}, {len(layers)} of them" if layers else ""
-        found.append(Stage(title, note, tuple(_blocks(members, side.config, marks, layers))))
-    return tuple(found)
+def last_name(template: str) -> str:
+    """What a parameter is called within its module: q_a_proj, k_norm.bias."""
+    parts = template.removesuffix(".weight").split(".")
+    return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
+
+
+def _marked(before: Stage | None, after: Stage | None) -> tuple[Stage | None, Stage | None]:
+    if before is None or after is None:
+        return before and _all(before, "removed"), after and _all(after, "added")
+    a, b = ({piece.template: piece for piece in stage.pieces} for stage in (before, after))
+    many = tuple(len(stage.layers) for stage in (before, after))
+    kind, words = ("changed", f"{many[0]} → {many[1]} layers") if many[0] != many[1] else ("", "")
+    sides = (
+        (before, tuple(_mark(piece, piece, b.get(piece.template), "removed") for piece in before.pieces)),
+        (after, tuple(_mark(piece, a.get(piece.template), piece, "added") for piece in after.pieces)),
+    )
+    marked = [stage._replace(pieces=pieces, kind=kind, words=words) for stage, pieces in sides]
+    return marked[0], marked[1]
+
+
+def _all(stage: Stage, kind: str) -> Stage:
+    pieces = tuple(piece._replace(kind=kind, words=(kind,)) for piece in stage.pieces)
+    return stage._replace(pieces=pieces, kind=kind, words=kind)
+
+
+def _mark(piece: Piece, before: Piece | None, after: Piece | None, alone: str) -> Piece:
+    if before is None or after is None:
+        return piece._replace(kind=alone, words=(alone,))
+    words = tuple(_changes(before, after))
+    kind = "stored" if before._replace(stored="", some="") == after._replace(stored="", some="") else "changed"
+    return piece._replace(kind=kind, words=words) if words else piece
+
+
+def _changes(before: Piece, after: Piece) -> Iterator[str]:
+    """What differs of one parameter, from what to what."""
+    if before.shape != after.shape:
+        yield f"{_times(before.shape)} → {_times(after.shape)}"
+    if before.stored != after.stored:
+        yield f"{before.stored} → {after.stored}"
+    if before.experts != after.experts:
+        yield f"{before.experts:,} → {after.experts:,} experts"
+    if bool(before.some) != bool(after.some):
+        yield f"{before.some or 'in all layers'} → {after.some or 'in all layers'}"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    """5,120 x 1,536, in one line."""
+    return "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}".join(f"{size:,}" for size in shape)
 
 
 def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
     """Groups by the step of the way that they belong to, in its order; one that lies in two is taken apart."""
     groups = list(groups)
     routed = {layer for group in groups if group.family.role == "router" for layer in group.layers}
-    names = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Multi-token prediction", "Head", "Other")
-    found: dict[str, list[Group]] = {name: [] for name in names}
+    found: dict[str, list[Group]] = {name: [] for name in STAGES}
     for group in groups:
         family = group.family
         if family.role == OTHER:
             found["Other"].append(group)
         elif family.mtp:
-            found["Multi-token prediction"].append(group)
+            found[PREDICTION].append(group)
         elif not family.layers:
             found["Embedding" if family.role == "embedding" else "Head"].append(group)
         else:
@@ -83,53 +145,3 @@ def _within(group: Group, routed: set[int], inside: bool) -> Group:
     # Every layer of a family has as much of it as any other.
     share = [number * len(layers) // len(group.layers) for number in (group.count, group.tensors, group.nbytes)]
     return Group(group.family, group.codec, layers, share[0], share[1], share[2], group.some)
-
-
-def _blocks(
-    groups: list[Group], config: Mapping[str, Any], marks: Mapping[str, tuple[str, str]], layers: list[int]
-) -> Iterator[Block]:
-    for role in _ORDER:
-        pieces = [_piece(group, marks, layers) for group in groups if group.family.role == role]
-        if pieces:
-            yield Block(_TITLES.get(role, role), _note(role, config), tuple(dict.fromkeys(pieces)))
-
-
-_TITLES = {
-    "norm": "Norms", "attention": "Latent attention", "indexer": "Indexer", "router": "Router", "head": "Output",
-    "routed experts": "Routed experts", "shared experts": "Shared experts", "dense mlp": "Dense MLP",
-    "embedding": "Token embedding",
-}  # fmt: skip
-# What a block does, from config.json; said only where all its fields are there.
-_NOTES = {
-    "attention": "{num_attention_heads} heads over one cached latent of {kv_lora_rank}, and {qk_rope_head_dim} rotary",
-    "indexer": "{index_n_heads} heads of {index_head_dim} score earlier tokens; attention sees the top {index_topk}",
-    "router": "chooses {num_experts_per_tok} of {n_routed_experts} experts per token",
-    "routed experts": "{n_routed_experts} experts, {num_experts_per_tok} per token",
-}
-
-
-def _note(role: str, config: Mapping[str, Any]) -> str:
-    numbers = {key: f"{value:,}" for key, value in config.items() if type(value) is int}
-    try:
-        return _NOTES.get(role, "").format_map(numbers)
-    except KeyError:
-        return ""
-
-
-def _piece(group: Group, marks: Mapping[str, tuple[str, str]], layers: list[int]) -> Piece:
-    family = group.family
-    parts = family.template.removesuffix(".weight").split(".")
-    name = ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
-    # A matrix [out, in] takes its input from the last dimension; an embedding is looked up by its first.
-    shape = family.shape if family.role == "embedding" else family.shape[::-1]
-    sizes = " → ".join(f"{size:,}" for size in shape)
-    kind, words = marks.get(family.template, ("", ""))
-    some = f"in layers {ranges(group.layers)}" if group.layers and set(group.layers) != set(layers) else ""
-    return Piece(name, sizes, form(group.codec), kind, ", ".join(filter(None, (words, some))))
-
-
-def _marks(diff: Diff, after: bool) -> dict[str, tuple[str, str]]:
-    marks = {change.after.name: ("changed", f"{', '.join(change.aspects)} changed") for change in diff.changed}
-    if after:
-        return marks | {template.name: ("added", "added") for template in diff.added}
-    return {template.name: ("removed", "removed") for template in diff.removed}

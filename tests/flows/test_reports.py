@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +13,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from dsctl.description import describe
+from dsctl.diff import Diff
+from dsctl.reports.architecture import stages
+from dsctl.reports.diagram import diagrams
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 
@@ -23,6 +29,7 @@ PAGES = (
     "inspect v3.2",
     "inspect small",
     "plan v3.2 --to bf16",
+    "plan v3.2 --tp 8 --ep 8",
     "compare small small",
 )
 
@@ -87,8 +94,13 @@ def test_a_diff_says_what_was_added_how_big_and_what_it_costs(small: Path) -> No
         "865.5 M values",
         "310 parameters",
         "894.2 MB",
-        "13.9 times less",
-        "Indexer",
+        "0.13 % of the bytes before",
+        "a lightning indexer",
+        "saves: attention per token after 131,072",
+        "13.3x less",
+        "costs: cache per token",
+        "+11.5 %",
+        "Lightning indexer",
         "top 2,048",
         "→",
         "added",
@@ -100,15 +112,16 @@ def test_a_diff_says_what_was_added_how_big_and_what_it_costs(small: Path) -> No
 def test_what_is_coloured_is_also_said(small: Path) -> None:
     made("diff", "v3", "v3.2")
     text = Path("page.html").read_text()
-    coloured = re.findall(r'<li class="(added|removed|changed)">(.*?)</li>', text, re.DOTALL)
+    coloured = re.findall(r'<g class="\w+ (added|removed|changed|stored)">(.*?)</g>', text, re.DOTALL)
     assert len(coloured) > 20
-    assert all('class="tag' in inner for _, inner in coloured)
+    signs = {"added": "+ ", "removed": "\N{MINUS SIGN} ", "changed": "", "stored": "~ "}
+    assert all(re.search(f'class="mark"[^>]*>{re.escape(signs[kind])}', inner) for kind, inner in coloured)
 
 
 def test_values_of_charts_can_be_read(small: Path) -> None:
     made("diff", "v3", "v3.2")
     titles = re.findall(r"<title>(.*?)</title>", Path("page.html").read_text())
-    assert any("2.8 T" in title for title in titles) and any("199.8 B" in title for title in titles)
+    assert any("2.8 T" in title for title in titles) and any("199.8 G" in title for title in titles)
 
 
 def test_an_inspection_lists_every_kind_of_tensor(small: Path) -> None:
@@ -145,6 +158,102 @@ def test_hostile_names_stay_text(small: Path, tmp_path_factory: pytest.TempPathF
 
 def test_the_terminal_says_the_same_beside_it(small: Path) -> None:
     assert dsctl("diff", "v3", "v3.2", "--html", "page.html") == dsctl("diff", "v3", "v3.2")
+
+
+@pytest.mark.parametrize("verb", ["inspect small", "diff small v3.2", "compare small small", "plan small"])
+def test_a_page_never_takes_the_place_of_anything_else(verb: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("notes.html").write_text("<p>mine</p>")
+    weights = sorted(Path("small").iterdir())
+    held = {path: path.read_bytes() for path in weights}
+    monkeypatch.setattr("dsctl.stores.store_at", None)  # refused before anything is read
+    for file in (weights[0], "small/new.html", "notes.html", "small", "", "-", "nowhere/page.html", "/dev/null"):
+        done = call(*verb.split(), "--html", file, "--quiet")
+        assert done.returncode == 2 and "--html" in done.stderr and not done.stdout, file
+    assert {path: path.read_bytes() for path in sorted(Path("small").iterdir())} == held
+    assert Path("notes.html").read_text() == "<p>mine</p>" and not list(Path().glob(".dsctl-*"))
+
+
+def test_a_page_is_written_again_over_itself_with_the_same_bytes(small: Path) -> None:
+    Path("page.html").touch()
+    pages = []
+    for _ in range(2):
+        made("diff", "v3", "v3.2")
+        pages.append(Path("page.html").read_bytes())
+    assert pages[0] == pages[1]
+    assert Path("page.html").stat().st_mode & 0o444 == 0o444
+
+
+def test_a_page_that_cannot_be_finished_leaves_the_old_one(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made("diff", "v3", "v3.2")
+    before = Path("page.html").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    done = call("diff", "v2", "v3", "--html", "page.html")
+    assert done.returncode == 2 and "No space left" in done.stderr
+    assert "Totals" in done.stdout
+    assert Path("page.html").read_bytes() == before and not list(Path().glob(".dsctl-*"))
+
+
+@pytest.mark.parametrize(("a", "b"), [("v3", "v3.2"), ("v2", "glm-5.2"), ("v2-lite", "kimi-k2"), ("glm-5.2", "v2")])
+def test_every_parameter_is_drawn(a: str, b: str, small: Path) -> None:
+    sheets = diagrams(Diff(describe(a), describe(b)))
+    for sheet, name in zip(sheets, (a, b), strict=True):
+        drawn = "\n".join(box.hint for box in sheet.boxes)
+        assert all(group.family.template in drawn for group in describe(name).groups)
+
+
+def test_what_one_side_alone_has_is_not_called_changed(small: Path) -> None:
+    found = {stage.title: stage for _, stage in stages(Diff(describe("v2"), describe("glm-5.2"))) if stage}
+    prediction = found["Multi-token prediction"]
+    assert prediction.kind == "added" and {piece.kind for piece in prediction.pieces} == {"added"}
+    experts = {piece.name: piece for piece in found["Mixture-of-experts layers"].pieces if piece.role == "attention"}
+    assert experts["q_a_proj"].words == ("1,536\xa0x\xa05,120 → 2,048\xa0x\xa06,144",)
+
+
+def test_both_sides_stand_side_by_side(small: Path) -> None:
+    a, b = diagrams(Diff(describe("v2"), describe("v3.2")))
+    assert a.cuts == b.cuts and a.height == b.height
+    tops = [
+        {(part.title, box.hint.split()[0]): box.y for part in sheet.slices for box in part.boxes if box.hint}
+        for sheet in (a, b)
+    ]
+    both = tops[0].keys() & tops[1].keys()
+    assert len(both) > 10 and all(tops[0][name] == tops[1][name] for name in both)
+
+
+def test_curves_that_coincide_are_said_and_not_drawn(small: Path) -> None:
+    text = made("diff", "v3", "r1").text
+    assert text.count("The same on both sides") == 3
+    assert "pygal" not in Path("page.html").read_text().partition("<main>")[2]
+
+
+def test_no_paragraph_is_said_twice(small: Path) -> None:
+    made("diff", "v3", "v3.2")
+    said = re.findall(r"<(?:p|li)[^>]*>(.*?)</(?:p|li)>", Path("page.html").read_text(), re.DOTALL)
+    long = [text for text in said if len(text) > 60]
+    assert len(long) == len(set(long)) > 3
+
+
+def test_scales_of_both_sides_are_shown(small: Path) -> None:
+    dsctl("convert", "small", "other", "--to", "int4-group", "--quiet")
+    facts = json.loads(dsctl("compare", "small", "other", "--json"))
+    for side, source in (("a", "small"), ("b", "other")):
+        counted = facts["scales"][side]
+        seen = json.loads(dsctl("inspect", source, "--tensors", "--json"))["tensor_list"]
+        scales = [one for one in seen if one["name"].endswith(("_scale_inv", "_scale"))]
+        assert counted["scales"] == sum(math.prod(one["shape"]) for one in scales)
+        assert sum(bin_["scales"] for bin_ in counted["histogram"]) == counted["scales"]
+    assert facts["scales"]["a"]["powers_of_two"] == facts["scales"]["a"]["scales"]
+    assert facts["scales"]["b"]["powers_of_two"] < facts["scales"]["b"]["scales"]
+    assert "100% of them powers of two" in made("compare", "small", "other").text
+
+
+def test_a_plan_says_what_it_fits_on(small: Path) -> None:
+    text = made("plan", "v3.2", "--gpu", "h200", "--gpu", "mi300x").text
+    assert "as stored fits on" in text and "4 x MI300X" in text and "8 x H200" in text
 
 
 def test_a_file_that_cannot_be_written_is_told(small: Path) -> None:

@@ -1,0 +1,27 @@
+"""The cards that a page begins with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Card(NamedTuple):
+    """One answer: what it is about, in a figure or few words, and what stands behind it. `kind` is a key of the page's
+    colours (added, removed, changed, saves, costs), which the label says too."""
+
+    label: str
+    figure: str
+    detail: str = ""
+    kind: str = ""
+
+
+def change(before: float, after: float) -> str:
+    """+0.13 %, as long as the share is small; 13.3x less and 2.1x more beyond; nothing without a before."""
+    if not before or not after:
+        return ""
+    ratio = after / before
+    if ratio >= 2 or ratio <= 0.5:
+        return f"{ratio:.1f}x more" if ratio > 1 else f"{1 / ratio:.1f}x less"
+    share = 100 * (ratio - 1)
+    digits = 2 if abs(share) < 1 else 1
+    return "same" if after == before else f"{share:+.{digits}f} %".replace("-", "\N{MINUS SIGN}")
