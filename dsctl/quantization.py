@@ -2,6 +2,11 @@
 
 What loaders ask of it: vllm-project/vllm, model_executor/layers/quantization (compressed_tensors, fp8: modules fused at
 loading must share a format, and modules left out must be named); sgl-project/sglang, layers/quantization.
+
+Two dialects name modules. compressed-tensors takes names, and after `re:` regular expressions. `fp8` and
+`blockwise_int8` take names alone, and hold a layer's routed experts as one module, `mlp.experts`: that is what is
+looked for (vLLM and SGLang, `is_layer_skipped`; transformers, `should_convert_module`). Loaders that do not take a
+joined module apart again look for its own name, so that is given beside those of its parts.
 """
 
 from __future__ import annotations
@@ -15,7 +20,11 @@ from dsctl.errors import PlanError
 from dsctl.models import Param
 
 _WEIGHT = ".weight"
-_SPARED = {"fp8": "modules_to_not_convert", "blockwise_int8": "ignored_layers"}
+_INT8 = "blockwise_int8"
+# vLLM and SGLang read the first key, their older versions it alone; transformers reads the second.
+_SPARED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
+# SGLang's name for what vLLM, and a family's `fused`, calls by the shorter one (models/deepseek_v2.py of both).
+_ALSO_JOINED = {"fused_qkv_a_proj": "fused_qkv_a_proj_with_mqa"}
 
 
 def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any] | None:
@@ -35,8 +44,45 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
         hint = "fp8-block-ct goes with the other formats of compressed-tensors"
         raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
     config = next(iter(configs.values()))
-    spared = list(patterns((param, codec.config() is None) for param, codec in stored if param.quantizable))
-    return config | ({_SPARED[config["quant_method"]]: spared} if spared else {})
+    spared = _spared(stored, config["quant_method"])
+    return config | {key: spared for key in _SPARED[config["quant_method"]] if spared}
+
+
+def _spared(stored: Sequence[tuple[Param, Codec]], method: str) -> list[str]:
+    """The modules left out of `fp8` or `blockwise_int8`, where what a release quantizes is among them.
+
+    transformers leaves the head out by itself only where no list is given, so that for `fp8` it has every linear one.
+    """
+    plain = [param for param, codec in stored if codec.config() is None]
+    asked = [param for param in plain if param.quantizable]
+    if method == _INT8 and any(param.family.experts for param in asked):
+        what = "int8-block: its one loader, SGLang, takes routed experts in no other format beside it"
+        raise PlanError(what, hint="give them int8-block too, or the rest another format: int8-channel, fp8-block")
+    wanted = asked if method == _INT8 else [param for param in plain if asked and linear(param)]
+    return list(dict.fromkeys(name for param in wanted for name in modules(param)))
+
+
+def modules(param: Param) -> Iterator[str]:
+    """The modules as which loaders may look for a parameter: its own, or all experts' of its layer; and the joined one.
+
+    Naming experts one by one would say nothing more, in tens of thousands of names.
+    """
+    if param.family.experts:
+        yield param.template.partition(".{expert}")[0].format(layer=param.layer)
+        return
+    yield param.name.removesuffix(_WEIGHT)
+    yield from _joined(param)
+
+
+def _joined(param: Param) -> Iterator[str]:
+    """The names of the module into which loaders join a parameter, experts' apart."""
+    if param.family.experts or not param.family.fused:
+        return
+    name = param.family.fused.format(layer=param.layer)
+    head, dot, last = name.rpartition(".")
+    yield name
+    if last in _ALSO_JOINED:
+        yield head + dot + _ALSO_JOINED[last]
 
 
 def _dressed(stored: Sequence[tuple[Param, Codec]], configs: Mapping[Codec, dict[str, Any]]) -> dict[str, Any]:
@@ -59,10 +105,12 @@ def linear(param: Param) -> bool:
 
 
 def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
-    """Names of the modules marked, and of no other told: by name, or as `re:` patterns where experts make them many."""
+    """Names of the modules marked, and of no other told, in compressed-tensors' dialect: experts as `re:` patterns."""
     families: dict[str, list[tuple[Param, bool]]] = {}
+    joined: list[str] = []
     for param, mark in told:
         families.setdefault(param.template, []).append((param, mark))
+        joined += _joined(param) if mark else ()
     for template, members in families.items():
         marked = [param for param, mark in members if mark]
         if not marked:
@@ -76,6 +124,7 @@ def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
         else:
             everywhere = len(marked) == len(members)
             yield _pattern(template, r"\d+" if everywhere else f"(?:{'|'.join(map(str, layers))})")
+    yield from dict.fromkeys(joined)
 
 
 def _pattern(template: str, layers: str) -> str:

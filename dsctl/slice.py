@@ -17,6 +17,7 @@ from dsctl.coverage import cover
 from dsctl.errors import PlanError
 from dsctl.models import Param
 from dsctl.originals import WHOLE
+from dsctl.quantization import modules
 
 # Faults of a source that the small checkpoint's own survey reports again where they matter to it.
 _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
@@ -78,7 +79,7 @@ def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
     view.layout = checkpoint.layout
     sources = dict(_sources(checkpoint, view, cut))
     view.survey = _survey(checkpoint, view, sources, cut)
-    _rename_skipped(view, {source.name: name for name, source in sources.items()}, checkpoint)
+    _rename_skipped(view, sources, checkpoint)
     return view
 
 
@@ -162,13 +163,24 @@ def _runs(numbers: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     yield from pairwise((0, *breaks, len(numbers)))
 
 
-def _rename_skipped(view: Checkpoint, renamed: Mapping[str, str], checkpoint: Checkpoint) -> None:
+def _rename_skipped(view: Checkpoint, sources: Mapping[str, Param], checkpoint: Checkpoint) -> None:
     """Give the modules that a quantization_config leaves alone their new names, and drop those that are gone."""
     if view.config is None or view.quantization is None:
         return
-    said, known = dict(view.quantization), {param.name for param in checkpoint.params}
+    known = {name for param in checkpoint.params for name in _modules(param)}
+    renamed = {
+        old: new
+        for param in view.params
+        for old, new in zip(_modules(sources[param.name]), _modules(param), strict=True)
+    }
+    said = dict(view.quantization)
     for field in _SKIPPED:
         if isinstance(said.get(field), list):
-            names = [name for name in said[field] if f"{name}.weight" not in known or f"{name}.weight" in renamed]
-            said[field] = [renamed.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight") for name in names]
+            names = [renamed.get(name, name) for name in said[field] if name not in known or name in renamed]
+            said[field] = list(dict.fromkeys(names))
     view.config["quantization_config"] = said
+
+
+def _modules(param: Param) -> tuple[str, ...]:
+    """Every name under which a config may leave a parameter's module alone; experts may be named one by one."""
+    return (param.name.removesuffix(".weight"), *modules(param))
