@@ -15,6 +15,7 @@ from dsctl.models import Param
 from dsctl.request import KEEP, Request
 from dsctl.sizing import base_dtype, codec_of
 from dsctl.steps import Part, Region, Step
+from dsctl.target import refuse_idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def outline(description: Description, request: Request) -> Outline:
     Raises:
         UsageError, PlanError, FormatError: as `make_plan` of the release's checkpoint.
     """
+    refuse_idle(request)
     base, to = base_dtype(description), None if request.to == KEEP else CODECS[request.to]
     groups = [group for group in description.known if not (request.mtp == "drop" and group.family.mtp)]
     subject = Subject.of(description.name, (group.family for group in groups), description.config)

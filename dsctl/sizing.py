@@ -120,7 +120,8 @@ def stored(description: Description, to: Wanted) -> list[tuple[Group, Codec]]:
         if name == recipes.KEEP:
             found.append((part, recipes.kept(to.rules, part.codec)))
         else:
-            found.append((part, _as(part, recipes.named(name, formats), base, part.family.quantizable)))
+            codec = recipes.named(name, formats)
+            found.append((part, _as(part, codec, base, takes(codec, part.family))))
     return found
 
 

@@ -18,7 +18,7 @@ from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.coverage import check_filled, check_joined
-from dsctl.errors import PlanError
+from dsctl.errors import PlanError, UsageError
 from dsctl.header import PT, TensorSpec, build
 from dsctl.layouts import Layout, Slot
 from dsctl.layouts.hf import folder
@@ -64,23 +64,26 @@ class Target:
     def __init__(self, checkpoint: Checkpoint, request: Request) -> None:
         if request.to not in (KEEP, RECIPE, *CODECS):
             raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
+        refuse_idle(request)
         self.checkpoint, self.request = checkpoint, request
         self.subject = Subject.of(checkpoint.store.place, checkpoint.families, checkpoint.config)
         self.layout: Layout = arrangement(self.subject, request)
         self._files: dict[str, str] = {}
         self._lost = False
         self._specs: dict[Codec, dict[tuple[int, ...], tuple[dict[str, TensorSpec], dict[str, bytes]]]] = {}
-        self.notes: list[str] = []
         self.stored: list[tuple[Param, Codec]] = []
         self.rules = [Rule(*rule) for rule in request.rules]
-        check(self.rules, checkpoint.params)
+        self.notes: list[str] = check(self.rules, checkpoint.params)
         self.format: Codec = self._format()
 
     def _format(self) -> Codec:
         if self.request.to in (KEEP, RECIPE):
             return Plain(self.base_dtype)
-        if self.request.to != "fp8-block":
-            return self._named(self.request.to)
+        return self._named(self.request.to)
+
+    @cached_property
+    def _blocks(self) -> Codec:
+        """fp8-block, with scales as asked for, else as the original had them, the source has or its release."""
         kept = self.original.codec if self.original else None
         asked = self.request.scale_fmt
         if kept and asked in ("auto", kept.scale_fmt):
@@ -94,6 +97,8 @@ class Target:
 
     def _named(self, name: str) -> Codec:
         """A format by its name, with scales as the source has them where those can stay, and as asked for."""
+        if name == "fp8-block":
+            return self._blocks
         codec = named(name, self._stored)
         if self.request.search and isinstance(codec, SEARCHING):
             return replace(codec, search=codec.name in SEARCHED)
@@ -157,7 +162,8 @@ class Target:
         name = chosen(self.rules, param)
         if name == KEEP:
             return recipes.kept(self.rules, piece.codec)
-        return self._as(self._named(name), param, piece, param.quantizable)
+        codec = self._named(name)
+        return self._as(codec, param, piece, takes(codec, param.family))
 
     def _as(self, codec: Codec, param: Param, piece: Piece, quantizable: bool) -> Codec:
         """How a format stores a parameter; what it does not quantize follows the source's or the release's dtype."""
@@ -428,6 +434,24 @@ class Target:
         """The original's own quantization_config, where it says of the format what the target's codec says."""
         said = before.get("quantization_config")
         return said if Fp8Block.declared(said or {}) == (replace_dtype(self.format),) else None
+
+
+def refuse_idle(request: Request) -> None:
+    """Refuse options that no format asked for would heed.
+
+    Raises:
+        UsageError: with what they are for.
+    """
+    asked = {format_ for _, _, format_ in request.rules} or {request.to}
+    if request.scale_fmt not in ("auto", "float32", "ue8m0"):
+        raise UsageError(f"--scale-fmt: {request.scale_fmt!r} is unknown", hint="auto, float32 or ue8m0")
+    for option, given, formats in (
+        ("--search", request.search, SEARCHED),
+        ("--scale-fmt", request.scale_fmt != "auto", ("fp8-block",)),
+    ):
+        if given and not asked & set(formats):
+            names = ", ".join(sorted(asked))
+            raise UsageError(f"{option}: does nothing for {names}", hint=f"it is for {', '.join(formats)}")
 
 
 def replace_dtype(codec: Codec) -> Codec:

@@ -188,7 +188,7 @@ def _placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
         yield
     except BadBlock as error:
         row = error.row + (box.start[0] // codec.block[0] if box.start else 0)
-        hint = f"to go on without it: --skip '{step.name}'"
+        hint = f"`dsctl verify SRC --deep` lists every such value; to go on without it: --skip '{step.name}'"
         raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
 
 

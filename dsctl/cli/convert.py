@@ -449,8 +449,6 @@ def convert(
         raise UsageError(f"--recipe and {format_} are both asked for", hint="a recipe names every format itself")
     if format_ is None and not rules:
         raise UsageError("no target format", hint="--bf16, --fp8, --to FORMAT or --recipe NAME")
-    if scale_fmt not in ("auto", "float32", "ue8m0"):
-        raise UsageError(f"--scale-fmt: {scale_fmt!r} is unknown", hint="auto, float32 or ue8m0")
     request = Request(
         to=format_ or RECIPE,
         rules=rules,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -117,12 +117,14 @@ def _wrong(rule: _Rule) -> str:
 
 
 def takes(codec: Codec, family: Family) -> bool:
-    """Whether a format, asked for as a whole, is for parameters of this family.
+    """Whether a format is for parameters of this family.
 
-    Loaders read the indexer's matrices as FP8 blocks or unquantized only: vLLM dequantizes `indexer.wk` while loading
-    and joins it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py).
+    Loaders read the indexer's matrices as FP8 blocks, under either name, or unquantized only: they dequantize
+    `indexer.wk` while loading and join it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py;
+    sgl-project/sglang, models/deepseek_common/deepseek_weight_loader.py).
     """
-    return family.quantizable and (isinstance(codec, Fp8Block) or family.role != "indexer")
+    blocks = isinstance(codec, Fp8Block) or codec.name == CT_BLOCKS.name
+    return family.quantizable and (blocks or family.role != "indexer")
 
 
 def chosen(rules: Iterable[Rule], param: Param) -> str:
@@ -136,7 +138,9 @@ def chosen(rules: Iterable[Rule], param: Param) -> str:
 
 def named(name: str, stored: Iterable[Codec]) -> Codec:
     """A format by its name, with scales as what is stored has them where those can stay."""
-    codec = CODECS[name]
+    stored, codec = tuple(stored), CODECS[name]
+    if name == "fp8-block":
+        return next((one for one in stored if isinstance(one, Fp8Block) and one.scale_dtype == "F32"), codec)
     if name == CT_BLOCKS.name and any(isinstance(one, Fp8Block) and one.block == codec.block for one in stored):
         return replace(CT_BLOCKS, scale_dtype="F32")
     return codec
@@ -151,21 +155,34 @@ def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
     return codec
 
 
-def check(rules: Iterable[Rule], params: Iterable[Param]) -> None:
-    """Refuse globs that no parameter fits, or none that can be stored so.
+def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
+    """Refuse rules that no parameter fits, or none that can be stored so; notes on what others leave out.
+
+    A role that this model does not have is noted only: recipes are written for several models.
 
     Raises:
         PlanError: with every such rule in `issues`.
     """
-    known = list(params)
-    issues = []
+    known, issues, notes = list(params), [], []
     for rule in rules:
-        fitting = [param for param in known if rule.match and rule.fits(param)]
-        quantized = rule.format != KEEP and not isinstance(CODECS[rule.format], Plain)
-        if rule.match and not fitting:
+        fitting = [param for param in known if rule.fits(param)]
+        codec = Plain() if rule.format == KEEP else CODECS[rule.format]
+        taken = [isinstance(codec, Plain) or takes(codec, param.family) for param in fitting]
+        left = next((param for param, fits in zip(fitting, taken, strict=True) if param.quantizable and not fits), None)
+        if not fitting and rule.match:
             issues.append(f"recipe: {rule}: no parameter fits")
-        elif rule.match and quantized and not any(param.quantizable for param in fitting):
-            issues.append(f"recipe: {rule}: {fitting[0].name} is never quantized")
+        elif not fitting:
+            notes.append(f"recipe: {rule}: the model has no such parameter")
+        elif not any(taken):
+            why = _READ_AS if left else f"{fitting[0].name} is never quantized"
+            issues.append(f"recipe: {rule}: {why}")
+        elif left and chosen(rules, left) == rule.format:
+            notes.append(f"recipe: {rule}: the indexer is left unquantized; {_READ_AS}")
     if issues:
         first = issues[0] if len(issues) == 1 else f"recipe: {len(issues)} rules fit nothing"
-        raise PlanError(first, issues=issues, hint="globs are matched against whole parameter names")
+        raise PlanError(first, issues=issues, hint=_HINT)
+    return notes
+
+
+_READ_AS = "loaders read the indexer in FP8 blocks or unquantized"
+_HINT = "globs are matched against whole names; give such parameters keep or bf16, and the indexer FP8 blocks if any"

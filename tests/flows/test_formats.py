@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dsctl import open as open_checkpoint
 from dsctl.codecs import CODECS, SCALES
-from dsctl.errors import FormatError
+from dsctl.errors import FormatError, UsageError
 from dsctl.recipes import ready
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
@@ -211,7 +212,12 @@ def test_the_first_rule_that_fits_decides(plain: Path, tmp_path: Path) -> None:
         ('[[rule]]\nrole = "attention"\nformat = "bf16"\nsize = 3', 2, "size"),
         ('[[rule]]\nmatch = "nothing.*"\nformat = "bf16"', 30, "no parameter fits"),
         ('[[rule]]\nmatch = "lm_head.weight"\nformat = "nvfp4"', 30, "lm_head.weight is never quantized"),
+        ('[[rule]]\nrole = "norm"\nformat = "int4-group"', 30, "model.norm.weight is never quantized"),
+        ('[[rule]]\nrole = "head"\nformat = "nvfp4"', 30, "lm_head.weight is never quantized"),
+        ('[[rule]]\nrole = "indexer"\nformat = "int4-group"', 30, "loaders read the indexer in FP8 blocks"),
+        ('[[rule]]\nmatch = "*.indexer.*"\nformat = "fp8-channel"', 30, "loaders read the indexer in FP8 blocks"),
         ('[[rule]]\nmatch = "*.gate_proj.weight"\nformat = "mxfp4"', 30, "loaders fuse"),
+        ('[[rule]]\nrole = "attention"\nformat = "int8-block"', 30, "SGLang, takes routed experts in no other format"),
         ('[[rule]]\nmatch = "*.experts.1.*"\nformat = "mxfp4"', 30, "routed experts in one format"),
         (
             '[[rule]]\nrole = "routed experts"\nformat = "mxfp4"\n[[rule]]\nrole = "attention"\nformat = "int8-block"',
@@ -237,6 +243,12 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
         (("--recipe", "int8", "--bf16"), "both asked for"),
         (("--to", "int5"), "unknown format"),
         ((), "no target format"),
+        (("--to", "int8-channel", "--search"), "--search: does nothing for int8-channel"),
+        (("--bf16", "--search"), "--search: does nothing for bf16"),
+        (("--recipe", "int8", "--search"), "--search: does nothing for bf16, int8-channel"),
+        (("--to", "int4-group", "--scale-fmt", "ue8m0"), "--scale-fmt: does nothing for int4-group"),
+        (("--recipe", "w4a8-experts", "--scale-fmt", "float32"), "--scale-fmt: does nothing for"),
+        (("--fp8", "--scale-fmt", "e8m0"), "--scale-fmt: 'e8m0' is unknown"),
     ],
 )
 def test_options_that_name_no_format_are_refused(
@@ -244,6 +256,53 @@ def test_options_that_name_no_format_are_refused(
 ) -> None:
     assert dsctl_fails("convert", plain, tmp_path / "out", *options) == 2
     assert said in call("convert", plain, tmp_path / "out", *options).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_python_interface_refuses_options_that_do_nothing(plain: Path) -> None:
+    for options in ({"codec": "int8-channel", "search": True}, {"codec": "int4-group", "scale_fmt": "ue8m0"}):
+        with pytest.raises(UsageError, match="does nothing"):
+            _ = open_checkpoint(str(plain)).to(**options).plan
+
+
+def test_ranks_of_a_release_refuse_them_too(tmp_path: Path) -> None:
+    words = ("shard", "v3", tmp_path / "out", "--tp", "2", "--dry-run")
+    for options in (("--search",), ("--to", "fp8-channel", "--scale-fmt", "ue8m0")):
+        assert dsctl_fails(*words, *options) == 2
+
+
+def test_a_format_for_everything_leaves_the_indexer_and_says_so(small: Path, tmp_path: Path) -> None:
+    recipe = write(tmp_path / "mine.toml", 'match = "*"\nformat = "int4-group"')
+    dsctl("convert", small, tmp_path / "recipe", "--recipe", recipe)
+    dsctl("convert", small, tmp_path / "to", "--to", "int4-group")
+    assert same(tensors(tmp_path / "recipe"), tensors(tmp_path / "to"))
+    plan = json.loads(dsctl("convert", small, tmp_path / "dry", "--recipe", recipe, "--dry-run", "--json"))
+    assert any("the indexer is left unquantized" in note for note in plan["notes"])
+    planned = json.loads(dsctl("plan", "v3.2", "--recipe", recipe, "--json"))
+    assert "int4-group" not in json.dumps(planned["formats"]["mine"]["roles"]["indexer"])
+
+
+@pytest.mark.parametrize("name", sorted(ready()))
+def test_ready_recipes_run_where_there_is_no_indexer(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = tiny(tmp_path_factory, "v3", layers=2, experts=2)
+    plan = json.loads(dsctl("convert", source, tmp_path / "out", "--recipe", name, "--dry-run", "--json"))
+    named = any(rule.role == "indexer" for rule in ready()[name].rules)
+    assert named == any("the model has no such parameter" in note for note in plan["notes"])
+
+
+def test_a_recipe_keeps_the_kind_of_scales_that_the_source_has(small: Path, plain: Path, tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path / "mine.toml",
+        'role = "routed experts"\nformat = "bf16"',
+        'role = "attention"\nformat = "fp8-block"',
+        'role = "dense mlp"\nformat = "fp8-block"',
+    )
+    dsctl("convert", small, tmp_path / "kept", "--recipe", recipe)
+    assert quantization(tmp_path / "kept")["scale_fmt"] == "ue8m0"
+    dsctl("convert", plain, tmp_path / "asked", "--recipe", recipe, "--scale-fmt", "float32")
+    assert "scale_fmt" not in quantization(tmp_path / "asked")
 
 
 @pytest.mark.parametrize("format_", QUANTIZED)
@@ -263,6 +322,7 @@ def test_nan_is_refused_by_name_and_block(format_: str, plain: Path, tmp_path: P
     rows, columns = CODECS[format_].block
     width = 10**9 if columns == 1 else columns
     assert f"{name}: NaN or infinity in block [{130 // rows}, {200 // width}]" in said
+    assert "hint: dsctl verify" in said
 
 
 def test_groups_that_do_not_divide_are_refused_before_any_work(
