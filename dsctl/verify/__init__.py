@@ -9,6 +9,7 @@ from dsctl.verify import numbers, signed, structure
 from dsctl.verify.against import Other, against, other
 from dsctl.verify.contents import Advance, Contents, read_contents
 from dsctl.verify.findings import CODES, SEVERITIES, Checked, Code, Finding, Report, ordered
+from dsctl.verify.formats import formats
 from dsctl.verify.opening import open_anyhow, reachable
 
 __all__ = ["CODES", "SEVERITIES", "Checked", "Code", "Finding", "Other", "Report", "deep_bytes", "other", "verify"]
@@ -33,6 +34,7 @@ def verify(
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
     scales = numbers.scale_refs(checkpoint) if surveyed else {}
     if surveyed:
+        findings += formats(checkpoint)
         findings += numbers.scales(checkpoint)
     if their is not None:
         findings += against(checkpoint, their)

@@ -62,6 +62,7 @@ CODES: dict[str, Code] = {
     "narrowed":             Code(WARNING),
     "widened":              Code(NOTE),
     "not-quantized":        Code(ERROR),
+    "other-format":         Code(ERROR),
     "not-quantizable":      Code(WARNING),
     "scale-dtype":          Code(WARNING),
     # scales

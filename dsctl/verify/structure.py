@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,14 +10,12 @@ from typing import Any
 
 from dsctl.checkpoint import Checkpoint, Fault, Piece
 from dsctl.codecs import CODECS, Codec
-from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.errors import FormatError
 from dsctl.header import TensorRef
 from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
 from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
-from dsctl.survey import disagreement
 from dsctl.target import TORCH_NAMES
 from dsctl.verify.findings import Finding
 
@@ -26,7 +23,7 @@ from dsctl.verify.findings import Finding
 _PARTIAL = (".part", ".incomplete", ".aria2", ".crdownload", ".tmp", ".safetensors.new", ".json.new")
 # Where huggingface_hub keeps what it has not finished, beside a folder that it downloads into.
 _DOWNLOADS = os.path.join(".cache", "huggingface", "download")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tiktoken.model", "vocab.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 # Which dtypes hold all values of another.
 _HOLDS = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
@@ -91,7 +88,6 @@ def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
         return
     gone = lost | {fault.where for fault in checkpoint.faults if fault.code == "missing-shard"}
     yield from (Finding(*fault) for fault in faults if not gone or not _is_in(fault, checkpoint, gone))
-    yield from _formats(checkpoint)
     yield from _dtypes(checkpoint)
 
 
@@ -145,58 +141,6 @@ def _is_in(fault: Fault, checkpoint: Checkpoint, gone: Iterable[str]) -> bool:
     return any(checkpoint.index.get(name, "") in gone for name in names)
 
 
-def _formats(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """What `quantization_config` says, against what is stored."""
-    said = checkpoint.quantization
-    stored = [codec.config() or {} for codec in sorted_codecs(checkpoint)]
-    # `fmt` is often left out, and then means what is stored.
-    for key in ("activation_scheme", *(["fmt"] if "fmt" in (said or {}) else [])):
-        yield from (Finding(*fault) for fault in disagreement(said or {}, stored, key))
-    spared = _spared(said)
-    formats = dict.fromkeys("FP8" if isinstance(c, Fp8Block) else c.name for c in sorted_codecs(checkpoint))
-    for param, piece in params(checkpoint):
-        is_quantized = piece.codec.config() is not None
-        if formats and said and param.quantizable and not is_quantized and not _is_spared(param.name, spared):
-            what = f"is {piece.refs[0].spec.dtype}, where quantization_config promises {' or '.join(formats)}"
-            yield Finding("not-quantized", param.name, what)
-        if is_quantized and not param.quantizable:
-            what = f"a {param.role} parameter is quantized, which releases never do and loaders do not expect"
-            yield Finding("not-quantizable", param.name, what)
-        if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
-            yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")
-
-
-def _spared(quantization: dict[str, Any] | None) -> tuple[str, ...]:
-    """The modules that a `quantization_config` leaves out, by name or as `re:` and a pattern."""
-    lists = [(quantization or {}).get(key) for key in ("modules_to_not_convert", "ignored_layers", "ignore")]
-    return tuple(entry for names in lists if isinstance(names, list) for entry in names if isinstance(entry, str))
-
-
-def _is_spared(name: str, spared: tuple[str, ...]) -> bool:
-    module = name.removesuffix(".weight")
-    return any(
-        _fits(entry.removeprefix("re:"), module)
-        if entry.startswith("re:")
-        else module == entry or name.startswith(f"{entry}.")
-        for entry in spared
-    )
-
-
-def _fits(pattern: str, module: str) -> bool:
-    """Whether a module fits a config's pattern; one that might take forever, or is none, is taken to fit."""
-    if len(pattern) > _LONGEST_PATTERN or sum(map(pattern.count, "*+{")) > 2 or _REPEATED_GROUP.search(pattern):
-        return True
-    try:
-        return re.match(pattern, module) is not None
-    except re.error:
-        return True
-
-
-# Patterns that repeat no group and hold at most two repetitions take time that grows with the cube of a name at most.
-_LONGEST_PATTERN = 4096
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-
-
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Plain parameters whose dtype is neither the release's nor that of the others."""
     usual = usual_dtype(checkpoint)
@@ -246,11 +190,6 @@ def params(checkpoint: Checkpoint) -> Iterator[tuple[Param, Piece]]:
 def pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
     """Every stored region of a known parameter."""
     return (piece for held in checkpoint.survey.pieces.values() for piece in held)
-
-
-def sorted_codecs(checkpoint: Checkpoint) -> list[Codec]:
-    """The quantized formats that are stored, in the order of their names."""
-    return sorted(quantized_codecs(checkpoint), key=lambda codec: codec.name)
 
 
 def quantized_codecs(checkpoint: Checkpoint) -> set[Codec]:

@@ -175,6 +175,10 @@ def rescaled(folder: Folder, value: float) -> None:
     folder.tensors(EXPERT + SCALE, lambda held: held[EXPERT + SCALE].fill_(value))
 
 
+def renamed(folder: Folder) -> None:
+    folder.tensors(EXPERT + SCALE, lambda held: held.update({EXPERT + "_scale": held.pop(EXPERT + SCALE)}))
+
+
 def transposed(folder: Folder, name: str) -> None:
     folder.entry(name, shape=folder.shape(name)[::-1])
 
@@ -264,6 +268,10 @@ PLANTED: dict[str, Planted] = {
     "an expert transposed": Planted("wrong-shape", EXPERT, lambda f: transposed(f, EXPERT)),
     "a scale transposed": Planted("wrong-scale", EXPERT, lambda f: transposed(f, EXPERT + SCALE)),
     "a scale in BF16": Planted("scale-dtype", EXPERT + SCALE, lambda f: cut(f, EXPERT + SCALE, torch.bfloat16)),
+    "a scale renamed to another format's": Planted("other-format", EXPERT, renamed),
+    "a quantized matrix left out in the config": Planted(
+        "other-format", MATRIX, lambda f: quantization(f, modules_to_not_convert=[MATRIX.removesuffix(".weight")])
+    ),
     "one expert not quantized": Planted("not-quantized", EXPERT, decoded),
     "a quantized router": Planted("not-quantizable", ROUTER, quantized_router),
     # what is there
@@ -380,6 +388,7 @@ PLANTED: dict[str, Planted] = {
     "no tokenizer": Planted(
         "no-tokenizer", "", lambda f: [path.unlink() for path in f.path.glob("tokenizer*")]
     ),
+    "no tokenizer but its config": Planted("no-tokenizer", "", lambda f: (f.path / "tokenizer.json").unlink()),
     # another folder
     "a side file missing": Planted(
         "missing-side-file", "generation_config.json", lambda f: (f.path / "generation_config.json").unlink(),

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,19 @@ from dsctl.stores import LocalFolder
 from dsctl.verify import CODES, Report, other, verify
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
-from tests.flows.planted import FIRST, INDEX, NORM, PLANTED, SCALE, Folder, Planted, drop, misplaced, no_quantization
+from tests.flows.planted import (
+    EXPERT,
+    FIRST,
+    INDEX,
+    NORM,
+    PLANTED,
+    SCALE,
+    Folder,
+    Planted,
+    drop,
+    misplaced,
+    no_quantization,
+)
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 384, "moe_intermediate": 128,
@@ -176,6 +189,59 @@ def test_copies_that_ranks_hold_are_compared(clean: dict[str, Path], tmp_path: P
     assert f"rank-00001/{rank.file(NORM).name} holds other bytes" in found["copies-differ", NORM]
     assert ("copies-differ", scale) in found
     assert f"in rank-00001/{rank.file(scale).name}" in found["bad-scale", scale]
+
+
+def group(config: dict[str, Any]) -> dict[str, Any]:
+    return config["quantization_config"]["config_groups"]["group_0"]
+
+
+DRESSED = {
+    "another group size": ("group_size 64", lambda c: group(c)["weights"].update(group_size=64)),
+    "other bits": ("num_bits 8", lambda c: group(c)["weights"].update(num_bits=8)),
+    "another format": ("format is 'nvfp4", lambda c: c["quantization_config"].update(format="nvfp4-pack-quantized")),
+    "another format of the group": ("format nvfp4", lambda c: group(c).update(format="nvfp4-pack-quantized")),
+    "targets that nothing fits": ("no target", lambda c: group(c).update(targets=["re:.*nothing$"])),
+    "a class that nothing is of": ("no target", lambda c: group(c).update(targets=["Conv2d"])),
+    "all left out": ("leaves it out", lambda c: c["quantization_config"].update(ignore=["re:.*"])),
+}
+
+
+@pytest.fixture(scope="module")
+def int4(clean: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("int4") / "int4"
+    dsctl("convert", clean["signed"], folder, "--to", "int4-group", "-q")
+    assert codes(check(folder, deep=True)) == set()
+    (folder / "dsctl.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", DRESSED)
+def test_a_config_of_groups_is_held_against_what_is_stored(name: str, int4: Path, tmp_path: Path) -> None:
+    folder = Folder(Path(shutil.copytree(int4, tmp_path / "spoiled")))
+    says, change = DRESSED[name]
+    folder.config(change)
+    found = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert [(finding.code, finding.where) for finding in found] == [("format-not-declared", "config.json")]
+    assert says in found[0].what
+    assert "--fix" not in call("verify", folder.path).stderr
+
+
+def test_a_group_that_nothing_fits_is_named(int4: Path, tmp_path: Path) -> None:
+    folder = Folder(Path(shutil.copytree(int4, tmp_path / "spoiled")))
+    more = {"group_1": {"targets": ["re:.*nothing$"], "weights": None}}
+    folder.config(lambda c: more["group_1"].update(weights=group(c)["weights"]))
+    folder.config(lambda c: c["quantization_config"]["config_groups"].update(more))
+    found = [str(finding) for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert len(found) == 1 and "group_1" in found[0]
+
+
+def test_a_stated_shape_is_read(int4: Path, tmp_path: Path) -> None:
+    folder = Folder(Path(shutil.copytree(int4, tmp_path / "spoiled")))
+    folder.poke(f"{EXPERT}_shape", 0, (7).to_bytes(8, "little"))
+    assert codes(check(folder.path)) == set()
+    found = [finding for finding in check(folder.path, deep=True).findings if finding.code not in USUAL]
+    assert [(finding.code, finding.where) for finding in found] == [("wrong-shape", f"{EXPERT}_shape")]
+    assert "states [7, 256]" in found[0].what
 
 
 def strip(folder: Folder) -> None:

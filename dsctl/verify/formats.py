@@ -1,0 +1,166 @@
+"""What `quantization_config` says of every weight, against how it is stored. No weights are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from dsctl.checkpoint import Checkpoint
+from dsctl.codecs import Codec, dress
+from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.models import Param
+from dsctl.quantization import linear
+from dsctl.survey import disagreement
+from dsctl.verify.findings import Finding
+from dsctl.verify.structure import params, quantized_codecs
+
+_SPARED = ("modules_to_not_convert", "ignored_layers", "ignore")
+# What compressed-tensors calls the same stored tensors (vllm-project/compressed-tensors, config/base.py).
+_ALIKE = {"naive-quantized": ("float-quantized", "int-quantized"), "mixed-precision": None}
+# Classes of modules that a target may name.
+_LINEAR = "Linear"
+# Patterns that repeat no group and hold at most two repetitions take time that grows with the cube of a name at most.
+_LONGEST_PATTERN = 4096
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+
+
+def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What is stored otherwise than `quantization_config` says."""
+    said, stored = checkpoint.quantization or {}, quantized_codecs(checkpoint)
+    configs = [codec.config() or {} for codec in stored]
+    wrong = list(_fields(said, configs))
+    yield from wrong
+    for param, piece in params(checkpoint):
+        if piece.codec.config() is not None and not param.quantizable:
+            what = f"a {param.role} parameter is quantized, which releases never do and loaders do not expect"
+            yield Finding("not-quantizable", param.name, what)
+        if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
+            yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")
+    known = {fault.code for fault in checkpoint.survey.faults}
+    if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
+        yield from _promises(checkpoint, said)
+
+
+def _fields(said: Mapping[str, Any], true: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Fields beside the method that send loaders elsewhere; `fmt` is often left out, and means what is stored."""
+    for key in ("activation_scheme", *(["fmt"] if "fmt" in said else [])):
+        yield from (Finding(*fault) for fault in disagreement(said, true, key))
+
+    format_ = said.get("format") if said.get("quant_method") == dress.METHOD else None
+    stored = dict.fromkeys(config["format"] for config in true if "format" in config)
+    if stored and not any(_is_format(format_, one) for one in stored):
+        yield _config(f"format is {format_!r}, weights are stored for {', '.join(map(repr, stored))}")
+
+
+def _config(what: str) -> Finding:
+    return Finding("format-not-declared", "config.json", what)
+
+
+class _Group(NamedTuple):
+    """A part of `quantization_config`: which modules it speaks of, and whether a stored format is what it says."""
+
+    name: str
+    targets: tuple[str, ...]
+    said: Mapping[str, Any]
+
+    def fits(self, codec: Codec) -> bool:
+        config = codec.config() or {}
+        if self.said.get("quant_method") not in (None, dress.METHOD):
+            return bool(config.get("quant_method") == self.said["quant_method"])
+        format_, weights = self.said.get("format"), self.said.get("weights")
+        return dress.same(weights or {}, config) and _is_format(format_, config.get("format"))
+
+
+def _is_format(said: object, stored: object) -> bool:
+    """Whether a name of a format is that of how weights are stored; some are of several, and none says nothing."""
+    alike = _ALIKE.get(said, ()) if isinstance(said, str) else None
+    return alike is None or said == stored or stored in alike
+
+
+def _groups(said: Mapping[str, Any]) -> list[_Group]:
+    if said.get("quant_method") != dress.METHOD:
+        return [_Group("quantization_config", (_LINEAR,), said)]
+    groups = said.get("config_groups") or {}
+    return [
+        _Group(name, _texts(one.get("targets")), {"format": said.get("format")} | _given(one))
+        for name, one in groups.items()
+    ]
+
+
+def _given(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if value is not None}
+
+
+def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Finding]:
+    """Weights that are not stored as the config says of them: one finding where that is so of all."""
+    spared = tuple(text for key in _SPARED for text in _texts(said.get(key)))
+    groups, used = _groups(said), set[str]()
+    others: list[Finding] = []
+    quantized = 0
+    for param, piece in params(checkpoint):
+        module, is_quantized = param.name.removesuffix(".weight"), piece.codec.config() is not None
+        quantized += is_quantized
+        spares = any(_names(text, module, param) is True for text in spared)
+        mine = [one for one in groups if any(_names(text, module, param) is not False for text in one.targets)]
+        used |= {one.name for one in mine if is_quantized}
+        if not is_quantized:
+            if param.quantizable and mine and not any(_names(text, module, param) is not False for text in spared):
+                others.append(_plain(param, piece.refs[0].spec.dtype, checkpoint))
+        elif spares or not mine:
+            why = "leaves it out" if spares else "has no target that it fits"
+            others.append(Finding("other-format", param.name, f"is {piece.codec.name}, quantization_config {why}"))
+        elif not any(one.fits(piece.codec) for one in mine):
+            names = " or ".join(dict.fromkeys(_told(one) for one in mine))
+            what = f"is stored as {piece.codec.name}, quantization_config says {names}"
+            others.append(Finding("other-format", param.name, what))
+    wrong = [one for one in others if one.code == "other-format"]
+    if quantized and len(wrong) == quantized:
+        yield _config(f"no weight is stored as it says: {wrong[0]}, and {len(wrong) - 1:,} more")
+        return
+    yield from others
+    for one in groups:
+        if one.name not in used:
+            yield _config(f"the targets of {one.name} fit no quantized weight: {', '.join(one.targets) or 'none'}")
+
+
+def _plain(param: Param, dtype: str, checkpoint: Checkpoint) -> Finding:
+    names = sorted(quantized_codecs(checkpoint), key=lambda codec: codec.name)
+    promised = dict.fromkeys("FP8" if isinstance(codec, Fp8Block) else codec.name for codec in names)
+    what = f"is {dtype}, where quantization_config promises {' or '.join(promised)}"
+    return Finding("not-quantized", param.name, what)
+
+
+def _told(group: _Group) -> str:
+    weights = group.said.get("weights")
+    if not isinstance(weights, dict):
+        return str(group.said.get("quant_method"))
+    return dress.told(weights) + (f", format {group.said['format']}" if group.said.get("format") else "")
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, list) else ()
+
+
+def _names(text: str, module: str, param: Param) -> bool | None:
+    """Whether an entry names a module: itself, what it lies in, its class, or a pattern after `re:`.
+
+    None where a pattern might take forever, or is none.
+    """
+    if text == _LINEAR:
+        return linear(param)
+    if text.startswith("re:"):
+        pattern = _pattern(text.removeprefix("re:"))
+        return None if pattern is None else pattern.match(module) is not None
+    return module == text or param.name.startswith(f"{text}.")
+
+
+@cache
+def _pattern(pattern: str) -> re.Pattern[str] | None:
+    if len(pattern) > _LONGEST_PATTERN or sum(map(pattern.count, "*+{")) > 2 or _REPEATED_GROUP.search(pattern):
+        return None
+    try:
+        return re.compile(pattern)
+    except re.error:
+        return None
