@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsctl.checkpoint import Checkpoint
 from dsctl.errors import FormatError
 from dsctl.stores import SIGNED, Store
-from dsctl.verify import numbers, signed, structure
+from dsctl.verify import config, numbers, signed, structure
 from dsctl.verify.against import Other, against, other
 from dsctl.verify.contents import Advance, Contents, read_contents
 from dsctl.verify.findings import CODES, SEVERITIES, Checked, Code, Finding, Report, ordered
@@ -34,6 +34,7 @@ def verify(
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
     scales = numbers.scale_refs(checkpoint) if surveyed else {}
     if surveyed:
+        findings += config.fields(checkpoint) if checkpoint.model else ()
         findings += formats(checkpoint)
         findings += numbers.scales(checkpoint)
     if their is not None:

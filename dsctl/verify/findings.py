@@ -35,6 +35,7 @@ CODES: dict[str, Code] = {
     # metadata
     "no-config":            Code(ERROR),
     "bad-config":           Code(ERROR),
+    "odd-config":           Code(ERROR),
     "unknown-architecture": Code(ERROR),
     "torch-dtype":          Code(WARNING, True),
     "no-index":             Code(ERROR, True),

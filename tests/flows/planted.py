@@ -246,6 +246,10 @@ def no_quantization(folder: Folder) -> None:
     folder.config(lambda config: config.pop("quantization_config"))
 
 
+def changed(field: str, value: object) -> Callable[[Folder], None]:
+    return lambda folder: folder.config(lambda config: config.update({field: value}))
+
+
 def quantization(folder: Folder, **fields: Any) -> None:
     folder.config(lambda config: config.setdefault("quantization_config", {}).update(fields))
 
@@ -286,7 +290,7 @@ PLANTED: dict[str, Planted] = {
     ),
     "one expert fewer in the config": Planted(
         "extra-tensor", OTHER_EXPERT, lambda f: f.config(lambda c: c.update(n_routed_experts=3)),
-        also=("wrong-shape",),
+        also=("wrong-shape", "odd-config"),
     ),
     "one layer more in the config": Planted(
         "missing-tensor", "model.layers.3.self_attn.o_proj.weight",
@@ -323,6 +327,22 @@ PLANTED: dict[str, Planted] = {
         "block-size", "config.json", lambda f: quantization(f, weight_block_size=[64, 64])
     ),
     "a block size that is none": Planted("bad-config", "config.json", lambda f: quantization(f, weight_block_size=[0])),
+    **{
+        f"config.json: {field} {value!r}": Planted("odd-config", where, changed(field, value))
+        for where, field, value in (
+            ("architectures", "model_type", "deepseek_v3"),
+            ("num_experts_per_tok", "num_experts_per_tok", 5),
+            ("n_group", "n_group", 3),
+            ("topk_group", "topk_group", 3),
+            ("index_topk", "index_topk", None),
+            ("rms_norm_eps", "rms_norm_eps", "small"),
+            ("rms_norm_eps", "rms_norm_eps", -1.0),
+            ("rope_theta", "rope_theta", "x"),
+            ("eos_token_id", "eos_token_id", 1_000_000),
+            ("eos_token_id", "eos_token_id", [1, -1]),
+            ("topk_method", "topk_method", "greedy"),
+        )
+    },
     "a dimension missing": Planted("bad-config", "config.json", lambda f: f.config(lambda c: c.pop("kv_lora_rank"))),
     "no config": Planted("no-config", "", lambda f: (f.path / "config.json").unlink()),
     "a config cut off": Planted("broken-json", "config.json", lambda f: os.truncate(f.path / "config.json", 100)),
@@ -403,7 +423,7 @@ PLANTED: dict[str, Planted] = {
     "another number of experts": Planted(
         "other-architecture", "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
         lambda f: f.config(lambda c: c.update(n_routed_experts=3)), against=True,
-        also=("wrong-shape", "extra-tensor", "config-differs"),
+        also=("wrong-shape", "extra-tensor", "config-differs", "odd-config"),
     ),
     # dsctl.json
     "a signed file of another size": Planted(

@@ -1,0 +1,80 @@
+"""Fields of `config.json` that cannot be, or contradict each other or the tensors: one line of a table each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from dsctl.checkpoint import Checkpoint
+from dsctl.verify.findings import Finding
+
+# The model types that releases of an architecture have.
+_TYPES = {
+    "DeepseekV2ForCausalLM": ("deepseek_v2",),
+    "DeepseekV3ForCausalLM": ("deepseek_v3", "kimi_k2"),
+    "DeepseekV32ForCausalLM": ("deepseek_v32",),
+    "GlmMoeDsaForCausalLM": ("glm_moe_dsa",),
+}
+_BIAS = "e_score_correction_bias"
+
+
+class Check(NamedTuple):
+    """What is wrong with some fields, named first, where `wrong` is true; absent and null fields fit everything."""
+
+    fields: tuple[str, ...]
+    what: str
+    wrong: Callable[..., bool]
+
+
+def fields(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Every field that is wrong, as far as it is known what it means."""
+    config = checkpoint.config or {}
+    for check in CHECKS:
+        values = [config.get(field) for field in check.fields]
+        if None not in values and _is_wrong(check, values):
+            said = ", ".join(f"{field} {value!r}" for field, value in zip(check.fields, values, strict=True))
+            yield Finding("odd-config", check.fields[0], f"{check.what}: {said}")
+    if any(family.role == "indexer" for family in checkpoint.families) and config.get("index_topk") is None:
+        yield Finding("odd-config", "index_topk", "is absent, though there is an indexer that chooses so many tokens")
+    biased = any(family.template.endswith(_BIAS) for family in checkpoint.families)
+    if biased and config.get("topk_method") not in (None, "noaux_tc"):
+        what = f"is {config['topk_method']!r}, though the router has a bias, which noaux_tc alone uses"
+        yield Finding("odd-config", "topk_method", what)
+
+
+def _is_wrong(check: Check, values: list[Any]) -> bool:
+    try:
+        return check.wrong(*values)
+    except (TypeError, ValueError):
+        return True
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_other(architectures: Any, model_type: Any) -> bool:
+    known = [_TYPES[name] for name in architectures if name in _TYPES]
+    return bool(known) and not any(model_type in types for types in known)
+
+
+def _are_beyond(tokens: Any, vocabulary: int) -> bool:
+    return not all(0 <= token < vocabulary for token in (tokens if isinstance(tokens, list) else [tokens]))
+
+
+CHECKS = (
+    Check(("architectures", "model_type"), "are of different models", _is_other),
+    Check(("num_experts_per_tok", "n_routed_experts"), "more experts per token than there are", lambda k, n: k > n > 0),
+    Check(("n_group", "n_routed_experts"), "groups do not share the experts equally", lambda g, n: g < 1 or n % g > 0),
+    Check(("topk_group", "n_group"), "more groups per token than there are", lambda k, g: k > g),
+    Check(
+        ("num_experts_per_tok", "topk_group", "n_group", "n_routed_experts"),
+        "the chosen groups hold fewer experts than a token takes",
+        lambda k, chosen, g, n: n > 0 and k > chosen * n // g,
+    ),
+    Check(("rms_norm_eps",), "is no small positive number", lambda eps: not (_is_number(eps) and 0 < eps < 0.1)),
+    Check(("rope_theta",), "is no positive number", lambda base: not (_is_number(base) and base > 0)),
+    Check(("eos_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
+    Check(("bos_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
+    Check(("pad_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
+)
