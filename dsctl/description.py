@@ -84,6 +84,11 @@ class Description:
         return "folder" if self.place.startswith("/") else "repository"
 
     @property
+    def derived(self) -> bool:
+        """Whether its config was not read, but follows from another release's."""
+        return self.release is not None and "config" in self.release.derived
+
+    @property
     def known(self) -> tuple[Group, ...]:
         """The groups of its architecture's parameters, without tensors that belong to none."""
         return tuple(group for group in self.groups if group.family.role != OTHER)

@@ -135,13 +135,18 @@ class Diff:
 
     @cached_property
     def config(self) -> tuple[FieldChange, ...]:
-        """Fields of config.json that differ: added, removed, changed, each in the order of the files."""
+        """Fields of config.json that differ: added, removed, changed, each in the order of the files.
+
+        Those that set nothing are left out where one side's were not read, but derived.
+        """
         before, after = flattened(self.a.config), flattened(self.b.config)
         changes = [
             FieldChange(name, before.get(name, ABSENT), after.get(name, ABSENT))
             for name in (before | after)
             if not same(before.get(name, ABSENT), after.get(name, ABSENT))
         ]
+        if self.a.derived or self.b.derived:
+            changes = [change for change in changes if change.top not in CLERICAL_FIELDS]
         return tuple(sorted(changes, key=lambda change: ("added", "removed", "changed").index(change.kind)))
 
     @cached_property

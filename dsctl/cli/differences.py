@@ -84,6 +84,10 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
 
 
 def _notes(side: Description, title: str) -> Iterator[str]:
+    if side.derived:
+        yield f"{title}: its config.json was not read, but derived; `dsctl models --json` says from what."
+    for template in side.release.storage.scales_apart if side.release else ():
+        yield f"{title}: scales of {template} are no powers of two, unlike all others."
     if side.part:
         yield f"{title}: {side.part}."
     if side.missing:

@@ -61,6 +61,7 @@ def as_json(one: Description) -> dict[str, Any]:
         "notes": release.notes,
         "sources": {field: list(sources) for field, sources in release.sources.items()},
         "unknown": list(release.unknown),
+        "derived": list(release.derived),
     }
 
 

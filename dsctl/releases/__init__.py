@@ -12,19 +12,24 @@ from dsctl.errors import UsageError
 
 
 class Storage(msgspec.Struct, frozen=True):
-    """How a release is stored: formats by their codecs' names, how its scales are chosen, and its sizes where known."""
+    """How a release is stored: formats by their codecs' names, how its scales are chosen, and its sizes where known.
+
+    `scales_apart` are templates whose scales are not chosen as `scale_fmt` says.
+    """
 
     formats: tuple[str, ...]
     scale_fmt: str | None = None
     files: int | None = None
     total_size: int | None = None
     stored_tensors: int | None = None
+    scales_apart: tuple[str, ...] = ()
 
 
 class Release(msgspec.Struct, frozen=True):
     """What is known of a release: names, where and when it was published, its config, how it is stored.
 
-    `sources` says where each field was read; `unknown` names the fields for which no source was found.
+    `sources` says where each field was read; `unknown` names the fields for which no source was found, `derived` those
+    that were not read but follow from another release's, which the sources name.
     """
 
     alias: tuple[str, ...]
@@ -38,6 +43,7 @@ class Release(msgspec.Struct, frozen=True):
     notes: str
     sources: dict[str, tuple[str, ...]]
     unknown: tuple[str, ...]
+    derived: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

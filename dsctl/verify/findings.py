@@ -70,6 +70,7 @@ CODES: dict[str, Code] = {
     "bad-scale":            Code(ERROR),
     "odd-scale":            Code(WARNING),
     "not-power-of-two":     Code(ERROR, True),
+    "scales-apart":         Code(NOTE),
     # dsctl.json
     "signed-missing":       Code(ERROR),
     "signed-size":          Code(ERROR),

@@ -15,6 +15,7 @@ from dsctl.checkpoint import Checkpoint
 from dsctl.codecs import SCALES, Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.header import TensorRef
+from dsctl.releases import releases
 from dsctl.scales import are_powers_of_two, bad_scale, read_scales
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, pieces, placed
@@ -50,6 +51,7 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Every scale that cannot be one, and whether `scale_fmt` tells the truth."""
     refs = scale_refs(checkpoint)
     largest: dict[TensorRef, float] = {}
+    unrounded: dict[TensorRef, Finding] = {}
     all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
     for ref, values in read_scales(checkpoint.store, refs):
         if not values.size:
@@ -62,17 +64,35 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
             yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, what)])
             continue
         if ue8m0 and not powers:
-            yield Finding("not-power-of-two", ref.name, _not_a_power(values))
+            unrounded[ref] = Finding("not-power-of-two", ref.name, _not_a_power(values))
         # A global scale is divided by, and those below it are shares of it: there is nothing to hold them against.
         if ref.spec.dtype == "F8_E4M3" or refs[ref].suffixes[-1] == "_global_scale":
             continue
         largest[ref], least = float(values.max()), float(values.min())
         if largest[ref] > min(ODD * least, ABSURD) or least < NOTHING:
             yield from _odd(ref, values)
+    yield from _unrounded(checkpoint, unrounded)
     yield from _far(checkpoint, largest)
     blocks = any(isinstance(codec, Fp8Block) for codec in refs.values())
     if blocks and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
+
+
+def _unrounded(checkpoint: Checkpoint, found: Mapping[TensorRef, Finding]) -> Iterator[Finding]:
+    """Scales that are no powers of two: one note for a template of which that is so of all, as in a release."""
+    model = checkpoint.model.name if checkpoint.model else ""
+    alike = [release for release in releases() if release.architecture == model]
+    apart = {template: release.name for release in alike for template in release.storage.scales_apart}
+    held: dict[str, list[TensorRef]] = {}
+    for param, piece in params(checkpoint) if found and apart else ():
+        if param.template in apart and isinstance(piece.codec, Fp8Block):
+            held.setdefault(param.template, []).append(piece.refs[-1])
+    usual = {template: refs for template, refs in held.items() if found.keys() >= set(refs)}
+    for template in usual:
+        what = f"no scale is a power of two as scale_fmt promises, which is so in {apart[template]}"
+        yield Finding("scales-apart", template, what)
+    known = {ref for refs in usual.values() for ref in refs}
+    yield from (finding for ref, finding in found.items() if ref not in known)
 
 
 def _not_a_power(values: npt.NDArray[np.float32]) -> str:

@@ -167,6 +167,14 @@ def test_a_meaning_says_no_more_than_the_numbers() -> None:
     assert "The KV cache stays" in plain and "own sizes" not in plain and "other" not in plain
 
 
+def test_values_that_were_not_read_are_no_differences() -> None:
+    found = facts("v3-0324", "r1")
+    assert found["config"] == {"added": {}, "removed": {}, "changed": {}} and found["verdict"] == "nothing"
+    assert "V3-0324: its config.json was not read, but derived" in dsctl("diff", "v3-0324", "r1")
+    assert "derived" not in dsctl("diff", "v3", "r1")
+    assert "V3.1-Terminus: scales of model.layers.{layer}.self_attn.o_proj" in dsctl("diff", "v3.1", "v3.1-terminus")
+
+
 def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
     known = [describe(release.alias[0]) for release in releases()]
     said = {meaning.key for a in known for b in known for meaning in meanings(Diff(a, b))}

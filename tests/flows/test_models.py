@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from dsctl.description import active, describe, of_release
 from dsctl.errors import UsageError
+from dsctl.models import Family, recognise
 from dsctl.releases import Release, find, nearest, releases
 from tests.command import dsctl
 
@@ -15,7 +17,12 @@ ISSUED = {
     "v2", "v2-lite", "v3-base", "v3", "v3-0324", "r1-zero", "r1", "r1-0528", "v3.1-base", "v3.1", "v3.1-terminus",
     "v3.2-exp", "v3.2", "v3.2-speciale", "kimi-k2", "glm-5",
 }  # fmt: skip
-SOURCED = ("date", "licence", "architecture", "config", "storage", "notes")
+SOURCED = ("alias", "name", "repository", "date", "licence", "architecture", "config", "storage", "notes")
+NAMED = re.compile(r"\bby analogy\b")
+
+
+def families(release: Release) -> tuple[Family, ...]:
+    return recognise(release.config).families(release.config)
 
 
 def test_every_release_asked_for_is_there() -> None:
@@ -53,6 +60,14 @@ def test_every_field_has_a_source_or_is_named_unknown(release: Release) -> None:
         assert (getattr(release, field) is None) == (field in release.unknown)
     for field in ("files", "total_size", "stored_tensors"):
         assert (getattr(release.storage, field) is None) == (f"storage.{field}" in release.unknown)
+
+
+@pytest.mark.parametrize("release", releases(), ids=lambda release: release.alias[0])
+def test_what_was_not_read_is_named_derived(release: Release) -> None:
+    said = any(source.startswith("derived: ") for source in release.sources["config"])
+    assert said == ("config" in release.derived)
+    assert any(map(NAMED.search, release.sources["storage"])) == any("storage." in field for field in release.derived)
+    assert set(release.storage.scales_apart) <= {family.template for family in families(release)}
 
 
 @pytest.mark.parametrize("release", releases(), ids=lambda release: release.alias[0])

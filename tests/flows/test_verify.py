@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -96,7 +97,14 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
 
 def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
     planted = {fault.code for fault in PLANTED.values()}
-    assert CODES.keys() - planted == {"twin-equal", "other-storage", "missing-rank", "one-rank", "copies-differ"}
+    assert CODES.keys() - planted == {
+        "twin-equal",
+        "other-storage",
+        "missing-rank",
+        "one-rank",
+        "copies-differ",
+        "scales-apart",
+    }
     assert planted <= CODES.keys()
     assert len(PLANTED) > 60
 
@@ -118,6 +126,19 @@ def test_exit_codes_and_json(clean: dict[str, Path], spoiled) -> None:
     said = json.loads(done.stdout)
     assert [(f["severity"], f["code"], f["mendable"]) for f in said["findings"]] == [("error", "bad-scale", False)]
     assert call("verify", folder.path, "--ignore", "bad-scale").returncode == 0
+
+
+def test_scales_that_a_release_has_apart_are_a_note(spoiled) -> None:
+    folder = spoiled("v3.1")
+    scales = [f"model.layers.{layer}.self_attn.o_proj.weight{SCALE}" for layer in range(3)]
+    for name in scales[:2]:
+        folder.poke(name, 0, np.float32(1e-4).tobytes())
+    found = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert [(finding.code, finding.where) for finding in found] == [("not-power-of-two", name) for name in scales[:2]]
+    folder.poke(scales[2], 0, np.float32(1e-4).tobytes())
+    found = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert [finding.code for finding in found] == ["scales-apart"] and "DeepSeek-V3.1" in found[0].what
+    assert call("verify", folder.path, "--strict").returncode == 0
 
 
 def test_warnings_fail_only_where_asked(spoiled) -> None:
