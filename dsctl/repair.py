@@ -181,7 +181,8 @@ def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
     if len(held) == 1 and not before and not lost:
         return
     metadata = dict(old.get("metadata") or {})
-    changes = [f"{len(weights.items() ^ before.items()):,} entries change"] if weights != before else []
+    many = len(weights.items() ^ before.items())
+    changes = [f"{many:,} entries change" if many > 1 else "an entry changes"] if many else []
     if set(weights.values()) <= held.keys():
         total = sum(ref.nbytes for names in held.values() for ref in names.values())
         changes += [f"total_size {total:,}"] if metadata.get("total_size") != total else []

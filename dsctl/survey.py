@@ -182,7 +182,7 @@ def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
     others = ", ".join(f"{stored(slot.tensor, s)} {t.dtype} {list(t.shape)}" for s, t in there.items() if s)
     if others:
         return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
-    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of a {param.role} parameter")
+    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of its role, {param.role}")
 
 
 def undeclared(checkpoint: Checkpoint, codecs: Iterable[Codec]) -> list[Fault]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 
 import typer
 
 from dsctl.cli.app import app
-from dsctl.cli.output import show_error
+from dsctl.cli.output import end_unread, show_error
 from dsctl.errors import DsctlError, Interrupted, UsageError
 
 
@@ -33,8 +32,7 @@ def main() -> None:
         show_error(DsctlError("out of memory", hint="a smaller --max-memory, or fewer --workers"))
         sys.exit(DsctlError.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        end_unread()
     except typer.Abort:
         show_error(Interrupted("aborted"))
         sys.exit(DsctlError.exit_code)

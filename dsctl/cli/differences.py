@@ -72,7 +72,7 @@ def _identity(diff: Diff) -> Section:
 def _facts(side: Description) -> Iterator[tuple[str, str]]:
 
     kind = side.kind
-    yield ("folder" if kind == "folder" else "repository"), _cropped(side.name if kind == "folder" else side.place)
+    yield ("folder", _cropped(side.name)) if kind == "folder" else ("repository", side.place)
     if side.release:
         yield "published", side.release.date or "date not known"
         yield "licence", side.release.licence or "not known"

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,13 +16,28 @@ from dsctl.errors import DsctlError
 
 PIPE_WIDTH = 100
 LONGEST = 2000
+# What a shell says of a process that SIGPIPE ended.
+UNREAD = 141
+
+
+class _Console(Console):
+    """A console that ends as others do where nobody reads on; 1 would say that a diff differs."""
+
+    def on_broken_pipe(self) -> None:
+        end_unread()
+
+
+def end_unread() -> NoReturn:
+    """End where whoever read the output has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(UNREAD)
 
 
 def _console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
     width = None if terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not terminal, no_color=_no_colour(terminal))
+    return _Console(file=stream, width=width, highlight=False, soft_wrap=not terminal, no_color=_no_colour(terminal))
 
 
 def _no_colour(terminal: bool) -> bool:
@@ -49,7 +64,11 @@ class Output:
     def raw(self, text: str) -> None:
         """Text for stdout exactly as it is."""
         # What has no UTF-8 form (half of a surrogate pair in a name) is written as JSON and Python escape it.
-        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
+        try:
+            sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            end_unread()
 
     def note(self, text: str) -> None:
         """Something to know meanwhile, on stderr."""

@@ -161,9 +161,11 @@ def check(families: Iterable[Family], ranks: Ranks, place: str) -> None:
     experts = {family.experts for family in families if family.experts}
     for number in sorted(experts):
         if number % ranks.ep:
-            raise PlanError(f"{place}: {number} experts cannot be dealt out in {ranks.ep} equal parts")
+            fits = ", ".join(str(part) for part in range(1, number + 1) if number % part == 0)
+            what = f"{place}: {number} experts cannot be dealt out in {ranks.ep} equal parts"
+            raise PlanError(what, hint=f"parts that fit: {fits}")
     if ranks.ep > 1 and not experts:
-        raise PlanError(f"{place}: has no experts for --ep {ranks.ep}")
+        raise PlanError(f"{place}: has no experts for --ep {ranks.ep}", hint="leave --ep out")
     layers = len(main_layers(families))
     if ranks.pp > layers:
-        raise PlanError(f"{place}: {layers} layers are too few for --pp {ranks.pp}")
+        raise PlanError(f"{place}: {layers} layers are too few for --pp {ranks.pp}", hint=f"--pp {layers} at most")

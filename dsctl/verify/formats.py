@@ -34,7 +34,7 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
     yield from wrong
     for param, piece in params(checkpoint):
         if piece.codec.config() is not None and not param.quantizable:
-            what = f"a {param.role} parameter is quantized, which releases never do and loaders do not expect"
+            what = f"is quantized: releases never quantize its role, {param.role}, and loaders do not expect it"
             yield Finding("not-quantizable", param.name, what)
         if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
             yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")

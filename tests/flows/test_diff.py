@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,19 @@ def test_a_meaning_says_no_more_than_the_numbers() -> None:
     assert "The other 57 layers" in said
     plain = {one.key: one.text for one in meanings(Diff(describe("v3"), describe("v3.2")))}["indexer-gained"]
     assert "The KV cache stays" in plain and "own sizes" not in plain and "other" not in plain
+
+
+def test_a_reader_that_goes_is_no_difference() -> None:
+    command = f"{sys.executable} -m dsctl diff v3 v3.2 --exit-code"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}; echo $? >&2) | true"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "141\n"
+
+
+def test_a_repository_s_name_is_whole_and_ratios_say_something() -> None:
+    assert "deepseek-ai/DeepSeek-V3.1-Terminus" in dsctl("diff", "v3.1", "v3.1-terminus")
+    assert "1.0x" not in dsctl("diff", "v2", "v3")
 
 
 def test_values_that_were_not_read_are_no_differences() -> None:

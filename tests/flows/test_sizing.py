@@ -20,7 +20,7 @@ from dsctl.request import Request
 from dsctl.sizing import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
 from dsctl.stores import LocalFolder
 from tests.checkpoints import tiny
-from tests.command import dsctl, dsctl_fails
+from tests.command import call, dsctl, dsctl_fails
 
 V32 = describe("v3.2")
 MLP = "model.layers.{layer}.mlp."
@@ -199,3 +199,9 @@ def test_a_folder_is_planned_like_a_release(tmp_path_factory: pytest.TempPathFac
     folder: Path = tiny(tmp_path_factory)
     found = facts(str(folder))
     assert found["formats"]["as stored"]["disk_bytes"] == describe(str(folder)).nbytes
+
+
+@pytest.mark.parametrize(("option", "fits"), [(("--ep", 7), "8, 16"), (("--pp", 62), "--pp 61")])
+def test_sizes_that_do_not_fit_get_those_that_do(option: tuple[str, int], fits: str) -> None:
+    done = call("plan", "v3", *option)
+    assert done.returncode == 30 and fits in done.stderr.partition("hint: ")[2]
