@@ -159,6 +159,7 @@ class Checkpoint:
         return fault.code == "missing-tensor" and fault in self.survey.mtp
 
     def _hint(self, faults: list[Fault]) -> str | None:
+        """What to do about faults that are all of one kind."""
         kinds = {fault.code for fault in faults}
         if kinds == {"missing-tensor"}:
             drop = "drop the MTP layer with --no-mtp, or " if all(map(self._of_mtp, faults)) else ""

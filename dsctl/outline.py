@@ -41,7 +41,7 @@ def outline(description: Description, request: Request) -> Outline:
     refuse_idle(request)
     base, to = base_dtype(description), None if request.to == KEEP else CODECS[request.to]
     groups = [group for group in description.known if not (request.mtp == "drop" and group.family.mtp)]
-    subject = Subject.of(description.name, (group.family for group in groups), description.config)
+    subject = Subject.of(description.name, (group.family for group in description.known), description.config)
     layout = arrangement(subject, request)
     stored = [(group, codec_of(group, to, base)) for group in groups]
     legal = check_cuts(subject, request, layout, ((group.family, codec) for group, codec in stored))

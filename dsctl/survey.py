@@ -100,7 +100,8 @@ def survey(checkpoint: Checkpoint) -> Survey:
             piece = _piece(checkpoint, slot, param, matched)
             if isinstance(piece, Fault):
                 found.faults.append(piece)
-                found.mtp |= {piece} if param.family.mtp else set()
+                if param.family.mtp:
+                    found.mtp.add(piece)
                 if piece.code == "missing-tensor":
                     found.missing.append(param)
                     continue
