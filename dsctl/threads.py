@@ -40,8 +40,8 @@ class Threads:
                 waiting = self._tasks.get_nowait()
             except Empty:
                 break
-            if waiting is not None:
-                waiting[0].cancel()
+            if waiting is not None and waiting[0].cancel():
+                waiting[0].set_running_or_notify_cancel()
         for _ in self._threads:
             self._tasks.put(None)
 

@@ -67,7 +67,9 @@ def fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Path
 
 def _fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Path:
     if folder is None:
-        _cache_commit_hash_for_specific_revision(str(cache_of(wanted.repository)), wanted.named, wanted.commit)
+        # By this the commit is found offline. A cache that cannot be written may still hold the file.
+        with contextlib.suppress(OSError):
+            _cache_commit_hash_for_specific_revision(str(cache_of(wanted.repository)), wanted.named, wanted.commit)
     there = None if anew else _there(wanted, folder)
     if there is not None:
         return there
@@ -78,8 +80,10 @@ def _fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Pat
     etag = str(known.etag)
     paths = _in_folder(folder, wanted.file, etag) if folder else _in_cache(wanted.repository, etag)
     with WeakFileLock(paths.lock):
-        _grow(wanted, paths.partial, anew, going)
-        os.replace(paths.partial, paths.final)
+        # Another process may have brought it meanwhile, or another commit have had the same.
+        if anew or not _whole(paths.final, wanted):
+            _grow(wanted, paths.partial, anew, going)
+            os.replace(paths.partial, paths.final)
     if folder is not None:
         write_download_metadata(folder, wanted.file, wanted.commit, etag)
         return paths.final
@@ -90,14 +94,12 @@ def _fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Pat
 
 def _there(wanted: Wanted, folder: Path | None) -> Path | None:
     """The file where it is already, with its full size."""
-    path = folder / wanted.file if folder else _snapshot(wanted)
-    with contextlib.suppress(FileNotFoundError):
-        return path if path.stat().st_size == wanted.bytes.size else None
-    return None
+    path = (folder or cache_of(wanted.repository) / "snapshots" / wanted.commit) / wanted.file
+    return path if _whole(path, wanted) else None
 
 
-def _snapshot(wanted: Wanted) -> Path:
-    return cache_of(wanted.repository) / "snapshots" / wanted.commit / wanted.file
+def _whole(path: Path, wanted: Wanted) -> bool:
+    return path.is_file() and path.stat().st_size == wanted.bytes.size
 
 
 def _metadata(wanted: Wanted) -> HfFileMetadata:
