@@ -31,7 +31,7 @@ STAND_INS = {
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
 # them.
-REMOTE = ("download", "hf://", "deepseek-ai/", "s3://", "gs://", "ray")
+REMOTE = ("download", "--remote", "hf://", "deepseek-ai/", "s3://", "gs://", "ray")
 
 
 class Shown(NamedTuple):
