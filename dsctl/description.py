@@ -78,10 +78,14 @@ class Description:
 
     @property
     def kind(self) -> str:
-        """release, folder (or a file in one) or repository: a place on this machine is an absolute path."""
+        """release, folder (or a file in one), store or repository: a place on this machine is an absolute path."""
+        from dsctl.stores import is_url
+
         if self.release:
             return "release"
-        return "folder" if self.place.startswith("/") else "repository"
+        if self.place.startswith("/"):
+            return "folder"
+        return "store" if is_url(self.place) else "repository"
 
     @property
     def derived(self) -> bool:

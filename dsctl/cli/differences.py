@@ -72,7 +72,8 @@ def _identity(diff: Diff) -> Section:
 def _facts(side: Description) -> Iterator[tuple[str, str]]:
 
     kind = side.kind
-    yield ("folder", _cropped(side.name)) if kind == "folder" else ("repository", side.place)
+    label = kind if kind in ("folder", "store") else "repository"
+    yield label, _cropped(side.name) if kind == "folder" else side.place
     if side.release:
         yield "published", side.release.date or "date not known"
         yield "licence", side.release.licence or "not known"

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
@@ -57,6 +60,7 @@ class Ray:
             PlanError: Ray is not installed, or no node has what a task takes. WorkError: there is no such cluster.
         """
         self._ray = _joined(address, workers)
+        self._calls = ThreadPoolExecutor(1)
         # What Ray's own threads have to say of dead workers is no data.
         self._aside = redirect_stdout(sys.stderr)
         self._aside.__enter__()
@@ -70,21 +74,24 @@ class Ray:
             context = replace(context, devices=("cuda:0",))
         self._needs = {"CPU": 1.0, "memory": float(memory), "GPU": 1 / SHARERS if gpu else 0.0}
         try:
-            with _interruptible():
-                nodes = self._nodes()
-                self._refuse_unfit(nodes)
-                processors = int(self._ray.cluster_resources().get("CPU", 1))
-                # Each node has its next task waiting.
-                self.capacity = workers or processors + len(nodes)
-                self._perform = self._ray.remote(_perform)
-                self._context = self._ray.put(context)
-                self._holders = self._find_holders(context.store, [node["NodeID"] for node in nodes])
+            nodes = self._nodes()
+            self._refuse_unfit(nodes)
+            processors = int(self._ray.cluster_resources().get("CPU", 1))
+            # Each node has its next task waiting.
+            self.capacity = workers or processors + len(nodes)
+            self._perform = self._ray.remote(_perform)
+            self._context = self._call(self._ray.put, context)
+            self._holders = self._find_holders(context.store, [node["NodeID"] for node in nodes])
         except BaseException:
             self.close()
             raise
 
+    def _call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A call of Ray's from a thread of its own: what a signal's handler raises within compiled code is lost."""
+        return self._calls.submit(call, *arguments, **options).result()
+
     def _nodes(self) -> list[dict[str, Any]]:
-        return [node for node in self._ray.nodes() if node["Alive"]]
+        return [node for node in self._call(self._ray.nodes) if node["Alive"]]
 
     def _fit(self, nodes: Iterable[dict[str, Any]]) -> bool:
         """Whether one of the nodes has what a task takes."""
@@ -111,7 +118,7 @@ class Ray:
         files = list(store.files())
         look = self._ray.remote(holds)
         looks = [look.options(num_cpus=0, **self._at(node, soft=False)).remote(store, files) for node in nodes]
-        held = dict(zip(nodes, self._ray.get(looks), strict=True))
+        held = dict(zip(nodes, self._call(self._ray.get, looks), strict=True))
         found = {file: frozenset(node for node in nodes if file in held[node]) for file in files}
         return {file: holders for file, holders in found.items() if 0 < len(holders) < len(nodes)}
 
@@ -121,8 +128,7 @@ class Ray:
 
     def submit(self, task: Job | Seal) -> None:
         options = self._options | self._near(task)
-        with _interruptible():
-            self._tasks[self._perform.options(**options).remote(task, self._context)] = task
+        self._tasks[self._call(self._perform.options(**options).remote, task, self._context)] = task
 
     def _near(self, task: Job | Seal) -> dict[str, Any]:
         """Where a job had best be done, if that matters."""
@@ -133,12 +139,10 @@ class Ray:
         return self._at(holders[next(self._turns) % len(holders)])
 
     def next(self, progress: Progress) -> Receipt:
-        with _interruptible():
-            done = self._done()
+        done = self._done()
         task = self._tasks.pop(done)
         try:
-            with _interruptible():
-                outcome = self._ray.get(done)
+            outcome = self._call(self._ray.get, done)
         except self._ray.exceptions.RayError as error:
             raise _explained(error) from None
         if isinstance(outcome, DsctlError):
@@ -149,7 +153,7 @@ class Ray:
     def _done(self) -> Any:
         """Wait for one task to end, and say so where nobody is left who could do one."""
         looked, fit = time.monotonic(), True
-        while not (done := self._ray.wait(list(self._tasks), timeout=GLANCE)[0]):
+        while not (done := self._call(self._ray.wait, list(self._tasks), timeout=GLANCE)[0]):
             if time.monotonic() - looked < LOOK:
                 continue
             before, fit, looked = fit, self._fit(self._nodes()), time.monotonic()
@@ -158,6 +162,7 @@ class Ray:
         return done[0]
 
     def close(self) -> None:
+        self._calls.shutdown()
         try:
             for reference in self._tasks:
                 self._ray.cancel(reference, force=True)
@@ -165,18 +170,6 @@ class Ray:
             self._ray.shutdown()
         finally:
             self._aside.__exit__(None, None, None)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise as it is what a signal's handler raised within Ray, whose compiled code makes a SystemError of it."""
-    try:
-        yield
-    except (SystemError, KeyboardInterrupt) as error:
-        meant = error.__cause__ or error.__context__
-        if isinstance(meant, DsctlError):
-            raise meant from None
-        raise
 
 
 def _told(amounts: Mapping[str, float]) -> str:
@@ -192,6 +185,7 @@ def _joined(address: str, workers: int) -> Any:
         PlanError: it is not installed. WorkError: there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray: Any = import_module("ray")
     except ImportError:
@@ -201,6 +195,9 @@ def _joined(address: str, workers: int) -> Any:
     try:
         _refuse_silent(address)
         ray.init(address=address or None, **quiet, **here)
+        if threading.current_thread() is threading.main_thread():
+            # Ray would end the process and print where it was.
+            signal.signal(signal.SIGTERM, handler)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, and join it from other machines with `ray start --address=...`"
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"

@@ -33,6 +33,8 @@ def test_what_looks_sees_what_the_folder_holds(objects: Objects, remote: str, so
     assert {key for key in here if there[key] != here[key]} <= {"place", "source"}
     assert "nothing wrong found" in dsctl("verify", remote)
     assert call("diff", remote, source, "--exit-code").returncode == 0
+    assert json.loads(dsctl("diff", remote, source, "--json"))["a"]["kind"] == "store"
+    assert "repository" not in dsctl("diff", remote, source)
     assert "tensors" in dsctl("inspect", f"{remote}/model-00001-of-000004.safetensors")
 
 

@@ -17,7 +17,8 @@ from tests.flows.test_resume import contents
 
 # One that no stretch divides, one smaller than a stretch.
 SHAPES = [(576, 512), (64, 128)]
-DEVICES = ("cpu", pytest.param("cuda:0", marks=pytest.mark.gpu))
+GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))
+DEVICES = ("cpu", pytest.param("cuda:0", marks=GPU))
 
 
 @pytest.fixture(params=sorted(CODECS))
@@ -77,6 +78,20 @@ def test_a_bad_block_is_told_by_its_place_in_the_band(there: Device) -> None:
         there.encode(codec, values, empty(codec.specs((640, 256))), {})
 
 
+def test_codes_that_are_nan_are_nan_there_too_and_nothing_else_is(there: Device) -> None:
+    codec, shape = CODECS["fp8-block"], (576, 512)
+    stored = encoded(codec, gaussian(shape))
+    for place, code in (((5, 7), 0x7F), ((300, 400), 0xFF), ((575, 511), 0x7F)):
+        stored[""].view(torch.uint8)[place] = code
+    for dtype in (torch.float32, torch.bfloat16):
+        here, out = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        codec.decode(stored, here)
+        there.decode(codec, stored, out)
+        assert int(out.isnan().sum()) == 3 and torch.equal(out.isnan(), here.isnan())
+        assert torch.equal(out.nan_to_num(), here.nan_to_num())
+
+
+@GPU[1]
 @pytest.mark.gpu
 def test_a_conversion_there_gives_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     source = tiny(tmp_path_factory, "v3.2")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
+import torch
 
+from dsctl import work
 from dsctl.checkpoint import open_checkpoint
 from dsctl.errors import SourceError, WorkError
-from dsctl.executors import EXECUTORS, Executor
+from dsctl.executors import EXECUTORS, Executor, processes
 from dsctl.plan import Plan, make_plan
 from dsctl.request import Request
 from dsctl.run import Advanced, Event, run
@@ -103,6 +107,30 @@ def test_a_source_that_is_gone_is_a_source_error(make: Make, plan: Plan, tmp_pat
             workers.next(lambda nbytes: None)
     finally:
         workers.close()
+
+
+def test_workers_take_the_devices_in_turn(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, ...]] = []
+
+    class Server:
+        """Starts nothing, and notes what a worker would be told."""
+
+        Pipe = staticmethod(multiprocessing.Pipe)
+
+        def Process(self, target: object, args: tuple[object, Context], daemon: bool) -> Mock:  # noqa: N802  its name
+            told.append(args[1].devices)
+            return Mock()
+
+    monkeypatch.setattr(processes, "_server", Server)
+    processes.Processes(Context(store, str(tmp_path), devices=("cuda:0", "cuda:1")), 4).close()
+    assert told == [("cuda:0",), ("cuda:1",)] * 2
+
+
+def test_a_device_whose_memory_is_too_small_is_told(plan: Plan, store: Store, tmp_path: Path) -> None:
+    full = patch.object(work, "_step", side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    with full, pytest.raises(WorkError, match="cpu: out of memory") as told:
+        work.perform(plan.jobs[0], Context(store, str(tmp_path)), lambda nbytes: None)
+    assert "--workers" in str(told.value.hint)
 
 
 def test_it_closes_at_once_whatever_is_under_way(make: Make, plan: Plan, store: Store, tmp_path: Path) -> None:

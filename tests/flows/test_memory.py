@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,27 @@ def test_a_budget_sets_workers_and_bands_and_too_little_is_refused(huge: Path, t
     assert dsctl_fails("convert", *arguments, "--max-memory", "lots") == 2
     measured = peak(*arguments, "--max-memory", "260MiB")
     assert measured < 1.1 * (260 << 20)
+
+
+def share(pid: int) -> int:
+    """What a process and all that it started have in memory, bytes: pages that several of them share count once."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    pss = next((int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return pss + sum(share(int(child)) for child in children)
+
+
+@pytest.mark.parametrize("words", [("--memory", "300MB"), ("--workers", "2")])
+def test_all_processes_together_take_no_more_than_planned(huge: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    arguments = ("convert", str(huge), str(tmp_path / "out"), "--to", "f32", "--allow-missing", *words)
+    planned = json.loads(dsctl(*arguments, "--dry-run", "--json"))["peak_bytes"]
+    process = subprocess.Popen([sys.executable, "-m", "dsctl", *arguments, "--quiet"])
+    most = 0
+    while process.poll() is None:
+        most = max(most, share(process.pid))
+        time.sleep(0.02)
+    assert process.returncode == 0
+    assert planned / 3 < most < planned * 1.1, (most, planned)

@@ -18,7 +18,7 @@ from dsctl.run import _prepare, _replay, _State, _work
 from dsctl.stores import LocalFolder
 from dsctl.tasks import Progress, Receipt, Seal
 from tests.checkpoints import tiny
-from tests.command import call, dsctl
+from tests.command import call, dsctl, dsctl_fails
 
 JOBS, RECORDS = 2_000, 100_000
 
@@ -87,3 +87,8 @@ def test_auto_is_what_no_number_means_and_memory_has_two_names(source: Path, tmp
     for wrong in ("0", "many", "1025", "-1"):
         done = call(*words, "--workers", wrong)
         assert done.returncode == 2 and "--workers" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["cuda:", "cuda:²", "cuda:0,", "cuda:-1", "tpu"])
+def test_a_device_that_is_none_is_a_mistake(source: Path, tmp_path: Path, word: str) -> None:
+    assert dsctl_fails("convert", source, tmp_path / "out", "--bf16", "--device", word) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 # Seconds between looks at a node, looks that may fail, and so the time until a killed node counts as dead.
@@ -34,15 +35,29 @@ class Nodes:
 
     def kill(self, node: Any) -> list[int]:
         """SIGKILL a node: its raylet and with it, as on a machine that loses power, all of its workers."""
-        raylet = node.all_processes["raylet"][0].process.pid
-        workers = _descendants(raylet)
-        for pid in (raylet, *workers):
+        workers = _descendants(_raylet(node))
+        for pid in (_raylet(node), *workers):
             os.kill(pid, signal.SIGKILL)
         return workers
+
+    def workers(self, node: Any) -> list[int]:
+        """The processes of a node that are at a task."""
+        return [pid for pid in _descendants(_raylet(node)) if _title(pid).startswith("ray::_perform")]
 
     def close(self) -> None:
         """End every process."""
         self.cluster.shutdown()
+
+
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def _descendants(pid: int) -> list[int]:
