@@ -69,6 +69,8 @@ def test_when_all_nodes_are_gone_new_ones_take_over(
     process = begun(source, tmp_path / "out", nodes, 1)
     for node in nodes.nodes:
         nodes.kill(node)
+    assert process.stderr
+    assert any("waiting for a node that can take a task" in line for line in process.stderr)
     nodes.add()
     said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
@@ -87,8 +89,9 @@ def test_a_killed_worker_costs_no_byte_and_its_obituary_is_no_data(
     source: Path, serial: dict[str, str], nodes: Nodes, tmp_path: Path
 ) -> None:
     process = begun(source, tmp_path / "out", nodes, 2, "--json")
-    killed = next(pid for node in nodes.nodes for pid in nodes.workers(node))
-    os.kill(killed, signal.SIGKILL)
+    while not (at_work := [pid for node in nodes.nodes for pid in nodes.workers(node)]):
+        assert process.poll() is None, process.communicate()
+    os.kill(at_work[0], signal.SIGKILL)
     out, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert json.loads(out)["audit"]["unexplained"] == 0
