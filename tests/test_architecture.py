@@ -27,7 +27,7 @@ TABLES = {
     "executors": ("EXECUTORS", set()),
     "layouts": ("LAYOUTS", {"cuts", "experts", "joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
-    "stores": ("STORES", {"hub_files", "hub_requests"}),
+    "stores": ("STORES", {"hub_files", "hub_requests", "places"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {

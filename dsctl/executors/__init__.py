@@ -35,7 +35,7 @@ class Executor(Protocol):
         """End all workers, at once."""
 
 
-__all__ = ["ENGINES", "EXECUTORS", "Executor", "choose", "choose_devices", "prepare"]
+__all__ = ["ENGINES", "EXECUTORS", "Executor", "Ray", "choose", "choose_devices", "prepare"]
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
 ENGINES = ("processes", "ray")
