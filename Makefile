@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= $(or $(DSCTL_TORCH),cpu)
 
-TASKS = setup lint types tests test ray bench docs soak
+TASKS = setup lint types tests test browser ray bench docs soak
 .PHONY: $(TASKS)
 
 $(TASKS):

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,15 @@ def test(choice: str, rest: list[str]) -> None:
         raise Failed("\ndev: ".join(map(str, failed)), failed[0].code)
 
 
+def browser(choice: str, rest: list[str]) -> None:
+    """Look at the pages of --html in a browser: the system's chromium, or the one that CHROMIUM names."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
+        raise Failed("no chromium here\nhint: install your system's chromium, or say CHROMIUM=/path/to/chrome")
+    install("dev", choice)
+    run(*pip("install", "-q", "-c", CONSTRAINTS, "playwright>=1.45"))
+    run(PYTHON, "-m", "pytest", "-q", "-m", "browser", "tests/browser", *rest)
+
+
 def soak(choice: str, rest: list[str]) -> None:
     """Run the long tests."""
     install("dev", choice)
@@ -200,7 +210,7 @@ def docs(choice: str, rest: list[str]) -> None:
     run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet")
 
 
-TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, ray, soak, bench, docs)}
+TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, browser, ray, soak, bench, docs)}
 
 
 def main() -> int:

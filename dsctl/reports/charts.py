@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-WIDTH, HEIGHT = 520, 330
+WIDTH, HEIGHT = 520, 300
 # Colours are variables of the page, that differ in light and dark; `base.html` gives them.
 COLOURS = tuple(f"var(--c{number})" for number in range(10))
 SIDES = "var(--before)", "var(--after)"
 # A treemap's cell is named where the name has room, at so many pixels a letter.
-LETTER, LEAST_HEIGHT = 7.2, 18
+LETTER, LEAST_HEIGHT = 7.2, 14
 
 Words = Callable[[float], str]
 
 
 class Chart(NamedTuple):
-    """A drawing, or none where there is nothing to draw, what is to be seen in it, and its numbers."""
+    """A drawing, or none where there is nothing to draw, what is to be seen in it, its numbers, its colours by name."""
 
     title: str
     summary: str
     drawing: Markup | None
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    colours: Mapping[str, str] = {}
 
 
 def curves(
@@ -47,14 +48,16 @@ def curves(
     curves = list(series.values())
     if all(curve == curves[0] for curve in curves[1:]):
         return Chart(title, f"The same on both sides: {rows[at][1]} at {rows[at][0]}.", None, columns, rows)
-    chart = pygal.XY(_config(title, words, SIDES), dots_size=3.5, stroke_style={"width": 3}, x_title=axis)
+    chart = pygal.XY(_config(words, SIDES), dots_size=3.5, stroke_style={"width": 3}, x_title=axis)
     chart.x_labels = [{"label": label, "value": math.log2(place)} for place, label in places[:: 1 + len(places) // 9]]
     chart.x_value_formatter = lambda power: f"{2**power:,.0f} tokens"
     for name, values in series.items():
         points = zip(places, values, strict=True)
         chart.add(name, [{"value": (math.log2(place), value), "label": name} for (place, _), value in points])
     ends = ", ".join(f"{name} {words(values[at])}" for name, values in series.items())
-    return Chart(title, f"At {places[at][1]}: {ends}.", _svg(chart, title), columns, rows)
+    return Chart(
+        title, f"At {places[at][1]}: {ends}.", _svg(chart, title), columns, rows, dict(zip(series, SIDES, strict=True))
+    )
 
 
 def areas(title: str, parts: Mapping[str, Mapping[str, float]], words: Words, summary: str = "") -> Chart:
@@ -63,7 +66,7 @@ def areas(title: str, parts: Mapping[str, Mapping[str, float]], words: Words, su
 
     held = {group: {name: value for name, value in members.items() if value > 0} for group, members in parts.items()}
     whole = sum(sum(members.values()) for members in held.values()) or 1
-    chart = pygal.Treemap(_config(title, words, COLOURS), show_legend=len(held) > 1)
+    chart = pygal.Treemap(_config(words, COLOURS))
     for group, members in held.items():
         chart.add(group, [{"value": value, "label": name} for name, value in members.items()])
     parts_of = [(group, name, value) for group, found in held.items() for name, value in found.items()]
@@ -72,7 +75,8 @@ def areas(title: str, parts: Mapping[str, Mapping[str, float]], words: Words, su
         return Chart(title, "Nothing.", None)
     most = max(held, key=lambda group: sum(held[group].values()))
     told = summary or f"Most is {most}: {words(sum(held[most].values()))} of {words(whole)}."
-    return Chart(title, told, _svg(chart, title, named=True), ("group", "part", "size", "share"), rows)
+    key = dict(zip(held, COLOURS, strict=False)) if len(held) > 1 else {}
+    return Chart(title, told, _svg(chart, title, named=True), ("group", "part", "size", "share"), rows, key)
 
 
 def bars(title: str, series: Mapping[str, Mapping[str, float]], words: Words, axis: str, summary: str = "") -> Chart:
@@ -81,13 +85,14 @@ def bars(title: str, series: Mapping[str, Mapping[str, float]], words: Words, ax
 
     places = list(dict.fromkeys(place for members in series.values() for place in members))
     colours = SIDES if len(series) == 2 else ("var(--after)",)
-    chart = pygal.Bar(_config(title, words, colours), show_legend=len(series) > 1, x_title=axis)
+    chart = pygal.Bar(_config(words, colours), x_title=axis)
     chart.x_labels, chart.x_labels_major = places, places[:: 1 + len(places) // 9]
     chart.show_minor_x_labels = False
     for name, members in series.items():
         chart.add(name, [members.get(place, 0) for place in places])
     rows = tuple((place, *(words(members.get(place, 0)) for members in series.values())) for place in places)
-    return Chart(title, summary, _svg(chart, title), (axis, *series), rows)
+    key = dict(zip(series, SIDES, strict=False)) if len(series) > 1 else {}
+    return Chart(title, summary, _svg(chart, title), (axis, *series), rows, key)
 
 
 def stacks(
@@ -97,7 +102,7 @@ def stacks(
     import pygal
 
     places = list(next(iter(series.values()), {}))
-    chart = pygal.StackedBar(_config(title, words, (COLOURS[0], COLOURS[1])))
+    chart = pygal.StackedBar(_config(words, COLOURS[:2], "var(--edge)"))
     chart.x_labels = places
     highest = max([sum(members[place] for members in series.values()) for place in places], default=0)
     shown = _apart({label: value for label, value in marks.items() if value <= highest * 1.6}, max(highest, 1) / 18)
@@ -107,7 +112,7 @@ def stacks(
     for name, members in series.items():
         chart.add(name, [members[place] for place in places])
     rows = tuple((place, *(words(members[place]) for members in series.values())) for place in places)
-    return Chart(title, summary, _svg(chart, title), ("", *series), rows)
+    return Chart(title, summary, _svg(chart, title), ("", *series), rows, dict(zip(series, COLOURS, strict=False)))
 
 
 def _apart(marks: Mapping[str, float], least: float) -> dict[str, float]:
@@ -119,21 +124,21 @@ def _apart(marks: Mapping[str, float], least: float) -> dict[str, float]:
     return found
 
 
-def _config(title: str, words: Words, colours: tuple[str, ...]) -> Any:
+def _config(words: Words, colours: tuple[str, ...], guide: str = "var(--line)") -> Any:
     from pygal import Config
     from pygal.style import Style
 
     style = Style(
         background="transparent", plot_background="transparent", foreground="var(--ink)",
-        foreground_strong="var(--ink)", foreground_subtle="var(--soft)", guide_stroke_color="var(--line)",
-        major_guide_stroke_color="var(--line)", guide_stroke_dasharray="1,0", major_guide_stroke_dasharray="1,0",
+        foreground_strong="var(--ink)", foreground_subtle="var(--soft)", guide_stroke_color=guide,
+        major_guide_stroke_color=guide, guide_stroke_dasharray="1,0", major_guide_stroke_dasharray="1,0",
         colors=colours, font_family="inherit", opacity="1", opacity_hover=".8", stroke_opacity="1",
-        stroke_width="3", label_font_size=13, major_label_font_size=13, legend_font_size=14, value_font_size=13,
+        stroke_width="3", label_font_size=13, major_label_font_size=13, value_font_size=13,
         title_font_size=13,
     )  # fmt: skip
     return Config(
-        style=style, js=[], height=HEIGHT, width=WIDTH, legend_at_bottom=True, legend_at_bottom_columns=3,
-        value_formatter=words, disable_xml_declaration=True, truncate_label=-1, truncate_legend=-1, margin=8,
+        style=style, js=[], height=HEIGHT, width=WIDTH, show_legend=False,
+        value_formatter=words, disable_xml_declaration=True, truncate_label=-1, margin=8,
         show_minor_x_labels=True, max_scale=7,
     )  # fmt: skip
 
@@ -147,8 +152,6 @@ def _svg(chart: Any, title: str, named: bool = False) -> Markup:
     chart.uuid = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
     root = chart.render_tree()
     for parent in list(root.iter()):
-        if str(parent.get("id", "")).startswith("activate-"):
-            del parent.attrib["id"]
         for child in list(parent):
             tag = str(child.tag).rpartition("}")[2]
             if tag in ("script", "title") or not isinstance(child.tag, str):

@@ -18,9 +18,12 @@ _ATTENTION, _MLP = f"{_LAYER}self_attn.", f"{_LAYER}mlp."
 KEYS = tuple(f"{_ATTENTION}{name}.weight" for name in ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj"))
 QUERIES = tuple(f"{_ATTENTION}{name}.weight" for name in ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj"))
 INDEX_QUERY = f"{_ATTENTION}indexer.wq_b.weight"
+INDEX_KEY = f"{_ATTENTION}indexer.wk.weight"
 INDEXER = (
     INDEX_QUERY,
-    *(f"{_ATTENTION}indexer.{name}" for name in ("wk.weight", "k_norm.weight", "k_norm.bias", "weights_proj.weight")),
+    f"{_ATTENTION}indexer.weights_proj.weight",
+    INDEX_KEY,
+    *(f"{_ATTENTION}indexer.k_norm.{name}" for name in ("weight", "bias")),
 )
 OUTPUT = f"{_ATTENTION}o_proj.weight"
 ATTENDING = (*KEYS, *QUERIES, *INDEXER, OUTPUT)
@@ -152,8 +155,12 @@ def _indexer(drawn: Drawn, pieces: Sequence[Piece], y: float) -> float:
     frame = sheet.frame(INDEX_AT, y, LANE, title, kind)
     at = y + 10 + 15 * len(title)
     norms = [piece for piece in pieces if len(piece.shape) == 1]
-    for some in [[piece] for piece in pieces if piece not in norms] + [norms] * bool(norms):
+    groups = [[piece] for piece in pieces if piece not in norms] + [norms] * bool(norms)
+    for some in groups:
         note = through(some[0]) if some is not norms else ""
+        if some is norms and groups[-2:-1] == [[piece for piece in pieces if piece.template == INDEX_KEY]]:
+            at += GAP - 6
+            sheet.down(middle, at - GAP, at, f"{norms[0].shape[0]:,}")
         height = needed(lines(some, inner, note))
         if some[0].template == INDEX_QUERY:
             _from_latent(drawn, at + height / 2)

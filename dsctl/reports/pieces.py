@@ -98,7 +98,9 @@ def lines(pieces: Sequence[Piece], width: float, note: str = "") -> list[Line]:
     """Names, how they are stored, and in words how they differ."""
     found = wrapped(", ".join(piece.name for piece in pieces), width - 10, "name")
     stored = ", ".join(dict.fromkeys(piece.stored for piece in pieces))
-    found += wrapped(", ".join(filter(None, (note, stored))), width - 10)
+    both = ", ".join(filter(None, (note, stored)))
+    for text in [both] if Line(both).width <= width - 10 else filter(None, (note, stored)):
+        found += wrapped(text, width - 10)
     for some in dict.fromkeys(piece.some for piece in pieces if piece.some):
         found += wrapped(some, width - 10)
     for kind, words in dict.fromkeys((piece.kind, piece.words) for piece in pieces if piece.kind):

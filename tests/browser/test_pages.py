@@ -1,4 +1,4 @@
-"""Pages in a real browser: nothing is fetched, nothing is complained of, the search finds. `-m browser` runs them.
+"""Pages in a real browser: nothing is fetched, nothing is complained of, all can be read. `python3 dev.py browser`.
 
 They need playwright, and chromium: the system's, or where the variable CHROMIUM says.
 """
@@ -13,10 +13,32 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoints import tiny
 from tests.command import dsctl
 
 pytestmark = pytest.mark.browser
-LINES = ("diff v3 v3.2", "diff v2 glm-5.2", "inspect v3.2", "plan v3.2 --to bf16")
+LINES = (
+    "diff v3 v3.2",
+    "diff v2 glm-5.2",
+    "diff v3 r1",
+    "diff small v3.2",
+    "inspect v3.2",
+    "inspect small",
+    "plan v3.2 --to bf16",
+    "plan v3.2 --tp 8 --ep 8",
+    "compare small other",
+)
+SEARCHED = {
+    "indexer f8_e4m3": ("indexer",),
+    "indexer fp8": ("indexer",),
+    "model.layers.5.self_attn.q_a_proj.weight": ("q_a_proj.weight", "q_a_proj.weight_scale_inv"),
+    "model.layers.5.self_attn.q_a_proj.weight bf16": (),
+    "experts.17": ("experts.{0-255}",),
+    "experts.256": (),
+    "layers.61.enorm": ("enorm",),
+    "layers.60.enorm": (),
+    "layers.4.mlp.experts.255.up_proj": ("up_proj",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,33 +52,160 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every line's page, made once."""
+    folder = tmp_path_factory.mktemp("pages")
+    source = tiny(tmp_path_factory, "v3.1")
+    dsctl("convert", source, folder / "other", "--to", "int4-group", "--quiet")
+    places = {"small": str(source), "other": str(folder / "other")}
+    found = {}
+    for number, line in enumerate(LINES):
+        found[line] = folder / f"{number}.html"
+        dsctl(*(places.get(word, word) for word in line.split()), "--html", found[line], "--quiet")
+    return found
+
+
+def opened(browser: Any, file: Path, width: int = 1200, scheme: str = "light") -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(file.as_uri())
+    return page
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200, 2000])
 @pytest.mark.parametrize("line", LINES)
-def test_a_page_is_quiet_and_fits(line: str, width: int, scheme: Any, browser: Any, tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    dsctl(*line.split(), "--html", file, "--quiet")
+def test_a_page_is_quiet_and_fits(line: str, width: int, scheme: Any, browser: Any, pages: dict[str, Path]) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(file.as_uri())
-    assert said == [] and asked == [file.as_uri()]
+    page.goto(pages[line].as_uri())
+    assert said == [] and asked == [pages[line].as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
 
 
-def test_the_search_leaves_what_matches(browser: Any, tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    dsctl("inspect", "v3.2", "--html", file, "--quiet")
-    page = browser.new_page()
-    page.goto(file.as_uri())
-    page.get_by_label("Search").fill("indexer f8_e4m3")
+# Cells whose text stands in more than two lines of less than six letters each.
+BROKEN = """() => [...document.querySelectorAll("td, th")].filter(cell => {
+  const range = document.createRange(); range.selectNodeContents(cell);
+  const lines = new Set([...range.getClientRects()].map(one => Math.round(one.top))).size;
+  return lines > 2 && cell.textContent.length / lines < 6;
+}).map(cell => cell.textContent)"""
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("line", LINES)
+def test_no_cell_is_broken_into_letters(line: str, width: int, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages[line], width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate(BROKEN) == []
+    page.close()
+
+
+# Text whose colour stands out too little from what is behind it (WCAG 2, 1.4.3: 4.5 to 1).
+FAINT = """() => {
+  const parse = said => {
+    const [r, g, b, alpha = 1] = said.match(/[\\d.]+/g).map(Number);
+    return {rgb: [r, g, b], alpha};
+  };
+  const over = (top, below) => top.rgb.map((c, i) => c * top.alpha + below[i] * (1 - top.alpha));
+  const light = rgb => rgb.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const paper = element => {
+    const stack = [];
+    for (let one = element; one; one = one.parentElement) {
+      const style = getComputedStyle(one);
+      const filled = one.matches("g.box, g.pill, g.frame, g.rect");
+      const rect = filled && [...one.children].find(child => child.matches("rect"));
+      if (rect && getComputedStyle(rect).fill !== "none") stack.push(parse(getComputedStyle(rect).fill));
+      else if (style.backgroundColor) stack.push(parse(style.backgroundColor));
+    }
+    return stack.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const faint = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || element.closest("title, desc, style, script, defs")) continue;
+    const style = getComputedStyle(element), back = paper(element);
+    const ink = over(parse(element.matches("svg text") ? style.fill : style.color), back);
+    const [high, low] = [light(ink), light(back)].sort((x, y) => y - x);
+    const ratio = (high + .05) / (low + .05);
+    if (ratio < 4.5) faint.push(`${element.textContent}: ${ratio.toFixed(2)}`);
+  }
+  return faint;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("line", LINES)
+def test_text_stands_out_and_has_a_size(line: str, scheme: str, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages[line], 400, scheme)
+    assert page.evaluate(FAINT) == []
+    small = """[...document.querySelectorAll("svg text")].filter(text => text.textContent.trim()).filter(text =>
+        parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a < 10).map(text => text.textContent)"""
+    assert page.evaluate(small) == []
+    page.close()
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_page_can_be_heard(line: str, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages[line])
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(ids) == len(set(ids))
+    assert page.locator("h1").count() == page.locator("main").count() == 1
+    assert page.evaluate("[...document.querySelectorAll('th')].filter(one => !one.textContent.trim()).length") == 0
+    assert (
+        page.evaluate("[...document.querySelectorAll('a')].filter(one => !document.querySelector(one.hash)).length")
+        == 0
+    )
+    for figure in page.locator("figure").all():
+        assert figure.locator("table").count() == 1
+    for drawing in page.locator("svg").all():
+        assert drawing.get_attribute("role") in ("img", "group") and drawing.get_attribute("aria-label")
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every(one => one.tabIndex === 0)")
+    page.close()
+
+
+@pytest.mark.parametrize("line", ["diff v3 v3.2", "inspect v3.2", "plan v3.2 --to bf16", "compare small other"])
+def test_what_the_mouse_is_over_has_a_tooltip(line: str, browser: Any, pages: dict[str, Path]) -> None:
+    """Browsers show the title of the element below the mouse, or of the nearest around it."""
+    page = opened(browser, pages[line])
+    titles = page.evaluate("""() => [...document.querySelectorAll(".plot .dot, .plot .rect.reactive")]
+      .filter(one => one.getBoundingClientRect().height > 3).map(one => {
+      one.scrollIntoView({block: "center"});
+      const box = one.getBoundingClientRect();
+      let over = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+      while (over && ![...over.children].some(child => child.matches("title"))) over = over.parentElement;
+      return over ? [...over.children].find(child => child.matches("title")).textContent : "";
+    })""")
+    assert len(titles) > 3 and all(any(letter.isdecimal() for letter in title) for title in titles)
+    page.close()
+
+
+@pytest.mark.parametrize("query", SEARCHED)
+def test_the_search_leaves_what_matches(query: str, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages["inspect v3.2"])
+    every = page.locator("#tensors tbody tr:visible").count()
+    page.get_by_label("Search").fill(query)
     shown = [row.inner_text() for row in page.locator("#tensors tbody tr").all() if row.is_visible()]
-    assert len(shown) == 2 and all("indexer" in text for text in shown)
-    assert page.locator("#found").inner_text().startswith("2 of ")
+    assert page.locator("#found").inner_text() == f"{len(shown)} of {every} rows"
+    wanted = SEARCHED[query]
+    assert bool(shown) == bool(wanted)
+    assert all(any(name in text for name in wanted) for text in shown)
+    assert all(any(name in text for text in shown) for name in wanted)
     page.get_by_label("Search").fill("")
-    assert page.locator("#tensors tbody tr:visible").count() > 40
+    assert page.locator("#tensors tbody tr:visible").count() == every > 40
+    page.close()
+
+
+def test_on_paper_it_is_light_and_without_what_only_screens_have(browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages["inspect v3.2"], scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert not page.locator("#search").is_visible() and not page.get_by_text("Search", exact=True).is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.body).printColorAdjust") == "exact"
     page.close()

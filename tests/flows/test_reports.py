@@ -96,7 +96,7 @@ def test_a_diff_says_what_was_added_how_big_and_what_it_costs(small: Path) -> No
         "894.2 MB",
         "0.13 % of the bytes before",
         "a lightning indexer",
-        "saves: attention per token after 131,072",
+        "saves: attention arithmetic at 131,072 tokens",
         "13.3x less",
         "costs: cache per token",
         "+11.5 %",

@@ -58,7 +58,7 @@ def _lead(diff: Diff, names: tuple[str, str]) -> str:
     if before and after and before.work(CONTEXT) != after.work(CONTEXT):
         work = change(before.work(CONTEXT), after.work(CONTEXT))
         cache = change(_cached(diff)[0], _cached(diff)[1])
-        told = "the same cache" if cache == "same" else f"cache per token {cache}"
+        told = "the same cache" if cache == "same" else f"cache per token: {cache}"
         said.append(f"At {CONTEXT:,} tokens of context, attention arithmetic per token: {work}; {told}.")
     return " ".join(said)
 
@@ -120,12 +120,10 @@ def _attention(diff: Diff) -> Iterator[Card]:
     if not before or not after:
         return
     yield _number(
-        f"attention per token after {CONTEXT:,}",
+        f"attention arithmetic at {CONTEXT:,} tokens",
         before.work(CONTEXT), after.work(CONTEXT), flop,
     )  # fmt: skip
-    yield _number(
-        f"cache read per token after {CONTEXT:,}", before.read_bytes(CONTEXT), after.read_bytes(CONTEXT), size
-    )
+    yield _number(f"cache read at {CONTEXT:,} tokens", before.read_bytes(CONTEXT), after.read_bytes(CONTEXT), size)
 
 
 def _cached(diff: Diff) -> tuple[int, int]:
