@@ -40,6 +40,11 @@ def _console(stderr: bool = False) -> Console:
     return _Console(file=stream, width=width, highlight=False, soft_wrap=not terminal, no_color=_no_colour(terminal))
 
 
+def _bounded() -> bool:
+    """Whether lines on stdout have a width to keep to: a terminal's, or one that was asked for."""
+    return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
+
+
 def _no_colour(terminal: bool) -> bool:
     return not terminal or bool(os.environ.get("NO_COLOR"))
 
@@ -50,6 +55,7 @@ class Output:
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
         self.out, self.err = _console(), _console(stderr=True)
+        self.bounded = _bounded()
 
     def data(self, value: Any) -> None:
         """The command's result as JSON, where that was asked for."""

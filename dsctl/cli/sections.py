@@ -24,7 +24,7 @@ PROSE_WIDTH = 100
 
 
 class Column(NamedTuple):
-    """A column; one with a `rank` is left out where the width is short, highest rank first. The last one wraps."""
+    """A column; one with a `rank` gives way where a terminal is narrow, highest rank first. The last one wraps."""
 
     title: str = ""
     right: bool = False
@@ -39,13 +39,17 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading with a few words beside it, rows under columns, and paragraphs below them."""
+    """A heading with a few words beside it, rows under columns, and paragraphs below them.
+
+    Columns that give way are left out; where `whole`, they follow in a table of their own.
+    """
 
     title: str
     summary: str = ""
     columns: tuple[Column, ...] = ()
     rows: tuple[Row, ...] = ()
     paragraphs: tuple[str, ...] = ()
+    whole: bool = False
 
     @property
     def marked(self) -> bool:
@@ -62,7 +66,7 @@ def show(sections: Sequence[Section], output: Output, as_markdown: bool = False)
     for number, section in enumerate(map(printable, sections)):
         if number:
             output.text("")
-        for line in terminal(section, output.out.width):
+        for line in terminal(section, output.out.width, output.bounded):
             output.text(line)
 
 
@@ -80,15 +84,15 @@ def printable(section: Section) -> Section:
     return section._replace(**said, columns=columns, rows=rows, paragraphs=tuple(map(clean, section.paragraphs)))
 
 
-def terminal(section: Section, width: int) -> Iterator[Text]:
-    """The section's lines, none longer than `width` where its words allow."""
+def terminal(section: Section, width: int, bounded: bool = True) -> Iterator[Text]:
+    """The section's lines, none longer than `width` where its words allow; unless `bounded`, with every column."""
     if section.title:
         heading = Text(section.title, "bold")
         fits = len(section.title) + 3 + len(section.summary) <= width
         yield heading.append(f"   {section.summary}", "not bold dim") if section.summary and fits else heading
         if not fits:
             yield from (Text(" " * GAP + line, "dim") for line in textwrap.wrap(section.summary, width - GAP))
-    yield from _table(section, width - GAP)
+    yield from _tables(section, width - GAP, bounded)
     for paragraph in section.paragraphs:
         lines = textwrap.wrap(
             paragraph, max(min(width, PROSE_WIDTH) - 2 * GAP, 40), break_long_words=False, break_on_hyphens=False
@@ -97,9 +101,20 @@ def terminal(section: Section, width: int) -> Iterator[Text]:
             yield Text(("• " if not number else "  ").rjust(GAP + 2) + line)
 
 
-def _table(section: Section, width: int) -> Iterator[Text]:
+def _tables(section: Section, width: int, bounded: bool) -> Iterator[Text]:
     rows = [row for row in section.rows if len(row.cells) > 1]
-    shown = _shown(section.columns, rows, width - (2 if section.marked else 0))
+    filled = [n for n in range(len(section.columns)) if any(row.cells[n] for row in rows)]
+    shown = _fitting(section, filled, rows, width - (2 if section.marked else 0)) if bounded else filled
+    yield from _table(section, shown, width)
+    rest = [n for n in filled if n not in shown]
+    if rest and section.whole:
+        yield Text("")
+        # With the first column, which says what each row is of.
+        yield from _table(section, [filled[0], *rest], width)
+
+
+def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]:
+    rows = [row for row in section.rows if len(row.cells) > 1]
     widths = [_width(section.columns[n], (row.cells[n] for row in rows)) for n in shown]
     indent = " " * GAP + ("  " if section.marked else "")
     if any(section.columns[n].title for n in shown):
@@ -139,13 +154,13 @@ def _aligned(cells: Sequence[str], shown: Sequence[int], columns: Sequence[Colum
     return (" " * GAP).join(padded)
 
 
-def _shown(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[int]:
-    """The columns that fit, by number; those that hold nothing are left out."""
-    shown = [n for n in range(len(columns)) if any(row.cells[n] for row in rows)]
+def _fitting(section: Section, filled: Sequence[int], rows: Sequence[Row], width: int) -> list[int]:
+    """Those of the filled columns, by number, that fit."""
+    columns, shown = section.columns, list(filled)
 
     def needed() -> int:
         widths = [_width(columns[n], (row.cells[n] for row in rows)) for n in shown]
-        if shown and not columns[shown[-1]].right and not columns[shown[-1]].rank:
+        if shown and not columns[shown[-1]].right and (section.whole or not columns[shown[-1]].rank):
             widths[-1] = min(widths[-1], LEAST_LAST_COLUMN)
         return sum(widths) + GAP * max(len(widths) - 1, 0)
 
