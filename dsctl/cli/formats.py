@@ -17,7 +17,7 @@ def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     """List the formats that --to takes: bits per value, who loads them, on what, and what they lose.
 
     The signal-to-noise ratio is that of normally distributed values, in decibels, with --search where there are two.
-    Below are the recipes that --recipe takes by name.
+    `Hopper+` is Hopper and what came after it. Lossless is what such a format holds exactly, of which others. Below are the recipes that --recipe takes by name.
 
     Examples:
 
@@ -68,15 +68,15 @@ def _formats() -> Section:
     from dsctl.formats import FORMATS, bits
 
     columns = (
-        Column("format"), Column("bits", True), Column("SNR dB", True), Column("lossless from", rank=2),
-        Column("loaders"), Column("hardware", rank=1),
+        Column("format"), Column("bits", True), Column("SNR dB", True), Column("loaders"), Column("hardware", rank=1),
+        Column("lossless from", rank=2),
     )  # fmt: skip
     rows = []
     for name, known in FORMATS.items():
         snr = "exact" if known.snr is None else f"{known.snr:.1f}"
         searched = f" ({known.searched:.1f})" if known.searched else ""
-        rows.append(Row((name, f"{bits(name):.2f}", snr + searched, known.lossless, known.loaders, known.hardware)))
-    return Section("", "", columns, tuple(rows))
+        rows.append(Row((name, f"{bits(name):.2f}", snr + searched, known.loaders, known.hardware, known.lossless)))
+    return Section("", "", columns, tuple(rows), whole=True)
 
 
 def _recipes() -> Section:

@@ -184,6 +184,22 @@ def write(path: Path, *rules: str, about: str = "") -> Path:
     return path
 
 
+DOCS = Path(__file__).parents[2] / "docs"
+SHOWN = [
+    (page.name, text)
+    for page in sorted(DOCS.rglob("*.md"))
+    for text in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    if "[[rule]]" in text
+]
+
+
+@pytest.mark.parametrize("text", [text for _, text in SHOWN], ids=[page for page, _ in SHOWN])
+def test_recipes_shown_in_the_docs_run_on_fp8_and_on_bf16(text: str, small: Path, plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "shown.toml").write_text(text)
+    for number, source in enumerate((small, plain)):
+        dsctl("convert", source, tmp_path / str(number), "--recipe", tmp_path / "shown.toml")
+
+
 def test_the_first_rule_that_fits_decides(plain: Path, tmp_path: Path) -> None:
     recipe = write(
         tmp_path / "mine.toml",

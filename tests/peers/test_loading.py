@@ -41,7 +41,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("source_is_fp8", [True, False])
-@pytest.mark.parametrize("format_", ["int4-group", "mxfp4", "fp8-channel"])
+@pytest.mark.parametrize("format_", ["int4-group", "int4-group-32", "int8-group", "mxfp4", "fp8-channel"])
 def test_transformers_loads_every_weight_as_we_decode_it(
     format_: str, source_is_fp8: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -53,6 +53,18 @@ def test_transformers_loads_every_weight_as_we_decode_it(
     assert torch.equal(logits(opened), logits(expected))
     # Run as it is stored, it also quantizes the activations of an FP8 checkpoint, which no BF16 one asks for.
     assert torch.equal(logits(load(stored)), logits(expected)) == (format_ != "fp8-channel")
+
+
+@pytest.mark.parametrize("format_", ["fp8-block-ct", "mxfp8"])
+def test_transformers_loads_others_beside_experts_in_bf16(
+    format_: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rules = (("role", "routed experts", "bf16"), ("match", "*", format_))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("".join(f'[[rule]]\n{key} = "{which}"\nformat = "{to}"\n' for key, which, to in rules))
+    stored, decoded = both_ways(tiny(tmp_path_factory, "v3", bf16=True), tmp_path, "--recipe", str(recipe))
+    opened = load(stored, quantization_config=CompressedTensorsConfig(run_compressed=False))
+    assert torch.equal(logits(opened), logits(load(decoded)))
 
 
 @pytest.mark.parametrize(
