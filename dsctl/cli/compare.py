@@ -63,7 +63,6 @@ def compare(
     if html is not None:
         from dsctl.reports import ready
 
-
         ready(html, (ours, theirs))
     output = Output(json, quiet)
     pairing = pair(weights_at(ours), weights_at(theirs), tuple(only or ()), tuple(skip or ()))

@@ -80,8 +80,8 @@ def printable(section: Section) -> Section:
 
     rows = tuple(row._replace(cells=tuple(map(clean, row.cells))) for row in section.rows)
     columns = tuple(column._replace(title=clean(column.title)) for column in section.columns)
-    said = {"title": clean(section.title), "summary": clean(section.summary)}
-    return section._replace(**said, columns=columns, rows=rows, paragraphs=tuple(map(clean, section.paragraphs)))
+    title, summary, paragraphs = clean(section.title), clean(section.summary), tuple(map(clean, section.paragraphs))
+    return section._replace(title=title, summary=summary, columns=columns, rows=rows, paragraphs=paragraphs)
 
 
 def terminal(section: Section, width: int, bounded: bool = True) -> Iterator[Text]:
