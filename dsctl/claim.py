@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint import ORIGINAL
-from dsctl.consume import Remembered, gone, is_note
+from dsctl.consume import Remembered, is_note
 from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.journal import JOURNAL, LOCK, NEW, replace_file
 from dsctl.plan import Plan
@@ -21,7 +21,6 @@ from dsctl.version import __version__
 
 PART = ".part"
 BEGUN = "request.json"
-TOLD = 100
 # The fingerprint of a folder that is being emptied.
 NOBODY = ""
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
@@ -75,11 +74,10 @@ def modified(plan: Plan, store: Store) -> dict[str, int]:
     folder = store.store if isinstance(store, Remembered) else store
     if not isinstance(folder, LocalFolder):
         return {}
-    side = {ORIGINAL} & folder.files().keys()
+    # What was consumed is not there.
+    there = sorted({*plan.source_files, ORIGINAL} & folder.files().keys())
     try:
-        return {
-            file: os.stat(folder.path(file)).st_mtime_ns for file in sorted({*plan.source_files, *side} - gone(store))
-        }
+        return {file: os.stat(folder.path(file)).st_mtime_ns for file in there}
     except OSError as error:
         raise SourceError(f"{error.filename}: {error.strerror or error}") from None
 

@@ -231,6 +231,7 @@ def _regain(plan: Plan, store: Store, target: Path, journal: Journal) -> _State:
     new = changed(plan, store, mark) if mark else set()
     lost = {file.name for file in plan.files if file.name not in state.committed and not _there(file, target)}
     forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
+    why = min(lost or new, default="")
     while True:
         forgotten |= {job.number for job in jobs if not lost.isdisjoint(job.files)}
         # A finished file is made whole again: no part of it is open to be written to.
@@ -241,7 +242,8 @@ def _regain(plan: Plan, store: Store, target: Path, journal: Journal) -> _State:
     if forgotten:
         consumed = [file for job in jobs if job.number in forgotten for file in files_read(job) & gone(store)]
         if consumed:
-            raise ResumeError(f"{target}: {min(lost)} is lost, and {consumed[0]}, which it was made of, was consumed")
+            what = f"{why} is lost or changed, and {consumed[0]}, which is needed again, was consumed"
+            raise ResumeError(f"{target}: {what}")
         journal.keep(
             [one for one in journal.records if one.get("file") not in lost and one.get("job") not in forgotten]
         )

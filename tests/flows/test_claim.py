@@ -38,7 +38,7 @@ def convert(source: Path, target: Path, *more: Any) -> Done:
     return call("convert", source, target, "--bf16", "--workers", "1", *more)
 
 
-def stopped(source: Path, target: Path, records: int) -> list[dict[str, Any]]:
+def stopped(source: Path, target: Path, records: int, *more: Any) -> list[dict[str, Any]]:
     """Begin a conversion, end it after so many records of the journal, and give them."""
     real = Journal.append
 
@@ -49,7 +49,7 @@ def stopped(source: Path, target: Path, records: int) -> list[dict[str, Any]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "append", append)
-        assert convert(source, target).returncode == 41
+        assert convert(source, target, *more).returncode == 41
     return [json.loads(line) for line in (target / ".dsctl" / "journal.jsonl").read_bytes().splitlines()]
 
 
@@ -92,6 +92,14 @@ def test_a_finished_file_is_made_again_where_a_lost_one_shares_its_jobs(source: 
     assert done.returncode == 0 and f"finished {finished[0]}" in done.stderr
     assert convert(source, tmp_path / "whole").returncode == 0
     assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_work_that_is_lost_with_its_source_is_told(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    stopped(source, target, 15, "--consume", "--consume")
+    assert not (source / FIRST).exists()
+    (target / "original.dsctl.part").unlink()
+    told(convert(source, target, "--consume", "--consume"), 40, "original.dsctl", f"{FIRST}, which is needed")
 
 
 def test_jobs_of_another_size_are_not_gone_on_with(
