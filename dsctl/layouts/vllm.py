@@ -1,4 +1,4 @@
-"""vLLM's sharded state: one file per rank with its modules' parameters, as load_format sharded_state reads.
+"""vLLM's sharded state: one file per rank with its modules' parameters. docs/layouts.md tells which loads it.
 
 vllm-project/vllm, model_executor/model_loader/sharded_state_loader.py (file names, no metadata; tensors are copied into
 the state dict of the model before its weights are processed), model_executor/models/deepseek_v2.py (joined modules) and
