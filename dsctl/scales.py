@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dsctl.errors import FormatError
 from dsctl.header import TensorRef
 from dsctl.stores import Store
+from dsctl.threads import threads
 
 # Neighbouring scales are read together; a gap up to this size costs less than another request.
 GAP_BYTES = 64 << 10
@@ -74,10 +75,15 @@ def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[Tenso
         for run in _runs(refs):
             yield from _read_run(store, run)
         return
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
+    with threads(CONNECTIONS) as pool:
         for some in _batches(_runs(refs), 8 * CONNECTIONS):
-            for found in pool.map(lambda run: list(_read_run(store, run)), some):
-                yield from found
+            reads = [pool.submit(partial(_read_all, store, run)) for run in some]
+            for read in reads:
+                yield from read.result()
+
+
+def _read_all(store: Store, run: list[TensorRef]) -> list[tuple[TensorRef, npt.NDArray[np.float32]]]:
+    return list(_read_run(store, run))
 
 
 def _batches(runs: Iterable[list[TensorRef]], size: int) -> Iterator[list[list[TensorRef]]]:
