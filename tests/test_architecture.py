@@ -31,7 +31,10 @@ TABLES = {
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
-    "fsspec": ("stores.objects",),
+    "fsspec": (
+        "stores.objects",
+        "stores.places",
+    ),
     "httpx2": ("stores.hub_requests",),
     "huggingface_hub": ("stores.hub", "stores.hub_files", "stores.hub_requests", "cli.download"),
     "jinja2": ("reports",),
