@@ -342,7 +342,7 @@ def _scales(side: Values, step: Step) -> ScaleCounts:
 
     counts = ScaleCounts()
     for spec, stored in side.scales(step):
-        counts.add(ScaleCounts.of(as_float32(stored.view(torch.uint8).numpy().tobytes(), spec.dtype)))
+        counts.add(ScaleCounts.of(as_float32(stored.reshape(-1).view(torch.uint8).numpy().tobytes(), spec.dtype)))
     return counts
 
 

@@ -36,12 +36,14 @@ class BadScale(NamedTuple):
 
 
 def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
-    """Stored scales (F32, BF16, E8M0 as F8_E8M0 or U8, F8_E4M3; little endian) as float32.
+    """Stored scales (F32, F16, BF16, E8M0 as F8_E8M0 or U8, F8_E4M3; little endian) as float32.
 
     The E8M0 code 255 is NaN (OCP MX v1.0, 5.4.1), as E4M3's 0x7f and 0xff are.
     """
     if dtype == "F32":
         return np.frombuffer(raw, "<f4")
+    if dtype == "F16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
     if dtype == "F8_E4M3":

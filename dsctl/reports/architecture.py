@@ -66,7 +66,8 @@ def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Piece]
         held = {layer for group in members for layer in group.layers}
         some = f"in layers {ranges(held)}" if held and held != set(layers) else ""
         stored = " or ".join(dict.fromkeys(form(group.codec) for group in members))
-        yield Piece(template, family.role, last_name(template), family.shape, stored, family.experts, some)
+        name = template if family.role == OTHER else last_name(template)
+        yield Piece(template, family.role, name, family.shape, stored, family.experts, some)
 
 
 def last_name(template: str) -> str:

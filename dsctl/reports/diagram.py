@@ -90,8 +90,9 @@ def _branch(sheet: Sheet, state: float, y: float) -> None:
 def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, str], after: bool, y: float) -> float:
     """A frame with the stage's parts below each other; its height."""
     many = len(stage.layers)
-    said = [Line(f"{stage.title} x {many:,}" if many else stage.title, "title")]
-    if many:
+    numbered = many and stage.title != "Other"
+    said = [Line(f"{stage.title} x {many:,}" if numbered else stage.title, "title")]
+    if numbered:
         said.append(Line(f"layer{'s' if many > 1 else ''} {ranges(stage.layers)}"))
     if stage.words:
         said.append(Line(SIGNS[stage.kind] + stage.words, "mark"))

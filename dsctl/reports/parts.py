@@ -17,6 +17,8 @@ _LAYER = "model.layers.{layer}."
 _ATTENTION, _MLP = f"{_LAYER}self_attn.", f"{_LAYER}mlp."
 KEYS = tuple(f"{_ATTENTION}{name}.weight" for name in ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj"))
 QUERIES = tuple(f"{_ATTENTION}{name}.weight" for name in ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj"))
+# In which row of attention's lanes each stands.
+PATH = {KEYS[0]: 0, KEYS[1]: 1, KEYS[2]: 2, QUERIES[0]: 0, QUERIES[1]: 0, QUERIES[2]: 1, QUERIES[3]: 2}
 INDEX_QUERY = f"{_ATTENTION}indexer.wq_b.weight"
 INDEX_KEY = f"{_ATTENTION}indexer.wk.weight"
 INDEXER = (
@@ -109,14 +111,17 @@ def _spread(drawn: Drawn, top: float, low: float, middles: Sequence[float]) -> N
 
 
 def _path(drawn: Drawn, pieces: Sequence[Piece], x: float, y: float) -> float:
-    for number, piece in enumerate(pieces):
-        if number:
-            drawn.sheet.down(x + LANE / 2, y, y + GAP, _out(drawn, pieces[number - 1]))
-            y += GAP
-        height = drawn.row(f"path {number}", needed(lines([piece], LANE)))
-        drawn.box([piece], x, y, LANE, height)
-        y += height
-    return y
+    """Boxes at the heights that they have on both sides and in both lanes."""
+    last, before = y, ""
+    for piece in pieces:
+        row = PATH[piece.template]
+        height = drawn.row(f"path {row}", needed(lines([piece], LANE)))
+        at = y + sum(drawn.row(f"path {above}", 0) + GAP for above in range(row))
+        if before or row:
+            drawn.sheet.down(x + LANE / 2, last, at, before)
+        drawn.box([piece], x, at, LANE, height)
+        last, before = at + height, _out(drawn, piece)
+    return last
 
 
 def _out(drawn: Drawn, piece: Piece) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -147,7 +148,7 @@ def wrapped(text: str, width: float, kind: str = "note") -> list[Line]:
     """A text in as many lines as it needs to be no wider than this, where its words allow."""
     lines: list[str] = []
     for word in _words(text, width, kind):
-        longer = f"{lines[-1]}{'' if lines[-1].endswith('_') else ' '}{word}" if lines else word
+        longer = f"{lines[-1]}{'' if kind == 'name' and lines[-1][-1] in '_.' else ' '}{word}" if lines else word
         if lines and Line(longer, kind).width <= width:
             lines[-1] = longer
         else:
@@ -156,11 +157,12 @@ def wrapped(text: str, width: float, kind: str = "note") -> list[Line]:
 
 
 def _words(text: str, width: float, kind: str) -> Iterator[str]:
-    """The words of a text; a name that is too long may break after each of its underscores."""
+    """The words of a text; a name that is too long may break after each of its dots and underscores."""
     for word in text.split(" "):
-        parts = word.split("_") if Line(word, kind).width > width else [word]
-        yield from (f"{part}_" for part in parts[:-1])
-        yield parts[-1]
+        if kind == "name" and Line(word, kind).width > width:
+            yield from re.findall(r"[^._]*[._]+|[^._]+", word)
+        else:
+            yield word
 
 
 def needed(lines: Iterable[Line]) -> float:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,7 @@ from dsctl.description import describe
 from dsctl.diff import Diff
 from dsctl.reports.architecture import stages
 from dsctl.reports.diagram import diagrams
+from dsctl.scales import ScaleCounts, as_float32
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 
@@ -272,3 +274,9 @@ def test_without_the_extra_the_hint_names_it(small: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(builtins, "__import__", lacking)
     done = call("diff", "v3", "v3.2", "--html", "page.html")
     assert done.returncode == 2 and "dsctl[report]" in done.stderr and not Path("page.html").exists()
+
+
+def test_scales_are_counted_by_the_power_of_two_below_them() -> None:
+    stored = np.array([0.25, 0.3, 1.0, 0.0, np.inf], np.float16)
+    counts = ScaleCounts.of(as_float32(stored.tobytes(), "F16"))
+    assert (counts.number, counts.powers, counts.bins) == (5, 2, {-2: 2, 0: 1})
