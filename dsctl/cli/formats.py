@@ -17,8 +17,8 @@ def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     """List the formats that --to takes: bits per value, who loads them, on what, and what they lose.
 
     The signal-to-noise ratio is that of normally distributed values, in decibels, with --search where there are two.
-    `Hopper+` is Hopper and what came after it. Lossless is what such a format holds exactly, of which others. Below are
-    the recipes that --recipe takes by name.
+    `Hopper+` is Hopper and what came after it. Lossless is what such a format holds exactly, of which others.
+    Below are the recipes that --recipe takes by name.
 
     Examples:
 
