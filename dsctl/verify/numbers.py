@@ -108,7 +108,7 @@ def _are_powers(values: npt.NDArray[np.float32]) -> bool:
 
 def _odd(ref: TensorRef, values: npt.NDArray[np.float32]) -> Iterator[Finding]:
     usual = float(np.quantile(values, 0.5, method="lower"))
-    for odd in (int(np.argmax(values)), int(np.argmin(values))):
+    for odd in {int(np.argmax(values)), int(np.argmin(values))}:
         place = np.unravel_index(odd, values.shape)
         value = float(values[place])
         if value > min(ODD * usual, ABSURD) or value < max(usual / FAINT, NOTHING):

@@ -21,7 +21,7 @@ from dsctl.header import TensorRef
 PIECE_BYTES = 256 << 10
 SAMPLE_BYTES = 1 << 10
 # A row of which so many first codes are zero is looked at whole.
-FIRST = 64
+FIRST = 8
 
 
 class Kind(NamedTuple):
@@ -93,7 +93,7 @@ class Seen:
             found = np.maximum.reduceat(magnitudes[begin - first : end - first].max(axis=0), edges)
             index = begin // height
             np.maximum(self.peaks[index], found, out=self.peaks[index])
-        started = np.flatnonzero(~magnitudes[:, :FIRST].any(axis=1))
+        started = np.flatnonzero(np.bitwise_or.reduce(magnitudes[:, :FIRST].T) == 0)
         self.zeros += (first + started[~magnitudes[started].any(axis=1)]).tolist()
 
 
