@@ -18,6 +18,7 @@ from dsctl.errors import PlanError
 from dsctl.models import Param
 from dsctl.originals import WHOLE
 from dsctl.quantization import modules
+from dsctl.repeated import check_repeated
 
 # Faults of a source that the small checkpoint's own survey reports again where they matter to it.
 _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
@@ -66,12 +67,14 @@ def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
 
     Raises:
         PlanError: it has parameters that cannot be cut so.
-        FormatError: a shape field of the small config is absurd.
+        FormatError: its ranks have other configs, or a shape field of the small config is absurd.
     """
     assert checkpoint.config is not None
+    check_repeated(checkpoint)
     view = replace(
         checkpoint,
         config=small_config(checkpoint.config, cut),
+        manifests={},
         files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
     )

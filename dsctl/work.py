@@ -390,8 +390,8 @@ def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
     Two maxima over the codes cost a tenth of decoding them: as int8 the one NaN, 0x7f, is the largest, as uint8 the
     other, 0xff. A look at every value would cost as much as the decoding.
     """
-    codes = stored[""]
-    if codes.dtype == torch.float8_e4m3fn and codes.numel():
+    codes = stored.get("")
+    if codes is not None and codes.dtype == torch.float8_e4m3fn and codes.numel():
         raw = codes.view(torch.uint8).numpy()
         if raw.max() == 0xFF or raw.view("int8").max() == 0x7F:
             return True

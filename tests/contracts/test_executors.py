@@ -121,7 +121,7 @@ def test_workers_take_the_devices_in_turn(store: Store, tmp_path: Path, monkeypa
             told.append(args[1].devices)
             return Mock()
 
-    monkeypatch.setattr(processes, "_server", Server)
+    monkeypatch.setattr(processes, "prepare", Server)
     processes.Processes(Context(store, str(tmp_path), devices=("cuda:0", "cuda:1")), 4).close()
     assert told == [("cuda:0",), ("cuda:1",)] * 2
 

@@ -338,7 +338,7 @@ def test_nan_is_refused_by_name_and_block(format_: str, plain: Path, tmp_path: P
     rows, columns = CODECS[format_].block
     width = 10**9 if columns == 1 else columns
     assert f"{name}: NaN or infinity in block [{130 // rows}, {200 // width}]" in said
-    assert "hint: dsctl verify" in said
+    assert "hint: `dsctl verify" in said
 
 
 def test_groups_that_do_not_divide_are_refused_before_any_work(

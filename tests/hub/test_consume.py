@@ -93,7 +93,7 @@ def test_the_same_command_finds_its_work_complete(doomed: Path, tmp_path: Path, 
 
 def test_a_kill_after_the_last_file_is_resumed(doomed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("dsctl.run.shutil.rmtree", _killed)
+        patched.setattr("dsctl.run.retire", _killed)
         convert(doomed, tmp_path / "out", Serial)
     assert (tmp_path / "out" / "dsctl.json").exists() and not list(doomed.glob("*.safetensors"))
     convert(doomed, tmp_path / "out", Serial)
