@@ -6,17 +6,20 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint import ORIGINAL
-from dsctl.consume import Remembered, is_note
-from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
-from dsctl.journal import JOURNAL, LOCK, NEW, replace_file
+from dsctl.consume import NOTES, Remembered, is_note
+from dsctl.errors import PlanError, ResumeError, WorkError
+from dsctl.identity import Held, identity, parse, touched, unlike
+from dsctl.journal import JOURNAL, LOCK, NEW, read_own, replace_file
+from dsctl.originals import WHOLE
 from dsctl.plan import Plan
 from dsctl.resources import existing
-from dsctl.stores import SIGNED, WORKING, LocalFolder, ObjectFolder, Store, separate
+from dsctl.stores import SIGNED, WORKING, ObjectFolder, Store, separate
 from dsctl.version import __version__
 
 PART = ".part"
@@ -24,12 +27,14 @@ BEGUN = "request.json"
 # The fingerprint of a folder that is being emptied.
 NOBODY = ""
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
+# What dsctl keeps for itself in a target, each in a regular file of one name.
+_OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, WHOLE)
 
 
 class Mark(NamedTuple):
     """What a folder says of itself: in `dsctl.json` where it is complete, else in `.dsctl/request.json`.
 
-    `modified` is when each source file was last changed, `work` what `work_of` gives, `files` what there is or will be.
+    `held` is what was seen of the source's files, `work` what `work_of` gives, `files` what there is or will be.
     """
 
     complete: bool
@@ -38,55 +43,95 @@ class Mark(NamedTuple):
     request: Any
     revision: str
     place: str
-    modified: dict[str, int]
+    held: dict[str, Held]
     work: str
     files: tuple[str, ...]
+
+
+def mark_of(said: Any, complete: bool) -> Mark | None:
+    """The mark that the JSON of `dsctl.json` or `request.json` is, or None where it is neither."""
+    try:
+        source = said.get("source") or {}
+        files = said["files"] if complete else said.get("files", ())
+        if not isinstance(said["fingerprint"], str) or not isinstance(files, dict if complete else (list, tuple)):
+            return None
+        return Mark(
+            complete, said["fingerprint"], str(said.get("dsctl" if complete else "version", "")), said.get("request"),
+            str(said.get("revision", "")), str(source.get("place", "")), parse(source.get("identity") or {}),
+            str(said.get("work", "")), tuple(map(str, files)),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def read_mark(target: Path) -> Mark | None:
     """A folder's mark, or None where there is none that can be read."""
     for complete, file in ((True, target / SIGNED), (False, target / WORKING / BEGUN)):
         try:
-            said = json.loads(file.read_bytes())
-            source = said.get("source") or {}
-            files = said["files"] if complete else said.get("files", ())
-            if not isinstance(said["fingerprint"], str) or not isinstance(files, dict if complete else (list, tuple)):
-                return None
-            version = str(said.get("dsctl" if complete else "version", ""))
-            return Mark(
-                complete, said["fingerprint"], version, said.get("request"), str(said.get("revision", "")),
-                str(source.get("place", "")), dict(source.get("modified") or {}), str(said.get("work", "")),
-                tuple(map(str, files)),
-            )  # fmt: skip
+            return mark_of(json.loads(read_own(file)), complete)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             return None
     return None
 
 
-def modified(plan: Plan, store: Store) -> dict[str, int]:
-    """When each weight file of a source on this machine was last changed, in nanoseconds.
+def source_json(plan: Plan, held: Mapping[str, Held]) -> dict[str, Any]:
+    """Where a source lies and what was seen of it, as marks keep it."""
+    modified = {file: one.times.modified for file, one in held.items() if one.times}
+    return {
+        "place": plan.source,
+        "modified": modified,
+        "identity": {file: one.json() for file, one in sorted(held.items())},
+    }
+
+
+def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, Held]:
+    """What the source holds; of files that were consumed, what the mark says of them.
 
     Raises:
-        SourceError: one is gone.
+        SourceError: a file cannot be read.
     """
-    folder = store.store if isinstance(store, Remembered) else store
-    if not isinstance(folder, LocalFolder):
-        return {}
-    # What was consumed is not there.
-    there = sorted({*plan.source_files, ORIGINAL} & folder.files().keys())
-    try:
-        return {file: os.stat(folder.path(file)).st_mtime_ns for file in there}
-    except OSError as error:
-        raise SourceError(f"{error.filename}: {error.strerror or error}") from None
+    noted = mark.held if mark else {}
+    return noted | identity(plan, store, noted if mark and mark.place == plan.source else None)
 
 
-def changed(plan: Plan, store: Store, mark: Mark) -> set[str]:
-    """The source files that were changed since a mark was made; another place's times tell nothing."""
-    if mark.place != plan.source:
-        return set()
-    return {file for file, at in modified(plan, store).items() if mark.modified.get(file, at) != at}
+def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
+    """Refuse to go on with, or to call complete, what was made of another source with the same headers.
+
+    An unfinished folder whose source was changed in its place is gone on with: what was made of it is made again.
+
+    Raises:
+        ResumeError: with both places and the files that tell them apart.
+        SourceError: a file cannot be read.
+    """
+    now = identity(plan, store, mark.held if mark.place == plan.source else None)
+    here = mark.place == plan.source and not store.remote
+    what = "the result" if mark.complete else "the unfinished work"
+    if not mark.held and now:
+        known = f"dsctl {mark.version}" if mark.version else "an earlier version"
+        raise ResumeError(
+            f"{target}: holds {what} of {known}, which did not note what its source held",
+            hint="start over with --force, or choose a new folder",
+        )
+    other = sorted(unlike(now, mark.held))
+    if here and not mark.complete:
+        return
+    if other and not here:
+        hint = "start over with --force, or choose a new folder"
+        first = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1:,} more files"
+        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {first} differ"
+        raise ResumeError(f"{target}: {said + 's' if len(other) == 1 else said}", hint=hint, issues=other[1:])
+    doubtful = sorted(touched(now, mark.held)) if here else []
+    if other:
+        first = other[0] if len(other) == 1 else f"{len(other):,} files"
+        raise ResumeError(f"{target}: was made before {first} of the source changed", hint="start over with --force")
+    if doubtful:
+        first = doubtful[0] if len(doubtful) == 1 else f"{doubtful[0]} and {len(doubtful) - 1:,} more files"
+        raise ResumeError(
+            f"{target}: was made before {first} of the source was touched or replaced; a sample of the bytes is equal",
+            hint="`dsctl compare` reads all of them; --force makes the result again",
+        )
 
 
 def work_of(plan: Plan) -> str:
@@ -118,8 +163,9 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
         PlanError: the folder is the source, inside it or around it, cannot be written, or holds what dsctl did not
             make.
         ResumeError: it holds another request's work, begun or complete, or what was made of another source.
+        SourceError: the source cannot be read.
     """
-    _refuse_places(store, target)
+    _refuse_places(plan, store, target)
     state = _state(plan, store, target, force)
     there = existing(target)
     if state != "complete" and not os.access(there, os.W_OK | os.X_OK):
@@ -145,19 +191,15 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
             raise PlanError(f"{target}: {what} was not made by dsctl, and is not removed", hint=hint, issues=others)
         return "new"
     if mark.fingerprint != plan.fingerprint:
-        raise _of_another(plan, store, target, mark)
-    if not mark.complete:
-        if mark.work != work_of(plan):
-            what = f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work otherwise"
-            raise ResumeError(f"{target}: {what}", hint="end it with that version, or start over with --force")
-        return "resume"
-    if files := changed(plan, store, mark):
-        what = min(files) if len(files) == 1 else f"{len(files)} weight files"
-        raise ResumeError(f"{target}: was made before {what} of the source changed", hint="start over with --force")
-    return "complete"
+        raise of_another(plan, store, str(target), mark)
+    if not mark.complete and mark.work != work_of(plan):
+        what = f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work otherwise"
+        raise ResumeError(f"{target}: {what}", hint="end it with that version, or start over with --force")
+    refuse_unlike(plan, store, str(target), mark)
+    return "complete" if mark.complete else "resume"
 
 
-def _refuse_places(store: Store, target: Path) -> None:
+def _refuse_places(plan: Plan, store: Store, target: Path) -> None:
     folder = store.store if isinstance(store, Remembered) else store
     if not separate(folder, str(target)):
         raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
@@ -165,12 +207,21 @@ def _refuse_places(store: Store, target: Path) -> None:
         raise PlanError(f"{target}: is a link", hint=f"name what it leads to: {os.path.realpath(target)}")
     if target.exists() and not target.is_dir():
         raise PlanError(f"{target}: exists and is not a folder")
-    working = target / WORKING
-    if working.is_symlink() or (working.exists() and not working.is_dir()):
-        raise PlanError(f"{working}: exists and is not a folder", hint="choose a new target")
+    folders = {parent for name in (*outputs(plan), f"{NOTES}/", *_KEPT) for parent in Path(name, "x").parents[1:-1]}
+    for inner in sorted(target / one for one in folders):
+        if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
+            raise PlanError(f"{inner}: exists and is not a folder", hint="choose a new target")
+    for file in (target / name for name in _OWN):
+        try:
+            status = os.lstat(file)
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            what = "is a link, or not a regular file, where dsctl keeps a file of its own"
+            raise PlanError(f"{file}: {what}", hint="choose a new target")
 
 
-def _of_another(plan: Plan, store: Store, target: Path, mark: Mark) -> ResumeError:
+def of_another(plan: Plan, store: Store, target: str, mark: Mark) -> ResumeError:
     """Why a folder with another fingerprint is not gone on with."""
     what = "the result" if mark.complete else "the unfinished work"
     if mark.revision not in ("", store.revision):
@@ -183,9 +234,13 @@ def _of_another(plan: Plan, store: Store, target: Path, mark: Mark) -> ResumeErr
         )
         return ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
     hint = "start over with --force, or choose a new folder"
-    if mark.request == plan.request.json():
-        return ResumeError(f"{target}: holds {what} of another source, or of this one before it changed", hint=hint)
-    return ResumeError(f"{target}: holds {what} of another request", hint=hint)
+    if mark.request != plan.request.json():
+        return ResumeError(f"{target}: holds {what} of another request", hint=hint)
+    differ = "names, sizes, headers or config.json differ"
+    if mark.place == plan.source:
+        return ResumeError(f"{target}: holds {what} of {mark.place} before it changed: {differ}", hint=hint)
+    said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+    return ResumeError(f"{target}: {said}", hint=hint)
 
 
 def _strangers(plan: Plan, target: Path, mark: Mark | None) -> Iterator[str]:
@@ -198,7 +253,7 @@ def _strangers(plan: Plan, target: Path, mark: Mark | None) -> Iterator[str]:
 def _journalled(target: Path) -> Iterator[str]:
     """The finished files of which a journal tells."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        for line in (target / WORKING / JOURNAL).read_bytes().splitlines():
+        for line in read_own(target / WORKING / JOURNAL).splitlines():
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("file"), str):
                 yield record["file"]
@@ -218,7 +273,7 @@ def _contents(target: Path) -> Iterator[str]:
             yield Path(folder, name).relative_to(target).as_posix()
 
 
-def claim(plan: Plan, store: Store, target: Path) -> None:
+def claim(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> None:
     """Empty a folder of all that dsctl made, and say whose it is now. `check_target` called it new; its lock is held.
 
     Killed in between, it leaves a folder that is nobody's, and emptied by the next run.
@@ -233,11 +288,11 @@ def claim(plan: Plan, store: Store, target: Path) -> None:
         _remove(target, notes)
         _write(target, {"fingerprint": NOBODY, "files": made})
         _remove(target, sorted(made, key=lambda name: name != SIGNED))
-    sign_begun(plan, store, target)
+    sign_begun(plan, store, target, held)
 
 
-def sign_begun(plan: Plan, store: Store, target: Path) -> None:
-    """Write whose work a folder holds, of a source as it is now.
+def sign_begun(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> None:
+    """Write whose work a folder holds, of a source in which `held` was seen.
 
     Raises:
         WorkError: the folder cannot be written.
@@ -247,7 +302,7 @@ def sign_begun(plan: Plan, store: Store, target: Path) -> None:
         "version": __version__,
         "request": plan.request.json(),
         "revision": store.revision,
-        "source": {"place": plan.source, "modified": modified(plan, store)},
+        "source": source_json(plan, held),
         "work": work_of(plan),
         "files": sorted(outputs(plan)),
     }
@@ -282,6 +337,6 @@ def retire(target: Path) -> None:
 
 
 __all__ = [
-    "PART", "Mark", "changed", "check_target", "claim", "modified", "outputs", "read_mark", "retire", "sign_begun",
-    "work_of",
+    "PART", "Mark", "check_target", "claim", "held_now", "mark_of", "of_another", "outputs", "read_mark",
+    "refuse_unlike", "retire", "sign_begun", "source_json", "work_of",
 ]  # fmt: skip

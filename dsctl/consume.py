@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
 
-from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
-from dsctl.journal import replace_file, sync_folder
+from dsctl.checkpoint import check_name
+from dsctl.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
+from dsctl.journal import make_folders, read_own, replace_file, sync_folder
 from dsctl.plan import MISSING, Job, Plan
 from dsctl.stores import LocalFolder, Store
 
@@ -71,25 +75,52 @@ def is_note(name: str) -> bool:
     return name.startswith(_PREFIX) and name.endswith(".json")
 
 
+def consumed(target: Path) -> dict[str, tuple[int, bytes]]:
+    """The size and the head of every file that runs on a target consumed, by its name.
+
+    Raises:
+        ResumeError: what was noted of one cannot be read.
+    """
+    found: dict[str, tuple[int, bytes]] = {}
+    for note in sorted((target / NOTES).glob(f"{_PREFIX}*.json")):
+        try:
+            said = json.loads(read_own(note))
+            file, length, head = str(said["file"]), int(said["size"]), base64.b64decode(said["header"])
+            check_name(file, str(note))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+            raise ResumeError(f"{note}: what was noted of a consumed file cannot be read: {error}") from None
+        except FormatError as error:
+            raise ResumeError(error.message) from None
+        found[file] = length, head
+    return found
+
+
 def remembered(store: Store, target: Path, force: bool) -> Store:
     """The store together with what a run on this target, interrupted or complete, consumed of it.
 
     Raises:
         ResumeError: starting over is asked for, and there is nothing left to start from.
     """
-    notes = sorted((target / NOTES).glob(f"{_PREFIX}*.json")) if isinstance(store, LocalFolder) else []
-    if not notes or not isinstance(store, LocalFolder):
+    kept = consumed(target) if isinstance(store, LocalFolder) else {}
+    if not kept or not isinstance(store, LocalFolder):
         return store
-    try:
-        said = [json.loads(note.read_bytes()) for note in notes]
-        kept = [(str(one["file"]), int(one["size"]), base64.b64decode(one["header"])) for one in said]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResumeError(f"{target}: what was noted of consumed files cannot be read: {error}") from None
     there = store.files()
-    lost = tuple(one for one in kept if one[0] not in there)
+    lost = tuple((file, *one) for file, one in kept.items() if file not in there)
     if force and lost:
         raise ResumeError(f"{target}: holds all that is left of {len(lost)} consumed files", hint="leave --force out")
     return Remembered(store, lost) if lost else store
+
+
+def refuse_consumed_since(store: Store, target: Path) -> None:
+    """Refuse to act on a source of which another run consumed files after it was opened.
+
+    Raises:
+        ResumeError: the same command knows of them when it is run again.
+    """
+    known = store.store if isinstance(store, Remembered) else store
+    if isinstance(known, LocalFolder) and consumed(target).keys() - known.files().keys() - gone(store):
+        what = "another run consumed files of the source in the meantime"
+        raise ResumeError(f"{target}: {what}", hint="run the same command again, without --force")
 
 
 def refuse_link(source: str) -> None:
@@ -100,6 +131,34 @@ def refuse_link(source: str) -> None:
     """
     if os.path.islink(source.rstrip("/")):
         raise PlanError(f"{source}: is a link, and what it leads to is not consumed", hint="name the folder itself")
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """Consume a folder beside no other run that consumes it: each would keep a part of what neither has whole.
+
+    Raises:
+        ResumeError: another run is at it.
+    """
+    descriptor = os.open(_folder(store).root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another dsctl consumes this folder"
+            raise ResumeError(f"{store.place}: {what}", hint="wait for it to end") from None
+        except OSError:
+            # Not every file system can lock a folder that is open for reading; the target's lock is held all the same.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _folder(store: Store) -> LocalFolder:
+    folder = store.store if isinstance(store, Remembered) else store
+    assert isinstance(folder, LocalFolder)
+    return folder
 
 
 def refuse_unsafe(plan: Plan, store: Store) -> None:
@@ -150,10 +209,21 @@ def room(plan: Plan, store: Store, target: Path) -> int:
 
 
 class Consumer:
-    """Counts the jobs that still need each source file, and removes a file that none needs."""
+    """Counts the jobs that still need each source file, and removes a file that none needs.
 
-    def __init__(self, store: Store, target: Path, jobs: Iterable[Job], done: Iterable[int]) -> None:
-        self._store, self._target = store, target
+    `safe` is asked before each one goes: it raises where the file is not the one that was read any more, or where
+    the target is not this run's any more.
+    """
+
+    def __init__(
+        self, store: Store, target: Path, jobs: Iterable[Job], done: Iterable[int], safe: Callable[[str], None]
+    ) -> None:
+        self._store, self._target, self._safe = store, target, safe
+        notes = target / NOTES
+        make_folders(notes)
+        # An earlier run may have been killed between making these and having them on the disk.
+        for folder in (notes.parent, target):
+            sync_folder(folder)
         finished = set(done)
         self._needs: dict[int, set[str]] = {job.number: files_read(job) for job in jobs}
         self._waiting: dict[str, set[int]] = {}
@@ -179,14 +249,14 @@ class Consumer:
                 self._remove(file)
 
     def _remove(self, file: str) -> None:
-        folder = self._store.store if isinstance(self._store, Remembered) else self._store
-        assert isinstance(folder, LocalFolder)
+        folder = _folder(self._store)
         path = Path(folder.path(file))
         if not file.endswith(".safetensors"):
             return
+        self._safe(file)
         size = path.stat().st_size
         note = {"file": file, "size": size, "header": base64.b64encode(folder.head(file, size)).decode()}
-        name = f"{_PREFIX}{file.replace('/', '--')}.json"
+        name = f"{_PREFIX}{quote(file, safe='')}.json"
         replace_file(self._target / NOTES / name, json.dumps(note).encode())
         try:
             path.unlink()
@@ -197,7 +267,4 @@ class Consumer:
 
 def files_read(job: Job) -> set[str]:
     """The files that a job reads."""
-    steps = [one for step in job.steps for one in (step, *step.surveyed)]
-    regions = (region for step in steps for region in (*step.regions_read, *((step.kept,) if step.kept else ())))
-    copied = {copy.read.file for step in job.steps for copy in step.copies}
-    return copied | {part.file for region in regions for part in region.parts}
+    return {part.file for step in job.steps for part in step.parts_read}

@@ -22,10 +22,12 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Any
 
+from dsctl.claim import mark_of, of_another, refuse_unlike, source_json
 from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
-from dsctl.journal import Journal
+from dsctl.identity import identity
+from dsctl.journal import Journal, Lock, make_folders
 from dsctl.plan import Plan
-from dsctl.run import Committed, Event, Report, run
+from dsctl.run import Committed, Event, Report, run, valid_audit
 from dsctl.stores import SIGNED, WORKING, Store, separate
 from dsctl.stores.hub import SCHEME
 from dsctl.stores.objects import deadline, listed, opened, patience, persist, shown
@@ -62,6 +64,7 @@ class Delivery:
     _there: dict[str, int] = field(default_factory=dict)
     _sent: dict[str, str] = field(default_factory=dict)
     _notes: Journal | None = None
+    _lock: Lock | None = None
     _pending: deque[Future[None]] = field(default_factory=deque)
     _pool: ThreadPoolExecutor | None = None
     _stopped: Flag = field(default_factory=Flag)
@@ -91,14 +94,16 @@ class Delivery:
             found = self._json(name)
             if found is None:
                 continue
-            if found.get("fingerprint") == self.plan.fingerprint and not self.force:
-                return "complete" if complete else "resume"
-            if not self.force:
-                what = "the result" if complete else "the unfinished work"
-                hint = "start over with --force, or choose a new path"
-                raise ResumeError(f"{shown(self.url)}: holds {what} of another request", hint=hint)
-            self._refuse_others(found)
-            return "new"
+            if self.force:
+                self._refuse_others(found)
+                return "new"
+            place, mark = shown(self.url), mark_of(found, complete)
+            if mark is None:
+                raise ResumeError(f"{place}/{name}: is not valid", hint="start over with --force, or choose a new path")
+            if mark.fingerprint != self.plan.fingerprint:
+                raise of_another(self.plan, store, place, mark)
+            refuse_unlike(self.plan, store, place, mark)
+            return "complete" if complete else "resume"
         if self._there:
             hint = "choose a new path"
             raise PlanError(f"{shown(self.url)}: is not empty and was not made by dsctl", hint=hint)
@@ -139,28 +144,41 @@ class Delivery:
                 taken -= held.popleft()
         return min(self.plan.bytes_out, most) + sum(self.plan.carried.values())
 
-    def begin(self, state: str) -> None:
+    def begin(self, store: Store) -> None:
         """Mark the target as begun, and bring the staging folder to what the target holds.
 
+        What `check` found may be over by now: another run on this machine is waited for by nobody, so all of it is
+        looked at again, with the staging folder's lock held.
+
         Raises:
-            WorkError: one of them cannot be written.
+            ResumeError: another process on this machine is at it, or was meanwhile.
+            WorkError: target or staging folder cannot be written.
         """
+        self._lock = Lock(staging(self.url).with_suffix(".at-work"), shown(self.url))
+        before, self._there = self._there, {}
+        state = self.check(store)
+        if state == "complete" or (self.force and before != self._there):
+            what = "another run worked here in the meantime"
+            raise ResumeError(f"{shown(self.url)}: {what}", hint="look at what it made, then run the command again")
         if state == "new" or _fingerprint(self.folder) != self.plan.fingerprint:
             shutil.rmtree(staging(self.url), ignore_errors=True)
         if state == "new":
             self._clear()
         self._abort_uploads("")
-        mark = {"fingerprint": self.plan.fingerprint, "version": __version__, "request": self.plan.request.json()}
+        mark = {
+            "fingerprint": self.plan.fingerprint,
+            "version": __version__,
+            "request": self.plan.request.json(),
+            "revision": store.revision,
+            "source": source_json(self.plan, identity(self.plan, store)),
+        }
         self._put_bytes(_BEGUN, json.dumps(mark | {"files": sorted(self._names())}, indent=1).encode())
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._notes = Journal(staging(self.url))
-            for note in self._notes.records:
-                if self._there.get(note["file"]) == note["size"]:
-                    self._sent[note["file"]] = note["sha256"]
-                    _empty(self.folder / note["file"], note["size"])
-        except OSError as error:
-            raise WorkError(f"{self.folder}: {error.strerror or error}") from None
+        make_folders(self.folder)
+        self._notes = Journal(staging(self.url))
+        for note in self._notes.records:
+            if "file" in note and self._there.get(note["file"]) == note["size"]:
+                self._sent[note["file"]] = note["sha256"]
+                _empty(self.folder / note["file"], note["size"])
         self._pool = ThreadPoolExecutor(1)
 
     def report(self, event: Event) -> None:
@@ -211,6 +229,8 @@ class Delivery:
             self._pool.shutdown(cancel_futures=True)
         if self._notes is not None:
             self._notes.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def audit(self) -> dict[str, Any]:
         """The audit of a complete target whose objects still have the sizes that it tells of.
@@ -218,10 +238,13 @@ class Delivery:
         Raises:
             ResumeError: one is gone or has another size.
         """
-        audit = self._json(SIGNED) or {}
-        for name, file in audit.get("files", {}).items():
+        hint = "start over with --force"
+        try:
+            audit = valid_audit(self._json(SIGNED))
+        except (TypeError, ValueError) as error:
+            raise ResumeError(f"{shown(self.url)}/{SIGNED}: is not valid: {error}", hint=hint) from None
+        for name, file in audit["files"].items():
             if self._there.get(name) != file["size"]:
-                hint = "start over with --force"
                 raise ResumeError(f"{shown(self.url)}/{name}: was finished, but is gone or changed", hint=hint)
         return audit
 
@@ -362,7 +385,7 @@ def deliver(
     if consume:
         raise PlanError("--consume is for a target on this machine")
     try:
-        delivery.begin(state)
+        delivery.begin(store)
         both = delivery.beside(report)
         audit = run(delivery.plan, store, delivery.folder, executor, both, most=delivery.room())
         delivery.finish(audit)

@@ -6,19 +6,21 @@ change of layout. Both are safetensors files, so that any reader can look into t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsctl.checkpoint import MAX_JSON_BYTES, Checkpoint, check_name
+from dsctl.checkpoint import MAX_JSON_BYTES, Checkpoint, check_name, read_json
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.errors import FormatError
 from dsctl.header import Header, TensorRef, TensorSpec, build, parse
-from dsctl.stores import INDEX
+from dsctl.stores import INDEX, SIGNED
 
 WHOLE = "whole.dsctl"
 _HEADER = "header:"
+CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +104,23 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
         raise FormatError(f"{file}: kept config.json or its quantization_config is not an object")
     files = {name: kept for kept, header in headers.items() for name in header.tensors}
     return Original(headers, files, scales, texts, config)
+
+
+def is_altered(checkpoint: Checkpoint, file: str) -> bool:
+    """Whether a side file on this machine has another SHA-256 than the one that the folder's `dsctl.json` gives it.
+
+    Not known, and so False, where there is no `dsctl.json`, or none that speaks of it, and for remote sources.
+
+    Raises:
+        SourceError: the side file cannot be read. FormatError: `dsctl.json` is not JSON.
+    """
+    store, files = checkpoint.store, checkpoint.files
+    signed = None if store.remote else read_json(store, SIGNED, files)
+    entries = (signed or {}).get("files")
+    entry = entries.get(file) if isinstance(entries, dict) else None
+    if not isinstance(entry, dict):
+        return False
+    digest = hashlib.sha256()
+    for begin in range(0, files[file], CHUNK_BYTES):
+        digest.update(store.read(file, begin, min(begin + CHUNK_BYTES, files[file])))
+    return digest.hexdigest() != entry.get("sha256")

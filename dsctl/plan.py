@@ -29,6 +29,10 @@ BAND_BYTES = 24 << 20
 MISSING = "missing in the source"
 ELSEWHERE = "in other ranks"
 NOWHERE = "no place in layout "
+# What every audit counts.
+COUNTED = (
+    "parameters", "values", "dequantized", "quantized", "requantized", "cast", "moved", "dropped", "unexplained",
+)  # fmt: skip
 
 
 class OutFile(NamedTuple):
@@ -335,10 +339,7 @@ def _job(number: int, steps: list[Step]) -> Job:
 
 def _counts(steps: list[Step], dropped: list[Dropped], checkpoint: Checkpoint) -> dict[str, int]:
     """The part of the audit that is known before the work: parameters by what happens to them."""
-    counts = dict.fromkeys(
-        ("parameters", "values", "dequantized", "quantized", "requantized", "cast", "moved", "dropped", "unexplained"),
-        0,
-    )
+    counts = dict.fromkeys(COUNTED, 0)
     for step in steps:
         counts[kind(step)] += 1
         counts["values"] += prod(step.shape)
@@ -373,6 +374,6 @@ def fingerprint(checkpoint: Checkpoint, request: Request) -> str:
 
 
 __all__ = [
-    "BAND_BYTES", "ELSEWHERE", "JOB_BYTES", "MISSING", "Copy", "Dropped", "Job", "OutFile", "Part", "Plan", "Region",
-    "Step", "Twin", "fingerprint", "kind", "make_plan", "region_of",
+    "BAND_BYTES", "COUNTED", "ELSEWHERE", "JOB_BYTES", "MISSING", "Copy", "Dropped", "Job", "OutFile", "Part", "Plan",
+    "Region", "Step", "Twin", "fingerprint", "kind", "make_plan", "region_of",
 ]  # fmt: skip

@@ -6,22 +6,33 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsctl.claim import PART, changed, check_target, claim, modified, read_mark, retire, sign_begun
+from dsctl.claim import (
+    PART,
+    check_target,
+    claim,
+    held_now,
+    read_mark,
+    retire,
+    sign_begun,
+    source_json,
+)
 from dsctl.codecs import SCALES
-from dsctl.consume import Consumer, files_read, gone, refuse_unsafe, room
+from dsctl.consume import Consumer, alone, files_read, gone, refuse_consumed_since, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
-from dsctl.journal import Journal, Lock, failure, replace_file, sync_folder
-from dsctl.plan import Job, OutFile, Plan
+from dsctl.identity import Held, times, touched
+from dsctl.journal import Journal, Lock, failure, is_count, make_folders, read_own, replace_file, sync_folder, write_all
+from dsctl.plan import COUNTED, Job, OutFile, Plan
 from dsctl.resources import existing
 from dsctl.scales import refuse_bad_scales
-from dsctl.stores import SIGNED, WORKING, Store
+from dsctl.stores import INDEX, SIGNED, WORKING, Store
 from dsctl.tasks import Seal, add
 from dsctl.version import __version__
 
@@ -125,6 +136,7 @@ def run(
         FormatError: a scale is NaN, infinite, zero or negative; nothing was written.
         SourceError, WorkError: something failed on the way; the same call resumes.
     """
+    seen = read_mark(target)
     state = check_target(plan, store, target, force)
     if state == "complete":
         return _confirmed(target)
@@ -132,17 +144,20 @@ def run(
         refuse_unsafe(plan, store)
     check_space(plan, target, room(plan, store, existing(target)) if consume else most)
     check_source(plan, store)
-    working = target / WORKING
+    lock = Lock(target / WORKING)
     try:
-        working.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkError(f"{target}: {error.strerror or error}") from None
-    lock = Lock(working)
-    try:
-        if state == "new":
-            claim(plan, store, target)
-        with Journal(working) as journal:
-            audit = _drive(plan, store, target, journal, executor, report, consume)
+        # Another run may have ended between the first look and the lock: what counts is what is there now.
+        refuse_consumed_since(store, target)
+        mark = read_mark(target)
+        if force and mark != seen:
+            what = "another run worked here in the meantime"
+            raise ResumeError(f"{target}: {what}", hint="look at what it made, then run the same command again")
+        state = check_target(plan, store, target, force)
+        if state == "complete":
+            audit = _audit(target)
+        else:
+            with alone(store) if consume else nullcontext():
+                audit = _locked(plan, store, target, state, executor, report, consume, lock)
         retire(target)
         sync_folder(target)
     finally:
@@ -150,19 +165,81 @@ def run(
     return audit
 
 
+def _locked(
+    plan: Plan,
+    store: Store,
+    target: Path,
+    state: str,
+    executor: Callable[[], Executor],
+    report: Report,
+    consume: bool,
+    lock: Lock,
+) -> dict[str, Any]:
+    """The run proper, on a folder whose lock is held."""
+    held = held_now(plan, store, read_mark(target) if state == "resume" else None)
+    # The run that made these may have been killed before they were on the disk.
+    for folder in (target.absolute().parent, target, target / WORKING):
+        sync_folder(folder)
+    if state == "new":
+        claim(plan, store, target, held)
+    with Journal(target / WORKING) as journal:
+        return _drive(plan, store, target, journal, executor, report, consume, lock, held)
+
+
 def _confirmed(target: Path) -> dict[str, Any]:
-    """The audit of a complete folder whose files still have the sizes it tells of."""
+    """The audit of a complete folder; what its run left behind when it was killed at the very end is removed."""
+    if not (target / WORKING).exists():
+        return _audit(target)
+    lock = Lock(target / WORKING)
     try:
-        audit = dict(json.loads((target / SIGNED).read_bytes()))
-        sizes = {str(name): int(file["size"]) for name, file in audit["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResumeError(f"{target / SIGNED}: is not valid: {error}", hint="start over with --force") from None
-    for name, size in sizes.items():
-        path = target / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
-    retire(target)
+        audit = _audit(target)
+        retire(target)
+    finally:
+        lock.release()
     return audit
+
+
+def _audit(target: Path) -> dict[str, Any]:
+    """The audit of a complete folder whose files still have the sizes that it names.
+
+    Raises:
+        ResumeError: one has not, or the audit is not valid.
+    """
+    try:
+        audit = valid_audit(json.loads(read_own(target / SIGNED)))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ResumeError(f"{target / SIGNED}: is not valid: {error}", hint="start over with --force") from None
+    for name, file in audit["files"].items():
+        try:
+            same = os.stat(target / name).st_size == file["size"]
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise ResumeError(f"{target / name}: was finished, but is gone or changed", hint="start over with --force")
+    return audit
+
+
+def valid_audit(said: Any) -> dict[str, Any]:
+    """What `dsctl.json` says, where it is what a run writes.
+
+    Raises:
+        TypeError, ValueError: with what it lacks.
+    """
+    if not isinstance(said, dict):
+        raise TypeError("it is not an object")
+    files, counts = said.get("files"), said.get("audit")
+    if not isinstance(files, dict) or not all(
+        isinstance(file, dict) and is_count(file.get("size")) and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    ):
+        raise ValueError("files: a size or a digest is missing")
+    if not isinstance(counts, dict) or not all(map(is_count, counts.values())):
+        raise ValueError("audit: a count is not a number")
+    if lacking := [name for name in COUNTED if name not in counts]:
+        raise ValueError(f"audit: {', '.join(lacking)} is missing")
+    if not isinstance(said.get("notes"), list) or not isinstance(said.get("dropped"), list):
+        raise TypeError("notes or dropped is missing")
+    return said
 
 
 def _drive(
@@ -173,9 +250,10 @@ def _drive(
     executor: Callable[[], Executor],
     report: Report,
     consume: bool,
+    lock: Lock,
+    held: dict[str, Held],
 ) -> dict[str, Any]:
-    state = _regain(plan, store, target, journal)
-    begun = modified(plan, store)
+    state = _regain(plan, store, target, journal, held)
     if journal.records:
         nbytes = sum(sum(s.read_bytes for s in job.steps) for job in plan.jobs if job.number in state.done)
         report(Resumed(len(state.done), len(plan.jobs), nbytes))
@@ -184,19 +262,28 @@ def _drive(
     for file in plan.files:
         if file.name not in state.committed:
             _prepare(file, target, sealed=not waiting[file.name])
-    sync_folder(target)
-    consumer = Consumer(store, target, plan.jobs, state.done) if consume else None
+    for folder in sorted({(target / file.name).parent for file in plan.files} | {target}):
+        sync_folder(folder)
+
+    def safe(file: str | None = None) -> None:
+        if not lock.held():
+            what = "was removed or replaced while this run was at work"
+            raise WorkError(f"{lock.path}: {what}", hint="run the same command again")
+        now = times(plan, store)
+        late = [file] if file and file not in now else [one for one in touched(now, held) if file in (None, one)]
+        if late:
+            what = f"{store.place}/{min(late)}: was changed while it was read"
+            raise WorkError(what, hint="run the same command again: it converts that file again")
+
+    consumer = Consumer(store, target, plan.jobs, state.done, safe) if consume else None
     if todo or len(state.committed) < len(plan.files):
         workers = executor()
         try:
             _work(plan, target, journal, workers, state, todo, report, consumer)
         finally:
             workers.close()
-    now = modified(plan, store)
-    if late := [file for file, at in now.items() if begun.get(file, at) != at]:
-        what = f"{store.place}/{late[0]}: was changed while it was read"
-        raise WorkError(what, hint="run the same command again: what was made of it is made anew")
-    return _finish(plan, store, target, state, report, begun)
+    safe()
+    return _finish(plan, store, target, state, report, held, safe)
 
 
 def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
@@ -217,7 +304,7 @@ def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
     return state
 
 
-def _regain(plan: Plan, store: Store, target: Path, journal: Journal) -> _State:
+def _regain(plan: Plan, store: Store, target: Path, journal: Journal, held: Mapping[str, Held]) -> _State:
     """The journalled work that still counts: not what lay in files that are lost, or was made of others than there are.
 
     Raises:
@@ -228,8 +315,10 @@ def _regain(plan: Plan, store: Store, target: Path, journal: Journal) -> _State:
     if len(jobs) < len(state.done) or not state.committed.keys() <= {file.name for file in plan.files}:
         raise journal.invalid()
     mark = read_mark(target)
-    new = changed(plan, store, mark) if mark else set()
+    new = set(touched(held, mark.held)) if mark and mark.place == plan.source else set()
     lost = {file.name for file in plan.files if file.name not in state.committed and not _there(file, target)}
+    # What a side file keeps of config.json and the index is written with its header, not by a job.
+    lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
     forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
     why = min(lost or new, default="")
     while True:
@@ -248,8 +337,8 @@ def _regain(plan: Plan, store: Store, target: Path, journal: Journal) -> _State:
             [one for one in journal.records if one.get("file") not in lost and one.get("job") not in forgotten]
         )
         state = _replay(plan, target, journal)
-    if mark and (new or mark.place != plan.source):
-        sign_begun(plan, store, target)
+    if mark and (mark.held, mark.place) != (held, plan.source):
+        sign_begun(plan, store, target, held)
     return state
 
 
@@ -269,26 +358,19 @@ def _prepare(file: OutFile, target: Path, sealed: bool = False) -> None:
         return
     try:
         (target / file.name).unlink(missing_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         if path.is_symlink() or (path.exists() and path.stat().st_size != file.size):
             path.unlink()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             os.truncate(descriptor, file.size)
             for offset, data in ((0, file.header), *file.literals):
-                _pwrite(descriptor, data, offset)
+                write_all(descriptor, data, offset)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise failure(path, error) from None
-
-
-def _pwrite(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
 
 
 def _work(
@@ -364,8 +446,9 @@ def _again(path: Path) -> Iterator[bytes]:
 
 
 def _finish(
-    plan: Plan, store: Store, target: Path, state: _State, report: Report, begun: dict[str, int]
-) -> dict[str, Any]:
+    plan: Plan, store: Store, target: Path, state: _State, report: Report, held: Mapping[str, Held],
+    safe: Callable[[], None],
+) -> dict[str, Any]:  # fmt: skip
     """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
     for name, size in plan.carried.items():
@@ -377,12 +460,13 @@ def _finish(
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,
-        "source": {"place": plan.source, "files": plan.source_files, "modified": begun},
+        "source": source_json(plan, held) | {"files": plan.source_files},
         "request": plan.request.json(),
         "audit": plan.counts | dict(sorted(state.counts.items())),
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "notes": plan.notes,
         "files": dict(sorted(files.items())),
     }
+    safe()
     replace_file(target / SIGNED, (json.dumps(audit, indent=1, ensure_ascii=False) + "\n").encode())
     return audit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import lcm, prod
 from typing import NamedTuple
 
@@ -75,6 +76,14 @@ class Step(NamedTuple):
     def regions_read(self) -> tuple[Region, ...]:
         """Every region of which bytes are read, the compared copies included."""
         return *self.reads, *(twin.region for twin in self.twins)
+
+    @property
+    def parts_read(self) -> Iterator[Part]:
+        """Every stored tensor of which bytes are read, those of the steps that share a survey included."""
+        for step in (self, *self.surveyed):
+            yield from (copy.read for copy in step.copies)
+            for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
+                yield from region.parts
 
     @property
     def read_bytes(self) -> int:

@@ -19,12 +19,12 @@ from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.coverage import check_filled, check_joined
 from dsctl.errors import PlanError, UsageError
-from dsctl.header import PT, TensorSpec, build
+from dsctl.header import PT, Header, TensorSpec, build
 from dsctl.layouts import Layout, Slot
 from dsctl.layouts.hf import folder
 from dsctl.layouts.manifests import MANIFEST
 from dsctl.models import Param
-from dsctl.originals import WHOLE, Original, Side, kept_texts, read_side
+from dsctl.originals import WHOLE, Original, Side, is_altered, kept_texts, read_side
 from dsctl.placing import Placed, PlacedPart, index_of, index_text, json_text, rank_texts
 from dsctl.quantization import quantization_config
 from dsctl.recipes import CT_BLOCKS, Rule, check, chosen, named, takes
@@ -90,6 +90,13 @@ class Target:
             self.notes.append(f"scales: {kept.scale_fmt}, kept ones of the original are used where they still fit")
             return kept
         blocks = [codec for codec in self._stored if isinstance(codec, Fp8Block)]
+        if kept:
+            self.notes.append(
+                f"scales: the kept ones are {kept.scale_fmt} and are not used: every block gets a new one"
+            )
+        elif not blocks and self.request.to == "fp8-block":
+            what = "if these weights were decoded from FP8, the original files do not come back byte for byte"
+            self.notes.append(f"scales: no {ORIGINAL} keeps the original ones, so every block gets a new one; {what}")
         size = blocks[0].block if blocks else (128, 128)
         fmt, why = (asked, "asked for") if asked != "auto" else self._usual_scales(blocks)
         self.notes.append(f"scales: {fmt} ({why})")
@@ -124,7 +131,14 @@ class Target:
             FormatError: the side file contradicts itself.
         """
         header = self.checkpoint.original
-        return None if header is None else read_side(self.checkpoint, ORIGINAL, header)
+        return None if header is None else self._side_file(ORIGINAL, header)
+
+    def _side_file(self, file: str, header: Header) -> Original:
+        """What a side file says; a note tells where that is not what was written into it."""
+        if is_altered(self.checkpoint, file):
+            what = f"{file}: was altered since it was written: {SIGNED} has another digest"
+            self.notes.append(f"{what}; what comes back from it may not be what the release had")
+        return read_side(self.checkpoint, file, header)
 
     @cached_property
     def whole(self) -> Original | None:
@@ -136,7 +150,7 @@ class Target:
         size = self.checkpoint.files.get(WHOLE)
         if size is None or self._published(self.checkpoint.layout):
             return None
-        return read_side(self.checkpoint, WHOLE, read_header(self.checkpoint.store, WHOLE, size))
+        return self._side_file(WHOLE, read_header(self.checkpoint.store, WHOLE, size))
 
     @staticmethod
     def _published(layout: Layout) -> bool:

@@ -18,6 +18,7 @@ from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
 from dsctl.errors import WorkError
 from dsctl.header import TensorSpec
+from dsctl.journal import write_all
 from dsctl.plan import Job, Part, Region, Step
 from dsctl.readahead import Reader, ahead
 from dsctl.steps import share
@@ -139,9 +140,7 @@ class _Files:
         with _explained(path):
             if file not in self.open:
                 self.open[file] = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-            while len(data):
-                count = os.pwrite(self.open[file], data, offset)
-                data, offset = data[count:], offset + count
+            write_all(self.open[file], data, offset)
 
 
 def _inner(spec: TensorSpec) -> TensorSpec:

@@ -249,4 +249,4 @@ def test_a_target_is_told_for_what_it_is(source: Path, tmp_path: Path) -> None:
     dsctl("convert", source, tmp_path / "out", "--bf16", "--workers", "1")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "note": 1}))
-    told(convert(source, tmp_path / "out"), 40, "this one before it changed")
+    told(convert(source, tmp_path / "out"), 40, "before it changed")
