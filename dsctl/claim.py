@@ -207,7 +207,7 @@ def _refuse_places(plan: Plan, store: Store, target: Path) -> None:
         raise PlanError(f"{target}: is a link", hint=f"name what it leads to: {os.path.realpath(target)}")
     if target.exists() and not target.is_dir():
         raise PlanError(f"{target}: exists and is not a folder")
-    folders = {parent for name in (*outputs(plan), f"{NOTES}/", *_KEPT) for parent in Path(name, "x").parents[1:-1]}
+    folders = {parent for name in (*outputs(plan), f"{NOTES}/note", *_KEPT) for parent in Path(name, "x").parents[1:-1]}
     for inner in sorted(target / one for one in folders):
         if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
             raise PlanError(f"{inner}: exists and is not a folder", hint="choose a new target")
