@@ -69,10 +69,20 @@ def make_folders(folder: Path) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
     try:
         for one in reversed(missing):
-            one.mkdir(exist_ok=True)
+            _make_folder(one)
             sync_folder(one.parent)
     except OSError as error:
         raise failure(folder, error) from None
+
+
+def _make_folder(folder: Path) -> None:
+    while not folder.is_dir():
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            # Another run may have made it, and have removed it by now.
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
