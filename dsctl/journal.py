@@ -80,9 +80,10 @@ def _make_folder(folder: Path) -> None:
         try:
             os.mkdir(folder)
         except FileExistsError:
-            # Another run may have made it, and have removed it by now.
-            if os.path.lexists(folder) and not folder.is_dir():
-                raise
+            # Another run may have made it, and have removed it by now: one look must say what is there.
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(folder).st_mode) and not folder.is_dir():
+                    raise
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
