@@ -99,26 +99,25 @@ def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, Held]:
 def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
     """Refuse to go on with, or to call complete, what was made of another source with the same headers.
 
-    An unfinished folder whose source was changed in its place is gone on with: what was made of it is made again.
+    An unfinished folder is gone on with if its source was changed in its place, or if nothing was noted of it: what was
+    made of changed files, or of all of them, is made again.
 
     Raises:
         ResumeError: with both places and the files that tell them apart.
         SourceError: a file cannot be read.
     """
-    now = identity(plan, store, mark.held if mark.place == plan.source else None)
     here = mark.place == plan.source and not store.remote
-    what = "the result" if mark.complete else "the unfinished work"
-    if not mark.held and now:
-        known = f"dsctl {mark.version}" if mark.version else "an earlier version"
-        raise ResumeError(
-            f"{target}: holds {what} of {known}, which did not note what its source held",
-            hint="start over with --force, or choose a new folder",
-        )
-    other = sorted(unlike(now, mark.held))
-    if here and not mark.complete:
+    if not mark.complete and (here or not mark.held):
         return
+    hint = "start over with --force, or choose a new folder"
+    if not mark.held:
+        version = f"dsctl {mark.version}" if mark.version else "an earlier version"
+        what = f"holds the result of {version}, which did not note what its source held"
+        raise ResumeError(f"{target}: {what}", hint=hint)
+    now = identity(plan, store, mark.held if here else None)
+    other = sorted(unlike(now, mark.held))
     if other and not here:
-        hint = "start over with --force, or choose a new folder"
+        what = "the result" if mark.complete else "the unfinished work"
         first = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1:,} more files"
         said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {first} differ"
         raise ResumeError(f"{target}: {said + 's' if len(other) == 1 else said}", hint=hint, issues=other[1:])

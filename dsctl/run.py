@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dsctl.claim import (
     PART,
+    Mark,
     check_target,
     claim,
     held_now,
@@ -315,7 +316,7 @@ def _regain(plan: Plan, store: Store, target: Path, journal: Journal, held: Mapp
     if len(jobs) < len(state.done) or not state.committed.keys() <= {file.name for file in plan.files}:
         raise journal.invalid()
     mark = read_mark(target)
-    new = set(touched(held, mark.held)) if mark and mark.place == plan.source else set()
+    new = _new(held, mark, plan)
     lost = {file.name for file in plan.files if file.name not in state.committed and not _there(file, target)}
     # What a side file keeps of config.json and the index is written with its header, not by a job.
     lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
@@ -340,6 +341,13 @@ def _regain(plan: Plan, store: Store, target: Path, journal: Journal, held: Mapp
     if mark and (mark.held, mark.place) != (held, plan.source):
         sign_begun(plan, store, target, held)
     return state
+
+
+def _new(held: Mapping[str, Held], mark: Mark | None, plan: Plan) -> set[str]:
+    """The source files that may not be those of which the journal tells; a copy's samples were compared before."""
+    if mark is None or not mark.held:
+        return set(held)
+    return set(touched(held, mark.held)) if mark.place == plan.source else set()
 
 
 def _there(file: OutFile, target: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -308,3 +309,39 @@ def test_the_python_interface_takes_the_same_places(
     for _ in range(2):
         made.run(f"s3://{BUCKET}/called", workers=1)
     assert objects.contents("called") == expected
+
+
+def step(source: Path, tmp_path: Path) -> Path:
+    """The next step of a fine-tune: the same headers, other weights."""
+    folder = Path(shutil.copytree(source, tmp_path / "next-step"))
+    file = folder / "model-00002-of-000004.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-9] ^= 1
+    file.write_bytes(raw)
+    return folder
+
+
+def test_another_source_with_equal_headers_is_refused(objects: Objects, source: Path, tmp_path: Path) -> None:
+    url, other = f"s3://{BUCKET}/steps", step(source, tmp_path)
+
+    def refuse(method: str, path: str) -> int | None:
+        return 403 if method == "PUT" and path.endswith("2-of-000004.safetensors") else None
+
+    with objects.disturbed(refuse), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "ATTEMPTS", 1)
+        assert call("convert", source, url, "--bf16").returncode == 41
+    for what in ("the unfinished work", "the result"):
+        done = call("convert", other, url, "--bf16")
+        assert done.returncode == 40 and what in done.stderr, done.stderr
+        assert str(source) in done.stderr and str(other) in done.stderr and "00002" in done.stderr
+        dsctl("convert", source, url, "--bf16")
+
+
+def test_two_runs_at_once_are_one(objects: Objects, source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    url = f"s3://{BUCKET}/twice"
+    lines = [[*command(source, Path("unused"))[:5], url, "--bf16", "--workers", "1"] for _ in range(2)]
+    runs = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE) for line in lines]
+    ends = [(run.communicate(timeout=120)[1], run.returncode) for run in runs]
+    codes = sorted(code for _, code in ends)
+    assert codes in ([0, 40], [0, 0]) and not any("internal" in said or "Traceback" in said for said, _ in ends), ends
+    assert objects.contents("twice") == expected
