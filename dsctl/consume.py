@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 from dsctl.checkpoint import check_name
 from dsctl.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
-from dsctl.journal import make_folders, read_own, replace_file, sync_folder
+from dsctl.journal import alone_in, make_folders, read_own, replace_file, sync_folder
 from dsctl.plan import MISSING, Job, Plan
 from dsctl.stores import LocalFolder, Store
 
@@ -140,19 +139,8 @@ def alone(store: Store) -> Iterator[None]:
     Raises:
         ResumeError: another run is at it.
     """
-    descriptor = os.open(_folder(store).root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = "another dsctl consumes this folder"
-            raise ResumeError(f"{store.place}: {what}", hint="wait for it to end") from None
-        except OSError:
-            # Not every file system can lock a folder that is open for reading; the target's lock is held all the same.
-            pass
+    with alone_in(Path(_folder(store).root)):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _folder(store: Store) -> LocalFolder:

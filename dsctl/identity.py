@@ -3,7 +3,7 @@
 The names, sizes and headers of its files and its config.json are in the plan's fingerprint. Two steps of one fine-tune
 share all of those, so bytes are looked at as well. On this machine, files of up to `WHOLE_BYTES` are read whole; of a
 longer one, `SLICE_BYTES` of every stored tensor that the plan reads. From a hub or an object store come a few slices of
-each file by range: there a commit, or a digest of the listing, pins the contents besides.
+each file by range: there a commit, or a digest of the listing, pins the contents as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
@@ -26,8 +26,10 @@ from dsctl.threads import threads
 
 WHOLE_BYTES = 64 << 20
 SLICE_BYTES = 4 << 10
-# Slices at even distances, of files whose tensors are not known, and of those that are far away.
-EVEN_SLICES, FAR_SLICES, FAR_BYTES = 256, 4, 16 << 10
+# Slices at even distances of a long file on this machine.
+EVEN_SLICES = 256
+# Slices of a file that is far away, and the most bytes of each: together about half a percent of what the plan reads.
+FAR_SLICES, FAR_BYTES, FAR_SHARE = 4, 16 << 10, 200
 CHUNK_BYTES = 8 << 20
 READERS = 16
 
@@ -106,6 +108,9 @@ def identity(plan: Plan, store: Store, known: Mapping[str, Held] | None = None) 
         samples = {}
         for file in watched(plan, store):
             at = seen.get(file)
+            if store.remote and file in plan.source_files and file not in parts:
+                # Nothing of it is read.
+                continue
             if at is not None and file in known and known[file].times == at:
                 held[file] = known[file]
                 continue
@@ -129,18 +134,27 @@ def _parts(plan: Plan) -> dict[str, set[tuple[int, int]]]:
 def slices(size: int, parts: Iterable[tuple[int, int]], remote: bool) -> Slices:
     """Which bytes [begin, end) of a file stand for it."""
     if remote:
-        return _even(size, FAR_SLICES, FAR_BYTES)
+        return _far(size, sorted(parts))
     if size <= WHOLE_BYTES:
         return tuple((begin, min(begin + CHUNK_BYTES, size)) for begin in range(0, size, CHUNK_BYTES))
     chosen = [_within(begin, length) for begin, length in parts]
     return tuple(sorted({*chosen, *_even(size, EVEN_SLICES, SLICE_BYTES)}))
 
 
-def _within(begin: int, length: int) -> tuple[int, int]:
-    """A slice of a tensor, at a place that is the same for the same tensor and no rule for others."""
-    spare = max(0, length - SLICE_BYTES)
+def _far(size: int, parts: Sequence[tuple[int, int]]) -> Slices:
+    """Slices of some of the tensors that are read, the first and the last among them; of other files, of all of it."""
+    if not parts:
+        return _even(size, FAR_SLICES, FAR_BYTES)
+    most = min(FAR_BYTES, -(-sum(length for _, length in parts) // (FAR_SLICES * FAR_SHARE)))
+    chosen = {parts[(len(parts) - 1) * number // (FAR_SLICES - 1)] for number in range(FAR_SLICES)}
+    return tuple(sorted(_within(begin, length, most) for begin, length in chosen))
+
+
+def _within(begin: int, length: int, most: int = SLICE_BYTES) -> tuple[int, int]:
+    """A slice of a tensor of at most so many bytes, at a place that depends on the tensor's own place and length."""
+    spare = max(0, length - most)
     at = begin + zlib.crc32(f"{begin} {length}".encode()) % (spare + 1)
-    return at, at + min(length, SLICE_BYTES)
+    return at, at + min(length, most)
 
 
 def _even(size: int, count: int, length: int) -> Slices:

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -386,3 +387,28 @@ class Lock:
             pass
         finally:
             os.close(self._descriptor)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Change files of a folder, in which nothing may be left behind, beside no other dsctl that does.
+
+    Raises:
+        ResumeError: another one is at it. WorkError: the folder cannot be opened.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise failure(folder, error) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another dsctl is changing files of this folder"
+            raise ResumeError(f"{folder}: {what}", hint="wait for it to end") from None
+        except OSError:
+            # Not every file system can lock a folder that is open for reading only.
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,10 +68,11 @@ def verify(
     output = Output(json, quiet)
     store = weights_at(on_hub(source, remote))
     their = other(on_hub(against, remote)) if against else None
-    report = _check(store, their, deep, ignore or [], output)
     done: list[Mend] = []
-    if fix:
-        report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
+    with _alone(store) if fix and not dry_run else nullcontext():
+        report = _check(store, their, deep, ignore or [], output)
+        if fix:
+            report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
     output.data(describe(report, strict, done, mended=fix and not dry_run))
     _show(source, report, show_all, output)
     if _failing(report, strict):
@@ -84,6 +87,14 @@ def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
         raise UsageError(f"--ignore: no finding is called {unknown[0]!r}", hint=f"known: {', '.join(CODES)}")
     if lone_dry_run:
         raise UsageError("--dry-run goes with --fix: a check alone changes nothing")
+
+
+def _alone(store: Store) -> AbstractContextManager[None]:
+    """What is found must still be so when it is mended, and no other run may write the same siblings."""
+    from dsctl.journal import alone_in
+    from dsctl.stores import LocalFolder
+
+    return alone_in(Path(store.root)) if isinstance(store, LocalFolder) else nullcontext()
 
 
 def _check(store: Store, their: Other | None, deep: bool, ignore: list[str], output: Output) -> Report:

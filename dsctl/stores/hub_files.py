@@ -19,7 +19,7 @@ from huggingface_hub.utils import WeakFileLock, tqdm  # type: ignore[attr-define
 from huggingface_hub.utils._runtime import is_xet_available
 
 from dsctl.errors import Interrupted
-from dsctl.journal import failure
+from dsctl.journal import failure, open_own
 from dsctl.stores.hub_requests import Doubtful, Range, arriving, persist, request_headers, spoils
 from dsctl.version import __version__
 
@@ -129,7 +129,8 @@ def _in_cache(repository: str, etag: str) -> _Paths:
 def _grow(wanted: Wanted, path: Path, anew: bool, going: Going) -> None:
     """Append to a file what it lacks; `anew` drops what it has."""
     size = wanted.bytes.size
-    with open(path, "ab") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab") as file:
         if anew or file.tell() > size:
             file.truncate(0)
         at = file.seek(0, os.SEEK_END)

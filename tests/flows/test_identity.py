@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dsctl import identity
-from dsctl.identity import EVEN_SLICES, FAR_BYTES, FAR_SLICES, SLICE_BYTES, slices
+from dsctl.identity import EVEN_SLICES, FAR_BYTES, FAR_SHARE, FAR_SLICES, SLICE_BYTES, slices
 from tests.checkpoints import tiny
 from tests.command import Done, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told
@@ -146,9 +146,12 @@ def test_a_mark_that_noted_nothing_of_its_source_is_not_believed(one: Path, tmp_
 def test_what_stands_for_a_file() -> None:
     assert slices(100, [], remote=False) == ((0, 100),)
     assert slices(100, [], remote=True) == ((0, 100),)
-    far = slices(10**10, [(0, 10**9)], remote=True)
-    assert len(far) == FAR_SLICES and far[0][0] == 0 and far[-1][1] == 10**10
+    far = slices(10**10, [(number * 10**7, 10**7) for number in range(900)], remote=True)
+    assert len(far) == FAR_SLICES and far[0][1] <= 10**7 and far[-1][0] >= 899 * 10**7
     assert all(end - begin == FAR_BYTES for begin, end in far)
+    assert sum(end - begin for begin, end in slices(10**10, [(8, 10**6)], remote=True)) <= 10**6 // FAR_SHARE + 1
+    carried = slices(10**10, [], remote=True)
+    assert len(carried) == FAR_SLICES and carried[0][0] == 0 and carried[-1][1] == 10**10
     parts = [(number * 10**7, 10**7) for number in range(900)] + [(9 * 10**9, 8)]
     near = slices(10**10, parts, remote=False)
     assert len(near) <= len(parts) + EVEN_SLICES and near[-1][1] == 10**10

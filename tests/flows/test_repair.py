@@ -6,12 +6,15 @@ import hashlib
 import json
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dsctl import journal, repair
 from dsctl.errors import WorkError
+from dsctl.journal import alone_in
 from dsctl.stores import LocalFolder
 from dsctl.verify import verify
 from tests.checkpoints import tiny
@@ -125,3 +128,16 @@ def test_a_folder_that_refuses_is_told_with_a_hint(folder: Folder, monkeypatch: 
     with pytest.raises(WorkError, match="Permission denied") as error:
         journal.write_beside(folder.path / INDEX, b"x")
     assert "permissions" in (error.value.hint or "")
+
+
+def test_two_mends_at_once_are_one(folder: Folder) -> None:
+    """Each writes the same siblings, and counts on the sizes that it found."""
+    with alone_in(folder.path):
+        done = call("verify", folder.path, "--fix")
+        assert done.returncode == 40 and "another dsctl" in done.stderr and "hint: " in done.stderr
+        assert call("verify", folder.path, "--fix", "--dry-run").returncode == 50
+    lines = [[sys.executable, "-m", "dsctl", "verify", str(folder.path), "--fix", "--deep"] for _ in range(4)]
+    runs = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for line in lines]
+    ends = [(run.communicate(timeout=120)[1], run.returncode) for run in runs]
+    assert {code for _, code in ends} <= {0, 40} and any(code == 0 for _, code in ends), ends
+    assert call("verify", folder.path, "--deep").returncode == 0

@@ -247,7 +247,8 @@ def test_a_slice_of_a_config_that_says_nothing_is_refused(
 
 
 def test_a_moved_branch_is_not_mixed_with_the_old_one(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
-    hub.fault = lambda number, method, path: "404" if number > 20 and "00003-of" in path else None
+    begun = tmp_path / "out" / ".dsctl" / "journal.jsonl"
+    hub.fault = lambda number, method, path: "404" if begun.exists() and "00003-of" in path else None
     assert command("convert", REPOSITORY, tmp_path / "out", "--bf16").returncode == 10
     hub.fault = lambda number, method, path: None
     other = tmp_path / "other"
@@ -258,6 +259,22 @@ def test_a_moved_branch_is_not_mixed_with_the_old_one(hub: Hub, source: Path, co
     refused = command("convert", REPOSITORY, tmp_path / "out", "--bf16")
     assert refused.returncode == 40 and old in refused.stderr
     assert "resumed" in command("convert", f"{REPOSITORY}@{old}", tmp_path / "out", "--bf16").stderr
+
+
+def test_a_hub_that_serves_other_bytes_for_a_commit_is_not_believed(
+    hub: Hub, source: Path, command: Run, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "published"))
+    commit = hub.publish("acme/moving", folder)
+    done(command("convert", "acme/moving", tmp_path / "out", "--bf16"))
+    assert "complete already" in command("convert", "acme/moving", tmp_path / "out", "--bf16").stdout
+    file = folder / "model-00002-of-000004.safetensors"
+    raw = bytearray(file.read_bytes())
+    body = 8 + int.from_bytes(raw[:8], "little")
+    file.write_bytes(raw[:body] + bytes(byte ^ 1 for byte in raw[body:]))
+    assert hub.branches["acme/moving", "main"] == commit
+    refused = command("convert", "acme/moving", tmp_path / "out", "--bf16")
+    assert refused.returncode == 40 and file.name in refused.stderr, refused.stderr
 
 
 def test_a_slice_is_a_working_checkpoint(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
