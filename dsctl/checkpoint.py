@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,7 @@ def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, An
     if files[file] > MAX_JSON_BYTES:
         raise FormatError(f"{file}: {files[file]:,} bytes is too long for a JSON file")
     try:
-        text = store.read(file, 0, files[file]).decode()
-        value = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, file), parse_constant=_refuse_constant)
+        value = strict_json(store.read(file, 0, files[file]), file)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -263,8 +263,34 @@ def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, An
     return value
 
 
+def strict_json(raw: bytes, file: str) -> Any:
+    """JSON that can be written again and means the same to every reader.
+
+    Raises:
+        FormatError: a key twice. ValueError: not JSON, or a number or text that JSON in UTF-8 does not have.
+        RecursionError: it is nested too deep.
+    """
+    text = raw.decode()
+    value = json.loads(
+        text, object_pairs_hook=lambda pairs: _unique(pairs, file), parse_constant=_refuse_constant, parse_float=_finite
+    )
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds {error.object[error.start]!a}, half of a surrogate pair") from None
+    return value
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not isfinite(number):
+        raise ValueError(f"{digits[:40]} is beyond the range of numbers")
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:

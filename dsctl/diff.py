@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import Any, NamedTuple
 
 from dsctl.codecs import Codec
@@ -13,7 +12,7 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.costs import Attention, attention
 from dsctl.description import Description, Group
 from dsctl.header import TensorSpec
-from dsctl.notebook import table
+from dsctl.notebook import html, table
 
 ABSENT = object()
 CONTEXTS = (4_096, 32_768, 131_072)
@@ -223,7 +222,7 @@ class Diff:
             table("Changed", ("template", "in", "stored before", "after"), changed),
             table("Totals", ("what", "context", self.a.name, self.b.name), totals),
         )
-        return f"<h3>{escape(self.a.name)} → {escape(self.b.name)}</h3><p>{VERDICTS[self.verdict]}</p>{''.join(parts)}"
+        return f"<h3>{html(self.a.name)} → {html(self.b.name)}</h3><p>{VERDICTS[self.verdict]}</p>{''.join(parts)}"
 
 
 def _rows(templates: Iterable[Template]) -> Iterator[tuple[object, ...]]:

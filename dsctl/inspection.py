@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from html import escape
 from typing import NamedTuple
 
 from dsctl import releases
@@ -16,7 +15,7 @@ from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.description import OTHER, Description, Group, active, describe, folded, identify, of_checkpoint
 from dsctl.header import Header, TensorSpec
 from dsctl.models import ROLES
-from dsctl.notebook import table
+from dsctl.notebook import html, table
 from dsctl.stores import is_repository, is_url, store_at
 
 
@@ -155,7 +154,7 @@ class Inspection:
             table("By dtype", ("dtype", "tensors", "values", "bytes"), dtypes),
         )
         said = self.description.model or "architecture not known"
-        return f"<h3>{escape(self.description.name)}</h3><p>{escape(said)}</p>{''.join(parts)}"
+        return f"<h3>{html(self.description.name)}</h3><p>{html(said)}</p>{''.join(parts)}"
 
 
 def inspect(source: str) -> Inspection:

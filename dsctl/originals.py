@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsctl.checkpoint import MAX_JSON_BYTES, Checkpoint, check_name, read_json
+from dsctl.checkpoint import MAX_JSON_BYTES, Checkpoint, check_name, read_json, strict_json
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.errors import FormatError
 from dsctl.header import Header, TensorRef, TensorSpec, build, parse
@@ -96,8 +96,8 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
         else:
             texts[name] = raw
     try:
-        config = json.loads(texts.get("config.json", b"{}"))
-        json.loads(texts.get(INDEX, b"{}"))
+        config = strict_json(texts.get("config.json", b"{}"), file)
+        strict_json(texts.get(INDEX, b"{}"), file)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: kept JSON is not valid: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("quantization_config") or {}, dict):

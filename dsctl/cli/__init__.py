@@ -9,7 +9,7 @@ import sys
 import typer
 
 from dsctl.cli.app import app
-from dsctl.cli.output import end_unread, show_error
+from dsctl.cli.output import end_unread, prepare, show_error, show_trace
 from dsctl.errors import DsctlError, Interrupted, UsageError
 
 
@@ -19,14 +19,13 @@ def main() -> None:
     gc.set_threshold(200_000, 50, 50)
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    prepare()
     debug = "--debug" in sys.argv
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="dsctl", standalone_mode=False)
         sys.exit((code or 0) if sys.argv[1:] else UsageError.exit_code)
     except DsctlError as error:
-        if debug:
-            raise
-        show_error(error)
+        show_trace(error) if debug else show_error(error)
         sys.exit(error.exit_code)
     except MemoryError:
         show_error(DsctlError("out of memory", hint="a smaller --max-memory, or fewer --workers"))
@@ -36,12 +35,13 @@ def main() -> None:
     except typer.Abort:
         show_error(Interrupted("aborted"))
         sys.exit(DsctlError.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever ends a command is reported here
         if (wrong := _usage(error)) is not None:
             show_error(wrong)
             sys.exit(wrong.exit_code)
         if debug:
-            raise
+            show_trace(error)
+            sys.exit(DsctlError.exit_code)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         show_error(DsctlError(f"internal error: {what}", hint="this is a fault of dsctl: --debug shows where"))
         sys.exit(DsctlError.exit_code)

@@ -132,12 +132,11 @@ def _scales(counts: ScaleCounts) -> dict[str, Any]:
 
 
 def _show(found: Comparison, names: tuple[str, str], worst: int, output: Output) -> None:
-    from rich.text import Text
-
     total = found.total
-    output.text(Text(f"A  {names[0]}\nB  {names[1]}"))
+    for side, name in zip("AB", names, strict=True):
+        output.text(f"{side}  {name}")
     said = f"{plural(len(found.compared), 'parameter')}, {count(total.values)} values compared"
-    output.text(Text(f"{said}: {'all identical' if total.same else f'{total.share:.2%} identical'}"))
+    output.text(f"{said}: {'all identical' if total.same else f'{total.share:.2%} identical'}")
     _show_roles(found, output)
     _show_worst(found, worst, output)
     if not total.same:
@@ -182,8 +181,6 @@ def _show_worst(found: Comparison, worst: int, output: Output) -> None:
 
 
 def _show_histogram(sums: Sums, output: Output) -> None:
-    from rich.text import Text
-
     from dsctl.compare import histogram
 
     lines = {"identical": sums.identical - _odd(sums), f"< 2^{FINEST}": 0}
@@ -191,14 +188,15 @@ def _show_histogram(sums: Sums, output: Output) -> None:
         label = f"< 2^{FINEST}" if power < FINEST else f"2^{power}"
         lines[label] = lines.get(label, 0) + number
     most = max(lines.values())
-    output.text("\n[bold]relative error[/] of values, by the power of two below it")
+    output.text("")
+    output.text(("relative error", "bold"), " of values, by the power of two below it")
     for label, number in lines.items():
         if not number:
             continue
         bar = "#" * round(BAR * number / most)
-        output.text(Text(f"{label:>10}  {number / sums.values:7.2%}  {bar}".rstrip()))
+        output.text(f"{label:>10}  {number / sums.values:7.2%}  {bar}".rstrip())
     if sums.not_finite:
-        output.text(Text(f"{plural(sums.not_finite, 'value')} NaN or infinite on a side"))
+        output.text(f"{plural(sums.not_finite, 'value')} NaN or infinite on a side")
 
 
 def _odd(sums: Sums) -> int:
@@ -215,15 +213,14 @@ def _show_rest(found: Comparison, output: Output) -> None:
 
 
 def _show_names(what: str, names: tuple[str, ...], output: Output) -> None:
-    from rich.text import Text
-
     if not names:
         return
-    output.text(Text(f"\n{what}: {len(names):,}", style="yellow"))
+    output.text("")
+    output.text((f"{what}: {len(names):,}", "yellow"))
     for name in names[:NAMED]:
-        output.text(Text(f"  {name}"))
+        output.text(f"  {name}")
     if len(names) > NAMED:
-        output.text(Text(f"  ... and {len(names) - NAMED:,} more"))
+        output.text(f"  ... and {len(names) - NAMED:,} more")
 
 
 def _fail(found: Comparison, limit: float) -> None:

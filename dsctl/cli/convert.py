@@ -26,7 +26,7 @@ from dsctl.cli.options import (
     Workers,
     parse_size,
 )  # fmt: skip
-from dsctl.cli.output import Output, count, plural, size, span
+from dsctl.cli.output import Output, count, line, plural, size, span
 from dsctl.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -202,10 +202,9 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
         if plan.counts[name]:
             table.add_row(f"  {name}", f"{plan.counts[name]:,} {words}")
     table.add_row("read", size(plan.bytes_in))
-    short = "" if facts["bytes_free"] >= plan.bytes_out else ", [red]too little[/]"
-    table.add_row(
-        "write", f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(facts['bytes_free'])} free{short}"
-    )
+    written = f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(facts['bytes_free'])} free"
+    enough = facts["bytes_free"] >= plan.bytes_out
+    table.add_row("write", written if enough else line(f"{written}, ", ("too little", "red")))
     carried = plural(len(plan.carried), "other file")
     table.add_row("carried over", f"{carried}, {size(sum(plan.carried.values()))}")
     table.add_row("jobs", f"{len(plan.jobs):,} on {plural(resources.workers, 'worker')}")
@@ -224,10 +223,8 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
 
 def show_recoded(kinds: Iterable[Recoded], output: Output) -> None:
     """Name what is recoded because of a cut, kind by kind."""
-    from rich.markup import escape
-
     for kind in kinds:
-        output.text(f"  [yellow]~[/] {escape(kind.template)}: {plural(kind.parameters, 'parameter')}: {kind.why}")
+        output.text("  ", ("~", "yellow"), f" {kind.template}: {plural(kind.parameters, 'parameter')}: {kind.why}")
 
 
 def stored_as(request: Request) -> str:
@@ -262,10 +259,8 @@ def role_bytes(plan: Plan) -> dict[str, dict[str, int]]:
 
 
 def _show_dropped(names: list[str], output: Output, limit: int = 10) -> None:
-    from rich.markup import escape
-
     for name in names[:limit]:
-        output.text(f"  [yellow]-[/] {escape(name)}")
+        output.text("  ", ("-", "yellow"), f" {name}")
     if len(names) > limit:
         output.text(f"  ... and {len(names) - limit:,} more are left out")
 
@@ -295,7 +290,7 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
         if counts.get(name)
     ]
     values = f"{counts['parameters']:,} parameters, {counts['values']:,} values"
-    output.text(f"[bold]audit[/]: {values}: {', '.join(said)}; {counts['unexplained']} unexplained")
+    output.text(("audit", "bold"), f": {values}: {', '.join(said)}; {counts['unexplained']} unexplained")
     if blocks:
         output.text(f"scales: {', '.join(blocks)}")
     if WORST in counts:
@@ -304,9 +299,8 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     for note in audit["notes"]:
         output.text(f"note: {note}")
     total = sum(file["size"] for file in audit["files"].values())
-    output.text(
-        f"[green]complete[/]: {plural(len(audit['files']), 'file')}, {size(total)} in {target} (digests in dsctl.json)"
-    )
+    files = plural(len(audit["files"]), "file")
+    output.text(("complete", "green"), f": {files}, {size(total)} in {target} (digests in dsctl.json)")
 
 
 def choose_rules(recipe: str | None) -> tuple[tuple[str, str, str], ...]:

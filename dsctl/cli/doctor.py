@@ -71,13 +71,12 @@ def as_json(machine: Machine) -> dict[str, Any]:
 
 def _show(machine: Machine, output: Output) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, said in _rows(machine):
-        table.add_row(name, Text(said))
+        table.add_row(name, said)
     output.text(table)
 
 

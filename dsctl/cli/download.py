@@ -153,7 +153,7 @@ def _whole(
         raise
     output.data(_facts(asked) | {"verified": {file.name: file.digest for file in found}})
     digests = plural(len(found), "file") + " as the hub lists " + ("it" if len(found) == 1 else "them")
-    output.text(f"[green]verified[/]: {digests}, {size(asked.nbytes)} in {asked.place}")
+    output.text(("verified", "green"), f": {digests}, {size(asked.nbytes)} in {asked.place}")
 
 
 class _Lines:
@@ -184,7 +184,6 @@ def _facts(order: Order) -> dict[str, Any]:
 
 
 def _show_order(order: Order, output: Output) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     output.data(_facts(order))
@@ -194,10 +193,10 @@ def _show_order(order: Order, output: Output) -> None:
     table.add_column(overflow="fold")
     table.add_column()
     for listed in order.files:
-        table.add_row(size(listed.size), escape(listed.name), "" if listed in lacking else "there")
+        table.add_row(size(listed.size), listed.name, "" if listed in lacking else "there")
     output.text(table)
     total = f"{size(order.nbytes)} in {plural(len(order.files), 'file')} of {order.repository.place}"
-    output.text(f"{total}, {size(sum(listed.size for listed in lacking))} to download into {escape(str(order.place))}")
+    output.text(f"{total}, {size(sum(listed.size for listed in lacking))} to download into {order.place}")
     output.note("dry run: nothing was downloaded")
 
 

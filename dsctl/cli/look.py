@@ -8,7 +8,8 @@ import typer
 from rich.text import Text
 
 from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
-from dsctl.cli.output import Output, count, plural, size, visible
+from dsctl.cli.output import Output, count, plural, size
+from dsctl.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,30 +1,52 @@
-"""What a command prints: data on stdout, everything else on stderr. The only room that prints."""
+"""What a command prints: data on stdout, everything else on stderr. The only room that prints.
+
+Every word passes `_Console` or `Output.raw`, which spell control characters out. Strings are never read as markup:
+what has a style of its own is a pair of words and style.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from dsctl.errors import DsctlError
+from dsctl.visible import spelled_json, spelled_lines, visible
+
+__all__ = ["Output", "count", "end_unread", "line", "plural", "prepare", "show_error", "show_trace", "size", "span"]
+
+# Words, or words and the style that they are printed in.
+Part = str | tuple[str, str]
 
 PIPE_WIDTH = 100
-LONGEST = 2000
 # What a shell says of a process that SIGPIPE ended.
 UNREAD = 141
 
 
 class _Console(Console):
-    """A console that ends as others do where nobody reads on; 1 would say that a diff differs."""
+    """A console that prints strings as they are, control characters spelled out, whatever holds them."""
 
     def on_broken_pipe(self) -> None:
+        # End as others do where nobody reads on; 1 would say that a diff differs.
         end_unread()
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string, such as a table's cell, as literal text."""
+        return super().render_str(visible(text), **options | {"markup": False, "emoji": False, "highlight": False})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments of anything: styled text passes here too, however deep in a table or a tree it lies."""
+        if isinstance(renderable, Text) and not renderable.plain.isprintable():
+            renderable = Text(visible(renderable.plain), renderable.style, end=renderable.end)
+        return super().render(renderable, options)
 
 
 def end_unread() -> NoReturn:
@@ -37,7 +59,10 @@ def _console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
     width = None if terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return _Console(file=stream, width=width, highlight=False, soft_wrap=not terminal, no_color=_no_colour(terminal))
+    return _Console(
+        file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=not terminal,
+        no_color=_no_colour(terminal),
+    )  # fmt: skip
 
 
 def _bounded() -> bool:
@@ -60,18 +85,24 @@ class Output:
     def data(self, value: Any) -> None:
         """The command's result as JSON, where that was asked for."""
         if self.json:
-            self.raw(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+            text = json.dumps(value, indent=2, ensure_ascii=False)
+            self._write(spelled_json(text, ascii_only=not encoding.startswith("utf")) + "\n")
 
-    def text(self, *parts: Any) -> None:
-        """The command's result for people: strings with rich markup, or renderables such as tables."""
-        if not self.json and not self.quiet:
-            self.out.print(*parts)
+    def text(self, *parts: Part | RenderableType) -> None:
+        """The command's result for people: words as one line, or one renderable such as a table."""
+        if self.json or self.quiet:
+            return
+        words = [part for part in parts if isinstance(part, (str, tuple))]
+        self.out.print(line(*words) if len(words) == len(parts) else parts[0])
 
     def raw(self, text: str) -> None:
-        """Text for stdout exactly as it is."""
-        # What has no UTF-8 form (half of a surrogate pair in a name) is written as JSON and Python escape it.
+        """Lines for stdout, whatever width it has."""
+        self._write(spelled_lines(text))
+
+    def _write(self, text: str) -> None:
         try:
-            sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
+            sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
             end_unread()
@@ -79,33 +110,43 @@ class Output:
     def note(self, text: str) -> None:
         """Something to know meanwhile, on stderr."""
         if not self.quiet:
-            self.err.print(Text(visible(text)))
+            self.err.print(line(text))
 
     def warn(self, text: str) -> None:
         """Something to act on, on stderr."""
-        self.err.print(Text.assemble(("warning: ", "yellow"), visible(text)), soft_wrap=True)
+        self.err.print(line(("warning: ", "yellow"), text), soft_wrap=True)
+
+
+def line(*parts: Part) -> Text:
+    """One line of words, some of them styled; nothing in them is markup."""
+    return Text.assemble(*(visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts))
+
+
+def prepare() -> None:
+    """Let the streams spell out what their encoding does not have, such as an arrow in ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show_error(error: DsctlError, limit: int = 20) -> None:
     """What, where and why in a line; the single faults below it; then a hint."""
     err = _console(stderr=True)
-    err.print(Text.assemble(("error: ", "bold red"), visible(error.message)), soft_wrap=True)
+    err.print(line(("error: ", "bold red"), error.message), soft_wrap=True)
     for issue in error.issues[:limit] if len(error.issues) > 1 else ():
-        err.print(Text(f"  - {visible(issue)}"), soft_wrap=True)
+        err.print(line("  - ", issue), soft_wrap=True)
     if len(error.issues) > limit:
-        err.print(Text(f"  ... and {len(error.issues) - limit:,} more"))
+        err.print(line(f"  ... and {len(error.issues) - limit:,} more"))
     if error.hint:
-        err.print(Text.assemble(("\nhint: ", "bold cyan"), visible(error.hint)), soft_wrap=True)
+        err.print()
+        err.print(line(("hint: ", "bold cyan"), error.hint), soft_wrap=True)
 
 
-def visible(text: str) -> str:
-    """Text whose control characters are spelled out, cut where it is absurdly long.
-
-    Names come from files that anybody may have written: they must not steer a terminal.
-    """
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)"
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def show_trace(error: BaseException) -> None:
+    """The traceback of an error, as Python prints it."""
+    err = _console(stderr=True)
+    for told in "".join(traceback.format_exception(error)).splitlines():
+        err.print(line(told), soft_wrap=True)
 
 
 def size(nbytes: float) -> str:
@@ -136,8 +177,3 @@ def span(seconds: float) -> str:
 def plural(number: int, noun: str) -> str:
     """3 files, 1 file."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def listed(lines: Iterable[str]) -> str:
-    """Lines with rich's markup characters made harmless."""
-    return "\n".join(escape(line) for line in lines)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from rich.text import Text
 
 from dsctl.cli.output import Output
+from dsctl.visible import spelled
 
 GAP = 2
 # What a row says of itself: a sign and a colour. Words in the section's summary say it too.
@@ -71,16 +72,11 @@ def show(sections: Sequence[Section], output: Output, as_markdown: bool = False)
 
 
 def printable(section: Section) -> Section:
-    """The section without control characters: names and values come from files, and terminals obey some of them."""
-
-    def clean(text: str) -> str:
-        return (
-            text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-        )
-
-    rows = tuple(row._replace(cells=tuple(map(clean, row.cells))) for row in section.rows)
-    columns = tuple(column._replace(title=clean(column.title)) for column in section.columns)
-    title, summary, paragraphs = clean(section.title), clean(section.summary), tuple(map(clean, section.paragraphs))
+    """The section with its control characters spelled out, before its columns are measured."""
+    rows = tuple(row._replace(cells=tuple(map(spelled, row.cells))) for row in section.rows)
+    columns = tuple(column._replace(title=spelled(column.title)) for column in section.columns)
+    title, summary = spelled(section.title), spelled(section.summary)
+    paragraphs = tuple(map(spelled, section.paragraphs))
     return section._replace(title=title, summary=summary, columns=columns, rows=rows, paragraphs=paragraphs)
 
 

@@ -97,12 +97,10 @@ def tiny(
 
 
 def _show(made: Made, output: Output) -> None:
-    from rich.markup import escape
-
     what = f"{made.parameters:,} parameters, {count(made.values)} values"
     files = f"{plural(len(made.files), 'weight file')}, {shown_size(made.nbytes)}"
     done = "there already" if made.present else "made"
-    output.text(f"[green]{done}[/] {made.release} in miniature: {what}, {files} in {escape(made.folder)}")
+    output.text((done, "green"), f" {made.release} in miniature: {what}, {files} in {made.folder}")
 
 
 def add_to(app: typer.Typer) -> None:

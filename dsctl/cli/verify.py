@@ -157,22 +157,20 @@ def _failing(report: Report, strict: bool) -> bool:
 
 
 def _show(source: str, report: Report, show_all: bool, output: Output) -> None:
-    from rich.text import Text
-
     checked = report.checked
     tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
-    output.text(Text(f"{source}: {tensors}"))
+    output.text(f"{source}: {tensors}")
     for what, said in _said(report):
-        output.text(Text(f"  {what:10}  {said}"))
+        output.text(f"  {what:10}  {said}")
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
         for finding in found if show_all else found[:SHOWN]:
             style = _COLOURS[finding.severity]
-            output.text(Text.assemble((f"{finding.severity:7} ", style), (f"{code}  ", "bold"), str(finding)))
+            output.text((f"{finding.severity:7} ", style), (f"{code}  ", "bold"), str(finding))
         if len(found) > SHOWN and not show_all:
-            output.text(Text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)"))
+            output.text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)")
     if not report.count("error") and not report.count("warning"):
-        output.text("[green]nothing wrong found[/]")
+        output.text(("nothing wrong found", "green"))
 
 
 def _said(report: Report) -> list[tuple[str, str]]:

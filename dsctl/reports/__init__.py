@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl.errors import UsageError
+from dsctl.visible import spelled_lines
 
 __all__ = ["page", "ready", "save"]
 
@@ -80,7 +81,7 @@ def page(template: str, title: str, sections: Sequence[Any] = (), **values: Any)
         loader=PackageLoader("dsctl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     made = environment.get_template(f"{template}.html")
-    return made.render(title=title, sections=sections, version=__version__, **values)
+    return spelled_lines(made.render(title=title, sections=sections, version=__version__, **values))
 
 
 def save(text: str, file: str) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 520, 300
 # Colours are variables of the page, that differ in light and dark; `base.html` gives them.
-COLOURS = tuple(f"var(--c{number})" for number in range(10))
+COLOURS = tuple(f"var(--c{number})" for number in range(11))
 SIDES = "var(--before)", "var(--after)"
 # A treemap's cell is named where the name has room, at so many pixels a letter.
 LETTER, LEAST_HEIGHT = 7.2, 14
@@ -66,7 +66,9 @@ def areas(title: str, parts: Mapping[str, Mapping[str, float]], words: Words, su
 
     held = {group: {name: value for name, value in members.items() if value > 0} for group, members in parts.items()}
     whole = sum(sum(members.values()) for members in held.values()) or 1
-    chart = pygal.Treemap(_config(words, COLOURS))
+    # Tensors may be of more dtypes than there are colours; pygal ends in an error where a group has none.
+    colours = tuple(COLOURS[number % len(COLOURS)] for number in range(len(held)))
+    chart = pygal.Treemap(_config(words, colours))
     for group, members in held.items():
         chart.add(group, [{"value": value, "label": name} for name, value in members.items()])
     parts_of = [(group, name, value) for group, found in held.items() for name, value in found.items()]
@@ -75,7 +77,7 @@ def areas(title: str, parts: Mapping[str, Mapping[str, float]], words: Words, su
         return Chart(title, "Nothing.", None)
     most = max(held, key=lambda group: sum(held[group].values()))
     told = summary or f"Most is {most}: {words(sum(held[most].values()))} of {words(whole)}."
-    key = dict(zip(held, COLOURS, strict=False)) if len(held) > 1 else {}
+    key = dict(zip(held, colours, strict=True)) if len(held) > 1 else {}
     return Chart(title, told, _svg(chart, title, named=True), ("group", "part", "size", "share"), rows, key)
 
 

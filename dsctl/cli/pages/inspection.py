@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dsctl.cli.output import count, plural, size, visible
+from dsctl.cli.output import count, plural, size
 from dsctl.cli.pages.cards import Card
 from dsctl.cli.sections import Section, printable
 from dsctl.description import MARKS, Group
@@ -14,6 +14,7 @@ from dsctl.inspection import Fold, Inspection, fold
 from dsctl.reports import page
 from dsctl.reports.architecture import last_name
 from dsctl.reports.charts import Chart, areas
+from dsctl.visible import visible
 
 # What else a search may call a dtype.
 DTYPES = {
