@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dsctl.stores.hub_requests import Listed, Range
 
 SCHEME = "hf://"
+ENDPOINT = "HF_ENDPOINT"
 # The headers of V3's files are about 75 kB; a second request reads what is missing of a longer one. All of them
 # together are to stay below 2 % of what is least often asked for, the indexers of V3.2.
 FIRST_READ = 80 << 10
@@ -64,6 +65,7 @@ class HubRepository:
         Raises:
             SourceError: no such repository or revision, no access, or the hub cannot be reached.
         """
+        check_settings()
         from huggingface_hub import constants
 
         from dsctl.stores.hub_requests import commit_of, persist, tree
@@ -209,8 +211,34 @@ def cached_snapshot(repository: str, revision: str) -> str:
     return persist(f"{repository}@{revision}", look)
 
 
+def check_settings() -> None:
+    """Refuse settings with which huggingface_hub cannot even be imported, or could reach nothing.
+
+    Raises:
+        SourceError: HF_ENDPOINT is not an address, or another variable of huggingface_hub's is not what it takes.
+    """
+    address = os.environ.get(ENDPOINT)
+    if address is not None and not _is_address(address):
+        hint = "write it as https://huggingface.co or http://localhost:8090"
+        raise SourceError(f"{ENDPOINT}: {shown(address)!r} is not the address of a hub", hint=hint)
+    try:
+        import huggingface_hub.constants  # noqa: F401  reads the environment
+    except ValueError as error:
+        hint = "check the variables of the environment that begin with HF_"
+        raise SourceError(f"huggingface_hub does not take its settings: {error}", hint=hint) from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def show_progress(shown: bool) -> None:
     """Let huggingface_hub draw its progress bars, or not."""
+    check_settings()
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 
     (enable_progress_bars if shown else disable_progress_bars)()
@@ -244,18 +272,27 @@ class Reached(NamedTuple):
 
 def reach(seconds: float = 5.0) -> Reached:
     """Ask the hub for anything at all. Nothing that is wrong with it is an error here."""
+    try:
+        check_settings()
+    except SourceError as error:
+        return Reached(shown(os.environ.get(ENDPOINT, "")), False, error.message, False)
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
+
+    from dsctl.stores.hub_requests import guard
 
     api = HfApi(library_name="dsctl", library_version=__version__)
     token = get_token() is not None
     if constants.is_offline_mode():
         return Reached(shown(api.endpoint), False, "HF_HUB_OFFLINE is set", token)
     try:
+        guard()
         api.model_info("deepseek-ai/DeepSeek-V3.2", timeout=seconds)
     except HfHubHTTPError as error:
         # An answer is an answer, whatever it says.
         return Reached(shown(api.endpoint), error.response is not None, "", token)
+    except SourceError as error:
+        return Reached(shown(api.endpoint), False, error.message, token)
     except Exception as error:  # noqa: BLE001  the client raises what its transport does
         return Reached(shown(api.endpoint), False, type(error).__name__, token)
     return Reached(shown(api.endpoint), True, "", token)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import msgspec
@@ -27,7 +27,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     build_hf_headers,
     get_session,
     hf_raise_for_status,
-    paginate,
 )
 
 from dsctl.errors import SourceError
@@ -43,6 +42,16 @@ FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.25, 16.0, 120.0
 SLOWEST = 16 << 10
 # A server that ignores ranges sends the whole file: this much of it is skipped rather than the file kept.
 SKIPPED_BYTES = 4 << 20
+# The hub sends a thousand files a page.
+MOST_PAGES = 1000
+# SHA-256 in hexadecimal; git's usual SHA-1 is shorter.
+LONGEST_COMMIT = 64
+# Bytes of a file's name that a file system takes (255) without what huggingface_hub appends to it while it works, and
+# of a path below a folder whose own path is long (Linux: 4,096 in all).
+LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
+# What version control, caches and dsctl itself keep their records in.
+RESERVED = frozenset({".git", ".dsctl", ".cache"})
+_USER_AGENT = "dsctl/"
 TRANSIENT = frozenset({408, 409, 416, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 
@@ -99,7 +108,7 @@ def commit_of(repository: str, revision: str) -> str:
         raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Doubtful(f"the hub's answer is not valid: {type(error).__name__}") from None
-    if not (commit.isascii() and commit.isalnum()):
+    if not (commit.isascii() and commit.isalnum() and len(commit) <= LONGEST_COMMIT):
         raise Doubtful("the hub names no commit")
     return commit
 
@@ -111,14 +120,17 @@ def tree(repository: str, commit: str) -> tuple[Listed, ...]:
         SourceError: a name leads out of the repository.
         Doubtful: the answer is no listing.
     """
-    url, timeout = f"{constants.ENDPOINT}/api/models/{repository}/tree/{commit}", constants.HF_HUB_DOWNLOAD_TIMEOUT
+    where = f"{repository}@{commit[:12]}"
+    url = f"{constants.ENDPOINT}/api/models/{repository}/tree/{commit}?recursive=true&expand=false"
     try:
-        answer = list(paginate(url, {"recursive": True, "expand": False}, request_headers(), timeout))
+        answer = [entry for page in _pages(url, where) for entry in page]
         entries = [entry for entry in msgspec.convert(answer, list[_Entry]) if entry.type == "file"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Doubtful(f"the hub's listing is not valid: {error}".splitlines()[0]) from None
     for entry in entries:
-        _refuse_outside(entry, f"{repository}@{commit[:12]}")
+        if entry.size < 0 or (entry.lfs and entry.lfs.size < 0):
+            raise SourceError(f"{where}: {entry.path} is listed with an impossible size")
+    refuse_names([entry.path for entry in entries], where)
     return tuple(
         sorted(
             Listed(e.path, e.lfs.size if e.lfs else e.size, e.lfs.oid.removeprefix("sha256:") if e.lfs else None, e.oid)
@@ -127,12 +139,112 @@ def tree(repository: str, commit: str) -> tuple[Listed, ...]:
     )
 
 
-def _refuse_outside(entry: _Entry, where: str) -> None:
-    name = entry.path
-    if not name or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-        raise SourceError(f"{where}: file name {name!r} leads out of the repository")
-    if entry.size < 0 or (entry.lfs and entry.lfs.size < 0):
-        raise SourceError(f"{where}: {name} is listed with an impossible size")
+def _pages(url: str, where: str) -> Iterator[list[Any]]:
+    """The pages of a listing, each of which names the next.
+
+    Raises:
+        SourceError: there is no end to them, or one is to be had from another origin only.
+    """
+    seen: set[str] = set()
+    while url:
+        if url in seen or len(seen) >= MOST_PAGES:
+            raise SourceError(f"{where}: the hub's listing does not end (page {len(seen) + 1:,})")
+        seen.add(url)
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        response = get_session().get(url, headers=request_headers(), timeout=timeout, follow_redirects=True)
+        hf_raise_for_status(response)
+        yield list(response.json())
+        following = response.links.get("next", {}).get("url")
+        url = urljoin(str(response.url), following) if following else ""
+
+
+def refuse_names(names: Iterable[str], where: str) -> None:
+    """Refuse a listing that could not be written as files below a folder, or would write what is not a checkpoint's.
+
+    Raises:
+        SourceError: with the first such name, spelled out.
+    """
+    folders: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for name in names:
+        why = _unusable(name)
+        parts = name.split("/")
+        if not why and (twin := files.get(name.casefold())) is not None:
+            why = "is listed twice" if twin == name else f"and {twin!r} differ in case only"
+        if why:
+            raise SourceError(f"{where}: file name {name!r} {why}", hint=_REFUSED)
+        files[name.casefold()] = name
+        folders |= {"/".join(parts[:depth]).casefold(): name for depth in range(1, len(parts))}
+    both = next((name for folded, name in files.items() if folded in folders), None)
+    if both is not None:
+        raise SourceError(f"{where}: {both!r} is a file and the folder of {folders[both.casefold()]!r}", hint=_REFUSED)
+
+
+def _unusable(name: str) -> str:
+    """What is wrong with a file's name by itself, if anything."""
+    parts = name.split("/")
+    if "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
+        return "leads out of the repository"
+    if not name.isprintable():
+        return "is no printable text"
+    if reserved := [part for part in parts if part.casefold() in RESERVED]:
+        return f"lies in {reserved[0]}, which is not part of a repository"
+    if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
+        return "is too long for a file system"
+    return ""
+
+
+_REFUSED = "nothing was read or written: tell whoever keeps this repository or hub"
+
+
+def guard() -> None:
+    """Keep the token to the endpoint's own origin (scheme, host and port), whoever asks on dsctl's behalf.
+
+    huggingface_hub sends it along wherever the hub's answers lead: redirects, `Link` headers, routes for new Xet
+    tokens. Requests of other libraries over the same session are left alone.
+    """
+    hooks = get_session().event_hooks
+    for kind, hook in (("request", _withhold), ("response", _refuse_elsewhere)):
+        if hook not in hooks[kind]:
+            hooks[kind].append(hook)
+
+
+def _ours(request: httpx2.Request) -> bool:
+    return _USER_AGENT in request.headers.get("user-agent", "")
+
+
+def _elsewhere(url: httpx2.URL) -> bool:
+    return url.origin != httpx2.URL(constants.ENDPOINT).origin
+
+
+def _withhold(request: httpx2.Request) -> None:
+    """Send no token to another origin. The storage that files are redirected to has signed addresses of its own."""
+    if _ours(request) and _elsewhere(request.url):
+        request.headers.pop("Authorization", None)
+
+
+def _refuse_elsewhere(response: httpx2.Response) -> None:
+    """Refuse an answer that names another origin for what is asked with the token.
+
+    Raises:
+        SourceError: the next page, or the route to a new Xet token, is elsewhere.
+    """
+    if not _ours(response.request):
+        return
+    named = {
+        "the next page of its listing": response.links.get("next", {}).get("url"),
+        "a new Xet token": response.links.get("xet-auth", {}).get("url")
+        or response.headers.get(constants.HUGGINGFACE_HEADER_X_XET_REFRESH_ROUTE),
+    }
+    for what, link in named.items():
+        if not link:
+            continue
+        # huggingface_hub asks the endpoint in place of the hub's own address.
+        route = link.startswith(constants.HUGGINGFACE_CO_URL_HOME) and "Xet" in what
+        if not route and _elsewhere(response.url.join(link)):
+            there, here = shown(link.partition("?")[0]), shown(constants.ENDPOINT)
+            hint = "a mirror that is set up well names itself: set HF_ENDPOINT to the hub that has the repository"
+            raise SourceError(f"{here}: names {there} for {what}: no other origin is asked", hint=hint)
 
 
 FAULTS = (httpx2.TransportError, httpx2.TooManyRedirects, HfHubHTTPError, HFValidationError, OSError, RuntimeError)
@@ -147,6 +259,7 @@ def persist(where: str, call: Callable[[], T]) -> T:
     attempt = 1
     while True:
         try:
+            guard()
             return call()
         except (*FAULTS, Doubtful) as error:
             pause(where, error, attempt)
@@ -278,6 +391,7 @@ def _refuse_short(lacking: int) -> None:
 
 def _chunks(wanted: Range, begin: int, end: int, skippable: int) -> Iterator[bytes]:
     """The bytes [begin, end) as they arrive; fewer where the connection ends early."""
+    guard()
     patience = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     headers = request_headers() | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     with get_session().stream("GET", wanted.url, headers=headers, timeout=patience, follow_redirects=True) as response:
