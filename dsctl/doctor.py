@@ -79,7 +79,7 @@ def examine(folder: Path, hub: bool = True) -> Machine:
     Raises:
         SourceError: there is no such folder. WorkError: it cannot be written.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SourceError(f"{folder}: no such folder", hint="name the one that a conversion would write to")
     return Machine(
         platform.python_version(),

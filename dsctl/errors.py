@@ -15,6 +15,7 @@ Several faults of one kind are reported together in `issues`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
@@ -83,3 +84,36 @@ class Interrupted(DsctlError):
     """Ctrl-C, or another request to end."""
 
     exit_code = 130
+
+
+def of_the_machine(error: BaseException) -> WorkError | None:
+    """What to report where the machine lacks memory or the system refuses a call; None where it is something else.
+
+    torch tells of memory that it cannot have by RuntimeErrors: of its CPU allocator (c10/core/impl/alloc_cpu.cpp) and
+    of a device (OutOfMemoryError); Python of a thread that cannot start; the loader of a library that does not fit.
+    """
+    words = str(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in words:
+        return WorkError(
+            "the system starts no more threads", hint="raise the limit on processes (ulimit -u), or memory"
+        )
+    if _lacks_memory(error, words):
+        hint = "use fewer --workers or a smaller --max-memory, or free memory, and run the same command again"
+        return WorkError("this machine has too little memory for it", hint=hint)
+    if isinstance(error, ImportError):
+        what = str(error).splitlines()[0] if words else "its loading failed"
+        hint = "memory may be too small for it, or the installation incomplete: install dsctl again"
+        return WorkError(f"a library cannot be loaded: {what}", hint=hint)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return WorkError(f"{where}{error.strerror or error}", hint="the system refuses it; --debug shows where")
+    return None
+
+
+def _lacks_memory(error: BaseException, words: str) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):
+        return "failed to map segment" in words or "annot allocate memory" in words
+    allocator = "can't allocate memory" in words or "out of memory" in words
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and allocator)

@@ -16,7 +16,7 @@ from dsctl.codecs import BLOCK_SCALES, KEPT, PEAK, SCALES, BadBlock, Codec, Misa
 from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
-from dsctl.errors import WorkError
+from dsctl.errors import WorkError, of_the_machine
 from dsctl.header import TensorSpec
 from dsctl.journal import write_all
 from dsctl.plan import Job, Part, Region, Step
@@ -54,6 +54,11 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
     except torch.OutOfMemoryError:
         hint = "fewer --workers or a smaller --max-memory; the same command resumes"
         raise WorkError(f"{context.devices[0]}: out of memory", hint=hint) from None
+    except (MemoryError, OSError, RuntimeError) as error:
+        refused = of_the_machine(error)
+        if refused is None:
+            raise
+        raise refused from None
     return Receipt(task.number, counts)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from dsctl.cli.app import app
 from dsctl.cli.output import end_unread, prepare, show_error, show_trace
-from dsctl.errors import DsctlError, Interrupted, UsageError
+from dsctl.errors import DsctlError, Interrupted, UsageError, of_the_machine
 
 
 def main() -> None:
@@ -27,9 +27,6 @@ def main() -> None:
     except DsctlError as error:
         show_trace(error) if debug else show_error(error)
         sys.exit(error.exit_code)
-    except MemoryError:
-        show_error(DsctlError("out of memory", hint="a smaller --max-memory, or fewer --workers"))
-        sys.exit(DsctlError.exit_code)
     except BrokenPipeError:
         end_unread()
     except typer.Abort:
@@ -42,6 +39,9 @@ def main() -> None:
         if debug:
             show_trace(error)
             sys.exit(DsctlError.exit_code)
+        if (refused := of_the_machine(error)) is not None:
+            show_error(refused)
+            sys.exit(refused.exit_code)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         show_error(DsctlError(f"internal error: {what}", hint="this is a fault of dsctl: --debug shows where"))
         sys.exit(DsctlError.exit_code)

@@ -63,11 +63,13 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
     from dsctl.consume import refuse_link, remembered
-    from dsctl.stores import path_of
+    from dsctl.stores import is_url, path_of
 
     if how.consume:
         refuse_link(path_of(source))
-    store = remembered(source_at(source), Path(path_of(target)), how.force)
+    store, target = source_at(source), path_of(target)
+    if not is_url(target):
+        store = remembered(store, Path(target), how.force)
     carry_out_from(open_checkpoint(store), target, request, how, output)
 
 

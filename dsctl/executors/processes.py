@@ -11,7 +11,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from dsctl.errors import DsctlError, WorkError
+from dsctl.errors import DsctlError, WorkError, of_the_machine
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -104,10 +104,13 @@ def prepare() -> ForkServerContext:
 def _serve(pipe: Connection, context: Context) -> None:
     # An interrupt belongs to the driver, which ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
+    try:
+        import torch
 
-    from dsctl.work import perform
-
+        from dsctl.work import perform
+    except (ImportError, MemoryError, OSError) as error:
+        pipe.send(of_the_machine(error))
+        return
     torch.set_num_threads(1)
     try:
         while True:
@@ -116,7 +119,5 @@ def _serve(pipe: Connection, context: Context) -> None:
                 pipe.send(perform(task, context, pipe.send))
             except DsctlError as error:
                 pipe.send(error)
-            except MemoryError:
-                pipe.send(WorkError("out of memory", hint="fewer --workers or a smaller --max-memory"))
     except (EOFError, ConnectionError):
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  nobody is left to read it

@@ -261,5 +261,3 @@ def _perform(task: Job | Seal, context: Context) -> Receipt | DsctlError:
         return perform(task, context, lambda nbytes: None)
     except DsctlError as error:
         return error
-    except MemoryError:
-        return WorkError("out of memory", hint="a smaller --max-memory")

@@ -167,7 +167,7 @@ def opened(url: str) -> tuple[Any, str]:
     """The file system of a URL, which remembers no listings, and the URL's path in it.
 
     Raises:
-        SourceError: no such scheme, or its library is not installed.
+        SourceError: no such scheme, its library is not installed, or the URL names nothing.
     """
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
@@ -176,8 +176,9 @@ def opened(url: str) -> tuple[Any, str]:
     except ImportError as error:
         hint = "pip install 'dsctl[cloud]'" if url.startswith("s3") else "install the library that it names"
         raise SourceError(f"{shown(url)}: {error}", hint=hint) from None
-    except ValueError as error:
-        raise SourceError(f"{shown(url)}: {error}", hint="s3://bucket/path, gs://bucket/path, ...") from None
+    except Exception as error:  # noqa: BLE001  each file system refuses what it cannot be made of in its own way
+        what = "names neither a file nor a host" if isinstance(error, TypeError) else _words(error)
+        raise SourceError(f"{shown(url)}: {what}", hint="s3://bucket/path, gs://bucket/path, ...") from None
     return system, str(path)
 
 

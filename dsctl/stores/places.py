@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import NamedTuple
 
+from dsctl.errors import UsageError
 from dsctl.stores.objects import is_url
 
 HERE = ("file", "local")
@@ -25,7 +27,17 @@ class Place(NamedTuple):
 
 
 def path_of(text: str) -> str:
-    """What a text names on this machine without the scheme that says so; anything else as it is."""
+    """What a text names on this machine without the scheme that says so; anything else as it is.
+
+    Raises:
+        UsageError: it is no URL, and longer than a path or a name can be.
+    """
+    try:
+        os.lstat(text)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG and not is_url(text):
+            hint = "Linux takes 255 bytes in a name and 4,095 in a path"
+            raise UsageError(f"{text}: the name is too long", hint=hint) from None
     if os.path.exists(text):
         return text
     for scheme in HERE:

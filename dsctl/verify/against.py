@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl import models, releases
@@ -35,7 +35,7 @@ def other(text: str) -> Other:
     Raises:
         SourceError: there is none. FormatError: its config is none.
     """
-    release = None if Path(text).exists() else releases.known(text)
+    release = None if os.path.exists(text) else releases.known(text)
     if release is not None:
         return Other(release.name, release.config, None, release)
     store = store_at(text)
