@@ -166,7 +166,10 @@ def test_a_folder_whose_name_is_no_utf8_is_read_and_written(source: Path, tmp_pa
 
 
 @pytest.mark.parametrize("text", [*PATHS.values(), "x[/]", "[bold]y"])
-def test_arguments_of_every_verb_are_printed_as_they_are(text: str, source: Path, tmp_path: Path) -> None:
+def test_arguments_of_every_verb_are_printed_as_they_are(
+    text: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     # No name of a path, which each of these would be in turn.
     lines: list[list[Any]] = [
         [verb, *given]
