@@ -122,7 +122,8 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     steps.sort(key=_source_order)
     plan = Plan(
         request=request,
-        source=checkpoint.store.place,
+        # A path that is not UTF-8 has no place in JSON: its bytes are spelled out.
+        source=checkpoint.store.place.encode(errors="backslashreplace").decode(),
         steps=steps,
         files=files,
         texts=out.texts(placed),

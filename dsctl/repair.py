@@ -141,7 +141,7 @@ def _sign(folder: Path, file: str, size: int, sha256: str) -> None:
 
 
 def _text(value: Any, indent: int = 2) -> bytes:
-    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
 
 
 def _headers(checkpoint: Checkpoint, store: LocalFolder, report: Report) -> Iterator[Mend]:

@@ -476,5 +476,5 @@ def _finish(
         "files": dict(sorted(files.items())),
     }
     safe()
-    replace_file(target / SIGNED, (json.dumps(audit, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+    replace_file(target / SIGNED, (json.dumps(audit, indent=1, ensure_ascii=False) + "\n").encode())
     return audit
