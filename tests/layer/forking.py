@@ -1,0 +1,130 @@
+"""A process that has imported dsctl and torch, computes nothing, and forks for each command that it reads.
+
+Hundreds of runs are affordable that way: importing torch takes seconds. A fork stands for a process of its own: it has
+its own session, its own signal handlers, and the files and the environment that the command asks for. It is asked by
+tests/soak/undertow.py in lines of JSON, and answers each with a pid and later with an exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+# The commands that run, each with the end of a pipe that is closed when it ends.
+RUNNING: dict[int, int] = {}
+
+
+def serve() -> None:
+    """Fork for each line of stdin; tell the pid and the exit code of each fork on stdout."""
+    import dsctl.cli.app
+    import dsctl.executors.processes
+    import dsctl.executors.serial
+    import dsctl.tiny
+    import dsctl.verify
+    import dsctl.work  # noqa: F401  what each command would import
+
+    signal.set_wakeup_fd(ends := _pipe()[1])
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    woken = WAKE[0]
+    tell({"ready": os.getpid()})
+    rest = b""
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            _reap()
+        if 0 in ready:
+            read = os.read(0, 65536)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                asked = json.loads(line)
+                pid = os.fork()
+                if not pid:
+                    signal.set_wakeup_fd(-1)
+                    os.close(woken), os.close(ends)
+                    _become(asked)
+                tell({"asked": asked["number"], "pid": pid})
+
+
+WAKE: list[int] = []
+
+
+def _pipe() -> list[int]:
+    WAKE[:] = os.pipe()
+    for end in WAKE:
+        os.set_blocking(end, False)
+    return WAKE
+
+
+def _reap() -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        tell({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def tell(what: dict[str, Any]) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def _become(asked: dict[str, Any]) -> NoReturn:
+    """What a new process with these arguments, files and variables would do."""
+    code = 70
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, path in ((0, os.devnull), (1, asked["out"]), (2, asked["err"])):
+            file = os.open(path, os.O_RDONLY if not number else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            os.dup2(file, number)
+            os.close(file)
+        os.environ.update(asked["environment"])
+        if asked["job_bytes"]:
+            from dsctl import plan
+
+            plan.JOB_BYTES = asked["job_bytes"]
+        if asked["stopped"]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        sys.argv = ["dsctl", *asked["arguments"]]
+        from dsctl.__main__ import main
+
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001  as an interpreter does
+        traceback.print_exc()
+        code = 1
+    finally:
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End as an interpreter does: what was registered for the end is called, what is buffered is written."""
+    import atexit
+    import threading
+
+    try:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
