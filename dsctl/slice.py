@@ -14,7 +14,7 @@ from typing import Any
 from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Fault, Piece, Survey
 from dsctl.coverage import cover
-from dsctl.errors import PlanError
+from dsctl.errors import FormatError, PlanError
 from dsctl.models import Param
 from dsctl.originals import WHOLE
 from dsctl.quantization import modules
@@ -179,6 +179,9 @@ def _rename_skipped(view: Checkpoint, sources: Mapping[str, Param], checkpoint: 
     said = dict(view.quantization)
     for field in _SKIPPED:
         if isinstance(said.get(field), list):
+            if not all(isinstance(name, str) for name in said[field]):
+                what = f"config.json: quantization_config.{field} holds something that is not a module's name"
+                raise FormatError(what, hint="`dsctl verify` checks the config, with --fix it is written anew")
             names = [renamed.get(name, name) for name in said[field] if name not in known or name in renamed]
             said[field] = list(dict.fromkeys(names))
     view.config["quantization_config"] = said

@@ -27,7 +27,7 @@ from dsctl.cli.options import (
     parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, count, line, plural, size, span
-from dsctl.errors import Interrupted, UsageError
+from dsctl.errors import Interrupted, ResumeError, UsageError
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
@@ -113,6 +113,8 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     except Interrupted as interrupted:
         interrupted.hint = "run the same command again: it resumes where it stopped"
         raise
+    if state == "complete":
+        _refuse_unsound(audit, target)
     warn_of_values(audit, output)
     if output.json:
         output.data(audit)
@@ -265,6 +267,23 @@ def _show_dropped(names: list[str], output: Output, limit: int = 10) -> None:
         output.text("  ", ("-", "yellow"), f" {name}")
     if len(names) > limit:
         output.text(f"  ... and {len(names) - limit:,} more are left out")
+
+
+def _refuse_unsound(audit: dict[str, Any], target: str) -> None:
+    """Refuse a signature that was read from a folder and lacks what is told of it.
+
+    Raises:
+        ResumeError: it does.
+    """
+    counts, notes = audit.get("audit"), audit.get("notes")
+    needed = ("parameters", "values", "unexplained", *(name for name, _ in _WORDS))
+    if not isinstance(counts, dict) or not all(type(counts.get(name)) is int for name in (*needed, *counts)):
+        what = "its audit is not the numbers that dsctl writes"
+    elif not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        what = "its notes are not a list of texts"
+    else:
+        return
+    raise ResumeError(f"{target}/dsctl.json: is not valid: {what}", hint="start over with --force")
 
 
 def warn_of_values(audit: dict[str, Any], output: Output) -> None:

@@ -123,7 +123,11 @@ def line(*parts: Part) -> Text:
 
 
 def prepare() -> None:
-    """Let the streams spell out what their encoding does not have, such as an arrow in ASCII."""
+    """Let the streams spell out what their encoding does not have, such as an arrow in ASCII.
+
+    A library's finalizer that fails says so nowhere: Python would print its traceback below our own error line.
+    """
+    sys.unraisablehook = lambda failed: None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -37,7 +37,7 @@ def path_of(text: str) -> str:
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.ENAMETOOLONG and not is_url(text):
             hint = "Linux takes 255 bytes in a name and 4,095 in a path"
-            raise UsageError(f"{text}: the name is too long", hint=hint) from None
+            raise UsageError(f"{text[:80]}...: the name is too long", hint=hint) from None
     if os.path.exists(text):
         return text
     for scheme in HERE:

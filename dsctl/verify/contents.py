@@ -80,9 +80,11 @@ def read_contents(
     for place, one in seen.items():
         param = owners[one.ref.name][0] if one.ref.name in owners else None
         found = list(values(one, param is not None and param.template.endswith("bias")))
-        decoded = block_scales(one, scales[place], checkpoint.store) if one.codec else None
-        if decoded is not None:
-            found += unfilled(one, scales[place], decoded)
+        # A rank's tensor may have the name of another rank's parameter and be none itself.
+        scale = scales.get(place)
+        decoded = block_scales(one, scale, checkpoint.store) if one.codec and scale else None
+        if scale and decoded is not None:
+            found += unfilled(one, scale, decoded)
         contents.findings += placed(checkpoint, one.ref, found)
         if param is not None and len(one.ref.spec.shape) > 1 and one.peaks.any():
             sizes.setdefault(param.template, []).append((one, largest(one, decoded)))
