@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsctl.errors import UsageError
-from dsctl.request import KEEP, RECIPE, Request
+from dsctl.request import KEEP, RECIPE, Request, globs, numbers
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ def source_at(text: str) -> Store:
     from dsctl import releases
     from dsctl.stores import store_at
 
-    release = None if os.path.exists(text) else releases.known(text)
+    release = releases.meant(text)
     return store_at(release.repository if release else text)
 
 
@@ -90,7 +90,9 @@ class Source:
 
         return Diff(describe(self.place), describe(_place(other)))
 
-    def compare(self, other: Source | str, only: Iterable[str] = (), skip: Iterable[str] = ()) -> Comparison:
+    def compare(
+        self, other: Source | str, only: str | Iterable[str] = (), skip: str | Iterable[str] = ()
+    ) -> Comparison:
         """How far the other one's numbers are from this one's, by parameter and by role, whatever the formats.
 
         Raises:
@@ -99,7 +101,7 @@ class Source:
         from dsctl.checkpoint import weights_at
         from dsctl.compare import compare, pair
 
-        return compare(pair(weights_at(self.place), weights_at(_place(other)), tuple(only), tuple(skip)))
+        return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
 
     def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
         """What is wrong with it: findings by severity; `deep` reads every byte.
@@ -120,8 +122,8 @@ class Source:
         recipe: str | None = None,
         scale_fmt: str = "auto",
         search: bool = False,
-        only: Iterable[str] = (),
-        skip: Iterable[str] = (),
+        only: str | Iterable[str] = (),
+        skip: str | Iterable[str] = (),
         mtp: bool | None = None,
         shard_size: int | None = None,
         keep_scales: bool = True,
@@ -136,11 +138,12 @@ class Source:
     ) -> Conversion:
         """What it shall become; the words are those of `dsctl convert`, sizes are in bytes. Nothing is done yet.
 
-        `mtp` keeps the MTP layer or drops it; without it, layouts that have none drop it. With one of `tp`, `ep` and
-        `pp` it is spread over ranks, as by `dsctl shard`; `ranks` are the only ones written.
+        `only` and `skip` are a glob or several. `mtp` keeps the MTP layer or drops it; without it, layouts that have
+        none drop it. With one of `tp`, `ep` and `pp` it is spread over ranks, as by `dsctl shard`; `ranks` are the only
+        ones written.
 
         Raises:
-            UsageError: no such codec or recipe.
+            UsageError: no such codec or recipe; `only`, `skip` or `ranks` hold something else than globs and integers.
         """
         from dsctl.codecs import CODECS
         from dsctl.layouts import WITHOUT_MTP, usual_ep
@@ -157,8 +160,8 @@ class Source:
             search=search,
             scale_fmt=scale_fmt,
             shard_size=shard_size,
-            only=tuple(only),
-            skip=tuple(skip),
+            only=globs("only", only),
+            skip=globs("skip", skip),
             mtp="keep" if mtp or (mtp is None and layout not in WITHOUT_MTP) else "drop",
             allow_missing=allow_missing,
             allow_extra=allow_extra,
@@ -167,7 +170,7 @@ class Source:
             tp=(tp or 1) if spread else 0,
             ep=ep or usual_ep(layout, tp or 1),
             pp=pp or 1,
-            ranks=tuple(sorted(set(ranks))),
+            ranks=tuple(sorted(set(numbers("ranks", ranks)))),
             recode=recode,
         )
         return Conversion(self, request)

@@ -22,8 +22,9 @@ from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.errors import FormatError, PlanError
 from dsctl.header import TensorRef
 from dsctl.layouts import whole
-from dsctl.models import ROLES, Family, Param
+from dsctl.models import OTHER, Family, Param, in_order
 from dsctl.plan import Region, Step, region_of
+from dsctl.request import globs
 from dsctl.scales import ScaleCounts, as_float32
 from dsctl.stores import Store
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 BAND_BYTES = 8 << 20
 # Values looked at together: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 17
-OTHER = "other"
 # Floats are binned by their exponent's eight bits; the first bin is zero.
 EXPONENT_ONE = 127
 THREADS = 16
@@ -145,8 +145,10 @@ class Comparison:
     @property
     def roles(self) -> dict[str, tuple[int, Sums]]:
         """Count and sums of the parameters of each role."""
-        found = {role: [one for one in self.compared if one.role == role] for role in (*ROLES, OTHER)}
-        return {role: (len(ones), _total(ones)) for role, ones in found.items() if ones}
+        found: dict[str, list[Compared]] = {}
+        for one in self.compared:
+            found.setdefault(one.role, []).append(one)
+        return {role: (len(found[role]), _total(found[role])) for role in in_order(found)}
 
     @property
     def whole(self) -> bool:
@@ -193,13 +195,14 @@ class Pairing(NamedTuple):
         return sum(pair.nbytes for pair in self.pairs)
 
 
-def pair(ours: Store, theirs: Store, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Pairing:
-    """Match the parameters of two checkpoints by name.
+def pair(ours: Store, theirs: Store, only: str | Iterable[str] = (), skip: str | Iterable[str] = ()) -> Pairing:
+    """Match the parameters of two checkpoints by name; `only` and `skip` are a glob or several.
 
     Raises:
         SourceError, FormatError: one of them cannot be opened, or contradicts itself.
-        PlanError: they have nothing in common.
+        PlanError: they have nothing in common. UsageError: `only` or `skip` is not globs.
     """
+    only, skip = globs("only", only), globs("skip", skip)
     mine, other = _held(ours), _held(theirs)
     wanted = {name: None for name in (*mine, *other) if (not only or _matches(name, only)) and not _matches(name, skip)}
     pairs, reshaped, not_numbers = [], [], []

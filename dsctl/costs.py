@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from dsctl.description import Description
 
-# The FP8 latent cache keeps one float32 scale per so many values of the latent vector, and the rotary part in BF16.
+# The FP8 latent cache of sparse attention keeps one float32 scale per so many values of the latent vector, and the
+# rotary part in BF16.
 LATENT_GROUP = 128
 # The indexer's key cache has one float32 scale per so many FP8 values.
 INDEX_GROUP = 128
@@ -34,9 +35,12 @@ class Attention(NamedTuple):
     def layer_bytes(self, format_: str = "bf16") -> int:
         """Bytes of latent cache per token in one layer: kv_lora_rank + qk_rope_head_dim values, for all heads.
 
-        FP8: the latent part as E4M3 with a float32 scale per 128 values, the rotary part still BF16; 656 bytes per
-        token and layer in V3 (vllm-project/vllm, flashmla_sparse.py).
+        FP8 of full attention: every value as one byte, 576 in V3 (vLLM 0.32, mla_attention.py). FP8 of sparse
+        attention: the latent part as E4M3 with a float32 scale per 128 values, the rotary part still BF16; 656 in V3.2
+        (deepseek-ai/FlashMLA README; vLLM, flashmla_sparse.py).
         """
+        if format_ == "fp8" and not self.indexers:
+            return self.latent + self.rotary
         if format_ == "fp8":
             return self.latent + 4 * -(-self.latent // LATENT_GROUP) + 2 * self.rotary
         return 2 * (self.latent + self.rotary)
@@ -72,7 +76,8 @@ class Attention(NamedTuple):
         """Floating-point operations of one new token that grow with the context; a multiply and an add are two.
 
         Attention in MLA's multi-query form, per head and attended token: a dot product with latent and rotary part,
-        and a weighted sum of latents. Indexer, per head and every token: a dot product, and its weighted sum.
+        and a weighted sum of latents. That is how decoding runs; prefill in multi-head form takes less
+        (docs/costs.md). Indexer, per head and every token: a dot product, and its weighted sum.
         """
         attention = self.layers * self.heads * 2 * (2 * self.latent + self.rotary) * self.attended(context)
         return attention + self.indexers * self.index_heads * 2 * (self.index_size + 1) * context

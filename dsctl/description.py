@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsctl import models, releases
 from dsctl.codecs import Codec, declared
@@ -16,14 +16,13 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.errors import FormatError, SourceError
 from dsctl.header import TensorRef, TensorSpec
-from dsctl.models import Family, Param
+from dsctl.models import OTHER, Family, Param
 from dsctl.releases import Release
 from dsctl.survey import Survey
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
 
-OTHER = "other"
 # What a folded name calls its numbers, in their order.
 MARKS = ("{layer}", "{expert}")
 # Faults that other fields of a description tell.
@@ -60,6 +59,48 @@ class Group:
         return self.codec.specs(self.family.shape)
 
 
+class Origin(NamedTuple):
+    """Where a description comes from; `text` says it in a few words.
+
+    `kind` is that of the description. `revision` is a hub's commit. `derived` names what was not read, but follows
+    from another release: `config`, or fields of `storage`.
+    """
+
+    kind: str
+    place: str
+    revision: str | None
+    derived: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def of_release(cls, release: Release) -> Origin:
+        """A release's: dsctl's own data."""
+        stored = any(field.startswith("storage.") for field in release.derived)
+        words = ["config"] * release.config_derived + ["storage"] * stored
+        remark = f" ({' and '.join(words)} derived from another release, not read)" if words else ""
+        text = f"dsctl's built-in description of {release.name}{remark}"
+        return cls("release", release.repository, None, release.derived, text)
+
+    @classmethod
+    def of_files(cls, read: str, place: str, name: str) -> Origin:
+        """Of what was read (in words) in the place of a store, which a person calls `name`."""
+        from dsctl.stores import is_url
+
+        # A place on this machine is an absolute path.
+        if place.startswith("/"):
+            where = f"of file {name}" if place.endswith(".safetensors") else f"in folder {name}"
+            return cls("folder", place, None, (), f"{read} {where}")
+        if is_url(place):
+            return cls("store", place, None, (), f"{read} at {place}")
+        place, _, revision = place.partition("@")
+        return cls("repository", place, revision, (), f"{read} of hub repository {place} at commit {revision}")
+
+    @property
+    def sentence(self) -> str:
+        """A line to stand above what is shown."""
+        return f"From {self.text}."
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """One checkpoint. `release` is set where it is a published one; `missing` names what the architecture has and the
@@ -78,19 +119,32 @@ class Description:
 
     @property
     def kind(self) -> str:
-        """release, folder (or a file in one), store or repository: a place on this machine is an absolute path."""
-        from dsctl.stores import is_url
+        """release, folder (or a file in one), store or repository."""
+        return self.origin.kind
 
+    @property
+    def origin(self) -> Origin:
+        """Where it comes from: dsctl's own data, or the files in a place."""
         if self.release:
-            return "release"
-        if self.place.startswith("/"):
-            return "folder"
-        return "store" if is_url(self.place) else "repository"
+            return Origin.of_release(self.release)
+        return Origin.of_files("headers and config.json" if self.config else "headers", self.place, self.name)
 
     @property
     def derived(self) -> bool:
         """Whether its config was not read, but follows from another release's."""
-        return self.release is not None and "config" in self.release.derived
+        return self.release is not None and self.release.config_derived
+
+    @property
+    def published_context(self) -> int | None:
+        """Tokens of context that model cards publish: the release's, or that of all releases with the same shapes."""
+        found = {release.context for release in ((self.release,) if self.release else identify(self.config))}
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the config allows: `max_position_embeddings`, where it is a sensible number."""
+        longest = self.config.get("max_position_embeddings")
+        return longest if type(longest) is int and 0 < longest < 1 << 32 else None
 
     @property
     def known(self) -> tuple[Group, ...]:
@@ -148,10 +202,10 @@ def describe(source: str) -> Description:
     Raises:
         SourceError: none of them, or unreadable. FormatError: a file's structure is broken.
     """
+    release = releases.meant(source)
+    if release is not None:
+        return of_release(release)
     if not os.path.exists(source):
-        release = releases.known(source)
-        if release is not None:
-            return of_release(release)
         _refuse_unknown(source)
     from dsctl.checkpoint import open_checkpoint
     from dsctl.stores import store_at

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,8 +15,11 @@ from dsctl.costs import Attention, attention
 from dsctl.description import Description, Group
 from dsctl.header import TensorSpec
 from dsctl.notebook import html, table
+from dsctl.stores import LocalFolder
 
 ABSENT = object()
+# The parts of a report that can be asked for alone.
+PARTS = ("config", "tensors", "totals", "files")
 CONTEXTS = (4_096, 32_768, 131_072)
 # What a template's difference can be in, in the order in which it is shown. The first four are architecture.
 ASPECTS = ("shape", "layers", "experts", "split", "stored", "count")
@@ -23,13 +28,28 @@ STRUCTURE = frozenset({"shape", "layers", "experts", "split"})
 STORAGE_FIELDS = frozenset({"quantization_config", "torch_dtype", "dtype"})
 CLERICAL_FIELDS = frozenset({"transformers_version", "auto_map", "_name_or_path"})
 
+# Files beside weights and config that decide how a model is used. A chat template may lie in tokenizer_config.json.
+SIDE_FILES = {
+    "tokenizer": ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
+    "chat template": ("chat_template*",),
+    "generation config": ("generation_config.json",),
+    "code": ("*.py",),
+}
+READ_BYTES = 8 << 20
+
 VERDICTS = {
     "architecture": "Another architecture.",
     "sizes": "The same architecture with other sizes or parts.",
     "parts": "The same architecture, but not all of its parameters are there on both sides.",
     "storage": "The same parameters, stored otherwise.",
     "config": "The same parameters, stored alike; only config.json differs.",
+    "files": "The same parameters, stored alike, with the same config.json; other files differ.",
     "nothing": "The same parameters, stored alike, with the same config.json.",
+}
+# The same where a side's config was not read, but derived: nothing can be said of its config.json.
+VERDICTS_DERIVED = {
+    "config": "The same parameters, stored alike; only the config differs.",
+    "nothing": "No difference between the descriptions.",
 }
 
 
@@ -112,6 +132,20 @@ class TemplateChange(NamedTuple):
         return not STRUCTURE.isdisjoint(self.aspects)
 
 
+class FileChange(NamedTuple):
+    """Files of one kind of `SIDE_FILES`, compared byte for byte: names that differ, and names on one side alone."""
+
+    kind: str
+    same: tuple[str, ...]
+    changed: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.changed or self.added or self.removed)
+
+
 class Total(NamedTuple):
     """One number on both sides; `unit` is count, bytes or flop. None where it is not known.
 
@@ -123,6 +157,12 @@ class Total(NamedTuple):
     before: int | None
     after: int | None
     context: int | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether both are known and differ. How many files hold the weights is not a difference."""
+        known = self.before is not None and self.after is not None
+        return known and self.before != self.after and self.key != "files"
 
 
 @dataclass
@@ -185,6 +225,48 @@ class Diff:
         return tuple(_totals(self))
 
     @property
+    def itself(self) -> bool:
+        """Whether both sides are read from one place, so that nothing can differ."""
+        return (self.a.kind, self.a.place) == (self.b.kind, self.b.place)
+
+    @property
+    def origin(self) -> str:
+        """Where both sides come from, in a sentence or two."""
+        if self.itself:
+            return f"A and B are the same: {self.a.origin.text}."
+        return f"A: {self.a.origin.text}. B: {self.b.origin.text}."
+
+    @cached_property
+    def files(self) -> tuple[FileChange, ...] | None:
+        """Files beside the weights, by kind; None where a side is not a folder on this machine.
+
+        Raises:
+            SourceError: a file cannot be read.
+        """
+        if not all(side.kind == "folder" and os.path.isdir(side.place) for side in (self.a, self.b)):
+            return None
+        return tuple(_side_files(self.a.place, self.b.place))
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """What was compared, in words."""
+        config = () if self._unread else ("config.json",)
+        files = tuple(SIDE_FILES) if self.files is not None else ()
+        return (*config, "names", "shapes", "dtypes", *files)
+
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        """What was not looked at, in words."""
+        files = tuple(SIDE_FILES) if self.files is None else ()
+        return ("values of weights", *self._unread, *files)
+
+    @property
+    def _unread(self) -> tuple[str, ...]:
+        neither = not self.a.config and not self.b.config
+        sides = [side for side in (self.a, self.b) if side.derived or neither]
+        return tuple(dict.fromkeys(f"config.json of {side.name}" for side in sides))
+
+    @property
     def same_parameters(self) -> bool:
         """Whether both sides have the same parameters, names and shapes, however they are stored."""
         return not self.added and not self.removed and not any(change.structural for change in self.changed)
@@ -202,12 +284,37 @@ class Diff:
             return "parts"
         if not self.same_storage:
             return "storage"
-        return "config" if self.config else "nothing"
+        if self.config:
+            return "config"
+        return "files" if self.differs_in("files") else "nothing"
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a sentence, with the sides whose config it rests on although it was not read."""
+        derived = dict.fromkeys(side.name for side in (self.a, self.b) if side.derived)
+        if derived:
+            said = VERDICTS_DERIVED.get(self.verdict, VERDICTS[self.verdict])
+            return f"{said} Config of {' and '.join(derived)}: derived, not read."
+        if self.verdict == "nothing" and not self.a.config and not self.b.config:
+            return "The same parameters, stored alike; neither side has a config.json."
+        return VERDICTS[self.verdict]
 
     @property
     def differs(self) -> bool:
-        """Whether anything that a description holds differs; names, dates and places do not count."""
+        """Whether anything that was compared differs; names, dates, places and the number of files do not count."""
         return self.verdict != "nothing"
+
+    def differs_in(self, part: str | None) -> bool:
+        """Whether one of `PARTS` differs; without one, whether any does."""
+        if part == "config":
+            return bool(self.config)
+        if part == "tensors":
+            return not self.same_storage or self.verdict == "parts"
+        if part == "totals":
+            return any(total.differs for total in self.totals)
+        if part == "files":
+            return any(one.differs for one in self.files or ())
+        return self.differs
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -222,7 +329,25 @@ class Diff:
             table("Changed", ("template", "in", "stored before", "after"), changed),
             table("Totals", ("what", "context", self.a.name, self.b.name), totals),
         )
-        return f"<h3>{html(self.a.name)} → {html(self.b.name)}</h3><p>{VERDICTS[self.verdict]}</p>{''.join(parts)}"
+        said = "".join(f"<p>{html(text)}</p>" for text in (self.origin, self.headline))
+        return f"<h3>{html(self.a.name)} → {html(self.b.name)}</h3>{said}{''.join(parts)}"
+
+
+def _side_files(before: str, after: str) -> Iterator[FileChange]:
+    """The files of every kind in `SIDE_FILES`, in two folders; none is read whole."""
+    stores = LocalFolder.at(before), LocalFolder.at(after)
+    held = [store.files() for store in stores]
+    for kind, globs in SIDE_FILES.items():
+        x, y = ({n for n in files if any(fnmatchcase(n, glob) for glob in globs)} for files in held)
+        both = sorted(x & y)
+        same = [name for name in both if held[0][name] == held[1][name] and _equal(stores, name, held[0][name])]
+        changed = tuple(name for name in both if name not in same)
+        yield FileChange(kind, tuple(same), changed, tuple(sorted(y - x)), tuple(sorted(x - y)))
+
+
+def _equal(stores: tuple[LocalFolder, LocalFolder], name: str, size: int) -> bool:
+    spans = ((begin, min(begin + READ_BYTES, size)) for begin in range(0, size, READ_BYTES))
+    return all(stores[0].read(name, *span) == stores[1].read(name, *span) for span in spans)
 
 
 def _rows(templates: Iterable[Template]) -> Iterator[tuple[object, ...]]:

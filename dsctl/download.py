@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsctl.errors import PlanError, SourceError, VerifyFailed, WorkError
+from dsctl.request import globs
 from dsctl.stores import HubRepository, store_at
 from dsctl.stores.hub import SCHEME
 from dsctl.threads import threads
@@ -67,13 +68,16 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def order(text: str, folder: Path | None, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Order:
+def order(
+    text: str, folder: Path | None, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()
+) -> Order:
     """What downloading `org/name[@revision]` means; globs match names with their folders.
 
     Raises:
         SourceError: no such repository or revision, no access, or offline.
-        PlanError: no file is left, or the folder is a file.
+        PlanError: no file is left, or the folder is a file. UsageError: these are not globs.
     """
+    include, exclude = globs("include", include), globs("exclude", exclude)
     store = store_at(text if text.startswith(SCHEME) else SCHEME + text)
     if not isinstance(store, HubRepository):
         raise SourceError(f"{text}: cannot be compared with the hub while offline", hint="unset HF_HUB_OFFLINE")

@@ -12,9 +12,9 @@ from dsctl import releases
 from dsctl.checkpoint import Fault, open_checkpoint
 from dsctl.codecs import CODECS, Codec
 from dsctl.codecs.plain import FLOATS, Plain
-from dsctl.description import OTHER, Description, Group, active, describe, folded, identify, of_checkpoint
+from dsctl.description import Description, Group, active, describe, folded, identify, of_checkpoint
 from dsctl.header import Header, TensorSpec
-from dsctl.models import ROLES
+from dsctl.models import OTHER, in_order
 from dsctl.notebook import html, table
 from dsctl.stores import is_repository, is_url, store_at
 
@@ -75,11 +75,16 @@ class Inspection:
 
     @property
     def roles(self) -> tuple[Total, ...]:
-        """Totals of what the architecture knows, in the order of `ROLES`; tensors of unknown purpose last."""
+        """Totals of every role there is, in the order of `in_order`; tensors of unknown purpose last."""
         found: dict[str, list[Group]] = {}
         for group in self.description.groups:
             found.setdefault(group.family.group, []).append(group)
-        return tuple(_total(role, found[role]) for role in (*ROLES, OTHER) if role in found)
+        return tuple(_total(role, found[role]) for role in in_order(found))
+
+    @property
+    def alike_derived(self) -> tuple[str, ...]:
+        """Those of `alike` whose config was not read, but derived."""
+        return tuple(name for name in self.alike if releases.find(name).config_derived)
 
     @property
     def formats(self) -> tuple[Codec, ...]:
@@ -154,7 +159,8 @@ class Inspection:
             table("By dtype", ("dtype", "tensors", "values", "bytes"), dtypes),
         )
         said = self.description.model or "architecture not known"
-        return f"<h3>{html(self.description.name)}</h3><p>{html(said)}</p>{''.join(parts)}"
+        said = "".join(f"<p>{html(text)}</p>" for text in (self.description.origin.sentence, said))
+        return f"<h3>{html(self.description.name)}</h3>{said}{''.join(parts)}"
 
 
 def inspect(source: str) -> Inspection:
@@ -163,8 +169,8 @@ def inspect(source: str) -> Inspection:
     Raises:
         SourceError: none of them, or unreadable. FormatError: a file's own structure is broken.
     """
-    here = os.path.exists(source) or is_url(source)
-    if not here and (releases.known(source) is not None or not is_repository(source)):
+    here = os.path.exists(source) or is_url(source) or is_repository(source)
+    if releases.meant(source) is not None or not here:
         description = describe(source)
         return Inspection(description, {}, (), _alike(description), True)
     checkpoint = open_checkpoint(store_at(source))

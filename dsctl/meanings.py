@@ -22,7 +22,7 @@ FIELDS: dict[str, str] = {
     "indexer_types": "which layers have an indexer of their own",
     "intermediate_size": "width of a dense MLP",
     "kv_lora_rank": "width of the latent that is cached",
-    "max_position_embeddings": "longest context",
+    "max_position_embeddings": "positions that the config allows",
     "moe_intermediate_size": "width of an expert",
     "n_group": "groups that experts are chosen by",
     "n_routed_experts": "experts per layer",
@@ -217,7 +217,14 @@ def _training_only(diff: Diff) -> Facts | None:
     releases = diff.a.release, diff.b.release
     if None in releases or releases[0] == releases[1] or not diff.same_storage:
         return None
-    return {} if all(change.top in CLERICAL_FIELDS for change in diff.config) else None
+    if any(change.top not in CLERICAL_FIELDS for change in diff.config):
+        return None
+    return {"compared": _listed(diff.compared), "not_compared": _listed(diff.not_compared)}
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 _V2, _V3, _V32 = "DeepSeek-V2 paper (arXiv 2405.04434)", "DeepSeek-V3 paper (arXiv 2412.19437)", "DeepSeek-V3.2 report"
@@ -227,13 +234,14 @@ MEANINGS: tuple[Meaning, ...] = (
         "indexer-gained", _indexer_gained,
         "Sparse attention: in {layers} layers a lightning indexer of {heads} small heads scores every earlier token, "
         "and attention then looks at the {topk} best alone.{shared} At {context} tokens of context{own} a new token "
-        "takes {work} times less attention arithmetic and reads {read} times less cache. {cache}",
+        "takes {work} times less attention arithmetic while decoding and reads {read} times less cache. {cache}",
         f"{_V32}, section 2.1; docs/costs.md",
     ),
     Meaning(
         "indexer-lost", _indexer_lost,
         "Attention is full again: no indexer, every query attends to every earlier token. At {context} tokens of "
-        "context{own} a new token takes {work} times more attention arithmetic and reads {read} times more cache.",
+        "context{own} a new token takes {work} times more attention arithmetic while decoding and reads {read} times "
+        "more cache.",
         f"{_V32}, section 2.1; docs/costs.md",
     ),
     Meaning(
@@ -312,13 +320,14 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "context", _fields("max_position_embeddings"),
-        "The longest context is {max_position_embeddings_b} tokens, {max_position_embeddings_a} before.",
+        "config.json allows {max_position_embeddings_b} positions (max_position_embeddings), "
+        "{max_position_embeddings_a} before. The context that a model card publishes can be shorter.",
         "config.json",
     ),
     Meaning(
         "training-only", _training_only,
-        "Nothing here differs but how they were trained: whatever loads one loads the other. Names, shapes and dtypes "
-        "were looked at, not numbers; `dsctl compare` looks at those.",
+        "By what dsctl knows of both, only the training differs: {compared} agree, apart from fields that set nothing. "
+        "Not looked at: {not_compared}. Before one replaces the other in a loader, compare those in two folders.",
         "config.json and tensor inventory of both",
     ),
 )  # fmt: skip

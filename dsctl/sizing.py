@@ -26,26 +26,39 @@ from dsctl.recipes import Recipe, takes
 # What a checkpoint is to be stored as: a format, a recipe, or None for as it is.
 Wanted = Codec | Recipe | None
 STORED = "as stored"
+# Tokens of context where nothing says how many.
+UNKNOWN_CONTEXT = 4096
 USUAL_TP = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What sequences keep: `batch` of them with `context` tokens each, latents in a format of `CACHE_FORMATS`."""
+    """What sequences keep: `batch` of them with `context` tokens each, latents in a format of `CACHE_FORMATS`.
+
+    `why` says where `context` comes from: asked, published, max_position_embeddings or default.
+    """
 
     attention: Attention | None
     indexed: frozenset[int]
     context: int
     batch: int = 1
     format: str = "bf16"
+    why: str = "asked"
 
     @classmethod
     def of(cls, description: Description, context: int | None, batch: int, format_: str) -> Cache:
-        """The cache of a description; its longest context where none is given, or 4,096 where it names none."""
-        longest = description.config.get("max_position_embeddings")
-        tokens = context or (longest if type(longest) is int and 0 < longest < 1 << 32 else 4096)
+        """The cache of a description.
+
+        Without a context it is the published one, as far as the config allows it; if none is known, what the config
+        allows; if it does not say, 4,096.
+        """
+        published, longest, why = description.published_context, description.positions, "asked"
+        if context is None and published is not None and published <= (longest or published):
+            context, why = published, "published"
+        elif context is None:
+            context, why = (longest, "max_position_embeddings") if longest else (UNKNOWN_CONTEXT, "default")
         indexed = frozenset(indexed_layers(description))
-        return cls(attention(description), indexed, tokens, batch, format_)
+        return cls(attention(description), indexed, context, batch, format_, why)
 
     def per_token(self, layer: int) -> int:
         """Bytes per token in one layer."""

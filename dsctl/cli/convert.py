@@ -17,6 +17,7 @@ from dsctl.cli.options import (
     Engine,
     Force,
     Json,
+    Local,
     MaxMemory,
     Only,
     Quiet,
@@ -24,6 +25,7 @@ from dsctl.cli.options import (
     Source,
     Target,
     Workers,
+    located,
     parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, count, line, plural, size, span
@@ -429,6 +431,7 @@ def convert(
     allow_missing: AllowMissing = False,
     allow_extra: AllowExtra = False,
     no_keep_scales: NoKeep = False,
+    local: Local = False,
     dry_run: DryRun = False,
     workers: Workers = None,
     engine: Engine = "processes",
@@ -478,7 +481,7 @@ def convert(
         keep_scales=not no_keep_scales,
     )
     how = How(dry_run, workers, device, max_memory, force, verbose, twice(consume), engine, address)
-    carry_out(source, target, request, how, Output(json, quiet))
+    carry_out(located(source, local=local), target, request, how, Output(json, quiet))
 
 
 def add_to(app: typer.Typer) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
+from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
 from dsctl.cli.output import Output
 from dsctl.errors import UsageError
 
@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from dsctl.description import Description
     from dsctl.diff import Diff, Template, TemplateChange
 
-PARTS = ("config", "tensors", "totals")
-
 Before = Annotated[str, typer.Argument(metavar="A", help="A checkpoint folder or a release, such as v3.")]
 After = Annotated[str, typer.Argument(metavar="B", help="The other one.")]
-OnlyPart = Annotated[str | None, typer.Option("--only", metavar="PART", help="config, tensors or totals alone.")]
+OnlyPart = Annotated[str | None, typer.Option("--only", metavar="PART", help="config, tensors, totals or files alone.")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="Every stored tensor that differs, by name.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
-ExitCode = Annotated[bool, typer.Option("--exit-code", help="End with 1 where the two differ.")]
+ExitCode = Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if what is shown differs.")]
 
 
 def diff(
@@ -32,6 +30,7 @@ def diff(
     markdown: Markdown = False,
     exit_code: ExitCode = False,
     remote: Remote = False,
+    local: Local = False,
     html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -39,7 +38,8 @@ def diff(
 ) -> None:
     """Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.
 
-    Works offline from descriptions and headers; weights are not read, so numbers are not compared.
+    Works offline from descriptions and headers; weights are not read, so numbers are not compared. The first line says
+    where each side comes from: a release's name stands for dsctl's description of it if there is no such folder.
 
     Examples:
 
@@ -47,13 +47,13 @@ def diff(
 
         dsctl diff v3.1 v3.2 --only config --markdown
 
-        dsctl diff DeepSeek-V3.2 v3.2 --exit-code
+        dsctl diff ./DeepSeek-V3.2 v3.2 --exit-code
 
         dsctl diff v3 v3.2 --html v3-to-v3.2.html
     """
     from dsctl.cli.sections import show
     from dsctl.description import describe
-    from dsctl.diff import Diff
+    from dsctl.diff import PARTS, Diff
 
     if only is not None and only not in PARTS:
         raise UsageError(f"--only: {only!r} is unknown", hint=", ".join(PARTS))
@@ -61,7 +61,9 @@ def diff(
         from dsctl.reports import ready
 
         ready(html, (a, b))
-    output, found = Output(json, quiet), Diff(*(describe(on_hub(one, remote)) for one in (a, b)))
+    output, found = Output(json, quiet), Diff(*(describe(located(one, remote, local)) for one in (a, b)))
+    if exit_code and found.itself and found.a.release:
+        _refuse_itself(found, a, b)
     if json:
         output.data(as_json(found, only, tensors))
     elif not quiet:
@@ -73,13 +75,26 @@ def diff(
         from dsctl.reports import save
 
         save(difference(found, only, tensors), html)
-    if exit_code and found.differs:
+    if exit_code and found.differs_in(only):
         raise typer.Exit(1)
+
+
+def _refuse_itself(found: Diff, a: str, b: str) -> None:
+    """Refuse a check that looks at no file: both names mean one release."""
+    what = f"{a} and {b} both mean {found.a.origin.text}: no file was compared"
+    raise UsageError(f"--exit-code: {what}", hint=f"for a folder write ./{a}; --local demands folders on both sides")
 
 
 def as_json(diff: Diff, only: str | None, tensors: bool) -> dict[str, Any]:
     """The report as stable JSON: docs/diff.md says what is in it."""
-    facts: dict[str, Any] = {"differs": diff.differs, "verdict": diff.verdict}
+    facts: dict[str, Any] = {
+        "origins": {"a": _origin_json(diff.a), "b": _origin_json(diff.b), "same": diff.itself},
+        "differs": diff.differs_in(only),
+        "verdict": diff.verdict,
+        "headline": diff.headline,
+        "compared": list(diff.compared),
+        "not_compared": list(diff.not_compared),
+    }
     if only is None:
         facts |= {"a": _side_json(diff.a), "b": _side_json(diff.b)}
     if only in (None, "config"):
@@ -94,11 +109,17 @@ def as_json(diff: Diff, only: str | None, tensors: bool) -> dict[str, Any]:
             facts["tensors"] = [[name, before, after] for name, before, after in diff.tensors]
     if only in (None, "totals"):
         facts["totals"] = _totals_json(diff)
+    if only in (None, "files"):
+        facts["files"] = None if diff.files is None else [one._asdict() for one in diff.files]
     if only is None:
         from dsctl.meanings import meanings
 
         facts["meanings"] = [said._asdict() for said in meanings(diff)]
     return facts
+
+
+def _origin_json(side: Description) -> dict[str, Any]:
+    return side.origin._asdict()
 
 
 def _side_json(side: Description) -> dict[str, Any]:
@@ -113,6 +134,7 @@ def _side_json(side: Description) -> dict[str, Any]:
         "licence": release and release.licence,
         "architecture": side.model,
         "same_shapes": [found.alias[0] for found in identify(side.config)],
+        "same_shapes_derived": [found.alias[0] for found in identify(side.config) if "config" in found.derived],
         "missing": list(side.missing),
         "faults": list(side.faults),
     }

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsctl.cli.output import count, plural, size
 from dsctl.cli.sections import Column, Row, Section
-from dsctl.description import OTHER, Description, identify
+from dsctl.description import Description, identify
 from dsctl.diff import (
     ABSENT,
     ASPECTS,
     CLERICAL_FIELDS,
-    VERDICTS,
     Diff,
     FieldChange,
     Template,
@@ -22,6 +21,10 @@ from dsctl.diff import (
     ranges,
 )  # fmt: skip
 from dsctl.meanings import FIELDS, meanings
+from dsctl.models import OTHER
+
+if TYPE_CHECKING:
+    from dsctl.releases import Release
 
 NAME_WIDTH = 30
 VALUE_WIDTH = 44
@@ -29,6 +32,7 @@ VALUE_WIDTH = 44
 
 def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
     """The report's parts, in order; with `only`, that part alone."""
+    yield Section("", diff.origin)
     if only is None:
         yield _identity(diff)
     if only in (None, "config"):
@@ -39,6 +43,8 @@ def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
             yield _tensors(diff)
     if only in (None, "totals"):
         yield from _totals(diff)
+    if only == "files" or (only is None and diff.files is not None):
+        yield _files(diff)
     if only is None:
         yield from _meanings(diff)
 
@@ -65,8 +71,11 @@ def _identity(diff: Diff) -> Section:
     sides = [dict(_facts(side)) for side in (diff.a, diff.b)]
     names = dict.fromkeys([*sides[0], *sides[1]])
     rows = tuple(Row((name, sides[0].get(name, ""), sides[1].get(name, ""))) for name in names)
-    notes = tuple(note for side, title in ((diff.a, a), (diff.b, b)) for note in _notes(side, title))
-    return Section(f"{a} → {b}", VERDICTS[diff.verdict], (Column(), Column(a), Column(b)), rows, notes)
+    notes = [note for side, title in ((diff.a, a), (diff.b, b)) for note in _notes(side, title)]
+    if any("*" in cell for row in rows for cell in row.cells):
+        notes.append("*: its config was derived, not read.")
+    notes.append(f"Compared: {', '.join(diff.compared)}. Not compared: {', '.join(diff.not_compared)}.")
+    return Section(f"{a} → {b}", diff.headline, (Column(), Column(a), Column(b)), rows, tuple(notes))
 
 
 def _facts(side: Description) -> Iterator[tuple[str, str]]:
@@ -78,15 +87,21 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
         yield "published", side.release.date or "date not known"
         yield "licence", side.release.licence or "not known"
     yield "architecture", side.model or "unknown"
-    alike = [release.alias[0] for release in identify(side.config) if release is not side.release]
+    alike = [starred(release, release.alias[0]) for release in identify(side.config) if release is not side.release]
     if alike:
         more = f" and {len(alike) - 3} more" if len(alike) > 4 else ""
         yield "same shapes", ", ".join(alike[: 3 if more else 4]) + more
 
 
+def starred(release: Release, name: str) -> str:
+    """A name, with a star where the release's config was derived: its shapes were not read."""
+    return name + "*" * ("config" in release.derived)
+
+
 def _notes(side: Description, title: str) -> Iterator[str]:
     if side.derived:
-        yield f"{title}: its config.json was not read, but derived; `dsctl models --json` says from what."
+        reason = side.release.sources["config"][0].removeprefix("derived: ") if side.release else ""
+        yield f"{title}: its config.json was not read, but derived: {reason}."
     for template in side.release.storage.scales_apart if side.release else ():
         yield f"{title}: scales of {template} are no powers of two, unlike all others."
     if side.part:
@@ -104,7 +119,10 @@ def _config(diff: Diff) -> Section:
     clerical = [change for change in diff.config if change.top in CLERICAL_FIELDS]
     rows = [_field(change) for change in telling] + list(_clerical(clerical))
     columns = (Column("field"), Column("value"), Column("", rank=1))
-    return Section("Config", _counted([row.kind for row in rows]) or "no difference", columns, tuple(rows))
+    unread = [side.name for side in (diff.a, diff.b) if side.derived]
+    derived = f"; that of {' and '.join(dict.fromkeys(unread))} is derived, not read" if unread else ""
+    summary = (_counted([row.kind for row in rows]) or "no difference") + derived
+    return Section("Config", summary, columns, tuple(rows))
 
 
 def _field(change: FieldChange) -> Row:
@@ -145,7 +163,8 @@ def _parameters(diff: Diff) -> Iterator[Section]:
     if diff.same_storage:
         many = f"{plural(len(diff.templates[0]), 'template')}, {plural(diff.a.parameters, 'parameter')}"
         parts = " that are on both sides, in part or whole" if diff.verdict == "parts" else ""
-        yield Section("Parameters", f"no difference in {many}{parts}")
+        lacking = "; not the same ones are missing" if diff.verdict == "parts" else ""
+        yield Section("Parameters", f"no difference in {many}{parts}{lacking}")
         return
     if diff.added or diff.removed:
         columns = (
@@ -251,6 +270,25 @@ def _tensors(diff: Diff) -> Section:
     return Section("Tensors", summary, (Column("tensor"), Column("stored as")), tuple(rows))
 
 
+def _files(diff: Diff) -> Section:
+    if diff.files is None:
+        return Section("Other files", "not compared: both sides must be folders on this machine")
+    rows = []
+    for one in diff.files:
+        for names, kind, said in (
+            (one.same, "", "the same bytes"),
+            (one.changed, "changed", "other bytes"),
+            (one.removed, "removed", "only in A"),
+            (one.added, "added", "only in B"),
+        ):
+            if names:
+                rows.append(Row((one.kind, said, ", ".join(names)), kind))
+        if not (one.same or one.differs):
+            rows.append(Row((one.kind, "on neither side", "")))
+    summary = "different" if diff.differs_in("files") else "no difference in what is there"
+    return Section("Other files", summary, (Column("what"), Column("bytes"), Column("files")), tuple(rows))
+
+
 # What a total is called, and the heading that it comes under.
 TOTALS = {
     "parameters": ("parameters", "Totals"),
@@ -273,7 +311,7 @@ def _totals(diff: Diff) -> Iterator[Section]:
     columns = (Column(), *(Column(title, True) for title in titles(diff)), Column("difference", True))
     summaries = {
         "Per token of context": "cache kept for it: latents in BF16, indexer keys in FP8",
-        "Attention of one new token": "after so many tokens (docs/costs.md)",
+        "Attention of one new token": "while decoding, in MLA's multi-query form, after so many tokens (docs/costs.md)",
     }
     for heading in dict.fromkeys(heading for _, heading in TOTALS.values()):
         held = [total for total in diff.totals if TOTALS[total.key][1] == heading and (total.before or total.after)]
@@ -315,7 +353,8 @@ def _difference(total: Total) -> str:
     if total.context and before and after:
         return _ratio(max(before, after) / min(before, after)) + (" less" if before > after else " more")
     change = after - before
-    return ("+" if change > 0 else "-") + _amount(abs(change), total.unit)
+    judged = "" if total.differs else " (not judged)"
+    return ("+" if change > 0 else "-") + _amount(abs(change), total.unit) + judged
 
 
 def _ratio(ratio: float) -> str:

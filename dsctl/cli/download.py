@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, DryRun, Force, Json, Only, Quiet, Source, Target, Workers, repository_of
+from dsctl.cli.options import (
+    Debug,
+    DryRun,
+    Force,
+    Json,
+    Local,
+    Only,
+    Quiet,
+    Source,
+    Target,
+    Workers,
+    located,
+    repository_of,
+)  # fmt: skip
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import Interrupted, UsageError
 
@@ -207,6 +220,7 @@ def slice_(
     experts: KeptExperts = None,
     to: To = "keep",
     bf16: Bf16 = False,
+    local: Local = False,
     dry_run: DryRun = False,
     workers: Workers = None,
     force: Force = False,
@@ -238,7 +252,7 @@ def slice_(
     if experts is not None and not kept:
         raise UsageError("--experts: none would be left")
     format_ = choose_format(None if to == KEEP else to, bf16, False) or KEEP
-    checkpoint = open_checkpoint(source_at(source))
+    checkpoint = open_checkpoint(source_at(located(source, local=local)))
     cut = cut_of(checkpoint, numbers(plain or None, "--layers"), "mtp" in words, kept)
     request = Request(to=format_, shard_size=5 * 10**9, keep_scales=False, slice=str(cut))
     how = How(dry_run, workers, force=force)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
+from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
 from dsctl.cli.output import Output, count, plural, size
 from dsctl.visible import visible
 
@@ -45,6 +45,7 @@ def inspect(
     files: Files = False,
     tree: AsTree = False,
     remote: Remote = False,
+    local: Local = False,
     html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -56,11 +57,11 @@ def inspect(
 
     Examples:
 
-        dsctl inspect DeepSeek-V3.2
+        dsctl inspect ./DeepSeek-V3.2
 
         dsctl inspect v3.2 --json
 
-        dsctl inspect DeepSeek-V3.2 --tensors '*.indexer.*' --fold
+        dsctl inspect ./DeepSeek-V3.2 --tensors '*.indexer.*' --fold
 
         dsctl inspect v3.2 --tree
 
@@ -72,7 +73,7 @@ def inspect(
         from dsctl.reports import ready
 
         ready(html, (source,))
-    output, seen = Output(json, quiet), look(on_hub(source, remote))
+    output, seen = Output(json, quiet), look(located(source, remote, local))
     wanted = (glob or "*") if tensors or fold or glob else None
     if json:
         output.data(as_json(seen, wanted, fold))
@@ -86,7 +87,7 @@ def inspect(
         from dsctl.cli.pages.inspection import inspection
         from dsctl.reports import save
 
-        save(inspection(seen, _sections(seen, False)), html)
+        save(inspection(seen, _sections(seen, False)[1:]), html)
     if not quiet:
         _warn(seen.faults, output)
 
@@ -99,9 +100,11 @@ def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> 
     facts: dict[str, Any] = {
         "source": one.name,
         "place": one.place,
+        "origin": one.origin._asdict(),
         "release": one.release.name if one.release else None,
         "architecture": one.model,
         "parameters_as_in": list(seen.alike),
+        "parameters_as_in_derived": list(seen.alike_derived),
         "formats": _forms([seen.formats]),
         "parameters": one.parameters if known else None,
         "values": one.values if known else None,
@@ -158,13 +161,19 @@ def _show(seen: Inspection, all_files: bool, output: Output) -> None:
 
 
 def _sections(seen: Inspection, all_files: bool) -> list[Section]:
-    sections = [_facts(seen)]
+    sections = [_origin(seen), _facts(seen)]
     if seen.description.model is not None:
         sections.append(_roles(seen))
     sections.append(_dtypes(seen))
     if seen.files:
         sections.append(_files(seen, all_files))
     return sections
+
+
+def _origin(seen: Inspection) -> Section:
+    from dsctl.cli.sections import Section
+
+    return Section("", seen.description.origin.sentence)
 
 
 def _facts(seen: Inspection) -> Section:
@@ -174,7 +183,10 @@ def _facts(seen: Inspection) -> Section:
     number = sum(total.number for total in seen.dtypes)
     rows = [("architecture", one.model or "not known: no config.json of a known one")]
     if seen.alike:
-        rows.append(("parameters as in", ", ".join(seen.alike)))
+        derived = seen.alike_derived
+        read = [name for name in seen.alike if name not in derived]
+        told = f"{', '.join(read)}{'; ' * bool(read and derived)}" + "by derived configs: " * bool(derived)
+        rows.append(("parameters as in", told + ", ".join(derived)))
     if forms := _forms([seen.formats]):
         rows.append(("stored as", ", ".join(forms)))
     if known:
@@ -246,7 +258,7 @@ def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
     from dsctl.cli.sections import show
 
     listed = list(seen.tensors(glob))
-    show([_folded(listed) if folded else _single(listed)], output)
+    show([_origin(seen), _folded(listed) if folded else _single(listed)], output)
     output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
 
 
@@ -259,7 +271,7 @@ def _tree(seen: Inspection) -> Tree:
 
     one = seen.description
     whole = sum(group.nbytes for group in one.groups) or 1
-    drawn = Tree(Text(f"{visible(one.name)}  {size(whole)}"))
+    drawn = Tree(Text(f"{visible(one.name)}  {size(whole)}  {visible(one.origin.sentence)}"))
     for stage, groups in staged(one.groups).items():
         layers = ranges({layer for group in groups for layer in group.layers})
         branch = drawn.add(_branch(f"{stage} {layers}".strip(), groups, whole))

@@ -53,6 +53,7 @@ def as_json(one: Description) -> dict[str, Any]:
         "layers": release.config.get("num_hidden_layers"),
         "mtp_layers": release.config.get("num_nextn_predict_layers", 0),
         "context": release.config.get("max_position_embeddings"),
+        "published_context": release.context,
         "formats": list(release.storage.formats),
         "scale_fmt": release.storage.scale_fmt,
         "stored_tensors": one.tensors,
@@ -74,6 +75,8 @@ def _table(known: list[Description]) -> Section:
         Column("licence", rank=4), Column("repository", rank=5),
     )  # fmt: skip
     rows = [Row(_cells(one)) for one in known]
+    rows.append(Row(("context: published, where a model card says it; in brackets max_position_embeddings",), "note"))
+    rows.append(Row(("*: its config was derived from another release, not read; --json says from which",), "note"))
     rows.append(Row(("+1: a multi-token-prediction layer, whose values are not counted here",), "note"))
     return Section("", "", columns, tuple(rows))
 
@@ -83,19 +86,26 @@ def _cells(one: Description) -> tuple[str, ...]:
 
     facts, release = as_json(one), one.release
     forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)
-    context = facts["context"]
     return (
-        release.alias[0] if release else "",
+        release.alias[0] + "*" * release.config_derived if release else "",
         facts["date"] or "not known",
         count(one.main_values),
         count(one.active_values),
         f"{facts['layers']}" + (f"+{facts['mtp_layers']}" if facts["mtp_layers"] else ""),
-        f"{context // 1024:,}K" if context % 1024 == 0 else f"{context:,}",
+        _context(facts["published_context"], facts["context"]),
         ", ".join(forms),
         size(one.nbytes),
         facts["licence"] or "not known",
         facts["repository"],
     )
+
+
+def _context(published: int | None, positions: int) -> str:
+    """128K (160K): the published context, and what the config allows where that is another figure."""
+    said = [f"{tokens // 1024:,}K" if tokens % 1024 == 0 else f"{tokens:,}" for tokens in (published or 0, positions)]
+    if published == positions:
+        return said[1]
+    return f"{said[0]} ({said[1]})" if published else f"({said[1]})"
 
 
 def add_to(app: typer.Typer) -> None:

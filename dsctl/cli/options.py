@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsctl.errors import UsageError
+from dsctl.errors import SourceError, UsageError
 
 Source = Annotated[
     str,
@@ -18,6 +18,10 @@ Source = Annotated[
 Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
 Remote = Annotated[
     bool, typer.Option("--remote", help="Read the repository of a release on the hub, not what dsctl knows of it.")
+]
+Local = Annotated[
+    bool,
+    typer.Option("--local", help="Accept only what is on this machine: a folder or file, never a release or URL."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Html = Annotated[
@@ -85,14 +89,22 @@ def repository_of(text: str) -> str:
     return text
 
 
-def on_hub(source: str, remote: bool) -> str:
+def located(source: str, remote: bool = False, local: bool = False) -> str:
     """What to open: with --remote the hub's repository, where there is nothing of that name on this machine.
 
     Raises:
-        UsageError: it is no release and no repository.
+        UsageError: it is no release and no repository; --remote and --local are both given.
+        SourceError: with --local, nothing of that name is on this machine.
     """
+    from dsctl import releases
     from dsctl.stores.hub import SCHEME
 
+    if remote and local:
+        raise UsageError("--remote and --local are both given", hint="choose one")
+    if local and not os.path.exists(source):
+        named = releases.known(source)
+        hint = f"it is also a name of {named.name}: without --local that release is meant" if named else None
+        raise SourceError(f"{source}: no such folder or file on this machine, and --local is given", hint=hint)
     if not remote or os.path.exists(source) or source.startswith(SCHEME):
         return source
     return SCHEME + repository_of(source)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Html, Json, Quiet, Remote, on_hub
+from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import UsageError
 
@@ -39,7 +39,8 @@ Gpu = Annotated[
     list[str] | None, typer.Option("--gpu", metavar="NAME", help="h100, h200, b200, mi300x, ...; repeatable.")
 ]
 Context = Annotated[
-    int | None, typer.Option("--context", metavar="N", min=1, max=1 << 32, help="Tokens per sequence [its longest].")
+    int | None,
+    typer.Option("--context", metavar="N", min=1, max=1 << 32, help="Tokens per sequence [the published context]."),
 ]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Sequences at a time.")]
 Kv = Annotated[str, typer.Option("--kv", metavar="FORMAT", help="How the cache keeps latents: bf16 or fp8.")]
@@ -57,6 +58,7 @@ def plan(
     batch: Batch = 1,
     kv: Kv = "bf16",
     remote: Remote = False,
+    local: Local = False,
     json: Json = False,
     quiet: Quiet = False,
     html: Html = None,
@@ -94,7 +96,7 @@ def plan(
         raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))
     asked = any((tp, ep, pp))
     wanted = [accelerator(name) for name in gpu] if gpu else list(ACCELERATORS.values())
-    description = describe(on_hub(source, remote))
+    description = describe(located(source, remote, local))
     if not description.known:
         raise UsageError(f"{source}: its architecture is unknown, so that nothing can be said of cuts and caches")
     spread = [Ranks(tp or 1, ep or 1, pp or 1)] if asked else [Ranks(number) for number in USUAL_TP]
@@ -111,7 +113,7 @@ def plan(
         from dsctl.cli.pages.capacity import capacity
         from dsctl.reports import save
 
-        save(capacity(facts, sections), html)
+        save(capacity(facts, description.origin.sentence, sections[1:]), html)
 
 
 def figures(
@@ -137,9 +139,13 @@ def figures(
     }
     return {
         "source": description.name,
+        "origin": description.origin._asdict(),
         "values": description.values,
         "active_values": description.active_values,
         "context": cache.context,
+        "context_from": cache.why,
+        "published_context": description.published_context,
+        "max_position_embeddings": description.positions,
         "batch": cache.batch,
         "cache": _cache_json(cache),
         "formats": formats,
@@ -173,12 +179,16 @@ def _cache_json(cache: Cache) -> dict[str, Any] | None:
 
 
 def _accelerator_json(one: Accelerator, formats: dict[str, Any]) -> dict[str, Any]:
-    """An accelerator, and by format the first spread that it holds: bytes left on the fullest rank."""
+    """An accelerator, and by format the first spread that it holds: bytes left on the fullest rank.
+
+    A spread with cuts that cannot be made does not count: `why` is cuts where all are such, whatever their bytes.
+    """
     fits: dict[str, Any] = {}
     for name, facts in formats.items():
-        held = [rank for rank in facts["ranks"] if rank["bytes"] <= one.memory]
-        best = min(held, key=lambda rank: (bool(rank["cuts"]), rank["world"])) if held else None
-        short = min(rank["bytes"] for rank in facts["ranks"]) - one.memory
+        whole = [rank for rank in facts["ranks"] if not rank["cuts"]]
+        held = [rank for rank in whole if rank["bytes"] <= one.memory]
+        best = min(held, key=lambda rank: rank["world"]) if held else None
+        short = max(0, min(rank["bytes"] for rank in whole or facts["ranks"]) - one.memory)
         fits[name] = (
             {
                 "fits": True,
@@ -186,12 +196,15 @@ def _accelerator_json(one: Accelerator, formats: dict[str, Any]) -> dict[str, An
                 "left_bytes": one.memory - best["bytes"],
             }
             if best
-            else {"fits": False, "short_bytes": short}
+            else {"fits": False, "why": "memory" if whole else "cuts", "short_bytes": short}
         )
     return {"name": one.name, "memory_bytes": one.memory, "source": one.source, "formats": fits}
 
 
 def _sections(description: Description, facts: dict[str, Any], recipes: tuple[str, ...]) -> Iterator[Section]:
+    from dsctl.cli.sections import Section
+
+    yield Section("", description.origin.sentence)
     yield _weights(description, facts)
     yield from (_roles(name, facts["formats"][name]["roles"]) for name in recipes)
     yield from _cache(facts)
@@ -261,7 +274,17 @@ def _cache(facts: dict[str, Any]) -> Iterator[Section]:
     tokens = f"{plural(facts['batch'], 'sequence')} of {facts['context']:,} tokens"
     columns = (Column(""), Column("per token", True), Column("all", True))
     shown = tuple(Row((name, f"{each:,} B", size(whole))) for name, each, whole in rows if each)
-    yield Section("Cache", f"{tokens}; whole on every TP rank", columns, shown)
+    yield Section("Cache", f"{tokens}; whole on every TP rank", columns, shown, tuple(_contexts(facts)))
+
+
+def _contexts(facts: dict[str, Any]) -> Iterator[str]:
+    """The published context and that of the config, both by their names."""
+    published, positions = facts["published_context"], facts["max_position_embeddings"]
+    told = [f"{published:,} tokens are published (model card)"] if published else []
+    told += [f"config.json allows {positions:,} (max_position_embeddings)"] if positions else []
+    default = "" if facts["context_from"] == "asked" else f"; --context is {facts['context']:,} unless given"
+    if told:
+        yield f"Context: {'; '.join(told)}{default}."
 
 
 def _accelerators(facts: dict[str, Any]) -> Section:
@@ -278,7 +301,7 @@ def _accelerators(facts: dict[str, Any]) -> Section:
 
 def _fit(fit: dict[str, Any]) -> str:
     if not fit["fits"]:
-        return f"no, {size(fit['short_bytes'])} short"
+        return "no, cannot be cut so" if fit["why"] == "cuts" else f"no, {size(fit['short_bytes'])} short"
     return f"{_spread(fit)}, {size(fit['left_bytes'])} left"
 
 

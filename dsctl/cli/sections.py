@@ -42,7 +42,8 @@ class Row(NamedTuple):
 class Section(NamedTuple):
     """A heading with a few words beside it, rows under columns, and paragraphs below them.
 
-    Columns that give way are left out; where `whole`, they follow in a table of their own.
+    Without a title the words beside it stand alone, above all. Columns that give way are left out; where `whole`, they
+    follow in a table of their own.
     """
 
     title: str
@@ -88,6 +89,9 @@ def terminal(section: Section, width: int, bounded: bool = True) -> Iterator[Tex
         yield heading.append(f"   {section.summary}", "not bold dim") if section.summary and fits else heading
         if not fits:
             yield from (Text(" " * GAP + line, "dim") for line in textwrap.wrap(section.summary, width - GAP))
+    elif section.summary:
+        lines = textwrap.wrap(section.summary, width, break_long_words=False, break_on_hyphens=False)
+        yield from (Text(line) for line in (lines if bounded else [section.summary]))
     yield from _tables(section, width - GAP, bounded)
     for paragraph in section.paragraphs:
         lines = textwrap.wrap(

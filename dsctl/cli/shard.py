@@ -34,6 +34,7 @@ from dsctl.cli.options import (
     Engine,
     Force,
     Json,
+    Local,
     MaxMemory,
     Only,
     Quiet,
@@ -41,6 +42,7 @@ from dsctl.cli.options import (
     Source,
     Target,
     Workers,
+    located,
     parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, plural, size
@@ -98,6 +100,7 @@ def shard(
     skip: Skip = None,
     allow_missing: AllowMissing = False,
     allow_extra: AllowExtra = False,
+    local: Local = False,
     dry_run: DryRun = False,
     workers: Workers = None,
     engine: Engine = "processes",
@@ -158,7 +161,7 @@ def shard(
         recode=recode,
         placed=placement(expert_map) if expert_map else (),
     )
-    output = Output(json, quiet)
+    output, source = Output(json, quiet), located(source, local=local)
     if dry_run and not (rules or only or skip) and _known(source):
         show_outline(request, source, target, output)
         return
@@ -182,6 +185,7 @@ def merge(
     no_mtp: NoMtp = False,
     allow_missing: AllowMissing = False,
     allow_extra: AllowExtra = False,
+    local: Local = False,
     dry_run: DryRun = False,
     workers: Workers = None,
     engine: Engine = "processes",
@@ -223,7 +227,7 @@ def merge(
         recode=recode,
     )
     how = How(dry_run, workers, device, max_memory, force, verbose, twice(consume), engine, address)
-    carry_out(source, target, request, how, Output(json, quiet))
+    carry_out(located(source, local=local), target, request, how, Output(json, quiet))
 
 
 def _chosen(
@@ -238,11 +242,9 @@ def _chosen(
 
 def _known(source: str) -> bool:
     """Whether a text names a release, and no folder."""
-    import os
-
     from dsctl import releases
 
-    return not os.path.exists(source) and releases.known(source) is not None
+    return releases.meant(source) is not None
 
 
 def show_outline(request: Request, source: str, target: str, output: Output) -> None:
@@ -252,19 +254,21 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     from dsctl.description import describe
     from dsctl.outline import outline
 
-    found = outline(describe(source), request)
+    described = describe(source)
+    found = outline(described, request)
     recoded = sum(kind.parameters for kind in found.recoded)
     counts = {"moved": found.moved, "converted": found.converted, "recoded": recoded}
     ranks = [
         {"rank": rank, "tensors": found.tensors[rank], "weights_bytes": nbytes} for rank, nbytes in found.nbytes.items()
     ]
-    facts: dict[str, Any] = {"source": found.source, "target": target, "request": request.json(), "audit": counts}
+    facts: dict[str, Any] = {"source": found.source, "origin": described.origin._asdict(), "target": target}
+    facts |= {"request": request.json(), "audit": counts}
     facts |= {"recoded": [kind._asdict() for kind in found.recoded], "ranks": ranks, "legal_tp": list(found.legal)}
     output.data(facts | {"bytes_out": sum(found.nbytes.values())})
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("from", f"{found.source}, by its description")
+    table.add_row("from", described.origin.text)
     table.add_row("to", f"{target}, layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}")
     table.add_row("parameters", f"{sum(counts.values()):,}")
     table.add_row("  moved", f"{found.moved:,} moved byte for byte")

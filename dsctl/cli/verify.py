@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, DryRun, Json, Quiet, Remote, Source, on_hub
+from dsctl.cli.options import Debug, DryRun, Json, Local, Quiet, Remote, Source, located
 from dsctl.cli.output import Output, plural, size
 from dsctl.errors import DsctlError, UsageError, VerifyFailed
 
@@ -44,6 +44,7 @@ def verify(
     ignore: Ignore = None,
     show_all: All = False,
     remote: Remote = False,
+    local: Local = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -55,26 +56,26 @@ def verify(
 
     Examples:
 
-        dsctl verify DeepSeek-V3.2
+        dsctl verify ./DeepSeek-V3.2
 
-        dsctl verify DeepSeek-V3.2 --deep --json
+        dsctl verify ./DeepSeek-V3.2 --deep --json
 
-        dsctl verify DeepSeek-V3.2 --fix --dry-run
+        dsctl verify ./DeepSeek-V3.2 --fix --dry-run
     """
     from dsctl.checkpoint import weights_at
     from dsctl.verify import other
 
     _refuse(ignore or [], dry_run and not fix)
     output = Output(json, quiet)
-    store = weights_at(on_hub(source, remote))
-    their = other(on_hub(against, remote)) if against else None
+    store = weights_at(located(source, remote, local))
+    their = other(located(against, remote, local)) if against else None
     done: list[Mend] = []
     with _alone(store) if fix and not dry_run else nullcontext():
         report = _check(store, their, deep, ignore or [], output)
         if fix:
             report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
-    output.data(describe(report, strict, done, mended=fix and not dry_run))
-    _show(source, report, show_all, output)
+    output.data(describe(report, their, strict, done, mended=fix and not dry_run))
+    _show(source, report, their, show_all, output)
     if _failing(report, strict):
         _fail(source, report, not fix and _can_mend(store, report, their))
 
@@ -136,12 +137,13 @@ def _fix(
     return report, done
 
 
-def describe(report: Report, strict: bool, done: list[Mend], mended: bool) -> dict[str, Any]:
+def describe(report: Report, their: Other | None, strict: bool, done: list[Mend], mended: bool) -> dict[str, Any]:
     """A report as stable JSON."""
     from dsctl.verify import CODES, SEVERITIES
 
     return {
         "place": report.place,
+        "against": their.origin._asdict() if their else None,
         "ok": not _failing(report, strict),
         "checked": report.checked._asdict(),
         "counts": {severity: report.count(severity) for severity in SEVERITIES},
@@ -156,11 +158,11 @@ def _failing(report: Report, strict: bool) -> bool:
     return bool(report.count("error") or (strict and report.count("warning")))
 
 
-def _show(source: str, report: Report, show_all: bool, output: Output) -> None:
+def _show(source: str, report: Report, their: Other | None, show_all: bool, output: Output) -> None:
     checked = report.checked
     tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
     output.text(f"{source}: {tensors}")
-    for what, said in _said(report):
+    for what, said in _said(report, their):
         output.text(f"  {what:10}  {said}")
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
@@ -173,7 +175,7 @@ def _show(source: str, report: Report, show_all: bool, output: Output) -> None:
         output.text(("nothing wrong found", "green"))
 
 
-def _said(report: Report) -> list[tuple[str, str]]:
+def _said(report: Report, their: Other | None) -> list[tuple[str, str]]:
     """What was looked at and what was not, in words."""
     checked = report.checked
     known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
@@ -181,7 +183,7 @@ def _said(report: Report) -> list[tuple[str, str]]:
     if checked.scales:
         lines.append(("scales", plural(checked.scales, "number")))
     if checked.against:
-        lines.append(("against", checked.against))
+        lines.append(("against", their.origin.text if their else checked.against))
     if checked.signed:
         lines.append(("dsctl.json", "sizes" + (f" and {plural(checked.digests, 'digest')}" if checked.digests else "")))
     lines.append(

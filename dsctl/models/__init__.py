@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
 from dsctl.errors import FormatError
 
-# Every role a parameter can have, in the order of a printed table.
+# The roles of known architectures, in the order of a printed table; `in_order` puts others behind them.
 ROLES = (
     "embedding", "attention", "indexer", "dense mlp", "routed experts", "shared experts", "router", "norm", "head",
     "mtp",
 )  # fmt: skip
+
+
+# The role of tensors that belong to no parameter of the architecture.
+OTHER = "other"
+
+
+def in_order(roles: Iterable[str]) -> list[str]:
+    """Every role once: those of `ROLES` first, then any others in the order given, `OTHER` last."""
+    found = list(dict.fromkeys(roles))
+    place = {role: number for number, role in enumerate(ROLES)} | {OTHER: len(ROLES) + 1}
+    return sorted(found, key=lambda role: place.get(role, len(ROLES)))
 
 
 class Param(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class Release(msgspec.Struct, frozen=True):
     """What is known of a release: names, where and when it was published, its config, how it is stored.
 
     `sources` says where each field was read; `unknown` names the fields for which no source was found, `derived` those
-    that were not read but follow from another release's, which the sources name.
+    that were not read but follow from another release's, which the sources name. `context` is the published one, in
+    tokens; `max_position_embeddings` of the config can be larger.
     """
 
     alias: tuple[str, ...]
@@ -44,6 +46,12 @@ class Release(msgspec.Struct, frozen=True):
     sources: dict[str, tuple[str, ...]]
     unknown: tuple[str, ...]
     derived: tuple[str, ...] = ()
+    context: int | None = None
+
+    @property
+    def config_derived(self) -> bool:
+        """Whether its config was not read, but follows from another release's."""
+        return "config" in self.derived
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,6 +71,11 @@ def known(text: str) -> Release | None:
     """The release of this alias, name or repository, whatever its case, or None."""
     wanted = text.strip().lower()
     return next((release for release in releases() if wanted in release.names), None)
+
+
+def meant(text: str) -> Release | None:
+    """The release that a SRC means by its name, or None: what exists on this machine comes first."""
+    return None if os.path.exists(text) else known(text)
 
 
 def nearest(text: str) -> tuple[str, ...]:

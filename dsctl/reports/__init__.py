@@ -68,10 +68,11 @@ def _spare(file: str, path: Path) -> None:
     raise UsageError(f"--html: {file}: is {what}", hint="name another file, or remove that one")
 
 
-def page(template: str, title: str, sections: Sequence[Any] = (), **values: Any) -> str:
+def page(template: str, title: str, sections: Sequence[Any] = (), origin: str = "", **values: Any) -> str:
     """A whole page from one of the templates; `sections` are the tables that the terminal shows.
 
-    A section has a title, a summary, columns (title, right), rows (cells, kind) and paragraphs.
+    `origin` says where what the page shows comes from. A section has a title, a summary, columns (title, right), rows
+    (cells, kind) and paragraphs.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -81,7 +82,7 @@ def page(template: str, title: str, sections: Sequence[Any] = (), **values: Any)
         loader=PackageLoader("dsctl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     made = environment.get_template(f"{template}.html")
-    return spelled_lines(made.render(title=title, sections=sections, version=__version__, **values))
+    return spelled_lines(made.render(title=title, sections=sections, origin=origin, version=__version__, **values))
 
 
 def save(text: str, file: str) -> None:

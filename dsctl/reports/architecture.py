@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsctl.description import OTHER, Description, Group
+from dsctl.description import Description, Group
 from dsctl.diff import Diff, form, ranges
+from dsctl.models import OTHER
 
 PREDICTION = "Multi-token prediction"
 STAGES = ("Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")

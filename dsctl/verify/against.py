@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dsctl import models, releases
 from dsctl.checkpoint import ORIGINAL, Checkpoint, read_json
+from dsctl.description import Origin
 from dsctl.errors import FormatError
 from dsctl.models import Family
 from dsctl.releases import Release
@@ -28,6 +28,14 @@ class Other(NamedTuple):
     store: Store | None = None
     release: Release | None = None
 
+    @property
+    def origin(self) -> Origin:
+        """Where it comes from: dsctl's own data, or the files in a place."""
+        if self.release is not None:
+            return Origin.of_release(self.release)
+        assert self.store is not None
+        return Origin.of_files("config.json and side files", self.store.place, self.name)
+
 
 def other(text: str) -> Other:
     """A folder or a release by any of its names; a folder of that name comes first.
@@ -35,7 +43,7 @@ def other(text: str) -> Other:
     Raises:
         SourceError: there is none. FormatError: its config is none.
     """
-    release = None if os.path.exists(text) else releases.known(text)
+    release = releases.meant(text)
     if release is not None:
         return Other(release.name, release.config, None, release)
     store = store_at(text)

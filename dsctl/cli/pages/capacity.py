@@ -12,12 +12,13 @@ from dsctl.reports import page
 from dsctl.reports.charts import Chart, stacks
 
 
-def capacity(facts: dict[str, Any], sections: Sequence[Section]) -> str:
+def capacity(facts: dict[str, Any], origin: str, sections: Sequence[Section]) -> str:
     """The whole page."""
     return page(
         "plan",
         f"What it takes to serve {facts['source']}",
         list(map(printable, sections)),
+        origin=origin,
         cards=list(_cards(facts)),
         charts=list(_charts(facts)),
     )
@@ -39,7 +40,9 @@ def _fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:
     """The accelerators that hold this format, with the fewest that it takes of each."""
     held = [(one["name"], one["formats"][name]) for one in accelerators if one["formats"][name]["fits"]]
     if not held:
-        return Card(f"{name} fits on", "none of these", "with the numbers of ranks below", "removed")
+        uncut = all(one["formats"][name]["why"] == "cuts" for one in accelerators)
+        detail = "these numbers of ranks need cuts that cannot be made" if uncut else "with the numbers of ranks below"
+        return Card(f"{name} fits on", "none of these", detail, "removed")
     told = [f"{fit['world']} x {each}" for each, fit in sorted(held, key=lambda one: one[1]["world"])]
     return Card(f"{name} fits on", told[0], f"also {', '.join(told[1:])}" if told[1:] else "")
 
@@ -51,10 +54,12 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
     marks = {size(memory): memory for memory in memories}
     lines = "; ".join(f"{size(memory)} {', '.join(names)}" for memory, names in memories.items())
     for name, one in facts["formats"].items():
+        starred = " * needs cuts that cannot be made." if any(rank["cuts"] for rank in one["ranks"]) else ""
         parts = {what: {spread(rank): rank[f"{what}_bytes"] for rank in one["ranks"]} for what in ("weights", "cache")}
-        yield stacks(f"Fullest rank, {name}", parts, marks, size, f"Lines across are memories: {lines}.")
+        yield stacks(f"Fullest rank, {name}", parts, marks, size, f"Lines across are memories: {lines}.{starred}")
 
 
 def spread(rank: dict[str, Any]) -> str:
-    """TP 8 EP 8; parts that are 1 go unsaid."""
-    return " ".join(f"{name.upper()} {rank[name]}" for name in ("tp", "ep", "pp") if rank[name] > 1) or "1 rank"
+    """TP 8 EP 8; parts that are 1 go unsaid, and a star marks cuts that cannot be made."""
+    said = " ".join(f"{name.upper()} {rank[name]}" for name in ("tp", "ep", "pp") if rank[name] > 1) or "1 rank"
+    return said + "*" * bool(rank["cuts"])

@@ -10,7 +10,7 @@ from dsctl.cli.output import count, plural, size
 from dsctl.cli.pages.cards import Card, change
 from dsctl.cli.sections import printable
 from dsctl.description import Group
-from dsctl.diff import CONTEXTS, VERDICTS, Diff, Template
+from dsctl.diff import CONTEXTS, Diff, Template
 from dsctl.meanings import meanings
 from dsctl.reports import page
 from dsctl.reports.charts import Chart, curves
@@ -29,13 +29,14 @@ def difference(diff: Diff, only: str | None, tensors: bool) -> str:
     names = titles(diff)
     drawn = only is None and diff.a.model is not None and diff.b.model is not None
     # What it means stands above, with its sources.
-    shown = [section for section in sections(diff, only, tensors) if section.title != "What it means"]
+    shown = [section for section in sections(diff, only, tensors) if section.title not in ("", "What it means")]
     sides = list(zip(names, diagrams(diff), strict=True)) if drawn else []
     return page(
         "diff",
         f"Diff of {names[0]} and {names[1]}",
         list(map(printable, shown)),
         names=names,
+        origin=diff.origin,
         lead=_lead(diff, names),
         cards=list(_cards(diff)),
         meanings=meanings(diff) if only is None else (),
@@ -53,13 +54,15 @@ def _lead(diff: Diff, names: tuple[str, str]) -> str:
             roles = _listed([f"{role} in {where}" if where else role for role, where in _roles(templates)])
             said.append(f"{'It' if said else names[1]} {verb} {roles}: {_sizes(templates, diff.a.nbytes)}.")
     if not said:
-        return VERDICTS[diff.verdict]
+        return diff.headline
     before, after = diff.attention
     if before and after and before.work(CONTEXT) != after.work(CONTEXT):
         work = change(before.work(CONTEXT), after.work(CONTEXT))
         cache = change(_cached(diff)[0], _cached(diff)[1])
         told = "the same cache" if cache == "same" else f"cache per token: {cache}"
-        said.append(f"At {CONTEXT:,} tokens of context, attention arithmetic per token: {work}; {told}.")
+        said.append(f"At {CONTEXT:,} tokens of context, attention arithmetic per token while decoding: {work}; {told}.")
+    if any(side.derived for side in (diff.a, diff.b)):
+        said.append(diff.headline)
     return " ".join(said)
 
 
@@ -120,10 +123,12 @@ def _attention(diff: Diff) -> Iterator[Card]:
     if not before or not after:
         return
     yield _number(
-        f"attention arithmetic at {CONTEXT:,} tokens",
+        f"attention arithmetic while decoding at {CONTEXT:,} tokens",
         before.work(CONTEXT), after.work(CONTEXT), flop,
     )  # fmt: skip
-    yield _number(f"cache read at {CONTEXT:,} tokens", before.read_bytes(CONTEXT), after.read_bytes(CONTEXT), size)
+    yield _number(
+        f"cache read while decoding at {CONTEXT:,} tokens", before.read_bytes(CONTEXT), after.read_bytes(CONTEXT), size
+    )
 
 
 def _cached(diff: Diff) -> tuple[int, int]:
@@ -156,8 +161,8 @@ def _charts(diff: Diff, names: tuple[str, str]) -> Iterator[Chart]:
         for name, side in sides.items()
     }
     axis, at = "tokens of context", contexts.index(CONTEXT) if CONTEXT in contexts else len(contexts) - 1
-    yield curves("Attention's arithmetic for one more token", places, work, flop, axis, at)
-    yield curves("Cache read for one more token", places, read, size, axis, at)
+    yield curves("Attention's arithmetic for one more token, while decoding", places, work, flop, axis, at)
+    yield curves("Cache read for one more token, while decoding", places, read, size, axis, at)
     yield curves("Cache held", places, held, size, axis, at)
 
 

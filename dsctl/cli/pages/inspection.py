@@ -44,7 +44,7 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
     cards = [Card("bytes", size(nbytes), plural(sum(total.number for total in seen.dtypes), "tensor"))]
     if one.model is not None:
         cards += [
-            Card("architecture", one.model, f"parameters as in {', '.join(seen.alike)}" if seen.alike else ""),
+            Card("architecture", one.model, _alike(seen)),
             Card("values", count(one.values), plural(one.parameters, "parameter")),
             Card("active per token", count(one.active_values), "values that a token is multiplied with"),
         ]
@@ -52,10 +52,16 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
         "inspect",
         f"Contents of {visible(one.name)}",
         list(map(printable, sections)),
+        origin=visible(one.origin.sentence),
         cards=cards,
         charts=list(_charts(seen)),
         tensors=list(map(_listed, fold(seen.tensors()))),
     )
+
+
+def _alike(seen: Inspection) -> str:
+    derived = f" (configs derived, not read: {', '.join(seen.alike_derived)})" if seen.alike_derived else ""
+    return f"parameters as in {', '.join(seen.alike)}{derived}" if seen.alike else ""
 
 
 def _charts(seen: Inspection) -> Iterator[Chart]:
