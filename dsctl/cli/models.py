@@ -75,8 +75,8 @@ def _table(known: list[Description]) -> Section:
         Column("licence", rank=4), Column("repository", rank=5),
     )  # fmt: skip
     rows = [Row(_cells(one)) for one in known]
-    rows.append(Row(("context: published, where a model card says it; in brackets max_position_embeddings",), "note"))
-    rows.append(Row(("*: its config was derived from another release, not read; --json says from which",), "note"))
+    rows.append(Row(("context: as published; in brackets: max_position_embeddings of the config",), "note"))
+    rows.append(Row(("*: its config was derived from another release, not read: --json names it",), "note"))
     rows.append(Row(("+1: a multi-token-prediction layer, whose values are not counted here",), "note"))
     return Section("", "", columns, tuple(rows))
 

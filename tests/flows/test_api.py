@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import dsctl
+from dsctl.errors import UsageError
+from dsctl.request import Request
 from tests.checkpoints import tiny
 from tests.command import dsctl as command
 
@@ -81,3 +83,32 @@ def test_notebooks_show_tables(small: Path) -> None:
 def test_names_in_notebooks_are_text(small: Path, tmp_path: Path) -> None:
     (tmp_path / "<b>").symlink_to(small)
     assert "&lt;b&gt;" in dsctl.open(tmp_path / "<b>").inspect()._repr_html_()
+
+
+def test_a_string_is_one_glob(small: Path) -> None:
+    """Taken letter by letter, "*" among them, it would select everything."""
+    glob = "model.layers.0.*"
+    source = dsctl.open(small)
+    for words in ({"only": glob}, {"skip": glob}):
+        (name,) = words
+        one, listed = source.to("bf16", **words), source.to("bf16", **{name: [glob]})
+        assert one.request == listed.request and getattr(one.request, name) == (glob,)
+        assert one.plan.counts == listed.plan.counts != source.to("bf16").plan.counts
+        compared = [one.name for one in source.compare(source, **words).compared]
+        assert all(parameter.startswith("model.layers.0.") == (name == "only") for parameter in compared)
+    assert Request(to="bf16", only="*").only == ("*",)
+
+
+@pytest.mark.parametrize(
+    "words", [{"ranks": "0-1"}, {"ranks": 1}, {"ranks": ["0"]}, {"only": 1}, {"skip": [1]}, {"only": None}]
+)
+def test_what_is_no_sequence_of_its_kind_is_refused(small: Path, words: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(words))):
+        dsctl.open(small).to("bf16", tp=2, **words)
+
+
+@pytest.mark.parametrize("name", ["layers", "experts", "ranks"])
+def test_numbers_of_a_request_are_numbers(name: str) -> None:
+    assert getattr(Request(to="bf16", **{name: range(2)}), name) == (0, 1)
+    with pytest.raises(UsageError, match=name):
+        Request(to="bf16", **{name: "01"})

@@ -111,7 +111,7 @@ def test_attention_costs_follow_their_formula(context: int) -> None:
     assert sparse.work(context) == pair * min(context, 2048) + 61 * 64 * 2 * (128 + 1) * context
     assert full.read_bytes(context) == 61 * 1152 * context
     assert sparse.read_bytes(context) == 61 * (1152 * min(context, 2048) + 132 * context)
-    assert full.cache_bytes("fp8") == 61 * 656
+    assert (full.cache_bytes("fp8"), sparse.cache_bytes("fp8")) == (61 * 576, 61 * 656)
 
 
 def test_shared_indexers_keep_keys_in_their_own_layers_only() -> None:
@@ -186,7 +186,10 @@ def test_values_that_were_not_read_are_no_differences() -> None:
     found = facts("v3-0324", "r1")
     assert found["config"] == {"added": {}, "removed": {}, "changed": {}} and found["verdict"] == "nothing"
     assert "V3-0324: its config.json was not read, but derived" in dsctl("diff", "v3-0324", "r1")
-    assert "derived" not in dsctl("diff", "v3", "r1")
+    assert "was not read" not in dsctl("diff", "v3", "r1")
+    assert "No difference between the descriptions. Config of DeepSeek-V3-0324: derived, not read." in dsctl(
+        "diff", "v3-0324", "r1"
+    )
     assert "V3.1-Terminus: scales of model.layers.{layer}.self_attn.o_proj" in dsctl("diff", "v3.1", "v3.1-terminus")
 
 
@@ -217,7 +220,8 @@ def test_stored_tensors_are_listed_by_name(folders: Path) -> None:
     found = json.loads(
         dsctl("diff", folders / "tiny", folders / "tiny-bf16", "--tensors", "--json", "--only", "tensors")
     )
-    assert set(found) == {"differs", "verdict", "templates", "tensors"}
+    always = {"origins", "differs", "verdict", "headline", "compared", "not_compared"}
+    assert set(found) == always | {"templates", "tensors"}
     scales = [row for row in found["tensors"] if row[0].endswith("_scale_inv")]
     weights = [row for row in found["tensors"] if not row[0].endswith("_scale_inv")]
     assert len(scales) == len(weights) == 112
@@ -272,20 +276,35 @@ def test_control_characters_of_a_config_do_not_reach_the_terminal(
     [
         (("v3", "v3.2"), 0),
         (("v3", "v3.2", "--exit-code"), 1),
-        (("v3", "v3", "--exit-code"), 0),
+        (("v3", "v3"), 0),
+        (("v3", "v3", "--exit-code"), 2),
+        (("DeepSeek-V3.2", "v3.2", "--exit-code"), 2),
+        (("v3.2", "deepseek-ai/DeepSeek-V3.2", "--exit-code", "--only", "config"), 2),
         (("v3", "r1", "--exit-code"), 1),
+        (("v3", "r1", "--exit-code", "--only", "config"), 1),
+        (("v3", "r1", "--exit-code", "--only", "tensors"), 0),
+        (("v3", "r1", "--exit-code", "--only", "totals"), 0),
+        (("v3", "r1", "--exit-code", "--only", "files"), 0),
+        (("v3", "v3.2", "--exit-code", "--only", "totals"), 1),
+        (("./DeepSeek-V3.2", "v3.2", "--exit-code"), 10),
+        (("DeepSeek-V3.2", "v3.2", "--local"), 10),
+        (("v3", "v3.2", "--local", "--remote"), 2),
         (("v3", "v3.2", "--exit-code", "--quiet"), 1),
     ],
 )
-def test_exit_code_tells_where_asked(words: tuple[str, ...], code: int) -> None:
+def test_exit_code_tells_where_asked(
+    words: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an empty folder: no name means anything here."""
+    monkeypatch.chdir(tmp_path)
     assert call("diff", *words).returncode == code
 
 
-@pytest.mark.parametrize("only", ["config", "tensors", "totals"])
+@pytest.mark.parametrize("only", ["config", "tensors", "totals", "files"])
 def test_only_one_part(only: str) -> None:
-    headings = {"config": "Config", "tensors": "Parameters", "totals": "Totals"}
+    headings = {"config": "Config", "tensors": "Parameters", "totals": "Totals", "files": "Other files"}
     text = dsctl("diff", "v3", "v3.2", "--only", only)
-    assert [part for part, heading in headings.items() if heading in text.split()] == [only]
+    assert [part for part, heading in headings.items() if f"\n\n{heading}" in text] == [only]
     assert "DeepSeek-V3 →" not in text
 
 
@@ -305,3 +324,104 @@ def test_numbers_are_folded_for_the_eye() -> None:
     assert ranges([0, 1, 2, 6, 10, 14, 18]) == "0-2, 6-18 by 4" and ranges([1, 2, 5, 9]) == "1-2, 5, 9"
     assert folded("model.layers.3.mlp.experts.17.w1") == ("model.layers.{layer}.mlp.experts.{expert}.w1", (3, 17))
     assert same(1, 1.0) and not same(1, True) and not same(0, False)
+
+
+def first(*words: str | Path) -> str:
+    return dsctl(*words).splitlines()[0]
+
+
+def test_the_first_line_says_where_each_side_comes_from(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built_in = "dsctl's built-in description of DeepSeek-V3.2"
+    assert first("diff", "DeepSeek-V3.2", "v3.2") == f"A and B are the same: {built_in}."
+    assert facts("DeepSeek-V3.2", "v3.2")["origins"]["same"] is True
+    for verb in (("inspect",), ("inspect", "--fold"), ("plan",)):
+        assert first(verb[0], "DeepSeek-V3.2", *verb[1:]) == f"From {built_in}."
+        assert dsctl_fails(verb[0], "DeepSeek-V3.2", *verb[1:], "--local") == 10
+        assert dsctl_fails(verb[0], "./DeepSeek-V3.2", *verb[1:]) == 10
+    shutil.copytree(tiny(tmp_path_factory), tmp_path / "DeepSeek-V3.2")
+    folder = "headers and config.json in folder DeepSeek-V3.2"
+    for only in ((), ("--only", "tensors"), ("--markdown",)):
+        assert first("diff", "DeepSeek-V3.2", "v3.2", *only) == f"A: {folder}. B: {built_in}."
+    sides = facts("./DeepSeek-V3.2", "v3.2", "--only", "config")["origins"]
+    assert (sides["a"]["kind"], sides["a"]["place"]) == ("folder", str(tmp_path / "DeepSeek-V3.2"))
+    assert (sides["b"]["kind"], sides["b"]["place"], sides["same"]) == ("release", "deepseek-ai/DeepSeek-V3.2", False)
+    assert first("inspect", "DeepSeek-V3.2", "--local") == first("plan", "DeepSeek-V3.2") == f"From {folder}."
+    assert call("diff", "DeepSeek-V3.2", "v3.2", "--exit-code").returncode == 1
+    assert call("diff", "./DeepSeek-V3.2", "DeepSeek-V3.2", "--exit-code", "--local").returncode == 0
+    against = json.loads(call("verify", "./DeepSeek-V3.2", "--against", "v3.2", "--json").stdout)["against"]
+    assert (against["kind"], against["text"]) == ("release", built_in)
+    assert dsctl_fails("verify", "./DeepSeek-V3.2", "--against", "v3.2", "--local") == 10
+
+
+DERIVED = [release.alias[0] for release in releases() if "config" in release.derived]
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_derived_config_is_said_wherever_something_rests_on_it(name: str) -> None:
+    """Text, JSON and Markdown of every verb that takes a release; pages are in test_reports."""
+    full = describe(name).name
+    assert "derived from another release, not read" in first("inspect", name)
+    assert "derived from another release, not read" in first("plan", name)
+    for words in (("inspect", name), ("plan", name)):
+        assert "config" in json.loads(dsctl(*words, "--json"))["origin"]["derived"]
+    for words in (("--markdown",), ("--only", "tensors")):
+        assert "derived from another release, not read" in first("diff", name, "r1", *words)
+    found = facts(name, "r1")
+    assert "config" in found["origins"]["a"]["derived"] and found["origins"]["b"]["derived"] == []
+    assert f"Config of {full}: derived, not read." in found["headline"]
+    assert "config.json" not in found["compared"] and f"config.json of {full}" in found["not_compared"]
+    shard = dsctl("shard", name, "out", "--tp", "2", "--dry-run")
+    assert "derived from another release, not read" in " ".join(shard.split())
+    assert name in facts("v3", "v3.2")["a"]["same_shapes_derived"] + facts("v3", "v3.2")["b"]["same_shapes_derived"]
+
+
+def test_derived_configs_are_said_of_what_has_their_shapes() -> None:
+    seen = json.loads(dsctl("inspect", "v3", "--json"))
+    known = {release.name for release in releases() if "config" in release.derived}
+    assert set(seen["parameters_as_in_derived"]) == known & set(seen["parameters_as_in"]) != set()
+    assert "by derived configs: " in dsctl("inspect", "v3")
+
+
+def test_only_training_is_said_to_differ_with_what_was_not_looked_at() -> None:
+    for name in ("r1", "v3-0324"):
+        said = {one["key"]: one["text"] for one in facts("v3", name)["meanings"]}["training-only"]
+        assert "whatever loads one" not in said
+        for what in ("values of weights", "tokenizer", "chat template", "generation config"):
+            assert what in said.partition("Not looked at")[2]
+    assert "config.json of DeepSeek-V3-0324" in said.partition("Not looked at")[2]
+
+
+def test_files_beside_the_weights_are_compared_byte_for_byte(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    ours, theirs = tiny(tmp_path_factory), tmp_path / "theirs"
+    shutil.copytree(ours, theirs)
+    same = facts(str(ours), str(theirs))
+    assert same["verdict"] == "nothing" and {"tokenizer", "chat template"} <= set(same["compared"])
+    assert same["not_compared"] == ["values of weights"]
+    tokenizer = theirs / "tokenizer.json"
+    text = tokenizer.read_bytes()
+    tokenizer.write_bytes(text[:-1] + bytes([text[-1] ^ 1]))
+    (theirs / "generation_config.json").unlink()
+    (theirs / "chat_template.jinja").write_text("{{ messages }}")
+    found = facts(str(ours), str(theirs))
+    assert found["verdict"] == "files" and found["differs"]
+    kinds = {one["kind"]: one for one in found["files"]}
+    assert kinds["tokenizer"]["changed"] == ["tokenizer.json"] and kinds["tokenizer"]["same"]
+    assert kinds["generation config"]["removed"] == ["generation_config.json"]
+    assert kinds["chat template"]["added"] == ["chat_template.jinja"]
+    assert call("diff", ours, theirs, "--exit-code").returncode == 1
+    assert call("diff", ours, theirs, "--exit-code", "--only", "files").returncode == 1
+    assert call("diff", ours, theirs, "--exit-code", "--only", "tensors").returncode == 0
+    assert "other bytes" in dsctl("diff", ours, theirs)
+    assert facts(str(ours), "v3.2")["files"] is None
+    assert "not compared" in dsctl("diff", ours, "v3.2", "--only", "files")
+
+
+def test_what_a_number_costs_while_decoding_is_said_so() -> None:
+    text = " ".join(dsctl("diff", "v3", "v3.2").split())
+    assert "13.3 times less attention arithmetic while decoding" in text
+    assert "Attention of one new token while decoding" in text

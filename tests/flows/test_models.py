@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+from dsctl.compare import Compared, Comparison, Sums
 from dsctl.description import active, describe, of_release
 from dsctl.errors import UsageError
-from dsctl.models import Family, recognise
+from dsctl.inspection import inspect
+from dsctl.models import MODELS, Family, in_order, recognise
 from dsctl.releases import Release, find, nearest, releases
 from tests.command import dsctl
 
@@ -56,6 +59,7 @@ def test_unknown_names_get_the_nearest(text: str, near: str) -> None:
 def test_every_field_has_a_source_or_is_named_unknown(release: Release) -> None:
     assert set(release.sources) | {field.partition(".")[0] for field in release.unknown} >= set(SOURCED)
     assert all(sources and all(sources) for sources in release.sources.values())
+    assert ("context" in release.sources) == (release.context is not None)
     for field in ("date", "licence"):
         assert (getattr(release, field) is None) == (field in release.unknown)
     for field in ("files", "total_size", "stored_tensors"):
@@ -94,13 +98,46 @@ def test_active_values_are_what_model_cards_say(name: str, billions: float) -> N
 
 def test_the_table_names_every_release_once() -> None:
     table = dsctl("models").splitlines()
-    assert [line.split()[0] for line in table[1:-1]] == [release.alias[0] for release in releases()]
+    starred = [release.alias[0] + "*" * ("config" in release.derived) for release in releases()]
+    assert [line.split()[0] for line in table[1:-3]] == starred
+    assert any(line.startswith("  *: its config was derived") for line in table[-3:])
 
 
 def test_json_has_every_release_with_its_sources() -> None:
     found = json.loads(dsctl("models", "--json"))
     assert [one["name"] for one in found] == [release.name for release in releases()]
     v32 = next(one for one in found if "v3.2" in one["alias"])
-    assert (v32["layers"], v32["mtp_layers"], v32["context"]) == (61, 1, 163_840)
+    assert (v32["layers"], v32["mtp_layers"], v32["context"], v32["published_context"]) == (61, 1, 163_840, 131_072)
     assert (v32["stored_tensors"], v32["stored_bytes"], v32["files"]) == (92_425, 689_471_107_200, 163)
     assert all(one["sources"]["config"] for one in found)
+
+
+def test_a_role_of_no_known_architecture_keeps_its_place_in_every_sum(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An architecture may have roles that `ROLES`, which only orders tables, does not list."""
+    known = families(find("v3"))
+    norm = [one for one in known if one.role == "norm"]
+    renamed = tuple(replace(one, role="gauge") if one.role == "norm" else one for one in known)
+    before = inspect("v3")
+    monkeypatch.setattr(MODELS["deepseek_v3"], "families", lambda config: renamed)
+    seen = inspect("v3")
+    roles = {total.name: total for total in seen.roles}
+    assert list(roles)[-1] == "gauge" and "norm" not in roles
+    assert roles["gauge"].number == sum(one.count for one in norm if not one.mtp)
+    for total in ("nbytes", "values", "number"):
+        assert sum(getattr(one, total) for one in seen.roles) == sum(getattr(one, total) for one in before.roles)
+    described = json.loads(dsctl("inspect", "v3", "--json"))
+    assert sum(one["bytes"] for one in described["roles"]) == described["bytes"] == seen.description.nbytes
+    assert "gauge" in dsctl("inspect", "v3") and "gauge" in dsctl("inspect", "v3", "--tree")
+    assert "gauge" in json.loads(dsctl("plan", "v3", "--json"))["formats"]["as stored"]["roles"]
+
+
+def test_a_role_of_no_known_architecture_is_compared() -> None:
+    compared = [
+        Compared(name, name, (1,), ("bf16", "bf16"), Sums(values=1, identical=1)) for name in ("other", "gauge", "norm")
+    ]
+    found = Comparison(("a", "b"), tuple(compared), (), (), (), ())
+    assert list(found.roles) == ["norm", "gauge", "other"]
+    assert sum(sums.values for _, sums in found.roles.values()) == found.total.values == 3
+    assert in_order(["z", "other", "head", "a", "z", "embedding"]) == ["embedding", "head", "z", "a", "other"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,58 @@ def test_what_does_not_fit_says_by_how_much() -> None:
     found = facts("v3.2", "--tp", "2", "--gpu", "h100")
     fit = found["accelerators"][0]["formats"]["as stored"]
     (rank,) = found["formats"]["as stored"]["ranks"]
-    assert fit == {"fits": False, "short_bytes": rank["bytes"] - ACCELERATORS["h100"].memory}
+    assert fit == {"fits": False, "why": "memory", "short_bytes": rank["bytes"] - ACCELERATORS["h100"].memory}
+
+
+def test_what_cannot_be_cut_does_not_fit_whatever_its_bytes() -> None:
+    """V3.2 over three ranks: 128 heads and 129,280 rows do not divide, though 231 GB each would go into an MI325X."""
+    found = facts("v3.2", "--tp", "3")
+    (rank,) = found["formats"]["as stored"]["ranks"]
+    assert rank["cuts"] and rank["bytes"] < ACCELERATORS["mi325x"].memory
+    fits = {one["name"]: one["formats"]["as stored"] for one in found["accelerators"]}
+    assert all(fit["fits"] is False and fit["why"] == "cuts" for fit in fits.values())
+    assert fits["MI325X"]["short_bytes"] == 0 < fits["H100 SXM"]["short_bytes"]
+    text = dsctl("plan", "v3.2", "--tp", "3")
+    assert "no, cannot be cut so" in text and " left" not in text.replace("what is left", "")
+
+
+def test_a_size_with_cuts_gives_way_to_a_larger_one_without() -> None:
+    """V2-Lite as FP8 blocks is cut through blocks at every TP but one."""
+    found = facts("v2-lite", "--to", "fp8-block", "--context", "1024", "--gpu", "h100")
+    fit = found["accelerators"][0]["formats"]["fp8-block"]
+    assert fit["fits"] and fit["tp"] == 1
+    refused = facts("v2-lite", "--to", "fp8-block", "--tp", "2", "--gpu", "h100")["accelerators"][0]["formats"]
+    assert refused["fp8-block"] == {"fits": False, "why": "cuts", "short_bytes": 0} and refused["as stored"]["fits"]
+
+
+@pytest.mark.parametrize(
+    ("source", "published"), [("v2", 131_072), ("v2-lite", 32_768), ("v3", 131_072), ("r1", 131_072), ("v3.2", 131_072)]
+)
+def test_the_published_context_is_the_default_and_both_figures_are_named(source: str, published: int) -> None:
+    found = facts(source)
+    assert (found["context"], found["context_from"]) == (published, "published")
+    assert (found["published_context"], found["max_position_embeddings"]) == (published, 163_840)
+    text = dsctl("plan", source)
+    assert f"{published:,} tokens are published" in text and "163,840" in text and "max_position_embeddings" in text
+
+
+def test_a_context_that_is_not_published_is_that_of_the_config(tmp_path_factory: pytest.TempPathFactory) -> None:
+    asked = facts("v3.2", "--context", "1000")
+    assert (asked["context"], asked["context_from"], asked["published_context"]) == (1000, "asked", 131_072)
+    folder = facts(str(tiny(tmp_path_factory)))
+    assert (folder["context"], folder["context_from"]) == (163_840, "max_position_embeddings")
+    assert folder["published_context"] is None
+    shorter = Cache.of(replace(V32, config={**V32.config, "max_position_embeddings": 4_000}), None, 1, "bf16")
+    assert (shorter.context, shorter.why) == (4_000, "max_position_embeddings")
+    unsaid = Cache.of(replace(V32, release=None, config={}), None, 1, "bf16")
+    assert (unsaid.context, unsaid.why) == (4_096, "default")
+
+
+@pytest.mark.parametrize(("source", "row"), [("v3", 576), ("r1", 576), ("v3.1", 576), ("v3.2", 656), ("v2", 576)])
+def test_fp8_caches_have_a_row_per_kind_of_attention(source: str, row: int) -> None:
+    """vLLM 0.32: mla_attention.py, one byte for each of 512 + 64 values; flashmla_sparse.py, 512 + 4 x 4 + 2 x 64."""
+    layers = describe(source).config["num_hidden_layers"]
+    assert facts(source, "--kv", "fp8")["cache"]["latent_bytes_per_token"] == row * layers
 
 
 def test_every_accelerator_has_its_source() -> None:
