@@ -129,6 +129,21 @@ class Checkpoint:
             return *self.faults, *self.survey.faults
         return *self.faults, *undeclared(self, self.regular.values())
 
+    @cached_property
+    def nbytes(self) -> int:
+        """What all stored tensors take: the true `total_size` of the index."""
+        return sum(header.nbytes for header in self.headers.values())
+
+    @cached_property
+    def counts_values(self) -> bool:
+        """Whether the index's `total_size` is twice the number of stored values, scales included.
+
+        DeepSeek-V3's own index says 1,369,062,772,000 for 684,531,386,000 values (revision e815299b); its tensors take
+        688,574,839,360 bytes. No loader needs the field.
+        """
+        kinds = (kind for header in self.headers.values() for kind in header.kinds.items())
+        return self.total_size == 2 * sum(spec.values * count for spec, count in kinds)
+
     @property
     def tensors(self) -> Iterator[TensorRef]:
         for names in self.catalogue.values():
@@ -230,7 +245,7 @@ def open_checkpoint(store: Store) -> Checkpoint:
     faults += _index_faults(index, headers)
     plain = of_ranks(headers)
     faults += [
-        Fault("no-format-pt", file, 'metadata lacks {"format": "pt"}, which transformers requires')
+        Fault("no-format-pt", file, 'metadata lacks {"format": "pt"}: transformers 5 loads it, older than 5 refuses')
         for file, header in headers.items()
         if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx") and not plain
     ]
@@ -315,7 +330,7 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
     try:
         index = msgspec.json.decode(raw, type=_Index)
         said = bytes(index.metadata)
-        metadata = msgspec.json.decode(said, type=dict[str, Any]) if said else {}
+        metadata = (msgspec.json.decode(said, type=dict[str, Any] | None) if said else None) or {}
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{INDEX}: not a valid index: {error}") from None
     # A pair takes four quotation marks: more of them are a repeated key, or marks within a name.

@@ -47,10 +47,10 @@ class Original:
         prefix = len(known.raw).to_bytes(8, "little")
         return prefix + known.raw, {name: ref.begin for name, ref in known.tensors.items()}
 
-    def index(self, index: Mapping[str, Any]) -> bytes | None:
-        """The index as it was written, where it says the same."""
-        known = self.texts.get(INDEX)
-        return known if known is not None and json.loads(known) == index else None
+    def index(self, files: Mapping[str, Mapping[str, TensorSpec]]) -> bytes | None:
+        """The index as it was written, where these files hold exactly the tensors of those that it was written for."""
+        same = files.keys() == self.headers.keys() and all(self.header(file, specs) for file, specs in files.items())
+        return self.texts.get(INDEX) if same else None
 
 
 class Side:

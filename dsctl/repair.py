@@ -171,7 +171,10 @@ def _stamped(store: Store, file: str, size: int, sha256: str | None) -> Iterator
 
 
 def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
-    """The index as the headers have it; entries of files that are not there stay."""
+    """The index as the headers have it; entries of files that are not there stay.
+
+    A `total_size` that counts values, as a release's own index does, is no reason to write another index.
+    """
     old: dict[str, Any] = {} if lost else dict(read_json(store, INDEX, checkpoint.files) or {})
     held = {file: header.tensors for file, header in checkpoint.headers.items()}
     before: Mapping[str, str] = old.get("weight_map") or {}
@@ -183,8 +186,8 @@ def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
     metadata = dict(old.get("metadata") or {})
     many = len(weights.items() ^ before.items())
     changes = [f"{many:,} entries change" if many > 1 else "an entry changes"] if many else []
-    if set(weights.values()) <= held.keys():
-        total = sum(ref.nbytes for names in held.values() for ref in names.values())
+    if set(weights.values()) <= held.keys() and (changes or not checkpoint.counts_values):
+        total = checkpoint.nbytes
         changes += [f"total_size {total:,}"] if metadata.get("total_size") != total else []
         metadata["total_size"] = total
     data = _text({**old, "metadata": metadata, "weight_map": weights})

@@ -409,17 +409,18 @@ class Target:
         if self.layout.shares is not None:
             return texts
         parts = [part for places in placed.values() for place in places for part in place.parts]
-        if {part.file for part in parts} != {"model.safetensors"}:
-            texts[INDEX] = self._index(parts)
+        known = self._kept_index(parts)
+        if known is not None or {part.file for part in parts} != {"model.safetensors"}:
+            texts[INDEX] = known or index_text(index_of(parts))
         return texts
 
-    def _index(self, parts: Iterable[PlacedPart]) -> bytes:
-        index = index_of(parts)
-        for kept in (self.original if self.request.to == "fp8-block" else None, self.whole):
-            known = kept.index(index) if kept else None
-            if known is not None:
-                return known
-        return index_text(index)
+    def _kept_index(self, parts: Iterable[PlacedPart]) -> bytes | None:
+        """The index of the folder that this one is to be again, byte for byte, whatever it says of sizes."""
+        files: dict[str, dict[str, TensorSpec]] = {}
+        for part in parts:
+            files.setdefault(part.file, {})[part.tensor] = part.spec
+        kept = (self.original if self.request.to == "fp8-block" else None, self.whole)
+        return next((known for one in kept if one and (known := one.index(files)) is not None), None)
 
     def _config(self) -> bytes:
         config = self.checkpoint.config or {}

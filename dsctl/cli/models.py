@@ -58,6 +58,8 @@ def as_json(one: Description) -> dict[str, Any]:
         "scale_fmt": release.storage.scale_fmt,
         "stored_tensors": one.tensors,
         "stored_bytes": one.nbytes,
+        "stored_values": release.storage.values,
+        "index_total": release.storage.index_total,
         "files": release.storage.files,
         "notes": release.notes,
         "sources": {field: list(sources) for field, sources in release.sources.items()},

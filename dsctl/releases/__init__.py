@@ -15,7 +15,9 @@ from dsctl.errors import UsageError
 class Storage(msgspec.Struct, frozen=True):
     """How a release is stored: formats by their codecs' names, how its scales are chosen, and its sizes where known.
 
-    `scales_apart` are templates whose scales are not chosen as `scale_fmt` says.
+    `total_size` is the sum of its tensors' bytes, `values` the number of their elements, scales included. `index_total`
+    is what its own index says instead of `total_size`, where that is known to be another number. `scales_apart` are
+    templates whose scales are not chosen as `scale_fmt` says.
     """
 
     formats: tuple[str, ...]
@@ -23,7 +25,14 @@ class Storage(msgspec.Struct, frozen=True):
     files: int | None = None
     total_size: int | None = None
     stored_tensors: int | None = None
+    values: int | None = None
+    index_total: int | None = None
     scales_apart: tuple[str, ...] = ()
+
+    @property
+    def counts_values(self) -> bool:
+        """Whether its index gives, as `total_size`, the stored values at two bytes each."""
+        return self.values is not None and self.index_total == 2 * self.values
 
 
 class Release(msgspec.Struct, frozen=True):

@@ -78,13 +78,14 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A checkpoint before its values."""
+    """A checkpoint before its values. `counts_values`: its index says what its release's says, see `index`."""
 
     release: str
     config: dict[str, Any]
     sizes: dict[str, int]
     stored: tuple[Stored, ...]
     files: tuple[str, ...]
+    counts_values: bool = False
 
     @property
     def places(self) -> Iterator[Place]:
@@ -95,9 +96,10 @@ class Blueprint:
         return sum(place.spec.nbytes for place in self.places)
 
     def index(self) -> dict[str, Any]:
-        """The index that joins the files."""
+        """The index that joins the files. Its `total_size` counts values at two bytes each where its release's does."""
         weights = {place.tensor: self.files[place.file] for place in self.places}
-        return {"metadata": {"total_size": self.nbytes}, "weight_map": dict(sorted(weights.items()))}
+        total = 2 * sum(place.spec.values for place in self.places) if self.counts_values else self.nbytes
+        return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
 
 
 def blueprint(name: str, recipe: Recipe) -> Blueprint:
@@ -113,12 +115,13 @@ def blueprint(name: str, recipe: Recipe) -> Blueprint:
     families = models.recognise(config).families(config)
     _refuse(families, recipe)
     params = sorted((param for family in families for param in family.params()), key=_order)
-    pairs = [(param, _codec_of(param.family, codec)) for param in params]
+    pairs = [(param, _codec_of(param.family, _as_released(codec, param.family, release))) for param in params]
     shards = recipe.shards or max(SHARDS, -(-sum(_family_bytes(family, codec) for family in families) // SHARD_BYTES))
     stored = tuple(_stored(pairs, shards))
     count = 1 + max(place.file for item in stored for place in item.places.values())
     files = tuple(f"model-{number:05d}-of-{count:06d}.safetensors" for number in range(1, count + 1))
-    return Blueprint(release.name, config, sizes, stored, files)
+    counts_values = release.storage.counts_values and not recipe.bf16
+    return Blueprint(release.name, config, sizes, stored, files, counts_values)
 
 
 def _codec(release: Release, bf16: bool) -> Codec:
@@ -136,6 +139,12 @@ def _codec(release: Release, bf16: bool) -> Codec:
 
 def _codec_of(family: Family, codec: Codec) -> Codec:
     return codec if family.quantizable else Plain(family.dtype)
+
+
+def _as_released(codec: Codec, family: Family, release: Release) -> Codec:
+    """The codec, without rounded scales where a release's are not rounded in spite of its `scale_fmt`."""
+    apart = isinstance(codec, Fp8Block) and family.template in release.storage.scales_apart
+    return replace(codec, scale_fmt="float32") if apart else codec
 
 
 def _nbytes(shape: tuple[int, ...], codec: Codec) -> int:

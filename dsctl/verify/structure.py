@@ -113,13 +113,13 @@ def _twice(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _totals(checkpoint: Checkpoint) -> Iterator[Finding]:
     if checkpoint.index is None:
         return
-    found = sum(ref.nbytes for header in checkpoint.headers.values() for ref in header.tensors.values())
     whole = {*checkpoint.index.values()} <= checkpoint.headers.keys()
     if checkpoint.total_size is None:
-        yield Finding("total-size", "index", "has no total_size")
-    elif whole and checkpoint.total_size != found:
-        said = f"total_size is {checkpoint.total_size:,}, the tensors take {found:,} bytes"
-        yield Finding("total-size", "index", said)
+        yield Finding("total-size", "index", "has no total_size: no loader needs it")
+    elif whole and checkpoint.total_size != checkpoint.nbytes:
+        why = "it counts values at two bytes each, as DeepSeek-V3's own index does"
+        what = f"total_size is {checkpoint.total_size:,}, the tensors take {checkpoint.nbytes:,} bytes"
+        yield Finding("total-size", "index", f"{what}: {why if checkpoint.counts_values else 'no loader needs it'}")
 
 
 def _code_files(checkpoint: Checkpoint) -> Iterator[Finding]:

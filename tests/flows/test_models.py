@@ -79,6 +79,9 @@ def test_descriptions_have_the_bytes_that_releases_publish(release: Release) -> 
     described = of_release(release)
     assert release.storage.total_size in (None, described.nbytes)
     assert release.storage.stored_tensors in (None, described.tensors)
+    specs = [(group.count, group.codec.specs(group.family.shape)) for group in described.known]
+    stored = sum(count * spec.values for count, by_suffix in specs for spec in by_suffix.values())
+    assert release.storage.values in (None, stored)
 
 
 def test_v3_is_the_audited_inventory() -> None:
@@ -110,6 +113,8 @@ def test_json_has_every_release_with_its_sources() -> None:
     assert (v32["layers"], v32["mtp_layers"], v32["context"], v32["published_context"]) == (61, 1, 163_840, 131_072)
     assert (v32["stored_tensors"], v32["stored_bytes"], v32["files"]) == (92_425, 689_471_107_200, 163)
     assert all(one["sources"]["config"] for one in found)
+    v3 = next(one for one in found if "v3" in one["alias"])
+    assert v3["index_total"] == 2 * v3["stored_values"] == 1_369_062_772_000 and v32["index_total"] is None
 
 
 def test_a_role_of_no_known_architecture_keeps_its_place_in_every_sum(
@@ -141,3 +146,13 @@ def test_a_role_of_no_known_architecture_is_compared() -> None:
     assert list(found.roles) == ["norm", "gauge", "other"]
     assert sum(sums.values for _, sums in found.roles.values()) == found.total.values == 3
     assert in_order(["z", "other", "head", "a", "z", "embedding"]) == ["embedding", "head", "z", "a", "other"]
+
+
+def test_what_was_found_out_is_said_and_what_was_not_stays_open() -> None:
+    assert find("v3.1-base").date == "2025-08-19"
+    assert "config" not in find("v3.2-exp").derived and "config.transformers_version" in find("v3.2-exp").unknown
+    assert "config" in find("r1-zero").derived and "is not known" in find("r1-zero").notes
+    assert find("v3-base").storage.files == 163
+    counted = {release.alias[0]: release.storage.values for release in releases() if release.storage.values}
+    v3 = dict.fromkeys(("v3", "r1", "v3-0324", "v3.1", "v3.1-terminus"), 684_531_386_000)
+    assert counted == v3 | dict.fromkeys(("v3.2", "v3.2-speciale"), 685_396_921_376)

@@ -112,6 +112,7 @@ def test_what_a_hub_download_keeps_is_found(folder: Folder) -> None:
 
 
 def test_the_hint_to_mend_is_given_where_something_can_be(folder: Folder) -> None:
+    folder.index(lambda index: index["weight_map"].popitem())
     assert "--fix mends the metadata" in call("verify", folder.path).stderr
     dsctl("verify", folder.path, "--fix")
     folder.path.joinpath("LICENSE").write_text("longer or shorter")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_it_has_what_its_config_says_and_its_config_says_what_the_release_s_does
     assert not checkpoint.faults and not checkpoint.survey.faults
     assert checkpoint.config is not None and checkpoint.config.keys() == release.config.keys()
     assert checkpoint.quantization == release.config.get("quantization_config")
-    assert checkpoint.total_size == sum(ref.nbytes for ref in checkpoint.tensors)
+    true, counted = sum(ref.nbytes for ref in checkpoint.tensors), 2 * sum(ref.spec.values for ref in checkpoint.tensors)
+    assert checkpoint.total_size == (counted if alias == "v3" else true)
     formats = {piece.codec.name for pieces in checkpoint.survey.pieces.values() for piece in pieces}
     assert formats == set(release.storage.formats)
 
@@ -75,10 +77,27 @@ def test_scales_are_powers_of_two_from_v3_1_on_and_differ_between_blocks(
     alias: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     found = tensors(tiny(tmp_path_factory, alias))
-    scales = torch.cat([tensor.flatten() for name, tensor in found.items() if name.endswith("_scale_inv")])
-    powers = (scales.frexp().mantissa == 0.5).float().mean()
-    assert powers == 1 if alias in ("v3.1", "v3.2") else powers < 0.05
-    assert len(scales.unique()) >= 4
+    apart = {name for name in found if alias == "v3.1" and name.endswith("self_attn.o_proj.weight_scale_inv")}
+    assert len(apart) == (4 if alias == "v3.1" else 0)
+    for rounded in (True, False):
+        some = [found[name].flatten() for name in found if name.endswith("_scale_inv") and (name in apart) != rounded]
+        scales = torch.cat(some or [torch.ones(4) * 2.0 ** torch.arange(4)])
+        powers = (scales.frexp().mantissa == 0.5).float().mean()
+        assert powers == 1 if (alias in ("v3.1", "v3.2") and rounded) or not some else powers < 0.05
+        assert len(scales.unique()) >= 4
+
+
+@pytest.mark.parametrize("sizes", [{}, {"bf16": True}, {"mtp": False, "layers": 2}])
+def test_the_index_of_v3_counts_values_at_two_bytes_as_the_release_s_does(
+    sizes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """1,369,062,772,000 in the release, for 684,531,386,000 values that take 688,574,839,360 bytes."""
+    storage = find("v3").storage
+    assert storage.index_total == 2 * (storage.values or 0) == 1_369_062_772_000 and storage.counts_values
+    assert [release.alias[0] for release in releases() if release.storage.counts_values] == ["v3"]
+    checkpoint = opened(tiny(tmp_path_factory, "v3", **sizes))
+    assert checkpoint.counts_values == ("bf16" not in sizes)
+    assert (checkpoint.total_size == checkpoint.nbytes) == ("bf16" in sizes)
 
 
 def test_files_are_several_and_some_scales_lie_apart_from_their_weights(

@@ -38,6 +38,8 @@ SMALL = {
 }  # fmt: skip
 # What clean small checkpoints give besides: twins are equal, and some configs name code that tiny does not write.
 USUAL = {"twin-equal", "missing-code"}
+# What small checkpoints have of their releases' oddities.
+ODD = {"v3": {"total-size"}, "v3.1": {"scales-apart"}}
 
 
 def check(folder: Path, deep: bool = False, against: Path | str | None = None) -> Report:
@@ -68,7 +70,8 @@ def spoiled(tmp_path: Path, clean: dict[str, Path]):
 @pytest.mark.parametrize("release", ["v3", "v3.1", "v3.2", "v2", "signed"])
 def test_nothing_is_found_on_a_clean_checkpoint(release: str, clean: dict[str, Path]) -> None:
     report = check(clean[release], deep=True, against=clean[release])
-    assert codes(report) == set()
+    assert codes(report) == ODD.get(release, set()) and report.worst == "note"
+    assert call("verify", clean[release], "--strict").returncode == 0
     assert report.checked.parameters >= 40
     weights = sum(path.stat().st_size for path in clean[release].glob("*.safetensors"))
     assert weights <= report.checked.contents <= sum(path.stat().st_size for path in clean[release].iterdir())
@@ -89,7 +92,7 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
     report = check(folder.path, fault.deep, against)
     found = [f for f in report.findings if f.code == fault.code and fault.where in f.where]
     assert found, [(f.code, str(f)) for f in report.findings]
-    extra = codes(report) - {fault.code, *fault.also}
+    extra = codes(report) - {fault.code, *fault.also} - ODD.get(release, set())
     assert extra == set(), [str(f) for f in report.findings if f.code in extra]
     if fault.deep:
         assert fault.code not in codes(check(folder.path))
@@ -131,14 +134,12 @@ def test_exit_codes_and_json(clean: dict[str, Path], spoiled) -> None:
 def test_scales_that_a_release_has_apart_are_a_note(spoiled) -> None:
     folder = spoiled("v3.1")
     scales = [f"model.layers.{layer}.self_attn.o_proj.weight{SCALE}" for layer in range(3)]
-    for name in scales[:2]:
-        folder.poke(name, 0, np.float32(1e-4).tobytes())
-    found = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
-    assert [(finding.code, finding.where) for finding in found] == [("not-power-of-two", name) for name in scales[:2]]
-    folder.poke(scales[2], 0, np.float32(1e-4).tobytes())
     found = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
     assert [finding.code for finding in found] == ["scales-apart"] and "DeepSeek-V3.1" in found[0].what
     assert call("verify", folder.path, "--strict").returncode == 0
+    folder.poke(scales[2], 0, np.full(np.prod(folder.shape(scales[2])), 2.0**-12, np.float32).tobytes())
+    found = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert [(finding.code, finding.where) for finding in found] == [("not-power-of-two", name) for name in scales[:2]]
 
 
 def test_warnings_fail_only_where_asked(spoiled) -> None:
