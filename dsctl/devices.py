@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dsctl.boxes import Box
-from dsctl.codecs import KEPT, PEAK, BadBlock, Codec
+from dsctl.codecs import PEAK, BadBlock, Codec
 from dsctl.tasks import add
 
 Tensors = Mapping[str, torch.Tensor]
@@ -123,4 +123,4 @@ def _part(codec: Codec, suffix: str, tensor: torch.Tensor, rows: Box, values: to
 
 
 def _known(codec: Codec, name: str, tensor: torch.Tensor, rows: Box, values: torch.Tensor) -> torch.Tensor:
-    return tensor if name == PEAK else _part(codec, name.removeprefix(KEPT), tensor, rows, values)
+    return tensor if name == PEAK else _part(codec, name.rpartition(":")[2], tensor, rows, values)

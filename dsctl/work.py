@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from dsctl.boxes import Box
-from dsctl.codecs import BLOCK_SCALES, KEPT, PEAK, SCALES, BadBlock, Codec, Misaligned
+from dsctl.codecs import BLOCK_SCALES, KEPT, OTHERS, PEAK, SCALES, BadBlock, Codec, Misaligned
 from dsctl.codecs.grids import peaks
 from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
@@ -303,7 +303,7 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
         if direct:
             stored = {"": cut}
         else:
-            kept = _kept(step, wanted, files) | ({PEAK: files.peaks[step.name]} if step.surveyed else {})
+            kept = _kept(step, region.codec, wanted, files) | ({PEAK: files.peaks[step.name]} if step.surveyed else {})
             with _placed(step, region.codec, wanted):
                 if files.device is None:
                     done = region.codec.encode(cut, stored | kept)
@@ -324,12 +324,13 @@ def _decode(codec: Codec, stored: dict[str, torch.Tensor], out: torch.Tensor, th
         there.decode(codec, stored, out)
 
 
-def _kept(step: Step, box: Box, files: _Files) -> dict[str, torch.Tensor]:
+def _kept(step: Step, codec: Codec, box: Box, files: _Files) -> dict[str, torch.Tensor]:
     if step.kept is None:
         return {}
+    mark = KEPT if step.kept.codec == codec else OTHERS
     try:
         return {
-            KEPT + part.suffix: files.read(f"kept{part.suffix}", part, step.kept.place(part.suffix, box))
+            mark + part.suffix: files.read(f"kept{part.suffix}", part, step.kept.place(part.suffix, box))
             for part in step.kept.parts
         }
     except Misaligned:

@@ -73,8 +73,9 @@ class Codec(Protocol):
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Fill the preallocated stored tensors of a region from its values; the counts go to the audit.
 
-        `stored` may hold `KEPT + suffix` tensors of an earlier encoding that shall be used where they reproduce
-        the values exactly.
+        `stored` may hold `KEPT + suffix` tensors of an earlier encoding by this codec, or `OTHERS + suffix` tensors of
+        one by another, that shall be used where they reproduce the values exactly: the former as they are, even where
+        this codec's recipe would not make them, the latter only where it could have.
 
         Raises:
             BadBlock: a value is NaN, infinite or too large for the format.
@@ -88,6 +89,7 @@ class Codec(Protocol):
 
 
 KEPT = "kept:"
+OTHERS = "others:"
 PEAK = "peak:"
 # The suffixes of stored tensors that hold scales.
 BLOCK_SCALES = ("_scale_inv", "_scale")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
-from dsctl.codecs import KEPT, BadBlock, Misaligned, scaled
+from dsctl.codecs import KEPT, OTHERS, BadBlock, Misaligned, scaled
 from dsctl.codecs.scaled import Scaled
 from dsctl.errors import FormatError
 from dsctl.header import TensorSpec
@@ -101,6 +101,9 @@ class Fp8Block:
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """amax per block / 448, rounded up to a power of two where ue8m0; kept scales where they reproduce the values.
 
+        Kept scales of another format are rounded where ue8m0. Its own need not be: releases that declare ue8m0 have
+        some that are not (deepseek-ai/DeepSeek-V3 issue 961: `o_proj` of V3.1).
+
         Raises:
             BadBlock: a value is NaN or infinite, or would be decoded to infinity.
         """
@@ -109,16 +112,18 @@ class Fp8Block:
         from dsctl.codecs import e4m3
 
         codes, power_of_two = stored[""].view(torch.uint8), self.scale_fmt == "ue8m0"
-        kept = stored.get(KEPT + SCALE)
+        others = stored.get(OTHERS + SCALE)
+        given = stored.get(KEPT + SCALE) if others is None else others
         restored = 0
         try:
-            if kept is None:
+            if given is None:
                 scales = made = e4m3.encode(values, codes, self.block, power_of_two)
             else:
-                kept = kept.to(torch.float32)
+                kept = given.to(torch.float32)
                 refuse_bad(kept)
                 # A scale that cannot be kept gives way to one that can: 1 restores what it restores.
-                kept = torch.where(e4m3.is_power_of_two(kept), kept, 1.0) if power_of_two else kept
+                if others is not None and power_of_two:
+                    kept = torch.where(e4m3.is_power_of_two(kept), kept, 1.0)
                 scales, same = e4m3.encode_restoring(values, kept, codes, self.block, power_of_two)
                 restored, made = int(same.sum()), scales.masked_fill(same, 0.0)
         except e4m3.NotFinite as error:
