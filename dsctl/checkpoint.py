@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from dsctl import models, releases
+from dsctl import causes, models, releases
 from dsctl.codecs import Codec, readable
 from dsctl.errors import DsctlError, FormatError, SourceError
 from dsctl.header import Header, TensorRef, TensorSpec, header_length, parse
@@ -124,7 +124,11 @@ class Checkpoint:
 
     @property
     def known_faults(self) -> tuple[Fault, ...]:
-        """Everything that is wrong, as far as the headers tell."""
+        """Everything that is wrong, as far as the headers tell, by its causes: see `dsctl.causes`."""
+        return tuple(causes.told(self, self._single_faults))
+
+    @property
+    def _single_faults(self) -> tuple[Fault, ...]:
         if self.regular is None:
             return *self.faults, *self.survey.faults
         return *self.faults, *undeclared(self, self.regular.values())
@@ -160,23 +164,26 @@ class Checkpoint:
         """Refuse a checkpoint that its own files contradict; `without_mtp` where no MTP layer is wanted of it.
 
         Raises:
-            FormatError: with every fault in `issues`.
+            FormatError: with every fault in `issues`, those of one cause as one.
         """
-        faults = [f for f in self.known_faults if not (allow_missing and f.code == "missing-tensor")]
+        faults = [f for f in self._single_faults if not (allow_missing and f.code == "missing-tensor")]
         faults = [f for f in faults if not (without_mtp and self._of_mtp(f))]
         faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
         if faults:
-            raise FormatError(
-                summary(self.store.place, faults), hint=self._hint(faults), issues=[str(f) for f in faults]
-            )
+            told = causes.told(self, faults)
+            issues = [str(fault) for fault in told]
+            raise FormatError(summary(self.store.place, told), hint=self._hint(faults, told), issues=issues)
 
     def _of_mtp(self, fault: Fault) -> bool:
         """Whether it is of an MTP layer, and would be no fault without that."""
         return fault.code == "missing-tensor" and fault in self.survey.mtp
 
-    def _hint(self, faults: list[Fault]) -> str | None:
-        """What to do about faults that are all of one kind."""
-        kinds = {fault.code for fault in faults}
+    def _hint(self, faults: list[Fault], told: list[Fault]) -> str | None:
+        """What to do about faults that are of one cause or all of one kind; `told` are the same by their causes."""
+        kinds, remedy = {fault.code for fault in faults}, causes.remedy(self.store, told)
+        lost = any(fault.code == "missing-shard" for fault in told)
+        if lost or (remedy and kinds != {"missing-tensor"}):
+            return remedy
         if kinds == {"missing-tensor"}:
             drop = "drop the MTP layer with --no-mtp, or " if all(map(self._of_mtp, faults)) else ""
             return f"{drop}go on without them with --allow-missing"
@@ -185,7 +192,7 @@ class Checkpoint:
         if kinds <= {"block-size", "format-not-declared", "declared-not-stored"}:
             return "`dsctl verify --fix` makes config.json say what is stored"
         if "missing-scale" in kinds:
-            return "FP8 codes mean nothing without their scales: download the checkpoint again"
+            return "FP8 codes mean nothing without their scales: fetch the files that should hold them again"
         return None
 
 
@@ -196,13 +203,14 @@ NOTES = frozenset({
 
 
 def summary(place: str, faults: list[Fault]) -> str:
-    """One line for a list of faults: the only one, or how many of which kind."""
+    """One line for a list of faults: the only one, or how many of which kind; what others follow from comes first."""
     if len(faults) == 1:
         return f"{place}: {faults[0]}"
+    first = f"{faults[0]}; in all " if faults[0].code in ("missing-shard", "wrong-config") else ""
     kinds: dict[str, int] = {}
     for fault in faults:
         kinds[fault.code] = kinds.get(fault.code, 0) + 1
-    return f"{place}: {len(faults)} faults ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
+    return f"{place}: {first}{len(faults)} faults ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
 
 
 def weights_at(source: str | Path) -> Store:

@@ -221,7 +221,8 @@ def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | No
     """The `quantization_config` that is true of what is stored; as it is where several formats are mixed."""
     kinds = {replace(c, scale_fmt="", scale_dtype="") for c in quantized_codecs(checkpoint) if isinstance(c, Fp8Block)}
     if not quantized_codecs(checkpoint):
-        return None
+        unquantized = any(finding.code == "declared-not-stored" for finding in report.findings)
+        return None if unquantized else checkpoint.quantization
     if len(kinds) != 1:
         return checkpoint.quantization
     true = replace(kinds.pop(), scale_fmt=_scale_fmt(checkpoint, report)).config() or {}

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 class Fault(NamedTuple):
-    """Something a checkpoint's files get wrong: a stable code, where, and what."""
+    """Something a checkpoint's files get wrong: a stable code, where, and what; `details` is what follows from it."""
 
     code: str
     where: str
     what: str
+    details: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -54,6 +55,10 @@ class Survey:
     extra: list[TensorRef] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     mtp: set[Fault] = field(default_factory=set)
+
+
+# Faults of weights of which nobody can say whether they are quantized.
+_UNREAD = ("missing-weight", "missing-scale", "wrong-shape", "wrong-dtype", "wrong-scale")
 
 
 def regular(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> dict[Family, Codec] | None:
@@ -120,8 +125,25 @@ def survey(checkpoint: Checkpoint) -> Survey:
         ]
     found.faults += missing_ranks(checkpoint)
     codecs = {piece.codec for pieces in found.pieces.values() for piece in pieces}
-    found.faults += undeclared(checkpoint, codecs)
+    unread = any(fault.code in _UNREAD for fault in found.faults)
+    found.faults += [f for f in undeclared(checkpoint, codecs) if not unread or f.code != "declared-not-stored"]
     return found
+
+
+def misfits(checkpoint: Checkpoint, params: Iterable[Param]) -> int:
+    """How many stored regions of some parameters are missing or wrong."""
+    matched: dict[tuple[object, ...], Codec] = {}
+    slots = ((slot, param) for param in params for slot in checkpoint.layout.slots(param))
+    return sum(isinstance(_piece(checkpoint, slot, param, matched), Fault) for slot, param in slots)
+
+
+def stored_shape(checkpoint: Checkpoint, param: Param) -> tuple[int, ...] | None:
+    """The shape of the tensor that has a whole parameter's name; None where there is none."""
+    for slot in checkpoint.layout.slots(param):
+        ref = checkpoint.catalogue.get(slot.shard, {}).get(checkpoint.layout.stored(slot.tensor, ""))
+        if ref is not None and slot.container == param.shape and slot.stack is None:
+            return ref.spec.shape
+    return None
 
 
 def missing_ranks(checkpoint: Checkpoint) -> list[Fault]:

@@ -31,7 +31,7 @@ Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")]
 Ignore = Annotated[
     list[str] | None, typer.Option("--ignore", metavar="CODE", help="Do not look for this kind; repeatable.")
 ]
-All = Annotated[bool, typer.Option("--all", help="List every finding, not the first ten of each kind.")]
+All = Annotated[bool, typer.Option("--all", help="List every finding and what follows from it, not ten of each kind.")]
 
 
 def verify(
@@ -77,7 +77,7 @@ def verify(
     output.data(describe(report, their, strict, done, mended=fix and not dry_run))
     _show(source, report, their, show_all, output)
     if _failing(report, strict):
-        _fail(source, report, not fix and _can_mend(store, report, their))
+        _fail(source, report, store, not fix and _can_mend(store, report, their))
 
 
 def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
@@ -169,6 +169,8 @@ def _show(source: str, report: Report, their: Other | None, show_all: bool, outp
         for finding in found if show_all else found[:SHOWN]:
             style = _COLOURS[finding.severity]
             output.text((f"{finding.severity:7} ", style), (f"{code}  ", "bold"), str(finding))
+            for detail in finding.details if show_all else ():
+                output.text(f"        {detail}")
         if len(found) > SHOWN and not show_all:
             output.text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)")
     if not report.count("error") and not report.count("warning"):
@@ -205,10 +207,12 @@ def _can_mend(store: Store, report: Report, their: Other | None) -> bool:
         return False
 
 
-def _fail(source: str, report: Report, mendable: bool) -> None:
+def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
+    from dsctl.causes import remedy
+
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
-    hint = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None
-    raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=hint)
+    mending = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None
+    raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or mending)
 
 
 def add_to(app: typer.Typer) -> None:

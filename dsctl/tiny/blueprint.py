@@ -143,8 +143,9 @@ def _codec_of(family: Family, codec: Codec) -> Codec:
 
 def _as_released(codec: Codec, family: Family, release: Release) -> Codec:
     """The codec, without rounded scales where a release's are not rounded in spite of its `scale_fmt`."""
-    apart = isinstance(codec, Fp8Block) and family.template in release.storage.scales_apart
-    return replace(codec, scale_fmt="float32") if apart else codec
+    if isinstance(codec, Fp8Block) and family.template in release.storage.scales_apart:
+        return replace(codec, scale_fmt="float32")
+    return codec
 
 
 def _nbytes(shape: tuple[int, ...], codec: Codec) -> int:

@@ -30,7 +30,7 @@ def verify(
     if opened.checkpoint is None:
         return Report(store.place, ordered(findings), Checked(files=len(opened.lost)))
     checkpoint = opened.checkpoint
-    findings += structure.tensors(checkpoint, opened.lost)
+    findings = [*structure.with_tensors(checkpoint, findings), *structure.tensors(checkpoint)]
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
     scales = numbers.scale_refs(checkpoint) if surveyed else {}
     if surveyed:

@@ -36,6 +36,7 @@ CODES: dict[str, Code] = {
     "no-config":            Code(ERROR),
     "bad-config":           Code(ERROR),
     "odd-config":           Code(ERROR),
+    "wrong-config":         Code(ERROR),
     "unknown-architecture": Code(ERROR),
     "torch-dtype":          Code(WARNING, True),
     "no-index":             Code(ERROR, True),
@@ -95,11 +96,12 @@ CODES: dict[str, Code] = {
 
 
 class Finding(NamedTuple):
-    """One thing found: its code, the file or tensor, and what is the matter."""
+    """One thing found: its code, the file or tensor, and what is the matter; `details` is what follows from it."""
 
     code: str
     where: str
     what: str
+    details: tuple[str, ...] = ()
 
     @property
     def severity(self) -> str:

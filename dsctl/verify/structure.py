@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dsctl.checkpoint import Checkpoint, Fault, Piece
-from dsctl.codecs import CODECS, Codec
+from dsctl import causes
+from dsctl.checkpoint import Checkpoint, Piece
+from dsctl.codecs import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.errors import FormatError
 from dsctl.header import TensorRef
@@ -65,8 +66,17 @@ def _modes(store: LocalFolder, files: Iterable[str]) -> Iterator[Finding]:
             yield Finding("private-file", file, f"its mode {mode:04o} lets only its owner read it, unlike the others")
 
 
-def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
-    """The survey's faults, those of tensors in lost files told once by the file; dtypes; declared formats."""
+def with_tensors(checkpoint: Checkpoint, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The same findings: those of files that are not there or cannot be read say which tensors are gone with them."""
+    lost = causes.lost(checkpoint)
+    for finding in findings:
+        names = lost.get(finding.where, ())
+        what = causes.with_tensors(checkpoint, finding.what, names) if names else finding.what
+        yield finding._replace(what=what, details=names)
+
+
+def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """The survey's faults by their causes, lost files left out, which are found elsewhere; dtypes; declared formats."""
     try:
         shares = checkpoint.layout.shares
     except FormatError as error:
@@ -86,8 +96,7 @@ def tensors(checkpoint: Checkpoint, lost: frozenset[str]) -> Iterator[Finding]:
     except FormatError as error:
         yield _bad_config(error)
         return
-    gone = lost | {fault.where for fault in checkpoint.faults if fault.code == "missing-shard"}
-    yield from (Finding(*fault) for fault in faults if not gone or not _is_in(fault, checkpoint, gone))
+    yield from (Finding(*fault) for fault in causes.told(checkpoint, faults) if fault.code != "missing-shard")
     yield from _dtypes(checkpoint)
 
 
@@ -130,15 +139,6 @@ def _code_files(checkpoint: Checkpoint) -> Iterator[Finding]:
     for file in modules:
         if file not in checkpoint.files:
             yield Finding("missing-code", file, "config.json's auto_map names it, but it is not there")
-
-
-def _is_in(fault: Fault, checkpoint: Checkpoint, gone: Iterable[str]) -> bool:
-    """Whether a fault only says that a tensor of a lost file is not there."""
-    if fault.code not in ("missing-tensor", "missing-weight", "missing-scale") or checkpoint.index is None:
-        return False
-    suffixes = {suffix for codec in CODECS.values() for suffix in codec.suffixes}
-    names = [checkpoint.layout.stored(fault.where, suffix) for suffix in suffixes]
-    return any(checkpoint.index.get(name, "") in gone for name in names)
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:

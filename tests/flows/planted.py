@@ -289,12 +289,10 @@ PLANTED: dict[str, Planted] = {
         lambda f: add(f, "model.layers.0.self_attn.o_proj.bias", torch.ones(3)),
     ),
     "one expert fewer in the config": Planted(
-        "extra-tensor", OTHER_EXPERT, lambda f: f.config(lambda c: c.update(n_routed_experts=3)),
-        also=("wrong-shape", "odd-config"),
+        "wrong-config", "config.json", lambda f: f.config(lambda c: c.update(n_routed_experts=3)), also=("odd-config",),
     ),
     "one layer more in the config": Planted(
-        "missing-tensor", "model.layers.3.self_attn.o_proj.weight",
-        lambda f: f.config(lambda c: c.update(num_hidden_layers=3)), also=("extra-tensor",),
+        "wrong-config", "config.json", lambda f: f.config(lambda c: c.update(num_hidden_layers=3)),
     ),
     # scales
     "a scale of zero": Planted("bad-scale", EXPERT + SCALE, lambda f: f.scale(0.0)),
@@ -423,7 +421,7 @@ PLANTED: dict[str, Planted] = {
     "another number of experts": Planted(
         "other-architecture", "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
         lambda f: f.config(lambda c: c.update(n_routed_experts=3)), against=True,
-        also=("wrong-shape", "extra-tensor", "config-differs", "odd-config"),
+        also=("wrong-config", "config-differs", "odd-config"),
     ),
     # dsctl.json
     "a signed file of another size": Planted(

@@ -92,6 +92,21 @@ def test_what_stays_wrong_is_exit_50(hub: Hub, source: Path, command: Run, tmp_p
     assert weights(tmp_path / "copy") == weights(source)
 
 
+@pytest.mark.parametrize("broken", ["missing", "truncated"])
+def test_one_file_is_fetched_into_a_folder_that_has_the_others(
+    hub: Hub, source: Path, command: Run, tmp_path: Path, broken: str
+) -> None:
+    """What the hint says where a file is missing."""
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    name = sorted(weights(source))[1]
+    (copy / name).unlink() if broken == "missing" else (copy / name).write_bytes((copy / name).read_bytes()[:-1])
+    found = command("verify", copy)
+    words = found.stderr.partition("hint: `dsctl ")[2].partition("`")[0].replace("REPOSITORY", REPOSITORY).split()
+    done(command(*words))
+    assert weights(copy) == weights(source) and name in words and done(command("verify", copy))
+    assert hub.sent(".safetensors") == hub.sent(name) > 0
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_trickle_is_taken_up_over_another_connection(
     hub: Hub, source: Path, command: Run, tmp_path: Path, cached: bool
