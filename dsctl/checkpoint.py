@@ -446,7 +446,11 @@ def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise type(errors[0])(f"{store.place}: {len(errors)} files are broken", issues=[e.message for e in errors])
+        what = "cannot be read" if isinstance(errors[0], SourceError) else "are broken"
+        hints = {error.hint for error in errors}
+        hint = hints.pop() if len(hints) == 1 else None
+        issues = [error.message for error in errors]
+        raise type(errors[0])(f"{store.place}: {len(errors)} files {what}", hint=hint, issues=issues)
     return headers
 
 

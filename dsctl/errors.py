@@ -19,6 +19,10 @@ import errno
 from collections.abc import Sequence
 
 
+# The hint where a store does not answer. A verb that keeps what it has done adds that to it.
+LATER = "try again later"
+
+
 class DsctlError(Exception):
     """Root of the tree: a message of one line, an optional hint and an optional list of single faults."""
 

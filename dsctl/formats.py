@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dsctl.codecs import CODECS
+from dsctl.codecs.fp4 import SILENT
 
 # Large enough that what a matrix stores once (a global scale, a shape) no longer counts.
 _SIDE = 8192
@@ -15,7 +16,7 @@ class Format(NamedTuple):
 
     `snr` is the signal-to-noise ratio in decibels of normally distributed float32 values after encoding and decoding,
     `searched` the same with `--search`; None where nothing is lost, or there is nothing to search. Measured by
-    `python -m tests.snr`.
+    `python -m tests.snr`. `warning` is what a loader gets wrong without a word.
     """
 
     loaders: str
@@ -23,6 +24,7 @@ class Format(NamedTuple):
     lossless: str
     snr: float | None
     searched: float | None = None
+    warning: str | None = None
 
 
 _SERVERS = "vLLM, SGLang"
@@ -51,7 +53,7 @@ FORMATS: dict[str, Format] = {
     "int4-group-32": Format(_ALL, _MARLIN, "itself", 20.5, 21.3),
     "int8-group": Format(_ALL, _MARLIN, "itself", 43.7),
     "mxfp4": Format("vLLM, transformers", f"Blackwell; {_MARLIN}", "itself", 19.0, 19.1),
-    "nvfp4": Format(_SERVERS, f"Blackwell; {_MARLIN}", "itself", 20.4, 21.3),
+    "nvfp4": Format(_SERVERS, f"Blackwell; {_MARLIN}", "itself", 20.4, 21.3, SILENT),
 }
 
 

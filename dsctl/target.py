@@ -13,7 +13,7 @@ from dsctl.arrangement import Subject, arrangement, check_cuts
 from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Piece, read_header
 from dsctl.codecs import CODECS, Codec
-from dsctl.codecs.fp4 import Fp4
+from dsctl.codecs.fp4 import SILENT, Fp4
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import FLOATS, Plain
@@ -203,6 +203,8 @@ class Target:
         """Name every stored tensor of the target and choose its file."""
         wants = list(wants)
         self.stored = [(want.param, want.codec) for want in wants]
+        if any(param.family.experts and codec.name == "nvfp4" for param, codec in self.stored):
+            self.notes.append(f"warning: {SILENT}")
         placed = {want.param.name: tuple(self._placed(want)) for want in wants}
         check_filled((place.slot for places in placed.values() for place in places), self.layout.name)
         limit = self.request.shard_size or (USUAL_SHARD if self._lost else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from dsctl.cli.options import (
     parse_size,
 )  # fmt: skip
 from dsctl.cli.output import Output, count, line, plural, size, span
-from dsctl.errors import Interrupted, ResumeError, UsageError
+from dsctl.errors import LATER, DsctlError, Interrupted, ResumeError, UsageError
 
 if TYPE_CHECKING:
     from dsctl.checkpoint import Checkpoint
@@ -115,6 +116,10 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     except Interrupted as interrupted:
         interrupted.hint = "run the same command again: it resumes where it stopped"
         raise
+    except DsctlError as error:
+        if error.hint == LATER:
+            error.hint = f"{LATER}: the same command resumes where it stopped"
+        raise
     if state == "complete":
         _refuse_unsound(audit, target)
     warn_of_values(audit, output)
@@ -122,7 +127,8 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
         output.data(audit)
         return
     if state == "complete":
-        output.text(f"{target} is complete already: the same request made it before")
+        done = "there" if left_out(audit) else "complete"
+        output.text(f"{target} is {done} already: the same request made it before")
     show_audit(audit, target, output)
 
 
@@ -322,8 +328,23 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     for note in audit["notes"]:
         output.text(f"note: {note}")
     total = sum(file["size"] for file in audit["files"].values())
-    files = plural(len(audit["files"]), "file")
-    output.text(("complete", "green"), f": {files}, {size(total)} in {target} (digests in dsctl.json)")
+    left = left_out(audit)
+    how = ("in part", "yellow") if left else ("complete", "green")
+    files = f"{plural(len(audit['files']), 'file')}, {size(total)} in {target} (digests in dsctl.json)"
+    output.text(how, f": {files}" + (f"; left out: {left}" if left else ""))
+
+
+def left_out(audit: dict[str, Any]) -> str:
+    """What a result does not hold of its source: parameters by why, and ranks; empty where it holds all of it."""
+    from dsctl.layouts.ranks import Ranks
+
+    why = Counter(why for _, why in audit["dropped"])
+    left = [f"{plural(number, 'parameter')} ({what})" for what, number in why.items()]
+    request = audit["request"]
+    world = Ranks(request["tp"], request["ep"], request["pp"]).world
+    if request["ranks"] and len(request["ranks"]) < world:
+        left.append(f"{world - len(request['ranks']):,} of {world:,} ranks")
+    return ", ".join(left)
 
 
 def choose_rules(recipe: str | None) -> tuple[tuple[str, str, str], ...]:

@@ -23,7 +23,7 @@ from dsctl.cli.options import (
     repository_of,
 )  # fmt: skip
 from dsctl.cli.output import Output, plural, size
-from dsctl.errors import Interrupted, UsageError
+from dsctl.errors import LATER, DsctlError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from dsctl.download import Checked, Order
@@ -163,6 +163,10 @@ def _whole(
         found = (verify if verify_only else download)(asked, _Lines(asked, output).report)
     except Interrupted as interrupted:
         interrupted.hint = "run the same command again: it goes on where it stopped"
+        raise
+    except DsctlError as error:
+        if error.hint == LATER:
+            error.hint = f"{LATER}: the same command goes on where it stopped"
         raise
     output.data(_facts(asked) | {"verified": {file.name: file.digest for file in found}})
     digests = plural(len(found), "file") + " as the hub lists " + ("it" if len(found) == 1 else "them")

@@ -50,6 +50,7 @@ def as_json() -> dict[str, Any]:
                 "lossless_from": known.lossless,
                 "loaders": known.loaders,
                 "hardware": known.hardware,
+                "warning": known.warning,
             }
             for name, known in FORMATS.items()
         ],
@@ -77,7 +78,8 @@ def _formats() -> Section:
         snr = "exact" if known.snr is None else f"{known.snr:.1f}"
         searched = f" ({known.searched:.1f})" if known.searched else ""
         rows.append(Row((name, f"{bits(name):.2f}", snr + searched, known.loaders, known.hardware, known.lossless)))
-    return Section("", "", columns, tuple(rows), whole=True)
+    warnings = [Row((f"warning, {name}: {known.warning}",), "note") for name, known in FORMATS.items() if known.warning]
+    return Section("", "", columns, (*rows, *warnings), whole=True)
 
 
 def _recipes() -> Section:

@@ -132,7 +132,8 @@ def encode_restoring(
 def recipe(peaks: torch.Tensor, power_of_two: bool) -> torch.Tensor:
     """The scales of blocks from their largest magnitudes (float32): max(peak, 1e-4) / 448, or the power of two above.
 
-    deepseek-ai/DeepGEMM deep_gemm/utils/math.py, per_block_cast_to_fp8 and ceil_to_ue8m0.
+    deepseek-ai/DeepGEMM deep_gemm/utils/math.py, per_block_cast_to_fp8 and ceil_to_ue8m0. Of these the scales alone:
+    that function multiplies by their reciprocals, and where they are no powers of two some codes differ.
     """
     import torch
 

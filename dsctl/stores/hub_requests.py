@@ -29,7 +29,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     hf_raise_for_status,
 )
 
-from dsctl.errors import SourceError
+from dsctl.errors import LATER, SourceError
 from dsctl.stores.objects import shown
 from dsctl.version import __version__
 
@@ -276,7 +276,7 @@ def pause(where: str, error: Exception, attempt: int) -> None:
     if lasting is not None:
         raise lasting from None
     if attempt >= (CONNECTS if isinstance(error, httpx2.ConnectError) else ATTEMPTS):
-        hint = "try again later: what was done is kept"
+        hint = LATER
         raise SourceError(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
     time.sleep(_seconds(error, attempt))
 

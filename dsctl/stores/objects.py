@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dsctl.errors import DsctlError, SourceError, UsageError
+from dsctl.errors import LATER, DsctlError, SourceError, UsageError
 from dsctl.header import read_head
 
 T = TypeVar("T")
@@ -213,7 +213,7 @@ def persist(
             if what is not None:
                 raise kind(f"{where}: {what}", hint=hint) from None
             if attempt == ATTEMPTS:
-                hint = "try again later: what was done is kept"
+                hint = LATER
                 raise kind(f"{where}: {_words(error)} ({attempt} attempts)", hint=hint) from None
         wait(min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT))
     raise AssertionError("unreachable")

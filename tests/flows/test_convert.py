@@ -120,7 +120,7 @@ def test_without_kept_scales_the_recipe_is_followed(source: Path, tmp_path: Path
 
 
 def recipe(values: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """DeepGEMM's per_block_cast_to_fp8 in plain torch, dividing by the scale."""
+    """The scales of DeepGEMM's per_block_cast_to_fp8, the codes of DeepSeek's act_quant, which divides; plain torch."""
     rows, columns = values.shape
     padded = torch.zeros(-(-rows // 128) * 128, -(-columns // 128) * 128)
     padded[:rows, :columns] = values.float()
