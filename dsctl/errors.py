@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-
 # The hint where a store does not answer. A verb that keeps what it has done adds that to it.
 LATER = "try again later"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from dsctl.codecs import Codec, dress
@@ -20,6 +21,11 @@ from dsctl.errors import PlanError
 from dsctl.models import Param
 
 _WEIGHT = ".weight"
+# Classes of modules that a target may name.
+LINEAR = "Linear"
+# Patterns that repeat no group and hold at most two repetitions take time that grows with the cube of a name at most.
+_LONGEST_PATTERN = 4096
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 _INT8 = "blockwise_int8"
 # vLLM and SGLang read the first key, their older versions it alone; transformers reads the second.
 _SPARED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
@@ -163,3 +169,31 @@ def _refuse_mixed_fusions(stored: Sequence[tuple[Param, Codec]]) -> None:
     if issues:
         first = issues[0] if len(issues) == 1 else f"{len(issues)} fused modules would be of several formats"
         raise PlanError(first, issues=issues, hint="let one rule of the recipe cover what is fused")
+
+
+def is_named(text: str, module: str, param: Param) -> bool | None:
+    """Whether an entry names a module: itself, what it lies in, its class, or a pattern after `re:`.
+
+    None where a pattern might take forever, or is none.
+    """
+    if text == LINEAR:
+        return linear(param)
+    if text.startswith("re:"):
+        pattern = _compiled(text.removeprefix("re:"))
+        return None if pattern is None else pattern.match(module) is not None
+    return module == text or param.name.startswith(f"{text}.")
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str] | None:
+    if len(pattern) > _LONGEST_PATTERN or sum(map(pattern.count, "*+{")) > 2 or _REPEATED_GROUP.search(pattern):
+        return None
+    try:
+        return re.compile(pattern)
+    except re.error:
+        return None
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """The texts of what should be a list of them."""
+    return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, list) else ()

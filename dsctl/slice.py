@@ -6,18 +6,19 @@ files, so that planning and running know nothing of it. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from dsctl.boxes import Box
 from dsctl.checkpoint import ORIGINAL, Checkpoint, Fault, Piece, Survey
+from dsctl.codecs import Codec, dress
 from dsctl.coverage import cover
 from dsctl.errors import FormatError, PlanError
 from dsctl.models import Param
 from dsctl.originals import WHOLE
-from dsctl.quantization import modules
+from dsctl.quantization import LINEAR, is_named, linear, modules, patterns, texts
 from dsctl.repeated import check_repeated
 
 # Faults of a source that the small checkpoint's own survey reports again where they matter to it.
@@ -184,7 +185,40 @@ def _rename_skipped(view: Checkpoint, sources: Mapping[str, Param], checkpoint: 
                 raise FormatError(what, hint="`dsctl verify` checks the config, with --fix it is written anew")
             names = [renamed.get(name, name) for name in said[field] if name not in known or name in renamed]
             said[field] = list(dict.fromkeys(names))
+    stored = [(param, pieces[0].codec) for param in view.params if (pieces := view.survey.pieces.get(param.name))]
+    if stored and not any(codec.config() for _, codec in stored):
+        del view.config["quantization_config"]
+        return
+    if said.get("quant_method") == dress.METHOD:
+        said |= _targeted(view.quantization, [(param, sources[param.name], codec) for param, codec in stored])
     view.config["quantization_config"] = said
+
+
+def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Codec]]) -> dict[str, Any]:
+    """The groups and exceptions of compressed-tensors for these parameters, by what is said of those they are cut from.
+
+    Patterns hold numbers of layers, and a group of which nothing is left would be of nothing.
+    """
+
+    def patterned(entries: Any) -> list[str]:
+        wanted = texts(entries)
+        marked = [(new, any(is_named(text, _module(old), old) for text in wanted)) for new, old, _ in linears]
+        return list(patterns(marked))
+
+    linears = [one for one in stored if linear(one[0])]
+    groups = {}
+    for name, group in (said.get("config_groups") or {}).items():
+        targets = texts(group.get("targets"))
+        held = (
+            any(is_named(text, _module(old), old) for text in targets) for _, old, codec in linears if codec.config()
+        )
+        if any(held):
+            groups[name] = group if LINEAR in targets else {**group, "targets": patterned(group.get("targets"))}
+    return {"config_groups": groups, "ignore": patterned(said.get("ignore"))}
+
+
+def _module(param: Param) -> str:
+    return param.name.removesuffix(".weight")
 
 
 def _modules(param: Param) -> tuple[str, ...]:

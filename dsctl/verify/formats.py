@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint import Checkpoint
 from dsctl.codecs import Codec, dress
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.models import Param
-from dsctl.quantization import linear
+from dsctl.quantization import LINEAR, is_named, texts
 from dsctl.survey import disagreement
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
@@ -19,11 +17,6 @@ from dsctl.verify.structure import params, quantized_codecs
 _SPARED = ("modules_to_not_convert", "ignored_layers", "ignore")
 # What compressed-tensors calls the same stored tensors (vllm-project/compressed-tensors, config/base.py).
 _ALIKE = {"naive-quantized": ("float-quantized", "int-quantized"), "mixed-precision": None}
-# Classes of modules that a target may name.
-_LINEAR = "Linear"
-# Patterns that repeat no group and hold at most two repetitions take time that grows with the cube of a name at most.
-_LONGEST_PATTERN = 4096
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
 
 
 def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -81,10 +74,10 @@ def _is_format(said: object, stored: object) -> bool:
 
 def _groups(said: Mapping[str, Any]) -> list[_Group]:
     if said.get("quant_method") != dress.METHOD:
-        return [_Group("quantization_config", (_LINEAR,), said)]
+        return [_Group("quantization_config", (LINEAR,), said)]
     groups = said.get("config_groups") or {}
     return [
-        _Group(name, _texts(one.get("targets")), {"format": said.get("format")} | _given(one))
+        _Group(name, texts(one.get("targets")), {"format": said.get("format")} | _given(one))
         for name, one in groups.items()
     ]
 
@@ -95,25 +88,25 @@ def _given(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Finding]:
     """Weights that are not stored as the config says of them: one finding where that is so of all."""
-    spared = tuple(text for key in _SPARED for text in _texts(said.get(key)))
+    spared = tuple(text for key in _SPARED for text in texts(said.get(key)))
     groups, used = _groups(said), set[str]()
     others: list[Finding] = []
     quantized = 0
     for param, piece in params(checkpoint):
         module, is_quantized = param.name.removesuffix(".weight"), piece.codec.config() is not None
         quantized += is_quantized
-        spares = any(_names(text, module, param) is True for text in spared)
-        mine = [one for one in groups if any(_names(text, module, param) is not False for text in one.targets)]
+        spares = any(is_named(text, module, param) is True for text in spared)
+        mine = [one for one in groups if any(is_named(text, module, param) is not False for text in one.targets)]
         used |= {one.name for one in mine if is_quantized}
         if not is_quantized:
-            if param.quantizable and mine and not any(_names(text, module, param) is not False for text in spared):
+            if param.quantizable and mine and not any(is_named(text, module, param) is not False for text in spared):
                 others.append(_plain(param, piece.refs[0].spec.dtype, checkpoint))
         elif spares or not mine:
             why = "leaves it out" if spares else "has no target that it fits"
             others.append(Finding("other-format", param.name, f"is {piece.codec.name}, quantization_config {why}"))
         elif not any(one.fits(piece.codec) for one in mine):
-            names = " or ".join(dict.fromkeys(_told(one) for one in mine))
-            what = f"is stored as {piece.codec.name}, quantization_config says {names}"
+            told = " or ".join(dict.fromkeys(_told(one) for one in mine))
+            what = f"is stored as {piece.codec.name}, quantization_config says {told}"
             others.append(Finding("other-format", param.name, what))
     wrong = [one for one in others if one.code == "other-format"]
     if quantized and len(wrong) == quantized:
@@ -137,30 +130,3 @@ def _told(group: _Group) -> str:
     if not isinstance(weights, dict):
         return str(group.said.get("quant_method"))
     return dress.told(weights) + (f", format {group.said['format']}" if group.said.get("format") else "")
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, list) else ()
-
-
-def _names(text: str, module: str, param: Param) -> bool | None:
-    """Whether an entry names a module: itself, what it lies in, its class, or a pattern after `re:`.
-
-    None where a pattern might take forever, or is none.
-    """
-    if text == _LINEAR:
-        return linear(param)
-    if text.startswith("re:"):
-        pattern = _pattern(text.removeprefix("re:"))
-        return None if pattern is None else pattern.match(module) is not None
-    return module == text or param.name.startswith(f"{text}.")
-
-
-@cache
-def _pattern(pattern: str) -> re.Pattern[str] | None:
-    if len(pattern) > _LONGEST_PATTERN or sum(map(pattern.count, "*+{")) > 2 or _REPEATED_GROUP.search(pattern):
-        return None
-    try:
-        return re.compile(pattern)
-    except re.error:
-        return None

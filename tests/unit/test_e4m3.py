@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsctl.codecs import e4m3
+from dsctl.codecs.fp8_block import SCALE, Fp8Block
 
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 DTYPES = list(BITS)
@@ -307,3 +308,21 @@ def test_bad_scales_are_named(value: float) -> None:
     row, column, found = e4m3.bad_scales(scales) or (0, 0, 0.0)
     assert (row, column) == (1, 2)
     assert found == value or (math.isnan(found) and math.isnan(value))
+
+
+@pytest.mark.parametrize(("mark", "stays"), [("kept:", True), ("others:", False)])
+def test_only_scales_of_the_same_format_stay_unrounded(mark: str, stays: bool) -> None:
+    """V3.1 declares ue8m0 and has scales that are no powers of two; of another format's such scales are made again."""
+    codec = Fp8Block((128, 128), "ue8m0")
+    values = (torch.randn(128, 256) / 50).to(torch.bfloat16)
+    free = Fp8Block((128, 128), "float32")
+    stored = {
+        suffix: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for suffix, spec in codec.specs((128, 256)).items()
+    }
+    free.encode(values, stored)
+    exact = torch.empty(128, 256, dtype=torch.bfloat16)
+    free.decode(stored, exact)
+    again = {suffix: torch.empty_like(tensor) for suffix, tensor in stored.items()}
+    codec.encode(exact, again | {mark + SCALE: stored[SCALE]})
+    assert torch.equal(again[SCALE], stored[SCALE]) == stays
+    assert stays or bool(e4m3.is_power_of_two(again[SCALE]).all())
