@@ -98,7 +98,7 @@ def test_a_diff_says_what_was_added_how_big_and_what_it_costs(small: Path) -> No
         "894.2 MB",
         "0.13 % of the bytes before",
         "a lightning indexer",
-        "saves: attention arithmetic at 131,072 tokens",
+        "saves: attention arithmetic while decoding at 131,072 tokens",
         "13.3x less",
         "costs: cache per token",
         "+11.5 %",
@@ -109,6 +109,23 @@ def test_a_diff_says_what_was_added_how_big_and_what_it_costs(small: Path) -> No
     ):
         assert said in text
     assert "removed" not in text.partition("Config")[0]
+
+
+@pytest.mark.parametrize("words", [("diff", "v3-0324", "r1"), ("inspect", "v3-0324"), ("plan", "v3-0324")])
+def test_a_page_says_where_it_comes_from_and_what_was_derived(words: tuple[str, ...], small: Path) -> None:
+    page = made(*words).text
+    said = (
+        "dsctl's built-in description of DeepSeek-V3-0324 (config and storage derived from another release, not read)"
+    )
+    assert said in page
+    if words[0] == "diff":
+        assert "Config of DeepSeek-V3-0324: derived, not read." in page and "Not looked at: values of weights" in page
+
+
+def test_a_page_of_sizes_that_cannot_be_cut_says_so(small: Path) -> None:
+    page = made("plan", "v3.2", "--tp", "3").text
+    assert "these numbers of ranks need cuts that cannot be made" in page and "TP 3*" in page
+    assert "131,072 tokens are published" in page and "163,840 (max_position_embeddings)" in page
 
 
 def test_what_is_coloured_is_also_said(small: Path) -> None:
