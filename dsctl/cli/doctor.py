@@ -106,9 +106,10 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
 
 
 def _forecast(machine: Machine) -> list[tuple[str, str]]:
-    from dsctl.description import describe
+    from dsctl.description import of_release
+    from dsctl.releases import find
 
-    example = describe(EXAMPLE)
+    example = of_release(find(EXAMPLE))
     rows = []
     for words, to_bf16, nbytes in (("FP8 to BF16", True, example.nbytes), ("BF16 to FP8", False, example.values * 2)):
         rate, held = machine.per_hour(to_bf16)

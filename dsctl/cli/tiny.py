@@ -73,6 +73,8 @@ def tiny(
 
         dsctl tiny v3 plain --layers 2 --experts 4 --bf16
     """
+    from dsctl.description import Origin
+    from dsctl.releases import find
     from dsctl.tiny import Recipe, make
 
     recipe = Recipe(
@@ -92,8 +94,11 @@ def tiny(
     )
     made = make(release, target, recipe)
     output = Output(json, quiet)
-    output.data(made._asdict() | {"seed": seed})
+    origin = Origin.of_release(find(made.release))
+    output.data(made._asdict() | {"seed": seed, "origin": origin._asdict()})
     _show(made, output)
+    if origin.derived:
+        output.note(f"from {origin.text}")
 
 
 def _show(made: Made, output: Output) -> None:

@@ -425,3 +425,10 @@ def test_what_a_number_costs_while_decoding_is_said_so() -> None:
     text = " ".join(dsctl("diff", "v3", "v3.2").split())
     assert "13.3 times less attention arithmetic while decoding" in text
     assert "Attention of one new token while decoding" in text
+
+
+def test_a_miniature_says_what_its_config_was_derived_from(tmp_path: Path) -> None:
+    sizes = ("--layers", "2", "--experts", "2", "--hidden", "128", "--heads", "2", "--vocab", "128")
+    made = call("tiny", "v3-0324", tmp_path / "small", *sizes)
+    assert "config and storage derived from another release, not read" in " ".join(made.stderr.split())
+    assert json.loads(dsctl("tiny", "v3-0324", tmp_path / "small", *sizes, "--json"))["origin"]["kind"] == "release"
