@@ -1,4 +1,4 @@
-"""What the soaks of whole commands share: the compiled layer, a process that forks, and the verbs with what they read."""
+"""What the soaks of whole commands share: a compiled layer, a process that forks, the verbs and what they read."""
 
 from __future__ import annotations
 

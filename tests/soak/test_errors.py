@@ -31,8 +31,8 @@ CODES = (10, 41)
 ROOM = {"write", "pwrite", "open", "mkdir", "ftruncate"}
 # strace counts each kind of call by itself.
 STRACED = (
-    "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "ftruncate", "mkdir",
-    "mkdirat", "unlink", "unlinkat", "rmdir", "openat",
+    "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "ftruncate",
+    "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir", "openat",
 )  # fmt: skip
 
 
@@ -46,11 +46,12 @@ def points(known: Known) -> list[tuple[int, str, str]]:
     return found[::EVERY]
 
 
-def faults(call: str) -> list[str]:
+def faults(call: str, file: str) -> list[str]:
     """What may befall a call."""
     found = ["EIO"]
     found += ["ENOSPC"] if call in ROOM or "sync" in call else []
     found += ["short", "full"] if call in ("write", "pwrite") else []
+    found += ["torn"] if call == "write" and file.endswith(".jsonl") else []
     return found
 
 
@@ -59,7 +60,7 @@ def faults(call: str) -> list[str]:
 def test_any_call_may_fail(ground: Ground, name: str) -> None:
     known, met, failures = ground.known(name), Counter[str](), []
     chosen = points(known)
-    tries = [(number, call, file, what) for number, call, file in chosen for what in faults(call)]
+    tries = [(number, call, file, what) for number, call, file in chosen for what in faults(call, file)]
     tries += [(number, call, file, "broken") for number, call, file in chosen[::4]]
     for number, call, file, what in tries:
         place = known.case.ready(ground.place("fault"))
@@ -67,20 +68,22 @@ def test_any_call_may_fail(ground: Ground, name: str) -> None:
         try:
             judge(known, place, what, done)
             met[f"{what} {'told' if done.code else 'got over'}"] += 1
-            ended(ground, known, known.case, place)
+            ended(ground, known, known.case, place, again=False)
         except (AssertionError, TimeoutError) as error:
             failures.append(f"{name}: {what} at call {number}, {call} {file}: {error}")
+            print(failures[-1], flush=True)  # noqa: T201  a soak is long
     print(  # noqa: T201  what the soak met
-        f"\n{name}: {len(tries)} faults at {len(chosen)} of {len(known.calls)} calls: {dict(met)}; {len(failures)} failed"
+        f"\n{name}: {len(tries)} faults at {len(chosen)} of {len(known.calls)} calls: {dict(met)}; "
+        f"{len(failures)} failed"
     )
     assert not failures, "\n\n".join(failures)
 
 
 def judge(known: Known, place: Path, what: str, done: Done) -> None:
     """It did its work all the same, or said in a line what failed and where."""
-    number = {"full": errno.ENOSPC, "broken": errno.EIO, "short": 0}.get(what) or getattr(errno, what, 0)
+    number = {"full": errno.ENOSPC, "broken": errno.EIO, "short": 0, "torn": 0}.get(what) or getattr(errno, what, 0)
     assert what != "short" or done.code == 0, done.told()
-    if done.code:
+    if done.code and what != "torn":
         foreseen(done, CODES, str(place), os.strerror(number))
     signed_is_complete(known, place)
 
@@ -103,9 +106,10 @@ def test_any_system_call_may_fail(ground: Ground, name: str) -> None:
             try:
                 judge(known, place, what, done)
                 met[f"{call} {what} {'told' if done.code else 'got over'}"] += 1
-                ended(ground, known, known.case, place)
+                ended(ground, known, known.case, place, again=False)
             except (AssertionError, TimeoutError) as error:
                 failures.append(f"{name}: {what} at {reached}: {error}")
+                print(failures[-1], flush=True)  # noqa: T201  a soak is long
     print(f"\n{name}: {sum(met.values())} system calls failed: {dict(met)}; {len(failures)} failed")  # noqa: T201
     assert not failures, "\n\n".join(failures)
 

@@ -1,4 +1,4 @@
-"""Commands by the hundred, each killed, cut short or failing at a chosen moment or at a chosen call of the C library."""
+"""Commands by the hundred, each killed, cut short or failing at a chosen moment or call of the C library."""
 
 from __future__ import annotations
 
