@@ -110,9 +110,7 @@ def judge(ground: Ground, known: Known, place: Path, kind: str, done: list[Done]
     there = settled(place / "out")
     whole = known.whole
     if kind == "then without" and good == done[1:]:
-        assert len(list((place / "in").rglob("*.safetensors"))) == len(
-            list(known.case.given["in"].rglob("*.safetensors"))
-        )
+        assert settled(place / "in") == settled(known.case.given["in"]), "refused, yet the source is not whole"
         whole = {name: digest for name, digest in whole.items() if not name.startswith(".cache/")}
     if kind in ("another request", "another source"):
         assert len(good) == 1, "both ended well, but only one can be right"
