@@ -7,7 +7,6 @@ change of layout. Both are safetensors files, so that any reader can look into t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
