@@ -34,6 +34,11 @@ def test_diff_of_a_repository_and_its_copy_is_empty(hub: Hub, source: Path, comm
     same = command("diff", f"hf://{REPOSITORY}", source, "--exit-code", "--quiet")
     assert same.returncode == 0, same.stderr
     assert command("diff", f"hf://{REPOSITORY}", "v3.2", "--exit-code", "--quiet").returncode == 1
+    found = json.loads(command("diff", f"hf://{REPOSITORY}", source, "--json").stdout)
+    ours = found["origins"]["a"]
+    assert (ours["kind"], ours["place"]) == ("repository", REPOSITORY) and len(ours["revision"]) == 12
+    assert f"hub repository {REPOSITORY} at commit {ours['revision']}" in ours["text"]
+    assert found["files"] is None and "tokenizer" in found["not_compared"], "bytes afar are not read for a diff"
 
 
 @pytest.mark.parametrize("verb", ["inspect", "diff", "verify"])
