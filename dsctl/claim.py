@@ -60,7 +60,7 @@ def mark_of(said: Any, complete: bool) -> Mark | None:
             str(said.get("revision", "")), str(source.get("place", "")), parse(source.get("identity") or {}),
             str(said.get("work", "")), tuple(map(str, files)),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -185,9 +185,9 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
     if force or mark.fingerprint == NOBODY:
         others = sorted(_strangers(plan, target, mark))
         if others:
-            what = others[0] if len(others) == 1 else f"{len(others):,} files"
+            what = f"{others[0]} was" if len(others) == 1 else f"{len(others):,} files were"
             hint = "move what is yours away, or choose a new folder"
-            raise PlanError(f"{target}: {what} was not made by dsctl, and is not removed", hint=hint, issues=others)
+            raise PlanError(f"{target}: {what} not made by dsctl; nothing was removed", hint=hint, issues=others)
         return "new"
     if mark.fingerprint != plan.fingerprint:
         raise of_another(plan, store, str(target), mark)
@@ -259,9 +259,9 @@ def _journalled(target: Path) -> Iterator[str]:
 
 
 def _own(name: str) -> bool:
-    """Whether a file is one of those that `.dsctl` holds."""
+    """Whether a file is one of those that dsctl keeps for itself: in `.dsctl`, or a note of a consumed file."""
     folder, _, inner = name.removesuffix(NEW).rpartition("/")
-    return folder == WORKING and (inner in (BEGUN, JOURNAL, LOCK) or is_note(inner))
+    return (folder == WORKING and inner in (BEGUN, JOURNAL, LOCK)) or (folder == NOTES and is_note(inner))
 
 
 def _contents(target: Path) -> Iterator[str]:

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from dsctl.checkpoint import check_name
 from dsctl.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
-from dsctl.journal import alone_in, make_folders, read_own, replace_file, sync_folder
+from dsctl.journal import alone_in, make_folders, read_own, refuse_busy, replace_file, sync_folder
 from dsctl.plan import MISSING, Job, Plan
-from dsctl.stores import LocalFolder, Store
+from dsctl.stores import WORKING, LocalFolder, Store
 
 # In the target, and left there when it is complete: by these alone is the same command known again. No store lists it.
 NOTES = ".cache/dsctl"
@@ -122,6 +122,21 @@ def refuse_consumed_since(store: Store, target: Path) -> None:
         raise ResumeError(f"{target}: {what}", hint="run the same command again, without --force")
 
 
+@contextmanager
+def beside_others(store: Store, target: Path) -> Iterator[None]:
+    """Look at a source, with no lock held; if it vanishes because another run on this target consumes it, say that.
+
+    Raises:
+        ResumeError: another run on the target is at work, or consumed files meanwhile.
+    """
+    try:
+        yield
+    except (SourceError, FormatError):
+        refuse_busy(target / WORKING)
+        refuse_consumed_since(store, target)
+        raise
+
+
 def refuse_link(source: str) -> None:
     """Refuse to consume a folder by another name than its own: somebody may know it by that.
 
@@ -176,6 +191,9 @@ def room(plan: Plan, store: Store, target: Path) -> int:
     """The most bytes of free disk that a consuming run takes at any time, with a few jobs' worth to spare.
 
     What it removes makes room only where source and target share a file system.
+
+    Raises:
+        SourceError: a source file is gone.
     """
     files, free = store.files(), gone(store)
     if os.stat(store.place).st_dev != os.stat(target).st_dev:
@@ -185,6 +203,8 @@ def room(plan: Plan, store: Store, target: Path) -> int:
         for file in files_read(job):
             waiting[file] = waiting.get(file, 0) + 1
     taken = most = 0
+    if vanished := waiting.keys() - files.keys():
+        raise SourceError(f"{store.place}/{min(vanished)}: is gone since the folder was opened")
     for job in plan.jobs:
         sources = files_read(job)
         taken += 0 if sources <= free else sum(step.written_bytes for step in job.steps)

@@ -61,7 +61,7 @@ def parse(said: Any) -> dict[str, Held]:
     """What a target's mark says of the source's files.
 
     Raises:
-        TypeError, ValueError, KeyError, AttributeError: it is not that.
+        TypeError, ValueError, KeyError, AttributeError, OverflowError: it is not that.
     """
     held: dict[str, Held] = {}
     for file, one in said.items():

@@ -313,6 +313,36 @@ def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64
 
 
+def _busy(place: str, owner: str) -> ResumeError:
+    what = f"another dsctl is at work here (process {owner})"
+    return ResumeError(f"{place}: {what}", hint="wait for it to end, or choose another target")
+
+
+def refuse_busy(folder: Path) -> None:
+    """Refuse a folder whose lock a living process holds; nothing is made or taken.
+
+    Raises:
+        ResumeError: one does.
+    """
+    try:
+        descriptor = open_own(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(str(folder.parent), _owner(descriptor)) from None
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    said = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    return said if said.isdecimal() else "unknown"
+
+
 class Lock:
     """A folder's lock: held by one living process, let go by the system when that ends, however it ends.
 
@@ -353,9 +383,9 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            owner = _owner(descriptor)
             os.close(descriptor)
-            raise self._busy(owner if owner.isdecimal() else "unknown") from None
+            raise self._busy(owner) from None
         except OSError as error:
             os.close(descriptor)
             hint = "dsctl needs a file system with locks (flock): choose another target"
@@ -363,10 +393,7 @@ class Lock:
         return descriptor
 
     def _busy(self, owner: str) -> ResumeError:
-        return ResumeError(
-            f"{self._place}: another dsctl is at work here (process {owner})",
-            hint="wait for it to end, or choose another target",
-        )
+        return _busy(self._place, owner)
 
     def held(self) -> bool:
         """Whether the file that is locked is still the one in the folder."""

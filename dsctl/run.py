@@ -24,7 +24,7 @@ from dsctl.claim import (
     source_json,
 )
 from dsctl.codecs import SCALES
-from dsctl.consume import Consumer, alone, files_read, gone, refuse_consumed_since, refuse_unsafe, room
+from dsctl.consume import Consumer, alone, beside_others, files_read, gone, refuse_consumed_since, refuse_unsafe, room
 from dsctl.errors import PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
@@ -138,13 +138,14 @@ def run(
         SourceError, WorkError: something failed on the way; the same call resumes.
     """
     seen = read_mark(target)
-    state = check_target(plan, store, target, force)
-    if state == "complete":
-        return _confirmed(target)
-    if consume:
-        refuse_unsafe(plan, store)
-    check_space(plan, target, room(plan, store, existing(target)) if consume else most)
-    check_source(plan, store)
+    with beside_others(store, target):
+        state = check_target(plan, store, target, force)
+        if state == "complete":
+            return _confirmed(target)
+        if consume:
+            refuse_unsafe(plan, store)
+        check_space(plan, target, room(plan, store, existing(target)) if consume else most)
+        check_source(plan, store)
     lock = Lock(target / WORKING)
     try:
         # Another run may have ended between the first look and the lock: what counts is what is there now.

@@ -65,20 +65,23 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     """
     from dsctl.api import source_at
     from dsctl.checkpoint import open_checkpoint
-    from dsctl.consume import refuse_link, remembered
+    from dsctl.consume import beside_others, refuse_link, remembered
     from dsctl.stores import is_url, path_of
 
     if how.consume:
         refuse_link(path_of(source))
     store, target = source_at(source), path_of(target)
-    if not is_url(target):
+    if is_url(target):
+        checkpoint = open_checkpoint(store)
+    else:
         store = remembered(store, Path(target), how.force)
-    carry_out_from(open_checkpoint(store), target, request, how, output)
+        with beside_others(store, Path(target)):
+            checkpoint = open_checkpoint(store)
+    carry_out_from(checkpoint, target, request, how, output)
 
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
-    from dsctl.claim import check_target
     from dsctl.delivery import SENT_BYTES, Delivery
     from dsctl.executors import ENGINES, prepare
     from dsctl.plan import make_plan
@@ -103,7 +106,7 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     )
     delivery = Delivery(target, plan, how.force) if is_url(target) else None
     folder = delivery.folder if delivery else Path(target)
-    state = delivery.check(store) if delivery else check_target(plan, store, folder, how.force)
+    state = delivery.check(store) if delivery else _look(plan, store, folder, how.force)
     if how.dry_run:
         if not store.remote:
             check_source(plan, store)
@@ -130,6 +133,15 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
         done = "there" if left_out(audit) else "complete"
         output.text(f"{target} is {done} already: the same request made it before")
     show_audit(audit, target, output)
+
+
+def _look(plan: Plan, store: Store, folder: Path, force: bool) -> str:
+    """What carrying the plan out would mean; raises as `dsctl.claim.check_target`."""
+    from dsctl.claim import check_target
+    from dsctl.consume import beside_others
+
+    with beside_others(store, folder):
+        return check_target(plan, store, folder, force)
 
 
 def _run(

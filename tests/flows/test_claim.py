@@ -154,7 +154,7 @@ def test_force_removes_what_dsctl_made_and_nothing_else(source: Path, tmp_path: 
     (target / "notes" / "mine.txt").write_text("years")
     (target / "model.part").write_text("mine too")
     before = contents(target)
-    told(convert(source, target, "--force"), 30, "2 files", "notes/mine.txt", "model.part", "hint: ")
+    told(convert(source, target, "--force"), 30, "2 files were not made", "notes/mine.txt", "model.part", "hint: ")
     assert contents(target) == before
     shutil.rmtree(target / "notes")
     (target / "model.part").unlink()

@@ -251,3 +251,37 @@ def test_a_refusal_under_the_lock_leaves_no_lock_behind(
     monkeypatch.setattr(driver, "refuse_consumed_since", refuse)
     told(convert(source, tmp_path / "out"), 40, "refused")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("step", ["dsctl.checkpoint.read_headers", "dsctl.plan.make_plan", "dsctl.claim.check_target"])
+@pytest.mark.parametrize("more", [(), ("--force",)])
+def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, busy: bool, more: tuple[str, ...]
+) -> None:
+    """The second of two runs finds files gone that it has just seen; the first one may be at work, or have ended."""
+    target, locks = tmp_path / "out", list[Lock]()
+    holder, _, name = step.rpartition(".")
+    module = sys.modules[holder]
+    real = getattr(module, name)
+
+    def late(*rest: Any, **options: Any) -> Any:
+        monkeypatch.setattr(module, name, real)
+        if busy:
+            stopped(source, target, 15, *CONSUME)
+            locks.append(Lock(target / ".dsctl"))
+        else:
+            assert convert(source, target, *CONSUME).returncode == 0
+        assert not (source / FIRST).exists()
+        return real(*rest, **options)
+
+    monkeypatch.setattr(module, name, late)
+    second = convert(source, target, *CONSUME, *more)
+    if busy or more or step.endswith("read_headers"):
+        told(second, 40)
+    else:
+        assert second.returncode == 0 and "complete already" in second.stdout
+    for lock in locks:
+        lock.release()
+    assert convert(source, target, *CONSUME).returncode == 0
+    assert (target / "dsctl.json").exists()
