@@ -13,7 +13,7 @@ import torch
 
 from dsctl.boxes import Box
 from dsctl.codecs import BLOCK_SCALES, KEPT, OTHERS, PEAK, SCALES, BadBlock, Codec, Misaligned
-from dsctl.codecs.grids import peaks
+from dsctl.codecs.grids import CHUNK, chunks, peaks
 from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
 from dsctl.errors import WorkError, of_the_machine
@@ -203,7 +203,8 @@ def _peak(step: Step, files: _Files) -> torch.Tensor:
         with _placed(step, step.reads[0].codec, band):
             values = _values(step, band, files)
         with _placed(step, codec, band):
-            peak = torch.maximum(peak, peaks(values, codec.block).amax())
+            for rows, places in chunks(*values.shape, codec.block):
+                peak = torch.maximum(peak, peaks(values[rows], codec.block, places.start).amax())
     return peak
 
 
@@ -211,8 +212,11 @@ def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor]
     """How far what was encoded is from the values at worst, in millionths of the largest of them."""
     again = files.buffer("again", TensorSpec("F32", tuple(values.shape)))
     region.codec.decode(stored, again)
-    largest = float(values.abs().max())
-    return round(float((again - values).abs().max()) / largest * 1_000_000) if largest else 0
+    worst = largest = 0.0
+    for was, now in zip(*(torch.split(one.reshape(-1), CHUNK) for one in (values, again)), strict=True):
+        largest = max(largest, float(was.abs().max()))
+        worst = max(worst, float((now - was).abs().max()))
+    return round(worst / largest * 1_000_000) if largest else 0
 
 
 class _Held(NamedTuple):
@@ -405,5 +409,7 @@ def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _not_finite(values: torch.Tensor) -> dict[str, int]:
-    found = {NAN: int(values.isnan().sum()), INFINITE: int(values.isinf().sum())}
+    found: dict[str, int] = {}
+    for run in torch.split(values.reshape(-1), CHUNK):
+        add(found, {NAN: int(run.isnan().sum()), INFINITE: int(run.isinf().sum())})
     return {name: count for name, count in found.items() if count}

@@ -81,6 +81,12 @@ class Codec(Protocol):
             BadBlock: a value is NaN, infinite or too large for the format.
         """
 
+    def room(self, shape: tuple[int, ...]) -> int:
+        """The most that `encode` and `decode` of a region of this shape hold on the processor, in bytes.
+
+        Beside the values and the stored tensors that they are given.
+        """
+
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         """Stored tensors that follow from the shape alone, by suffix: written when planned, never read."""
 

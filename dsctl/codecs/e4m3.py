@@ -3,7 +3,8 @@
 Every result equals, bit for bit, the plain formula of deepseek-ai/DeepSeek-V3 (README_WEIGHTS.md, inference/kernel.py):
 decode is `float32(code) * scale`, rounded to the output's dtype; encode is `E4M3(clamp(float32(x) / scale, +-448))`, a
 true division, rounded to nearest even. Codes are uint8 [rows, columns], values bfloat16, float16 or float32 of that
-shape, scales float32 [ceil(rows / block[0]), ceil(columns / block[1])]. Memory beyond these does not grow with rows.
+shape, scales float32 [ceil(rows / block[0]), ceil(columns / block[1])]. Memory beyond these does not grow with rows:
+see `room`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dsctl.codecs.grids import products
+from dsctl.codecs.grids import PIECE, chunk, pieces, products
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +48,11 @@ class NotFinite(ValueError):
 
 def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> None:
     """Write float32(code) * scale into `out`. NaN codes give NaN, of the sign and payload that torch's cast gives."""
-    shape = min(block[0], codes.shape[0]), scales.shape[1] * block[1]
-    words = out.new_empty(shape, dtype=_float(out).integer)
+    columns = scales.shape[1] * block[1]
+    words = out.new_empty((min(len(codes), block[0], max(1, PIECE // max(1, columns))), columns), dtype=_float(out).integer)
     for index, rows in _bands(codes, block):
-        _decode_band(codes[rows], scales[index], out[rows], words[: len(codes[rows])])
+        for piece in pieces(rows, columns):
+            _decode_band(codes[piece], scales[index], out[piece], words[: len(codes[piece])])
 
 
 def decode_rows(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
@@ -179,7 +181,16 @@ def _grid(matrix: torch.Tensor, block: Block) -> tuple[int, int]:
 def _bands(matrix: torch.Tensor, block: Block) -> Iterator[tuple[int, slice]]:
     """Each row of blocks, with its rows of the matrix."""
     count = _grid(matrix, block)[0] if matrix.numel() else 0
-    return ((index, slice(index * block[0], (index + 1) * block[0])) for index in range(count))
+    starts = ((index, index * block[0]) for index in range(count))
+    return ((index, slice(start, min(start + block[0], len(matrix)))) for index, start in starts)
+
+
+def room(shape: tuple[int, int], block: Block) -> int:
+    """The most bytes that any function here takes beside what it is given: the words of a row of blocks, and chunks."""
+    columns = -(-shape[1] // block[1]) * block[1]
+    words = min(block[0], shape[0]) * columns * 4
+    # Words are decoded beside themselves where columns are not whole blocks.
+    return words * (1 if columns == shape[1] else 2) + 12 * chunk((shape[0], columns), block)
 
 
 def _spread(scales: torch.Tensor, columns: int, size: int) -> torch.Tensor:
@@ -256,8 +267,10 @@ class _Scratch:
         import torch
 
         if not (scales >= ORDINARY[0]).all():
-            quotients = values.float() / _spread(scales, values.shape[1], self.size)
-            out.copy_(quotients.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8))
+            each = _spread(scales, values.shape[1], self.size)
+            for rows in pieces(slice(0, len(values)), values.shape[1]):
+                quotients = values[rows].float() / each
+                out[rows].copy_(quotients.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8))
             return
         # The recipe's own scales never need it: their quotients round to 448.
         saturate = bool((peaks > scales * (LARGEST + 1)).any())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl.boxes import Box
 from dsctl.codecs import PEAK
-from dsctl.codecs.grids import chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
+from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Fp4:
         if suffix == SCALE:
             return scales
         return Box((box.start[0], box.start[1] // 2), (box.stop[0], box.stop[1] // 2))
+
+    def room(self, shape: tuple[int, ...]) -> int:
+        # Magnitudes, exponents, signs and codes; a search has quotients, what they restore and all scales too.
+        return (22 if self.search else 14) * chunk(shape, self.group)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Group = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 19
+# Values of one row of blocks that are worked on at a time.
+PIECE = 1 << 20
 # From here on, what scales and codes make of a value may be beyond float32.
 TOO_LARGE = 2.0**127
 # Runs of fewer values than this torch is slow with in 16 bits: for maxima, and for quotients and products.
@@ -62,6 +64,18 @@ def chunks(rows: int, columns: int, group: Group) -> Iterator[tuple[slice, slice
         yield slice(first * group[0], min(rows, (first + step) * group[0])), slice(first, first + step)
 
 
+def chunk(shape: tuple[int, ...], group: Group) -> int:
+    """The most values of a matrix of this shape that codecs work on at a time. Rows are never cut."""
+    rows, columns = shape
+    return min(rows * columns, max(CHUNK, columns, min(PIECE, group[0] * columns)))
+
+
+def pieces(rows: slice, columns: int) -> Iterator[slice]:
+    """Runs of about `PIECE` values of a row of blocks, which may have many more than that."""
+    step = max(1, PIECE // max(1, columns))
+    return (slice(row, min(row + step, rows.stop)) for row in range(rows.start, rows.stop, step))
+
+
 def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
     """The largest magnitude of each group, float32 [grid]. `first` is the grid's row that errors count from.
 
@@ -73,9 +87,16 @@ def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
     if group[0] == 1:
         magnitudes = values.abs()
         return greatest(magnitudes.float() if 0 < group[1] < FEW_TO_SEARCH else magnitudes, group, first)
-    bands = (_bits(values[row : row + group[0]].abs()).amax(0) for row in _starts(values, group))
-    found = torch.stack([_padded(band, group[1]) for band in bands])
+    found = torch.stack([_padded(_highest(values, rows), group[1]) for rows in _blocks(values, group)])
     return _finite(found.view(values.dtype).float(), first)
+
+
+def _highest(values: torch.Tensor, rows: slice) -> torch.Tensor:
+    """The bits of the largest magnitude of each column in a run of rows."""
+    import torch
+
+    found = [_bits(values[piece].abs()).amax(0) for piece in pieces(rows, values.shape[1])]
+    return found[0] if len(found) == 1 else torch.stack(found).amax(0)
 
 
 def greatest(magnitudes: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
@@ -127,9 +148,10 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
         values, factors = (values.float(), factors.float()) if short else (values, factors)
         torch.div(values.view(shape), factors.view(-1, 1), out=out.view(shape))
         return
-    for index, row in enumerate(_starts(values, group)):
-        band = slice(row, row + group[0])
-        torch.div(values[band], spread(factors[index], values.shape[1], group[1]), out=out[band])
+    for index, rows in enumerate(_blocks(values, group)):
+        each = spread(factors[index], values.shape[1], group[1])
+        for piece in pieces(rows, values.shape[1]):
+            torch.div(values[piece], each, out=out[piece])
 
 
 def multiplied(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
@@ -148,9 +170,10 @@ def multiplied(values: torch.Tensor, factors: torch.Tensor, group: Group, out: t
         else:
             torch.mul(values.view(shape), factors.view(-1, 1), out=out.view(shape))
         return
-    for index, row in enumerate(_starts(values, group)):
-        band = slice(row, row + group[0])
-        torch.mul(values[band], spread(factors[index], values.shape[1], group[1]), out=out[band])
+    for index, rows in enumerate(_blocks(values, group)):
+        each = spread(factors[index], values.shape[1], group[1])
+        for piece in pieces(rows, values.shape[1]):
+            torch.mul(values[piece], each, out=out[piece])
 
 
 def at_once(out: torch.Tensor) -> bool:
@@ -196,8 +219,10 @@ def refuse_bad(scales: torch.Tensor, zero: bool = False) -> None:
     raise BadBlock(f"scale {float(scales[row, column])}", row, column)
 
 
-def _starts(values: torch.Tensor, group: Group) -> range:
-    return range(0, values.shape[0], group[0])
+def _blocks(values: torch.Tensor, group: Group) -> Iterator[slice]:
+    """The rows of each row of groups."""
+    count = values.shape[0]
+    return (slice(row, min(row + group[0], count)) for row in range(0, count, group[0]))
 
 
 def _padded(peaks: torch.Tensor, width: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from dsctl.boxes import Box
 from dsctl.codecs.grids import (
     FEW_TO_DIVIDE,
     at_once,
+    chunk,
     chunks,
     divided,
     divides,
@@ -83,6 +84,10 @@ class Packed:
             return scales
         each = 32 // self.bits
         return Box((box.start[0], box.start[1] // each), (box.stop[0], box.stop[1] // each))
+
+    def room(self, shape: tuple[int, ...]) -> int:
+        # Quotients, their operand, and codes as bytes and as floats; a search has what they restore and all scales too.
+        return (22 if self.search else 16) * chunk(shape, self.group)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {SHAPE: pack("<2q" if self.shape_dtype == "I64" else "<2i", *shape)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
 from dsctl.codecs import BadBlock
+from dsctl.codecs.grids import CHUNK, chunks
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ class Plain:
     def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box
 
+    def room(self, shape: tuple[int, ...]) -> int:
+        # Magnitudes of F16 and where they are infinite.
+        return 4 * min(prod(shape), CHUNK) if self.dtype == "F16" else 0
+
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
 
@@ -56,12 +62,18 @@ class Plain:
         """
         out = stored[""]
         out.copy_(values)
-        if self.dtype != "F16":
+        if self.dtype != "F16" or not out.numel():
             return {}
-        overflow = (out.isinf() & values.isfinite()).nonzero()
-        if len(overflow):
-            place = [*overflow[0].tolist(), 0]
-            raise BadBlock("value too large for F16", place[0], place[1])
+        whole = out.view(-1, 1) if out.dim() < 2 else out.view(len(out), -1)
+        before = values.reshape(whole.shape)
+        for rows, _ in chunks(*whole.shape, (1, 1)):
+            # Infinities are rare: where there is none, the values need no look.
+            if not (infinite := whole[rows].isinf()).any():
+                continue
+            overflow = (infinite & before[rows].isfinite()).nonzero()
+            if len(overflow):
+                row, column = overflow[0].tolist()
+                raise BadBlock("value too large for F16", row + rows.start, column)
         return {}
 
     def config(self) -> dict[str, Any] | None:

@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.boxes import Box
-from dsctl.codecs.grids import Group, chunks, divided, divides, grid, grid_box, multiplied, peaks, refuse_bad
+from dsctl.codecs.grids import (
+    Group,
+    chunk,
+    chunks,
+    divided,
+    divides,
+    grid,
+    grid_box,
+    multiplied,
+    peaks,
+    pieces,
+    refuse_bad,
+)
 from dsctl.header import TensorSpec
 
 if TYPE_CHECKING:
@@ -58,6 +70,10 @@ class Scaled:
     def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box if suffix == self.suffixes[0] else grid_box(box, self.group, shape)
 
+    def room(self, shape: tuple[int, ...]) -> int:
+        # Four floats per value: the largest magnitudes' or quotients, their operand, and codes as floats.
+        return 16 * chunk(shape, self.group)
+
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
 
@@ -86,7 +102,9 @@ class Scaled:
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
             scales[places] = self._scales(peaks(band, self.group, places.start), scales)
-            self._quantize(band, self._factors(scales[places]), codes[rows])
+            factors = self._factors(scales[places])
+            for piece in pieces(rows, values.shape[1]):
+                self._quantize(values[piece], factors, codes[piece])
         return {}
 
     def _scales(self, largest: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
