@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -99,8 +99,26 @@ class Plan:
         return [name for name in self.carried if self.folders and not name.endswith(".dsctl")]
 
     def peak_bytes(self, band_bytes: int) -> int:
-        """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32."""
-        return max((step.peak_bytes(band_bytes) for step in self.steps), default=0)
+        """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32: of any job."""
+        known: dict[Any, dict[str, int]] = {}
+        most = 0
+        for job in self.jobs:
+            held: dict[str, int] = {}
+            for kind, step in {_shape(step): step for step in job.steps}.items():
+                if kind not in known:
+                    known[kind] = step.buffers(band_bytes)
+                for name, nbytes in known[kind].items():
+                    held[name] = max(held.get(name, 0), nbytes)
+            most = max(most, sum(held.values()))
+        return most
+
+
+def _shape(step: Step) -> Hashable:
+    """What a step's buffers follow from, the same for parameters that are stored alike."""
+    regions = tuple((one.box, one.codec, one.container, len(one.parts)) for one in (*step.reads, *step.writes))
+    stored = step.reads[0].parts[0].spec.dtype
+    besides = bool(step.kept), len(step.copies), len(step.twins), step.measured
+    return step.how, step.shape, step.decoded, stored, regions, besides
 
 
 def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:

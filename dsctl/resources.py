@@ -13,9 +13,11 @@ from dsctl.plan import BAND_BYTES, Plan
 from dsctl.stores import Store
 
 # Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux).
-WORKER_BYTES = 232 << 20
+WORKER_BYTES = 238 << 20
+# What of it several workers share, as forks of one process that has imported torch.
+SHARED_BYTES = 208 << 20
 # The driver without torch: interpreter, libraries, and per step of the plan.
-DRIVER_BYTES = 60 << 20
+DRIVER_BYTES = 50 << 20
 STEP_BYTES = 6 << 10
 # Below this much output one process is done before others have started.
 SMALL_BYTES = 512 << 20
@@ -39,7 +41,7 @@ class Resources:
         """Peak of all processes together, in bytes."""
         if self.workers == 1:
             return self.driver_bytes + self.worker_bytes - DRIVER_BYTES
-        return self.driver_bytes + self.workers * self.worker_bytes
+        return self.driver_bytes + SHARED_BYTES + self.workers * (self.worker_bytes - SHARED_BYTES)
 
 
 def cores() -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dsctl.boxes import Box
 from dsctl.codecs import Codec
+from dsctl.codecs.plain import Plain
 from dsctl.header import TensorSpec
 from dsctl.survey import Piece
 
@@ -119,13 +120,59 @@ class Step(NamedTuple):
         row_bytes = max(1, 4 * prod(self.shape[1:]))
         return max(step, band_bytes // row_bytes // step * step)
 
-    def peak_bytes(self, band_bytes: int) -> int:
-        """Memory of one band at its worst: what is read, its values and what is written."""
+    @property
+    def decoded(self) -> str | None:
+        """The dtype that values are decoded to for what is written; None where they are taken as they are stored."""
+        source, target = self.reads[0].codec, self.writes[0].codec
+        if len(self.reads) == 1 and isinstance(source, Plain):
+            return None
+        return target.dtype if isinstance(target, Plain) and target.dtype in ("BF16", "F32") else "F32"
+
+    def buffers(self, band_bytes: int) -> dict[str, int]:
+        """What a worker holds of a band at its worst, in bytes: each buffer by its name, and as `room` what codecs take.
+
+        Buffers of one name are one buffer, for all steps of a job.
+        """
         rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
-        values = rows * prod(self.shape[1:])
+        held: dict[str, int] = {}
+
+        def hold(name: str, nbytes: int) -> None:
+            held[name] = max(held.get(name, 0), nbytes)
+
+        for copy in self.copies:
+            hold("copy", copy.read.spec.nbytes)
+        for twin in self.twins:
+            hold("twin", max(_rows_bytes(part, twin.region, rows) for part in twin.region.parts))
+        for place, region in enumerate(self.reads):
+            for number, part in enumerate(region.parts):
+                name = f"move{place}.{number}" if self.how == "move" else f"in{part.suffix}"
+                hold(name, _rows_bytes(part, region, rows))
+                if region.box.shape[1:] != region.container[1:]:
+                    hold("cut", _rows_bytes(part, region, rows))
         if self.how == "move":
-            return values * (2 if len(self.regions_read) == len(self.writes) == 1 else 6)
-        return values * (8 if self.twins else 7)
+            if len(self.reads) > 1 or len(self.writes) > 1:
+                parts = [_rows_bytes(part, region, rows) for region in self.writes for part in region.parts]
+                hold("joined", max(parts, default=0))
+            return held
+        band = (rows, *self.shape[1:]) if self.shape else ()
+        if self.decoded:
+            hold("values", TensorSpec(self.decoded, band).nbytes)
+            if len(self.reads) > 1:
+                hold("piece", TensorSpec(self.decoded, band).nbytes)
+        before = self.decoded or self.reads[0].parts[0].spec.dtype
+        for region in self.writes:
+            shape = (min(rows, region.box.shape[0]), *region.box.shape[1:]) if self.shape else ()
+            if not isinstance(region.codec, Plain) or region.codec.dtype != before:
+                for suffix, spec in region.codec.specs(shape).items():
+                    hold(f"out{suffix}", spec.nbytes)
+            hold("room", region.codec.room(shape, TensorSpec(before, (1,)).nbytes, True))
+            if self.measured:
+                hold("again", TensorSpec("F32", shape).nbytes)
+        if self.decoded:
+            hold("room", max(region.codec.room(band, TensorSpec(self.decoded, (1,)).nbytes, False) for region in self.reads))
+        for part in self.kept.parts if self.kept else ():
+            hold(f"kept{part.suffix}", part.spec.nbytes)
+        return held
 
 
 def region_of(piece: Piece) -> Region:
@@ -144,6 +191,13 @@ def _written(region: Region) -> int:
         return sum(part.spec.nbytes for part in region.parts)
     specs = region.codec.specs(region.box.shape)
     return sum(specs[part.suffix].nbytes for part in region.parts)
+
+
+def _rows_bytes(part: Part, region: Region, rows: int) -> int:
+    """The bytes of a stored tensor's rows, whole ones, that a band of so many of the parameter's rows has."""
+    if not region.container or not region.container[0]:
+        return part.spec.nbytes
+    return -(-part.spec.nbytes * min(rows, region.box.shape[0]) // region.container[0])
 
 
 def share(band: Box, region: Region) -> int:

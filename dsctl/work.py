@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from typing import NamedTuple
 import torch
 
 from dsctl.boxes import Box
-from dsctl.codecs import BLOCK_SCALES, KEPT, OTHERS, PEAK, SCALES, BadBlock, Codec, Misaligned
-from dsctl.codecs.grids import CHUNK, chunks, peaks
+from dsctl.codecs import BLOCK_SCALES, KEPT, OTHERS, PEAK, SCALES, BadBlock, Codec, Misaligned, grids
+from dsctl.codecs.grids import chunks, peaks
 from dsctl.codecs.plain import Plain
 from dsctl.devices import Device, device
 from dsctl.errors import WorkError, of_the_machine
@@ -115,7 +116,7 @@ class _Files:
         need = max(spec.nbytes, 1)
         have = self.scratch.get(name)
         if have is None or have.numel() < need:
-            have = self.scratch[name] = torch.empty(need, dtype=torch.uint8, pin_memory=self._pinned)
+            have = self.scratch[name] = _fresh(need, self._pinned)
         return have[: spec.nbytes].view(DTYPES[spec.dtype]).view(spec.shape)
 
     def read(self, name: str, part: Part, box: Box) -> torch.Tensor:
@@ -146,6 +147,13 @@ class _Files:
             if file not in self.open:
                 self.open[file] = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
             write_all(self.open[file], data, offset)
+
+
+def _fresh(nbytes: int, pinned: bool) -> torch.Tensor:
+    """Memory that goes back to the system when it is dropped: the allocator keeps what is freed, and grows by it."""
+    if pinned or nbytes < CHUNK:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
+    return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def _inner(spec: TensorSpec) -> TensorSpec:
@@ -213,7 +221,7 @@ def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor]
     again = files.buffer("again", TensorSpec("F32", tuple(values.shape)))
     region.codec.decode(stored, again)
     worst = largest = 0.0
-    for was, now in zip(*(torch.split(one.reshape(-1), CHUNK) for one in (values, again)), strict=True):
+    for was, now in zip(*(torch.split(one.reshape(-1), grids.CHUNK) for one in (values, again)), strict=True):
         largest = max(largest, float(was.abs().max()))
         worst = max(worst, float((now - was).abs().max()))
     return round(worst / largest * 1_000_000) if largest else 0
@@ -368,13 +376,11 @@ def _values(step: Step, band: Box, files: _Files, counts: dict[str, int] | None 
 
     `counts` is told how many decoded ones are not finite.
     """
-    target, source = step.writes[0].codec, step.reads[0].codec
-    if len(step.reads) == 1 and isinstance(source, Plain):
+    dtype = step.decoded
+    if dtype is None:
         found = files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
         _compare(step, 0, band, [found], files)
         return found
-    plain = isinstance(target, Plain) and target.dtype in ("BF16", "F32")
-    dtype = target.dtype if isinstance(target, Plain) and plain else "F32"
     values = files.buffer("values", TensorSpec(dtype, band.shape))
     for place, region in enumerate(step.reads):
         both = band.intersect(region.box)
@@ -410,6 +416,6 @@ def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
 
 def _not_finite(values: torch.Tensor) -> dict[str, int]:
     found: dict[str, int] = {}
-    for run in torch.split(values.reshape(-1), CHUNK):
+    for run in torch.split(values.reshape(-1), grids.CHUNK):
         add(found, {NAN: int(run.isnan().sum()), INFINITE: int(run.isinf().sum())})
     return {name: count for name, count in found.items() if count}

@@ -81,10 +81,10 @@ class Codec(Protocol):
             BadBlock: a value is NaN, infinite or too large for the format.
         """
 
-    def room(self, shape: tuple[int, ...]) -> int:
-        """The most that `encode` and `decode` of a region of this shape hold on the processor, in bytes.
+    def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
+        """The most bytes that `encode`, or else `decode`, of a region of this shape takes on the processor.
 
-        Beside the values and the stored tensors that they are given.
+        They come on top of the values, of `width` bytes each, and of the stored tensors.
         """
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:

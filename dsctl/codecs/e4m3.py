@@ -185,12 +185,15 @@ def _bands(matrix: torch.Tensor, block: Block) -> Iterator[tuple[int, slice]]:
     return ((index, slice(start, min(start + block[0], len(matrix)))) for index, start in starts)
 
 
-def room(shape: tuple[int, int], block: Block) -> int:
-    """The most bytes that any function here takes beside what it is given: the words of a row of blocks, and chunks."""
+def room(shape: tuple[int, int], block: Block, width: int, encoding: bool) -> int:
+    """The most bytes that encoding, or else decoding, takes beside what it is given; `width` is that of a value."""
     columns = -(-shape[1] // block[1]) * block[1]
-    words = min(block[0], shape[0]) * columns * 4
-    # Words are decoded beside themselves where columns are not whole blocks.
-    return words * (1 if columns == shape[1] else 2) + 12 * chunk((shape[0], columns), block)
+    # Columns that are not whole blocks are decoded beside the words.
+    words = width * (1 if columns == shape[1] else 2)
+    if not encoding:
+        return max(8, words) * chunk((shape[0], columns), block)
+    rows = min(block[0], shape[0])
+    return words * rows * columns + 9 * min(rows * columns, max(CHUNK, columns))
 
 
 def _spread(scales: torch.Tensor, columns: int, size: int) -> torch.Tensor:

@@ -70,7 +70,7 @@ class Fp4:
             return scales
         return Box((box.start[0], box.start[1] // 2), (box.stop[0], box.stop[1] // 2))
 
-    def room(self, shape: tuple[int, ...]) -> int:
+    def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes, exponents, signs and codes; a search has quotients, what they restore and all scales too.
         return (22 if self.search else 14) * chunk(shape, self.group)
 

@@ -81,10 +81,10 @@ class Fp8Block:
         start = tuple(a // size for a, size in zip(box.start, self.block, strict=True))
         return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)))
 
-    def room(self, shape: tuple[int, ...]) -> int:
+    def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         from dsctl.codecs import e4m3
 
-        return e4m3.room((shape[0], shape[1]), self.block)
+        return e4m3.room((shape[0], shape[1]), self.block, width, encoding)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}

@@ -95,8 +95,11 @@ def _highest(values: torch.Tensor, rows: slice) -> torch.Tensor:
     """The bits of the largest magnitude of each column in a run of rows."""
     import torch
 
-    found = [_bits(values[piece].abs()).amax(0) for piece in pieces(rows, values.shape[1])]
-    return found[0] if len(found) == 1 else torch.stack(found).amax(0)
+    found = (_bits(values[piece].abs()).amax(0) for piece in pieces(rows, values.shape[1]))
+    highest = next(found)
+    for other in found:
+        torch.maximum(highest, other, out=highest)
+    return highest
 
 
 def greatest(magnitudes: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:

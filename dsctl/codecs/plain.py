@@ -43,9 +43,9 @@ class Plain:
     def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box
 
-    def room(self, shape: tuple[int, ...]) -> int:
+    def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes of F16 and where they are infinite.
-        return 4 * min(prod(shape), CHUNK) if self.dtype == "F16" else 0
+        return 4 * min(prod(shape), CHUNK) if self.dtype == "F16" and encoding else 0
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}

@@ -70,7 +70,7 @@ class Scaled:
     def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box if suffix == self.suffixes[0] else grid_box(box, self.group, shape)
 
-    def room(self, shape: tuple[int, ...]) -> int:
+    def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Four floats per value: the largest magnitudes' or quotients, their operand, and codes as floats.
         return 16 * chunk(shape, self.group)
 

@@ -1,0 +1,117 @@
+"""What a process grows by when it does one step, beside what the step says: `python -m tests.flows.growth ROWSxCOLUMNS
+...` prints JSON lines, for every format and direction. Each is measured in a fork that has torch and its kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsctl.boxes import Box
+from dsctl.codecs import CODECS, Codec
+from dsctl.plan import BAND_BYTES, Job, Step
+from dsctl.steps import Part, Region
+from dsctl.stores import LocalFolder
+from dsctl.tasks import Context
+from dsctl.work import DTYPES, perform
+
+def codecs() -> Iterator[tuple[str, Codec]]:
+    """Every format but BF16, and those that can search also searching."""
+    for name, codec in CODECS.items():
+        if name != "bf16":
+            yield name, codec
+        if hasattr(codec, "search"):
+            yield f"{name} --search", replace(codec, search=True)  # type: ignore[type-var]
+
+
+def region(codec: Codec, shape: tuple[int, int], file: str) -> Region:
+    """A whole matrix in a file of its own."""
+    parts, offset = [], 0
+    for suffix, spec in codec.specs(shape).items():
+        if suffix not in codec.stated(shape):
+            parts.append(Part(suffix, file, offset, spec))
+            offset += spec.nbytes
+    return Region(Box.whole(shape), codec, tuple(parts), shape, (0, 0))
+
+
+def fill(one: Region, folder: Path, values: bool) -> None:
+    """The file of a region: of values that were encoded, or empty."""
+    part = one.parts[-1]
+    with open(folder / one.parts[0].file, "wb") as file:
+        file.truncate(part.offset + part.spec.nbytes)
+        if not values:
+            return
+        block = (min(one.box.shape[0], 128), one.box.shape[1])
+        stored = {key: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for key, spec in one.codec.specs(block).items()}
+        one.codec.encode((torch.randn(block) * 0.02).bfloat16(), stored)
+        for part in one.parts:
+            raw, left = stored[part.suffix].view(-1).view(torch.uint8).numpy().tobytes(), part.spec.nbytes
+            file.seek(part.offset)
+            while left:
+                left -= file.write(raw[:left])
+
+
+def step(source: Codec, target: Codec, shape: tuple[int, int], folder: Path) -> tuple[int, Callable[[], object]]:
+    """The bytes that a step says it needs, and how to do it."""
+    reads, writes = region(source, shape, "in"), region(target, shape, "out.part")
+    fill(reads, folder, values=True)
+    fill(writes, folder, values=False)
+    writes = writes._replace(parts=tuple(part._replace(file="out") for part in writes.parts))
+    one = Step("w", shape, "recode", (reads,), (writes,))
+    one = one._replace(surveyed=(one,) if target.surveys else ())
+    context = Context(LocalFolder(str(folder)), str(folder))
+    planned = sum(one.buffers(BAND_BYTES).values())
+    return planned, lambda: perform(Job(0, (one,), ("out",)), context, lambda nbytes: None)
+
+
+def status(key: str) -> int:
+    """A line of this process's account, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+
+def grown(work: Callable[[], object]) -> int:
+    """The bytes by which a fork of this process is larger at its largest when it does this."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            before = status("VmRSS")
+            work()
+            os.write(theirs, str(status("VmHWM") - before).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    return int(told)
+
+
+def measured(shapes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Format, direction and shape, with what was planned and what it took."""
+    torch.set_num_threads(1)
+    plain = CODECS["bf16"]
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in [(256, 256), *shapes]:
+            for name, codec in codecs():
+                ways = [("encode", plain, codec)] + ([] if "search" in name else [("decode", codec, plain)])
+                for way, source, target in ways:
+                    planned, work = step(source, target, shape, Path(folder))
+                    if shape == (256, 256):
+                        work()
+                    else:
+                        yield {"format": name, "way": way, "shape": shape, "planned": planned, "grown": grown(work)}
+
+
+if __name__ == "__main__":
+    for line in measured([(int(rows), int(columns)) for rows, columns in (word.split("x") for word in sys.argv[1:])]):
+        print(json.dumps(line), flush=True)  # noqa: T201
