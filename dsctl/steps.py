@@ -129,50 +129,49 @@ class Step(NamedTuple):
         return target.dtype if isinstance(target, Plain) and target.dtype in ("BF16", "F32") else "F32"
 
     def buffers(self, band_bytes: int) -> dict[str, int]:
-        """What a worker holds of a band at its worst, in bytes: each buffer by its name, and as `room` what codecs take.
+        """What a worker holds of a band at worst, in bytes: each buffer by its name, and as `room` what codecs take.
 
         Buffers of one name are one buffer, for all steps of a job.
         """
         rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
         held: dict[str, int] = {}
-
-        def hold(name: str, nbytes: int) -> None:
+        for name, nbytes in (*self._read(rows), *(self._moved(rows) if self.how == "move" else self._recoded(rows))):
             held[name] = max(held.get(name, 0), nbytes)
+        return held
 
+    def _read(self, rows: int) -> Iterator[tuple[str, int]]:
         for copy in self.copies:
-            hold("copy", copy.read.spec.nbytes)
+            yield "copy", copy.read.spec.nbytes
         for twin in self.twins:
-            hold("twin", max(_rows_bytes(part, twin.region, rows) for part in twin.region.parts))
+            yield "twin", max(_rows_bytes(part, twin.region, rows) for part in twin.region.parts)
         for place, region in enumerate(self.reads):
             for number, part in enumerate(region.parts):
-                name = f"move{place}.{number}" if self.how == "move" else f"in{part.suffix}"
-                hold(name, _rows_bytes(part, region, rows))
+                nbytes = _rows_bytes(part, region, rows)
+                yield (f"move{place}.{number}" if self.how == "move" else f"in{part.suffix}"), nbytes
                 if region.box.shape[1:] != region.container[1:]:
-                    hold("cut", _rows_bytes(part, region, rows))
-        if self.how == "move":
-            if len(self.reads) > 1 or len(self.writes) > 1:
-                parts = [_rows_bytes(part, region, rows) for region in self.writes for part in region.parts]
-                hold("joined", max(parts, default=0))
-            return held
+                    yield "cut", nbytes
+
+    def _moved(self, rows: int) -> Iterator[tuple[str, int]]:
+        if len(self.reads) > 1 or len(self.writes) > 1:
+            yield "joined", max(_rows_bytes(part, one, rows) for one in self.writes for part in one.parts)
+
+    def _recoded(self, rows: int) -> Iterator[tuple[str, int]]:
         band = (rows, *self.shape[1:]) if self.shape else ()
-        if self.decoded:
-            hold("values", TensorSpec(self.decoded, band).nbytes)
-            if len(self.reads) > 1:
-                hold("piece", TensorSpec(self.decoded, band).nbytes)
         before = self.decoded or self.reads[0].parts[0].spec.dtype
+        width = TensorSpec(before, (1,)).nbytes
+        if self.decoded:
+            yield "values", width * prod(band)
+            yield "piece", width * prod(band) if len(self.reads) > 1 else 0
+            yield "room", max(region.codec.room(band, width, False) for region in self.reads)
         for region in self.writes:
             shape = (min(rows, region.box.shape[0]), *region.box.shape[1:]) if self.shape else ()
+            yield "room", region.codec.room(shape, width, True)
+            yield "again", 4 * prod(shape) if self.measured else 0
             if not isinstance(region.codec, Plain) or region.codec.dtype != before:
                 for suffix, spec in region.codec.specs(shape).items():
-                    hold(f"out{suffix}", spec.nbytes)
-            hold("room", region.codec.room(shape, TensorSpec(before, (1,)).nbytes, True))
-            if self.measured:
-                hold("again", TensorSpec("F32", shape).nbytes)
-        if self.decoded:
-            hold("room", max(region.codec.room(band, TensorSpec(self.decoded, (1,)).nbytes, False) for region in self.reads))
+                    yield f"out{suffix}", spec.nbytes
         for part in self.kept.parts if self.kept else ():
-            hold(f"kept{part.suffix}", part.spec.nbytes)
-        return held
+            yield f"kept{part.suffix}", part.spec.nbytes
 
 
 def region_of(piece: Piece) -> Region:

@@ -211,7 +211,7 @@ def _peak(step: Step, files: _Files) -> torch.Tensor:
         with _placed(step, step.reads[0].codec, band):
             values = _values(step, band, files)
         with _placed(step, codec, band):
-            for rows, places in chunks(*values.shape, codec.block):
+            for rows, places in chunks(values.shape[0], values.shape[1], codec.block):
                 peak = torch.maximum(peak, peaks(values[rows], codec.block, places.start).amax())
     return peak
 

@@ -83,7 +83,7 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
     from dsctl.delivery import SENT_BYTES, Delivery
-    from dsctl.executors import ENGINES, prepare
+    from dsctl.executors import ENGINES, choose_devices, named_devices, prepare
     from dsctl.plan import make_plan
     from dsctl.readahead import WINDOW_BYTES
     from dsctl.resources import allot
@@ -95,6 +95,7 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
         raise UsageError(f"--engine: {how.engine!r} is unknown", hint=" or ".join(ENGINES))
     if how.address and how.engine != "ray":
         raise UsageError("--address is for --engine ray")
+    named_devices(how.device)
     budget = parse_size(how.max_memory, "--max-memory")
     plan = make_plan(checkpoint, request)
     # The nodes of a cluster have processors and memory of their own: what counts is what one task takes.
@@ -110,6 +111,8 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
     if how.dry_run:
         if not store.remote:
             check_source(plan, store)
+        # Only another device than the processor needs torch to be looked for.
+        choose_devices(how.device, how.engine)
         show_plan(plan, store, folder, resources, output, target)
         return
     if resources.workers > 1 and state != "complete":

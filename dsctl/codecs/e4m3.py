@@ -49,7 +49,8 @@ class NotFinite(ValueError):
 def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> None:
     """Write float32(code) * scale into `out`. NaN codes give NaN, of the sign and payload that torch's cast gives."""
     columns = scales.shape[1] * block[1]
-    words = out.new_empty((min(len(codes), block[0], max(1, PIECE // max(1, columns))), columns), dtype=_float(out).integer)
+    height = min(len(codes), block[0], max(1, PIECE // max(1, columns)))
+    words = out.new_empty((height, columns), dtype=_float(out).integer)
     for index, rows in _bands(codes, block):
         for piece in pieces(rows, columns):
             _decode_band(codes[piece], scales[index], out[piece], words[: len(codes[piece])])

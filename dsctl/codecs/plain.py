@@ -66,7 +66,7 @@ class Plain:
             return {}
         whole = out.view(-1, 1) if out.dim() < 2 else out.view(len(out), -1)
         before = values.reshape(whole.shape)
-        for rows, _ in chunks(*whole.shape, (1, 1)):
+        for rows, _ in chunks(whole.shape[0], whole.shape[1], (1, 1)):
             # Infinities are rare: where there is none, the values need no look.
             if not (infinite := whole[rows].isinf()).any():
                 continue

@@ -41,23 +41,35 @@ EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "p
 ENGINES = ("processes", "ray")
 
 
+def named_devices(text: str) -> tuple[int, ...] | None:
+    """The numbers of cuda, cuda:1 or cuda:0,1, none of them where it says any; None for cpu.
+
+    Raises:
+        UsageError: another word.
+    """
+    if text == "cpu":
+        return None
+    kind, colon, numbers = text.partition(":")
+    if kind != "cuda" or (colon and not all(n.isascii() and n.isdecimal() for n in numbers.split(","))):
+        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
+    return tuple(int(n) for n in numbers.split(",")) if colon else ()
+
+
 def choose_devices(text: str, engine: str = "processes") -> tuple[str, ...]:
     """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names; which ones a cluster has shows when it is joined.
 
     Raises:
         UsageError: another word. PlanError: this machine has no such device.
     """
-    if text == "cpu":
+    numbers = named_devices(text)
+    if numbers is None:
         return ("cpu",)
-    kind, colon, numbers = text.partition(":")
-    if kind != "cuda" or (colon and not all(n.isascii() and n.isdecimal() for n in numbers.split(","))):
-        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
     if engine == "ray":
         return ("cuda",)
     import torch
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    chosen = [int(n) for n in numbers.split(",")] if numbers else list(range(there))
+    chosen = numbers or tuple(range(there))
     if not there or max(chosen) >= there:
         what = f"this machine has {there:,} CUDA device{'' if there == 1 else 's'}"
         raise PlanError(f"--device {text}: {what}", hint="--device cpu works anywhere")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from dsctl.tasks import Context, Progress, Receipt, Seal
 
 
+_HINT = "memory may have run out: fewer --workers, then the same command resumes"
+
+
 class Processes:
     """As many processes as asked for; each is handed its next task when its last one is done.
 
@@ -35,7 +38,11 @@ class Processes:
             ours, theirs = server.Pipe()
             its = replace(context, devices=(context.devices[number % len(context.devices)],))
             process = server.Process(target=_serve, args=(theirs, its), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except (OSError, EOFError) as error:
+                self.close()
+                raise _no_server(error) from None
             theirs.close()
             self._workers[ours] = process
             self._idle.append(ours)
@@ -72,8 +79,7 @@ class Processes:
         process.join(5)
         code = process.exitcode
         why = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-        hint = "memory may have run out: fewer --workers, then the same command resumes"
-        return WorkError(f"worker process {process.pid} {why}", hint=hint)
+        return WorkError(f"worker process {process.pid} {why}", hint=_HINT)
 
     def close(self) -> None:
         for process in self._workers.values():
@@ -81,6 +87,12 @@ class Processes:
         for pipe, process in self._workers.items():
             process.join()
             pipe.close()
+
+
+def _no_server(error: Exception) -> WorkError:
+    """What to raise where the process that starts workers is gone."""
+    why = str(error) or type(error).__name__
+    return WorkError(f"the process that starts workers was killed: {why}", hint=_HINT)
 
 
 def prepare() -> ForkServerContext:

@@ -19,6 +19,7 @@ from dsctl.codecs.plain import Plain
 from dsctl.codecs.scaled import Scaled, formats
 from dsctl.errors import PlanError, UsageError
 from dsctl.models import ROLES, Family, Param
+from dsctl.small import read_small
 
 KEEP = "keep"
 MAX_BYTES = 1 << 20
@@ -79,11 +80,9 @@ def recipe(text: str) -> Recipe:
         return ready()[text]
     path = Path(text)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"--recipe: {text} is too long for a recipe")
-        return parse(path.read_text(), path.stem, text)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "is no text"
+        return parse(read_small(path, MAX_BYTES).decode(), path.stem, text)
+    except (OSError, ValueError) as error:
+        why = (error.strerror or error) if isinstance(error, OSError) else "is not text"
         raise UsageError(f"--recipe: {text}: {why}", hint=f"a TOML file, or one of {', '.join(ready())}") from None
 
 

@@ -10,14 +10,13 @@ import filecmp
 import json
 import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from dsctl.errors import PlanError, WorkError
 from dsctl.header import TensorSpec, build
-from dsctl.journal import replace_file
+from dsctl.journal import beside, replace_file, sync_folder
 from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, Recipe, Stored, blueprint
 from dsctl.tiny.texts import texts
@@ -26,6 +25,8 @@ from dsctl.tiny.values import bands, encoded
 __all__ = ["Blueprint", "Made", "Recipe", "blueprint", "make"]
 
 THREADS = 8
+# The folder within the target that is there as long as the checkpoint is not finished.
+UNFINISHED = ".unfinished"
 
 
 class Made(NamedTuple):
@@ -48,12 +49,13 @@ class Made(NamedTuple):
 def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made:
     """Write a small checkpoint of a release (by any of its names) into a new or empty folder.
 
-    A folder that holds the same checkpoint, byte for byte, is left as it is.
+    A folder that holds the same checkpoint, byte for byte, is left as it is. One that a killed run left unfinished is
+    made once more from the start.
 
     Raises:
         UsageError: no such release, or sizes that fit no checkpoint of it.
         PlanError: the folder holds something else, or the disk has no room.
-        WorkError: it cannot be written; nothing is left behind.
+        WorkError: it cannot be written; nothing is left behind. The same call does it again.
     """
     recipe, target = recipe or Recipe(), Path(folder)
     plan = blueprint(release, recipe)
@@ -68,7 +70,7 @@ def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made
 
 
 def _make(plan: Blueprint, target: Path, seed: int) -> None:
-    created = _claim(target, plan.nbytes)
+    created = _claim(target, plan)
     try:
         _write(plan, target, seed)
     except BaseException as error:
@@ -80,28 +82,51 @@ def _make(plan: Blueprint, target: Path, seed: int) -> None:
 
 def _present(plan: Blueprint, target: Path, seed: int) -> bool:
     """Whether the folder holds this checkpoint and nothing else; it is made once more beside it to tell."""
-    names = {*plan.files, *texts(plan.release, plan.config), INDEX}
+    names = _names(plan)
     try:
         if not target.is_dir() or {path.name for path in target.iterdir()} != names:
             return False
-        with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}-") as folder:
-            again = Path(folder, "again")
-            _make(plan, again, seed)
+        # Always of the same name, so that what a killed run left there is found.
+        again = target.absolute().with_name(f".{target.name}-again")
+        _make(plan, again, seed)
+        try:
             return not any(map(any, filecmp.cmpfiles(target, again, names, shallow=False)[1:]))
+        finally:
+            shutil.rmtree(again)
     except PlanError:  # no room for the copy
         return False
     except OSError as error:
         raise WorkError(f"{target}: {error.strerror or error}") from None
 
 
-def _claim(target: Path, nbytes: int) -> bool:
-    """Make sure of an empty folder with enough room; whether it had to be made."""
+def _names(plan: Blueprint) -> set[str]:
+    """The files of a finished checkpoint."""
+    return {*plan.files, *texts(plan.release, plan.config), INDEX}
+
+
+def _unfinished(target: Path, plan: Blueprint) -> bool:
+    """Whether a killed run left the folder so: nothing but its working folder, and files of a checkpoint's names."""
+    working = target / UNFINISHED
+    if working.is_symlink() or not working.is_dir():
+        return False
+    names = _names(plan)
+    known = {*names, *(f"{name}.part" for name in plan.files), *(beside(Path(name)).name for name in names)}
+    outside, inside = ({path.name for path in folder.iterdir()} for folder in (target, working))
+    plain = all(not path.is_dir() or path == working for path in (*target.iterdir(), *working.iterdir()))
+    return plain and outside - {UNFINISHED} <= names and inside <= known
+
+
+def _claim(target: Path, plan: Blueprint) -> bool:
+    """Make sure of a folder with enough room that is empty, emptying an unfinished one; whether it was made."""
+    nbytes = plan.nbytes
     try:
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise PlanError(f"{target}: exists and is not a folder")
         created = not target.exists()
         if not created and any(target.iterdir()):
-            raise PlanError(f"{target}: is not empty", hint="choose a new folder")
+            if not _unfinished(target, plan):
+                raise PlanError(f"{target}: is not empty", hint="choose a new folder")
+            _empty(target)
         place = next(path for path in (target, *target.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free
         if free < nbytes:
@@ -112,19 +137,34 @@ def _claim(target: Path, nbytes: int) -> bool:
     return created
 
 
+def _empty(target: Path) -> None:
+    """Remove what an unfinished run left; its working folder comes last, for it tells whose the rest is."""
+    working = target / UNFINISHED
+    for path in (*target.iterdir(), *(working.iterdir() if working.is_dir() else ())):
+        if path != working:
+            path.unlink()
+    if working.is_dir():
+        working.rmdir()
+
+
 def _clear(target: Path, created: bool) -> None:
-    for path in target.iterdir():
-        path.unlink()
+    _empty(target)
     if created:
         target.rmdir()
 
 
 def _write(plan: Blueprint, target: Path, seed: int) -> None:
-    """All weights under temporary names, then their names, then the small files; the index comes last."""
+    """All files in a working folder; when they are on the disk they get their places, the index last.
+
+    While the working folder is there, the checkpoint is unfinished.
+    """
+    working = target / UNFINISHED
+    working.mkdir()
+    sync_folder(target)
     specs: list[dict[str, TensorSpec]] = [{} for _ in plan.files]
     for place in plan.places:
         specs[place.file][place.tensor] = place.spec
-    parts = [target / f"{name}.part" for name in plan.files]
+    parts = [working / f"{name}.part" for name in plan.files]
     files: list[int] = []
     offsets: list[dict[str, int]] = []
     try:
@@ -134,14 +174,23 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
             offsets.append(begins)
             _pwrite(files[-1], memoryview(header), 0)
         _fill(plan, files, offsets, seed)
+        for descriptor in files:
+            os.fsync(descriptor)
     finally:
         for descriptor in files:
             os.close(descriptor)
+    index = json.dumps(plan.index(), indent=2) + "\n"
+    small = {**texts(plan.release, plan.config), INDEX: index}
+    for name, text in small.items():
+        replace_file(working / name, text.encode())
     for part, name in zip(parts, plan.files, strict=True):
         os.rename(part, target / name)
-    index = json.dumps(plan.index(), indent=2) + "\n"
-    for name, text in (*texts(plan.release, plan.config).items(), (INDEX, index)):
-        replace_file(target / name, text.encode())
+    for name in small:
+        os.rename(working / name, target / name)
+    sync_folder(target)
+    working.rmdir()
+    sync_folder(target)
+    sync_folder(target.absolute().parent)
 
 
 def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed: int) -> None:

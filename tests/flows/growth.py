@@ -22,6 +22,7 @@ from dsctl.stores import LocalFolder
 from dsctl.tasks import Context
 from dsctl.work import DTYPES, perform
 
+
 def codecs() -> Iterator[tuple[str, Codec]]:
     """Every format but BF16, and those that can search also searching."""
     for name, codec in CODECS.items():
@@ -49,7 +50,8 @@ def fill(one: Region, folder: Path, values: bool) -> None:
         if not values:
             return
         block = (min(one.box.shape[0], 128), one.box.shape[1])
-        stored = {key: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for key, spec in one.codec.specs(block).items()}
+        specs = one.codec.specs(block).items()
+        stored = {key: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for key, spec in specs}
         one.codec.encode((torch.randn(block) * 0.02).bfloat16(), stored)
         for part in one.parts:
             raw, left = stored[part.suffix].view(-1).view(torch.uint8).numpy().tobytes(), part.spec.nbytes

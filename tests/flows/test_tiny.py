@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,62 @@ def test_files_are_cut_in_order_and_none_is_empty(sizes: list[int], shards: int)
     numbers = split(sizes, shards)
     assert numbers == sorted(numbers) and len(numbers) == len(sizes)
     assert set(numbers) == set(range(min(shards, len(sizes))))
+
+
+# Kills a fork of this process at every third call that changes the disk, in turn, until one outruns its kill.
+KILLS = """
+import os, signal, sys
+from pathlib import Path
+from dsctl.tiny import Recipe, make
+
+folder, recipe = Path(sys.argv[1]), Recipe(layers=2, experts=2, hidden=64, vocab=64, intermediate=64, shards=2)
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+def dies(after):
+    def patched(call):
+        def counted(*arguments, **options):
+            global left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+        return counted
+    global left
+    left = after
+    for name in ("mkdir", "open", "pwrite", "fsync", "rename", "replace", "rmdir"):
+        setattr(os, name, patched(getattr(os, name)))
+
+make("v3", folder / "whole", recipe)
+whole, point, killed = contents(folder / "whole"), 0, True
+while killed:
+    target = folder / "out" / str(point)
+    child = os.fork()
+    if not child:
+        dies(point)
+        make("v3", target, recipe)
+        os._exit(0)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    make("v3", target, recipe)
+    assert contents(target) == whole, (point, sorted(contents(target)))
+    assert [path.name for path in target.parent.iterdir()] == [target.name], point
+    point += 3
+    for path in target.iterdir():
+        path.unlink()
+    target.rmdir()
+print(point - 3)
+"""
+
+
+def test_killed_at_any_moment_and_given_again_it_makes_the_same(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
+def test_what_others_put_into_an_unfinished_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "out" / "thesis.txt").write_text("years")
+    assert dsctl_fails("tiny", "v3", tmp_path / "out") == 30
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years"
