@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from dsctl.errors import PlanError, WorkError
 from dsctl.header import TensorSpec, build
-from dsctl.journal import beside, replace_file, sync_folder
+from dsctl.journal import alone_in, beside, make_folders, replace_file, sync_folder, write_all
 from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, Recipe, Stored, blueprint
 from dsctl.tiny.texts import texts
@@ -55,6 +55,7 @@ def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made
     Raises:
         UsageError: no such release, or sizes that fit no checkpoint of it.
         PlanError: the folder holds something else, or the disk has no room.
+        ResumeError: another run is making one in the folder.
         WorkError: it cannot be written; nothing is left behind. The same call does it again.
     """
     recipe, target = recipe or Recipe(), Path(folder)
@@ -70,14 +71,24 @@ def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made
 
 
 def _make(plan: Blueprint, target: Path, seed: int) -> None:
-    created = _claim(target, plan)
-    try:
-        _write(plan, target, seed)
-    except BaseException as error:
-        _clear(target, created)
-        if isinstance(error, OSError):
-            raise WorkError(f"{target}: {error.strerror or error}") from None
-        raise
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise PlanError(f"{target}: exists and is not a folder")
+    created = not target.exists()
+    make_folders(target)
+    with alone_in(target):
+        try:
+            _claim(target, plan)
+            try:
+                _write(plan, target, seed)
+            except BaseException:
+                _empty(target)
+                raise
+        except BaseException as error:
+            if created:
+                target.rmdir()
+            if isinstance(error, OSError):
+                raise WorkError(f"{target}: {error.strerror or error}") from None
+            raise
 
 
 def _present(plan: Blueprint, target: Path, seed: int) -> bool:
@@ -116,25 +127,15 @@ def _unfinished(target: Path, plan: Blueprint) -> bool:
     return plain and outside - {UNFINISHED} <= names and inside <= known
 
 
-def _claim(target: Path, plan: Blueprint) -> bool:
-    """Make sure of a folder with enough room that is empty, emptying an unfinished one; whether it was made."""
-    nbytes = plan.nbytes
-    try:
-        if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise PlanError(f"{target}: exists and is not a folder")
-        created = not target.exists()
-        if not created and any(target.iterdir()):
-            if not _unfinished(target, plan):
-                raise PlanError(f"{target}: is not empty", hint="choose a new folder")
-            _empty(target)
-        place = next(path for path in (target, *target.absolute().parents) if path.exists())
-        free = shutil.disk_usage(place).free
-        if free < nbytes:
-            raise PlanError(f"{target}: needs {nbytes:,} bytes of disk, {free:,} are free")
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkError(f"{target}: {error.strerror or error}") from None
-    return created
+def _claim(target: Path, plan: Blueprint) -> None:
+    """Make sure that a folder is empty, emptying an unfinished one, and that its disk has room."""
+    if any(target.iterdir()):
+        if not _unfinished(target, plan):
+            raise PlanError(f"{target}: is not empty", hint="choose a new folder")
+        _empty(target)
+    free = shutil.disk_usage(target).free
+    if free < plan.nbytes:
+        raise PlanError(f"{target}: needs {plan.nbytes:,} bytes of disk, {free:,} are free")
 
 
 def _empty(target: Path) -> None:
@@ -145,12 +146,6 @@ def _empty(target: Path) -> None:
             path.unlink()
     if working.is_dir():
         working.rmdir()
-
-
-def _clear(target: Path, created: bool) -> None:
-    _empty(target)
-    if created:
-        target.rmdir()
 
 
 def _write(plan: Blueprint, target: Path, seed: int) -> None:
@@ -172,7 +167,7 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
             header, begins = build(tensors)
             files.append(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
             offsets.append(begins)
-            _pwrite(files[-1], memoryview(header), 0)
+            write_all(files[-1], header, 0)
         _fill(plan, files, offsets, seed)
         for descriptor in files:
             os.fsync(descriptor)
@@ -202,7 +197,7 @@ def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed
                 place = item.places[suffix]
                 first = item.codec.box(suffix, band, item.param.shape).start[0]
                 row = place.spec.nbytes // place.spec.shape[0]
-                _pwrite(files[place.file], data, offsets[place.file][place.tensor] + first * row)
+                write_all(files[place.file], data, offsets[place.file][place.tensor] + first * row)
 
     pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), THREADS))
     try:
@@ -210,9 +205,3 @@ def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed
             pass
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _pwrite(descriptor: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from dsctl.checkpoint import Checkpoint, open_checkpoint
 from dsctl.errors import UsageError
 from dsctl.header import TensorSpec
+from dsctl.journal import alone_in
 from dsctl.releases import find, releases
 from dsctl.stores import LocalFolder
 from dsctl.tiny import Recipe, blueprint, make
@@ -312,3 +313,15 @@ def test_what_others_put_into_an_unfinished_folder_is_left_alone(tmp_path: Path)
     (tmp_path / "out" / "thesis.txt").write_text("years")
     assert dsctl_fails("tiny", "v3", tmp_path / "out") == 30
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years"
+
+
+def test_two_at_once_are_one(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "dsctl", "tiny", "v3", str(tmp_path / "out"), "--layers", "2", "--experts", "2"]
+    runs = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ends = [(run.communicate(timeout=120)[1], run.returncode) for run in runs]
+    assert {code for _, code in ends} <= {0, 40} and any(code == 0 for _, code in ends), ends
+    dsctl("tiny", "v3", tmp_path / "alone", "--layers", 2, "--experts", 2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    (tmp_path / "busy").mkdir()
+    with alone_in(tmp_path / "busy"):
+        assert dsctl_fails("tiny", "v3", tmp_path / "busy") == 40
