@@ -99,18 +99,12 @@ class Plan:
         return [name for name in self.carried if self.folders and not name.endswith(".dsctl")]
 
     def peak_bytes(self, band_bytes: int) -> int:
-        """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32: of any job."""
-        known: dict[Any, dict[str, int]] = {}
-        most = 0
-        for job in self.jobs:
-            held: dict[str, int] = {}
-            for kind, step in {_shape(step): step for step in job.steps}.items():
-                if kind not in known:
-                    known[kind] = step.buffers(band_bytes)
-                for name, nbytes in known[kind].items():
-                    held[name] = max(held.get(name, 0), nbytes)
-            most = max(most, sum(held.values()))
-        return most
+        """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32."""
+        held: dict[str, int] = {}
+        for step in {_shape(step): step for step in self.steps}.values():
+            for name, nbytes in step.buffers(band_bytes).items():
+                held[name] = max(held.get(name, 0), nbytes)
+        return sum(held.values())
 
 
 def _shape(step: Step) -> Hashable:

@@ -131,7 +131,7 @@ class Step(NamedTuple):
     def buffers(self, band_bytes: int) -> dict[str, int]:
         """What a worker holds of a band at worst, in bytes: each buffer by its name, and as `room` what codecs take.
 
-        Buffers of one name are one buffer, for all steps of a job.
+        Buffers of one name are one buffer, for all steps of a run.
         """
         rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
         held: dict[str, int] = {}
@@ -145,9 +145,9 @@ class Step(NamedTuple):
         for twin in self.twins:
             yield "twin", max(_rows_bytes(part, twin.region, rows) for part in twin.region.parts)
         for place, region in enumerate(self.reads):
-            for number, part in enumerate(region.parts):
+            for part in region.parts:
                 nbytes = _rows_bytes(part, region, rows)
-                yield (f"move{place}.{number}" if self.how == "move" else f"in{part.suffix}"), nbytes
+                yield moved(place if self.how == "move" else 0, part), nbytes
                 if region.box.shape[1:] != region.container[1:]:
                     yield "cut", nbytes
 
@@ -190,6 +190,11 @@ def _written(region: Region) -> int:
         return sum(part.spec.nbytes for part in region.parts)
     specs = region.codec.specs(region.box.shape)
     return sum(specs[part.suffix].nbytes for part in region.parts)
+
+
+def moved(place: int, part: Part) -> str:
+    """The name of the buffer for a stored tensor of what is read: the first region's is that of all decoded ones."""
+    return f"in{place or ''}{part.suffix}"
 
 
 def _rows_bytes(part: Part, region: Region, rows: int) -> int:

@@ -22,7 +22,7 @@ from dsctl.header import TensorSpec
 from dsctl.journal import write_all
 from dsctl.plan import Job, Part, Region, Step
 from dsctl.readahead import Reader, ahead
-from dsctl.steps import share
+from dsctl.steps import moved, share
 from dsctl.stores import Store
 from dsctl.tasks import INFINITE, NAN, WORST, Context, Progress, Receipt, Seal, add
 
@@ -36,6 +36,8 @@ DTYPES: dict[str, torch.dtype] = {
 CHUNK = 1 << 20
 # No product of two scales up to here and a code overflows float32 or BF16.
 HUGE = 2.0**50
+# The buffers of this process, from one job to the next: fresh memory costs a tenth of a small job.
+_SCRATCH: dict[str, torch.Tensor] = {}
 
 
 def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
@@ -49,7 +51,7 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
         return _seal(task, context, progress)
     counts: dict[str, int] = {}
     try:
-        with ahead(context.store, task.steps) as source, _Files(context, source) as files:
+        with ahead(context.store, task.steps) as source, _Files(context, source, _SCRATCH) as files:
             for step in task.steps:
                 add(counts, _step(step, files, progress))
     except torch.OutOfMemoryError:
@@ -61,6 +63,11 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
             raise
         raise refused from None
     return Receipt(task.number, counts)
+
+
+def release() -> None:
+    """Give back the buffers that jobs have left to the next."""
+    _SCRATCH.clear()
 
 
 def _seal(task: Seal, context: Context, progress: Progress) -> Receipt:
@@ -87,10 +94,9 @@ def _explained(path: str) -> Iterator[None]:
 class _Files:
     """The open output files and the buffers of one job; everything written is on the disk when it ends."""
 
-    def __init__(self, context: Context, source: Reader) -> None:
-        self.context, self.source = context, source
+    def __init__(self, context: Context, source: Reader, scratch: dict[str, torch.Tensor]) -> None:
+        self.context, self.source, self.scratch = context, source, scratch
         self.open: dict[str, int] = {}
-        self.scratch: dict[str, torch.Tensor] = {}
         self.peaks: dict[str, torch.Tensor] = {}
         self.device = device(context.devices[0])
 
@@ -115,7 +121,10 @@ class _Files:
         """An uninitialised tensor that is reused by the next call of the same name."""
         need = max(spec.nbytes, 1)
         have = self.scratch.get(name)
-        if have is None or have.numel() < need:
+        if have is None or have.numel() < need or have.is_pinned() != self._pinned:
+            # The old one goes before the new one comes.
+            self.scratch.pop(name, None)
+            have = None
             have = self.scratch[name] = _fresh(need, self._pinned)
         return have[: spec.nbytes].view(DTYPES[spec.dtype]).view(spec.shape)
 
@@ -240,10 +249,7 @@ def _move(step: Step, band: Box, files: _Files) -> dict[str, int]:
     for place, source in enumerate(step.reads):
         both = band.intersect(source.box)
         if both is not None:
-            tensors = [
-                files.read(f"move{place}.{number}", part, source.place(part.suffix, both))
-                for number, part in enumerate(source.parts)
-            ]
+            tensors = [files.read(moved(place, part), part, source.place(part.suffix, both)) for part in source.parts]
             held.append(_Held(source, both, tensors))
             _compare(step, place, both, tensors, files)
     for region in step.writes:
@@ -353,7 +359,7 @@ class Values:
     """A checkpoint's values, for what only reads: bands of a step, in buffers that the next band uses again."""
 
     def __init__(self, store: Store) -> None:
-        self._files = _Files(Context(store, ""), store)
+        self._files = _Files(Context(store, ""), store, {})
 
     def read(self, step: Step, band: Box) -> torch.Tensor:
         """A band's values: as stored where they are plain, else in the dtype that the step's target has.

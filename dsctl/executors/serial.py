@@ -31,4 +31,7 @@ class Serial:
         return perform(self._tasks.popleft(), self._context, progress)
 
     def close(self) -> None:
+        from dsctl.work import release
+
         self._tasks.clear()
+        release()
