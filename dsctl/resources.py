@@ -15,7 +15,7 @@ from dsctl.stores import Store
 # Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux).
 WORKER_BYTES = 238 << 20
 # What of it several workers share, as forks of one process that has imported torch.
-SHARED_BYTES = 208 << 20
+SHARED_BYTES = 192 << 20
 # The driver without torch: interpreter, libraries, and per step of the plan.
 DRIVER_BYTES = 50 << 20
 STEP_BYTES = 6 << 10
