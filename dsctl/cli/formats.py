@@ -78,8 +78,8 @@ def _formats() -> Section:
         snr = "exact" if known.snr is None else f"{known.snr:.1f}"
         searched = f" ({known.searched:.1f})" if known.searched else ""
         rows.append(Row((name, f"{bits(name):.2f}", snr + searched, known.loaders, known.hardware, known.lossless)))
-    warnings = [Row((f"warning, {name}: {known.warning}",), "note") for name, known in FORMATS.items() if known.warning]
-    return Section("", "", columns, (*rows, *warnings), whole=True)
+    warnings = tuple([f"Warning, {name}: {known.warning}" for name, known in FORMATS.items() if known.warning])
+    return Section("", "", columns, tuple(rows), paragraphs=warnings, whole=True)
 
 
 def _recipes() -> Section:

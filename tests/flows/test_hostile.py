@@ -410,8 +410,8 @@ CONFIGS = (
     Case("too many parameters", field(num_hidden_layers=4096, n_routed_experts=1 << 16), "more than"),
     Case("too many experts", field(n_routed_experts=1 << 20), "n_routed_experts"),
     Case("more parameters than files can hold", field(n_routed_experts=1 << 16, num_hidden_layers=8), "hold only"),
-    Case("another vocabulary", field(vocab_size=16), "architecture says"),
-    Case("one layer more", field(num_hidden_layers=3), "missing"),
+    Case("another vocabulary", field(vocab_size=16), "vocab_size is 16, the files hold 8"),
+    Case("one layer more", field(num_hidden_layers=3), "num_hidden_layers is 3, the files hold 2"),
     Case(
         "block size missing", config(lambda v: v["quantization_config"].pop("weight_block_size")), "weight_block_size"
     ),

@@ -265,9 +265,10 @@ def test_scales_of_both_sides_are_shown(small: Path) -> None:
         scales = [one for one in seen if one["name"].endswith(("_scale_inv", "_scale"))]
         assert counted["scales"] == sum(math.prod(one["shape"]) for one in scales)
         assert sum(bin_["scales"] for bin_ in counted["histogram"]) == counted["scales"]
-    assert facts["scales"]["a"]["powers_of_two"] == facts["scales"]["a"]["scales"]
+    # Those of V3.1's o_proj are not rounded: 16 in each of four layers.
+    assert facts["scales"]["a"]["powers_of_two"] == facts["scales"]["a"]["scales"] - 64 == 1112
     assert facts["scales"]["b"]["powers_of_two"] < facts["scales"]["b"]["scales"]
-    assert "100% of them powers of two" in made("compare", "small", "other").text
+    assert "94% of them powers of two" in made("compare", "small", "other").text
 
 
 def test_a_plan_says_what_it_fits_on(small: Path) -> None:

@@ -48,7 +48,7 @@ def _cards(found: Comparison) -> Iterator[Card]:
         yield Card("not compared", plural(missing, "parameter"), "on one side only, or of another shape", "removed")
     for side, counts in zip("AB", found.scales, strict=True):
         if counts.number:
-            share = f"{counts.powers / counts.number:.0%} are powers of two"
+            share = f"{counts.powers * 100 // counts.number}% are powers of two"
             yield Card(f"block scales of {side}", count(counts.number), share)
 
 
@@ -65,7 +65,7 @@ def _charts(found: Comparison) -> Iterator[Chart]:
     }
     if sides:
         told = "; ".join(
-            f"{side}: {count(counts.number)} scales, {counts.powers / counts.number:.0%} of them powers of two"
+            f"{side}: {count(counts.number)} scales, {counts.powers * 100 // counts.number}% of them powers of two"
             for side, counts in zip("AB", found.scales, strict=True)
             if counts.number
         )
