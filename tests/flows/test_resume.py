@@ -132,8 +132,10 @@ def test_an_interrupt_ends_it_soon_with_130_and_a_hint(source: Path, tmp_path: P
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    _, said = process.communicate(timeout=20)
+    process.wait(20)
     assert time.monotonic() - began < 3
+    # The process that starts workers has the same stderr, and may still be importing torch.
+    _, said = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "interrupted" in said and "same command" in said and "Traceback" not in said
 
