@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import pytest
 
 from tests.checkpoints import tiny
 from tests.command import dsctl, run
+from tests.forks import children, cmdline
 
 KILLS = 6
 
@@ -200,22 +200,6 @@ def test_a_killed_worker_is_named_and_the_rest_resumes(
     assert process.returncode == 41 and "SIGKILL" in said
     dsctl("convert", source, tmp_path / "out", "--bf16")
     assert contents(tmp_path / "out") == contents(undisturbed[0])
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        # A thread may have ended since it was listed.
-        with contextlib.suppress(OSError):
-            found += map(int, task.read_text().split())
-    return found
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_another_source_behind_the_same_name_is_not_resumed(source: Path, tmp_path: Path) -> None:

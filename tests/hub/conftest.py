@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,13 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import tiny
+from tests.command import Done
+from tests.forks import Launcher, Running
 from tests.hub.server import Hub
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
+Started = Callable[..., Running]
 REPOSITORY = "acme/small"
-# The console script's own entry, with shorter waits between attempts.
-MAIN = """
-from dsctl.stores import hub_requests
-hub_requests.FIRST_WAIT = 0.02
-from dsctl.cli import main
-main()
-"""
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +35,23 @@ def hub(source: Path) -> Iterator[Hub]:
     hub.close()
 
 
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts `dsctl` with none of this machine's settings of hubs, and shorter waits between attempts."""
+    settings = {"dsctl.stores.hub_requests.FIRST_WAIT": 0.02}
+    with Launcher(tmp_path_factory.mktemp("said"), unsettled(), settings) as launcher:
+        yield launcher
+
+
+def unsettled() -> dict[str, str]:
+    """The environment without settings of hubs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+
+
 @pytest.fixture
-def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
-    """Environment of a process that knows this hub alone."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {
+def settings(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """Settings of a process that knows this hub alone."""
+    return {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
@@ -57,16 +63,30 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def command(environment: dict[str, str]) -> Run:
+def environment(settings: dict[str, str]) -> dict[str, str]:
+    """The whole environment of such a process."""
+    return unsettled() | settings
+
+
+@pytest.fixture
+def command(launcher: Launcher, settings: dict[str, str]) -> Run:
     """Runs `dsctl` against the hub; further environment variables by keyword."""
 
-    def run(*arguments: Any, **variables: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-c", MAIN, *map(str, arguments)]
-        return subprocess.run(
-            line, env=environment | variables, capture_output=True, text=True, timeout=120, check=False
-        )
+    def run(*arguments: Any, **variables: str) -> Done:
+        done = launcher.run(*arguments, environment=settings | variables)
+        return Done(done.code, done.out, done.err)
 
     return run
+
+
+@pytest.fixture
+def started(launcher: Launcher, settings: dict[str, str]) -> Started:
+    """Starts `dsctl` against the hub, as `command` runs it."""
+
+    def start(*arguments: Any, **variables: str) -> Running:
+        return launcher.start(*arguments, environment=settings | variables)
+
+    return start
 
 
 @pytest.fixture(autouse=True)

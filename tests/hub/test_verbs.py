@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.checkpoints import tiny
 from tests.command import dsctl, run
-from tests.hub.conftest import MAIN, REPOSITORY, Run
+from tests.hub.conftest import REPOSITORY, Run, Started
 from tests.hub.server import Hub, one_in
 from tests.schemas import faults
 
@@ -130,21 +131,19 @@ def test_a_trickle_is_taken_up_over_another_connection(
 @pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_download_ends_when_told_to_and_goes_on_where_it_was(
-    hub: Hub, source: Path, environment: dict[str, str], command: Run, tmp_path: Path, signalled: int, cached: bool
+    hub: Hub, source: Path, started: Started, command: Run, tmp_path: Path, signalled: int, cached: bool
 ) -> None:
     hub.fault = lambda number, method, path: "trickle" if method == "GET" and path.startswith("/blob") else None
     target = [] if cached else [str(tmp_path / "copy")]
-    patient = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
-    line = [sys.executable, "-c", MAIN, "download", REPOSITORY, *target]
-    with subprocess.Popen(line, env=patient, stderr=subprocess.PIPE, text=True) as process:
-        while hub.started < 2 + 2 * len(list(source.iterdir())):
-            time.sleep(0.05)
-        time.sleep(1)
-        told = time.monotonic()
-        process.send_signal(signalled)
-        said = process.communicate(timeout=10)[1]
-    assert time.monotonic() - told < 5 and process.returncode == 130
-    assert "interrupted" in said and "hint: run the same command again" in said and "Traceback" not in said
+    running = started("download", REPOSITORY, *target, HF_HUB_DOWNLOAD_TIMEOUT="60")
+    while hub.started < 2 + 2 * len(list(source.iterdir())):
+        time.sleep(0.05)
+    time.sleep(1)
+    told = time.monotonic()
+    os.kill(running.pid, signalled)
+    said = running.wait(10)
+    assert time.monotonic() - told < 5 and said.code == 130
+    assert "interrupted" in said.err and "hint: run the same command again" in said.err and "Traceback" not in said.err
     hub.fault = lambda number, method, path: None
     folder = Path(json.loads(done(command("download", REPOSITORY, *target, "--json")))["folder"])
     assert weights(folder) == weights(source)
@@ -162,19 +161,17 @@ VERBS = [("inspect", f"hf://{REPOSITORY}"), ("download", REPOSITORY, "DST", "--l
 
 @pytest.mark.parametrize(("line", "from_"), [(VERBS[0], 5), (VERBS[1], 5), (VERBS[1], 14), (VERBS[2], 14)])
 def test_what_reads_ranges_ends_when_told_to(
-    hub: Hub, environment: dict[str, str], tmp_path: Path, line: tuple[str, ...], from_: int
+    hub: Hub, started: Started, tmp_path: Path, line: tuple[str, ...], from_: int
 ) -> None:
     hub.fault = lambda number, method, path: "trickle" if number >= from_ and path.startswith("/blob") else None
-    patient = environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
     words = [str(tmp_path / "out") if word == "DST" else word for word in line]
-    with subprocess.Popen([sys.executable, "-c", MAIN, *words], env=patient, stderr=subprocess.PIPE) as process:
-        while hub.started < from_ and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(1)
-        told = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-    assert process.returncode == 130 and time.monotonic() - told < 10
+    running = started(*words, HF_HUB_DOWNLOAD_TIMEOUT="60")
+    while hub.started < from_ and not running.ended:
+        time.sleep(0.05)
+    time.sleep(1)
+    told = time.monotonic()
+    os.kill(running.pid, signal.SIGINT)
+    assert running.wait(20).code == 130 and time.monotonic() - told < 10
 
 
 @pytest.mark.parametrize("named", ["main", "stable"])

@@ -2,11 +2,12 @@
 
 Hundreds of runs are affordable that way: importing torch takes seconds. A fork stands for a process of its own: it has
 its own session, its own signal handlers, and the files and the environment that the command asks for. It is asked by
-tests/soak/undertow.py in lines of JSON, and answers each with a pid and later with an exit code.
+tests/forks.py in lines of JSON, and answers each with a pid and later with an exit code.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -89,10 +90,9 @@ def _become(asked: dict[str, Any]) -> NoReturn:
             os.dup2(file, number)
             os.close(file)
         os.environ.update(asked["environment"])
-        if asked["job_bytes"]:
-            from dsctl import plan
-
-            plan.JOB_BYTES = asked["job_bytes"]
+        for place, value in asked["settings"].items():
+            module, _, name = place.rpartition(".")
+            setattr(importlib.import_module(module), name, value)
         if asked["stopped"]:
             os.kill(os.getpid(), signal.SIGSTOP)
         sys.argv = ["dsctl", *asked["arguments"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.soak.undertow import Case, Launcher, cases, launcher, layer, settled
+from tests.forks import Launcher
+from tests.soak.undertow import JOB_BYTES, Case, cases, layer, settled
 
 
 class Known(NamedTuple):
@@ -58,5 +60,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     if shutil.which("cc") is None:
         pytest.skip("cc is not installed, which compiles the layer that faults come from")
     folder = tmp_path_factory.mktemp("ground")
-    with launcher(folder, layer(folder)) as start:
+    (folder / "said").mkdir()
+    preloaded = os.environ | {"LD_PRELOAD": str(layer(folder))}
+    with Launcher(folder / "said", preloaded, {"dsctl.plan.JOB_BYTES": JOB_BYTES}) as start:
         yield Ground(folder, start)

@@ -5,45 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from tests.flows.test_resume import children, cmdline
+from tests.forks import LAYER, Done, Launcher
 
-LAYER = Path(__file__).parent.parent / "layer"
 # Small enough that the smallest checkpoint has a dozen jobs.
 JOB_BYTES = 300_000
-# No command here takes longer, however busy the machine is.
-PATIENCE = 120.0
 SIZES = {
     "layers": 2, "experts": 2, "hidden": 256, "vocab": 64, "intermediate": 256, "moe_intermediate": 256, "heads": 4,
     "shards": 2,
 }  # fmt: skip
 WORDS = [word for name, size in SIZES.items() for word in (f"--{name.replace('_', '-')}", str(size))]
-
-
-class Done(NamedTuple):
-    """A finished command: the arguments, the exit code (negative: the signal that ended it), its text, its seconds."""
-
-    arguments: tuple[str, ...]
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-    def told(self) -> str:
-        """What to print where it did not do as it should."""
-        return f"dsctl {' '.join(self.arguments)}\nexit {self.code}\n{self.out[-1500:]}{self.err[-3000:]}"
 
 
 def layer(folder: Path) -> Path:
@@ -64,139 +39,6 @@ def at_call(number: int, what: str, within: Path) -> dict[str, str]:
     """
     said = str(getattr(errno, what)) if what.startswith("E") else what
     return {"DSCTL_TEST_WITHIN": str(within), "DSCTL_TEST_CALL": str(number), "DSCTL_TEST_WHAT": said}
-
-
-@dataclass
-class Running:
-    """A command under way."""
-
-    arguments: tuple[str, ...]
-    pid: int
-    out: Path
-    err: Path
-    began: float
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _code: int = 0
-    _at: float = 0.0
-
-    def end(self, code: int) -> None:
-        self._code, self._at = code, time.monotonic()
-        self._ended.set()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
-    def wait(self, seconds: float = PATIENCE) -> Done:
-        """The finished command.
-
-        Raises:
-            TimeoutError: it has not ended.
-        """
-        if not self._ended.wait(seconds):
-            raise TimeoutError(f"dsctl {' '.join(self.arguments)}: not ended after {seconds:.1f} s")
-        took = self._at - self.began
-        return Done(self.arguments, self._code, self.out.read_text(), self.err.read_text(), took)
-
-    def kill(self, whom: str) -> bool:
-        """Send SIGKILL to the `group`, the `driver`, a `worker` or the `forkserver`; whether there was such a one."""
-        if self._ended.is_set():
-            return False
-        servers = [pid for pid in children(self.pid) if b"forkserver" in cmdline(pid)] if whom != "group" else []
-        try:
-            if whom == "group":
-                os.killpg(self.pid, signal.SIGKILL)
-            elif whom == "driver":
-                os.kill(self.pid, signal.SIGKILL)
-            elif whom == "forkserver" and servers:
-                os.kill(servers[0], signal.SIGKILL)
-            elif whom == "worker" and servers and children(servers[0]):
-                os.kill(children(servers[0])[-1], signal.SIGKILL)
-            else:
-                return False
-        except ProcessLookupError:
-            return False
-        return True
-
-
-class Launcher:
-    """Starts commands as forks of a process that has imported everything."""
-
-    def __init__(self, folder: Path, preload: Path | None) -> None:
-        self._folder, self._number = folder, 0
-        self._running: dict[int, Running] = {}
-        self._asked: dict[int, Running] = {}
-        self._early: dict[int, int] = {}
-        self._changed = threading.Condition()
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LAYER.parent.parent)}
-        environment |= {"LD_PRELOAD": str(preload)} if preload else {}
-        self._server = subprocess.Popen(
-            [sys.executable, str(LAYER / "forking.py")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
-        )  # fmt: skip
-        assert self._server.stdout is not None
-        assert "ready" in json.loads(self._server.stdout.readline())
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._server.stdout is not None
-        for line in self._server.stdout:
-            said = json.loads(line)
-            with self._changed:
-                if "asked" in said:
-                    running = self._asked.pop(said["asked"])
-                    running.pid = said["pid"]
-                    self._running[running.pid] = running
-                else:
-                    self._running.pop(said["ended"]).end(said["code"])
-                self._changed.notify_all()
-
-    def start(
-        self, *arguments: Any, environment: dict[str, str] | None = None, stopped: bool = False, jobs: int = JOB_BYTES
-    ) -> Running:
-        """Start `dsctl` with these arguments; `stopped`, it waits for SIGCONT before it does anything."""
-        self._number += 1
-        words = tuple(map(str, arguments))
-        out, err = (self._folder / f"{self._number}.{name}" for name in ("out", "err"))
-        running = Running(words, 0, out, err, time.monotonic())
-        asked = {
-            "number": self._number, "arguments": words, "out": str(out), "err": str(err), "stopped": stopped,
-            "environment": environment or {}, "job_bytes": jobs,
-        }  # fmt: skip
-        with self._changed:
-            self._asked[self._number] = running
-            assert self._server.stdin is not None
-            self._server.stdin.write(json.dumps(asked).encode() + b"\n")
-            self._server.stdin.flush()
-            while not running.pid:
-                assert self._changed.wait(30), "the forking process does not answer"
-        return running
-
-    def run(self, *arguments: Any, environment: dict[str, str] | None = None, jobs: int = JOB_BYTES) -> Done:
-        """Run `dsctl` to its end."""
-        return self.start(*arguments, environment=environment, jobs=jobs).wait()
-
-    def good(self, *arguments: Any) -> Done:
-        """Run `dsctl`, which succeeds."""
-        done = self.run(*arguments)
-        assert done.code == 0, done.told()
-        return done
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(30)
-
-
-@contextmanager
-def launcher(folder: Path, preload: Path | None) -> Iterator[Launcher]:
-    """A launcher that ends with the block."""
-    (folder / "said").mkdir()
-    one = Launcher(folder / "said", preload)
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 @dataclass(frozen=True)
