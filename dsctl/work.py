@@ -112,7 +112,7 @@ class _Files:
         for file, descriptor in self.open.items():
             try:
                 if kind is None:
-                    with _explained(file):
+                    with _explained(self._part(file)):
                         os.fdatasync(descriptor)
             finally:
                 os.close(descriptor)
@@ -150,8 +150,11 @@ class _Files:
             inner = Part(part.suffix, part.file, part.offset + (box.start[0] + row) * width, _inner(part.spec))
             self.write(inner, start, line)
 
+    def _part(self, file: str) -> str:
+        return os.path.join(self.context.folder, file + ".part")
+
     def _put(self, file: str, offset: int, data: memoryview) -> None:
-        path = os.path.join(self.context.folder, file + ".part")
+        path = self._part(file)
         with _explained(path):
             if file not in self.open:
                 self.open[file] = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
