@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
 
-from dsctl.cli import main
+import typer
+
+from dsctl import cli
 
 
 class Done(NamedTuple):
@@ -27,13 +30,21 @@ def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
+@cache
+def verbs() -> Any:
+    """The command line, made once: typer reads the signatures of all verbs for each call of an app."""
+    return typer.main.get_command(cli.app)
+
+
 def call(*arguments: Any) -> Done:
-    """The same entry point within this process: nothing is imported anew."""
+    """The same entry point within this process: nothing is imported or made again."""
+    command = verbs()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)]):
+    argv = mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)])
+    with redirect_stdout(out), redirect_stderr(err), argv, mock.patch.object(cli, "app", command):
         try:
-            main()
+            cli.main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         finally:
