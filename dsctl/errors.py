@@ -107,6 +107,9 @@ def of_the_machine(error: BaseException) -> WorkError | None:
         what = str(error).splitlines()[0] if words else "its loading failed"
         hint = "memory may be too small for it, or the installation incomplete: install dsctl again"
         return WorkError(f"a library cannot be loaded: {what}", hint=hint)
+    if isinstance(error, EOFError):
+        hint = "memory may have run out: fewer --workers, then the same command resumes"
+        return WorkError("another process that it needs has ended", hint=hint)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return WorkError(f"{where}{error.strerror or error}", hint="the system refuses it; --debug shows where")

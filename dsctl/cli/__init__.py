@@ -29,9 +29,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         end_unread()
-    except typer.Abort:
-        show_error(Interrupted("aborted"))
-        sys.exit(DsctlError.exit_code)
+    except typer.Abort as aborted:
+        # What typer makes of an EOFError: a process beside this one has ended.
+        show_error(ended := of_the_machine(aborted.__cause__ or aborted) or Interrupted("aborted"))
+        sys.exit(ended.exit_code)
     except Exception as error:  # noqa: BLE001  whatever ends a command is reported here
         if (wrong := _usage(error)) is not None:
             show_error(wrong)

@@ -91,8 +91,8 @@ class Processes:
 
 def _no_server(error: Exception) -> WorkError:
     """What to raise where the process that starts workers is gone."""
-    why = str(error) or type(error).__name__
-    return WorkError(f"the process that starts workers was killed: {why}", hint=_HINT)
+    why = f": {error}" if str(error) else ""
+    return WorkError(f"the process that starts workers has ended{why}", hint=_HINT)
 
 
 def prepare() -> ForkServerContext:
@@ -101,7 +101,7 @@ def prepare() -> ForkServerContext:
     It is imported once, by a process that computes nothing; each worker is a fork of that one.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["dsctl.work"])
+    server.set_forkserver_preload(["dsctl.executors.preload"])
     # Started by itself, for it unblocks what is blocked here.
     resource_tracker.ensure_running()
     # An interrupt belongs to the driver: a process in the midst of an import would show where it was.

@@ -192,6 +192,27 @@ def test_a_process_that_may_have_no_more_memory(megabytes: int, source: Path, tm
         assert "Traceback" not in done.stderr and "internal error" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("megabytes", [540, 800])
+def test_workers_that_may_have_no_more_memory(megabytes: int, source: Path, tmp_path: Path) -> None:
+    """Whether the process that forks them or one of them lacks it: the driver alone says so."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+
+    few = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = run("convert", source, tmp_path / "out", "--bf16", "--workers", "2", preexec_fn=limit, env=few)
+    assert done.returncode in (0, 41), done.stderr
+    assert done.stderr.count("error: ") == (done.returncode == 41) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_end_of_a_process_beside_it_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*rest: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("dsctl.inspection.inspect", gone)
+    refused(call("inspect", source), 41, "another process that it needs has ended")
+
+
 def test_what_the_system_refuses_is_no_fault_of_dsctl(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*rest: Any) -> None:
         raise OSError(5, "Input/output error", "/some/where")
