@@ -6,7 +6,8 @@ import io
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from typing import Any, NamedTuple
 from unittest import mock
@@ -14,6 +15,26 @@ from unittest import mock
 import typer
 
 from dsctl import cli
+
+
+class Hung(BaseException):
+    """What takes longer than it may."""
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raise `Hung` in what takes longer, wherever it is."""
+
+    def ring(number: int, frame: object) -> None:
+        raise Hung(f"not done after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Done(NamedTuple):

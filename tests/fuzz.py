@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.command import Done, call, dsctl
+from tests.command import Done, Hung, at_most, call, dsctl
 from tests.faults import fault, met
 
 SECONDS = 30
@@ -31,10 +29,6 @@ ODD: tuple[Any, ...] = (
     [], [[]], {}, [None], [1, 2], [""], [["x"]], {"": {}}, {"a": None}, {"a": {"b": [1]}}, {"\ud800": "\udc00"},
 )  # fmt: skip
 BIG = 10**1000
-
-
-class Hung(BaseException):
-    """A case that took longer than it may."""
 
 
 class Case(NamedTuple):
@@ -292,22 +286,6 @@ def _keys(value: Any) -> Iterator[str]:
     return (path[-1] for path, parent, _ in _places([value]) if isinstance(parent, dict))
 
 
-@contextmanager
-def bounded(seconds: int = SECONDS) -> Iterator[None]:
-    """Raise `Hung` in what takes longer, wherever it is."""
-
-    def ring(number: int, frame: object) -> None:
-        raise Hung
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def wrong(done: Done, arguments: tuple[str, ...]) -> str:
     """What a person should not have met, if anything."""
     lines = done.stderr.splitlines()
@@ -336,7 +314,7 @@ def replay(corpus: Corpus, seed: int, number: int) -> tuple[Case, str, Done]:
     case = corpus.case(random.Random(f"{seed}:{number}"))
     done = Done(0, "", "")
     try:
-        with bounded():
+        with at_most(SECONDS):
             done = call(*case.arguments)
     except Hung:
         return case, f"longer than {SECONDS} seconds", done

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from dsctl import run as driver
 from dsctl.errors import ResumeError
 from dsctl.journal import Lock
 from tests.checkpoints import tiny
-from tests.command import Done, call
+from tests.command import Done, at_most, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told
 from tests.flows.test_resume import contents
 from tests.unit.test_journal import folder, link, pipe, second_name
@@ -136,22 +134,6 @@ def test_a_lock_that_is_removed_ends_the_run(source: Path, tmp_path: Path, monke
     monkeypatch.setattr(Journal, "append", append)
     told(convert(source, tmp_path / "out", *CONSUME), 41, "lock", "removed or replaced")
     assert (source / FIRST).exists() and not (tmp_path / "out" / "dsctl.json").exists()
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Fail where something waits for ever."""
-
-    def end(*rest: Any) -> None:
-        raise AssertionError(f"not done after {seconds} seconds")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 FILES = (".dsctl/lock", ".dsctl/journal.jsonl", ".dsctl/request.json", "dsctl.json", "original.dsctl")
