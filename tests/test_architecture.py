@@ -24,7 +24,7 @@ PACKAGE = ROOT / "dsctl"
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
     "codecs": ("CODECS", {"dress", "e4m3", "grids", "nibbles", "scales", "search"}),
-    "executors": ("EXECUTORS", set()),
+    "executors": ("EXECUTORS", {"preload"}),
     "layouts": ("LAYOUTS", {"cuts", "experts", "joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
     "stores": ("STORES", {"hub_files", "hub_requests", "places"}),

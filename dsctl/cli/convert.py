@@ -133,9 +133,18 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
         output.data(audit)
         return
     if state == "complete":
-        done = "there" if left_out(audit) else "complete"
-        output.text(f"{target} is {done} already: the same request made it before")
+        _show_found(plan, store, target, how, audit, output)
     show_audit(audit, target, output)
+
+
+def _show_found(plan: Plan, store: Store, target: str, how: How, audit: dict[str, Any], output: Output) -> None:
+    """That there was nothing to do; and that files were kept which someone may think consumed."""
+    from dsctl.consume import files_read, gone
+
+    done = "there" if left_out(audit) else "complete"
+    output.text(f"{target} is {done} already: the same request made it before")
+    if how.consume and any(files_read(job) - gone(store) for job in plan.jobs):
+        output.note("--consume deleted nothing: it deletes what a run converts, and this one found nothing to do")
 
 
 def _look(plan: Plan, store: Store, folder: Path, force: bool) -> str:

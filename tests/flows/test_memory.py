@@ -89,7 +89,8 @@ def test_all_processes_together_take_no_more_than_planned(huge: Path, tmp_path: 
         most = max(most, share(process.pid))
         time.sleep(0.02)
     assert process.returncode == 0
-    assert planned * 0.7 < most < planned * 1.1, (most, planned)
+    # Less by what torch's own files take, where other processes have them mapped too.
+    assert planned * 0.6 < most < planned * 1.1, (most, planned)
 
 
 def growths(*shapes: str) -> list[dict[str, Any]]:

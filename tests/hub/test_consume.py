@@ -91,6 +91,16 @@ def test_the_same_command_finds_its_work_complete(doomed: Path, tmp_path: Path, 
     assert digests(tmp_path / "out") == before
 
 
+def test_a_source_that_was_kept_is_not_consumed_by_a_run_with_nothing_to_do(doomed: Path, tmp_path: Path) -> None:
+    line = ("convert", doomed, tmp_path / "out", "--bf16")
+    dsctl(*line)
+    before = digests(doomed)
+    again = command(*line, "--consume", "--consume")
+    assert again.returncode == 0 and "is complete already" in again.stdout
+    assert "--consume deleted nothing" in again.stderr
+    assert digests(doomed) == before
+
+
 def test_a_kill_after_the_last_file_is_resumed(doomed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("dsctl.run.retire", _killed)
