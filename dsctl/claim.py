@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint import ORIGINAL
 from dsctl.consume import NOTES, Remembered, is_note
-from dsctl.errors import PlanError, ResumeError, WorkError
+from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.identity import Held, identity, parse, touched, unlike
 from dsctl.journal import JOURNAL, LOCK, NEW, read_own, replace_file
 from dsctl.originals import WHOLE
@@ -118,17 +118,16 @@ def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
     other = sorted(unlike(now, mark.held))
     if other and not here:
         what = "the result" if mark.complete else "the unfinished work"
-        first = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1:,} more files"
-        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {first} differ"
-        raise ResumeError(f"{target}: {said + 's' if len(other) == 1 else said}", hint=hint, issues=other[1:])
+        differ = f"{_few(other)} differ{'s' * (len(other) == 1)}"
+        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+        raise ResumeError(f"{target}: {said}", hint=hint, issues=other if len(other) > 1 else ())
     doubtful = sorted(touched(now, mark.held)) if here else []
     if other:
         first = other[0] if len(other) == 1 else f"{len(other):,} files"
         raise ResumeError(f"{target}: was made before {first} of the source changed", hint="start over with --force")
     if doubtful:
-        first = doubtful[0] if len(doubtful) == 1 else f"{doubtful[0]} and {len(doubtful) - 1:,} more files"
         raise ResumeError(
-            f"{target}: was made before {first} of the source was touched or replaced; a sample of the bytes is equal",
+            f"{target}: was made before {_few(doubtful)} of the source was touched or replaced; a sample of the bytes is equal",
             hint="`dsctl compare` reads all of them; --force makes the result again",
         )
 
@@ -235,11 +234,28 @@ def of_another(plan: Plan, store: Store, target: str, mark: Mark) -> ResumeError
     hint = "start over with --force, or choose a new folder"
     if mark.request != plan.request.json():
         return ResumeError(f"{target}: holds {what} of another request", hint=hint)
-    differ = "names, sizes, headers or config.json differ"
+    other = _unlike_files(plan, store, mark)
+    differ = f"{_few(other)} differ{'s' * (len(other) == 1)}" if other else "names, sizes or headers of files differ"
     if mark.place == plan.source:
-        return ResumeError(f"{target}: holds {what} of {mark.place} before it changed: {differ}", hint=hint)
-    said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
-    return ResumeError(f"{target}: {said}", hint=hint)
+        said = f"holds {what} of {mark.place} before it changed: {differ}"
+    else:
+        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+    return ResumeError(f"{target}: {said}", hint=hint, issues=other if len(other) > 1 else ())
+
+
+def _unlike_files(plan: Plan, store: Store, mark: Mark) -> list[str]:
+    """The files that tell a source from the one that was noted, if that is cheaply seen."""
+    if store.remote or not mark.held:
+        return []
+    try:
+        now = identity(plan, store, mark.held if mark.place == plan.source else None)
+    except SourceError:
+        return []
+    return sorted({*unlike(now, mark.held), *(mark.held.keys() - now.keys())})
+
+
+def _few(files: list[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1:,} more files"
 
 
 def _strangers(plan: Plan, target: Path, mark: Mark | None) -> Iterator[str]:

@@ -117,6 +117,14 @@ def test_a_finished_target_is_not_that_of_a_source_whose_files_changed(
     assert (target / file).read_bytes() == (one / file).read_bytes() or file == FIRST
 
 
+def test_a_file_that_has_become_longer_is_named(one: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert convert(one, target).returncode == 0
+    with (one / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    told(convert(one, target), 40, str(one), "before it changed: tokenizer_config.json differs", "--force")
+
+
 def test_a_file_of_equal_bytes_that_was_touched_is_doubtful(one: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     assert convert(one, target).returncode == 0
