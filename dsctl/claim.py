@@ -126,8 +126,9 @@ def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
         first = other[0] if len(other) == 1 else f"{len(other):,} files"
         raise ResumeError(f"{target}: was made before {first} of the source changed", hint="start over with --force")
     if doubtful:
+        what = f"was made before {_few(doubtful)} of the source was touched or replaced"
         raise ResumeError(
-            f"{target}: was made before {_few(doubtful)} of the source was touched or replaced; a sample of the bytes is equal",
+            f"{target}: {what}; a sample of the bytes is equal",
             hint="`dsctl compare` reads all of them; --force makes the result again",
         )
 
