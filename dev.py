@@ -12,6 +12,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -21,6 +24,8 @@ CONSTRAINTS = VENV / "torch.txt"
 # A build of torch without CUDA, for package sources that offer one.
 CPU_TORCH = "torch==2.13.0+cpu"
 TORCH = "torch>=2.7"
+# The tests keep up to 2 GB of files at a time; their processes take about 4 GB.
+SCRATCH_BYTES = 12 << 30
 EXTRAS = {"setup": "", "dev": "[dev]"}
 
 
@@ -157,8 +162,33 @@ def tests(choice: str, rest: list[str]) -> None:
     install("dev", choice)
     workers = min(4, os.cpu_count() or 1)
     spread = ["-n", str(workers)] if workers > 1 else []
-    # One thread each: several workers of several threads would only wait for each other.
-    run(PYTHON, "-m", "pytest", "-q", *spread, *rest, env={"OMP_NUM_THREADS": "1"})
+    with scratch(rest) as place:
+        # One thread each: several workers of several threads would only wait for each other.
+        run(PYTHON, "-m", "pytest", "-q", *spread, *place, *rest, env={"OMP_NUM_THREADS": "1"})
+
+
+@contextmanager
+def scratch(rest: list[str]) -> Iterator[list[str]]:
+    """Where tests write unless `rest` says: in memory if there is plenty, because they sync thousands of files."""
+    memory = Path("/dev/shm")  # noqa: S108  mkdtemp makes the folder, for this user alone
+    plenty = memory.is_dir() and min(shutil.disk_usage(memory).free, available()) > SCRATCH_BYTES
+    if not plenty or any(word.startswith("--basetemp") for word in rest):
+        yield []
+        return
+    folder = tempfile.mkdtemp(prefix="dsctl-tests-", dir=memory)
+    try:
+        yield [f"--basetemp={folder}/all"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def available() -> int:
+    """Bytes of memory that programs can still have; 0 if the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def test(choice: str, rest: list[str]) -> None:
