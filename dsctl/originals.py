@@ -86,7 +86,7 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
             scales[name] = ref
             continue
         if ref.nbytes > MAX_JSON_BYTES:
-            raise FormatError(f"{file}: {name} is absurdly long")
+            raise _broken(file, f"{name} is absurdly long")
         raw = checkpoint.store.read(file, ref.begin, ref.end)
         if name.startswith(_HEADER):
             kept = name.removeprefix(_HEADER)
@@ -98,11 +98,18 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
         config = strict_json(texts.get("config.json", b"{}"), file)
         strict_json(texts.get(INDEX, b"{}"), file)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: kept JSON is not valid: {error}") from None
+        raise _broken(file, f"kept JSON is not valid: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("quantization_config") or {}, dict):
-        raise FormatError(f"{file}: kept config.json or its quantization_config is not an object")
+        raise _broken(file, "kept config.json or its quantization_config is not an object")
     files = {name: kept for kept, header in headers.items() for name in header.tensors}
     return Original(headers, files, scales, texts, config)
+
+
+def _broken(file: str, what: str) -> FormatError:
+    hint = (
+        f"no loader needs {file}: without it the weights are the same, but the original files cannot come back exactly"
+    )
+    return FormatError(f"{file}: {what}", hint=hint)
 
 
 def is_altered(checkpoint: Checkpoint, file: str) -> bool:
