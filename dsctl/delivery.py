@@ -22,8 +22,9 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Any
 
+from dsctl.checkpoint import strict_json
 from dsctl.claim import mark_of, of_another, refuse_unlike, source_json
-from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
+from dsctl.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
 from dsctl.identity import identity
 from dsctl.journal import Journal, Lock, make_folders
 from dsctl.plan import Plan
@@ -291,8 +292,8 @@ class Delivery:
 
         raw = persist(f"{shown(self.url)}/{name}", read, WorkError)
         try:
-            return None if raw is None else dict(json.loads(raw))
-        except (ValueError, TypeError):
+            return None if raw is None else dict(strict_json(raw, name))
+        except (ValueError, TypeError, RecursionError, FormatError):
             return {}
 
     def _clear(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsctl.checkpoint import strict_json
 from dsctl.claim import (
     PART,
     Mark,
@@ -25,7 +26,7 @@ from dsctl.claim import (
 )
 from dsctl.codecs import SCALES
 from dsctl.consume import Consumer, alone, beside_others, files_read, gone, refuse_consumed_since, refuse_unsafe, room
-from dsctl.errors import PlanError, ResumeError, WorkError
+from dsctl.errors import FormatError, PlanError, ResumeError, WorkError
 from dsctl.executors import Executor
 from dsctl.header import TensorRef
 from dsctl.identity import Held, times, touched
@@ -208,8 +209,8 @@ def _audit(target: Path) -> dict[str, Any]:
         ResumeError: one has not, or the audit is not valid.
     """
     try:
-        audit = valid_audit(json.loads(read_own(target / SIGNED)))
-    except (OSError, TypeError, ValueError, RecursionError) as error:
+        audit = valid_audit(strict_json(read_own(target / SIGNED), SIGNED))
+    except (OSError, TypeError, ValueError, RecursionError, FormatError) as error:
         raise ResumeError(f"{target / SIGNED}: is not valid: {error}", hint="start over with --force") from None
     for name, file in audit["files"].items():
         try:

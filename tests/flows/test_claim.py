@@ -242,6 +242,24 @@ def test_weights_that_change_under_way_are_not_signed(source: Path, tmp_path: Pa
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("request", float("inf"), "Infinity is not JSON"),
+        ("notes", {}, "notes or dropped"),
+        ("files", {"x": 1}, "files"),
+    ],
+)
+def test_a_finished_target_whose_audit_is_not_valid_is_refused(
+    source: Path, tmp_path: Path, name: str, value: Any, why: str
+) -> None:
+    target = tmp_path / "out"
+    assert convert(source, target).returncode == 0
+    signed = json.loads((target / "dsctl.json").read_text())
+    (target / "dsctl.json").write_text(json.dumps(signed | {name: value}))
+    told(convert(source, target, "--json"), 40, str(target / "dsctl.json"), why, "--force")
+
+
 def test_a_target_is_told_for_what_it_is(source: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
