@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from dsctl.checkpoint import ORIGINAL
 from dsctl.consume import NOTES, Remembered, is_note
 from dsctl.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.identity import Held, identity, parse, touched, unlike
-from dsctl.journal import JOURNAL, LOCK, NEW, read_own, replace_file
+from dsctl.journal import JOURNAL, LOCK, NEW, failure, read_own, replace_file
 from dsctl.originals import WHOLE
 from dsctl.plan import Plan
 from dsctl.resources import existing
@@ -26,6 +27,8 @@ PART = ".part"
 BEGUN = "request.json"
 # The fingerprint of a folder that is being emptied.
 NOBODY = ""
+# What is wrong with the disk then, not with the place that was chosen.
+_FAILING = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ENOMEM)
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
 # What dsctl keeps for itself in a target, each in a regular file of one name.
 _OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, WHOLE)
@@ -162,7 +165,7 @@ def check_target(plan: Plan, store: Store, target: Path, force: bool = False) ->
         PlanError: the folder is the source, inside it or around it, cannot be written, or holds what dsctl did not
             make.
         ResumeError: it holds another request's work, begun or complete, or what was made of another source.
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read. WorkError: the disk of the target fails.
     """
     _refuse_places(plan, store, target)
     state = _state(plan, store, target, force)
@@ -176,7 +179,9 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
     try:
         held = {entry.name for entry in target.iterdir()} if target.exists() else set()
     except OSError as error:
-        raise PlanError(f"{target}: {error.strerror or error}") from None
+        if error.errno in _FAILING:
+            raise failure(target, error) from None
+        raise PlanError(f"{target}: {error.strerror or error}", hint="choose another target") from None
     mark = read_mark(target)
     if mark is None:
         if held - {WORKING} or list(_strangers(plan, target, None)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,22 @@ def test_a_finished_target_whose_audit_is_not_valid_is_refused(
     signed = json.loads((target / "dsctl.json").read_text())
     (target / "dsctl.json").write_text(json.dumps(signed | {name: value}))
     told(convert(source, target, "--json"), 40, str(target / "dsctl.json"), why, "--force")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 41), (errno.EACCES, 30)])
+def test_a_target_that_cannot_be_listed_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    (target := tmp_path / "out").mkdir()
+    real = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == target:
+            raise OSError(number, os.strerror(number), str(target))
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    told(convert(source, target), code, str(target), os.strerror(number))
 
 
 def test_a_target_is_told_for_what_it_is(source: Path, tmp_path: Path) -> None:
