@@ -175,7 +175,7 @@ def scratch(rest: list[str]) -> Iterator[list[str]]:
     if not plenty or any(word.startswith("--basetemp") for word in rest):
         yield []
         return
-    folder = tempfile.mkdtemp(prefix="dsctl-tests-", dir=memory)
+    folder = tempfile.mkdtemp(prefix="dsctl-", dir=memory)
     try:
         yield [f"--basetemp={folder}/all"]
     finally:
