@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -176,6 +177,8 @@ def scratch(rest: list[str]) -> Iterator[list[str]]:
         yield []
         return
     folder = tempfile.mkdtemp(prefix="dsctl-", dir=memory)
+    # What is left in memory would stay there.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield [f"--basetemp={folder}/all"]
     finally:
