@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # What is tried beside the plain rule: scales made for these shares of the group's largest magnitude.
 SHARES = tuple(n / 32 for n in range(20, 36) if n != 32)
+# Columns that are searched at a time: every try makes temporary values, and the allocator keeps what is freed.
+COLUMNS = 1 << 17
 
 
 def best(
@@ -21,6 +23,30 @@ def best(
 
     `restored(values, scales)` gives what values become when stored with these scales, float32 of their shape.
     """
+    import torch
+
+    columns, groups = values.shape[-1], tried[0].shape[-1]
+    if columns <= COLUMNS:
+        return _best(values, tried, restored)
+    many = COLUMNS * groups // columns
+    return torch.cat(
+        [
+            _best(
+                values[..., first * columns // groups : (first + many) * columns // groups].contiguous(),
+                [scales[..., first : first + many].contiguous() for scales in tried],
+                restored,
+            )
+            for first in range(0, groups, many)
+        ],
+        -1,
+    )
+
+
+def _best(
+    values: torch.Tensor,
+    tried: Sequence[torch.Tensor],
+    restored: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
     import torch
 
     chosen, least = tried[0].clone(), None

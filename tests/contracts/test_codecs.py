@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -162,3 +164,13 @@ def test_words_of_four_bits_are_decoded_as_integers_times_scales(size: int, scal
     codec.decode({"_packed": packed.view(torch.int32), "_scale": scales}, out)
     plain = (codes * scales.float()[..., None]).bfloat16().view(shape)
     assert torch.equal(out.view(torch.int16), plain.view(torch.int16))
+
+
+@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if hasattr(codec, "search")])
+def test_wide_rows_are_searched_in_pieces_with_the_same_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = replace(CODECS[name], search=True)  # type: ignore[type-var]
+    found = []
+    for columns in (1024, 300):
+        monkeypatch.setattr("dsctl.codecs.search.COLUMNS", columns)
+        found.append(encoded(codec, gaussian((3, 1024), 5)))
+    assert all(torch.equal(tensor, found[1][suffix]) for suffix, tensor in found[0].items())
