@@ -232,11 +232,7 @@ def test_an_address_that_is_none_is_refused_at_once(environment: dict[str, str],
         done = run(*line, env=variables)
         refused(done, "HF_ENDPOINT", "is not the address of a hub")
         assert "secret" not in done.stderr
-
-
-@pytest.mark.parametrize("address", ["http://[::1", "localhost:8080"])
-def test_the_doctor_says_which_address_is_none(environment: dict[str, str], tmp_path: Path, address: str) -> None:
-    done = run("doctor", tmp_path, env=environment | {"HF_ENDPOINT": address})
+    done = run("doctor", tmp_path, env=variables)
     assert done.returncode == 0 and "not reached (HF_ENDPOINT" in " ".join(done.stdout.split()), done
 
 
