@@ -24,17 +24,18 @@ from threading import Thread
 from typing import Any
 
 from dsctl import releases
-from dsctl.checkpoint import open_checkpoint
-from dsctl.header import TensorSpec, build
-from dsctl.journal import Journal
-from dsctl.plan import Job, Plan, make_plan
-from dsctl.request import Request
-from dsctl.run import _prepare, _replay, _State, _work
-from dsctl.stores import INDEX, LocalFolder
-from dsctl.tasks import Context, Progress, Receipt, Seal
-from dsctl.tiny import Recipe, blueprint, make
-from dsctl.tiny.blueprint import SIZES
-from dsctl.work import perform
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.core.header import TensorSpec, build
+from dsctl.plan.planner import Job, Plan, make_plan
+from dsctl.plan.request import Request
+from dsctl.run.driver import _prepare, _replay, _State, _work
+from dsctl.run.journal import Journal
+from dsctl.stores import INDEX
+from dsctl.stores.local import LocalFolder
+from dsctl.tiny import blueprint, make
+from dsctl.tiny.blueprint import SIZES, Recipe
+from dsctl.work.job import perform
+from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 RECORDS = 100_000
 

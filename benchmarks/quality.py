@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 
 from dsctl.codecs import CODECS, PEAK, Codec
+from dsctl.codecs.facts import bits
 from dsctl.codecs.plain import Plain
-from dsctl.formats import bits
-from dsctl.target import SEARCHED
-from dsctl.work import DTYPES
+from dsctl.plan.formats import SEARCHED
+from dsctl.work.job import DTYPES
 
 GROUP = 128
 GAUSSIAN = 1024, 2048

@@ -18,33 +18,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl.errors import UsageError
-from dsctl.request import KEEP, RECIPE, Request, globs, numbers
+from dsctl.checkpoint.opening import source_at
+from dsctl.core.errors import UsageError
+from dsctl.core.lists import globs, numbers
+from dsctl.plan.request import KEEP, RECIPE, Request
 
 if TYPE_CHECKING:
-    from dsctl.checkpoint import Checkpoint
-    from dsctl.compare import Comparison
-    from dsctl.diff import Diff
-    from dsctl.inspection import Inspection
-    from dsctl.plan import Plan
-    from dsctl.run import Event
-    from dsctl.stores import Store
-    from dsctl.verify import Report
+    from dsctl.checkpoint.checkpoint import Checkpoint
+    from dsctl.look.compare import Comparison
+    from dsctl.look.diff import Diff
+    from dsctl.look.inspection import Inspection
+    from dsctl.plan.planner import Plan
+    from dsctl.run.driver import Event
+    from dsctl.verify.findings import Report
 
-__all__ = ["Conversion", "Source", "open", "source_at"]
-
-
-def source_at(text: str) -> Store:
-    """The store of a source; a release's name stands for its repository where there is no such folder.
-
-    Raises:
-        SourceError: there is nothing there, or it cannot be reached.
-    """
-    from dsctl import releases
-    from dsctl.stores import store_at
-
-    release = releases.meant(text)
-    return store_at(release.repository if release else text)
+__all__ = ["Conversion", "Source", "open"]
 
 
 def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  what it is called everywhere
@@ -65,7 +53,7 @@ class Source:
         Raises:
             SourceError: there is none, or it cannot be read. FormatError: a file's structure is broken.
         """
-        from dsctl.checkpoint import open_checkpoint
+        from dsctl.checkpoint.checkpoint import open_checkpoint
 
         return open_checkpoint(source_at(self.place))
 
@@ -75,7 +63,7 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.inspection import inspect
+        from dsctl.look.inspection import inspect
 
         return inspect(self.place)
 
@@ -85,8 +73,8 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.description import describe
-        from dsctl.diff import Diff
+        from dsctl.look.description import describe
+        from dsctl.look.diff import Diff
 
         return Diff(describe(self.place), describe(_place(other)))
 
@@ -98,8 +86,8 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.checkpoint import weights_at
-        from dsctl.compare import compare, pair
+        from dsctl.checkpoint.checkpoint import weights_at
+        from dsctl.look.compare import compare, pair
 
         return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
 
@@ -110,7 +98,7 @@ class Source:
             SourceError: there is no checkpoint, or a file cannot be read.
         """
         from dsctl import verify
-        from dsctl.checkpoint import weights_at
+        from dsctl.checkpoint.checkpoint import weights_at
 
         their = None if against is None else verify.other(_place(against))
         return verify.verify(weights_at(self.place), their, deep)
@@ -147,7 +135,7 @@ class Source:
         """
         from dsctl.codecs import CODECS
         from dsctl.layouts import WITHOUT_MTP, usual_ep
-        from dsctl.recipes import recipe as named
+        from dsctl.plan.recipes import recipe as named
 
         if codec not in (KEEP, *CODECS):
             raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
@@ -190,7 +178,7 @@ class Conversion:
         Raises:
             SourceError, FormatError: the source. PlanError: what is asked for cannot be done with it.
         """
-        from dsctl.plan import make_plan
+        from dsctl.plan.planner import make_plan
 
         return make_plan(self.source.checkpoint, self.request)
 
@@ -217,13 +205,14 @@ class Conversion:
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
-        from dsctl.delivery import SENT_BYTES, Delivery, deliver
-        from dsctl.executors import ENGINES, Executor, choose, choose_devices
-        from dsctl.readahead import WINDOW_BYTES
-        from dsctl.resources import allot
-        from dsctl.run import run
-        from dsctl.stores import is_url, path_of
-        from dsctl.tasks import Context
+        from dsctl.run.delivery import SENT_BYTES, Delivery, deliver
+        from dsctl.run.driver import run
+        from dsctl.run.resources import allot
+        from dsctl.stores.objects import is_url
+        from dsctl.stores.places import path_of
+        from dsctl.work.executors import ENGINES, Executor, choose, choose_devices
+        from dsctl.work.readahead import WINDOW_BYTES
+        from dsctl.work.tasks import Context
 
         store, place = self.source.checkpoint.store, path_of(os.fspath(target))
         delivery = Delivery(place, self.plan, force) if is_url(place) else None

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dsctl.tiny import Recipe, make
+from dsctl.tiny import make
+from dsctl.tiny.blueprint import Recipe
 
 
 def tiny(factory: pytest.TempPathFactory, release: str = "v3.2", **sizes: Any) -> Path:

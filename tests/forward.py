@@ -17,11 +17,11 @@ import torch
 from torch import distributed
 from torch.nn.functional import silu
 
-from dsctl.checkpoint import Checkpoint, open_checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsctl.core.params import Param
 from dsctl.layouts import Layout, Slot
-from dsctl.models import Param
 from dsctl.stores import store_at
-from dsctl.work import DTYPES
+from dsctl.work.job import DTYPES
 
 TOKENS = (3, 141, 59, 26, 53, 58, 97, 93, 238, 46)
 Weights = Mapping[str, torch.Tensor]

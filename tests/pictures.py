@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsctl.cli.differences import sections
-from dsctl.cli.output import Output
-from dsctl.cli.sections import show
-from dsctl.description import describe
-from dsctl.diff import Diff
+from dsctl.look.description import describe
+from dsctl.look.diff import Diff
+from dsctl.show.differences import sections
+from dsctl.show.output import Output
+from dsctl.show.sections import show
 
 FILE = Path(__file__).parents[1] / "docs" / "images" / "diff-v3-v3.2.svg"
 WIDTH = 104

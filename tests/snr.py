@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dsctl.codecs import CODECS, Codec
-from dsctl.formats import FORMATS
+from dsctl.codecs.facts import FORMATS
 from tests.contracts.test_codecs import DTYPES
 
 SHAPE = 384, 4096

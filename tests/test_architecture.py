@@ -23,11 +23,11 @@ PACKAGE = ROOT / "dsctl"
 
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
-    "codecs": ("CODECS", {"dress", "e4m3", "grids", "nibbles", "scales", "search"}),
-    "executors": ("EXECUTORS", {"preload"}),
-    "layouts": ("LAYOUTS", {"cuts", "experts", "joins", "manifests", "ranks", "recognition"}),
+    "codecs": ("CODECS", {"dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
+    "layouts": ("LAYOUTS", {"joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
-    "stores": ("STORES", {"hub_files", "hub_requests", "places"}),
+    "stores": ("STORES", {"download", "hub_files", "hub_requests", "places", "threads"}),
+    "work.executors": ("EXECUTORS", {"preload"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
@@ -37,17 +37,17 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     ),
     "httpx2": ("stores.hub_requests",),
     "huggingface_hub": ("stores.hub", "stores.hub_files", "stores.hub_requests", "cli.download"),
-    "jinja2": ("reports",),
-    "markupsafe": ("reports",),
+    "jinja2": ("show.drawing",),
+    "markupsafe": ("show.drawing",),
     "msgspec": None,
     "numpy": None,
-    "pygal": ("reports",),
-    "rich": ("cli",),
-    "torch": ("work", "devices", "executors", "codecs", "compare", "doctor", "tiny", "cli.convert"),
+    "pygal": ("show.drawing",),
+    "rich": ("cli", "show"),
+    "torch": ("work", "codecs", "look.compare", "run.doctor", "tiny", "cli.convert"),
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
-LOADS_TORCH = {"work", "devices", "codecs.e4m3"}
+LOADS_TORCH = {"work.job", "work.devices", "codecs.e4m3"}
 
 
 class Import(NamedTuple):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from dsctl import errors
+from dsctl.core import errors
 from tests import pictures, reference
 from tests.command import call
 from tests.reference import commands

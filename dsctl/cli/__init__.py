@@ -9,8 +9,8 @@ import sys
 import typer
 
 from dsctl.cli.app import app
-from dsctl.cli.output import end_unread, prepare, show_error, show_trace
-from dsctl.errors import DsctlError, Interrupted, UsageError, of_the_machine
+from dsctl.core.errors import DsctlError, Interrupted, UsageError, of_the_machine
+from dsctl.show.output import end_unread, prepare, show_error, show_trace
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import Debug, Html, Json, Only, Quiet, Skip
-from dsctl.cli.output import Output, count, plural
-from dsctl.errors import UsageError, VerifyFailed
+from dsctl.core.errors import UsageError, VerifyFailed
+from dsctl.show.output import Output, count, plural
 
 if TYPE_CHECKING:
-    from dsctl.compare import Comparison, Sums
-    from dsctl.scales import ScaleCounts
+    from dsctl.checkpoint.scales import ScaleCounts
+    from dsctl.look.compare import Comparison, Sums
 
 # Relative errors below 2 to this power share a line.
 FINEST = -16
@@ -54,14 +54,14 @@ def compare(
 
         dsctl compare DeepSeek-V3.2-bf16 requantized --html errors.html
     """
-    from dsctl.checkpoint import weights_at
-    from dsctl.cli.progress import reading
-    from dsctl.compare import compare, pair
+    from dsctl.checkpoint.checkpoint import weights_at
+    from dsctl.look.compare import compare, pair
+    from dsctl.show.progress import reading
 
     if fail_under is not None and not isfinite(fail_under):
         raise UsageError(f"--fail-under: {fail_under} is no number of decibels", hint="--fail-under 25, for example")
     if html is not None:
-        from dsctl.reports import ready
+        from dsctl.show.drawing import ready
 
         ready(html, (ours, theirs))
     output = Output(json, quiet)
@@ -72,8 +72,8 @@ def compare(
     if not json:
         _show(found, (ours, theirs), worst, output)
     if html is not None:
-        from dsctl.cli.pages.comparison import comparison
-        from dsctl.reports import save
+        from dsctl.show.drawing import save
+        from dsctl.show.pages.comparison import comparison
 
         save(comparison(found, (ours, theirs), worst), html)
     if fail_under is not None:
@@ -120,7 +120,7 @@ def _numbers(sums: Sums) -> dict[str, Any]:
 
 
 def _histogram(sums: Sums) -> list[dict[str, Any]]:
-    from dsctl.compare import histogram
+    from dsctl.look.compare import histogram
 
     return [{"from": 2.0**power, "to": 2.0 ** (power + 1), "values": number} for power, number in histogram(sums)]
 
@@ -181,7 +181,7 @@ def _show_worst(found: Comparison, worst: int, output: Output) -> None:
 
 
 def _show_histogram(sums: Sums, output: Output) -> None:
-    from dsctl.compare import histogram
+    from dsctl.look.compare import histogram
 
     lines = {"identical": sums.identical - _odd(sums), f"< 2^{FINEST}": 0}
     for power, number in histogram(sums):

@@ -29,16 +29,16 @@ from dsctl.cli.options import (
     located,
     parse_size,
 )  # fmt: skip
-from dsctl.cli.output import Output, count, line, plural, size, span
-from dsctl.errors import LATER, DsctlError, Interrupted, ResumeError, UsageError
+from dsctl.core.errors import LATER, DsctlError, Interrupted, ResumeError, UsageError
+from dsctl.show.output import Output, count, line, plural, size, span
 
 if TYPE_CHECKING:
-    from dsctl.checkpoint import Checkpoint
-    from dsctl.coverage import Recoded
-    from dsctl.delivery import Delivery
-    from dsctl.plan import Plan
-    from dsctl.request import Request
-    from dsctl.resources import Resources, Speeds
+    from dsctl.checkpoint.checkpoint import Checkpoint
+    from dsctl.plan.blocks import Recoded
+    from dsctl.plan.planner import Plan
+    from dsctl.plan.request import Request
+    from dsctl.run.delivery import Delivery
+    from dsctl.run.resources import Resources, Speeds
     from dsctl.stores import Store
 
 
@@ -63,10 +63,11 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     Raises:
         DsctlError: of every kind; nothing is written where the plan or a check fails.
     """
-    from dsctl.api import source_at
-    from dsctl.checkpoint import open_checkpoint
-    from dsctl.consume import beside_others, refuse_link, remembered
-    from dsctl.stores import is_url, path_of
+    from dsctl.checkpoint.checkpoint import open_checkpoint
+    from dsctl.checkpoint.opening import source_at
+    from dsctl.run.consume import beside_others, refuse_link, remembered
+    from dsctl.stores.objects import is_url
+    from dsctl.stores.places import path_of
 
     if how.consume:
         refuse_link(path_of(source))
@@ -82,13 +83,15 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
 
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
-    from dsctl.delivery import SENT_BYTES, Delivery
-    from dsctl.executors import ENGINES, choose_devices, named_devices, prepare
-    from dsctl.plan import make_plan
-    from dsctl.readahead import WINDOW_BYTES
-    from dsctl.resources import allot
-    from dsctl.run import check_source
-    from dsctl.stores import is_url, path_of
+    from dsctl.plan.planner import make_plan
+    from dsctl.run.delivery import SENT_BYTES, Delivery
+    from dsctl.run.driver import check_source
+    from dsctl.run.resources import allot
+    from dsctl.stores.objects import is_url
+    from dsctl.stores.places import path_of
+    from dsctl.work.executors import ENGINES, choose_devices, named_devices
+    from dsctl.work.executors.processes import prepare
+    from dsctl.work.readahead import WINDOW_BYTES
 
     store, target = checkpoint.store, path_of(target)
     if how.engine not in ENGINES:
@@ -139,7 +142,8 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
 
 def _show_found(plan: Plan, store: Store, target: str, how: How, audit: dict[str, Any], output: Output) -> None:
     """That there was nothing to do; and that files were kept which someone may think consumed."""
-    from dsctl.consume import files_read, gone
+    from dsctl.plan.planner import files_read
+    from dsctl.run.consume import gone
 
     done = "there" if left_out(audit) else "complete"
     output.text(f"{target} is {done} already: the same request made it before")
@@ -148,9 +152,9 @@ def _show_found(plan: Plan, store: Store, target: str, how: How, audit: dict[str
 
 
 def _look(plan: Plan, store: Store, folder: Path, force: bool) -> str:
-    """What carrying the plan out would mean; raises as `dsctl.claim.check_target`."""
-    from dsctl.claim import check_target
-    from dsctl.consume import beside_others
+    """What carrying the plan out would mean; raises as `dsctl.run.claim.check_target`."""
+    from dsctl.run.claim import check_target
+    from dsctl.run.consume import beside_others
 
     with beside_others(store, folder):
         return check_target(plan, store, folder, force)
@@ -160,11 +164,11 @@ def _run(
     plan: Plan, store: Store, folder: Path, resources: Resources, how: How, output: Output,
     delivery: Delivery | None, state: str,
 ) -> dict[str, Any]:  # fmt: skip
-    from dsctl.cli.progress import Progress
-    from dsctl.delivery import deliver
-    from dsctl.executors import Executor, choose, choose_devices
-    from dsctl.run import run
-    from dsctl.tasks import Context
+    from dsctl.run.delivery import deliver
+    from dsctl.run.driver import run
+    from dsctl.show.progress import Progress
+    from dsctl.work.executors import Executor, choose, choose_devices
+    from dsctl.work.tasks import Context
 
     devices = choose_devices(how.device, how.engine)
 
@@ -182,7 +186,7 @@ def describe_plan(plan: Plan, folder: Path, resources: Resources, speeds: Speeds
     """A plan as stable JSON."""
     import shutil
 
-    from dsctl.resources import existing
+    from dsctl.core.files import existing
 
     return {
         "source": plan.source,
@@ -222,7 +226,7 @@ def show_plan(plan: Plan, store: Store, folder: Path, resources: Resources, outp
     """Print what a plan would do; `target` is what a person calls the folder where that is another name."""
     from rich.table import Table
 
-    from dsctl.resources import probe
+    from dsctl.run.resources import probe
 
     speeds = probe(plan, store, folder)
     facts = describe_plan(plan, folder, resources, speeds) | ({"target": target} if target else {})
@@ -265,7 +269,7 @@ def show_recoded(kinds: Iterable[Recoded], output: Output) -> None:
 
 def stored_as(request: Request) -> str:
     """The format, where one is asked for."""
-    from dsctl.request import KEEP
+    from dsctl.plan.request import KEEP
 
     return "" if request.to == KEEP else f" as {request.to}"
 
@@ -320,7 +324,7 @@ def _refuse_unsound(audit: dict[str, Any], target: str) -> None:
 
 def warn_of_values(audit: dict[str, Any], output: Output) -> None:
     """Tell of decoded values that are not finite."""
-    from dsctl.tasks import INFINITE, NAN
+    from dsctl.work.tasks import INFINITE, NAN
 
     for name, what in ((NAN, "not a number"), (INFINITE, "infinite")):
         if number := audit["audit"].get(name):
@@ -330,7 +334,7 @@ def warn_of_values(audit: dict[str, Any], output: Output) -> None:
 
 def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     """Print the audit that `dsctl.json` keeps."""
-    from dsctl.tasks import WORST
+    from dsctl.work.tasks import WORST
 
     counts = audit["audit"]
     said = [f"{counts[name]:,} {name}" for name, _ in _WORDS if counts[name]]
@@ -377,7 +381,7 @@ def choose_rules(recipe: str | None) -> tuple[tuple[str, str, str], ...]:
     Raises:
         UsageError: there is none of this name, or the file is no recipe.
     """
-    from dsctl import recipes
+    from dsctl.plan import recipes
 
     return tuple([(rule.role, rule.match, rule.format) for rule in recipes.recipe(recipe).rules]) if recipe else ()
 
@@ -505,7 +509,7 @@ def convert(
 
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """
-    from dsctl.request import RECIPE, Request
+    from dsctl.plan.request import RECIPE, Request
 
     format_, rules = choose_format(to, bf16, fp8), choose_rules(recipe)
     if rules and format_:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
-from dsctl.cli.output import Output
-from dsctl.errors import UsageError
+from dsctl.core.errors import UsageError
+from dsctl.show.output import Output
 
 if TYPE_CHECKING:
-    from dsctl.description import Description
-    from dsctl.diff import Diff, Template, TemplateChange
+    from dsctl.look.description import Description
+    from dsctl.look.diff import Diff, Template, TemplateChange
 
 Before = Annotated[str, typer.Argument(metavar="A", help="A checkpoint folder or a release, such as v3.")]
 After = Annotated[str, typer.Argument(metavar="B", help="The other one.")]
@@ -51,14 +51,14 @@ def diff(
 
         dsctl diff v3 v3.2 --html v3-to-v3.2.html
     """
-    from dsctl.cli.sections import show
-    from dsctl.description import describe
-    from dsctl.diff import PARTS, Diff
+    from dsctl.look.description import describe
+    from dsctl.look.diff import PARTS, Diff
+    from dsctl.show.sections import show
 
     if only is not None and only not in PARTS:
         raise UsageError(f"--only: {only!r} is unknown", hint=", ".join(PARTS))
     if html is not None:
-        from dsctl.reports import ready
+        from dsctl.show.drawing import ready
 
         ready(html, (a, b))
     output, found = Output(json, quiet), Diff(*(describe(located(one, remote, local)) for one in (a, b)))
@@ -67,12 +67,12 @@ def diff(
     if json:
         output.data(as_json(found, only, tensors))
     elif not quiet:
-        from dsctl.cli.differences import sections
+        from dsctl.show.differences import sections
 
         show(list(sections(found, only, tensors)), output, markdown)
     if html is not None:
-        from dsctl.cli.pages.difference import difference
-        from dsctl.reports import save
+        from dsctl.show.drawing import save
+        from dsctl.show.pages.difference import difference
 
         save(difference(found, only, tensors), html)
     if exit_code and found.differs_in(only):
@@ -112,7 +112,7 @@ def as_json(diff: Diff, only: str | None, tensors: bool) -> dict[str, Any]:
     if only in (None, "files"):
         facts["files"] = None if diff.files is None else [one._asdict() for one in diff.files]
     if only is None:
-        from dsctl.meanings import meanings
+        from dsctl.look.meanings import meanings
 
         facts["meanings"] = [said._asdict() for said in meanings(diff)]
     return facts
@@ -123,7 +123,7 @@ def _origin_json(side: Description) -> dict[str, Any]:
 
 
 def _side_json(side: Description) -> dict[str, Any]:
-    from dsctl.description import identify
+    from dsctl.look.description import identify
 
     release = side.release
     return {

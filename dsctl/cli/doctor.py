@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import Debug, Json, Quiet
-from dsctl.cli.output import Output, plural, size, span
+from dsctl.show.output import Output, plural, size, span
 
 if TYPE_CHECKING:
-    from dsctl.doctor import Machine
+    from dsctl.run.doctor import Machine
 
 Folder = Annotated[str, typer.Argument(metavar="[FOLDER]", help="Whose disk to measure. [default: this folder]")]
 NoHub = Annotated[bool, typer.Option("--no-hub", help="Do not ask whether the hub can be reached.")]
@@ -32,7 +32,7 @@ def doctor(
 
         dsctl doctor /dev/shm --no-hub --json
     """
-    from dsctl.doctor import examine
+    from dsctl.run.doctor import examine
 
     output = Output(json, quiet)
     machine = examine(Path(folder), not no_hub)
@@ -106,7 +106,7 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
 
 
 def _forecast(machine: Machine) -> list[tuple[str, str]]:
-    from dsctl.description import of_release
+    from dsctl.look.description import of_release
     from dsctl.releases import find
 
     example = of_release(find(EXAMPLE))

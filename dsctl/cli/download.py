@@ -22,11 +22,11 @@ from dsctl.cli.options import (
     located,
     repository_of,
 )  # fmt: skip
-from dsctl.cli.output import Output, plural, size
-from dsctl.errors import LATER, DsctlError, Interrupted, UsageError
+from dsctl.core.errors import LATER, DsctlError, Interrupted, UsageError
+from dsctl.show.output import Output, plural, size
 
 if TYPE_CHECKING:
-    from dsctl.download import Checked, Order
+    from dsctl.stores.download import Checked, Order
 
 MAX_NUMBER = 1 << 16
 SECONDS_BETWEEN_LINES = 15.0
@@ -129,7 +129,7 @@ def _part(
     output: Output,
 ) -> None:
     from dsctl.cli.convert import How, carry_out
-    from dsctl.request import KEEP, Request
+    from dsctl.plan.request import KEEP, Request
 
     if target is None:
         raise UsageError("part of a checkpoint needs a folder of its own", hint="name one after the repository")
@@ -147,7 +147,7 @@ def _whole(
     verify_only: bool,
     output: Output,
 ) -> None:
-    from dsctl.download import download, order, verify
+    from dsctl.stores.download import download, order, verify
 
     asked = order(repository, Path(target) if target else None, include, exclude)
     if dry_run:
@@ -243,11 +243,11 @@ def slice_(
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
     """
-    from dsctl.api import source_at
-    from dsctl.checkpoint import open_checkpoint
+    from dsctl.checkpoint.checkpoint import open_checkpoint
+    from dsctl.checkpoint.opening import source_at
+    from dsctl.checkpoint.slice import cut_of, sliced
     from dsctl.cli.convert import How, carry_out_from, choose_format
-    from dsctl.request import KEEP, Request
-    from dsctl.slice import cut_of, sliced
+    from dsctl.plan.request import KEEP, Request
 
     words = [word.strip() for word in layers.split(",")] if layers else []
     plain = ",".join(word for word in words if word != "mtp")

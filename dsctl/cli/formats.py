@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dsctl.cli.options import Debug, Json, Quiet
-from dsctl.cli.output import Output
+from dsctl.show.output import Output
 
 if TYPE_CHECKING:
-    from dsctl.cli.sections import Section
+    from dsctl.show.sections import Section
 
 
 def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -26,7 +26,7 @@ def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
 
         dsctl formats --json
     """
-    from dsctl.cli.sections import show
+    from dsctl.show.sections import show
 
     output = Output(json, quiet)
     output.data(as_json())
@@ -36,8 +36,8 @@ def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
 def as_json() -> dict[str, Any]:
     """Formats and recipes as stable JSON; null where nothing is lost, or there is nothing to search."""
     from dsctl.codecs import CODECS
-    from dsctl.formats import FORMATS, bits
-    from dsctl.recipes import ready
+    from dsctl.codecs.facts import FORMATS, bits
+    from dsctl.plan.recipes import ready
 
     return {
         "formats": [
@@ -66,8 +66,8 @@ def as_json() -> dict[str, Any]:
 
 
 def _formats() -> Section:
-    from dsctl.cli.sections import Column, Row, Section
-    from dsctl.formats import FORMATS, bits
+    from dsctl.codecs.facts import FORMATS, bits
+    from dsctl.show.sections import Column, Row, Section
 
     columns = (
         Column("format"), Column("bits", True), Column("SNR dB", True), Column("loaders"), Column("hardware", rank=1),
@@ -83,8 +83,8 @@ def _formats() -> Section:
 
 
 def _recipes() -> Section:
-    from dsctl.cli.sections import Column, Row, Section
-    from dsctl.recipes import ready
+    from dsctl.plan.recipes import ready
+    from dsctl.show.sections import Column, Row, Section
 
     rows = [Row((name, recipe.about)) for name, recipe in ready().items()]
     return Section("Recipes", "", (Column("recipe"), Column("what it does")), tuple(rows))

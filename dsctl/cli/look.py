@@ -8,19 +8,19 @@ import typer
 from rich.text import Text
 
 from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
-from dsctl.cli.output import Output, count, plural, size
-from dsctl.visible import visible
+from dsctl.core.visible import visible
+from dsctl.show.output import Output, count, plural, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.tree import Tree
 
-    from dsctl.cli.sections import Section
+    from dsctl.checkpoint.pieces import Fault
     from dsctl.codecs import Codec
-    from dsctl.description import Group
-    from dsctl.inspection import Fold, Inspection, Tensor
-    from dsctl.survey import Fault
+    from dsctl.look.description import Group
+    from dsctl.look.inspection import Fold, Inspection, Tensor
+    from dsctl.show.sections import Section
 
 FILES_SHOWN = 6
 TREE_BAR = 40
@@ -67,10 +67,10 @@ def inspect(
 
         dsctl inspect v3.2 --html v3.2.html
     """
-    from dsctl.inspection import inspect as look
+    from dsctl.look.inspection import inspect as look
 
     if html is not None:
-        from dsctl.reports import ready
+        from dsctl.show.drawing import ready
 
         ready(html, (source,))
     output, seen = Output(json, quiet), look(located(source, remote, local))
@@ -84,8 +84,8 @@ def inspect(
     else:
         _list(seen, wanted, fold, output)
     if html is not None:
-        from dsctl.cli.pages.inspection import inspection
-        from dsctl.reports import save
+        from dsctl.show.drawing import save
+        from dsctl.show.pages.inspection import inspection
 
         save(inspection(seen, _sections(seen, False)[1:]), html)
     if not quiet:
@@ -94,7 +94,7 @@ def inspect(
 
 def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> dict[str, Any]:
     """An inspection as stable JSON: sizes in bytes, null where nothing is known."""
-    from dsctl.inspection import fold
+    from dsctl.look.inspection import fold
 
     one, known = seen.description, seen.description.model is not None
     facts: dict[str, Any] = {
@@ -149,13 +149,13 @@ def _folded_json(fold: Fold) -> dict[str, Any]:
 
 
 def _forms(codecs: Iterable[Iterable[Codec]]) -> list[str]:
-    from dsctl.diff import form
+    from dsctl.look.diff import form
 
     return list(dict.fromkeys(form(codec) for some in codecs for codec in some))
 
 
 def _show(seen: Inspection, all_files: bool, output: Output) -> None:
-    from dsctl.cli.sections import show
+    from dsctl.show.sections import show
 
     show(_sections(seen, all_files), output)
 
@@ -171,13 +171,13 @@ def _sections(seen: Inspection, all_files: bool) -> list[Section]:
 
 
 def _origin(seen: Inspection) -> Section:
-    from dsctl.cli.sections import Section
+    from dsctl.show.sections import Section
 
     return Section("", seen.description.origin.sentence)
 
 
 def _facts(seen: Inspection) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     one, known = seen.description, seen.description.model is not None
     number = sum(total.number for total in seen.dtypes)
@@ -204,7 +204,7 @@ def _facts(seen: Inspection) -> Section:
 
 
 def _roles(seen: Inspection) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     columns = (
         Column("role"), Column("parameters", True, 2), Column("values", True), Column("active", True),
@@ -229,7 +229,7 @@ def _roles(seen: Inspection) -> Section:
 
 
 def _dtypes(seen: Inspection) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     columns = (Column("dtype"), Column("tensors", True), Column("values", True), Column("bytes", True))
     whole = sum(total.nbytes for total in seen.dtypes) or 1
@@ -240,7 +240,7 @@ def _dtypes(seen: Inspection) -> Section:
 
 
 def _files(seen: Inspection, everything: bool) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     files = seen.files
     shown = files if everything or len(files) <= FILES_SHOWN + 1 else files[:FILES_SHOWN]
@@ -255,7 +255,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
-    from dsctl.cli.sections import show
+    from dsctl.show.sections import show
 
     listed = list(seen.tensors(glob))
     show([_origin(seen), _folded(listed) if folded else _single(listed)], output)
@@ -266,8 +266,8 @@ def _tree(seen: Inspection) -> Tree:
     """Stages, roles in them, projections in those: each with its bytes and its share of all."""
     from rich.tree import Tree
 
-    from dsctl.diff import form, ranges
-    from dsctl.reports.architecture import staged
+    from dsctl.look.diff import form, ranges
+    from dsctl.show.drawing.architecture import staged
 
     one = seen.description
     whole = sum(group.nbytes for group in one.groups) or 1
@@ -298,7 +298,7 @@ def _last(template: str) -> str:
 
 
 def _single(listed: list[Tensor]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     columns = (
         Column("dtype"), Column("shape", True), Column("bytes", True), Column("file", rank=1), Column("tensor"),
@@ -308,8 +308,8 @@ def _single(listed: list[Tensor]) -> Section:
 
 
 def _folded(listed: list[Tensor]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
-    from dsctl.inspection import fold
+    from dsctl.look.inspection import fold
+    from dsctl.show.sections import Column, Row, Section
 
     columns = (
         Column("dtype"), Column("shape", True), Column("tensors", True), Column("bytes", True), Column("tensor"),
@@ -324,8 +324,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _ranged(fold: Fold) -> str:
     """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
-    from dsctl.description import MARKS
-    from dsctl.diff import ranges
+    from dsctl.look.description import MARKS
+    from dsctl.look.diff import ranges
 
     said = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
     return visible(".".join(next(said, part) if part in MARKS else part for part in fold.template.split(".")))

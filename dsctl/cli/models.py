@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dsctl.cli.options import Debug, Json, Quiet
-from dsctl.cli.output import Output, count, size
+from dsctl.show.output import Output, count, size
 
 if TYPE_CHECKING:
-    from dsctl.cli.sections import Section
-    from dsctl.description import Description
+    from dsctl.look.description import Description
+    from dsctl.show.sections import Section
 
 
 def models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -25,9 +25,9 @@ def models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
 
         dsctl models --json
     """
-    from dsctl.cli.sections import show
-    from dsctl.description import of_release
+    from dsctl.look.description import of_release
     from dsctl.releases import releases
+    from dsctl.show.sections import show
 
     known = [of_release(release) for release in releases()]
     output = Output(json, quiet)
@@ -69,7 +69,7 @@ def as_json(one: Description) -> dict[str, Any]:
 
 
 def _table(known: list[Description]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     columns = (
         Column("release"), Column("published"), Column("values", True), Column("active", True),
@@ -84,7 +84,7 @@ def _table(known: list[Description]) -> Section:
 
 
 def _cells(one: Description) -> tuple[str, ...]:
-    from dsctl.diff import form
+    from dsctl.look.diff import form
 
     facts, release = as_json(one), one.release
     forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsctl.errors import SourceError, UsageError
+from dsctl.core.errors import SourceError, UsageError
 
 Source = Annotated[
     str,

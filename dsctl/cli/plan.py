@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
-from dsctl.cli.output import Output, plural, size
-from dsctl.errors import UsageError
+from dsctl.core.errors import UsageError
+from dsctl.show.output import Output, plural, size
 
 if TYPE_CHECKING:
-    from dsctl.accelerators import Accelerator
-    from dsctl.cli.sections import Section
-    from dsctl.description import Description
     from dsctl.layouts.ranks import Ranks
-    from dsctl.sizing import Cache, Load, Wanted
+    from dsctl.look.accelerators import Accelerator
+    from dsctl.look.capacity import Cache, Load, Wanted
+    from dsctl.look.description import Description
+    from dsctl.show.sections import Section
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
 
@@ -80,16 +80,16 @@ def plan(
 
         dsctl plan v3.2 --html v3.2-plan.html
     """
-    from dsctl import recipes
-    from dsctl.accelerators import ACCELERATORS, accelerator
-    from dsctl.cli.sections import show
-    from dsctl.costs import CACHE_FORMATS
-    from dsctl.description import describe
     from dsctl.layouts.ranks import Ranks
-    from dsctl.sizing import USUAL_TP, Cache, check, formats
+    from dsctl.look.accelerators import ACCELERATORS, accelerator
+    from dsctl.look.capacity import USUAL_TP, Cache, check, formats
+    from dsctl.look.costs import CACHE_FORMATS
+    from dsctl.look.description import describe
+    from dsctl.plan import recipes
+    from dsctl.show.sections import show
 
     if html is not None:
-        from dsctl.reports import ready
+        from dsctl.show.drawing import ready
 
         ready(html, (source,))
     if kv not in CACHE_FORMATS:
@@ -110,8 +110,8 @@ def plan(
     output.data(facts)
     show(sections, output)
     if html is not None:
-        from dsctl.cli.pages.capacity import capacity
-        from dsctl.reports import save
+        from dsctl.show.drawing import save
+        from dsctl.show.pages.capacity import capacity
 
         save(capacity(facts, description.origin.sentence, sections[1:]), html)
 
@@ -124,7 +124,7 @@ def figures(
     wanted: list[Accelerator],
 ) -> dict[str, Any]:
     """Every number of the report, as stable JSON: docs/costs.md says what is in it."""
-    from dsctl.sizing import disk, load, roles
+    from dsctl.look.capacity import disk, load, roles
 
     formats = {
         name: {
@@ -160,7 +160,7 @@ def _rank_json(load: Load) -> dict[str, Any]:
 
 
 def _cuts_json(description: Description, ranks: Ranks, codec: Wanted) -> list[dict[str, Any]]:
-    from dsctl.sizing import cuts
+    from dsctl.look.capacity import cuts
 
     return [cut._asdict() for cut in cuts(description, ranks, codec)]
 
@@ -202,7 +202,7 @@ def _accelerator_json(one: Accelerator, formats: dict[str, Any]) -> dict[str, An
 
 
 def _sections(description: Description, facts: dict[str, Any], recipes: tuple[str, ...]) -> Iterator[Section]:
-    from dsctl.cli.sections import Section
+    from dsctl.show.sections import Section
 
     yield Section("", description.origin.sentence)
     yield _weights(description, facts)
@@ -213,7 +213,7 @@ def _sections(description: Description, facts: dict[str, Any], recipes: tuple[st
 
 
 def _weights(description: Description, facts: dict[str, Any]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     spreads = next(iter(facts["formats"].values()))["ranks"]
     columns = [Column("weights"), Column("disk", True)]
@@ -230,7 +230,7 @@ def _weights(description: Description, facts: dict[str, Any]) -> Section:
 
 
 def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     rows = [
         Row((role if not place else "", format_, size(nbytes)))
@@ -242,8 +242,8 @@ def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
 
 
 def _format(name: str, description: Description) -> str:
-    from dsctl.diff import form
-    from dsctl.sizing import STORED
+    from dsctl.look.capacity import STORED
+    from dsctl.look.diff import form
 
     if name != STORED:
         return name
@@ -262,7 +262,7 @@ def _held(rank: dict[str, Any]) -> str:
 
 
 def _cache(facts: dict[str, Any]) -> Iterator[Section]:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     cache = facts["cache"]
     if cache is None:
@@ -288,7 +288,7 @@ def _contexts(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _accelerators(facts: dict[str, Any]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     names = list(facts["formats"])
     columns = (Column(""), Column("memory", True), *(Column(name, rank=n) for n, name in enumerate(names)))
@@ -306,7 +306,7 @@ def _fit(fit: dict[str, Any]) -> str:
 
 
 def _cuts(facts: dict[str, Any]) -> Section:
-    from dsctl.cli.sections import Column, Row, Section
+    from dsctl.show.sections import Column, Row, Section
 
     rows = []
     for name, of in facts["formats"].items():

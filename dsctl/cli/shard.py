@@ -45,11 +45,11 @@ from dsctl.cli.options import (
     located,
     parse_size,
 )  # fmt: skip
-from dsctl.cli.output import Output, plural, size
-from dsctl.errors import UsageError
+from dsctl.core.errors import UsageError
+from dsctl.show.output import Output, plural, size
 
 if TYPE_CHECKING:
-    from dsctl.request import Request
+    from dsctl.plan.request import Request
 
 MOST_RANKS = 4096
 
@@ -130,8 +130,8 @@ def shard(
         dsctl shard DeepSeek-V3.2 V3.2-ep8 --tp 2 --ep 8 --bf16 --dry-run
     """
     from dsctl.layouts import WITHOUT_MTP, usual_ep
-    from dsctl.layouts.experts import placement
-    from dsctl.request import KEEP, RECIPE, Request
+    from dsctl.plan.experts import placement
+    from dsctl.plan.request import KEEP, RECIPE, Request
 
     if not any((tp, ep, pp)):
         raise UsageError("over how many ranks?", hint="--tp N, --ep N, --pp N, or several of them")
@@ -210,7 +210,7 @@ def merge(
 
         dsctl merge V3.2-mp2 DeepSeek-V3.2-merged-bf16 --bf16
     """
-    from dsctl.request import KEEP, RECIPE, Request
+    from dsctl.plan.request import KEEP, RECIPE, Request
 
     format_, rules = _chosen(to, bf16, fp8, recipe)
     request = Request(
@@ -251,8 +251,8 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     """Print what spreading a release would write: told from its description, so that nothing is fetched."""
     from rich.table import Table
 
-    from dsctl.description import describe
-    from dsctl.outline import outline
+    from dsctl.look.description import describe
+    from dsctl.look.outline import outline
 
     described = describe(source)
     found = outline(described, request)

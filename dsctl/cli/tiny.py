@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import Debug, Json, Quiet, Target, parse_size
-from dsctl.cli.output import Output, count, plural
-from dsctl.cli.output import size as shown_size
+from dsctl.show.output import Output, count, plural
+from dsctl.show.output import size as shown_size
 
 if TYPE_CHECKING:
     from dsctl.tiny import Made
@@ -73,9 +73,10 @@ def tiny(
 
         dsctl tiny v3 plain --layers 2 --experts 4 --bf16
     """
-    from dsctl.description import Origin
+    from dsctl.checkpoint.origin import Origin
     from dsctl.releases import find
-    from dsctl.tiny import Recipe, make
+    from dsctl.tiny import make
+    from dsctl.tiny.blueprint import Recipe
 
     recipe = Recipe(
         layers=layers,

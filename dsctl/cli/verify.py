@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.cli.options import Debug, DryRun, Json, Local, Quiet, Remote, Source, located
-from dsctl.cli.output import Output, plural, size
-from dsctl.errors import DsctlError, UsageError, VerifyFailed
+from dsctl.core.errors import DsctlError, UsageError, VerifyFailed
+from dsctl.show.output import Output, plural, size
 
 if TYPE_CHECKING:
-    from dsctl.repair import Mend
     from dsctl.stores import Store
-    from dsctl.verify import Other, Report
+    from dsctl.verify.against import Other
+    from dsctl.verify.findings import Report
+    from dsctl.verify.repair import Mend
 
 SHOWN = 10
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -62,8 +63,8 @@ def verify(
 
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
     """
-    from dsctl.checkpoint import weights_at
-    from dsctl.verify import other
+    from dsctl.checkpoint.checkpoint import weights_at
+    from dsctl.verify.against import other
 
     _refuse(ignore or [], dry_run and not fix)
     output = Output(json, quiet)
@@ -81,7 +82,7 @@ def verify(
 
 
 def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
-    from dsctl.verify import CODES
+    from dsctl.verify.findings import CODES
 
     unknown = [code for code in ignore if code not in CODES]
     if unknown:
@@ -92,8 +93,8 @@ def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
 
 def _alone(store: Store) -> AbstractContextManager[None]:
     """What is found must still be so when it is mended, and no other run may write the same siblings."""
-    from dsctl.journal import alone_in
-    from dsctl.stores import LocalFolder
+    from dsctl.core.files import alone_in
+    from dsctl.stores.local import LocalFolder
 
     return alone_in(Path(store.root)) if isinstance(store, LocalFolder) else nullcontext()
 
@@ -101,7 +102,7 @@ def _alone(store: Store) -> AbstractContextManager[None]:
 def _check(store: Store, their: Other | None, deep: bool, ignore: list[str], output: Output) -> Report:
     from dataclasses import replace
 
-    from dsctl.cli.progress import reading
+    from dsctl.show.progress import reading
     from dsctl.verify import deep_bytes, verify
 
     if not deep:
@@ -116,8 +117,8 @@ def _fix(
     store: Store, their: Other | None, deep: bool, ignore: list[str], dry_run: bool, report: Report, output: Output
 ) -> tuple[Report, list[Mend]]:
     """Show what would be mended, and mend it. One mend can bring out another, as a killed one does: thrice at most."""
-    from dsctl import repair
-    from dsctl.stores import LocalFolder
+    from dsctl.stores.local import LocalFolder
+    from dsctl.verify import repair
 
     done: list[Mend] = []
     for _ in range(1 if dry_run else 3):
@@ -139,7 +140,7 @@ def _fix(
 
 def describe(report: Report, their: Other | None, strict: bool, done: list[Mend], mended: bool) -> dict[str, Any]:
     """A report as stable JSON."""
-    from dsctl.verify import CODES, SEVERITIES
+    from dsctl.verify.findings import CODES, SEVERITIES
 
     return {
         "place": report.place,
@@ -196,8 +197,8 @@ def _said(report: Report, their: Other | None) -> list[tuple[str, str]]:
 
 def _can_mend(store: Store, report: Report, their: Other | None) -> bool:
     """Whether --fix would do anything here."""
-    from dsctl import repair
-    from dsctl.verify import CODES
+    from dsctl.verify import repair
+    from dsctl.verify.findings import CODES
 
     if not any(CODES[finding.code].mendable for finding in report.findings):
         return False
@@ -208,7 +209,7 @@ def _can_mend(store: Store, report: Report, their: Other | None) -> bool:
 
 
 def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
-    from dsctl.causes import remedy
+    from dsctl.checkpoint.causes import remedy
 
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
     mending = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None

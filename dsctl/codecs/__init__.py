@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dsctl.boxes import Box
-from dsctl.errors import FormatError
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.errors import FormatError
+from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from dsctl.errors import FormatError
+from dsctl.core.errors import FormatError
 
 METHOD = "compressed-tensors"
 Arguments = dict[str, Any]

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dsctl.boxes import Box
 from dsctl.codecs import PEAK
 from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.boxes import Box
 from dsctl.codecs import KEPT, OTHERS, BadBlock, Misaligned, scaled
 from dsctl.codecs.scaled import Scaled
-from dsctl.errors import FormatError
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.errors import FormatError
+from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING
 
-from dsctl.boxes import Box
 from dsctl.codecs import BadBlock, Misaligned
+from dsctl.core.boxes import Box
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from struct import pack
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.boxes import Box
 from dsctl.codecs.grids import (
     FEW_TO_DIVIDE,
     at_once,
@@ -26,7 +25,8 @@ from dsctl.codecs.grids import (
     products,
     refuse_bad,
 )
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.boxes import Box
 from dsctl.codecs import BadBlock
 from dsctl.codecs.grids import CHUNK, chunks
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -78,3 +78,6 @@ class Plain:
 
     def config(self) -> dict[str, Any] | None:
         return None
+
+
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.boxes import Box
 from dsctl.codecs.grids import (
     Group,
     chunk,
@@ -25,7 +24,8 @@ from dsctl.codecs.grids import (
     pieces,
     refuse_bad,
 )
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch

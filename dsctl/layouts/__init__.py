@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from dsctl.boxes import Box
-from dsctl.header import TensorSpec
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Ranks, Shares
-from dsctl.models import Family, Param
 
 
 class Slot(NamedTuple):

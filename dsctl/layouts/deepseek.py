@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dsctl.errors import PlanError
+from dsctl.core.errors import PlanError
+from dsctl.core.params import Family, Param
 from dsctl.layouts import Slot
 from dsctl.layouts.ranks import Shares
-from dsctl.models import Family, Param
 
 CONFIG = "inference_config.json"
 # Parts of a published name -> those of the reference model's. Parts that both have are in `_SAME`.

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dsctl.boxes import Box
-from dsctl.header import PT
+from dsctl.core.boxes import Box
+from dsctl.core.header import PT
+from dsctl.core.params import Family, Param
 from dsctl.layouts import Slot
 from dsctl.layouts.hf import folder
 from dsctl.layouts.joins import Join, joined, stack_of
 from dsctl.layouts.ranks import Shares
-from dsctl.models import Family, Param
 
 _EXPERT = "{expert}."
 

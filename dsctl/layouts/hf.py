@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dsctl.header import PT
+from dsctl.core.header import PT
+from dsctl.core.params import Family, Param
 from dsctl.layouts import Slot, whole
 from dsctl.layouts.ranks import Shares
-from dsctl.models import Family, Param
 
 
 @dataclass(frozen=True, slots=True)

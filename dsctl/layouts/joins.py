@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from dsctl.boxes import Box
+from dsctl.core.boxes import Box
+from dsctl.core.params import Family
 from dsctl.layouts.ranks import Shares
-from dsctl.models import Family
 
 
 class Join(NamedTuple):

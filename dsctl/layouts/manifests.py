@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-from dsctl.boxes import Box
-from dsctl.errors import FormatError
+from dsctl.core.boxes import Box
+from dsctl.core.errors import FormatError
+from dsctl.core.params import Param
 from dsctl.layouts.ranks import Ranks
-from dsctl.models import Param
 
 MANIFEST = "dsctl-rank.json"
 MOST = 1 << 16

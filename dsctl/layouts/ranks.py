@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from dsctl.boxes import Box
-from dsctl.errors import PlanError, UsageError
-from dsctl.models import Family, Param
+from dsctl.core.boxes import Box
+from dsctl.core.errors import PlanError, UsageError
+from dsctl.core.params import Family, Param
 
 # So many missing ranks are named.
 NAMED = 16

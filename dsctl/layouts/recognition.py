@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dsctl.errors import FormatError, PlanError, UsageError
-from dsctl.header import Header, TensorSpec
+from dsctl.core.errors import FormatError, PlanError, UsageError
+from dsctl.core.header import Header, TensorSpec
+from dsctl.core.params import Family
 from dsctl.layouts import LAYOUTS, Layout, deepseek, vllm
 from dsctl.layouts.hf import folder
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares, check
-from dsctl.models import Family
 
 # Tensors of these modules are in joined layouts only.
 _JOINED = ("gate_up_proj", "fused_qkv_a_proj")

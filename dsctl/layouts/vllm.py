@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dsctl.errors import PlanError
+from dsctl.core.errors import PlanError
+from dsctl.core.params import Family, Param
 from dsctl.layouts import Slot
 from dsctl.layouts.fused import fused_names, joined_slot
 from dsctl.layouts.joins import Join, joined
 from dsctl.layouts.ranks import Shares
-from dsctl.models import Family, Param
 
 _EXPERT = "{expert}."
 

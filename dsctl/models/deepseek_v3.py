@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dsctl.errors import FormatError
-from dsctl.models import Family
+from dsctl.core.errors import FormatError
+from dsctl.core.params import Family
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]

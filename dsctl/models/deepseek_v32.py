@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dsctl.errors import FormatError
-from dsctl.models import Family
+from dsctl.core.errors import FormatError
+from dsctl.core.params import Family
 from dsctl.models.deepseek_v3 import DeepseekV3, Dimensions, dimensions, multi_token_prediction, outside, shrunk
 
 _INDEXER = "model.layers.{layer}.self_attn.indexer."

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl.errors import FormatError
-from dsctl.models import Family
+from dsctl.core.errors import FormatError
+from dsctl.core.params import Family
 from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, multi_token_prediction, outside, shrunk
 from dsctl.models.deepseek_v32 import indexer
 

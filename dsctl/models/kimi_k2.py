@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl.models import Family
+from dsctl.core.params import Family
 from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, shrunk
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from dsctl.errors import UsageError
+from dsctl.core.errors import UsageError
 
 
 class Storage(msgspec.Struct, frozen=True):

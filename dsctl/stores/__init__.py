@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from dsctl.errors import SourceError
+from dsctl.core.errors import SourceError
 from dsctl.stores.hub import SCHEME, HubRepository, is_repository
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import ObjectFolder, is_url

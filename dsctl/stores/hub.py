@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from dsctl.errors import SourceError
-from dsctl.header import read_head
+from dsctl.core.errors import SourceError
+from dsctl.core.header import read_head
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import shown
 from dsctl.version import __version__

@@ -18,8 +18,8 @@ from huggingface_hub.file_download import HfFileMetadata, _cache_commit_hash_for
 from huggingface_hub.utils import WeakFileLock, tqdm  # type: ignore[attr-defined]  # exported lazily
 from huggingface_hub.utils._runtime import is_xet_available
 
-from dsctl.errors import Interrupted
-from dsctl.journal import failure, open_own
+from dsctl.core.errors import Interrupted
+from dsctl.core.files import failure, open_own
 from dsctl.stores.hub_requests import Doubtful, Range, arriving, persist, request_headers, spoils
 from dsctl.version import __version__
 

@@ -29,7 +29,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     hf_raise_for_status,
 )
 
-from dsctl.errors import LATER, SourceError
+from dsctl.core.errors import LATER, SourceError
 from dsctl.stores.objects import shown
 from dsctl.version import __version__
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsctl.errors import SourceError
-from dsctl.header import read_head
+from dsctl.core.errors import SourceError
+from dsctl.core.header import read_head
 
 # The headers of V3's files are about 75 kB.
 FIRST_READ = 128 << 10

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dsctl.errors import LATER, DsctlError, SourceError, UsageError
-from dsctl.header import read_head
+from dsctl.core.errors import LATER, DsctlError, SourceError, UsageError
+from dsctl.core.header import read_head
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from dsctl.errors import UsageError
+from dsctl.core.errors import UsageError
 from dsctl.stores.objects import is_url
 
 HERE = ("file", "local")

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from dsctl.errors import PlanError, WorkError
-from dsctl.header import TensorSpec, build
-from dsctl.journal import alone_in, beside, make_folders, replace_file, sync_folder, write_all
+from dsctl.core.errors import PlanError, WorkError
+from dsctl.core.files import alone_in, beside, make_folders, replace_file, sync_folder, write_all
+from dsctl.core.header import TensorSpec, build
 from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, Recipe, Stored, blueprint
 from dsctl.tiny.texts import texts

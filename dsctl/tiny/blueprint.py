@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from dsctl import models, releases
-from dsctl.checkpoint import MAX_PARAMS
+from dsctl.checkpoint.checkpoint import MAX_PARAMS
 from dsctl.codecs import Codec, declared
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
-from dsctl.errors import UsageError
-from dsctl.header import TensorSpec
-from dsctl.models import Family, Param
+from dsctl.core.errors import UsageError
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import Family, Param
 from dsctl.releases import Release
 
 # A size: what it is unless asked for, and the field of config.json that says how large the real one is.

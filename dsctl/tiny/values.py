@@ -8,9 +8,9 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from dsctl.boxes import Box
 from dsctl.codecs import Codec
-from dsctl.models import Param
+from dsctl.core.boxes import Box
+from dsctl.core.params import Param
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def encoded(values: torch.Tensor, codec: Codec) -> dict[str, memoryview]:
     """A band's stored bytes by suffix."""
     import torch
 
-    from dsctl.work import DTYPES
+    from dsctl.work.job import DTYPES
 
     specs = codec.specs(tuple(values.shape))
     stored = {suffix: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for suffix, spec in specs.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dsctl.checkpoint import Checkpoint
-from dsctl.errors import FormatError
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.core.errors import FormatError
 from dsctl.stores import SIGNED, Store
 from dsctl.verify import config, numbers, signed, structure
 from dsctl.verify.against import Other, against, other

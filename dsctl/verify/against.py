@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dsctl import models, releases
-from dsctl.checkpoint import ORIGINAL, Checkpoint, read_json
-from dsctl.description import Origin
-from dsctl.errors import FormatError
-from dsctl.models import Family
+from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, read_json
+from dsctl.checkpoint.origin import Origin
+from dsctl.core.errors import FormatError
+from dsctl.core.params import Family
 from dsctl.releases import Release
 from dsctl.stores import INDEX, SIGNED, Store, store_at
 from dsctl.verify.findings import Finding

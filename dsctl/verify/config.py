@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from dsctl.checkpoint import Checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.verify.findings import Finding
 
 # The model types that releases of an architecture have.

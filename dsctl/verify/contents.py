@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dsctl.checkpoint import Checkpoint, Piece
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.fp8_block import Fp8Block
-from dsctl.header import TensorRef
-from dsctl.models import Param
+from dsctl.core.header import TensorRef
+from dsctl.core.params import Param
 from dsctl.verify.findings import Finding
 from dsctl.verify.seen import INTEGERS, KINDS, Seen, rows_of
 from dsctl.verify.structure import params, placed

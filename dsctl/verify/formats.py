@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsctl.checkpoint import Checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.matching import disagreement
+from dsctl.checkpoint.quantization import LINEAR, is_named, texts
 from dsctl.codecs import Codec, dress
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
-from dsctl.models import Param
-from dsctl.quantization import LINEAR, is_named, texts
-from dsctl.survey import disagreement
+from dsctl.core.params import Param
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
 

@@ -11,12 +11,12 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from dsctl.checkpoint import Checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.scales import are_powers_of_two, bad_scale, read_scales
 from dsctl.codecs import SCALES, Codec
 from dsctl.codecs.fp8_block import Fp8Block
-from dsctl.header import TensorRef
+from dsctl.core.header import TensorRef
 from dsctl.releases import releases
-from dsctl.scales import are_powers_of_two, bad_scale, read_scales
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, pieces, placed
 

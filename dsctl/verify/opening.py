@@ -7,10 +7,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from dsctl.checkpoint import MAX_JSON_BYTES, ORIGINAL, Checkpoint, check_name, open_checkpoint, read_header, read_json
-from dsctl.errors import FormatError, SourceError
-from dsctl.header import parse
-from dsctl.stores import INDEX, SIGNED, LocalFolder, Store
+from dsctl.checkpoint.checkpoint import (
+    MAX_JSON_BYTES,
+    ORIGINAL,
+    Checkpoint,
+    check_name,
+    open_checkpoint,
+    read_header,
+    read_json,
+)
+from dsctl.core.errors import FormatError, SourceError
+from dsctl.core.header import parse
+from dsctl.stores import INDEX, SIGNED, Store
+from dsctl.stores.local import LocalFolder
 from dsctl.verify.findings import Finding
 
 # The first bytes of what Git LFS leaves in a file's place (git-lfs/git-lfs docs/spec.md).

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsctl.codecs.fp8_block import Fp8Block
-from dsctl.header import TensorRef
+from dsctl.core.header import TensorRef
 
 # Bands are looked at in pieces that stay in the cache.
 PIECE_BYTES = 256 << 10

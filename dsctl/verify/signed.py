@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from dsctl.errors import FormatError
+from dsctl.core.errors import FormatError
 from dsctl.stores import SIGNED, Store
 from dsctl.verify.findings import Finding
 

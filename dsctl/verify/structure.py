@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dsctl import causes
-from dsctl.checkpoint import Checkpoint, Piece
+from dsctl.checkpoint import causes
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs import Codec
-from dsctl.codecs.plain import Plain
-from dsctl.errors import FormatError
-from dsctl.header import TensorRef
+from dsctl.codecs.plain import TORCH_NAMES, Plain
+from dsctl.core.errors import FormatError
+from dsctl.core.header import TensorRef
+from dsctl.core.params import Param
 from dsctl.layouts.manifests import MANIFEST
-from dsctl.models import Param
-from dsctl.stores import SIGNED, WORKING, LocalFolder, Store
-from dsctl.target import TORCH_NAMES
+from dsctl.stores import SIGNED, WORKING, Store
+from dsctl.stores.local import LocalFolder
 from dsctl.verify.findings import Finding
 
 # What downloads and conversions leave behind while they are not done.

@@ -9,10 +9,10 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from dsctl.checkpoint.scales import as_float32
 from dsctl.codecs.e4m3 import LARGEST, SMALLEST_PEAK
-from dsctl.header import TensorRef
-from dsctl.models import Param
-from dsctl.scales import as_float32
+from dsctl.core.header import TensorRef
+from dsctl.core.params import Param
 from dsctl.stores import Store
 from dsctl.verify.findings import Finding
 from dsctl.verify.numbers import ENOUGH

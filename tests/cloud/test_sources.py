@@ -12,9 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dsctl.errors import SourceError
-from dsctl.stores import ObjectFolder, store_at
+from dsctl.core.errors import SourceError
 from dsctl.stores import objects as room
+from dsctl.stores import store_at
+from dsctl.stores.objects import ObjectFolder
 from tests.cloud.server import BUCKET, Objects
 from tests.command import call, dsctl, dsctl_fails, run
 

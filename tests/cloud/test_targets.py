@@ -14,9 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dsctl import delivery
 from dsctl import open as dsctl_open
-from dsctl.errors import WorkError
+from dsctl.core.errors import WorkError
+from dsctl.run import delivery
 from dsctl.stores import objects as room
 from tests.checkpoints import tiny
 from tests.cloud.server import BUCKET, Objects

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsctl.boxes import Box
 from dsctl.codecs import CODECS, PEAK, BadBlock, Codec, Misaligned
-from dsctl.header import TensorSpec
-from dsctl.work import DTYPES
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
+from dsctl.work.job import DTYPES
 
 SHAPES = [(128, 128), (576, 512), (256, 384), (64, 128), (640, 1536)]
 

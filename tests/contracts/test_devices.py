@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsctl.codecs import CODECS, KEPT, PEAK, BadBlock, Codec
-from dsctl.devices import Device
+from dsctl.work.devices import Device
 from tests.checkpoints import tiny
 from tests.command import dsctl
 from tests.contracts.test_codecs import decoded, empty, encoded, gaussian

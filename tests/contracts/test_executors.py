@@ -14,15 +14,16 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
-from dsctl import work
-from dsctl.checkpoint import open_checkpoint
-from dsctl.errors import SourceError, WorkError
-from dsctl.executors import EXECUTORS, Executor, processes
-from dsctl.plan import Plan, make_plan
-from dsctl.request import Request
-from dsctl.run import Advanced, Event, run
-from dsctl.stores import LocalFolder, Store
-from dsctl.tasks import Context
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.core.errors import SourceError, WorkError
+from dsctl.plan.planner import Plan, make_plan
+from dsctl.plan.request import Request
+from dsctl.run.driver import Advanced, Event, run
+from dsctl.stores import Store
+from dsctl.stores.local import LocalFolder
+from dsctl.work import job as work
+from dsctl.work.executors import EXECUTORS, Executor, processes
+from dsctl.work.tasks import Context
 from tests.checkpoints import tiny
 
 Make = Callable[[Context], Executor]

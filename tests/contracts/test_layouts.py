@@ -9,11 +9,11 @@ from typing import NamedTuple
 import pytest
 
 from dsctl import models, releases
-from dsctl.boxes import Box, tiles
-from dsctl.errors import PlanError
+from dsctl.core.boxes import Box, tiles
+from dsctl.core.errors import PlanError
+from dsctl.core.params import Family, Param
 from dsctl.layouts import LAYOUTS, Layout, Slot
 from dsctl.layouts.ranks import Ranks, Shares, check
-from dsctl.models import Family, Param
 
 SIZES = {
     "layers": 3, "experts": 8, "hidden": 256, "heads": 8, "vocab": 512, "intermediate": 1024, "moe_intermediate": 512,

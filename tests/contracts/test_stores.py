@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsctl.errors import FormatError, SourceError
+from dsctl.core.errors import FormatError, SourceError
 from dsctl.stores import STORES, Store, store_at
 from tests.checkpoints import tiny
 from tests.cloud.server import Objects

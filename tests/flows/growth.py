@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from dsctl.boxes import Box
 from dsctl.codecs import CODECS, Codec
-from dsctl.plan import BAND_BYTES, Job, Step
-from dsctl.steps import Part, Region
-from dsctl.stores import LocalFolder
-from dsctl.tasks import Context
-from dsctl.work import DTYPES, perform
+from dsctl.core.boxes import Box
+from dsctl.plan.planner import BAND_BYTES, Job
+from dsctl.plan.steps import Part, Region, Step
+from dsctl.stores.local import LocalFolder
+from dsctl.work.job import DTYPES, perform
+from dsctl.work.tasks import Context
 
 
 def codecs() -> Iterator[tuple[str, Codec]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import dsctl
-from dsctl.errors import UsageError
-from dsctl.request import Request
+from dsctl.core.errors import UsageError
+from dsctl.plan.request import Request
 from tests.checkpoints import tiny
 from tests.command import dsctl as command
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dsctl import plan as planning
-from dsctl.errors import WorkError
-from dsctl.journal import Journal
+from dsctl.core.errors import WorkError
+from dsctl.plan import planner as planning
+from dsctl.run.journal import Journal
 from tests.checkpoints import tiny
 from tests.command import Done, call, dsctl
 from tests.flows.test_resume import contents
@@ -227,7 +227,7 @@ def test_a_copy_of_the_source_is_the_same_source(source: Path, tmp_path: Path) -
 
 
 def test_weights_that_change_under_way_are_not_signed(source: Path, tmp_path: Path) -> None:
-    from dsctl import run as driver
+    from dsctl.run import driver
 
     real = driver._commit
 

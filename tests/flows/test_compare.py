@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dsctl import compare as numbers
-from dsctl.compare import Sums, histogram, summed
+from dsctl.look import compare as numbers
+from dsctl.look.compare import Sums, histogram, summed
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from dsctl.costs import attention
-from dsctl.description import describe, folded, identify
-from dsctl.diff import Diff, ranges, same
-from dsctl.header import build
-from dsctl.meanings import FIELDS, MEANINGS, meanings
+from dsctl.core.header import build
+from dsctl.look.costs import attention
+from dsctl.look.description import describe, folded, identify
+from dsctl.look.diff import Diff, ranges, same
+from dsctl.look.meanings import FIELDS, MEANINGS, meanings
 from dsctl.releases import releases
 from tests import goldens
 from tests.checkpoints import tiny
@@ -201,7 +201,7 @@ def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
 
 
 def test_explained_fields_are_fields_of_releases() -> None:
-    from dsctl.diff import flattened
+    from dsctl.look.diff import flattened
 
     known = {name for release in releases() for name in flattened(release.config)}
     assert set(FIELDS) <= known

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.doctor import Disk, Machine, Processor
+from dsctl.run.doctor import Disk, Machine, Processor
 from tests.command import dsctl, dsctl_fails
 
 

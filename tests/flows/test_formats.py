@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from dsctl import open as open_checkpoint
 from dsctl.codecs import CODECS, SCALES
-from dsctl.errors import FormatError, UsageError
-from dsctl.recipes import ready
+from dsctl.core.errors import FormatError, UsageError
+from dsctl.plan.recipes import ready
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
 

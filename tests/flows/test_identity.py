@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dsctl import identity
-from dsctl.identity import EVEN_SLICES, FAR_BYTES, FAR_SHARE, FAR_SLICES, SLICE_BYTES, slices
+from dsctl.run import identity
+from dsctl.run.identity import EVEN_SLICES, FAR_BYTES, FAR_SHARE, FAR_SLICES, SLICE_BYTES, slices
 from tests.checkpoints import tiny
 from tests.command import Done, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told

@@ -14,12 +14,12 @@ from unittest import mock
 import pytest
 from safetensors import safe_open
 
-from dsctl.checkpoint import open_checkpoint
-from dsctl.header import TensorSpec, build
-from dsctl.inspection import fold, inspect
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.core.header import TensorSpec, build
+from dsctl.look.inspection import fold, inspect
 from dsctl.models import MODELS
 from dsctl.releases import releases
-from dsctl.stores import LocalFolder
+from dsctl.stores.local import LocalFolder
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dsctl.codecs import CODECS
-from dsctl.header import TensorSpec, build
-from dsctl.resources import WORKER_BYTES
+from dsctl.core.header import TensorSpec, build
+from dsctl.run.resources import WORKER_BYTES
 from tests.command import dsctl, dsctl_fails
 
 

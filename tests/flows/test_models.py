@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from dsctl.compare import Compared, Comparison, Sums
-from dsctl.description import active, describe, of_release
-from dsctl.errors import UsageError
-from dsctl.inspection import inspect
-from dsctl.models import MODELS, Family, in_order, recognise
+from dsctl.core.errors import UsageError
+from dsctl.core.params import Family, in_order
+from dsctl.look.compare import Compared, Comparison, Sums
+from dsctl.look.description import active, describe, of_release
+from dsctl.look.inspection import inspect
+from dsctl.models import MODELS, recognise
 from dsctl.releases import Release, find, nearest, releases
 from tests.command import dsctl
 

@@ -53,11 +53,11 @@ def test_a_dry_run_refuses_the_devices_that_a_run_refuses(
 KILLED = """
 import os, signal, sys, threading
 from multiprocessing import forkserver
-from dsctl.errors import WorkError
-from dsctl.executors import prepare
-from dsctl.executors.processes import Processes
+from dsctl.core.errors import WorkError
+from dsctl.work.executors import prepare
+from dsctl.work.executors.processes import Processes
 from dsctl.stores import LocalFolder
-from dsctl.tasks import Context
+from dsctl.work.tasks import Context
 
 prepare()
 threading.Timer(0.1, os.kill, (forkserver._forkserver._forkserver_pid, signal.SIGKILL)).start()

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dsctl.stores import LocalFolder
-from dsctl.verify import Report, verify
+from dsctl.stores.local import LocalFolder
+from dsctl.verify import verify
+from dsctl.verify.findings import Report
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 from tests.flows.planted import INDEX, Folder

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dsctl import run as driver
-from dsctl.errors import ResumeError
-from dsctl.journal import Lock
+from dsctl.core.errors import ResumeError
+from dsctl.run import driver
+from dsctl.run.journal import Lock
 from tests.checkpoints import tiny
 from tests.command import Done, at_most, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told
@@ -109,7 +109,7 @@ def test_a_folder_is_consumed_by_one_run_at_a_time(source: Path, tmp_path: Path)
 def test_a_file_that_changed_since_it_was_read_is_not_consumed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsctl.journal import Journal
+    from dsctl.run.journal import Journal
 
     real = Journal.append
 
@@ -123,7 +123,7 @@ def test_a_file_that_changed_since_it_was_read_is_not_consumed(
 
 
 def test_a_lock_that_is_removed_ends_the_run(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsctl.journal import Journal
+    from dsctl.run.journal import Journal
 
     real = Journal.append
 
@@ -236,7 +236,9 @@ def test_a_refusal_under_the_lock_leaves_no_lock_behind(
 
 
 @pytest.mark.parametrize("busy", [False, True])
-@pytest.mark.parametrize("step", ["dsctl.checkpoint.read_headers", "dsctl.plan.make_plan", "dsctl.claim.check_target"])
+@pytest.mark.parametrize(
+    "step", ["dsctl.checkpoint.checkpoint.read_headers", "dsctl.plan.planner.make_plan", "dsctl.run.claim.check_target"]
+)
 @pytest.mark.parametrize("more", [(), ("--force",)])
 def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, busy: bool, more: tuple[str, ...]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from dsctl import journal, repair
-from dsctl.errors import WorkError
-from dsctl.journal import alone_in
-from dsctl.stores import LocalFolder
-from dsctl.verify import verify
+from dsctl.core import files
+from dsctl.core.errors import WorkError
+from dsctl.core.files import alone_in
+from dsctl.stores.local import LocalFolder
+from dsctl.verify import repair, verify
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 from tests.flows.planted import FIRST, INDEX, Folder
@@ -73,7 +73,7 @@ def test_a_killed_mend_is_ended_by_the_next(folder: Folder, monkeypatch: pytest.
         if len(done) == steps:
             raise Killed
         done.append(path)
-        journal.take_place(path)
+        files.take_place(path)
 
     store = LocalFolder.at(folder.path)
     planned = repair.mends(store, verify(store))
@@ -125,9 +125,9 @@ def test_a_folder_that_refuses_is_told_with_a_hint(folder: Folder, monkeypatch: 
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(journal.os, "open", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     with pytest.raises(WorkError, match="Permission denied") as error:
-        journal.write_beside(folder.path / INDEX, b"x")
+        files.write_beside(folder.path / INDEX, b"x")
     assert "permissions" in (error.value.hint or "")
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dsctl.description import describe
-from dsctl.diff import Diff
-from dsctl.reports.architecture import stages
-from dsctl.reports.diagram import diagrams
-from dsctl.scales import ScaleCounts, as_float32
+from dsctl.checkpoint.scales import ScaleCounts, as_float32
+from dsctl.look.description import describe
+from dsctl.look.diff import Diff
+from dsctl.show.drawing.architecture import stages
+from dsctl.show.drawing.diagram import diagrams
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 

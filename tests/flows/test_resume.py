@@ -74,19 +74,19 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
 def test_stopped_at_every_moment(source: Path, undisturbed: tuple[Path, float], tmp_path: Path, point: str) -> None:
     """The process ends itself, without any clean-up, right after a named step of the driver."""
     after = {
-        "prepared": "dsctl.run._prepare",
-        "first job": "dsctl.journal.Journal.append",
-        "first file": "dsctl.run._commit",
-        "before config": "dsctl.run._work",
-        "before signing": "dsctl.journal.replace_file",
+        "prepared": "dsctl.run.driver._prepare",
+        "first job": "dsctl.run.journal.Journal.append",
+        "first file": "dsctl.run.driver._commit",
+        "before config": "dsctl.run.driver._work",
+        "before signing": "dsctl.core.files.replace_file",
     }[point]
     times = {"before signing": 4}.get(point, 1)
     script = f"""
 import os, sys
-import dsctl.run, dsctl.journal
+import dsctl.run.driver, dsctl.run.journal
 from unittest import mock
 holder, _, name = {after!r}.rpartition(".")
-owner = dsctl.journal.Journal if holder.endswith("Journal") else sys.modules[holder]
+owner = dsctl.run.journal.Journal if holder.endswith("Journal") else sys.modules[holder]
 real, left = getattr(owner, name), [{times}]
 def ending(*arguments, **options):
     result = real(*arguments, **options)
@@ -96,7 +96,7 @@ def ending(*arguments, **options):
     return result
 setattr(owner, name, ending)
 if name == "replace_file":
-    dsctl.run.replace_file = ending
+    dsctl.run.driver.replace_file = ending
 sys.argv = ["dsctl", "convert", {str(source)!r}, {str(tmp_path / "out")!r}, "--bf16"]
 from dsctl.cli import main
 main()

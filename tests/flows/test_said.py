@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dsctl.errors import LATER, SourceError
-from dsctl.stores import LocalFolder
+from dsctl.core.errors import LATER, SourceError
+from dsctl.stores.local import LocalFolder
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 

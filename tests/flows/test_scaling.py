@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.checkpoint import open_checkpoint
-from dsctl.journal import Journal
-from dsctl.plan import Job, Plan, make_plan
-from dsctl.request import Request
-from dsctl.run import _prepare, _replay, _State, _work
-from dsctl.stores import LocalFolder
-from dsctl.tasks import Progress, Receipt, Seal
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.plan.planner import Job, Plan, make_plan
+from dsctl.plan.request import Request
+from dsctl.run.driver import _prepare, _replay, _State, _work
+from dsctl.run.journal import Journal
+from dsctl.stores.local import LocalFolder
+from dsctl.work.tasks import Progress, Receipt, Seal
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
 

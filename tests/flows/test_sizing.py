@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from dsctl.accelerators import ACCELERATORS
-from dsctl.checkpoint import ORIGINAL, open_checkpoint
+from dsctl.checkpoint.checkpoint import ORIGINAL, open_checkpoint
 from dsctl.codecs import CODECS
-from dsctl.description import describe
-from dsctl.errors import PlanError, UsageError
+from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
-from dsctl.plan import make_plan
-from dsctl.recipes import ready
-from dsctl.request import Request
-from dsctl.sizing import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
-from dsctl.stores import LocalFolder
+from dsctl.look.accelerators import ACCELERATORS
+from dsctl.look.capacity import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
+from dsctl.look.description import describe
+from dsctl.plan.planner import make_plan
+from dsctl.plan.recipes import ready
+from dsctl.plan.request import Request
+from dsctl.stores.local import LocalFolder
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
 

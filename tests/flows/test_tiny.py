@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from dsctl.checkpoint import Checkpoint, open_checkpoint
-from dsctl.errors import UsageError
-from dsctl.header import TensorSpec
-from dsctl.journal import alone_in
+from dsctl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsctl.core.errors import UsageError
+from dsctl.core.files import alone_in
+from dsctl.core.header import TensorSpec
 from dsctl.releases import find, releases
-from dsctl.stores import LocalFolder
-from dsctl.tiny import Recipe, blueprint, make
-from dsctl.tiny.blueprint import split
+from dsctl.stores.local import LocalFolder
+from dsctl.tiny import blueprint, make
+from dsctl.tiny.blueprint import Recipe, split
 from tests.checkpoints import tiny
 from tests.command import dsctl, dsctl_fails, run
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dsctl.stores import LocalFolder
-from dsctl.verify import CODES, Report, other, verify
+from dsctl.stores.local import LocalFolder
+from dsctl.verify import verify
+from dsctl.verify.against import other
+from dsctl.verify.findings import CODES, Report
 from tests.checkpoints import tiny
 from tests.command import call, dsctl
 from tests.flows.planted import (

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.checkpoint import open_checkpoint
-from dsctl.consume import remembered, room
-from dsctl.errors import PlanError, ResumeError, WorkError
-from dsctl.executors.serial import Serial
-from dsctl.plan import make_plan
-from dsctl.request import Request
-from dsctl.run import run
-from dsctl.stores import LocalFolder
-from dsctl.tasks import Context, Progress, Receipt
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.core.errors import PlanError, ResumeError, WorkError
+from dsctl.plan.planner import make_plan
+from dsctl.plan.request import Request
+from dsctl.run.consume import remembered, room
+from dsctl.run.driver import run
+from dsctl.stores.local import LocalFolder
+from dsctl.work.executors.serial import Serial
+from dsctl.work.tasks import Context, Progress, Receipt
 from tests.command import dsctl
 from tests.command import run as command
 
@@ -103,7 +103,7 @@ def test_a_source_that_was_kept_is_not_consumed_by_a_run_with_nothing_to_do(doom
 
 def test_a_kill_after_the_last_file_is_resumed(doomed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("dsctl.run.retire", _killed)
+        patched.setattr("dsctl.run.driver.retire", _killed)
         convert(doomed, tmp_path / "out", Serial)
     assert (tmp_path / "out" / "dsctl.json").exists() and not list(doomed.glob("*.safetensors"))
     convert(doomed, tmp_path / "out", Serial)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dsctl.errors import SourceError
+from dsctl.core.errors import SourceError
 from dsctl.stores.hub_requests import refuse_names
 from tests.command import run
 from tests.hub import server

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.description import describe
+from dsctl.look.description import describe
 from dsctl.releases import find
 from dsctl.stores.hub import FIRST_READ
-from dsctl.tiny import Recipe, make
+from dsctl.tiny import make
+from dsctl.tiny.blueprint import Recipe
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 

@@ -23,8 +23,8 @@ PROBE = """
 import json, sys, hashlib, pickle
 from dsctl.stores import hub_requests
 hub_requests.FIRST_WAIT = 0.02
-from dsctl.checkpoint import open_checkpoint
-from dsctl.errors import DsctlError
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.core.errors import DsctlError
 from dsctl.stores import store_at
 try:
     store = pickle.loads(pickle.dumps(store_at(sys.argv[1])))
@@ -152,7 +152,7 @@ def test_a_fault_that_lasts_ends_in_an_error(hub: Hub, environment: dict[str, st
 
 
 def test_headers_take_two_requests_a_file_and_then_none(hub: Hub, environment: dict[str, str], command: Run) -> None:
-    code = "from dsctl.stores import store_at; from dsctl.checkpoint import open_checkpoint as o; o(store_at('%s'))"
+    code = "import dsctl.checkpoint.checkpoint as c; from dsctl.stores import store_at as s; c.open_checkpoint(s('%s'))"
     for most in (2, 0):
         hub.log.clear()
         subprocess.run([sys.executable, "-c", code % REPOSITORY], env=environment, check=True, timeout=60)
@@ -168,7 +168,7 @@ def test_a_name_that_leads_out_is_refused(hub: Hub, environment: dict[str, str],
 
 
 def test_a_store_is_plain_data(environment: dict[str, str]) -> None:
-    from dsctl.stores import HubRepository
+    from dsctl.stores.hub import HubRepository
 
     store = HubRepository("a/b", "c" * 40, "http://127.0.0.1", ())
     assert pickle.loads(pickle.dumps(store)) == store

@@ -23,11 +23,11 @@ RUNNING: dict[int, int] = {}
 def serve() -> None:
     """Fork for each line of stdin; tell the pid and the exit code of each fork on stdout."""
     import dsctl.cli.app
-    import dsctl.executors.processes
-    import dsctl.executors.serial
     import dsctl.tiny
     import dsctl.verify
-    import dsctl.work  # noqa: F401  what each command would import
+    import dsctl.work.executors.processes
+    import dsctl.work.executors.serial
+    import dsctl.work.job  # noqa: F401  what each command would import
 
     signal.set_wakeup_fd(ends := _pipe()[1])
     signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -23,8 +23,8 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 import dsctl
 from dsctl.codecs import Codec
-from dsctl.models import Param
-from dsctl.recipes import ready
+from dsctl.core.params import Param
+from dsctl.plan.recipes import ready
 from tests.checkpoints import tiny
 from tests.command import dsctl as command
 

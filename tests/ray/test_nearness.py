@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.checkpoint import open_checkpoint
-from dsctl.executors import Ray
-from dsctl.executors.ray import holds
-from dsctl.plan import make_plan
-from dsctl.request import Request
-from dsctl.stores import LocalFolder
-from dsctl.tasks import Context, Seal
+from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.plan.planner import make_plan
+from dsctl.plan.request import Request
+from dsctl.stores.local import LocalFolder
+from dsctl.work.executors.ray import Ray, holds
+from dsctl.work.tasks import Context, Seal
 from tests.ray.cluster import Nodes
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsctl.boxes import Box, tiles
+from dsctl.core.boxes import Box, tiles
 
 
 def indices(box: Box) -> set[tuple[int, ...]]:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from dsctl.codecs import CODECS
-from dsctl.formats import FORMATS, bits
-from dsctl.recipes import ready
-from dsctl.work import DTYPES
+from dsctl.codecs.facts import FORMATS, bits
+from dsctl.plan.recipes import ready
+from dsctl.work.job import DTYPES
 from tests.command import dsctl
 from tests.snr import searched, snr
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 
-from dsctl.errors import FormatError
-from dsctl.header import DTYPE_BITS, MAX_HEADER_BYTES, PT, TensorSpec, build, header_length, parse, read_head
+from dsctl.core.errors import FormatError
+from dsctl.core.header import DTYPE_BITS, MAX_HEADER_BYTES, PT, TensorSpec, build, header_length, parse, read_head
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from dsctl import journal as durable
-from dsctl.errors import DsctlError, ResumeError, WorkError
-from dsctl.journal import JOURNAL, LOCK, Journal, Lock, make_folders, open_own, read_own
+from dsctl.core import files as durable
+from dsctl.core.errors import DsctlError, ResumeError, WorkError
+from dsctl.core.files import make_folders, open_own, read_own
+from dsctl.run.journal import JOURNAL, LOCK, Journal, Lock
 
 ONE, TWO = {"job": 1, "counts": {"cast": 2}}, {"job": 2, "counts": {}}
 

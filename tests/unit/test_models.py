@@ -10,8 +10,9 @@ import pytest
 
 from dsctl.codecs import CODECS
 from dsctl.codecs.plain import Plain
-from dsctl.errors import FormatError
-from dsctl.models import MODELS, Family, recognise
+from dsctl.core.errors import FormatError
+from dsctl.core.params import Family
+from dsctl.models import MODELS, recognise
 
 RELEASES: dict[str, dict[str, Any]] = {
     file.name.removesuffix(".json"): json.loads(file.read_text())

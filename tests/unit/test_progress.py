@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dsctl.cli import progress
-from dsctl.cli.output import Output
-from dsctl.run import Advanced, Resumed
+from dsctl.run.driver import Advanced, Resumed
+from dsctl.show import progress
+from dsctl.show.output import Output
 
 
 @pytest.fixture

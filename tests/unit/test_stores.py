@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsctl.errors import SourceError
-from dsctl.header import TensorSpec, build
-from dsctl.stores import LocalFolder
+from dsctl.core.errors import SourceError
+from dsctl.core.header import TensorSpec, build
+from dsctl.stores.local import LocalFolder
 
 DATA = bytes(range(256)) * 8
 

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from dsctl.threads import threads
+from dsctl.stores.threads import threads
 
 
 def test_tasks_give_their_results_and_their_errors() -> None:

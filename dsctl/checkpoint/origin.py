@@ -1,0 +1,49 @@
+"""Where what is known of a checkpoint comes from: the files in a place, or a built-in description."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dsctl.releases import Release
+
+
+class Origin(NamedTuple):
+    """Where a description comes from; `text` says it in a few words.
+
+    `kind` is that of the description. `revision` is a hub's commit. `derived` names what was not read, but follows
+    from another release: `config`, or fields of `storage`.
+    """
+
+    kind: str
+    place: str
+    revision: str | None
+    derived: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def of_release(cls, release: Release) -> Origin:
+        """A release's: dsctl's own data."""
+        stored = any(field.startswith("storage.") for field in release.derived)
+        words = ["config"] * release.config_derived + ["storage"] * stored
+        remark = f" ({' and '.join(words)} derived from another release, not read)" if words else ""
+        text = f"dsctl's built-in description of {release.name}{remark}"
+        return cls("release", release.repository, None, release.derived, text)
+
+    @classmethod
+    def of_files(cls, read: str, place: str, name: str) -> Origin:
+        """Of what was read (in words) in the place of a store, which a person calls `name`."""
+        from dsctl.stores.objects import is_url
+
+        # A place on this machine is an absolute path.
+        if place.startswith("/"):
+            where = f"of file {name}" if place.endswith(".safetensors") else f"in folder {name}"
+            return cls("folder", place, None, (), f"{read} {where}")
+        if is_url(place):
+            return cls("store", place, None, (), f"{read} at {place}")
+        place, _, revision = place.partition("@")
+        return cls("repository", place, revision, (), f"{read} of hub repository {place} at commit {revision}")
+
+    @property
+    def sentence(self) -> str:
+        """A line to stand above what is shown."""
+        return f"From {self.text}."

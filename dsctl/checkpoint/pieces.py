@@ -1,0 +1,53 @@
+"""What a checkpoint is found to hold: pieces of parameters, faults, and both together. Data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dsctl.codecs import Codec
+from dsctl.core.header import TensorRef
+from dsctl.core.params import Param
+from dsctl.layouts import Slot
+
+
+def cover(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """One piece for every region: of copies the first. The regions of one layout are equal or apart."""
+    if len(pieces) == 1:
+        return pieces
+    return tuple({piece.slot.region: piece for piece in reversed(pieces)}.values())[::-1]
+
+
+class Fault(NamedTuple):
+    """Something a checkpoint's files get wrong: a stable code, where, and what; `details` is what follows from it."""
+
+    code: str
+    where: str
+    what: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Piece(NamedTuple):
+    """A stored region of a parameter: its slot, the codec that reads it, and its tensors in the codec's order."""
+
+    slot: Slot
+    codec: Codec
+    refs: tuple[TensorRef, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ref.nbytes for ref in self.refs)
+
+
+@dataclass(slots=True)
+class Survey:
+    """Every parameter's pieces, the tensors that belong to none, and what is wrong, `mtp` with an MTP layer."""
+
+    pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
+    missing: list[Param] = field(default_factory=list)
+    extra: list[TensorRef] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    mtp: set[Fault] = field(default_factory=set)

@@ -1,0 +1,169 @@
+"""Block scales as numbers, read without torch: what makes one impossible, and whether it is a power of two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dsctl.core.errors import FormatError
+from dsctl.core.header import TensorRef
+from dsctl.stores import Store
+from dsctl.stores.threads import threads
+
+# Neighbouring scales are read together; a gap up to this size costs less than another request.
+GAP_BYTES = 64 << 10
+RUN_BYTES = 32 << 20
+# Requests at once, where each costs a round trip.
+CONNECTIONS = 16
+
+
+class BadScale(NamedTuple):
+    """A scale that cannot be one, and its block."""
+
+    ref: TensorRef
+    row: int
+    column: int
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.ref.name}: scale of block [{self.row}, {self.column}] is {self.value:g} (in {self.ref.file})"
+
+
+def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
+    """Stored scales (F32, F16, BF16, E8M0 as F8_E8M0 or U8, F8_E4M3; little endian) as float32.
+
+    The E8M0 code 255 is NaN (OCP MX v1.0, 5.4.1), as E4M3's 0x7f and 0xff are.
+    """
+    if dtype == "F32":
+        return np.frombuffer(raw, "<f4")
+    if dtype == "F16":
+        return np.frombuffer(raw, "<f2").astype(np.float32)
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F8_E4M3":
+        return _E4M3[np.frombuffer(raw, np.uint8)]
+    if dtype in ("F8_E8M0", "U8"):
+        codes = np.frombuffer(raw, np.uint8)
+        powers = np.ldexp(np.float32(1), np.minimum(codes, 254).astype(np.int32) - 127)
+        return np.where(codes == 255, np.float32("nan"), powers)
+    raise FormatError(f"scales stored as {dtype} are not supported")
+
+
+def _e4m3() -> npt.NDArray[np.float32]:
+    """What each code means: a sign, four bits of exponent with the bias 7, three bits of mantissa."""
+    codes = np.arange(128, dtype=np.int32)
+    exponents, mantissas = codes >> 3, codes & 7
+    values = np.ldexp(np.where(exponents, mantissas + 8, mantissas).astype(np.float32), np.maximum(exponents, 1) - 10)
+    values[-1] = np.nan
+    return np.concatenate((values, -values))
+
+
+_E4M3 = _e4m3()
+
+
+def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
+    """Every scale tensor's values, in its own shape; neighbours in a file are read with one request.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    if not store.remote:
+        for run in _runs(refs):
+            yield from _read_run(store, run)
+        return
+    with threads(CONNECTIONS) as pool:
+        for some in _batches(_runs(refs), 8 * CONNECTIONS):
+            reads = [pool.submit(partial(_read_all, store, run)) for run in some]
+            for read in reads:
+                yield from read.result()
+
+
+def _read_all(store: Store, run: list[TensorRef]) -> list[tuple[TensorRef, npt.NDArray[np.float32]]]:
+    return list(_read_run(store, run))
+
+
+def _batches(runs: Iterable[list[TensorRef]], size: int) -> Iterator[list[list[TensorRef]]]:
+    rest = iter(runs)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+def _runs(refs: Iterable[TensorRef]) -> Iterator[list[TensorRef]]:
+    """Neighbours, to be read together."""
+    run: list[TensorRef] = []
+    for ref in sorted(refs, key=lambda ref: (ref.file, ref.begin)):
+        if run and (
+            run[0].file != ref.file or ref.begin - run[-1].end > GAP_BYTES or ref.end - run[0].begin > RUN_BYTES
+        ):
+            yield run
+            run = []
+        run.append(ref)
+    if run:
+        yield run
+
+
+def _read_run(store: Store, run: list[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
+    first = run[0].begin
+    raw = store.read(run[0].file, first, run[-1].end)
+    for ref in run:
+        values = as_float32(raw[ref.begin - first : ref.end - first], ref.spec.dtype)
+        yield ref, values.reshape(ref.spec.shape)
+
+
+def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | None:
+    """The first scale that is NaN, infinite, zero or negative, or None. E4M3 scales, NVFP4's, may be zero."""
+    good = ((scales >= 0) if ref.spec.dtype == "F8_E4M3" else (scales > 0)) & (scales < np.inf)
+    if good.all():
+        return None
+    place = np.unravel_index(int(np.argmin(good)), scales.shape)
+    row, column = ([int(n) for n in place] + [0, 0])[:2]
+    return BadScale(ref, row, column, float(scales[place]))
+
+
+@dataclass(slots=True)
+class ScaleCounts:
+    """How many scales there are, how many are powers of two, and how many by the power of two at or below them; zeros
+    and what is no number stand in no bin."""
+
+    number: int = 0
+    powers: int = 0
+    bins: dict[int, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(scales: npt.NDArray[np.float32]) -> ScaleCounts:
+        """Of one tensor's scales."""
+        usual = scales[np.isfinite(scales) & (scales > 0)]
+        mantissas, exponents = np.frexp(usual)
+        places, numbers = np.unique(exponents - 1, return_counts=True)
+        bins = dict(zip(places.tolist(), numbers.tolist(), strict=True))
+        return ScaleCounts(scales.size, int((mantissas == 0.5).sum()), bins)
+
+    def add(self, other: ScaleCounts) -> None:
+        """Take in another's."""
+        self.number, self.powers = self.number + other.number, self.powers + other.powers
+        for place, number in other.bins.items():
+            self.bins[place] = self.bins.get(place, 0) + number
+
+
+def are_powers_of_two(scales: npt.NDArray[np.float32]) -> bool:
+    """Whether every scale is a power of two, as ue8m0 demands."""
+    return bool(np.all(np.frexp(scales)[0] == 0.5))
+
+
+def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
+    """Read all scales and refuse impossible ones before anything is written.
+
+    Raises:
+        FormatError: every bad tensor named with its first bad block.
+    """
+    found = [bad for ref, scales in read_scales(store, refs) if (bad := bad_scale(ref, scales))]
+    if found:
+        first = str(found[0]) if len(found) == 1 else f"{len(found)} scale tensors hold impossible scales"
+        hint = "a scale must be finite and above zero: the file is damaged, download it again"
+        raise FormatError(first, issues=[str(bad) for bad in found], hint=hint)

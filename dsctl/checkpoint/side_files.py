@@ -1,0 +1,132 @@
+"""Side files that keep what a folder was made from: headers, config and index of the source, and scales. No torch.
+
+`original.dsctl` is of a change of format and keeps the scales that decoding makes redundant; `whole.dsctl` is of a
+change of layout. Both are safetensors files, so that any reader can look into them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dsctl.checkpoint.checkpoint import MAX_JSON_BYTES, Checkpoint, check_name, read_json, strict_json
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.core.errors import FormatError
+from dsctl.core.header import Header, TensorRef, TensorSpec, build, parse
+from dsctl.stores import INDEX, SIGNED
+
+WHOLE = "whole.dsctl"
+_HEADER = "header:"
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What a side file says of the folder that another was made from."""
+
+    headers: dict[str, Header]
+    files: dict[str, str]
+    scales: dict[str, TensorRef]
+    texts: dict[str, bytes]
+    config: dict[str, Any]
+
+    @property
+    def codec(self) -> Fp8Block | None:
+        declared = Fp8Block.declared(self.config.get("quantization_config") or {})
+        dtypes = {ref.spec.dtype for ref in self.scales.values()}
+        return replace(declared[0], scale_dtype=dtypes.pop()) if declared and len(dtypes) == 1 else None
+
+    def header(self, file: str, specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]] | None:
+        """The bytes of a file's header and its tensors' offsets, where the file held exactly these tensors."""
+        known = self.headers.get(file)
+        if known is None or {name: ref.spec for name, ref in known.tensors.items()} != specs:
+            return None
+        prefix = len(known.raw).to_bytes(8, "little")
+        return prefix + known.raw, {name: ref.begin for name, ref in known.tensors.items()}
+
+    def index(self, files: Mapping[str, Mapping[str, TensorSpec]]) -> bytes | None:
+        """The index as it was written, where these files hold exactly the tensors of those that it was written for."""
+        same = files.keys() == self.headers.keys() and all(self.header(file, specs) for file, specs in files.items())
+        return self.texts.get(INDEX) if same else None
+
+
+class Side:
+    """A side file to be written: its bytes but for the scales, which are copied to their offsets."""
+
+    def __init__(self, literals: Mapping[str, bytes], scales: Mapping[str, TensorSpec], what: str) -> None:
+        specs = {name: TensorSpec("U8", (len(data),)) for name, data in literals.items()} | dict(scales)
+        self.header, self.begins = build(specs, {"dsctl": what})
+        self.size = len(self.header) + sum(spec.nbytes for spec in specs.values())
+        self.literals = tuple((self.begins[name], data) for name, data in literals.items())
+
+
+def kept_texts(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """What a side file keeps of a checkpoint: the header of every file, config.json and the index."""
+    literals = {_HEADER + file: header.raw for file, header in checkpoint.headers.items()}
+    return literals | {
+        file: checkpoint.store.read(file, 0, checkpoint.files[file])
+        for file in ("config.json", INDEX)
+        if file in checkpoint.files
+    }
+
+
+def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
+    """What a side file tells.
+
+    Raises:
+        FormatError: it contradicts itself.
+    """
+    headers: dict[str, Header] = {}
+    texts: dict[str, bytes] = {}
+    scales: dict[str, TensorRef] = {}
+    for name, ref in side.tensors.items():
+        if ref.spec.dtype != "U8":
+            scales[name] = ref
+            continue
+        if ref.nbytes > MAX_JSON_BYTES:
+            raise _broken(file, f"{name} is absurdly long")
+        raw = checkpoint.store.read(file, ref.begin, ref.end)
+        if name.startswith(_HEADER):
+            kept = name.removeprefix(_HEADER)
+            check_name(kept, file)
+            headers[kept] = parse(raw, f"{file}: {name}", None)
+        else:
+            texts[name] = raw
+    try:
+        config = strict_json(texts.get("config.json", b"{}"), file)
+        strict_json(texts.get(INDEX, b"{}"), file)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, f"kept JSON is not valid: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("quantization_config") or {}, dict):
+        raise _broken(file, "kept config.json or its quantization_config is not an object")
+    files = {name: kept for kept, header in headers.items() for name in header.tensors}
+    return Original(headers, files, scales, texts, config)
+
+
+def _broken(file: str, what: str) -> FormatError:
+    hint = (
+        f"no loader needs {file}: without it the weights are the same, but the original files cannot come back exactly"
+    )
+    return FormatError(f"{file}: {what}", hint=hint)
+
+
+def is_altered(checkpoint: Checkpoint, file: str) -> bool:
+    """Whether a side file on this machine has another SHA-256 than the one that the folder's `dsctl.json` gives it.
+
+    Not known, and so False, where there is no `dsctl.json`, or none that speaks of it, and for remote sources.
+
+    Raises:
+        SourceError: the side file cannot be read. FormatError: `dsctl.json` is not JSON.
+    """
+    store, files = checkpoint.store, checkpoint.files
+    signed = None if store.remote else read_json(store, SIGNED, files)
+    entries = (signed or {}).get("files")
+    entry = entries.get(file) if isinstance(entries, dict) else None
+    if not isinstance(entry, dict):
+        return False
+    digest = hashlib.sha256()
+    for begin in range(0, files[file], CHUNK_BYTES):
+        digest.update(store.read(file, begin, min(begin + CHUNK_BYTES, files[file])))
+    return digest.hexdigest() != entry.get("sha256")

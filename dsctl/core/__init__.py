@@ -1,0 +1,1 @@
+"""The vocabulary that every room shares: errors, boxes, headers, parameters, durable files."""

@@ -1,0 +1,214 @@
+"""Cover what is wanted with what is stored: which pieces, which copies are compared, and whether blocks stay whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import NamedTuple
+
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.pieces import Piece
+from dsctl.codecs import Codec, Misaligned
+from dsctl.core.boxes import Box
+from dsctl.core.errors import PlanError
+from dsctl.layouts import Slot
+from dsctl.plan.steps import Region, Step, Twin, region_of
+
+# So many parameters are named in a refusal.
+TOLD = 100
+
+
+def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot, ...]) -> bool:
+    """Whether pieces that do not overlap hold all that the slots want of a parameter."""
+    boxes = [piece.slot.region for piece in pieces]
+    if sum(box.size for box in boxes) == prod(shape):
+        return True
+    found = ((slot.region.size, [both.size for box in boxes if (both := box.intersect(slot.region))]) for slot in slots)
+    return all(size == sum(sizes) for size, sizes in found)
+
+
+def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:
+    """What to say where parameters are not all there."""
+    said = checkpoint.layout.shares.said if checkpoint.layout.shares else ""
+    what = f"{len(names):,} parameters are not all there" + (f": {said}" if said else "")
+    hint = "put the parts of all ranks into one folder" if said else None
+    return PlanError(f"{checkpoint.store.place}: {what}", hint=hint, issues=names[:20])
+
+
+def twins(name: str, held: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> Iterator[Twin]:
+    """The copies, among the pieces held, of those that are read.
+
+    Raises:
+        PlanError: a copy is stored in another format.
+    """
+    if len(held) <= len(pieces):
+        return
+    places = {piece.slot.region: number for number, piece in enumerate(pieces)}
+    chosen = set(map(id, pieces))
+    for piece in held:
+        number = places.get(piece.slot.region)
+        if number is None or id(piece) in chosen:
+            continue
+        if piece.codec != pieces[number].codec:
+            files = f"{pieces[number].refs[0].file} and {piece.refs[0].file}"
+            raise PlanError(f"{name}: {files} store it in different formats")
+        yield Twin(number, region_of(piece))
+
+
+class Recoded(NamedTuple):
+    """Parameters of a kind that are decoded and encoded anew because moving them would cut through blocks."""
+
+    template: str
+    parameters: int
+    why: str
+
+
+class Blocks:
+    """Whether steps leave blocks whole. Steps with equal regions are looked at once.
+
+    `recode`: what cannot be moved is recoded, and told of in `recoded`, rather than refused.
+    """
+
+    def __init__(self, layout: str, recode: bool) -> None:
+        self._layout, self._recode = layout, recode
+        self._known: dict[tuple[object, ...], tuple[str, str]] = {}
+        self._wrong: dict[str, int] = {}
+        self._cut: dict[str, int] = {}
+        self._recoded: dict[str, Recoded] = {}
+
+    def checked(self, step: Step, template: str, parameters: int = 1) -> Step:
+        """The step, or what it becomes where its blocks are cut; `refuse` tells of those that cannot be."""
+        stored, moved = self._why(step)
+        if stored or (moved and not self._recode):
+            found, issue = self._wrong if stored else self._cut, f"{step.name}: {stored or moved}"
+            found[issue] = found.get(issue, 0) + parameters
+        elif moved:
+            before = self._recoded.get(template, Recoded(template, 0, moved))
+            self._recoded[template] = before._replace(parameters=before.parameters + parameters)
+            return step._replace(how="recode", measured=True)
+        return step
+
+    @property
+    def recoded(self) -> list[Recoded]:
+        """What is recoded because of a cut, kind by kind."""
+        return list(self._recoded.values())
+
+    def refuse(self) -> None:
+        """Refuse the steps that were looked at, if any of them cannot be carried out.
+
+        Raises:
+            PlanError: with a line for each of them, or each kind.
+        """
+        for found, what, hint in (
+            (self._wrong, f"cannot be stored in layout {self._layout}", None),
+            (self._cut, "would be cut through blocks", "--recode decodes these and encodes them anew"),
+        ):
+            if found:
+                count, issues = sum(found.values()), list(found)[:TOLD]
+                first = f": {issues[0]}" if len(issues) == 1 else ""
+                parameters = f"{count:,} parameter{'s' * (count > 1)}"
+                raise PlanError(f"{parameters} {what}{first}", hint=hint, issues=issues)
+
+    def _why(self, step: Step) -> tuple[str, str]:
+        """Why the stored regions of a step, and why its moves, cut through blocks; empty where they do not."""
+        key = (step.how, *map(_geometry, step.reads), None, *map(_geometry, step.writes))
+        if key not in self._known:
+            stored = next((why for region in (*step.reads, *step.writes) if (why := _torn_by(region, region))), "")
+            stored = stored or next((why for region in step.writes if (why := _common(region))), "")
+            stored = stored or (_of_several(step) if step.how == "recode" else "")
+            moves = ((read, write) for read in step.reads for write in step.writes)
+            moved = next((why for read, write in moves if (why := _torn_by(read, write) or _torn_by(write, read))), "")
+            self._known[key] = stored, moved if step.how == "move" else ""
+        return self._known[key]
+
+
+def _geometry(region: Region) -> tuple[object, ...]:
+    return region.box, region.codec, region.container, region.at
+
+
+def _common(region: Region) -> str:
+    """Why a region cannot be joined with what is above it in its container: a stored tensor would be of both."""
+    if not region.at or not region.at[0]:
+        return ""
+    above = Box((0,) * len(region.at), (region.at[0], *region.container[1:]))
+    for part in region.parts:
+        if region.codec.box(part.suffix, above, region.container).intersect(region.place(part.suffix, region.box)):
+            return f"its {part.suffix.strip('_') or 'weight'} would be that of what it is joined with, too"
+    return ""
+
+
+def _of_several(step: Step) -> str:
+    """Why parts cannot be encoded each for itself: something stored, such as the scale of a row, is of several."""
+    codec, boxes = step.writes[0].codec, {region.box for region in step.writes}
+    if codec.surveys:
+        return ""
+    for suffix in (part.suffix for part in step.writes[0].parts):
+        if any(_shared(codec, suffix, box, step.shape) for box in boxes):
+            return f"its {suffix.strip('_') or 'weight'} is of several parts: convert to {codec.name} first, then shard"
+    return ""
+
+
+def _shared(codec: Codec, suffix: str, box: Box, shape: tuple[int, ...]) -> bool:
+    """Whether what is stored for a part of a parameter is that of what is beside it, too, in this rank or another."""
+    try:
+        held = codec.box(suffix, box, shape)
+        return any(codec.box(suffix, other, shape).intersect(held) for other in _beside(box, shape))
+    except Misaligned:
+        return False
+
+
+def _beside(box: Box, shape: tuple[int, ...]) -> Iterator[Box]:
+    """What is before a box, and after it, along every dimension."""
+    for place, length in enumerate(shape):
+        for begin, end in ((0, box.start[place]), (box.stop[place], length)):
+            if begin < end:
+                start, stop = list(box.start), list(box.stop)
+                start[place], stop[place] = begin, end
+                yield Box(tuple(start), tuple(stop))
+
+
+def check_filled(slots: Iterable[Slot], layout: str) -> None:
+    """Refuse to write a tensor of which some part is nobody's, as where what it joins is left out in part.
+
+    Raises:
+        PlanError: with every such tensor.
+    """
+    left: dict[tuple[str, str], int] = {}
+    for slot in slots:
+        if slot.stack or slot.container != slot.region.shape:
+            place = slot.shard, slot.tensor
+            size = left.get(place, prod(slot.container) * (slot.stack[1] if slot.stack else 1))
+            left[place] = size - slot.region.size
+    torn = [f"{shard}/{tensor}".removeprefix("/") for (shard, tensor), size in left.items() if size]
+    if torn:
+        what = (
+            f"{len(torn):,} joined tensors would be there in part"
+            if len(torn) > 1
+            else f"{torn[0]} would be there in part"
+        )
+        raise PlanError(
+            f"layout {layout}: {what}", hint="leave out all that is joined, or nothing of it", issues=torn[:TOLD]
+        )
+
+
+def check_joined(name: str, codec: Codec, slot: Slot) -> None:
+    """Refuse to join what a codec states for a parameter as a whole.
+
+    Raises:
+        PlanError: it is to be joined.
+    """
+    if (slot.stack or slot.container != slot.region.shape) and codec.stated(slot.container):
+        raise PlanError(f"{name}: {codec.name} cannot be stored joined with others")
+
+
+def _torn_by(one: Region, other: Region) -> str:
+    """Why what two regions share cannot be told from the rest of the first; empty where it can be."""
+    both = one.box.intersect(other.box)
+    if both is None:
+        return ""
+    try:
+        for part in one.parts:
+            one.place(part.suffix, both)
+    except Misaligned as error:
+        return str(error)
+    return ""

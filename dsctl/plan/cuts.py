@@ -1,0 +1,83 @@
+"""Which cuts a format can make: whole heads, equal lengths, whole blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from dsctl.codecs import Codec, Misaligned
+from dsctl.core.boxes import Box
+from dsctl.core.params import Family
+from dsctl.layouts.ranks import Ranks
+
+
+class Cut(NamedTuple):
+    """A cut that tensor parallelism makes and a format cannot: which parameters, how long each part is, and why not.
+
+    `blocks`: it divides, but goes through blocks, so that what is stored would have to be encoded anew.
+    """
+
+    template: str
+    dimension: int
+    length: int
+    parts: int
+    why: str
+    blocks: bool = False
+
+
+def cut_of(family: Family, codec: Codec, parts: int, heads: int | None) -> Cut | None:
+    """Why a parameter of a family, stored by a codec, cannot be cut into so many parts; None where it can."""
+    if family.split is None or parts == 1:
+        return None
+    length = family.shape[family.split]
+    uneven = _uneven(family, parts, heads)
+    why = uneven or _through_blocks(family, codec, parts)
+    return Cut(family.template, family.split, length, parts, why, not uneven) if why else None
+
+
+def _uneven(family: Family, parts: int, heads: int | None) -> str:
+    if family.split is None or parts == 1:
+        return ""
+    if family.role == "attention" and heads and heads % parts:
+        return f"{heads} heads / {parts}"
+    length = family.shape[family.split]
+    return f"{length:,} / {parts}" if length % parts else ""
+
+
+def _through_blocks(family: Family, codec: Codec, parts: int) -> str:
+    dimension, whole = family.split or 0, Box.whole(family.shape)
+    for suffix in codec.suffixes:
+        for index in range(parts):
+            try:
+                codec.box(suffix, whole.part(dimension, index, parts), family.shape)
+            except Misaligned:
+                each, block = family.shape[dimension] // parts, codec.block[dimension]
+                return f"{each:,} = {each / block:.4g} x {block}"
+    return ""
+
+
+def illegal(stored: Iterable[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> Iterator[Cut]:
+    """The first cut of every family that cannot be made."""
+    seen: set[str] = set()
+    for family, codec in stored:
+        cut = None if family.template in seen else cut_of(family, codec, ranks.cut(family), heads)
+        if cut:
+            seen.add(family.template)
+            yield cut
+
+
+def legal_sizes(
+    stored: Iterable[tuple[Family, Codec]], ep: int | None, heads: int | None, most: int = 128
+) -> list[int]:
+    """The tensor-parallel sizes up to `most` at which every cut can be made; `ep` None: as many as tp."""
+    pairs = list(dict.fromkeys(stored))
+    return [size for size in range(1, most + 1) if _fits(pairs, Ranks(size, ep or size), heads)]
+
+
+def _fits(pairs: list[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> bool:
+    """Whether every cut can be made. What takes no look at blocks is looked at first."""
+    if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
+        return False
+    if any(family.experts % ranks.ep or _uneven(family, ranks.cut(family), heads) for family, _ in pairs):
+        return False
+    return not any(True for _ in illegal(pairs, ranks, heads))

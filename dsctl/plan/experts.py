@@ -1,0 +1,71 @@
+"""Where experts are placed, as a load balancer such as EPLB says it. Data from a JSON file.
+
+deepseek-ai/EPLB (README): `physical_to_logical_map`, [layers, replicas], names for every place of an expert the expert
+that is there; places are dealt out to ranks in contiguous runs of equal length.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from dsctl.core.errors import FormatError, SourceError
+from dsctl.core.files import read_small
+
+# V3's map of 58 layers and 288 places has less than 100 kB.
+MAX_BYTES = 16 << 20
+Expert = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+
+
+class _Map(msgspec.Struct):
+    physical_to_logical_map: list[list[Expert]]
+
+
+def placement(path: str) -> tuple[tuple[int, ...], ...]:
+    """For every row of the map, the experts by place.
+
+    Raises:
+        SourceError: the file cannot be read. FormatError: it is no such map.
+    """
+    try:
+        raw = read_small(path, MAX_BYTES)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from None
+    try:
+        rows = msgspec.json.decode(raw, type=_Map).physical_to_logical_map
+    except (ValueError, RecursionError) as error:
+        hint = 'as {"physical_to_logical_map": [[0, 1, ...], ...]}, a row per MoE layer'
+        raise FormatError(f"{path}: is no map of experts: {error}", hint=hint) from None
+    if not rows:
+        raise FormatError(f"{path}: the map of experts has no rows")
+    return tuple(map(tuple, rows))
+
+
+def dealt_out(
+    rows: tuple[tuple[int, ...], ...], layers: tuple[int, ...], main: int, experts: int, parts: int
+) -> dict[int, tuple[frozenset[int], ...]]:
+    """For every layer that a map tells of, the experts of each of `parts` parts.
+
+    A map has a row for each of `layers`, the MoE layers without the MTP layer, or with it, or for each of the `main`
+    layers of the model, of which those without experts are passed over.
+
+    Raises:
+        FormatError: it has another number of rows, places that do not divide, or leaves an expert out.
+    """
+    known = [layer for layer in layers if layer < main]
+    numbers = {len(layers): list(layers), len(known): known, main: list(range(main))}.get(len(rows))
+    if numbers is None:
+        raise FormatError(f"expert map: {len(rows)} rows for {len(known)} MoE layers")
+    found = {}
+    for layer, row in zip(numbers, rows, strict=True):
+        if layer not in layers:
+            continue
+        if len(row) % parts:
+            raise FormatError(f"expert map: layer {layer}: {len(row)} places do not make {parts} equal parts")
+        left = sorted(set(range(experts)).symmetric_difference(row))
+        if left:
+            raise FormatError(f"expert map: layer {layer}: expert {left[0]} has no place, or is none of {experts}")
+        each = len(row) // parts
+        found[layer] = tuple(frozenset(row[part * each : (part + 1) * each]) for part in range(parts))
+    return found

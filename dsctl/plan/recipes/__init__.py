@@ -1,0 +1,187 @@
+"""Which parameter is stored in which format: ordered rules from a TOML file, the first that fits decides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from dsctl.codecs import CODECS, Codec
+from dsctl.codecs.dress import METHOD
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import Plain
+from dsctl.codecs.scaled import Scaled, formats
+from dsctl.core.errors import PlanError, UsageError
+from dsctl.core.files import read_small
+from dsctl.core.params import ROLES, Family, Param
+
+KEEP = "keep"
+MAX_BYTES = 1 << 20
+_FOLDER = Path(__file__).parent
+# DeepSeek's blocks under compressed-tensors' names.
+CT_BLOCKS: Scaled = formats()["fp8-block-ct"]
+
+
+class Rule(NamedTuple):
+    """`format` for the parameters of a role, or for those whose name fits a glob; `mtp` is any of an MTP layer."""
+
+    role: str
+    match: str
+    format: str
+
+    def __str__(self) -> str:
+        which = f"role {self.role!r}" if self.role else f"match {self.match!r}"
+        return f"{which} -> {self.format}"
+
+    def fits(self, param: Param) -> bool:
+        if self.match:
+            return fnmatchcase(param.name, self.match)
+        return self.role in (param.role, param.family.group)
+
+
+class Recipe(NamedTuple):
+    """Rules under a name. Parameters that no rule fits are kept as they are stored."""
+
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+
+
+class _Rule(msgspec.Struct, forbid_unknown_fields=True):
+    format: str
+    role: str = ""
+    match: str = ""
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    rule: list[_Rule]
+    about: str = ""
+
+
+@cache
+def ready() -> dict[str, Recipe]:
+    """The recipes that come with dsctl."""
+    return {path.stem: parse(path.read_text(), path.stem, path.name) for path in sorted(_FOLDER.glob("*.toml"))}
+
+
+def recipe(text: str) -> Recipe:
+    """A ready recipe by its name, or the one in a file.
+
+    Raises:
+        UsageError: there is neither, or the file is no recipe.
+    """
+    if text in ready():
+        return ready()[text]
+    path = Path(text)
+    try:
+        return parse(read_small(path, MAX_BYTES).decode(), path.stem, text)
+    except (OSError, ValueError) as error:
+        why = (error.strerror or error) if isinstance(error, OSError) else "is not text"
+        raise UsageError(f"--recipe: {text}: {why}", hint=f"a TOML file, or one of {', '.join(ready())}") from None
+
+
+def parse(text: str, name: str, where: str) -> Recipe:
+    """A recipe from TOML.
+
+    Raises:
+        UsageError: it is not one; every wrong rule is named.
+    """
+    try:
+        file = msgspec.convert(tomllib.loads(text), _File)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise UsageError(f"{where}: no recipe: {error}", hint="[[rule]] with role or match, and format") from None
+    issues = [f"{where}: rule {n}: {why}" for n, rule in enumerate(file.rule, 1) if (why := _wrong(rule))]
+    if not file.rule:
+        issues = [f"{where}: holds no [[rule]]"]
+    if issues:
+        first = issues[0] if len(issues) == 1 else f"{where}: {len(issues)} rules are wrong"
+        raise UsageError(first, issues=issues, hint=f"formats: {KEEP}, {', '.join(CODECS)}; roles: {', '.join(ROLES)}")
+    return Recipe(name, file.about, tuple(Rule(rule.role, rule.match, rule.format) for rule in file.rule))
+
+
+def _wrong(rule: _Rule) -> str:
+    if bool(rule.role) == bool(rule.match):
+        return "needs either role or match"
+    if rule.role and rule.role not in ROLES:
+        return f"unknown role {rule.role!r}"
+    if rule.format != KEEP and rule.format not in CODECS:
+        return f"unknown format {rule.format!r}"
+    return ""
+
+
+def takes(codec: Codec, family: Family) -> bool:
+    """Whether a format is for parameters of this family.
+
+    Loaders read the indexer's matrices as FP8 blocks, under either name, or unquantized only: they dequantize
+    `indexer.wk` while loading and join it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py;
+    sgl-project/sglang, models/deepseek_common/deepseek_weight_loader.py).
+    """
+    blocks = isinstance(codec, Fp8Block) or codec.name == CT_BLOCKS.name
+    return family.quantizable and (blocks or family.role != "indexer")
+
+
+def chosen(rules: Iterable[Rule], param: Param) -> str:
+    """What a recipe says of a parameter: a format's name, or `KEEP`. What is never quantized is kept."""
+    rule = next((rule for rule in rules if rule.fits(param)), None)
+    if rule is None or rule.format == KEEP:
+        return KEEP
+    plain = isinstance(CODECS[rule.format], Plain)
+    return rule.format if param.quantizable or (plain and param.family.dtype != "F32") else KEEP
+
+
+def named(name: str, stored: Iterable[Codec]) -> Codec:
+    """A format by its name, with scales as what is stored has them where those can stay."""
+    stored, codec = tuple(stored), CODECS[name]
+    if name == "fp8-block":
+        return next((one for one in stored if isinstance(one, Fp8Block) and one.scale_dtype == "F32"), codec)
+    if name == CT_BLOCKS.name and any(isinstance(one, Fp8Block) and one.block == codec.block for one in stored):
+        return replace(CT_BLOCKS, scale_dtype="F32")
+    return codec
+
+
+def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
+    """How a recipe keeps what it keeps: DeepSeek's blocks under the names that the other formats' loaders read."""
+    formats = [CODECS[rule.format] for rule in rules if rule.format != KEEP]
+    dressed = any((codec.config() or {}).get("quant_method") == METHOD for codec in formats)
+    if dressed and isinstance(codec, Fp8Block) and codec.block == CT_BLOCKS.block:
+        return replace(CT_BLOCKS, scale_dtype="F32")
+    return codec
+
+
+def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
+    """Refuse rules that no parameter fits, or none that can be stored so; notes on what others leave out.
+
+    A role that this model does not have is noted only: recipes are written for several models.
+
+    Raises:
+        PlanError: with every such rule in `issues`.
+    """
+    known, issues, notes = list(params), [], []
+    for rule in rules:
+        fitting = [param for param in known if rule.fits(param)]
+        codec = Plain() if rule.format == KEEP else CODECS[rule.format]
+        taken = [isinstance(codec, Plain) or takes(codec, param.family) for param in fitting]
+        left = next((param for param, fits in zip(fitting, taken, strict=True) if param.quantizable and not fits), None)
+        if not fitting and rule.match:
+            issues.append(f"recipe: {rule}: no parameter fits")
+        elif not fitting:
+            notes.append(f"recipe: {rule}: the model has no such parameter")
+        elif not any(taken):
+            why = _READ_AS if left else f"{fitting[0].name} is never quantized"
+            issues.append(f"recipe: {rule}: {why}")
+        elif left and chosen(rules, left) == rule.format:
+            notes.append(f"recipe: {rule}: the indexer is left unquantized; {_READ_AS}")
+    if issues:
+        first = issues[0] if len(issues) == 1 else f"recipe: {len(issues)} rules fit nothing"
+        raise PlanError(first, issues=issues, hint=_HINT)
+    return notes
+
+
+_READ_AS = "loaders read the indexer in FP8 blocks or unquantized"
+_HINT = "globs are matched against whole names; give such parameters keep or bf16, and the indexer FP8 blocks if any"

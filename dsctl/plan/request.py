@@ -1,0 +1,58 @@
+"""What was asked for. Data only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dsctl.core.lists import globs, numbers
+
+# The format of a request that leaves every parameter stored as it is.
+KEEP = "keep"
+# The format of a request whose recipe says, parameter by parameter, what is stored how.
+RECIPE = "recipe"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for; its JSON form is the request's identity.
+
+    `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
+    empty. `search` asks for the scales of least error where a format has four bits. `layers` and `experts`, where
+    given, are the only ones wanted. `slice` tells what a renumbered source was cut from. `tp` is 0 for a whole
+    checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of which `ranks`, where
+    given, are the only ones written, and `placed` names the experts by place (dsctl/plan/experts.py). `recode`
+    allows what a cut leaves in parts of blocks to be encoded anew.
+    """
+
+    to: str
+    layout: str = "hf"
+    scale_fmt: str = "auto"
+    shard_size: int | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    mtp: str = "keep"
+    allow_missing: bool = False
+    allow_extra: bool = False
+    keep_scales: bool = True
+    layers: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
+    slice: str = ""
+    rules: tuple[tuple[str, str, str], ...] = ()
+    search: bool = False
+    tp: int = 0
+    ep: int = 1
+    pp: int = 1
+    ranks: tuple[int, ...] = ()
+    recode: bool = False
+    placed: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("only", "skip"):
+            object.__setattr__(self, name, globs(name, getattr(self, name)))
+        for name in ("layers", "experts", "ranks"):
+            object.__setattr__(self, name, numbers(name, getattr(self, name)))
+
+    def json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]

@@ -1,0 +1,100 @@
+"""The layout that a request asks for on a model, and whether the formats can be cut so. Pure, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dsctl.codecs import Codec
+from dsctl.core.errors import PlanError
+from dsctl.core.params import Family
+from dsctl.layouts import LAYOUTS, Layout, follows
+from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
+from dsctl.plan.cuts import Cut, illegal, legal_sizes
+from dsctl.plan.experts import dealt_out
+from dsctl.plan.request import Request
+
+# The most parts of a kind.
+MOST = 4096
+
+
+class Subject(NamedTuple):
+    """A model that is to be spread: what a person calls it, its families, and the attention heads that no rank must
+    cut through."""
+
+    place: str
+    families: tuple[Family, ...]
+    heads: int | None
+
+    @classmethod
+    def of(cls, place: str, families: Iterable[Family], config: Mapping[str, Any] | None) -> Subject:
+        """The model that a `config.json` describes."""
+        heads = (config or {}).get("num_attention_heads")
+        return cls(place, tuple(families), heads if type(heads) is int else None)
+
+
+def arrangement(subject: Subject, request: Request) -> Layout:
+    """The layout of the target.
+
+    Raises:
+        UsageError, PlanError: an unknown layout, or sizes that do not fit together or the model.
+        FormatError: a map of experts that is not of this model.
+    """
+    if request.layout not in LAYOUTS:
+        raise PlanError(f"unknown layout {request.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[request.layout]
+    if not request.tp:
+        return layout.arranged(subject.families, None)
+    if not subject.families:
+        raise PlanError(f"{subject.place}: ranks need a config.json of a known architecture")
+    ranks = Ranks(request.tp, request.ep, request.pp)
+    if not all(1 <= number <= MOST for number in (ranks.tp, ranks.ep, ranks.pp)):
+        raise PlanError(f"TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}: sizes are from 1 to {MOST:,}")
+    check(subject.families, ranks, subject.place)
+    none = [rank for rank in request.ranks if not 0 <= rank < ranks.world]
+    if none:
+        raise PlanError(f"no rank {none[0]}: there are {ranks.world}, numbered from 0")
+    shares = Shares.of(subject.families, ranks, request.ranks, _placed(subject, request))
+    return layout.arranged(subject.families, shares)
+
+
+def _placed(subject: Subject, request: Request) -> dict[int, tuple[frozenset[int], ...]]:
+    """The experts of every part, by layer, where a map places them."""
+    families = [family for family in subject.families if family.experts]
+    if not request.placed or not families:
+        return {}
+    layers = tuple(sorted({layer for family in families for layer in family.layers}))
+    main = len(main_layers(subject.families))
+    return dealt_out(request.placed, layers, main, families[0].experts, request.ep)
+
+
+def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[int]:
+    """Refuse sizes at which the target's format cannot be cut; with `recode` only those that divide no length.
+
+    Gives the tensor-parallel sizes that cut no block, none where the target has no ranks.
+
+    Raises:
+        PlanError: with every family whose cut cannot be made, and the sizes that would fit.
+    """
+    if layout.shares is None:
+        return []
+    pairs, ranks = list(dict.fromkeys(stored)), layout.shares.ranks
+    cuts = [cut for cut in illegal(pairs, ranks, subject.heads) if not (cut.blocks and request.recode)]
+    sizes = legal_sizes(pairs, None if follows(layout.name, ranks) else ranks.ep, subject.heads)
+    if cuts:
+        raise _refusal(cuts, sizes, ranks)
+    return sizes
+
+
+def _refusal(cuts: Sequence[Cut], sizes: Sequence[int], ranks: Ranks) -> PlanError:
+    """Why these sizes are refused, and which would not be. What does not divide comes before what cuts blocks."""
+    uneven = [cut for cut in cuts if not cut.blocks]
+    told = uneven or cuts
+    issues = [f"{cut.template}: {cut.length:,} into {cut.parts} parts: {cut.why}" for cut in told]
+    hint = f"--tp {', '.join(map(str, sizes))} would fit" if sizes else "no size fits"
+    if not uneven:
+        hint += "; --recode encodes these anew"
+    what = "cannot be cut" if uneven else "would be cut through blocks"
+    first = f": {issues[0]}" if len(issues) == 1 else ""
+    kinds = f"{len(told)} kind{'s' * (len(told) > 1)} of parameters"
+    return PlanError(f"TP {ranks.tp}, EP {ranks.ep}: {kinds} {what}{first}", hint=hint, issues=issues)

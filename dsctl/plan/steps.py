@@ -1,0 +1,211 @@
+"""What is read and what is written for one parameter: regions, their stored tensors, and the step over them. Data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import lcm, prod
+from typing import NamedTuple
+
+from dsctl.checkpoint.pieces import Piece
+from dsctl.codecs import Codec
+from dsctl.codecs.plain import Plain
+from dsctl.core.boxes import Box
+from dsctl.core.header import TensorSpec
+
+
+class Part(NamedTuple):
+    """One stored tensor of a region: the codec's suffix, the file, the offset of its bytes, and what it is."""
+
+    suffix: str
+    file: str
+    offset: int
+    spec: TensorSpec
+
+
+class Region(NamedTuple):
+    """A region of a parameter and its stored tensors. `container` and `at` place it, in the parameter's elements."""
+
+    box: Box
+    codec: Codec
+    parts: tuple[Part, ...]
+    container: tuple[int, ...]
+    at: tuple[int, ...]
+
+    def place(self, suffix: str, box: Box) -> Box:
+        """Where a sub-box of the parameter lies in one of the stored tensors.
+
+        Raises:
+            Misaligned: the sub-box cuts what the codec stores as one.
+        """
+        inner = box.relative_to(self.box.start).moved(self.at)
+        return self.codec.box(suffix, inner, self.container)
+
+
+class Copy(NamedTuple):
+    """Bytes that also go elsewhere untouched: a kept scale."""
+
+    read: Part
+    write: Part
+
+
+class Twin(NamedTuple):
+    """A copy of the region that `reads[of]` is, kept elsewhere, which must hold the same bytes."""
+
+    of: int
+    region: Region
+
+
+class Step(NamedTuple):
+    """What is read once and what is written from it, for one parameter. `how` is move or recode.
+
+    `surveyed` are the parameters, this one among them, that are read before for their largest magnitude. `twins` are
+    further copies of what is read, to be compared with it. `measured`: it is told how far new codes are from the old.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    how: str
+    reads: tuple[Region, ...]
+    writes: tuple[Region, ...]
+    kept: Region | None = None
+    copies: tuple[Copy, ...] = ()
+    surveyed: tuple[Step, ...] = ()
+    twins: tuple[Twin, ...] = ()
+    measured: bool = False
+
+    @property
+    def regions_read(self) -> tuple[Region, ...]:
+        """Every region of which bytes are read, the compared copies included."""
+        return *self.reads, *(twin.region for twin in self.twins)
+
+    @property
+    def parts_read(self) -> Iterator[Part]:
+        """Every stored tensor of which bytes are read, those of the steps that share a survey included."""
+        for step in (self, *self.surveyed):
+            yield from (copy.read for copy in step.copies)
+            for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
+                yield from region.parts
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(share(self.span, region) for region in self.regions_read)
+
+    @property
+    def span(self) -> Box:
+        """The rows that the written regions need, from whole blocks to whole blocks; all columns."""
+        if not self.shape:
+            return Box.whole(self.shape)
+        first = min(region.box.start[0] for region in self.writes)
+        last = max(region.box.stop[0] for region in self.writes)
+        rows = self._row_step
+        rest = self.shape[1:]
+        return Box((first // rows * rows, *(0,) * len(rest)), (min(-(-last // rows) * rows, self.shape[0]), *rest))
+
+    @property
+    def _row_step(self) -> int:
+        """Rows in which no block is cut: neither of a whole parameter, nor of a part with blocks of its own."""
+        regions = (*self.reads, *self.writes)
+        ragged = {region.box.shape[0] for region in regions if region.box.start[0] % region.codec.block[0]}
+        return lcm(*{region.codec.block[0] for region in regions}, *ragged)
+
+    @property
+    def written_bytes(self) -> int:
+        return sum(copy.write.spec.nbytes for copy in self.copies) + sum(map(_written, self.writes))
+
+    def band_rows(self, band_bytes: int) -> int:
+        """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
+        if len(self.shape) < 2:
+            return max(1, band_bytes // 4)
+        step = self._row_step
+        row_bytes = max(1, 4 * prod(self.shape[1:]))
+        return max(step, band_bytes // row_bytes // step * step)
+
+    @property
+    def decoded(self) -> str | None:
+        """The dtype that values are decoded to for what is written; None where they are taken as they are stored."""
+        source, target = self.reads[0].codec, self.writes[0].codec
+        if len(self.reads) == 1 and isinstance(source, Plain):
+            return None
+        return target.dtype if isinstance(target, Plain) and target.dtype in ("BF16", "F32") else "F32"
+
+    def buffers(self, band_bytes: int) -> dict[str, int]:
+        """What a worker holds of a band at worst, in bytes: each buffer by its name, and as `room` what codecs take.
+
+        Buffers of one name are one buffer, for all steps of a run.
+        """
+        rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
+        held: dict[str, int] = {}
+        for name, nbytes in (*self._read(rows), *(self._moved(rows) if self.how == "move" else self._recoded(rows))):
+            held[name] = max(held.get(name, 0), nbytes)
+        return held
+
+    def _read(self, rows: int) -> Iterator[tuple[str, int]]:
+        for copy in self.copies:
+            yield "copy", copy.read.spec.nbytes
+        for twin in self.twins:
+            yield "twin", max(_rows_bytes(part, twin.region, rows) for part in twin.region.parts)
+        for place, region in enumerate(self.reads):
+            for part in region.parts:
+                nbytes = _rows_bytes(part, region, rows)
+                yield moved(place if self.how == "move" else 0, part), nbytes
+                if region.box.shape[1:] != region.container[1:]:
+                    yield "cut", nbytes
+
+    def _moved(self, rows: int) -> Iterator[tuple[str, int]]:
+        if len(self.reads) > 1 or len(self.writes) > 1:
+            yield "joined", max(_rows_bytes(part, one, rows) for one in self.writes for part in one.parts)
+
+    def _recoded(self, rows: int) -> Iterator[tuple[str, int]]:
+        band = (rows, *self.shape[1:]) if self.shape else ()
+        before = self.decoded or self.reads[0].parts[0].spec.dtype
+        width = TensorSpec(before, (1,)).nbytes
+        if self.decoded:
+            yield "values", width * prod(band)
+            yield "piece", width * prod(band) if len(self.reads) > 1 else 0
+            yield "room", max(region.codec.room(band, width, False) for region in self.reads)
+        for region in self.writes:
+            shape = (min(rows, region.box.shape[0]), *region.box.shape[1:]) if self.shape else ()
+            yield "room", region.codec.room(shape, width, True)
+            yield "again", 4 * prod(shape) if self.measured else 0
+            if not isinstance(region.codec, Plain) or region.codec.dtype != before:
+                for suffix, spec in region.codec.specs(shape).items():
+                    yield f"out{suffix}", spec.nbytes
+        for part in self.kept.parts if self.kept else ():
+            yield f"kept{part.suffix}", part.spec.nbytes
+
+
+def region_of(piece: Piece) -> Region:
+    """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
+    stated = piece.codec.stated(piece.slot.container)
+    parts = tuple(
+        Part(suffix, ref.file, ref.begin, ref.spec)
+        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
+        if suffix not in stated
+    )
+    return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
+
+
+def _written(region: Region) -> int:
+    if region.container == region.box.shape:
+        return sum(part.spec.nbytes for part in region.parts)
+    specs = region.codec.specs(region.box.shape)
+    return sum(specs[part.suffix].nbytes for part in region.parts)
+
+
+def moved(place: int, part: Part) -> str:
+    """The name of the buffer for a stored tensor of what is read: the first region's is that of all decoded ones."""
+    return f"in{place or ''}{part.suffix}"
+
+
+def _rows_bytes(part: Part, region: Region, rows: int) -> int:
+    """The bytes of a stored tensor's rows, whole ones, that a band of so many of the parameter's rows has."""
+    if not region.container or not region.container[0]:
+        return part.spec.nbytes
+    return -(-part.spec.nbytes * min(rows, region.box.shape[0]) // region.container[0])
+
+
+def share(band: Box, region: Region) -> int:
+    """The bytes of a region's stored tensors that belong to a band of the parameter."""
+    both = band.intersect(region.box)
+    size = max(region.box.size, 1)
+    return sum(part.spec.nbytes for part in region.parts) * (both.size if both else 0) // size

@@ -1,0 +1,1 @@
+"""Carry a plan out: whose the folder is, what was done, how the rest is done."""

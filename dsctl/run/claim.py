@@ -1,0 +1,364 @@
+"""Whose work a target folder holds, and what in it dsctl made: nothing else is ever removed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.side_files import WHOLE
+from dsctl.core.errors import PlanError, ResumeError, SourceError, WorkError
+from dsctl.core.files import NEW, existing, failure, read_own, replace_file
+from dsctl.plan.planner import Plan
+from dsctl.run.consume import NOTES, Remembered, is_note
+from dsctl.run.identity import Held, identity, parse, touched, unlike
+from dsctl.run.journal import JOURNAL, LOCK
+from dsctl.stores import SIGNED, WORKING, Store, separate
+from dsctl.stores.objects import ObjectFolder
+from dsctl.version import __version__
+
+PART = ".part"
+BEGUN = "request.json"
+# The fingerprint of a folder that is being emptied.
+NOBODY = ""
+# What is wrong with the disk then, not with the place that was chosen.
+_FAILING = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ENOMEM)
+_KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
+# What dsctl keeps for itself in a target, each in a regular file of one name.
+_OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, WHOLE)
+
+
+class Mark(NamedTuple):
+    """What a folder says of itself: in `dsctl.json` where it is complete, else in `.dsctl/request.json`.
+
+    `held` is what was seen of the source's files, `work` what `work_of` gives, `files` what there is or will be.
+    """
+
+    complete: bool
+    fingerprint: str
+    version: str
+    request: Any
+    revision: str
+    place: str
+    held: dict[str, Held]
+    work: str
+    files: tuple[str, ...]
+
+
+def mark_of(said: Any, complete: bool) -> Mark | None:
+    """The mark that the JSON of `dsctl.json` or `request.json` is, or None where it is neither."""
+    try:
+        source = said.get("source") or {}
+        files = said["files"] if complete else said.get("files", ())
+        if not isinstance(said["fingerprint"], str) or not isinstance(files, dict if complete else (list, tuple)):
+            return None
+        return Mark(
+            complete, said["fingerprint"], str(said.get("dsctl" if complete else "version", "")), said.get("request"),
+            str(said.get("revision", "")), str(source.get("place", "")), parse(source.get("identity") or {}),
+            str(said.get("work", "")), tuple(map(str, files)),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+def read_mark(target: Path) -> Mark | None:
+    """A folder's mark, or None where there is none that can be read."""
+    for complete, file in ((True, target / SIGNED), (False, target / WORKING / BEGUN)):
+        try:
+            return mark_of(json.loads(read_own(file)), complete)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            return None
+    return None
+
+
+def source_json(plan: Plan, held: Mapping[str, Held]) -> dict[str, Any]:
+    """Where a source lies and what was seen of it, as marks keep it."""
+    modified = {file: one.times.modified for file, one in held.items() if one.times}
+    return {
+        "place": plan.source,
+        "modified": modified,
+        "identity": {file: one.json() for file, one in sorted(held.items())},
+    }
+
+
+def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, Held]:
+    """What the source holds; of files that were consumed, what the mark says of them.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    noted = mark.held if mark else {}
+    return noted | identity(plan, store, noted if mark and mark.place == plan.source else None)
+
+
+def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
+    """Refuse to go on with, or to call complete, what was made of another source with the same headers.
+
+    An unfinished folder is gone on with if its source was changed in its place, or if nothing was noted of it: what was
+    made of changed files, or of all of them, is made again.
+
+    Raises:
+        ResumeError: with both places and the files that tell them apart.
+        SourceError: a file cannot be read.
+    """
+    here = mark.place == plan.source and not store.remote
+    if not mark.complete and (here or not mark.held):
+        return
+    hint = "start over with --force, or choose a new folder"
+    if not mark.held:
+        version = f"dsctl {mark.version}" if mark.version else "an earlier version"
+        what = f"holds the result of {version}, which did not note what its source held"
+        raise ResumeError(f"{target}: {what}", hint=hint)
+    now = identity(plan, store, mark.held if here else None)
+    other = sorted(unlike(now, mark.held))
+    if other and not here:
+        what = "the result" if mark.complete else "the unfinished work"
+        differ = f"{_few(other)} differ{'s' * (len(other) == 1)}"
+        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+        raise ResumeError(f"{target}: {said}", hint=hint, issues=other if len(other) > 1 else ())
+    doubtful = sorted(touched(now, mark.held)) if here else []
+    if other:
+        first = other[0] if len(other) == 1 else f"{len(other):,} files"
+        raise ResumeError(f"{target}: was made before {first} of the source changed", hint="start over with --force")
+    if doubtful:
+        what = f"was made before {_few(doubtful)} of the source was touched or replaced"
+        raise ResumeError(
+            f"{target}: {what}; a sample of the bytes is equal",
+            hint="`dsctl compare` reads all of them; --force makes the result again",
+        )
+
+
+def work_of(plan: Plan) -> str:
+    """A digest of which job writes which bytes: what the job numbers of a journal stand for."""
+    digest = hashlib.sha256()
+    for file in plan.files:
+        digest.update(file.header)
+    for job in plan.jobs:
+        parts = [
+            (step.name, region.box.start, region.box.stop, part.suffix, part.file, part.offset)
+            for step in job.steps
+            for region in step.writes
+            for part in region.parts
+        ]
+        digest.update(f"\n{job.number} {parts}".encode())
+    return digest.hexdigest()
+
+
+def outputs(plan: Plan) -> set[str]:
+    """Every file that a complete target holds."""
+    repeated = {f"{folder}/{name}" for name in plan.repeated for folder in plan.folders}
+    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, SIGNED}
+
+
+def check_target(plan: Plan, store: Store, target: Path, force: bool = False) -> str:
+    """What running the plan on a folder would mean: new, resume or complete. Nothing is changed.
+
+    Raises:
+        PlanError: the folder is the source, inside it or around it, cannot be written, or holds what dsctl did not
+            make.
+        ResumeError: it holds another request's work, begun or complete, or what was made of another source.
+        SourceError: the source cannot be read. WorkError: the disk of the target fails.
+    """
+    _refuse_places(plan, store, target)
+    state = _state(plan, store, target, force)
+    there = existing(target)
+    if state != "complete" and not os.access(there, os.W_OK | os.X_OK):
+        raise PlanError(f"{there}: cannot be written", hint="choose another target, or have its permissions changed")
+    return state
+
+
+def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
+    try:
+        held = {entry.name for entry in target.iterdir()} if target.exists() else set()
+    except OSError as error:
+        if error.errno in _FAILING:
+            raise failure(target, error) from None
+        raise PlanError(f"{target}: {error.strerror or error}", hint="choose another target") from None
+    mark = read_mark(target)
+    if mark is None:
+        if held - {WORKING} or list(_strangers(plan, target, None)):
+            raise PlanError(f"{target}: is not empty and was not made by dsctl", hint="choose a new folder")
+        return "new"
+    if force or mark.fingerprint == NOBODY:
+        others = sorted(_strangers(plan, target, mark))
+        if others:
+            what = f"{others[0]} was" if len(others) == 1 else f"{len(others):,} files were"
+            hint = "move what is yours away, or choose a new folder"
+            raise PlanError(f"{target}: {what} not made by dsctl; nothing was removed", hint=hint, issues=others)
+        return "new"
+    if mark.fingerprint != plan.fingerprint:
+        raise of_another(plan, store, str(target), mark)
+    if not mark.complete and mark.work != work_of(plan):
+        what = f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work otherwise"
+        raise ResumeError(f"{target}: {what}", hint="end it with that version, or start over with --force")
+    refuse_unlike(plan, store, str(target), mark)
+    return "complete" if mark.complete else "resume"
+
+
+def _refuse_places(plan: Plan, store: Store, target: Path) -> None:
+    folder = store.store if isinstance(store, Remembered) else store
+    if not separate(folder, str(target)):
+        raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
+    if target.is_symlink():
+        raise PlanError(f"{target}: is a link", hint=f"name what it leads to: {os.path.realpath(target)}")
+    if target.exists() and not target.is_dir():
+        raise PlanError(f"{target}: exists and is not a folder")
+    folders = {parent for name in (*outputs(plan), f"{NOTES}/note", *_KEPT) for parent in Path(name, "x").parents[1:-1]}
+    for inner in sorted(target / one for one in folders):
+        if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
+            raise PlanError(f"{inner}: exists and is not a folder", hint="choose a new target")
+    for file in (target / name for name in _OWN):
+        try:
+            status = os.lstat(file)
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            what = "is a link, or not a regular file, where dsctl keeps a file of its own"
+            raise PlanError(f"{file}: {what}", hint="choose a new target")
+
+
+def of_another(plan: Plan, store: Store, target: str, mark: Mark) -> ResumeError:
+    """Why a folder with another fingerprint is not gone on with."""
+    what = "the result" if mark.complete else "the unfinished work"
+    if mark.revision not in ("", store.revision):
+        if isinstance(store, ObjectFolder):
+            hint = "start over with --force"
+            return ResumeError(f"{target}: holds {what} of a source that has changed since", hint=hint)
+        what, hint = (
+            f"{what} from commit {mark.revision}",
+            "name that commit after @ to resume, or start over with --force",
+        )
+        return ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
+    hint = "start over with --force, or choose a new folder"
+    if mark.request != plan.request.json():
+        return ResumeError(f"{target}: holds {what} of another request", hint=hint)
+    other = _unlike_files(plan, store, mark)
+    differ = f"{_few(other)} differ{'s' * (len(other) == 1)}" if other else "names, sizes or headers of files differ"
+    if mark.place == plan.source:
+        said = f"holds {what} of {mark.place} before it changed: {differ}"
+    else:
+        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+    return ResumeError(f"{target}: {said}", hint=hint, issues=other if len(other) > 1 else ())
+
+
+def _unlike_files(plan: Plan, store: Store, mark: Mark) -> list[str]:
+    """The files that tell a source from the one that was noted, if that is cheaply seen."""
+    if store.remote or not mark.held:
+        return []
+    try:
+        now = identity(plan, store, mark.held if mark.place == plan.source else None)
+    except SourceError:
+        return []
+    return sorted({*unlike(now, mark.held), *(mark.held.keys() - now.keys())})
+
+
+def _few(files: list[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1:,} more files"
+
+
+def _strangers(plan: Plan, target: Path, mark: Mark | None) -> Iterator[str]:
+    """What lies in a folder and was not made by dsctl, as far as its mark tells."""
+    made = {SIGNED, *mark.files, *_journalled(target)} if mark else set()
+    made |= {name + suffix for name in {*made, *(outputs(plan) if mark else ())} for suffix in (PART, NEW)}
+    return (name for name in _contents(target) if name not in made and not _own(name))
+
+
+def _journalled(target: Path) -> Iterator[str]:
+    """The finished files of which a journal tells."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        for line in read_own(target / WORKING / JOURNAL).splitlines():
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("file"), str):
+                yield record["file"]
+
+
+def _own(name: str) -> bool:
+    """Whether a file is one of those that dsctl keeps for itself: in `.dsctl`, or a note of a consumed file."""
+    folder, _, inner = name.removesuffix(NEW).rpartition("/")
+    return (folder == WORKING and inner in (BEGUN, JOURNAL, LOCK)) or (folder == NOTES and is_note(inner))
+
+
+def _contents(target: Path) -> Iterator[str]:
+    """Every file and link below a folder, by its relative name with slashes. Links are not followed."""
+    for folder, folders, files in os.walk(target):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*files, *links):
+            yield Path(folder, name).relative_to(target).as_posix()
+
+
+def claim(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> None:
+    """Empty a folder of all that dsctl made, and say whose it is now. `check_target` called it new; its lock is held.
+
+    Killed in between, it leaves a folder that is nobody's, and emptied by the next run.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    made = sorted(name for name in _contents(target) if not name.startswith(f"{WORKING}/"))
+    notes = [name for name in _contents(target) if _own(name) and name not in _KEPT]
+    if made or notes:
+        # What is done of other work must not outlive the mark of that work.
+        _remove(target, notes)
+        _write(target, {"fingerprint": NOBODY, "files": made})
+        _remove(target, sorted(made, key=lambda name: name != SIGNED))
+    sign_begun(plan, store, target, held)
+
+
+def sign_begun(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> None:
+    """Write whose work a folder holds, of a source in which `held` was seen.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    identity = {
+        "fingerprint": plan.fingerprint,
+        "version": __version__,
+        "request": plan.request.json(),
+        "revision": store.revision,
+        "source": source_json(plan, held),
+        "work": work_of(plan),
+        "files": sorted(outputs(plan)),
+    }
+    _write(target, identity)
+
+
+def _write(target: Path, identity: dict[str, Any]) -> None:
+    replace_file(target / WORKING / BEGUN, json.dumps(identity, indent=1).encode())
+
+
+def _remove(target: Path, names: Iterable[str]) -> None:
+    try:
+        for name in names:
+            (target / name).unlink(missing_ok=True)
+            for folder in Path(name).parents[:-1]:
+                with contextlib.suppress(OSError):
+                    (target / folder).rmdir()
+    except OSError as error:
+        raise WorkError(f"{error.filename or target}: {error.strerror or error}") from None
+
+
+def retire(target: Path) -> None:
+    """Remove `.dsctl`, whose work is done; what somebody else put into it stays.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    names = [name for name in _contents(target / WORKING) if _own(f"{WORKING}/{name}")]
+    _remove(target, [f"{WORKING}/{name}" for name in sorted(names, key=lambda name: name == LOCK)])
+    with contextlib.suppress(OSError):
+        (target / WORKING).rmdir()
+
+
+__all__ = [
+    "PART", "Mark", "check_target", "claim", "held_now", "mark_of", "of_another", "outputs", "read_mark",
+    "refuse_unlike", "retire", "sign_begun", "source_json", "work_of",
+]  # fmt: skip

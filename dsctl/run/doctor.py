@@ -1,0 +1,163 @@
+"""What this machine has, how fast it is, and what it converts in an hour. Measured with the codecs themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.core.errors import SourceError, WorkError
+from dsctl.core.files import existing
+from dsctl.run.resources import cores
+from dsctl.stores.hub import Reached, reach
+
+# What a conversion needs, and what the extras bring.
+PACKAGES = ("torch", "safetensors", "huggingface_hub", "numpy", "msgspec", "typer", "rich")
+EXTRAS = ("hf_xet", "ray", "s3fs")
+# A matrix of these sides is measured: 8 M values, beyond any core's own cache.
+SIDE = 4096, 2048
+ROUNDS = 5
+DISK_BYTES = 256 << 20
+_CHUNK = 8 << 20
+
+
+class Disk(NamedTuple):
+    """A folder's disk: free bytes, and bytes per second written (synced) and read (past the cache where it can be)."""
+
+    folder: str
+    free: int
+    write: float
+    read: float
+
+
+class Processor(NamedTuple):
+    """One core's bytes per second: of FP8 decoded to BF16, of BF16 encoded to FP8, of anything hashed."""
+
+    decode: float
+    encode: float
+    sha256: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Everything that was found out. `packages` maps what is not installed to None."""
+
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    cores: int
+    memory: int
+    devices: tuple[str, ...]
+    processor: Processor
+    disk: Disk
+    hub: Reached | None
+
+    def per_hour(self, to_bf16: bool) -> tuple[float, str]:
+        """Bytes of source that an hour converts, FP8 to BF16 or back, and what holds it: `disk` or `processor`.
+
+        Source and target on the same disk, which either reads or writes; every core decodes or encodes, and reads back
+        and hashes what was written.
+        """
+        grown = 2.0 if to_bf16 else 0.5
+        codec = self.processor.decode if to_bf16 else self.processor.encode
+        disk = 1 / self.disk.read + grown / self.disk.write
+        processor = (1 / codec + grown / self.processor.sha256) / self.cores
+        return 3600 / max(disk, processor), "disk" if disk > processor else "processor"
+
+
+def examine(folder: Path, hub: bool = True) -> Machine:
+    """Measure this machine and the disk that a folder is on; takes some seconds. Leaves nothing behind.
+
+    Raises:
+        SourceError: there is no such folder. WorkError: it cannot be written.
+    """
+    if not os.path.isdir(folder):
+        raise SourceError(f"{folder}: no such folder", hint="name the one that a conversion would write to")
+    return Machine(
+        platform.python_version(),
+        f"{platform.system()} {platform.machine()}",
+        {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
+        cores(),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        _devices(),
+        _processor(),
+        _disk(folder),
+        reach() if hub else None,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> tuple[str, ...]:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(torch.cuda.get_device_name(number) for number in range(count))
+
+
+def _processor() -> Processor:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        codec = Fp8Block(scale_fmt="ue8m0")
+        values = torch.randn(SIDE, generator=torch.Generator().manual_seed(0)).bfloat16()
+        stored = {
+            "": torch.empty(SIDE, dtype=torch.float8_e4m3fn),
+            SCALE: torch.empty(codec.grid(SIDE), dtype=torch.float32),
+        }
+        nbytes, data = values.nbytes, values.view(torch.uint8).numpy().data
+        encode = nbytes / _seconds(lambda: codec.encode(values, stored))
+        decode = nbytes / 2 / _seconds(lambda: codec.decode(stored, values))
+        return Processor(decode, encode, nbytes / _seconds(lambda: hashlib.sha256(data).digest()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of several rounds, after one that does not count."""
+    found = []
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return median(found[1:])
+
+
+def _disk(folder: Path) -> Disk:
+    status = os.statvfs(existing(folder))
+    free = status.f_bavail * status.f_frsize
+    total = min(DISK_BYTES, max(_CHUNK, free // 4) // _CHUNK * _CHUNK)
+    data = os.urandom(_CHUNK)
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            began = time.perf_counter()
+            for _ in range(total // _CHUNK):
+                file.write(data)
+            os.fsync(file.fileno())
+            write = total / (time.perf_counter() - began)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            buffer = bytearray(_CHUNK)
+            began = time.perf_counter()
+            while file.readinto(buffer):
+                pass
+            return Disk(str(folder), free, write, total / (time.perf_counter() - began))
+    except OSError as error:
+        raise WorkError(f"{folder}: {error.strerror or error}", hint="name a folder that can be written to") from None

@@ -1,0 +1,116 @@
+"""What the machine has and what a run will need of it: memory, workers, disk speed. No torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsctl.core.errors import PlanError
+from dsctl.core.files import existing
+from dsctl.plan.planner import BAND_BYTES, Plan
+from dsctl.stores import Store
+
+# Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux).
+WORKER_BYTES = 238 << 20
+# What of it several workers share, as forks of one process that has imported torch.
+SHARED_BYTES = 192 << 20
+# The driver without torch: interpreter, libraries, and per step of the plan.
+DRIVER_BYTES = 50 << 20
+STEP_BYTES = 6 << 10
+# Below this much output one process is done before others have started.
+SMALL_BYTES = 512 << 20
+# Codec and hashing speed of one core, in output bytes per second (benchmarks/, rounded down).
+CORE_SPEED = 0.7e9
+PROBE_BYTES = 64 << 20
+LEAST_BAND = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """How a run is laid out on this machine: workers, bytes of float32 per band, and the memory that takes."""
+
+    workers: int
+    band_bytes: int
+    worker_bytes: int
+    driver_bytes: int
+
+    @property
+    def memory(self) -> int:
+        """Peak of all processes together, in bytes."""
+        if self.workers == 1:
+            return self.driver_bytes + self.worker_bytes - DRIVER_BYTES
+        return self.driver_bytes + SHARED_BYTES + self.workers * (self.worker_bytes - SHARED_BYTES)
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def allot(plan: Plan, workers: int | None = None, budget: int | None = None, ahead: int = 0) -> Resources:
+    """Choose workers and band size: as many workers as there are cores and jobs, within the budget.
+
+    `ahead` is what each worker holds of bytes read ahead.
+
+    Raises:
+        PlanError: the budget does not even hold one worker.
+    """
+    driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
+    small = plan.bytes_out < SMALL_BYTES
+    wanted = workers or (1 if small else max(1, min(cores(), len(plan.jobs))))
+    for band in _bands():
+        each = WORKER_BYTES + ahead + plan.peak_bytes(band)
+        for count in (wanted,) if workers else range(wanted, 0, -1):
+            found = Resources(count, band, each, driver)
+            if budget is None or found.memory <= budget:
+                return found
+    least = Resources(workers or 1, LEAST_BAND, WORKER_BYTES + ahead + plan.peak_bytes(LEAST_BAND), driver).memory
+    raise PlanError(
+        f"--max-memory {budget:,} bytes is too little: {workers or 1} worker(s) need {least:,}",
+        hint="a larger budget" + (", or fewer --workers" if workers and workers > 1 else ""),
+    )
+
+
+def _bands() -> list[int]:
+    bands = [BAND_BYTES]
+    while bands[-1] > LEAST_BAND:
+        bands.append(bands[-1] // 2)
+    return bands
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Measured just now, bytes per second."""
+
+    read: float
+    write: float
+
+    def seconds(self, plan: Plan, workers: int) -> float:
+        """How long a plan may take: the disk's share, or the processors' where that is longer."""
+        disk = plan.bytes_in / self.read + plan.bytes_out / self.write
+        return max(disk, plan.bytes_out / (CORE_SPEED * min(workers, cores())))
+
+
+def probe(plan: Plan, store: Store, target: Path) -> Speeds | None:
+    """Read a little of the source and write as much beside the target, synced; None where that is not possible."""
+    if store.remote:
+        return None
+    biggest = max((p for step in plan.steps for r in step.reads for p in r.parts), key=lambda p: p.spec.nbytes)
+    size = min(PROBE_BYTES, biggest.spec.nbytes)
+    try:
+        began = time.perf_counter()
+        data = store.read(biggest.file, biggest.offset, biggest.offset + size)
+        read = time.perf_counter() - began
+        began = time.perf_counter()
+        with tempfile.TemporaryFile(dir=existing(target), buffering=0) as file:
+            for _ in range(max(1, (8 << 20) // max(size, 1))):
+                file.write(data)
+            os.fsync(file.fileno())
+            written = file.tell()
+        write = time.perf_counter() - began
+    except OSError:
+        return None
+    return Speeds(size / max(read, 1e-9), written / max(write, 1e-9))

@@ -1,0 +1,149 @@
+"""A model as a drawing shows it: stages from embedding to head, in them each parameter with how it differs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from dsctl.core.params import OTHER
+from dsctl.look.description import Description, Group
+from dsctl.look.diff import Diff, form, ranges
+
+PREDICTION = "Multi-token prediction"
+STAGES = ("Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
+# A drawing ends with what branches off.
+DRAWN = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
+
+
+class Piece(NamedTuple):
+    """One parameter of a stage: its last name, shape, how it is stored, in which of the stage's layers it is (empty:
+    in all), and how it differs from the other side's, with the words for it: `kind` is added, removed, changed, or
+    stored where only how it is stored differs."""
+
+    template: str
+    role: str
+    name: str
+    shape: tuple[int, ...]
+    stored: str
+    experts: int
+    some: str = ""
+    kind: str = ""
+    words: tuple[str, ...] = ()
+
+
+class Stage(NamedTuple):
+    """A step of the way on one side: the embedding, layers of one kind, the head. `kind` is added or removed where the
+    other side lacks it, changed where it has another number of layers."""
+
+    title: str
+    layers: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    config: Mapping[str, Any]
+    kind: str = ""
+    words: str = ""
+
+
+def stages(diff: Diff) -> list[tuple[Stage | None, Stage | None]]:
+    """Both sides stage by stage, in the order of a drawing; None where a side lacks one."""
+    a, b = (_stages(side) for side in (diff.a, diff.b))
+    return [_marked(a.get(title), b.get(title)) for title in DRAWN if title in a or title in b]
+
+
+def _stages(side: Description) -> dict[str, Stage]:
+    found = {}
+    for title, groups in staged(side.groups).items():
+        layers = tuple(sorted({layer for group in groups for layer in group.layers}))
+        found[title] = Stage(title, layers, tuple(_pieces(groups, layers)), side.config)
+    return found
+
+
+def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Piece]:
+    """A piece per template; one that is stored in several ways says them all."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.family.template, []).append(group)
+    for template, members in found.items():
+        family = members[0].family
+        held = {layer for group in members for layer in group.layers}
+        some = f"in layers {ranges(held)}" if held and held != set(layers) else ""
+        stored = " or ".join(dict.fromkeys(form(group.codec) for group in members))
+        name = template if family.role == OTHER else last_name(template)
+        yield Piece(template, family.role, name, family.shape, stored, family.experts, some)
+
+
+def last_name(template: str) -> str:
+    """What a parameter is called within its module: q_a_proj, k_norm.bias."""
+    parts = template.removesuffix(".weight").split(".")
+    return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
+
+
+def _marked(before: Stage | None, after: Stage | None) -> tuple[Stage | None, Stage | None]:
+    if before is None or after is None:
+        return before and _all(before, "removed"), after and _all(after, "added")
+    a, b = ({piece.template: piece for piece in stage.pieces} for stage in (before, after))
+    many = tuple(len(stage.layers) for stage in (before, after))
+    kind, words = ("changed", f"{many[0]} → {many[1]} layers") if many[0] != many[1] else ("", "")
+    sides = (
+        (before, tuple(_mark(piece, piece, b.get(piece.template), "removed") for piece in before.pieces)),
+        (after, tuple(_mark(piece, a.get(piece.template), piece, "added") for piece in after.pieces)),
+    )
+    marked = [stage._replace(pieces=pieces, kind=kind, words=words) for stage, pieces in sides]
+    return marked[0], marked[1]
+
+
+def _all(stage: Stage, kind: str) -> Stage:
+    pieces = tuple(piece._replace(kind=kind, words=(kind,)) for piece in stage.pieces)
+    return stage._replace(pieces=pieces, kind=kind, words=kind)
+
+
+def _mark(piece: Piece, before: Piece | None, after: Piece | None, alone: str) -> Piece:
+    if before is None or after is None:
+        return piece._replace(kind=alone, words=(alone,))
+    words = tuple(_changes(before, after))
+    kind = "stored" if before._replace(stored="", some="") == after._replace(stored="", some="") else "changed"
+    return piece._replace(kind=kind, words=words) if words else piece
+
+
+def _changes(before: Piece, after: Piece) -> Iterator[str]:
+    """What differs of one parameter, from what to what."""
+    if before.shape != after.shape:
+        yield f"{_times(before.shape)} → {_times(after.shape)}"
+    if before.stored != after.stored:
+        yield f"{before.stored} → {after.stored}"
+    if before.experts != after.experts:
+        yield f"{before.experts:,} → {after.experts:,} experts"
+    if bool(before.some) != bool(after.some):
+        yield f"{before.some or 'in all layers'} → {after.some or 'in all layers'}"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    """5,120 x 1,536, in one line."""
+    return "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}".join(f"{size:,}" for size in shape)
+
+
+def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    """Groups by the step of the way that they belong to, in its order; one that lies in two is taken apart."""
+    groups = list(groups)
+    routed = {layer for group in groups if group.family.role == "router" for layer in group.layers}
+    found: dict[str, list[Group]] = {name: [] for name in STAGES}
+    for group in groups:
+        family = group.family
+        if family.role == OTHER:
+            found["Other"].append(group)
+        elif family.mtp:
+            found[PREDICTION].append(group)
+        elif not family.layers:
+            found["Embedding" if family.role == "embedding" else "Head"].append(group)
+        else:
+            for name, inside in (("Dense layers", False), ("Mixture-of-experts layers", True)):
+                if any((layer in routed) is inside for layer in group.layers):
+                    found[name].append(_within(group, routed, inside))
+    return {name: members for name, members in found.items() if members}
+
+
+def _within(group: Group, routed: set[int], inside: bool) -> Group:
+    """The part of a group that lies in layers with experts, or without."""
+    layers = tuple(layer for layer in group.layers if (layer in routed) is inside)
+    # Every layer of a family has as much of it as any other.
+    share = [number * len(layers) // len(group.layers) for number in (group.count, group.tensors, group.nbytes)]
+    return Group(group.family, group.codec, layers, share[0], share[1], share[2], group.some)

@@ -1,0 +1,134 @@
+"""One stage of a block diagram while it is drawn: its parameters are taken one by one, so that none is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from dsctl.show.drawing.architecture import Piece, Stage
+from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
+
+LEFT, RIGHT = 34, WIDTH - 20
+MIDDLE = (LEFT + RIGHT) / 2
+GAP = 26
+MOST_OTHERS = 12
+SAID = {"stored": "stored otherwise"}
+
+
+class Drawn:
+    """A stage of one side on its sheet. `like` says by part in which other stage it is drawn already; `other` are the
+    pieces of the other side's stage, None where there is none; `after` tells which side this is."""
+
+    def __init__(self, sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, str], after: bool) -> None:
+        self.sheet, self.title, self.config, self.like = sheet, stage.title, stage.config, like
+        self.left = {piece.template: piece for piece in whole(stage.pieces)[1]}
+        self.other = {piece.template: piece for piece in other.pieces} if other else None
+        self.after = after
+        self.places: dict[str, tuple[float, float]] = {}
+
+    @property
+    def hidden(self) -> str:
+        return self.number("hidden_size")
+
+    def number(self, field: str) -> str:
+        """A number of config.json, or nothing."""
+        value = self.config.get(field)
+        return f"{value:,}" if type(value) is int else ""
+
+    def has(self, templates: Iterable[str]) -> bool:
+        return any(template in self.left for template in templates)
+
+    def take(self, *templates: str) -> list[Piece]:
+        """Those of these that are there, and are drawn now."""
+        return [self.left.pop(template) for template in templates if template in self.left]
+
+    def row(self, key: str, needed: float) -> float:
+        return self.sheet.row(f"{self.title}/{key}", needed)
+
+    def box(self, pieces: Sequence[Piece], x: float, y: float, width: float, height: float, note: str = "") -> None:
+        """Pieces that go together as one box."""
+        kinds = dict.fromkeys(piece.kind for piece in pieces)
+        kind = next(iter(kinds)) if len(kinds) == 1 else "changed"
+        self.sheet.box(x, y, width, height, lines(pieces, width, note), kind=kind, hint=_hint(pieces))
+        # Where its right side has its middle.
+        self.places |= {piece.template: (x + width, y + height / 2) for piece in pieces}
+
+    def chain(self, templates: Iterable[str], y: float) -> float:
+        """Boxes below each other in the middle, and the size of what passes between them."""
+        width, pieces = 300.0, self.take(*templates)
+        for number, piece in enumerate(pieces):
+            if number:
+                self.sheet.down(MIDDLE, y, y + GAP, self.hidden)
+                y += GAP
+            height = self.row(piece.template, needed(lines([piece], width, through(piece))))
+            self.box([piece], MIDDLE - width / 2, y, width, height, through(piece))
+            y += height
+        return y
+
+    def compact(self, part: tuple[str, ...], what: str, y: float) -> float:
+        """A part that is drawn in another stage, as one box."""
+        pieces, like = self.take(*part), self.like[what]
+        said = [Line(what, "title"), Line(f"as in the {like[0].lower()}{like[1:]}")]
+        kinds = list(dict.fromkeys(piece.kind for piece in pieces if piece.kind))
+        for kind in kinds:
+            roles = ", ".join(dict.fromkeys(piece.role for piece in pieces if piece.kind == kind))
+            said += wrapped(f"{SIGNS[kind]}{SAID.get(kind, kind)}: {roles}", RIGHT - LEFT - 40, "mark")
+        alike = kinds == ["stored"] or (len(kinds) == 1 and all(piece.kind for piece in pieces))
+        height = self.row(what, needed(said))
+        shown = kinds[0] if alike else "changed" if kinds else ""
+        self.sheet.box(LEFT, y, RIGHT - LEFT, height, said, kind=shown, hint=_hint(pieces))
+        return y + height
+
+    def rest(self, y: float) -> float:
+        """Whatever has no place of its own, three in a row."""
+        pieces, width = self.take(*list(self.left)), (RIGHT - LEFT - 20) / 3
+        for start in range(0, min(len(pieces), MOST_OTHERS), 3):
+            some = pieces[start : start + 3]
+            height = max(needed(lines([piece], width, through(piece))) for piece in some)
+            y += 10
+            for number, piece in enumerate(some):
+                self.box([piece], LEFT + number * (width + 10), y, width, height, through(piece))
+            y += height
+        if len(pieces) > MOST_OTHERS:
+            self.sheet.label(MIDDLE, y + 16, f"and {len(pieces) - MOST_OTHERS:,} more, in the tables below", "middle")
+            y += 20
+        return y
+
+
+def lines(pieces: Sequence[Piece], width: float, note: str = "") -> list[Line]:
+    """Names, how they are stored, and in words how they differ."""
+    found = wrapped(", ".join(piece.name for piece in pieces), width - 10, "name")
+    stored = ", ".join(dict.fromkeys(piece.stored for piece in pieces))
+    both = ", ".join(filter(None, (note, stored)))
+    for text in [both] if Line(both).width <= width - 10 else filter(None, (note, stored)):
+        found += wrapped(text, width - 10)
+    for some in dict.fromkeys(piece.some for piece in pieces if piece.some):
+        found += wrapped(some, width - 10)
+    for kind, words in dict.fromkeys((piece.kind, piece.words) for piece in pieces if piece.kind):
+        whose = [piece.name for piece in pieces if (piece.kind, piece.words) == (kind, words)]
+        lead = "" if len(whose) == len(pieces) else f"{', '.join(whose)}: "
+        for number, word in enumerate(words):
+            found += wrapped(
+                f"{SIGNS[kind] if not number else ''}{lead if not number else ''}{word}", width - 8, "mark"
+            )
+    return found
+
+
+def whole(pieces: Sequence[Piece]) -> tuple[str, tuple[Piece, ...]]:
+    """added or removed where all of them are, and the pieces: a frame says it then, and not every box in it."""
+    kinds = {piece.kind for piece in pieces}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    if kind not in ("added", "removed"):
+        return "", tuple(pieces)
+    return kind, tuple(piece._replace(kind="", words=()) for piece in pieces)
+
+
+def through(piece: Piece) -> str:
+    """What goes in and comes out: a matrix [out, in] takes its input from the last dimension, an embedding from its
+    first."""
+    shape = piece.shape if piece.role == "embedding" else piece.shape[::-1]
+    return " → ".join(f"{size:,}" for size in shape)
+
+
+def _hint(pieces: Iterable[Piece]) -> str:
+    found = (f"{one.template} {list(one.shape)} {one.stored} {one.some} {', '.join(one.words)}" for one in pieces)
+    return "\n".join(text.strip() for text in found)

@@ -1,0 +1,106 @@
+"""How far a run is: one bar on a terminal, plain lines now and then elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
+
+from dsctl.show.output import Output, plural, size, span
+
+if TYPE_CHECKING:
+    from dsctl.plan.planner import Plan
+    from dsctl.run.driver import Event
+
+SECONDS_BETWEEN_LINES = 15.0
+# What is left is told once this share is done: before, the first reads of files say nothing of those to come.
+TOLD_FROM = 0.02
+
+
+@contextmanager
+def reading(output: Output, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar for bytes read, on a terminal only: gives the function to tell of each further number of them."""
+    if not output.err.is_terminal or output.quiet:
+        yield lambda nbytes: None
+        return
+    with Bar(*_columns(), console=output.err, transient=True) as bar:
+        task = bar.add_task(what, total=max(total, 1))
+        yield lambda nbytes: bar.advance(task, nbytes)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+
+
+class Progress:
+    """Shows the events of one run."""
+
+    def __init__(self, plan: Plan, output: Output, verbose: bool = False) -> None:
+        self._output, self._verbose = output, verbose
+        self._total, self._done = max(plan.bytes_in, 1), 0
+        self._said = time.monotonic()
+        self._began: float | None = None
+        self._before = 0
+        self._bar: Bar | None = None
+        self._task: Any = None
+        if output.err.is_terminal and not output.quiet:
+            self._bar = Bar(*_columns(), console=output.err, transient=True)
+            self._task = self._bar.add_task("converting", total=self._total)
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def report(self, event: Event) -> None:
+        """Take one event of `dsctl.run.run`."""
+        from dsctl.run.driver import Advanced, Committed
+
+        if isinstance(event, Advanced):
+            self._advance(event.nbytes)
+        elif isinstance(event, Committed):
+            if self._verbose:
+                self._output.note(f"finished {event.file}: {size(event.size)}, sha256 {event.sha256}")
+        else:
+            self._output.note(f"resumed: {event.jobs:,} of {plural(event.of, 'job')} were done already")
+            self._done += event.nbytes
+
+    def _advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        now = time.monotonic()
+        if self._began is None:
+            # The time before the first bytes is that of processes starting.
+            self._began, self._before = now, self._done
+        if self._bar:
+            self._bar.update(self._task, completed=self._done)
+        elif now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            self._output.note(self._line(self._done - self._before, now - self._began))
+
+    def _line(self, nbytes: int, seconds: float) -> str:
+        """How far it is, after so many bytes in so many seconds."""
+        line = f"converting: {size(self._done)} of {size(self._total)}"
+        if seconds <= 0 or nbytes < TOLD_FROM * self._total:
+            return line
+        speed = nbytes / seconds
+        return f"{line}, {size(speed)}/s, {span((self._total - self._done) / speed)} left"

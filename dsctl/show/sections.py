@@ -1,0 +1,199 @@
+"""Sections of aligned rows: one arrangement, for terminals of any width and for Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from rich.text import Text
+
+from dsctl.core.visible import spelled
+from dsctl.show.output import Output
+
+GAP = 2
+# What a row says of itself: a sign and a colour. Words in the section's summary say it too.
+MARKS = {
+    "added": ("+", "green"),
+    "removed": ("-", "red"),
+    "changed": ("~", "yellow"),
+    "note": (" ", "dim"),
+    "": (" ", ""),
+}
+LEAST_LAST_COLUMN = 32
+PROSE_WIDTH = 100
+
+
+class Column(NamedTuple):
+    """A column; one with a `rank` gives way where a terminal is narrow, highest rank first. The last one wraps."""
+
+    title: str = ""
+    right: bool = False
+    rank: int = 0
+
+
+class Row(NamedTuple):
+    """Cells, and what the row stands for (a key of `MARKS`); a single cell is a line of its own above others."""
+
+    cells: tuple[str, ...]
+    kind: str = ""
+
+
+class Section(NamedTuple):
+    """A heading with a few words beside it, rows under columns, and paragraphs below them.
+
+    Without a title the words beside it stand alone, above all. Columns that give way are left out; where `whole`, they
+    follow in a table of their own.
+    """
+
+    title: str
+    summary: str = ""
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...] = ()
+    paragraphs: tuple[str, ...] = ()
+    whole: bool = False
+
+    @property
+    def marked(self) -> bool:
+        return any(row.kind in ("added", "removed", "changed") for row in self.rows)
+
+
+def show(sections: Sequence[Section], output: Output, as_markdown: bool = False) -> None:
+    """Print sections with a blank line between them, where text is wanted at all."""
+    if output.json or output.quiet:
+        return
+    if as_markdown:
+        output.raw("\n".join(map(markdown, map(printable, sections))))
+        return
+    for number, section in enumerate(map(printable, sections)):
+        if number:
+            output.text("")
+        for line in terminal(section, output.out.width, output.bounded):
+            output.text(line)
+
+
+def printable(section: Section) -> Section:
+    """The section with its control characters spelled out, before its columns are measured."""
+    rows = tuple(row._replace(cells=tuple(map(spelled, row.cells))) for row in section.rows)
+    columns = tuple(column._replace(title=spelled(column.title)) for column in section.columns)
+    title, summary = spelled(section.title), spelled(section.summary)
+    paragraphs = tuple(map(spelled, section.paragraphs))
+    return section._replace(title=title, summary=summary, columns=columns, rows=rows, paragraphs=paragraphs)
+
+
+def terminal(section: Section, width: int, bounded: bool = True) -> Iterator[Text]:
+    """The section's lines, none longer than `width` where its words allow; unless `bounded`, with every column."""
+    if section.title:
+        heading = Text(section.title, "bold")
+        fits = len(section.title) + 3 + len(section.summary) <= width
+        yield heading.append(f"   {section.summary}", "not bold dim") if section.summary and fits else heading
+        if not fits:
+            yield from (Text(" " * GAP + line, "dim") for line in textwrap.wrap(section.summary, width - GAP))
+    elif section.summary:
+        lines = textwrap.wrap(section.summary, width, break_long_words=False, break_on_hyphens=False)
+        yield from (Text(line) for line in (lines if bounded else [section.summary]))
+    yield from _tables(section, width - GAP, bounded)
+    for paragraph in section.paragraphs:
+        lines = textwrap.wrap(
+            paragraph, max(min(width, PROSE_WIDTH) - 2 * GAP, 40), break_long_words=False, break_on_hyphens=False
+        )
+        for number, line in enumerate(lines):
+            yield Text(("• " if not number else "  ").rjust(GAP + 2) + line)
+
+
+def _tables(section: Section, width: int, bounded: bool) -> Iterator[Text]:
+    rows = [row for row in section.rows if len(row.cells) > 1]
+    filled = [n for n in range(len(section.columns)) if any(row.cells[n] for row in rows)]
+    shown = _fitting(section, filled, rows, width - (2 if section.marked else 0)) if bounded else filled
+    yield from _table(section, shown, width)
+    rest = [n for n in filled if n not in shown]
+    if rest and section.whole:
+        yield Text("")
+        # With the first column, which says what each row is of.
+        yield from _table(section, [filled[0], *rest], width)
+
+
+def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]:
+    rows = [row for row in section.rows if len(row.cells) > 1]
+    widths = [_width(section.columns[n], (row.cells[n] for row in rows)) for n in shown]
+    indent = " " * GAP + ("  " if section.marked else "")
+    if any(section.columns[n].title for n in shown):
+        titles = [section.columns[n].title for n in shown]
+        yield Text(indent + _aligned(titles, shown, section.columns, widths).rstrip(), "dim")
+    for row in section.rows:
+        sign, style = MARKS[row.kind]
+        lead = Text(" " * GAP + (f"{sign} " if section.marked else ""), style)
+        if len(row.cells) == 1:
+            yield lead.append(row.cells[0], style)
+            continue
+        cells = [row.cells[n] for n in shown]
+        room = max(width - len(lead) + GAP - sum(widths[:-1]) - GAP * (len(widths) - 1), LEAST_LAST_COLUMN)
+        right = section.columns[shown[-1]].right
+        last = (
+            [cells[-1]]
+            if right
+            else textwrap.wrap(cells[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+        )
+        before = _aligned(cells[:-1], shown[:-1], section.columns, widths[:-1])
+        joined = before + " " * GAP * bool(before)
+        first = last[0].rjust(widths[-1]) if right else last[0]
+        yield lead.append((joined + first).rstrip(), style)
+        for line in last[1:]:
+            yield Text(" " * (len(indent) + len(joined)) + line, style)
+
+
+def _width(column: Column, cells: Iterable[str]) -> int:
+    return max([len(column.title), *map(len, cells)])
+
+
+def _aligned(cells: Sequence[str], shown: Sequence[int], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = (
+        cell.rjust(width) if columns[n].right else cell.ljust(width)
+        for cell, n, width in zip(cells, shown, widths, strict=True)
+    )
+    return (" " * GAP).join(padded)
+
+
+def _fitting(section: Section, filled: Sequence[int], rows: Sequence[Row], width: int) -> list[int]:
+    """Those of the filled columns, by number, that fit."""
+    columns, shown = section.columns, list(filled)
+
+    def needed() -> int:
+        widths = [_width(columns[n], (row.cells[n] for row in rows)) for n in shown]
+        if shown and not columns[shown[-1]].right and (section.whole or not columns[shown[-1]].rank):
+            widths[-1] = min(widths[-1], LEAST_LAST_COLUMN)
+        return sum(widths) + GAP * max(len(widths) - 1, 0)
+
+    while needed() > width and any(columns[n].rank for n in shown):
+        shown.remove(max(shown, key=lambda n: columns[n].rank))
+    return shown
+
+
+def markdown(section: Section) -> str:
+    """The section as Markdown, with every column and the marks as words."""
+    parts = [f"## {section.title}\n"] if section.title else []
+    if section.summary:
+        parts.append(f"{section.summary[0].upper()}{section.summary[1:].rstrip('.')}.\n")
+    rows = [row for row in section.rows if len(row.cells) > 1]
+    shown = [n for n in range(len(section.columns)) if any(row.cells[n] for row in rows)]
+    if rows:
+        titles = [section.columns[n].title for n in shown]
+        rules = ["---:" if section.columns[n].right else "---" for n in shown]
+        lead = ([""], ["---"]) if section.marked else ([], [])
+        lines = [_line([*lead[0], *titles]), _line([*lead[1], *rules])]
+        above = ""
+        for row in section.rows:
+            if len(row.cells) == 1:
+                above = "" if row.kind else row.cells[0]
+                continue
+            cells = [row.cells[n] for n in shown]
+            cells[0] = f"`{above}{cells[0]}`" if above else cells[0]
+            lines.append(_line([*([row.kind] if section.marked else []), *cells]))
+        parts.append("\n".join(lines) + "\n")
+    parts += [f"{row.cells[0]}\n" for row in section.rows if row.kind == "note" and len(row.cells) == 1]
+    parts += [f"- {paragraph}" for paragraph in section.paragraphs]
+    return "\n".join(parts) + ("\n" if section.paragraphs else "")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,190 @@
+"""Whole files from a hub, each compared with the size and the digest that the hub's listing gives. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dsctl.core.errors import PlanError, SourceError, VerifyFailed, WorkError
+from dsctl.core.lists import globs
+from dsctl.stores import store_at
+from dsctl.stores.hub import SCHEME, HubRepository
+from dsctl.stores.threads import threads
+
+if TYPE_CHECKING:
+    from dsctl.stores.hub_requests import Listed
+
+CONNECTIONS = 8
+CHUNK = 4 << 20
+
+
+class Checked(NamedTuple):
+    """A file that is there and is what the hub says; `digest` is of the kind that the listing gives."""
+
+    name: str
+    size: int
+    digest: str
+
+
+# What is done with each file, as long as the second says that it is still wanted.
+Task = Callable[["Listed", Callable[[], bool]], Checked | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be downloaded: files of one commit, into a folder of one's own or, without one, the hub's cache."""
+
+    repository: HubRepository
+    folder: Path | None
+    files: tuple[Listed, ...]
+
+    @property
+    def place(self) -> Path:
+        """The folder that holds the files in the end."""
+        return self.folder or self.repository.snapshot()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(listed.size for listed in self.files)
+
+    @property
+    def lacking(self) -> tuple[Listed, ...]:
+        """The files that are not there with their full size."""
+        return tuple(listed for listed in self.files if _size(self.place / listed.name) != listed.size)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def order(
+    text: str, folder: Path | None, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()
+) -> Order:
+    """What downloading `org/name[@revision]` means; globs match names with their folders.
+
+    Raises:
+        SourceError: no such repository or revision, no access, or offline.
+        PlanError: no file is left, or the folder is a file. UsageError: these are not globs.
+    """
+    include, exclude = globs("include", include), globs("exclude", exclude)
+    store = store_at(text if text.startswith(SCHEME) else SCHEME + text)
+    if not isinstance(store, HubRepository):
+        raise SourceError(f"{text}: cannot be compared with the hub while offline", hint="unset HF_HUB_OFFLINE")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise PlanError(f"{folder}: exists and is not a folder")
+    files = tuple(listed for listed in store.listing if _wanted(listed.name, include, exclude))
+    if not files:
+        raise PlanError(f"{store.place}: no file is left", hint="check the globs of --include and --exclude")
+    return Order(store, folder, files)
+
+
+def _wanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    taken = not include or any(fnmatchcase(name, glob) for glob in include)
+    return taken and not any(fnmatchcase(name, glob) for glob in exclude)
+
+
+def check_room(order: Order) -> None:
+    """Refuse a download for which the disk has no room.
+
+    Raises:
+        PlanError: with how much is needed and how much is free.
+    """
+    place = next(path for path in (order.place, *order.place.absolute().parents) if path.exists())
+    free, needed = shutil.disk_usage(place).free, sum(listed.size for listed in order.lacking)
+    if needed > free:
+        raise PlanError(
+            f"{order.place}: needs {needed:,} bytes of disk, {free:,} are free",
+            hint="convert or cut it while downloading instead: dsctl convert, dsctl slice",
+        )
+
+
+def download(order: Order, report: Callable[[Checked], None] = lambda checked: None) -> list[Checked]:
+    """Download what is lacking and check every file; one that is wrong is downloaded once more.
+
+    Raises:
+        PlanError: the disk has no room.
+        SourceError: a file cannot be had.
+        VerifyFailed: a file is wrong twice, with every such file in `issues`.
+    """
+    check_room(order)
+    return _each(order, lambda listed, going: _fetched(order, listed, going), report)
+
+
+def verify(order: Order, report: Callable[[Checked], None] = lambda checked: None) -> list[Checked]:
+    """Check what is there already against the hub's listing; nothing is downloaded.
+
+    Raises:
+        VerifyFailed: with every missing or wrong file in `issues`.
+    """
+    return _each(order, lambda listed, going: _checked(order.place / listed.name, listed), report)
+
+
+def _each(order: Order, task: Task, report: Callable[[Checked], None]) -> list[Checked]:
+    good, wrong = [], []
+    with threads(CONNECTIONS) as pool:
+        futures = [pool.submit(partial(task, listed, pool.going)) for listed in _largest_first(order.files)]
+        for future in as_completed(futures):
+            found = future.result()
+            if isinstance(found, str):
+                wrong.append(found)
+                continue
+            good.append(found)
+            report(found)
+    if wrong:
+        what = wrong[0] if len(wrong) == 1 else f"{order.place}: {len(wrong)} files are missing or wrong"
+        raise VerifyFailed(what, issues=sorted(wrong), hint="download it again: what is right is kept")
+    return sorted(good)
+
+
+def _largest_first(files: Iterable[Listed]) -> list[Listed]:
+    return sorted(files, key=lambda listed: -listed.size)
+
+
+def _fetched(order: Order, listed: Listed, going: Callable[[], bool]) -> Checked | str:
+    found: Checked | str = ""
+    for anew in (False, True):
+        found = _checked(order.repository.fetch(listed.name, order.folder, anew, going), listed)
+        if isinstance(found, Checked):
+            break
+    return found
+
+
+def _checked(path: Path, listed: Listed) -> Checked | str:
+    """The file where it is right, or what is wrong with it."""
+    size = _size(path)
+    if size is None:
+        return f"{listed.name}: missing"
+    if size != listed.size:
+        return f"{listed.name}: {size:,} bytes, the hub lists {listed.size:,}"
+    expected = listed.sha256 or listed.blob
+    if expected is None:
+        return f"{listed.name}: the hub lists no digest to compare with"
+    found = _digest(path, size, git_blob=listed.sha256 is None)
+    if found != expected:
+        return f"{listed.name}: its contents are not the hub's ({found[:12]}, the hub lists {expected[:12]})"
+    return Checked(listed.name, size, found)
+
+
+def _digest(path: Path, size: int, git_blob: bool) -> str:
+    """sha256, or SHA-1 over git's blob header and the contents (git-hash-object)."""
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git_blob else hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            buffer = bytearray(CHUNK)
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise WorkError(f"{path}: {error.strerror or error}") from None
+    return digest.hexdigest()

@@ -1,0 +1,258 @@
+"""Mend a folder's metadata: what a check found wrong with it and the stored tensors decide. Weights are never changed.
+
+Every file is replaced whole, by a finished sibling. A header that grows moves its weights by a few bytes in the file:
+they are copied as they are, and where `dsctl.json` signs them, checked on the way. `dsctl.json` signs the sibling
+before it takes the file's place: a mend that was killed in between is known by its signature, and ended by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsctl.checkpoint.checkpoint import Checkpoint, read_json
+from dsctl.checkpoint.scales import are_powers_of_two, read_scales
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import TORCH_NAMES
+from dsctl.core.errors import PlanError, VerifyFailed
+from dsctl.core.files import beside, sync_folder, take_place, write_beside
+from dsctl.core.header import PT
+from dsctl.stores import INDEX, SIGNED, WORKING, Store
+from dsctl.stores.local import LocalFolder
+from dsctl.verify.against import Other
+from dsctl.verify.findings import Report
+from dsctl.verify.numbers import block_scales
+from dsctl.verify.opening import open_anyhow
+from dsctl.verify.signed import read_signed
+from dsctl.verify.structure import quantized_codecs, usual_dtype
+
+COPY_BYTES = 8 << 20
+_INDEX_CODES = {"no-index", "index-wrong", "index-unknown", "total-size"}
+_CONFIG_CODES = {
+    "format-not-declared", "declared-not-stored", "block-size", "scale-fmt-undeclared", "not-power-of-two",
+    "torch-dtype",
+}  # fmt: skip
+
+
+class Mend(NamedTuple):
+    """One file to replace: why, its new bytes (read when it is done) and about how many they are.
+
+    No bytes where the file's finished and signed sibling only has to take its place.
+    """
+
+    file: str
+    what: str
+    data: Callable[[], Iterable[bytes]] | None
+    size: int = 0
+
+
+def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend]:
+    """What would mend the findings of a check that are metadata.
+
+    Raises:
+        PlanError: the checkpoint is no folder of this machine, or a conversion into it has not ended.
+    """
+    if not isinstance(store, LocalFolder) or store.only is not None:
+        raise PlanError(f"{store.place}: only a folder on this machine can be mended")
+    if (Path(store.root) / WORKING).exists():
+        raise PlanError(f"{store.place}: unfinished work of dsctl", hint="run its command again, which ends it")
+    store = replace(store, lenient=True)
+    found = list(_unended(store))
+    if found:
+        return found
+    opened = open_anyhow(store)
+    if opened.checkpoint is not None:
+        codes = {finding.code for finding in report.findings}
+        found += _headers(opened.checkpoint, store, report)
+        if "duplicate-name" not in codes and (codes & _INDEX_CODES or INDEX in opened.lost):
+            found += _index(opened.checkpoint, store, INDEX in opened.lost)
+        if codes & _CONFIG_CODES and "bad-config" not in codes:
+            found += _config(opened.checkpoint, report)
+    if their is not None and their.store is not None:
+        found += _side_files(their.store, report)
+    return found
+
+
+def mend(store: LocalFolder, planned: Iterable[Mend]) -> None:
+    """Carry mends out, one file after the other, and sign them where there is a `dsctl.json`.
+
+    Raises:
+        PlanError: the disk has no room. WorkError: the folder cannot be written.
+        SourceError: a file's name leads out of the folder.
+        VerifyFailed: bytes that were to be kept are not those that `dsctl.json` signs.
+    """
+    folder = Path(store.root)
+    for one in planned:
+        free = shutil.disk_usage(folder).free
+        if one.size > free:
+            raise PlanError(f"{store.place}: {one.file} needs {one.size:,} bytes beside it, {free:,} are free")
+        path = folder / one.file
+        store.path(one.file)
+        if one.data is not None:
+            sha256 = _write(path, one.data())
+            _sign(folder, one.file, beside(path).stat().st_size, sha256)
+        take_place(path)
+
+
+def _write(path: Path, data: Iterable[bytes]) -> str:
+    """The sibling that shall take a file's place, with its permissions; none where that fails. Gives its sha256."""
+    try:
+        sha256 = write_beside(path, data, _mode(path))
+        sync_folder(path.parent)
+    except BaseException:
+        beside(path).unlink(missing_ok=True)
+        raise
+    return sha256
+
+
+def _mode(path: Path) -> int | None:
+    return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+
+
+def _unended(store: LocalFolder) -> Iterator[Mend]:
+    """Siblings that `dsctl.json` signs in their file's stead: all that is left to do is to put them there."""
+    files = store.files()
+    for file, entry in (read_signed(store, files) or {}).items():
+        sibling = str(beside(Path(file)))
+        if files.get(sibling) == entry.size and _sha256(store, sibling, entry.size) == entry.sha256:
+            yield Mend(file, f"{sibling}, which {SIGNED} signs, takes its place", None)
+
+
+def _sha256(store: Store, file: str, size: int) -> str:
+    digest = hashlib.sha256()
+    for chunk in _copied(store, file, size):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sign(folder: Path, file: str, size: int, sha256: str) -> None:
+    """Put a file's new size and digest into `dsctl.json`, if there is one."""
+    signed = folder / SIGNED
+    if not signed.is_file():
+        return
+    audit = json.loads(signed.read_bytes())
+    audit["files"] = dict(sorted({**audit["files"], file: {"size": size, "sha256": sha256}}.items()))
+    write_beside(signed, _text(audit, 1), _mode(signed))
+    take_place(signed)
+
+
+def _text(value: Any, indent: int = 2) -> bytes:
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
+
+
+def _headers(checkpoint: Checkpoint, store: LocalFolder, report: Report) -> Iterator[Mend]:
+    files = {finding.where for finding in report.findings if finding.code == "no-format-pt"}
+    entries = read_signed(store, checkpoint.files) or {}
+    for file in sorted(files & checkpoint.headers.keys()):
+        size, sha256 = checkpoint.files[file], entries[file].sha256 if file in entries else None
+        what = f'put {{"format": "pt"}} into its header; its {size:,} bytes are copied beside it, then replaced'
+        yield Mend(file, what, lambda file=file, size=size, sha256=sha256: _stamped(store, file, size, sha256), size)  # type: ignore[misc]
+
+
+def _stamped(store: Store, file: str, size: int, sha256: str | None) -> Iterator[bytes]:
+    """A weight file with the metadata that loaders ask for; offsets count from the header's end and stay."""
+    head = store.head(file, size)
+    entries = json.loads(head[8:])
+    metadata = {**entries.pop("__metadata__", {}), **PT}
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    old = hashlib.sha256(head)
+    for begin in range(len(head), size, COPY_BYTES):
+        chunk = store.read(file, begin, min(begin + COPY_BYTES, size))
+        old.update(chunk)
+        yield chunk
+    if sha256 is not None and old.hexdigest() != sha256:
+        raise VerifyFailed(f"{file}: its bytes are not those that {SIGNED} signs: left as it was")
+
+
+def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
+    """The index as the headers have it; entries of files that are not there stay.
+
+    A `total_size` that counts values, as a release's own index does, is no reason to write another index.
+    """
+    old: dict[str, Any] = {} if lost else dict(read_json(store, INDEX, checkpoint.files) or {})
+    held = {file: header.tensors for file, header in checkpoint.headers.items()}
+    before: Mapping[str, str] = old.get("weight_map") or {}
+    weights = {name: file for name, file in before.items() if file not in held or name in held[file]}
+    for file, names in held.items():
+        weights |= {name: file for name in names if name not in weights}
+    if len(held) == 1 and not before and not lost:
+        return
+    metadata = dict(old.get("metadata") or {})
+    many = len(weights.items() ^ before.items())
+    changes = [f"{many:,} entries change" if many > 1 else "an entry changes"] if many else []
+    if set(weights.values()) <= held.keys() and (changes or not checkpoint.counts_values):
+        total = checkpoint.nbytes
+        changes += [f"total_size {total:,}"] if metadata.get("total_size") != total else []
+        metadata["total_size"] = total
+    data = _text({**old, "metadata": metadata, "weight_map": weights})
+    if changes:
+        yield Mend(INDEX, "written from the headers: " + ", ".join(changes), lambda: (data,), len(data))
+
+
+def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
+    """`quantization_config` and dtype as the tensors are stored."""
+    config = dict(checkpoint.config or {})
+    said = config.get("quantization_config")
+    true = _quantization(checkpoint, report)
+    changes = []
+    if true is None and said is not None:
+        del config["quantization_config"]
+        changes.append("quantization_config removed: no weight is quantized")
+    elif true != said:
+        config["quantization_config"] = true
+        changes.append(f"quantization_config becomes {json.dumps(true)}")
+    usual = TORCH_NAMES.get(usual_dtype(checkpoint))
+    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
+    if usual and key in config and config[key] != usual:
+        config[key] = usual
+        changes.append(f"{key} becomes {usual}")
+    data = _text(config)
+    if changes:
+        yield Mend("config.json", "; ".join(changes), lambda: (data,), len(data))
+
+
+def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | None:
+    """The `quantization_config` that is true of what is stored; as it is where several formats are mixed."""
+    kinds = {replace(c, scale_fmt="", scale_dtype="") for c in quantized_codecs(checkpoint) if isinstance(c, Fp8Block)}
+    if not quantized_codecs(checkpoint):
+        unquantized = any(finding.code == "declared-not-stored" for finding in report.findings)
+        return None if unquantized else checkpoint.quantization
+    if len(kinds) != 1:
+        return checkpoint.quantization
+    true = replace(kinds.pop(), scale_fmt=_scale_fmt(checkpoint, report)).config() or {}
+    said = checkpoint.quantization or {}
+    kept = said if said.get("quant_method") == true["quant_method"] else {}
+    return {key: value for key, value in {**kept, **true}.items() if key != "scale_fmt" or "scale_fmt" in true}
+
+
+def _scale_fmt(checkpoint: Checkpoint, report: Report) -> str:
+    """ue8m0 where that is so of most scales: one that is not is damage, not another format."""
+    refs = block_scales(checkpoint)
+    powers = sum(are_powers_of_two(values) for _, values in read_scales(checkpoint.store, refs))
+    declared = (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
+    is_ue8m0 = powers == len(refs) or (declared and 2 * powers > len(refs))
+    return "ue8m0" if is_ue8m0 else "float32"
+
+
+def _side_files(their: Store, report: Report) -> Iterator[Mend]:
+    files = their.files()
+    wanted = {finding.where for finding in report.findings if finding.code == "missing-side-file"}
+    if any(finding.code == "no-config" for finding in report.findings):
+        wanted.add("config.json")
+    for file, size in files.items():
+        if file in wanted:
+            what = f"copied from {their.place}, {size:,} bytes"
+            yield Mend(file, what, lambda file=file, size=size: _copied(their, file, size), size)  # type: ignore[misc]
+
+
+def _copied(their: Store, file: str, size: int) -> Iterator[bytes]:
+    for begin in range(0, size, COPY_BYTES):
+        yield their.read(file, begin, min(begin + COPY_BYTES, size))

@@ -1,0 +1,1 @@
+"""One job of a plan, and who does it. The only room that loads torch."""

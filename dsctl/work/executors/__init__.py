@@ -1,0 +1,94 @@
+"""Who does the jobs. Tasks and receipts are plain data, so any engine that can run a function can do them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from dsctl.core.errors import PlanError, UsageError
+from dsctl.work.executors.processes import Processes, prepare
+from dsctl.work.executors.ray import Ray
+from dsctl.work.executors.serial import Serial
+
+if TYPE_CHECKING:
+    from dsctl.plan.planner import Job
+    from dsctl.run.resources import Resources
+    from dsctl.work.tasks import Context, Progress, Receipt, Seal
+
+
+class Executor(Protocol):
+    """Takes tasks, gives receipts, in any order."""
+
+    capacity: int
+
+    def submit(self, task: Job | Seal) -> None:
+        """Take one more task; never called with more than `capacity` tasks outstanding."""
+
+    def next(self, progress: Progress) -> Receipt:
+        """Wait for one task to end; meanwhile report bytes done.
+
+        Raises:
+            DsctlError: the task failed, or its worker died.
+        """
+
+    def close(self) -> None:
+        """End all workers, at once."""
+
+
+__all__ = ["ENGINES", "EXECUTORS", "Executor", "Ray", "choose", "choose_devices", "prepare"]
+
+EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
+ENGINES = ("processes", "ray")
+
+
+def named_devices(text: str) -> tuple[int, ...] | None:
+    """The numbers of cuda, cuda:1 or cuda:0,1, none of them where it says any; None for cpu.
+
+    Raises:
+        UsageError: another word.
+    """
+    if text == "cpu":
+        return None
+    kind, colon, numbers = text.partition(":")
+    if kind != "cuda" or (colon and not all(n.isascii() and n.isdecimal() for n in numbers.split(","))):
+        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
+    return tuple(int(n) for n in numbers.split(",")) if colon else ()
+
+
+def choose_devices(text: str, engine: str = "processes") -> tuple[str, ...]:
+    """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names; which ones a cluster has shows when it is joined.
+
+    Raises:
+        UsageError: another word. PlanError: this machine has no such device.
+    """
+    numbers = named_devices(text)
+    if numbers is None:
+        return ("cpu",)
+    if engine == "ray":
+        return ("cuda",)
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    chosen = numbers or tuple(range(there))
+    if not there or max(chosen) >= there:
+        what = f"this machine has {there:,} CUDA device{'' if there == 1 else 's'}"
+        raise PlanError(f"--device {text}: {what}", hint="--device cpu works anywhere")
+    return tuple(f"cuda:{n}" for n in chosen)
+
+
+def choose(
+    context: Context,
+    resources: Resources,
+    engine: str = "processes",
+    address: str = "",
+    workers: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Executor:
+    """The executor of a run: a cluster's where that is asked for, else as many processes as its resources say.
+
+    Raises:
+        PlanError, WorkError: there is no such cluster, or none that can do it.
+    """
+    if engine == "ray":
+        return Ray(context, workers, address, resources.worker_bytes, say)
+    return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
