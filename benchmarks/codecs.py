@@ -18,7 +18,8 @@ from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
-from dsctl.codecs import CODECS, Codec
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.work.job import DTYPES
 

@@ -24,9 +24,10 @@ from threading import Thread
 from typing import Any
 
 from dsctl import releases
-from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.header import TensorSpec, build
-from dsctl.plan.planner import Job, Plan, make_plan
+from dsctl.plan.plan import Job, Plan
+from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.driver import _prepare, _replay, _State, _work
 from dsctl.run.journal import Journal

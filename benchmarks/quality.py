@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 
-from dsctl.codecs import CODECS, PEAK, Codec
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import PEAK, Codec
 from dsctl.codecs.facts import bits
 from dsctl.codecs.plain import Plain
-from dsctl.plan.formats import SEARCHED
+from dsctl.plan.request import SEARCHED
 from dsctl.work.job import DTYPES
 
 GROUP = 128

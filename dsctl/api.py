@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dsctl.look.compare import Comparison
     from dsctl.look.diff import Diff
     from dsctl.look.inspection import Inspection
-    from dsctl.plan.planner import Plan
+    from dsctl.plan.plan import Plan
     from dsctl.run.driver import Event
     from dsctl.verify.findings import Report
 
@@ -53,7 +53,7 @@ class Source:
         Raises:
             SourceError: there is none, or it cannot be read. FormatError: a file's structure is broken.
         """
-        from dsctl.checkpoint.checkpoint import open_checkpoint
+        from dsctl.checkpoint.opening import open_checkpoint
 
         return open_checkpoint(source_at(self.place))
 
@@ -86,7 +86,7 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.checkpoint.checkpoint import weights_at
+        from dsctl.checkpoint.opening import weights_at
         from dsctl.look.compare import compare, pair
 
         return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
@@ -98,7 +98,7 @@ class Source:
             SourceError: there is no checkpoint, or a file cannot be read.
         """
         from dsctl import verify
-        from dsctl.checkpoint.checkpoint import weights_at
+        from dsctl.checkpoint.opening import weights_at
 
         their = None if against is None else verify.other(_place(against))
         return verify.verify(weights_at(self.place), their, deep)

@@ -100,7 +100,7 @@ class Launcher:
         """Keep what commands print in a folder.
 
         `environment` is that of this process if not given; `settings` are values of modules, such as
-        `{"dsctl.plan.planner.JOB_BYTES": 300_000}`, which every command finds set.
+        `{"dsctl.plan.jobs.JOB_BYTES": 300_000}`, which every command finds set.
         """
         self._folder, self._number, self._settings = folder, 0, settings or {}
         self._running: dict[int, Running] = {}

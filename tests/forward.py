@@ -17,9 +17,10 @@ import torch
 from torch import distributed
 from torch.nn.functional import silu
 
-from dsctl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.params import Param
-from dsctl.layouts import Layout, Slot
+from dsctl.layouts.layout import Layout, Slot
 from dsctl.stores import store_at
 from dsctl.work.job import DTYPES
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dsctl.codecs import CODECS, Codec
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.facts import FORMATS
 from tests.contracts.test_codecs import DTYPES
 

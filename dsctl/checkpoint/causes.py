@@ -5,49 +5,21 @@ nothing is there. One cause is told once, and names the faults that follow from 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from dsctl.checkpoint.matching import misfits, stored_shape
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.lost_files import of_files
 from dsctl.checkpoint.pieces import Fault
-from dsctl.codecs import CODECS
-from dsctl.core.errors import DsctlError
-from dsctl.core.params import Family, Param
+from dsctl.checkpoint.wrong_config import of_config
+from dsctl.core.params import Param
 from dsctl.stores import Store
 
-if TYPE_CHECKING:
-    from dsctl.checkpoint.checkpoint import Checkpoint
-
-# So many sizes of a config are looked for at most, and so many guesses at each are held against every tensor.
-SIZES, GUESSES = 4, 3
-# A wrong size explains at least so much of the faults that are of names and shapes.
-EXPLAINED = 0.9
 # So many faults that differ in layer and expert alone are told as one.
 ALIKE = 3
 WEIGHTS = ".safetensors"
 # What a file is found to be where another copy of it is needed.
 _FETCHED = ("missing-shard", "wrong-size", "broken-header", "lfs-pointer")
-_ABSENT = ("missing-tensor", "missing-weight", "missing-scale")
-_SHAPED = (*_ABSENT, "wrong-shape", "wrong-scale", "extra-tensor")
-_SUFFIXES = {suffix for codec in CODECS.values() for suffix in codec.suffixes}
-_EXPERTS, _LAYERS, _DENSE, _MTP = (
-    "n_routed_experts", "num_hidden_layers", "first_k_dense_replace", "num_nextn_predict_layers",
-)  # fmt: skip
-
-
-def lost(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The files that the index names and that are not there or cannot be read, each with its tensors."""
-    found: dict[str, list[str]] = {}
-    for name, file in (checkpoint.index or {}).items():
-        if file not in checkpoint.headers:
-            found.setdefault(file, []).append(name)
-    return {file: tuple(names) for file, names in found.items()}
-
-
-def with_tensors(checkpoint: Checkpoint, what: str, names: Sequence[str]) -> str:
-    """What is the matter with a lost file, with how many tensors were in it."""
-    return f"{what}; {len(names):,} of {len(checkpoint.index or {}):,} tensors are in it"
 
 
 class Told(Protocol):
@@ -75,166 +47,10 @@ def remedy(store: Store, found: Iterable[Told]) -> str | None:
 
 def told(checkpoint: Checkpoint, faults: Iterable[Fault]) -> list[Fault]:
     """The same faults by their causes, the causes first; each sums up in `details` what follows from it."""
-    files, rest = _of_files(checkpoint, list(faults))
-    sizes, rest = _of_config(checkpoint, rest)
+    files, rest = of_files(checkpoint, list(faults))
+    sizes, rest = of_config(checkpoint, rest)
     whole, rest = _of_layers(checkpoint, rest)
     return [*files, *sizes, *whole, *_alike(rest)]
-
-
-def _of_files(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """Files that are not there, and the faults that say more than that one of their tensors is missing."""
-    files = lost(checkpoint)
-    if not files:
-        return [], faults
-    missing = {fault.where: fault for fault in faults if fault.code == "missing-shard"}
-    rest = []
-    for fault in faults:
-        file = _file_of(checkpoint, fault) if fault.code in _ABSENT else None
-        if file is not None:
-            missing.setdefault(file, Fault("missing-shard", file, "named in the index, but not there"))
-        elif fault.code != "missing-shard":
-            rest.append(fault)
-    summed = [
-        fault._replace(what=with_tensors(checkpoint, fault.what, files[file]), details=files[file])
-        for file, fault in missing.items()
-    ]
-    return summed, rest
-
-
-def _file_of(checkpoint: Checkpoint, fault: Fault) -> str | None:
-    """The lost file, if any, in which the index has what a fault says is missing."""
-    index = checkpoint.index or {}
-    files = (index.get(checkpoint.layout.stored(fault.where, suffix)) for suffix in _SUFFIXES)
-    return next((file for file in files if file is not None and file not in checkpoint.headers), None)
-
-
-def _of_config(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """Sizes that `config.json` has wrong: with what the files hold in their place, faults go and none comes."""
-    shaped = sum(fault.code in _SHAPED for fault in faults)
-    if shaped < 2 or checkpoint.model is None or checkpoint.config is None:
-        return [], faults
-    found: list[Fault] = []
-    now, left = checkpoint, faults
-    while len(left) > 1 and len(found) < SIZES and (better := _better(now, left)):
-        field, now, gone = better
-        was, holds = (checkpoint.config[field], (now.config or {})[field])
-        left = [fault for fault in left if _key(fault) not in gone]
-        what = f"{field} is {was}, the files hold {holds}: {len(gone):,} faults follow from it"
-        found.append(Fault("wrong-config", "config.json", what, tuple(str(f) for f in faults if _key(f) in gone)))
-    held = sum(len(header.names) for header in checkpoint.headers.values())
-    if found and sum(fault.code in _SHAPED for fault in left) <= (1 - EXPLAINED) * min(shaped, held):
-        return found, left
-    return _of_another(checkpoint, faults)
-
-
-def _of_another(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """The config of another model: most of what it describes is not there, or of another shape."""
-    others = {fault.where for fault in faults if fault.code in _SHAPED and fault.code != "extra-tensor"}
-    params = len(checkpoint.params)
-    shape = next((fault for fault in faults if fault.code == "wrong-shape"), None)
-    if shape is None or 2 * len(others) < params:
-        return [], faults
-    what = f"is of another model: {len(others):,} of the {params:,} parameters that it describes are missing or differ"
-    gone = [fault for fault in faults if fault.code in _SHAPED]
-    found = Fault("wrong-config", "config.json", f"{what}; {shape}", tuple(map(str, gone)))
-    return [found], [fault for fault in faults if fault.code not in _SHAPED]
-
-
-def _key(fault: Fault) -> tuple[str, str]:
-    return fault.code, fault.where
-
-
-def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoint, set[tuple[str, str]]] | None:
-    """A field of which another value explains faults, the checkpoint with it, and the faults that then go.
-
-    Guesses are held against some tensors first; the best of them against all, until one brings no new fault.
-    """
-    known = {_key(fault) for fault in faults}
-    guesses = []
-    before = misfits(checkpoint, _samples(checkpoint.families))
-    for field, value in dict.fromkeys(_guesses(checkpoint)):
-        guess = replace(checkpoint, config={**(checkpoint.config or {}), field: value})
-        try:
-            count = sum(family.count for family in guess.families)
-            guesses.append((misfits(guess, _samples(guess.families)), -count, field, guess))
-        except DsctlError:
-            continue
-    for score, _, field, guess in sorted(guesses, key=lambda one: one[:2])[:GUESSES]:
-        left = {_key(fault) for fault in _of_files(guess, guess.survey.faults)[1]} if score <= before else known
-        if left < known:
-            return field, guess, known - left
-    return None
-
-
-def _samples(families: Iterable[Family]) -> Iterator[Param]:
-    """Some parameters of every family: of its first, middle and last layer the first and the last expert."""
-    for family in families:
-        layers = tuple(dict.fromkeys(family.layers[at] for at in (0, len(family.layers) // 2, -1) if family.layers))
-        for layer in layers or (None,):
-            params = list(replace(family, layers=() if layer is None else (layer,)).params())
-            yield from (param._replace(family=family) for param in dict.fromkeys((*params[:1], *params[-1:])))
-
-
-def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
-    """Fields of the config and other values for them: those that shapes and the numbers in names ask for."""
-    config = checkpoint.config or {}
-    sizes = {field: value for field, value in config.items() if type(value) is int}
-    others = [
-        (param.family, shape)
-        for param in _samples(checkpoint.families)
-        if (shape := stored_shape(checkpoint, param)) not in (None, param.shape)
-    ]
-    for field, value in sizes.items() if others else ():
-        yield from ((field, guess) for guess in _solved(checkpoint, field, value, others))
-    layers, experts, first = _numbers(checkpoint)
-    more = {
-        _LAYERS: (layers, layers - 1, layers - 2),
-        _MTP: (0, 1, layers - sizes.get(_LAYERS, layers)),
-        _DENSE: (first,),
-        _EXPERTS: (experts,),
-        "n_shared_experts": (0, 1, 2),
-        "moe_layer_freq": (1, 2),
-    }
-    for field, guesses in more.items():
-        yield from (
-            (field, guess)
-            for guess in guesses
-            if field in sizes and guess >= (field == _EXPERTS) and guess != sizes[field]
-        )
-
-
-def _solved(checkpoint: Checkpoint, field: str, value: int, others: Iterable[tuple[Family, Any]]) -> Iterator[int]:
-    """The values of a field with which a stored shape would be right: a shape grows in proportion to every field."""
-    assert checkpoint.model is not None and checkpoint.config is not None
-    try:
-        grown = checkpoint.model.families({**checkpoint.config, field: value + 1})
-    except DsctlError:
-        return
-    shapes = {(family.template, family.mtp): family.shape for family in grown}
-    for family, stored in others:
-        shape = shapes.get((family.template, family.mtp), ())
-        if len(shape) != len(stored):
-            continue
-        for now, after, there in zip(family.shape, shape, stored, strict=True):
-            if now not in (after, there) and (there - now) % (after - now) == 0:
-                guess = value + (there - now) // (after - now)
-                if guess >= 0:
-                    yield guess
-
-
-def _numbers(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    """How many layers and experts the names of tensors have, and the first layer with experts."""
-    layers: set[int] = set()
-    with_experts: set[int] = set()
-    experts: set[int] = set()
-    names = (name for header in checkpoint.headers.values() for name in header.names)
-    for name in (*names, *(checkpoint.index or ())):
-        numbers = [int(part) for part in name.split(".") if part.isdecimal() and part.isascii() and len(part) < 6]
-        layers.update(numbers[:1])
-        if len(numbers) > 1:
-            with_experts.add(numbers[0])
-            experts.add(numbers[1])
-    return max(layers, default=-1) + 1, max(experts, default=-1) + 1, min(with_experts, default=0)
 
 
 def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
@@ -252,7 +68,7 @@ def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault]
         missing,
         lambda param: (param.layer, param.expert),
     )
-    found = [*_told_layers(layers), *_told_experts(experts)]
+    found = [*_told_layers(layers, params), *_told_experts(experts)]
     known = {name for fault in found for name in fault.details}
     return found, [fault for fault in faults if fault.code != "missing-tensor" or fault.where not in known]
 
@@ -275,10 +91,13 @@ def _whole(params: Iterable[Param], missing: set[str], key: Any) -> dict[Any, li
     return {part: names for part, names in held.items() if len(names) > 1 and missing.issuperset(names)}
 
 
-def _told_layers(layers: Mapping[int, list[str]]) -> Iterator[Fault]:
+def _told_layers(layers: Mapping[int, list[str]], params: Iterable[Param]) -> Iterator[Fault]:
+    first = {param.layer: param for param in reversed(list(params))}
     for run in _runs(sorted(layers)):
         names = tuple(name for layer in run for name in layers[layer])
-        where = f"model.layers.{run[0]}" + (f" to {run[-1]}" if len(run) > 1 else "")
+        family = first[run[0]].family
+        where = family.named(family.template.partition("{layer}")[0] + "{layer}", run[0])
+        where += f" to {run[-1] - family.first_layer}" if len(run) > 1 else ""
         yield Fault("missing-tensor", where, f"nothing of it is there: {len(names):,} parameters", names)
 
 

@@ -7,67 +7,90 @@ tensor (`regular`); `survey` finds the pieces of any other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from dsctl.checkpoint.pieces import Fault, Piece, Survey
-from dsctl.codecs import Codec
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.codec import CODES, SCALE, Codec
 from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.core.params import Family, Param
-from dsctl.layouts import Slot
-from dsctl.layouts.hf import Hf
+from dsctl.layouts.layout import Layout, Slot
 from dsctl.layouts.manifests import MANIFEST
-
-if TYPE_CHECKING:
-    from dsctl.checkpoint.checkpoint import Checkpoint
-
+from dsctl.layouts.naming import Ending, endings, stored_name
 
 # Faults of weights of which nobody can say whether they are quantized.
 _UNREAD = ("missing-weight", "missing-scale", "wrong-shape", "wrong-dtype", "wrong-scale")
 
 
-def regular(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> dict[Family, Codec] | None:
+@dataclass(frozen=True)
+class Contents:
+    """The stored tensors of a checkpoint by shard and name, and what they should be: families, layout and codecs.
+
+    `place` is what a person calls it. `known` is whether the families are those of a known architecture.
+    """
+
+    place: str
+    known: bool
+    families: tuple[Family, ...]
+    layout: Layout
+    codecs: tuple[Codec, ...]
+    catalogue: Mapping[str, Mapping[str, TensorRef]]
+    quantization: Mapping[str, Any] | None
+    manifests: tuple[str, ...]
+
+    @cached_property
+    def parts(self) -> tuple[tuple[Codec, tuple[tuple[str, Ending], ...]], ...]:
+        """Every codec to try, with the endings of its parts in this layout."""
+        return tuple((codec, endings(self.layout, codec.dialect, codec.parts)) for codec in self.codecs)
+
+    def stored(self, tensor: str, codec: Codec, part: str) -> str:
+        """What a part of what is kept in a tensor is called."""
+        return stored_name(self.layout, tensor, codec.dialect, part)
+
+
+def regular(contents: Contents, specs: Mapping[str, TensorSpec]) -> dict[Family, Codec] | None:
     """How each family is stored, where that is the same for all of it, and nothing is missing, surplus or wrong.
 
     `specs` is every stored tensor by name.
     """
-    if not checkpoint.families or not isinstance(checkpoint.layout, Hf) or checkpoint.layout.shares:
+    if not contents.layout.published:
         return None
     found: dict[Family, Codec] = {}
-    for family in checkpoint.families:
-        codec = _alike(checkpoint, family, specs)
+    for family in contents.families:
+        codec = _alike(contents, family, specs)
         if codec is None:
             return None
         found[family] = codec
-    held = sum(family.count * len(codec.suffixes) for family, codec in found.items())
+    held = sum(family.count * len(codec.parts) for family, codec in found.items())
     return found if held == len(specs) else None
 
 
-def _alike(checkpoint: Checkpoint, family: Family, specs: Mapping[str, TensorSpec]) -> Codec | None:
+def _alike(contents: Contents, family: Family, specs: Mapping[str, TensorSpec]) -> Codec | None:
     """The codec that reads every parameter of a family, all of them stored with the dtype and shapes of the first."""
     names = family.names()
-    for codec in checkpoint.codecs:
-        first = {suffix: spec for suffix in codec.suffixes if (spec := specs.get(names[0] + suffix))}
-        reader = codec.reads(family.shape, first) if len(first) == len(codec.suffixes) else None
+    for codec, ends in contents.parts:
+        first = {part: spec for part, (off, on) in ends if (spec := specs.get(names[0].removesuffix(off) + on))}
+        reader = codec.reads(family.shape, first) if len(first) == len(codec.parts) else None
         if reader is None:
             continue
-        for suffix, spec in first.items():
-            stored = map(specs.get, [name + suffix for name in names] if suffix else names)
-            if list(stored).count(spec) != len(names):
+        for part, (off, on) in ends:
+            tensors = [name.removesuffix(off) + on for name in names] if on else names
+            if list(map(specs.get, tensors)).count(first[part]) != len(names):
                 return None
         return reader
     return None
 
 
-def survey(checkpoint: Checkpoint) -> Survey:
+def survey(contents: Contents) -> Survey:
     """Every parameter's pieces, and the tensors that belong to none."""
     found = Survey()
-    unused = {shard: dict(names) for shard, names in checkpoint.catalogue.items()}
+    unused = {shard: dict(names) for shard, names in contents.catalogue.items()}
     matched: dict[tuple[object, ...], Codec] = {}
-    for param in checkpoint.params:
+    for param in (param for family in contents.families for param in family.params()):
         pieces = []
-        for slot in checkpoint.layout.slots(param):
-            piece = _piece(checkpoint, slot, param, matched)
+        for slot in contents.layout.slots(param):
+            piece = _piece(contents, slot, param, matched)
             if isinstance(piece, Fault):
                 found.faults.append(piece)
                 if param.family.mtp:
@@ -75,7 +98,7 @@ def survey(checkpoint: Checkpoint) -> Survey:
                 if piece.code == "missing-tensor":
                     found.missing.append(param)
                     continue
-                _forget(checkpoint, slot, unused)
+                _forget(contents, slot, unused)
                 continue
             pieces.append(piece)
             names = unused[slot.shard]
@@ -83,50 +106,50 @@ def survey(checkpoint: Checkpoint) -> Survey:
                 names.pop(ref.name, None)
         found.pieces[param.name] = tuple(pieces)
     found.extra = [ref for names in unused.values() for ref in names.values()]
-    if checkpoint.model is not None:
+    if contents.known:
         found.faults += [
             Fault("extra-tensor", ref.name, f"in {ref.file}, but the architecture has no such tensor")
             for ref in found.extra
         ]
-    found.faults += missing_ranks(checkpoint)
+    found.faults += missing_ranks(contents)
     codecs = {piece.codec for pieces in found.pieces.values() for piece in pieces}
     unread = any(fault.code in _UNREAD for fault in found.faults)
-    found.faults += [f for f in undeclared(checkpoint, codecs) if not unread or f.code != "declared-not-stored"]
+    found.faults += [f for f in undeclared(contents, codecs) if not unread or f.code != "declared-not-stored"]
     return found
 
 
-def misfits(checkpoint: Checkpoint, params: Iterable[Param]) -> int:
+def misfits(contents: Contents, params: Iterable[Param]) -> int:
     """How many stored regions of some parameters are missing or wrong."""
     matched: dict[tuple[object, ...], Codec] = {}
-    slots = ((slot, param) for param in params for slot in checkpoint.layout.slots(param))
-    return sum(isinstance(_piece(checkpoint, slot, param, matched), Fault) for slot, param in slots)
+    slots = ((slot, param) for param in params for slot in contents.layout.slots(param))
+    return sum(isinstance(_piece(contents, slot, param, matched), Fault) for slot, param in slots)
 
 
-def stored_shape(checkpoint: Checkpoint, param: Param) -> tuple[int, ...] | None:
+def stored_shape(contents: Contents, param: Param) -> tuple[int, ...] | None:
     """The shape of the tensor that has a whole parameter's name; None where there is none."""
-    for slot in checkpoint.layout.slots(param):
-        ref = checkpoint.catalogue.get(slot.shard, {}).get(checkpoint.layout.stored(slot.tensor, ""))
+    for slot in contents.layout.slots(param):
+        ref = contents.catalogue.get(slot.shard, {}).get(slot.tensor)
         if ref is not None and slot.container == param.shape and slot.stack is None:
             return ref.spec.shape
     return None
 
 
-def missing_ranks(checkpoint: Checkpoint) -> list[Fault]:
+def missing_ranks(contents: Contents) -> list[Fault]:
     """Ranks whose parts are not there, in a folder that is for all of them."""
-    shares, alone = checkpoint.layout.shares, MANIFEST in checkpoint.manifests
-    return [Fault("missing-rank", checkpoint.store.place, shares.said)] if shares and shares.said and not alone else []
+    shares, alone = contents.layout.shares, MANIFEST in contents.manifests
+    return [Fault("missing-rank", contents.place, shares.said)] if shares and shares.said and not alone else []
 
 
-def _forget(checkpoint: Checkpoint, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:
-    for codec in checkpoint.codecs:
-        for suffix in codec.suffixes:
-            unused.get(slot.shard, {}).pop(checkpoint.layout.stored(slot.tensor, suffix), None)
+def _forget(contents: Contents, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:
+    for codec in contents.codecs:
+        for part in codec.parts:
+            unused.get(slot.shard, {}).pop(contents.stored(slot.tensor, codec, part), None)
 
 
-def _piece(checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]) -> Piece | Fault:
-    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
-    for codec in checkpoint.codecs:
-        refs = tuple([names.get(stored(slot.tensor, suffix)) for suffix in codec.suffixes])
+def _piece(contents: Contents, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]) -> Piece | Fault:
+    names = contents.catalogue.get(slot.shard, {})
+    for codec, ends in contents.parts:
+        refs = tuple([names.get(slot.tensor.removesuffix(off) + on) for _, (off, on) in ends])
         if None in refs:
             continue
         found: tuple[TensorRef, ...] = refs  # type: ignore[assignment]
@@ -137,12 +160,12 @@ def _piece(checkpoint: Checkpoint, slot: Slot, param: Param, matched: dict[tuple
         key = (codec, slot.container, *[ref.spec for ref in found])
         if key in matched:
             return Piece(slot, matched[key], found)
-        specs = {suffix: ref.spec for suffix, ref in zip(codec.suffixes, found, strict=True)}
+        specs = {part: ref.spec for part, ref in zip(codec.parts, found, strict=True)}
         reader = codec.reads(slot.container, specs)
         if reader is not None:
             matched[key] = reader
             return Piece(slot, reader, found)
-    return _why_not(checkpoint, slot, param)
+    return _why_not(contents, slot, param)
 
 
 def unstacked(ref: TensorRef, index: int, count: int) -> TensorRef:
@@ -152,41 +175,56 @@ def unstacked(ref: TensorRef, index: int, count: int) -> TensorRef:
     return TensorRef(ref.name, spec, ref.file, ref.begin + index * each, ref.begin + (index + 1) * each)
 
 
-def _why_not(checkpoint: Checkpoint, slot: Slot, param: Param) -> Fault:
-    names, stored = checkpoint.catalogue.get(slot.shard, {}), checkpoint.layout.stored
-    name = f"{slot.shard}/{stored(slot.tensor, '')}" if slot.shard else stored(slot.tensor, "")
-    suffixes = dict.fromkeys(suffix for codec in checkpoint.codecs for suffix in codec.suffixes)
-    there = {suffix: names[tensor].spec for suffix in suffixes if (tensor := stored(slot.tensor, suffix)) in names}
-    weight = there.get("")
+def _why_not(contents: Contents, slot: Slot, param: Param) -> Fault:
+    names = contents.catalogue.get(slot.shard, {})
+    name = f"{slot.shard}/{slot.tensor}" if slot.shard else slot.tensor
+    tensors = dict.fromkeys(
+        contents.stored(slot.tensor, codec, part) for codec in contents.codecs for part in codec.parts
+    )
+    there = {tensor: names[tensor].spec for tensor in tensors if tensor in names}
+    weight = there.get(slot.tensor)
     if not there:
         code = "missing-tensor"
         return Fault(code, name, "missing" + (" (MTP layer)" if param.family.mtp else ""))
     if weight is None:
         return Fault("missing-weight", name, "missing, although its scale is there")
+    unscaled = _unscaled(contents, slot, weight) if len(there) == 1 else None
+    if unscaled is not None:
+        what = {"e4m3": "FP8", "e2m1": "FP4"}[unscaled.form.codes]
+        return Fault(
+            "missing-scale", name, f"{what} without a scale: no tensor {contents.stored(slot.tensor, unscaled, SCALE)}"
+        )
     if weight.shape != slot.container:
         return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(slot.container)}")
-    if weight.dtype == "F8_E4M3" and len(there) == 1:
-        return Fault("missing-scale", name, "FP8 without a scale: no tensor " + stored(slot.tensor, "_scale_inv"))
-    others = ", ".join(f"{stored(slot.tensor, s)} {t.dtype} {list(t.shape)}" for s, t in there.items() if s)
+    others = ", ".join(f"{tensor} {t.dtype} {list(t.shape)}" for tensor, t in there.items() if tensor != slot.tensor)
     if others:
         return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
     return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of its role, {param.role}")
 
 
-def undeclared(checkpoint: Checkpoint, codecs: Iterable[Codec]) -> list[Fault]:
+def _unscaled(contents: Contents, slot: Slot, weight: TensorSpec) -> Codec | None:
+    """The first codec with float codes of which a tensor without a scale could be the codes."""
+    for codec in contents.codecs if len(slot.container) == 2 else ():
+        if codec.form.codes in ("e4m3", "e2m1") and contents.stored(slot.tensor, codec, CODES) == slot.tensor:
+            if codec.specs(slot.container)[CODES] == weight:
+                return codec
+    return None
+
+
+def undeclared(contents: Contents, codecs: Iterable[Codec]) -> list[Fault]:
     """Where `quantization_config` and the codecs that read the weights disagree."""
     found = set(codecs)
     configs = {codec: config for codec in found if (config := codec.config()) is not None}
-    says = checkpoint.quantization
+    says = contents.quantization
     if configs and not says:
         what = f"weights are {', '.join(sorted({c.name for c in configs}))}, but there is no quantization_config"
         return [Fault("format-not-declared", "config.json", what)]
     if says and found and not configs:
         return [Fault("declared-not-stored", "config.json", "quantization_config is there, but no weight is quantized")]
     faults = [*disagreement(says or {}, configs.values(), "quant_method")]
-    declared = checkpoint.codecs[0]
-    for block in sorted({codec.block for codec in found if isinstance(codec, Fp8Block)}):
-        if says and isinstance(declared, Fp8Block) and declared.block != block and not faults:
+    declared = contents.codecs[0]
+    for block in sorted({codec.block for codec in found if codec.scale_fmt}):
+        if says and declared.scale_fmt and declared.block != block and not faults:
             what = f"weight_block_size is {list(declared.block)}, scales are stored for {list(block)}"
             faults.append(Fault("block-size", "config.json", what))
     return faults

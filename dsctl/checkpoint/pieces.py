@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dsctl.codecs import Codec
+from dsctl.codecs.codec import Codec
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
-from dsctl.layouts import Slot
+from dsctl.layouts.layout import Slot
 
 
 def cover(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
@@ -51,3 +51,8 @@ class Survey:
     extra: list[TensorRef] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     mtp: set[Fault] = field(default_factory=set)
+
+
+# Parameters of which a tensor is not there, and all faults that a wrong name or shape can have.
+ABSENT = ("missing-tensor", "missing-weight", "missing-scale")
+SHAPED = (*ABSENT, "wrong-shape", "wrong-scale", "extra-tensor")

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from dsctl.codecs import Codec, dress
+from dsctl.codecs import dress
+from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Param
 
@@ -27,6 +28,8 @@ LINEAR = "Linear"
 _LONGEST_PATTERN = 4096
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _INT8 = "blockwise_int8"
+# Fields that name the modules which are left alone.
+SKIPPED = ("ignore", "ignored_layers", "modules_to_not_convert")
 # vLLM and SGLang read the first key, their older versions it alone; transformers reads the second.
 _SPARED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
 # SGLang's name for what vLLM, and a family's `fused`, calls by the shorter one (models/deepseek_v2.py of both).
@@ -45,11 +48,12 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
     _refuse_mixed_fusions(stored)
     if all(config["quant_method"] == dress.METHOD for config in configs.values()):
         return _dressed(stored, configs)
-    if len(configs) > 1:
+    told = [config for codec, config in configs.items() if codec.scale_fmt] or list(configs.values())
+    if any(config != told[0] for config in told) or len({config["quant_method"] for config in configs.values()}) > 1:
         names = " and ".join(sorted(codec.name for codec in configs))
         hint = "fp8-block-ct goes with the other formats of compressed-tensors"
         raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
-    config = next(iter(configs.values()))
+    config = told[0]
     spared = _spared(stored, config["quant_method"])
     return config | {key: spared for key in _SPARED[config["quant_method"]] if spared}
 
@@ -59,7 +63,7 @@ def _spared(stored: Sequence[tuple[Param, Codec]], method: str) -> list[str]:
 
     transformers leaves the head out by itself only where no list is given, so that for `fp8` it has every linear one.
     """
-    plain = [param for param, codec in stored if codec.config() is None]
+    plain = [param for param, codec in stored if not codec.quantized]
     asked = [param for param in plain if param.quantizable]
     if method == _INT8 and any(param.family.experts for param in asked):
         what = "int8-block: its one loader, SGLang, takes routed experts in no other format beside it"
@@ -74,7 +78,7 @@ def modules(param: Param) -> Iterator[str]:
     Naming experts one by one would say nothing more, in tens of thousands of names.
     """
     if param.family.experts:
-        yield param.template.partition(".{expert}")[0].format(layer=param.layer)
+        yield param.family.named(param.template.partition(".{expert}")[0], param.layer)
         return
     yield param.name.removesuffix(_WEIGHT)
     yield from _joined(param)
@@ -84,7 +88,7 @@ def _joined(param: Param) -> Iterator[str]:
     """The names of the module into which loaders join a parameter, experts' apart."""
     if param.family.experts or not param.family.fused:
         return
-    name = param.family.fused.format(layer=param.layer)
+    name = param.family.named(param.family.fused, param.layer)
     head, dot, last = name.rpartition(".")
     yield name
     if last in _ALSO_JOINED:
@@ -124,8 +128,8 @@ def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
         if not marked[0].family.experts:
             yield from (param.name.removesuffix(_WEIGHT) for param in marked)
             continue
-        layers = sorted({param.layer for param in marked if param.layer is not None})
-        if any(param.layer in layers for param, mark in members if not mark):
+        layers = sorted({param.number for param in marked if param.number is not None})
+        if any(param.number in layers for param, mark in members if not mark):
             yield from (param.name.removesuffix(_WEIGHT) for param in marked)
         else:
             everywhere = len(marked) == len(members)
@@ -155,7 +159,7 @@ def _refuse_mixed_fusions(stored: Sequence[tuple[Param, Codec]]) -> None:
     issues = []
     for (module, layer, expert), params in fused(param for param, _ in stored).items():
         if len({codecs[param.name] for param in params}) > 1:
-            where = module.format(layer=layer, expert=expert)
+            where = params[0].family.named(module, layer, expert)
             said = ", ".join(f"{param.name} {codecs[param.name].name}" for param in params)
             issues.append(f"{where}: loaders fuse {said}")
     experts: dict[int | None, set[Codec]] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from dsctl.checkpoint.checkpoint import Checkpoint, read_json
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.reading import read_json
 from dsctl.core.errors import FormatError
 from dsctl.layouts.manifests import MANIFEST
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsctl.checkpoint.checkpoint import MAX_JSON_BYTES, Checkpoint, check_name, read_json, strict_json
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_json, strict_json
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec, build, parse

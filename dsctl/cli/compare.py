@@ -54,7 +54,7 @@ def compare(
 
         dsctl compare DeepSeek-V3.2-bf16 requantized --html errors.html
     """
-    from dsctl.checkpoint.checkpoint import weights_at
+    from dsctl.checkpoint.opening import weights_at
     from dsctl.look.compare import compare, pair
     from dsctl.show.progress import reading
 

@@ -34,8 +34,7 @@ from dsctl.show.output import Output, count, line, plural, size, span
 
 if TYPE_CHECKING:
     from dsctl.checkpoint.checkpoint import Checkpoint
-    from dsctl.plan.blocks import Recoded
-    from dsctl.plan.planner import Plan
+    from dsctl.plan.plan import Plan, Recoded
     from dsctl.plan.request import Request
     from dsctl.run.delivery import Delivery
     from dsctl.run.resources import Resources, Speeds
@@ -63,8 +62,7 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
     Raises:
         DsctlError: of every kind; nothing is written where the plan or a check fails.
     """
-    from dsctl.checkpoint.checkpoint import open_checkpoint
-    from dsctl.checkpoint.opening import source_at
+    from dsctl.checkpoint.opening import open_checkpoint, source_at
     from dsctl.run.consume import beside_others, refuse_link, remembered
     from dsctl.stores.objects import is_url
     from dsctl.stores.places import path_of
@@ -142,7 +140,7 @@ def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: H
 
 def _show_found(plan: Plan, store: Store, target: str, how: How, audit: dict[str, Any], output: Output) -> None:
     """That there was nothing to do; and that files were kept which someone may think consumed."""
-    from dsctl.plan.planner import files_read
+    from dsctl.plan.plan import files_read
     from dsctl.run.consume import gone
 
     done = "there" if left_out(audit) else "complete"

@@ -243,8 +243,7 @@ def slice_(
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
     """
-    from dsctl.checkpoint.checkpoint import open_checkpoint
-    from dsctl.checkpoint.opening import source_at
+    from dsctl.checkpoint.opening import open_checkpoint, source_at
     from dsctl.checkpoint.slice import cut_of, sliced
     from dsctl.cli.convert import How, carry_out_from, choose_format
     from dsctl.plan.request import KEEP, Request

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dsctl.cli.options import Debug, Json, Quiet
+from dsctl.codecs.codec import Codec
+from dsctl.layouts.naming import tensors
 from dsctl.show.output import Output
 
 if TYPE_CHECKING:
@@ -33,6 +35,12 @@ def formats(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     show([_formats(), _recipes()], output)
 
 
+def _tensors(codec: Codec) -> dict[str, str]:
+    """The dtype of every part that is stored, by what is put behind a parameter's name for it."""
+    specs = codec.specs((1024, 1024))
+    return dict(zip(tensors(codec.dialect, "", specs), (spec.dtype for spec in specs.values()), strict=True))
+
+
 def as_json() -> dict[str, Any]:
     """Formats and recipes as stable JSON; null where nothing is lost, or there is nothing to search."""
     from dsctl.codecs import CODECS
@@ -44,7 +52,7 @@ def as_json() -> dict[str, Any]:
             {
                 "name": name,
                 "bits_per_value": round(bits(name), 4),
-                "tensors": {suffix: spec.dtype for suffix, spec in CODECS[name].specs((1024, 1024)).items()},
+                "tensors": _tensors(CODECS[name]),
                 "snr_db": known.snr,
                 "searched_snr_db": known.searched,
                 "lossless_from": known.lossless,

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from rich.tree import Tree
 
+    from dsctl.checkpoint.groups import Group
     from dsctl.checkpoint.pieces import Fault
-    from dsctl.codecs import Codec
-    from dsctl.look.description import Group
+    from dsctl.codecs.codec import Codec
     from dsctl.look.inspection import Fold, Inspection, Tensor
     from dsctl.show.sections import Section
 
@@ -324,11 +324,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _ranged(fold: Fold) -> str:
     """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
-    from dsctl.look.description import MARKS
+    from dsctl.checkpoint.groups import NUMBERS
     from dsctl.look.diff import ranges
 
     said = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
-    return visible(".".join(next(said, part) if part in MARKS else part for part in fold.template.split(".")))
+    return visible(".".join(next(said, part) if part in NUMBERS else part for part in fold.template.split(".")))
 
 
 def _warn(faults: Iterable[Fault], output: Output) -> None:

@@ -14,8 +14,9 @@ from dsctl.show.output import Output, plural, size
 if TYPE_CHECKING:
     from dsctl.layouts.ranks import Ranks
     from dsctl.look.accelerators import Accelerator
-    from dsctl.look.capacity import Cache, Load, Wanted
+    from dsctl.look.capacity import Cache, Load
     from dsctl.look.description import Description
+    from dsctl.plan.formats import Formats
     from dsctl.show.sections import Section
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
@@ -118,7 +119,7 @@ def plan(
 
 def figures(
     description: Description,
-    wanted_formats: dict[str, Wanted],
+    wanted_formats: dict[str, Formats],
     spread: list[Ranks],
     cache: Cache,
     wanted: list[Accelerator],
@@ -159,7 +160,7 @@ def _rank_json(load: Load) -> dict[str, Any]:
     return sizes | {"weights_bytes": load.weights, "cache_bytes": load.cache, "bytes": load.nbytes}
 
 
-def _cuts_json(description: Description, ranks: Ranks, codec: Wanted) -> list[dict[str, Any]]:
+def _cuts_json(description: Description, ranks: Ranks, codec: Formats) -> list[dict[str, Any]]:
     from dsctl.look.capacity import cuts
 
     return [cut._asdict() for cut in cuts(description, ranks, codec)]

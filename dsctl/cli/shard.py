@@ -252,12 +252,12 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     from rich.table import Table
 
     from dsctl.look.description import describe
-    from dsctl.look.outline import outline
+    from dsctl.plan.overview import overview
 
     described = describe(source)
-    found = outline(described, request)
+    found = overview(described.contents, request)
     recoded = sum(kind.parameters for kind in found.recoded)
-    counts = {"moved": found.moved, "converted": found.converted, "recoded": recoded}
+    counts = {"moved": found.counts["moved"], "converted": found.converted, "recoded": recoded}
     ranks = [
         {"rank": rank, "tensors": found.tensors[rank], "weights_bytes": nbytes} for rank, nbytes in found.nbytes.items()
     ]
@@ -271,7 +271,7 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     table.add_row("from", described.origin.text)
     table.add_row("to", f"{target}, layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}")
     table.add_row("parameters", f"{sum(counts.values()):,}")
-    table.add_row("  moved", f"{found.moved:,} moved byte for byte")
+    table.add_row("  moved", f"{found.counts['moved']:,} moved byte for byte")
     if found.converted:
         table.add_row("  converted", f"{found.converted:,} converted to another format")
     table.add_row("  recoded", f"{recoded:,} recoded because of a cut")

@@ -63,7 +63,7 @@ def verify(
 
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
     """
-    from dsctl.checkpoint.checkpoint import weights_at
+    from dsctl.checkpoint.opening import weights_at
     from dsctl.verify.against import other
 
     _refuse(ignore or [], dry_run and not fix)

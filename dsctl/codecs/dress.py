@@ -1,4 +1,4 @@
-"""What compressed-tensors' `quantization_config` says of each format, written and read. No torch.
+"""What a `quantization_config` says of each format: compressed-tensors', written and read, and DeepSeek's. No torch.
 
 Fields and values: vllm-project/compressed-tensors, quantization/quant_scheme.py (presets), quantization/quant_args.py.
 """
@@ -53,6 +53,17 @@ SCHEMES: dict[str, tuple[str, Arguments, Arguments | None]] = {
     "mxfp4": ("mxfp4-pack-quantized", grouped("float", 4, 32, **_E8M0), None),
     "nvfp4": ("nvfp4-pack-quantized", arguments("float", 4, "tensor_group", group_size=16, **_E4M3), None),
 }
+
+
+def fp8(block: tuple[int, int], scale_fmt: str | None) -> dict[str, Any]:
+    """DeepSeek's own `quantization_config`, of FP8 by blocks; it speaks for four-bit experts beside them, too."""
+    said: dict[str, Any] = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": list(block),
+    }
+    return said | ({"scale_fmt": "ue8m0"} if scale_fmt == "ue8m0" else {})
 
 
 def config(format_: str, weights: Arguments, activations: Arguments | None) -> dict[str, Any]:

@@ -8,23 +8,26 @@ compressed-tensors: mxfp4-pack-quantized stores `X.weight_packed` U8 [o, i/2] an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import PEAK
+from dsctl.codecs import dress, nibbles, search
+from dsctl.codecs.codec import CODES, GLOBAL_SCALE, PEAK, SCALE, Form
 from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
+from dsctl.codecs.scales import e4m3, exponents, powers
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-PACKED, SCALE, GLOBAL = "_packed", "_scale", "_global_scale"
 # What a loader gets wrong without a word: tried with transformers 5.24.
 SILENT = (
     "transformers 5.24 loads routed experts in nvfp4 without a word, leaves out their global scale and computes wrong "
     "answers: serve them with vLLM or SGLang"
 )
+# Dtypes under which two codes in a byte, and E8M0, are stored.
+_CODES, _POWERS = ("U8", "I8"), ("U8", "F8_E8M0")
 # The largest product of an E4M3 scale and an E2M1 code.
 REACH = 448.0 * 6.0
 
@@ -36,12 +39,28 @@ class Fp4:
     name: str
     size: int
     scale_dtype: str
-    suffixes: tuple[str, ...]
+    codes_dtype: str = "U8"
+    dialect: str = "compressed-tensors-packed"
     search: bool = field(default=False, compare=False)
+    quantized: ClassVar[bool] = True
+    plain: ClassVar[None] = None
+    keeps_scales: ClassVar[bool] = False
+    scale_fmt: ClassVar[None] = None
 
     @property
     def surveys(self) -> bool:
-        return GLOBAL in self.suffixes
+        """Whether there is a global scale: it is that of E4M3 scales, which hold no large numbers."""
+        return self.scale_dtype == "F8_E4M3"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (CODES, SCALE, GLOBAL_SCALE) if self.surveys else (CODES, SCALE)
+
+    @property
+    def form(self) -> Form:
+        if self.surveys:
+            return Form("e2m1", self.group, "E4M3", "code * scale / global scale")
+        return Form("e2m1", self.group, "E8M0", "code * scale", True)
 
     @property
     def block(self) -> tuple[int, int]:
@@ -53,20 +72,24 @@ class Fp4:
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         scales = grid(shape, self.group)
-        specs = {PACKED: TensorSpec("U8", (shape[0], -(-shape[1] // 2))), SCALE: TensorSpec(self.scale_dtype, scales)}
-        return specs | ({GLOBAL: TensorSpec("F32", (1,))} if GLOBAL in self.suffixes else {})
+        codes = TensorSpec(self.codes_dtype, (shape[0], -(-shape[1] // 2)))
+        specs = {CODES: codes, SCALE: TensorSpec(self.scale_dtype, scales)}
+        return specs | ({GLOBAL_SCALE: TensorSpec("F32", (1,))} if self.surveys else {})
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Fp4 | None:
-        return self if divides(shape, self.group) and dict(stored) == self.specs(shape) else None
+        if set(stored) != set(self.parts) or not divides(shape, self.group):
+            return None
+        codes, scale = stored[CODES].dtype, stored[SCALE].dtype
+        if codes not in _CODES or scale not in (_POWERS if self.scale_dtype in _POWERS else (self.scale_dtype,)):
+            return None
+        reader = replace(self, codes_dtype=codes, scale_dtype=scale)
+        return reader if dict(stored) == reader.specs(shape) else None
 
-    def moves_to(self, target: object) -> bool:
-        return self == target
-
-    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
-        if suffix == GLOBAL:
+    def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
+        if part == GLOBAL_SCALE:
             return Box.whole((1,))
         scales = grid_box(box, self.group, shape)
-        if suffix == SCALE:
+        if part == SCALE:
             return scales
         return Box((box.start[0], box.start[1] // 2), (box.stop[0], box.stop[1] // 2))
 
@@ -85,12 +108,11 @@ class Fp4:
         """
         import torch
 
-        from dsctl.codecs import nibbles
-
-        factors = self._factors(stored[SCALE], stored.get(GLOBAL))
-        refuse_bad(factors, zero=GLOBAL in self.suffixes)
+        factors = self._factors(stored[SCALE], stored.get(GLOBAL_SCALE))
+        refuse_bad(factors, zero=self.surveys)
+        codes = stored[CODES].view(torch.uint8)
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
-            values = nibbles.unpacked(stored[PACKED][rows], nibbles.E2M1, torch.bfloat16)
+            values = nibbles.unpacked(codes[rows], nibbles.E2M1, torch.bfloat16)
             multiplied(values, factors[places], self.group, out[rows])
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -101,19 +123,20 @@ class Fp4:
         Raises:
             BadBlock: a value is NaN or infinite.
         """
-        from dsctl.codecs import nibbles
+        import torch
 
+        codes = stored[CODES].view(torch.uint8)
         if self.surveys:
             widest = stored[PEAK] if PEAK in stored else peak(values)
-            stored[GLOBAL].copy_(_global_scale(widest, values.dtype))
+            stored[GLOBAL_SCALE].copy_(_global_scale(widest, values.dtype))
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             magnitudes = values[rows].abs().float()
             largest = greatest(magnitudes, self.group, places.start)
             stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype)
-            factors = self._factors(stored[SCALE][places], stored.get(GLOBAL))
+            factors = self._factors(stored[SCALE][places], stored.get(GLOBAL_SCALE))
             divided(magnitudes, factors, self.group, magnitudes)
             signs = nibbles.signs(values[rows], magnitudes)
-            nibbles.pack(nibbles.e2m1(magnitudes).bitwise_or_(signs), stored[PACKED][rows])
+            nibbles.pack(nibbles.e2m1(magnitudes).bitwise_or_(signs), codes[rows])
         return {}
 
     def _scales(
@@ -122,15 +145,13 @@ class Fp4:
         """The groups' scales; `dtype` is that of the weights."""
         import torch
 
-        from dsctl.codecs import nibbles, search
-
         scales = self._made(largest, 1.0, stored, dtype)
         if not self.search:
             return scales
         tried = [self._made(largest, share, stored, dtype) for share in self._shares]
 
         def restored(magnitudes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-            factors = self._factors(scales, stored.get(GLOBAL))
+            factors = self._factors(scales, stored.get(GLOBAL_SCALE))
             quotients = torch.empty_like(magnitudes)
             divided(magnitudes, factors, self.group, quotients)
             return self._restored(nibbles.e2m1(quotients), factors)
@@ -139,23 +160,19 @@ class Fp4:
 
     @property
     def _shares(self) -> tuple[float, ...]:
-        from dsctl.codecs import search
-
-        return search.SHARES if GLOBAL in self.suffixes else (0.5, 2.0)
+        return search.SHARES if self.surveys else (0.5, 2.0)
 
     def _made(
         self, largest: torch.Tensor, share: float, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> torch.Tensor:
         """Scales for groups whose largest magnitude is this share of what it is."""
-        from dsctl.codecs.scales import exponents
-
         largest = largest * share
-        return _local_scales(largest, stored[GLOBAL], dtype) if GLOBAL in self.suffixes else exponents(largest, 2)
+        if self.surveys:
+            return _local_scales(largest, stored[GLOBAL_SCALE], dtype)
+        return exponents(largest, 2).view(stored[SCALE].dtype)
 
     def _restored(self, codes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         import torch
-
-        from dsctl.codecs import nibbles
 
         table = torch.tensor(nibbles.E2M1, device=codes.device)
         out = torch.index_select(table, 0, codes.view(-1).to(torch.int32)).view(codes.shape)
@@ -163,13 +180,11 @@ class Fp4:
         return out
 
     def _factors(self, scales: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
-        from dsctl.codecs.scales import e4m3, powers
-
         return powers(scales) if whole is None else e4m3(scales) / whole
 
     def config(self) -> dict[str, Any] | None:
-        from dsctl.codecs import dress
-
+        if not self.dialect.startswith(dress.METHOD):
+            return dress.fp8((128, 128), "ue8m0")
         return dress.config(*dress.SCHEMES[self.name])
 
 
@@ -198,5 +213,5 @@ def _local_scales(largest: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype
 
 def formats() -> dict[str, Fp4]:
     """The formats of this kind by name."""
-    made = Fp4("mxfp4", 32, "U8", (PACKED, SCALE)), Fp4("nvfp4", 16, "F8_E4M3", (PACKED, SCALE, GLOBAL))
+    made = Fp4("mxfp4", 32, "U8"), Fp4("nvfp4", 16, "F8_E4M3")
     return {codec.name: codec for codec in made}

@@ -1,6 +1,7 @@
-"""DeepSeek's FP8: E4M3 codes and one scale per block that the codes are multiplied by.
+"""FP8 by blocks: E4M3 codes [o, i] and one scale per block [ceil(o/b), ceil(i/b)] that the codes are multiplied by.
 
-deepseek-ai/DeepSeek-V3 README_WEIGHTS.md. Stored as `X.weight` [o, i] and `X.weight_scale_inv` [ceil(o/b), ceil(i/b)].
+deepseek-ai/DeepSeek-V3 README_WEIGHTS.md. compressed-tensors stores the same form under other names, and makes its
+scales by another rule.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import KEPT, OTHERS, BadBlock, Misaligned, scaled
+from dsctl.codecs import dress, e4m3
+from dsctl.codecs.codec import CODES, KEPT, OTHERS, SCALE, BadBlock, Form, Misaligned
 from dsctl.codecs.scaled import Scaled
 from dsctl.core.boxes import Box
 from dsctl.core.errors import FormatError
@@ -18,24 +20,40 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-SCALE = "_scale_inv"
 # Powers of two from here on come from values of more than 1.75 * 2^127, whose codes may be rounded to 2^128.
 TOO_LARGE = 2.0**120
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Block:
-    """E4M3 with block scales: `scale_fmt` float32 (any value) or ue8m0 (powers of two); `scale_dtype` as stored."""
+    """E4M3 with block scales: `scale_fmt` float32 (any value) or ue8m0 (powers of two); `scale_dtype` as stored.
+
+    Without a `scale_fmt`, configs do not speak of one, and scales are made by compressed-tensors' rule, not DeepSeek's.
+    """
 
     block: tuple[int, int] = (128, 128)
-    scale_fmt: str = "float32"
+    scale_fmt: str | None = "float32"
     scale_dtype: str = "F32"
+    dialect: str = "deepseek"
     surveys: ClassVar[bool] = False
-    suffixes: tuple[str, ...] = ("", SCALE)
+    parts: ClassVar[tuple[str, ...]] = (CODES, SCALE)
+    quantized: ClassVar[bool] = True
+    plain: ClassVar[None] = None
 
     @property
     def name(self) -> str:
+        if self.scale_fmt is None:
+            return "fp8-block-ct"
         return "fp8-block-e8m0" if self.scale_dtype == "F8_E8M0" else "fp8-block"
+
+    @property
+    def form(self) -> Form:
+        powers = self.scale_fmt == "ue8m0" or self.scale_dtype == "F8_E8M0"
+        return Form("e4m3", self.block, self.scale_dtype.removeprefix("F8_"), "code * scale", powers)
+
+    @property
+    def keeps_scales(self) -> bool:
+        return self.scale_fmt is not None
 
     @classmethod
     def declared(cls, quantization: Mapping[str, Any]) -> tuple[Fp8Block, ...]:
@@ -55,25 +73,18 @@ class Fp8Block:
         return -(-rows // self.block[0]), -(-columns // self.block[1])
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
-        return {"": TensorSpec("F8_E4M3", shape), SCALE: TensorSpec(self.scale_dtype, self.grid(shape))}
+        return {CODES: TensorSpec("F8_E4M3", shape), SCALE: TensorSpec(self.scale_dtype, self.grid(shape))}
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Fp8Block | None:
-        if len(shape) != 2 or set(stored) != {"", SCALE} or stored[""] != TensorSpec("F8_E4M3", shape):
+        if len(shape) != 2 or set(stored) != {*self.parts} or stored[CODES] != TensorSpec("F8_E4M3", shape):
             return None
-        scale = stored[SCALE]
-        if scale.shape != self.grid(shape) or scale.dtype not in ("F32", "BF16", "F8_E8M0"):
+        scale, dtypes = stored[SCALE], ("F32", "BF16", "F8_E8M0") if self.keeps_scales else ("F32", "BF16")
+        if scale.shape != self.grid(shape) or scale.dtype not in dtypes:
             return None
         return replace(self, scale_dtype=scale.dtype)
 
-    def moves_to(self, target: object) -> bool:
-        if isinstance(target, Scaled):
-            return target == replace(scaled.formats()["fp8-block-ct"], group=self.block, scale_dtype=self.scale_dtype)
-        if not isinstance(target, Fp8Block) or replace(self, scale_fmt=target.scale_fmt) != target:
-            return False
-        return self.scale_fmt == "ue8m0" or target.scale_fmt == "float32"
-
-    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
-        if suffix == "":
+    def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
+        if part == CODES:
             return box
         for begin, end, size, whole in zip(box.start, box.stop, self.block, shape, strict=True):
             if begin % size or (end % size and end != whole):
@@ -82,7 +93,8 @@ class Fp8Block:
         return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
-        from dsctl.codecs import e4m3
+        if self.scale_fmt is None:
+            return self._dressed.room(shape, width, encoding)
 
         return e4m3.room((shape[0], shape[1]), self.block, width, encoding)
 
@@ -97,11 +109,12 @@ class Fp8Block:
         """
         import torch
 
-        from dsctl.codecs import e4m3
-
+        if self.scale_fmt is None:
+            self._dressed.decode(stored, out)
+            return
         scales = stored[SCALE].to(torch.float32)
         refuse_bad(scales)
-        e4m3.decode(stored[""].view(torch.uint8), scales, out, self.block)
+        e4m3.decode(stored[CODES].view(torch.uint8), scales, out, self.block)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """amax per block / 448, rounded up to a power of two where ue8m0; kept scales where they reproduce the values.
@@ -114,9 +127,9 @@ class Fp8Block:
         """
         import torch
 
-        from dsctl.codecs import e4m3
-
-        codes, power_of_two = stored[""].view(torch.uint8), self.scale_fmt == "ue8m0"
+        if self.scale_fmt is None:
+            return self._dressed.encode(values, stored)
+        codes, power_of_two = stored[CODES].view(torch.uint8), self.scale_fmt == "ue8m0"
         others = stored.get(OTHERS + SCALE)
         given = stored.get(KEPT + SCALE) if others is None else others
         restored = 0
@@ -140,20 +153,23 @@ class Fp8Block:
         stored[SCALE].copy_(scales)
         return {name: count for name, count in counts.items() if count}
 
+    @property
+    def _dressed(self) -> Scaled:
+        """The same by compressed-tensors' rule."""
+        return Scaled(self.name, "F8_E4M3", self.block, 448.0, self.dialect, self.scale_dtype)
+
     def config(self) -> dict[str, Any] | None:
-        config: dict[str, Any] = {
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "quant_method": "fp8",
-            "weight_block_size": list(self.block),
-        }
-        return config | ({"scale_fmt": "ue8m0"} if self.scale_fmt == "ue8m0" else {})
+        if self.scale_fmt is None:
+            return dress.config(*dress.SCHEMES[self.name])
+        return dress.fp8(self.block, self.scale_fmt)
+
+
+# The same form under compressed-tensors' names, with scales made by its rule in the dtype of the weights.
+CT_BLOCKS = Fp8Block(scale_fmt=None, scale_dtype="BF16", dialect="compressed-tensors")
 
 
 def refuse_bad(scales: torch.Tensor) -> None:
     """Refuse a scale that cannot be one, naming its block."""
-    from dsctl.codecs import e4m3
-
     bad = e4m3.bad_scales(scales)
     if bad is not None:
         row, column, value = bad

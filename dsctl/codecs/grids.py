@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING
 
-from dsctl.codecs import BadBlock, Misaligned
+from dsctl.codecs.codec import BadBlock, Misaligned
 from dsctl.core.boxes import Box
 
 if TYPE_CHECKING:
     import torch
 
-Group = tuple[int, int]
+GroupShape = tuple[int, int]
 # Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 19
 # Values of one row of blocks that are worked on at a time.
@@ -28,19 +28,19 @@ FEW_TO_SEARCH = 128
 FEW_TO_DIVIDE = 32
 
 
-def grid(shape: tuple[int, ...], group: Group) -> tuple[int, int]:
+def grid(shape: tuple[int, ...], group: GroupShape) -> tuple[int, int]:
     """How many groups cover a matrix, partial ones counted."""
     rows, columns = shape
     width = group[1] or max(columns, 1)
     return -(-rows // group[0]), -(-columns // width)
 
 
-def divides(shape: tuple[int, ...], group: Group) -> bool:
+def divides(shape: tuple[int, ...], group: GroupShape) -> bool:
     """Whether this is a matrix that groups can cover: blocks may be cut short at its edges, groups of one row not."""
     return len(shape) == 2 and (group[0] > 1 or not group[1] or shape[1] % group[1] == 0)
 
 
-def grid_box(box: Box, group: Group, shape: tuple[int, ...]) -> Box:
+def grid_box(box: Box, group: GroupShape, shape: tuple[int, ...]) -> Box:
     """The scales of a region of the matrix; a scale of a whole row belongs to every part of the row.
 
     Raises:
@@ -57,14 +57,14 @@ def grid_box(box: Box, group: Group, shape: tuple[int, ...]) -> Box:
     return Box(start, stop) if group[1] else Box((start[0], 0), (stop[0], 1))
 
 
-def chunks(rows: int, columns: int, group: Group) -> Iterator[tuple[slice, slice]]:
+def chunks(rows: int, columns: int, group: GroupShape) -> Iterator[tuple[slice, slice]]:
     """Runs of rows of about `CHUNK` values, in whole groups: the rows of the matrix and those of its grid."""
     step = max(1, CHUNK // max(1, columns * group[0]))
     for first in range(0, -(-rows // group[0]) if columns else 0, step):
         yield slice(first * group[0], min(rows, (first + step) * group[0])), slice(first, first + step)
 
 
-def chunk(shape: tuple[int, ...], group: Group) -> int:
+def chunk(shape: tuple[int, ...], group: GroupShape) -> int:
     """The most values of a matrix of this shape that codecs work on at a time. Rows are never cut."""
     rows, columns = shape
     return min(rows * columns, max(CHUNK, columns, min(PIECE, group[0] * columns)))
@@ -76,7 +76,7 @@ def pieces(rows: slice, columns: int) -> Iterator[slice]:
     return (slice(row, min(row + step, rows.stop)) for row in range(rows.start, rows.stop, step))
 
 
-def peaks(values: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
+def peaks(values: torch.Tensor, group: GroupShape, first: int = 0) -> torch.Tensor:
     """The largest magnitude of each group, float32 [grid]. `first` is the grid's row that errors count from.
 
     Raises:
@@ -102,7 +102,7 @@ def _highest(values: torch.Tensor, rows: slice) -> torch.Tensor:
     return highest
 
 
-def greatest(magnitudes: torch.Tensor, group: Group, first: int = 0) -> torch.Tensor:
+def greatest(magnitudes: torch.Tensor, group: GroupShape, first: int = 0) -> torch.Tensor:
     """The largest of each group of one row, float32 [grid], of values without a sign; otherwise as `peaks`.
 
     Raises:
@@ -138,7 +138,7 @@ def _bits(magnitudes: torch.Tensor) -> torch.Tensor:
     return magnitudes.view(torch.int32 if magnitudes.dtype == torch.float32 else torch.int16)
 
 
-def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
+def divided(values: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> None:
     """`out` = values / the factor of their group, a true division rounded once to `out`'s dtype.
 
     `factors` has the grid's shape and the dtype to compute in; values, factors and out are contiguous.
@@ -157,7 +157,7 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torc
             torch.div(values[piece], each, out=out[piece])
 
 
-def multiplied(values: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
+def multiplied(values: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> None:
     """`out` = values * the float32 factor of their group, rounded once to `out`'s dtype.
 
     Values are of `out`'s dtype, bfloat16, or integers of eight bits. Values, factors and out are contiguous.
@@ -222,7 +222,7 @@ def refuse_bad(scales: torch.Tensor, zero: bool = False) -> None:
     raise BadBlock(f"scale {float(scales[row, column])}", row, column)
 
 
-def _blocks(values: torch.Tensor, group: Group) -> Iterator[slice]:
+def _blocks(values: torch.Tensor, group: GroupShape) -> Iterator[slice]:
     """The rows of each row of groups."""
     count = values.shape[0]
     return (slice(row, min(row + group[0], count)) for row in range(0, count, group[0]))

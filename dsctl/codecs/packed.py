@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from struct import pack
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dsctl.codecs import dress, nibbles, search
+from dsctl.codecs.codec import CODES, SCALE, SHAPE, Form
 from dsctl.codecs.grids import (
     FEW_TO_DIVIDE,
     at_once,
@@ -25,13 +27,12 @@ from dsctl.codecs.grids import (
     products,
     refuse_bad,
 )
+from dsctl.codecs.scales import fraction
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
 
 if TYPE_CHECKING:
     import torch
-
-PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,18 @@ class Packed:
     size: int
     scale_dtype: str = "BF16"
     shape_dtype: str = "I64"
-    suffixes: tuple[str, str, str] = (PACKED, SCALE, SHAPE)
+    dialect: str = "compressed-tensors-packed"
     search: bool = field(default=False, compare=False)
     surveys: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = (CODES, SCALE, SHAPE)
+    quantized: ClassVar[bool] = True
+    plain: ClassVar[None] = None
+    keeps_scales: ClassVar[bool] = False
+    scale_fmt: ClassVar[None] = None
+
+    @property
+    def form(self) -> Form:
+        return Form(f"int{self.bits} in words of 32 bits", self.group, self.scale_dtype, "code * scale")
 
     @property
     def block(self) -> tuple[int, int]:
@@ -59,13 +69,13 @@ class Packed:
         scales = grid(shape, self.group)
         words = -(-shape[1] * self.bits // 32)
         return {
-            PACKED: TensorSpec("I32", (shape[0], words)),
+            CODES: TensorSpec("I32", (shape[0], words)),
             SCALE: TensorSpec(self.scale_dtype, scales),
             SHAPE: TensorSpec(self.shape_dtype, (2,)),
         }
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Packed | None:
-        if set(stored) != set(self.suffixes) or not divides(shape, self.group):
+        if set(stored) != set(self.parts) or not divides(shape, self.group):
             return None
         scale, said = stored[SCALE].dtype, stored[SHAPE].dtype
         if scale not in ("BF16", "F16", "F32") or said not in ("I64", "I32"):
@@ -73,14 +83,11 @@ class Packed:
         reader = replace(self, scale_dtype=scale, shape_dtype=said)
         return reader if dict(stored) == reader.specs(shape) else None
 
-    def moves_to(self, target: object) -> bool:
-        return self == target
-
-    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
-        if suffix == SHAPE:
+    def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
+        if part == SHAPE:
             return Box.whole((2,))
         scales = grid_box(box, self.group, shape)
-        if suffix == SCALE:
+        if part == SCALE:
             return scales
         each = 32 // self.bits
         return Box((box.start[0], box.start[1] // each), (box.stop[0], box.stop[1] // each))
@@ -100,7 +107,7 @@ class Packed:
         """
         import torch
 
-        packed, factors = stored[PACKED].view(torch.uint8), stored[SCALE].float()
+        packed, factors = stored[CODES].view(torch.uint8), stored[SCALE].float()
         refuse_bad(factors)
         decode = self._widened if self._exact(factors, out) else self._apart
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
@@ -114,8 +121,6 @@ class Packed:
         return narrow and at_once(out) and bool((factors < torch.finfo(torch.float32).max / 256).all())
 
     def _widened(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
-        from dsctl.codecs import nibbles
-
         nibbles.widened(packed, out)
         groups = out.view(1, factors.numel(), self.size)
         products(groups, factors.view(-1), groups, less=128 + 8)
@@ -126,8 +131,6 @@ class Packed:
     def _unpacked(self, packed: torch.Tensor) -> torch.Tensor:
         """Signed integers (int8)."""
         import torch
-
-        from dsctl.codecs import nibbles
 
         if self.bits == 4:
             return nibbles.split(packed).sub_(8)
@@ -143,7 +146,7 @@ class Packed:
         """
         import torch
 
-        packed, scales = stored[PACKED].view(torch.uint8), stored[SCALE]
+        packed, scales = stored[CODES].view(torch.uint8), stored[SCALE]
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
             scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype)
@@ -151,9 +154,6 @@ class Packed:
         return {}
 
     def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        from dsctl.codecs import search
-        from dsctl.codecs.scales import fraction
-
         scales = fraction(largest, 2 ** (self.bits - 1) - 0.5, dtype)
         if not self.search:
             return scales
@@ -169,8 +169,6 @@ class Packed:
         """Rounded quotients counted from the least, uint8."""
         import torch
 
-        from dsctl.codecs import nibbles
-
         dtype = values.dtype if scales.dtype == values.dtype else torch.float32
         quotients = torch.empty_like(values, dtype=dtype)
         divided(values.to(dtype), scales.to(dtype), self.group, quotients)
@@ -179,16 +177,12 @@ class Packed:
         return codes
 
     def _pack(self, codes: torch.Tensor, out: torch.Tensor) -> None:
-        from dsctl.codecs import nibbles
-
         if self.bits == 4:
             nibbles.pack(codes, out)
         else:
             out.copy_(codes)
 
     def config(self) -> dict[str, Any] | None:
-        from dsctl.codecs import dress
-
         return dress.config("pack-quantized", dress.grouped("int", self.bits, self.size), None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import BadBlock
+from dsctl.codecs.codec import VALUES, BadBlock, Form
 from dsctl.codecs.grids import CHUNK, chunks
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
@@ -23,24 +23,33 @@ class Plain:
     """One tensor with the parameter's own name and shape."""
 
     dtype: str = "BF16"
+    block: ClassVar[tuple[int, int]] = (1, 1)
     surveys: ClassVar[bool] = False
-    suffixes: tuple[str, ...] = ("",)
-    block: tuple[int, int] = (1, 1)
+    dialect: ClassVar[str] = "deepseek"
+    parts: ClassVar[tuple[str, ...]] = (VALUES,)
+    quantized: ClassVar[bool] = False
+    keeps_scales: ClassVar[bool] = False
+    scale_fmt: ClassVar[None] = None
 
     @property
     def name(self) -> str:
         return self.dtype.lower()
 
+    @property
+    def plain(self) -> str:
+        return self.dtype
+
+    @property
+    def form(self) -> Form:
+        return Form(self.dtype)
+
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
-        return {"": TensorSpec(self.dtype, shape)}
+        return {VALUES: TensorSpec(self.dtype, shape)}
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Plain | None:
         return self if stored == self.specs(shape) else None
 
-    def moves_to(self, target: object) -> bool:
-        return self == target
-
-    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
+    def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
@@ -52,7 +61,7 @@ class Plain:
 
     def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
         """Cast with round to nearest even, as `torch.Tensor.to`."""
-        out.copy_(stored[""])
+        out.copy_(stored[VALUES])
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Cast with round to nearest even.
@@ -60,7 +69,7 @@ class Plain:
         Raises:
             BadBlock: a finite value overflows to infinity.
         """
-        out = stored[""]
+        out = stored[VALUES]
         out.copy_(values)
         if self.dtype != "F16" or not out.numel():
             return {}

@@ -1,4 +1,4 @@
-"""Eight-bit codes in a tensor of their own beside a tensor of scales: `X.weight` and one scale per row, block or group.
+"""Eight-bit codes in a tensor of their own beside a tensor of scales, one per row, block or group.
 
 Shapes, for W [o, i]: codes F8_E4M3 or I8 [o, i]; scales BF16 or F32 [o, 1], [ceil(o/128), ceil(i/128)], or for MXFP8
 E8M0 in U8 [o, i/32]. compressed-tensors 0.20 calls these float-quantized, int-quantized and mxfp8-quantized; INT8 by
@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dsctl.codecs import dress, e4m3, nibbles, scales
+from dsctl.codecs.codec import CODES, SCALE, Form
 from dsctl.codecs.grids import (
-    Group,
+    GroupShape,
     chunk,
     chunks,
     divided,
@@ -30,6 +32,8 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
+# Dtypes under which E8M0 is stored.
+_POWERS = ("U8", "F8_E8M0")
 SCALE_DTYPES = {"BF16": ("BF16", "F32"), "F32": ("BF16", "F32"), "U8": ("U8", "F8_E8M0"), "F8_E8M0": ("U8", "F8_E8M0")}
 
 
@@ -39,36 +43,39 @@ class Scaled:
 
     name: str
     codes: str
-    group: Group
+    group: GroupShape
     divisor: float
-    suffixes: tuple[str, str] = ("", "_scale")
+    dialect: str = "compressed-tensors"
     scale_dtype: str = "BF16"
     surveys: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = (CODES, SCALE)
+    quantized: ClassVar[bool] = True
+    plain: ClassVar[None] = None
+    keeps_scales: ClassVar[bool] = False
+    scale_fmt: ClassVar[None] = None
+
+    @property
+    def form(self) -> Form:
+        codes = {"F8_E4M3": "e4m3", "I8": "int8"}[self.codes]
+        powers = self.scale_dtype in _POWERS
+        return Form(codes, self.group, "E8M0" if powers else self.scale_dtype, "code * scale", powers)
 
     @property
     def block(self) -> tuple[int, int]:
         return self.group[0], self.group[1] or 1
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
-        weight, scale = self.suffixes
-        return {weight: TensorSpec(self.codes, shape), scale: TensorSpec(self.scale_dtype, grid(shape, self.group))}
+        return {CODES: TensorSpec(self.codes, shape), SCALE: TensorSpec(self.scale_dtype, grid(shape, self.group))}
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Scaled | None:
-        scale = stored.get(self.suffixes[1])
+        scale = stored.get(SCALE)
         if scale is None or scale.dtype not in SCALE_DTYPES[self.scale_dtype] or not divides(shape, self.group):
             return None
         reader = replace(self, scale_dtype=scale.dtype)
         return reader if dict(stored) == reader.specs(shape) else None
 
-    def moves_to(self, target: object) -> bool:
-        from dsctl.codecs.fp8_block import Fp8Block
-
-        if isinstance(target, Fp8Block):
-            return self.name == "fp8-block-ct" and target == Fp8Block(self.block, "float32", self.scale_dtype)
-        return self == target
-
-    def box(self, suffix: str, box: Box, shape: tuple[int, ...]) -> Box:
-        return box if suffix == self.suffixes[0] else grid_box(box, self.group, shape)
+    def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
+        return box if part == CODES else grid_box(box, self.group, shape)
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Four floats per value: the largest magnitudes' or quotients, their operand, and codes as floats.
@@ -83,7 +90,7 @@ class Scaled:
         Raises:
             BadBlock: a scale is NaN, infinite, zero or negative.
         """
-        codes, scales = (stored[suffix] for suffix in self.suffixes)
+        codes, scales = stored[CODES], stored[SCALE]
         factors = self._factors(scales)
         refuse_bad(factors)
         decode = _decode_e4m3 if self.codes == "F8_E4M3" else multiplied
@@ -98,7 +105,7 @@ class Scaled:
         Raises:
             BadBlock: a value is NaN or infinite.
         """
-        codes, scales = (stored[suffix] for suffix in self.suffixes)
+        codes, scales = stored[CODES], stored[SCALE]
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
             scales[places] = self._scales(peaks(band, self.group, places.start), scales)
@@ -108,8 +115,6 @@ class Scaled:
         return {}
 
     def _scales(self, largest: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        from dsctl.codecs import scales
-
         if self.name == "mxfp8":
             return scales.exponents(largest, 8).view(like.dtype)
         if self.name == "int8-block":
@@ -119,16 +124,12 @@ class Scaled:
     def _factors(self, stored: torch.Tensor) -> torch.Tensor:
         import torch
 
-        from dsctl.codecs import scales
-
-        if self.scale_dtype in ("U8", "F8_E8M0"):
+        if self.scale_dtype in _POWERS:
             return scales.powers(stored.view(torch.uint8))
         return stored.float()
 
     def _quantize(self, values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         import torch
-
-        from dsctl.codecs import nibbles
 
         dtype = values.dtype if _holds(values.dtype, factors) else torch.float32
         quotients = torch.empty_like(values, dtype=dtype)
@@ -140,8 +141,6 @@ class Scaled:
         out.copy_(quotients.clamp_(-448, 448))
 
     def config(self) -> dict[str, Any] | None:
-        from dsctl.codecs import dress
-
         if self.name == "int8-block":
             return {
                 "activation_scheme": "dynamic",
@@ -151,10 +150,8 @@ class Scaled:
         return dress.config(*dress.SCHEMES[self.name])
 
 
-def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: Group, out: torch.Tensor) -> None:
+def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> None:
     import torch
-
-    from dsctl.codecs import e4m3
 
     codes = codes.view(torch.uint8)
     if group[0] > 1:
@@ -180,10 +177,9 @@ def formats() -> dict[str, Scaled]:
     """The formats of this kind by name."""
     whole_row, block = (1, 0), (128, 128)
     made = (
-        Scaled("fp8-block-ct", "F8_E4M3", block, 448.0),
         Scaled("fp8-channel", "F8_E4M3", whole_row, 448.0),
         Scaled("int8-channel", "I8", whole_row, 127.5),
-        Scaled("int8-block", "I8", block, 127.0, ("", "_scale_inv"), "F32"),
+        Scaled("int8-block", "I8", block, 127.0, "deepseek", "F32"),
         Scaled("mxfp8", "F8_E4M3", (1, 32), 448.0, scale_dtype="U8"),
     )
     return {codec.name: codec for codec in made}

@@ -25,6 +25,19 @@ def in_order(roles: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda role: place.get(role, len(ROLES)))
 
 
+class Published(NamedTuple):
+    """How releases of an architecture store the parameters of a role that they quantize.
+
+    `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is given
+    where configs speak of one. `why` says what that follows from, where releases differ.
+    """
+
+    format: str
+    dialect: str
+    scale_fmt: str | None = None
+    why: str = ""
+
+
 class Param(NamedTuple):
     """One logical parameter: its name, its family, and which layer and expert it belongs to."""
 
@@ -32,6 +45,11 @@ class Param(NamedTuple):
     family: Family
     layer: int | None
     expert: int | None
+
+    @property
+    def number(self) -> int | None:
+        """The layer's number in the name."""
+        return None if self.layer is None else self.layer - self.family.first_layer
 
     @property
     def template(self) -> str:
@@ -59,7 +77,9 @@ class Family:
     the number of routed experts, 0 where there are none. `role` says what the parameter does; `mtp` marks those of a
     multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
-    `derived`: it follows from the config, and loaders that name their own modules have no place for it.
+    `derived`: it follows from the config, and loaders that name their own modules have no place for it. `last`: where
+    layers are dealt out over pipeline stages, it goes with the last of them. Layers are counted through the model,
+    those of multi-token prediction behind all others; names count from `first_layer` on.
     """
 
     template: str
@@ -75,6 +95,8 @@ class Family:
     twin: str | None = None
     fused: str = ""
     derived: bool = False
+    last: bool = False
+    first_layer: int = 0
 
     @property
     def count(self) -> int:
@@ -96,21 +118,22 @@ class Family:
             return [self.template]
         head, _, tail = self.template.partition("{layer}")
         before, mark, after = tail.partition("{expert}")
+        numbers = [layer - self.first_layer for layer in self.layers]
         if not mark:
-            return [f"{head}{layer}{tail}" for layer in self.layers]
-        return [f"{head}{layer}{before}{expert}{after}" for layer in self.layers for expert in range(self.experts)]
+            return [f"{head}{number}{tail}" for number in numbers]
+        return [f"{head}{number}{before}{expert}{after}" for number in numbers for expert in range(self.experts)]
 
     def params(self) -> Iterator[Param]:
         """Every parameter, layer by layer, expert by expert."""
         if not self.layers:
             yield Param(self.template, self, None, None)
             return
+        names = iter(self.names())
+        experts = range(self.experts) if "{expert}" in self.template else (None,)
         for layer in self.layers:
-            head, _, tail = self.template.partition("{layer}")
-            before, mark, after = tail.partition("{expert}")
-            if not mark:
-                yield Param(f"{head}{layer}{tail}", self, layer, None)
-                continue
-            start = f"{head}{layer}{before}"
-            for expert in range(self.experts):
-                yield Param(f"{start}{expert}{after}", self, layer, expert)
+            for expert in experts:
+                yield Param(next(names), self, layer, expert)
+
+    def named(self, template: str, layer: int | None, expert: int | None = None) -> str:
+        """Another template, such as that of a joined module, with the numbers of a parameter of this family."""
+        return template.format(layer=None if layer is None else layer - self.first_layer, expert=expert)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
-from dsctl.layouts import Slot
+from dsctl.layouts.layout import Slot
 from dsctl.layouts.ranks import Shares
 
 CONFIG = "inference_config.json"
@@ -30,7 +30,6 @@ _SAME = frozenset((
     "layers", "{layer}", "norm", "gate", "experts", "{expert}", "shared_experts", "weight", "bias",
     "indexer", "wq_b", "wk", "k_norm", "weights_proj", "enorm", "hnorm", "eh_proj", "shared_head", "head",
 ))  # fmt: skip
-_SCALE = "_scale_inv"
 # Fields of the reference model's config and those of `config.json` that they are.
 _FIELDS = {
     "vocab_size": "vocab_size", "dim": "hidden_size", "inter_dim": "intermediate_size",
@@ -58,6 +57,8 @@ class Deepseek:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     name: ClassVar[str] = "deepseek"
     metadata: ClassVar[Mapping[str, str]] = {}
+    published: ClassVar[bool] = False
+    respelled: ClassVar[Mapping[str, str]] = {"deepseek": "v4"}
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:
@@ -79,15 +80,12 @@ class Deepseek:
         if family.derived:
             return ()
         parts = self.names.get(family.template) or name_of(family.template)
-        numbers = {"{layer}": str(param.layer), "{expert}": str(param.expert)}
+        numbers = {"{layer}": str(param.number), "{expert}": str(param.expert)}
         tensor = ".".join([numbers.get(part, part) for part in parts])
         origin = (0,) * len(family.shape)
         return tuple(
             [Slot(file_of(rank, world), tensor, box, box.shape, origin) for rank, box in self.shares.boxes(param)]
         )
-
-    def stored(self, tensor: str, suffix: str) -> str:
-        return tensor.removesuffix("weight") + "scale" if suffix == _SCALE else tensor + suffix
 
     def shard_of(self, file: str) -> str:
         return file

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from dsctl.core.boxes import Box
 from dsctl.core.header import PT
 from dsctl.core.params import Family, Param
-from dsctl.layouts import Slot
 from dsctl.layouts.hf import folder
 from dsctl.layouts.joins import Join, joined, stack_of
+from dsctl.layouts.layout import Slot
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."
@@ -47,6 +47,8 @@ class Fused:
     joins: Mapping[tuple[str, bool], Join] = field(default_factory=dict)
     alone: str = ""
     metadata: ClassVar[Mapping[str, str]] = PT
+    published: ClassVar[bool] = False
+    respelled: ClassVar[Mapping[str, str]] = {}
 
     @property
     def foldered(self) -> bool:
@@ -65,9 +67,6 @@ class Fused:
             held = [(folder(rank), rank, box) for rank, box in self.shares.boxes(param)]
         return tuple([joined_slot(join, param, self.shares, *one) for one in held])
 
-    def stored(self, tensor: str, suffix: str) -> str:
-        return tensor + suffix
-
     def shard_of(self, file: str) -> str:
         return "" if self.shares is None else self.alone or file.partition("/")[0]
 
@@ -85,7 +84,7 @@ def joined_slot(join: Join, param: Param, shares: Shares | None, shard: str, ran
     """A rank's share of a parameter in the tensor that it is joined in."""
     parts = shares.ranks.cut(param.family) if shares else 1
     container, at = join.container(box, parts) if box.start else ((), ())
-    tensor = join.tensor(param.layer, param.expert)
+    tensor = join.tensor(param)
     if not join.stacked or param.layer is None or param.expert is None:
         return Slot(shard, tensor, box, container, at)
     stack = stack_of(shares, rank, param.layer, param.expert, param.family.experts)

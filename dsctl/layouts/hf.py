@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 
 from dsctl.core.header import PT
 from dsctl.core.params import Family, Param
-from dsctl.layouts import Slot, whole
+from dsctl.layouts.layout import Slot, whole
 from dsctl.layouts.ranks import Shares
 
 
 @dataclass(frozen=True, slots=True)
 class Hf:
-    """One name space over all files, or one per rank; a codec's further tensors are named by the parameter's name and
-    their suffix. A rank's files have the names of the whole checkpoint's, in a folder of the rank; `alone` is that
+    """One name space over all files, or one per rank.
+
+    A rank's files have the names of the whole checkpoint's, in a folder of the rank; `alone` is that
     folder where nothing else is read.
     """
 
@@ -23,6 +24,11 @@ class Hf:
     alone: str = ""
     name: ClassVar[str] = "hf"
     metadata: ClassVar[Mapping[str, str]] = PT
+    respelled: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def published(self) -> bool:
+        return self.shares is None
 
     @property
     def foldered(self) -> bool:
@@ -36,9 +42,6 @@ class Hf:
             return (whole(param, "", param.name),)
         origin = (0,) * len(param.shape)
         return tuple([Slot(folder(rank), param.name, box, box.shape, origin) for rank, box in self.shares.boxes(param)])
-
-    def stored(self, tensor: str, suffix: str) -> str:
-        return tensor + suffix
 
     def shard_of(self, file: str) -> str:
         return "" if self.shares is None else self.alone or file.partition("/")[0]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dsctl.core.boxes import Box
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Shares
 
 
@@ -20,9 +20,9 @@ class Join(NamedTuple):
     before: tuple[Family, ...] = ()
     after: tuple[Family, ...] = ()
 
-    def tensor(self, layer: int | None, expert: int | None) -> str:
-        """The tensor's name for a layer and an expert."""
-        return self.template.format(layer=layer, expert=expert)
+    def tensor(self, param: Param) -> str:
+        """The tensor's name for a parameter of the family."""
+        return param.family.named(self.template, param.layer, param.expert)
 
     def container(self, box: Box, parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shape of the joined rows, and where a share of the family begins in them; each is cut into `parts`."""

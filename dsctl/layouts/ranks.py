@@ -137,9 +137,9 @@ class Shares:
 
     def _stage(self, param: Param) -> int:
         last = self.ranks.pp - 1
-        if param.layer is None:
-            return last if param.role in ("head", "norm") else 0
-        return self.stage_of.get(param.layer, last)
+        if param.family.last or param.family.mtp:
+            return last
+        return 0 if param.layer is None else self.stage_of[param.layer]
 
     def _holds(self, part: int, param: Param) -> bool:
         assert param.expert is not None and param.layer is not None

@@ -8,8 +8,9 @@ from typing import Any
 from dsctl.core.errors import FormatError, PlanError, UsageError
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import Family
-from dsctl.layouts import LAYOUTS, Layout, deepseek, vllm
+from dsctl.layouts import LAYOUTS, deepseek, vllm
 from dsctl.layouts.hf import folder
+from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares, check
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
-from dsctl.layouts import Slot
 from dsctl.layouts.fused import fused_names, joined_slot
 from dsctl.layouts.joins import Join, joined
+from dsctl.layouts.layout import Slot
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."
@@ -38,6 +38,8 @@ class Vllm:
     joins: Mapping[tuple[str, bool], Join] = field(default_factory=dict)
     name: ClassVar[str] = "vllm"
     metadata: ClassVar[Mapping[str, str]] = {}
+    published: ClassVar[bool] = False
+    respelled: ClassVar[Mapping[str, str]] = {}
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:
@@ -62,9 +64,6 @@ class Vllm:
         return tuple(
             [joined_slot(join, param, self.shares, file_of(rank), rank, box) for rank, box in self.shares.boxes(param)]
         )
-
-    def stored(self, tensor: str, suffix: str) -> str:
-        return tensor + suffix
 
     def shard_of(self, file: str) -> str:
         return file

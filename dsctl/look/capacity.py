@@ -6,25 +6,25 @@ How ranks share a model: dsctl/layouts/ranks.py. docs/costs.md tells more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from dsctl.checkpoint.groups import Group
 from dsctl.checkpoint.quantization import quantization_config
-from dsctl.codecs import CODECS, Codec
-from dsctl.codecs.fp8_block import Fp8Block
-from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import Codec
 from dsctl.core.errors import UsageError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Ranks, main_layers, stages
 from dsctl.layouts.ranks import check as check_ranks
 from dsctl.look.costs import Attention, attention, indexed_layers
-from dsctl.look.description import Description, Group
+from dsctl.look.description import Description
 from dsctl.plan import recipes
 from dsctl.plan.cuts import Cut, illegal
-from dsctl.plan.recipes import Recipe, takes
+from dsctl.plan.formats import Formats
+from dsctl.plan.recipes import Recipe
+from dsctl.plan.request import KEEP, RECIPE, Request
 
-# What a checkpoint is to be stored as: a format, a recipe, or None for as it is.
-Wanted = Codec | Recipe | None
 STORED = "as stored"
 # Tokens of context where nothing says how many.
 UNKNOWN_CONTEXT = 4096
@@ -85,8 +85,10 @@ def check(description: Description, ranks: Ranks) -> None:
     check_ranks((group.family for group in description.known), ranks, description.name)
 
 
-def formats(description: Description, names: tuple[str, ...] = (), asked: tuple[Recipe, ...] = ()) -> dict[str, Wanted]:
-    """Codecs and recipes by name, with None for what is stored now: those named, or the two of most releases.
+def formats(
+    description: Description, names: tuple[str, ...] = (), asked: tuple[Recipe, ...] = ()
+) -> dict[str, Formats]:
+    """The choice for codecs and recipes by name, and for what is stored now: those named, or the two of most releases.
 
     Raises:
         UsageError: a name is unknown. PlanError: a recipe does not fit the parameters, or loaders.
@@ -96,77 +98,36 @@ def formats(description: Description, names: tuple[str, ...] = (), asked: tuple[
         raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
     stored = {group.codec for group in description.known if group.family.quantizable}
     usual = () if asked else tuple(name for name in ("bf16", "fp8-block") if {name} != {one.name for one in stored})
+    known = description.contents
+    found = {STORED: known.formats(Request(KEEP))}
+    found |= {name: known.formats(Request(name)) for name in names or usual}
     for recipe in asked:
-        _check(description, recipe)
-    codecs = {name: recipes.named(name, stored) for name in names or usual}
-    return {STORED: None} | codecs | {recipe.name: recipe for recipe in asked}
-
-
-def _check(description: Description, recipe: Recipe) -> None:
-    """Refuse what a conversion would refuse."""
-    recipes.check(recipe.rules, (param for group in description.known for param in _params(group)))
-    quantization_config([(param, codec) for group, codec in stored(description, recipe) for param in _params(group)])
-
-
-def _params(group: Group) -> list[Param]:
-    some = set(group.some)
-    return [param for param in group.family.params() if not some or param.name in some]
-
-
-def base_dtype(description: Description) -> str:
-    """The dtype of most values that are stored plain."""
-    values: dict[str, int] = {}
-    for group in description.known:
-        if isinstance(group.codec, Plain):
-            values[group.codec.dtype] = values.get(group.codec.dtype, 0) + group.values
-    return max(values, key=lambda dtype: values[dtype], default="BF16")
-
-
-def stored(description: Description, to: Wanted) -> list[tuple[Group, Codec]]:
-    """Every group and how it would be stored after a conversion; groups are parted where a recipe parts them."""
-    base = base_dtype(description)
-    if not isinstance(to, Recipe):
-        return [(group, codec_of(group, to, base)) for group in description.known]
-    formats = {group.codec for group in description.known}
-    found = []
-    for part, name in (chosen for group in description.known for chosen in _parted(group, to)):
-        if name == recipes.KEEP:
-            found.append((part, recipes.kept(to.rules, part.codec)))
-        else:
-            codec = recipes.named(name, formats)
-            found.append((part, _as(part, codec, base, takes(codec, part.family))))
+        rules = tuple((rule.role, rule.match, rule.format) for rule in recipe.rules)
+        found[recipe.name] = known.formats(Request(RECIPE, rules=rules))
+        _check(description, found[recipe.name])
     return found
 
 
-def _parted(group: Group, recipe: Recipe) -> Iterator[tuple[Group, str]]:
-    """The parts of a group for which a recipe has one answer, and that."""
-    if not any(rule.match for rule in recipe.rules):
-        yield group, recipes.chosen(recipe.rules, Param(group.family.template, group.family, None, None))
+def _check(description: Description, to: Formats) -> None:
+    """Refuse what a conversion would refuse."""
+    recipes.check(to.rules, (param for group in description.known for param in group.params))
+    quantization_config([(param, codec) for group, codec in stored(description, to) for param in group.params])
+
+
+def stored(description: Description, to: Formats) -> list[tuple[Group, Codec]]:
+    """Every group and how it would be stored after a conversion; groups are parted where a recipe parts them."""
+    return [chosen for group in description.known for chosen in _parted(group, to)]
+
+
+def _parted(group: Group, to: Formats) -> Iterator[tuple[Group, Codec]]:
+    """The parts of a group for which there is one answer, and that."""
+    if not any(rule.match for rule in to.rules):
+        yield group, to.codec(Param(group.family.template, group.family, None, None), group.codec)
         return
-    found: dict[str, list[Param]] = {}
-    for param in _params(group):
-        found.setdefault(recipes.chosen(recipe.rules, param), []).append(param)
-    for name, params in found.items():
-        layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
-        some = () if len(params) == group.family.count else tuple(param.name for param in params)
-        yield replace(group, layers=layers, count=len(params), some=some), name
-
-
-def codec_of(group: Group, to: Codec | None, base: str) -> Codec:
-    """How a group would be stored after a conversion: as `dsctl convert` chooses (dsctl/plan/formats.py)."""
-    return group.codec if to is None else _as(group, to, base, takes(to, group.family))
-
-
-def _as(group: Group, to: Codec, base: str, quantizable: bool) -> Codec:
-    plain = isinstance(to, Plain)
-    if not isinstance(group.codec, Plain):
-        return to if plain or quantizable else Plain("BF16")
-    if not plain and quantizable:
-        return to
-    stored = group.codec.dtype
-    if stored != base or stored not in FLOATS or group.family.dtype == "F32":
-        return group.codec
-    return to if plain else Plain(stored if stored == "F16" else group.family.dtype)
+    found: dict[Codec, list[Param]] = {}
+    for param in group.params:
+        found.setdefault(to.codec(param, group.codec), []).append(param)
+    yield from ((group.part(params), codec) for codec, params in found.items())
 
 
 def nbytes(codec: Codec, shape: tuple[int, ...]) -> int:
@@ -174,13 +135,13 @@ def nbytes(codec: Codec, shape: tuple[int, ...]) -> int:
     return sum(spec.nbytes for spec in codec.specs(shape).values())
 
 
-def disk(description: Description, to: Wanted) -> int:
+def disk(description: Description, to: Formats) -> int:
     """Tensor bytes on disk in a format, kept scales included."""
     tensors = sum(each for formats in roles(description, to).values() for each in formats.values())
     return tensors + kept_scales(description, to)
 
 
-def roles(description: Description, to: Wanted) -> dict[str, dict[str, int]]:
+def roles(description: Description, to: Formats) -> dict[str, dict[str, int]]:
     """Tensor bytes by role and format, kept scales left out."""
     found: dict[str, dict[str, int]] = {}
     for group, codec in stored(description, to):
@@ -189,24 +150,24 @@ def roles(description: Description, to: Wanted) -> dict[str, dict[str, int]]:
     return found
 
 
-def kept_scales(description: Description, to: Wanted) -> int:
+def kept_scales(description: Description, to: Formats) -> int:
     """Bytes of the original scales that a decoding from blocks keeps aside, to restore them one day."""
     total = 0
-    for group, codec in () if isinstance(to, Recipe) else stored(description, to):
-        if isinstance(group.codec, Fp8Block) and isinstance(codec, Plain):
+    for group, codec in () if to.rules else stored(description, to):
+        if group.codec.keeps_scales and codec.plain:
             _, *scales = group.specs.values()
             total += group.count * sum(scale.nbytes for scale in scales)
     return total
 
 
-def load(description: Description, ranks: Ranks, to: Wanted, cache: Cache) -> Load:
+def load(description: Description, ranks: Ranks, to: Formats, cache: Cache) -> Load:
     """The fullest rank. MLA's cache is one latent for all heads: every tensor-parallel rank keeps the whole of it."""
     stage_of_layer = stage_of(description, ranks.pp)
     weights, caches = [0] * ranks.pp, [0] * ranks.pp
     for group, codec in stored(description, to):
         each = nbytes(codec, part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
         if not group.layers:
-            weights[-1 if group.family.role in ("head", "norm") else 0] += each
+            weights[-1 if group.family.last else 0] += each
         for layer in group.layers:
             weights[stage_of_layer.get(layer, ranks.pp - 1)] += each
     tokens = -(-cache.batch // ranks.copies) * cache.context
@@ -231,8 +192,8 @@ def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def cuts(description: Description, ranks: Ranks, to: Wanted) -> Iterator[Cut]:
+def cuts(description: Description, ranks: Ranks, to: Formats) -> Iterator[Cut]:
     """The cuts that cannot be made: heads or a length do not divide, or a part would begin within a block."""
-    heads = description.config.get("num_attention_heads")
     families = ((group.family, codec) for group, codec in stored(description, to))
-    yield from illegal(families, ranks, heads if type(heads) is int else None)
+    model = description.contents.model
+    yield from illegal(families, ranks, model.heads(description.config) if model else None)

@@ -15,17 +15,20 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-from dsctl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.faults import require_whole
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.pieces import Piece
 from dsctl.checkpoint.scales import ScaleCounts, as_float32
-from dsctl.codecs import BadBlock
+from dsctl.codecs.codec import BadBlock
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.boxes import Box
 from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.header import TensorRef
 from dsctl.core.lists import globs
 from dsctl.core.params import OTHER, Family, Param, in_order
-from dsctl.layouts import whole
+from dsctl.layouts.layout import whole
+from dsctl.layouts.naming import stored_name
 from dsctl.plan.steps import Region, Step, region_of
 from dsctl.stores import Store
 
@@ -236,7 +239,7 @@ def _matches(name: str, globs: tuple[str, ...]) -> bool:
 def _held(store: Store) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
     """Every parameter of a checkpoint and its pieces; tensors of no known parameter under their own names."""
     checkpoint = open_checkpoint(store)
-    checkpoint.require_whole(allow_missing=True, allow_extra=True)
+    require_whole(checkpoint, allow_missing=True, allow_extra=True)
     held = {
         param.name: (param, pieces)
         for param in checkpoint.params
@@ -262,11 +265,11 @@ def _extras(checkpoint: Checkpoint) -> dict[str, tuple[Param, tuple[Piece, ...]]
 def _extra(checkpoint: Checkpoint, param: Param, names: dict[str, TensorRef]) -> Piece | None:
     slot = whole(param, "", param.name)
     for codec in checkpoint.codecs:
-        stored = [checkpoint.layout.stored(param.name, suffix) for suffix in codec.suffixes]
-        if any(name not in names for name in stored) or (isinstance(codec, Plain) and codec.dtype not in FLOATS):
+        stored = [stored_name(checkpoint.layout, param.name, codec.dialect, part) for part in codec.parts]
+        if any(name not in names for name in stored) or (codec.plain and codec.plain not in FLOATS):
             continue
         refs = tuple(names[name] for name in stored)
-        reader = codec.reads(param.shape, {s: ref.spec for s, ref in zip(codec.suffixes, refs, strict=True)})
+        reader = codec.reads(param.shape, {part: ref.spec for part, ref in zip(codec.parts, refs, strict=True)})
         if reader is not None:
             return Piece(slot, reader, refs)
     return None
@@ -274,7 +277,7 @@ def _extra(checkpoint: Checkpoint, param: Param, names: dict[str, TensorRef]) ->
 
 def _pair(param: Param, ours: tuple[Piece, ...], theirs: tuple[Piece, ...]) -> _Pair:
     codecs = ours[0].codec, theirs[0].codec
-    plain = [codec.dtype for codec in codecs if isinstance(codec, Plain)]
+    plain = [codec.plain for codec in codecs if codec.plain]
     dtype = plain[0] if len(plain) == 1 else "F32"
     steps = [_reading(param, pieces, dtype) for pieces in (ours, theirs)]
     return _Pair(param, steps[0], steps[1], dtype, (codecs[0].name, codecs[1].name))
@@ -354,7 +357,7 @@ def _read(side: Values, step: Step, band: Box, dtype: str) -> torch.Tensor:
     import torch
 
     values = side.read(step, band)
-    quantized = not isinstance(step.reads[0].codec, Plain)
+    quantized = step.reads[0].codec.plain is None
     return values.to(torch.float16) if quantized and dtype == "F16" else values
 
 

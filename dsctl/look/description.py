@@ -6,58 +6,25 @@ The common value that looking verbs work on: which parameters there are, how eac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsctl import models, releases
+from dsctl.checkpoint.faults import known_faults
+from dsctl.checkpoint.groups import Group, groups_of, groups_of_release
 from dsctl.checkpoint.origin import Origin
 from dsctl.checkpoint.pieces import Survey
-from dsctl.codecs import Codec, declared
-from dsctl.codecs.fp8_block import Fp8Block
-from dsctl.codecs.plain import Plain
 from dsctl.core.errors import FormatError, SourceError
-from dsctl.core.header import TensorRef, TensorSpec
-from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.params import OTHER
+from dsctl.plan.overview import Known
 from dsctl.releases import Release
 
 if TYPE_CHECKING:
     from dsctl.checkpoint.checkpoint import Checkpoint
 
-# What a folded name calls its numbers, in their order.
-MARKS = ("{layer}", "{expert}")
 # Faults that other fields of a description tell.
 _TOLD = ("missing-tensor", "extra-tensor", "missing-rank")
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Parameters of one family that are stored alike: how many, in which layers, as how many tensors and bytes.
-
-    `some` names them where they are not the whole family.
-    """
-
-    family: Family
-    codec: Codec
-    layers: tuple[int, ...]
-    count: int
-    tensors: int
-    nbytes: int
-    some: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> Iterator[str]:
-        """The name of every parameter."""
-        return iter(self.some) if self.some else (param.name for param in self.family.params())
-
-    @property
-    def values(self) -> int:
-        return self.count * self.family.values
-
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """What one parameter is stored as, by suffix."""
-        return self.codec.specs(self.family.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +42,12 @@ class Description:
     missing: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     part: str = ""
+
+    @property
+    def contents(self) -> Known:
+        """What a plan is made of where there are no files."""
+        model = models.MODELS[self.model] if self.model else None
+        return Known(self.name, self.config, model, self.groups)
 
     @property
     def kind(self) -> str:
@@ -134,7 +107,7 @@ class Description:
     @property
     def quantized(self) -> int:
         """Parameters that are stored in a quantized format."""
-        return sum(group.count for group in self.known if group.codec.config() is not None)
+        return sum(group.count for group in self.known if group.codec.quantized)
 
     @property
     def tensors(self) -> int:
@@ -166,7 +139,7 @@ def describe(source: str) -> Description:
         return of_release(release)
     if not os.path.exists(source):
         _refuse_unknown(source)
-    from dsctl.checkpoint.checkpoint import open_checkpoint
+    from dsctl.checkpoint.opening import open_checkpoint
     from dsctl.stores import store_at
 
     return of_checkpoint(open_checkpoint(store_at(source)), source)
@@ -185,86 +158,32 @@ def _refuse_unknown(source: str) -> None:
 def of_release(release: Release) -> Description:
     """What a release holds, from its config and how it is known to be stored."""
     model = models.recognise(release.config)
-    quantized = _quantized(release)
-    groups = tuple(
-        whole(family, quantized if quantized and family.quantizable else Plain(family.dtype))
-        for family in model.families(release.config)
-    )
     return Description(
-        release.name, release.repository, release, release.config, model.name, groups, release.storage.files
+        release.name,
+        release.repository,
+        release,
+        release.config,
+        model.name,
+        groups_of_release(release),
+        release.storage.files,
     )
-
-
-def whole(family: Family, codec: Codec) -> Group:
-    """A family that is all stored alike."""
-    specs = codec.specs(family.shape).values()
-    nbytes = sum(spec.nbytes for spec in specs)
-    return Group(family, codec, family.layers, family.count, family.count * len(specs), family.count * nbytes)
-
-
-def _quantized(release: Release) -> Codec | None:
-    found = declared(release.config.get("quantization_config"))
-    if not found or not isinstance(found[0], Fp8Block):
-        return next(iter(found), None)
-    return replace(found[0], scale_fmt=release.storage.scale_fmt or found[0].scale_fmt)
 
 
 def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
     """What an open checkpoint holds; `name` is what a person calls it."""
-    regular = checkpoint.regular
-    survey = checkpoint.survey if regular is None else Survey()
-    alike = [whole(family, codec) for family, codec in (regular or {}).items()]
+    survey = checkpoint.survey if checkpoint.regular is None else Survey()
     return Description(
         name=name,
         place=checkpoint.store.place,
         release=None,
         config=checkpoint.config or {},
         model=checkpoint.model.name if checkpoint.model else None,
-        groups=tuple(alike) or (*_groups(checkpoint), *_others(survey.extra)),
+        groups=groups_of(checkpoint),
         files=len(checkpoint.headers),
         part=checkpoint.layout.shares.said if checkpoint.layout.shares else "",
         missing=tuple(param.name for param in survey.missing),
-        faults=tuple(str(f) for f in checkpoint.known_faults if f.code not in _TOLD),
+        faults=tuple(str(f) for f in known_faults(checkpoint) if f.code not in _TOLD),
     )
-
-
-def _groups(checkpoint: Checkpoint) -> Iterator[Group]:
-    held = checkpoint.survey.pieces
-    for family in checkpoint.families:
-        found: dict[Codec, list[Param]] = {}
-        for param in family.params():
-            if stored := held.get(param.name):
-                found.setdefault(stored[0].codec, []).append(param)
-        for codec, params in found.items():
-            pieces = [piece for param in params for piece in held[param.name]]
-            layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
-            tensors, nbytes = sum(len(piece.refs) for piece in pieces), sum(piece.nbytes for piece in pieces)
-            some = () if len(params) == family.count else tuple(param.name for param in params)
-            yield Group(family, codec, layers, len(params), tensors, nbytes, some)
-
-
-def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
-    """Tensors that belong to no parameter, those alike but for their numbers together."""
-    found: dict[tuple[str, TensorSpec], list[TensorRef]] = {}
-    for ref in extra:
-        found.setdefault((folded(ref.name)[0], ref.spec), []).append(ref)
-    for (template, spec), refs in sorted(found.items()):
-        numbers = (folded(ref.name)[1] for ref in refs)
-        layers = tuple(sorted({first for first, *_ in filter(None, numbers)}))
-        family = Family(template, spec.shape, OTHER, dtype=spec.dtype, layers=layers)
-        nbytes, names = sum(ref.nbytes for ref in refs), tuple(ref.name for ref in refs)
-        yield Group(family, Plain(spec.dtype), layers, len(refs), len(refs), nbytes, names)
-
-
-def folded(name: str) -> tuple[str, tuple[int, ...]]:
-    """A name of unknown making for display: its numbers as marks, and the numbers."""
-    parts = name.split(".")
-    numbers: list[int] = []
-    for place, part in enumerate(parts):
-        if part.isdecimal() and part.isascii() and len(part) < 10:
-            parts[place] = MARKS[min(len(numbers), 1)]
-            numbers.append(int(part))
-    return ".".join(parts), tuple(numbers)
 
 
 def identify(config: Mapping[str, Any]) -> tuple[Release, ...]:

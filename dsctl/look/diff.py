@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from dsctl.codecs import Codec
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.checkpoint.groups import Group
+from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.header import TensorSpec
+from dsctl.layouts.naming import tensors
 from dsctl.look.costs import Attention, attention
-from dsctl.look.description import Description, Group
+from dsctl.look.description import Description
 from dsctl.look.notebook import html, table
 from dsctl.stores.local import LocalFolder
 
@@ -356,14 +357,15 @@ def _rows(templates: Iterable[Template]) -> Iterator[tuple[object, ...]]:
 
 def form(codec: Codec) -> str:
     """A stored form in a few words: BF16; FP8 ue8m0. The usual 128x128 blocks and F32 scales go unsaid."""
-    if not isinstance(codec, Fp8Block):
-        return codec.name.upper() if codec.config() is None else codec.name
+    if not codec.scale_fmt:
+        return codec.name if codec.quantized else codec.name.upper()
     words = ["FP8"]
     if codec.block != (128, 128):
         words.append(f"{codec.block[0]}x{codec.block[1]}")
     if codec.scale_fmt == "ue8m0":
         words.append("ue8m0")
-    return " ".join(words) + (f", {codec.scale_dtype} scales" if codec.scale_dtype != "F32" else "")
+    dtype = codec.specs(codec.block)[SCALE].dtype
+    return " ".join(words) + (f", {dtype} scales" if dtype != "F32" else "")
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -401,10 +403,9 @@ def _aspects(before: Template, after: Template) -> Iterator[str]:
 def stored_tensors(groups: Iterable[Group]) -> Iterator[tuple[str, TensorSpec]]:
     """Every tensor that the groups' parameters are stored as, by name."""
     for group in groups:
-        specs = group.specs.items()
+        specs = group.specs
         for name in group.names:
-            for suffix, spec in specs:
-                yield name + suffix, spec
+            yield from zip(tensors(group.codec.dialect, name, specs), specs.values(), strict=True)
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -9,13 +9,17 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from dsctl import releases
-from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.checkpoint.faults import known_faults
+from dsctl.checkpoint.groups import Group, folded
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.pieces import Fault
-from dsctl.codecs import CODECS, Codec
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import OTHER, in_order
-from dsctl.look.description import Description, Group, active, describe, folded, identify, of_checkpoint
+from dsctl.layouts.naming import tensors
+from dsctl.look.description import Description, active, describe, identify, of_checkpoint
 from dsctl.look.notebook import html, table
 from dsctl.stores import store_at
 from dsctl.stores.hub import is_repository
@@ -103,7 +107,7 @@ class Inspection:
         for name, spec in specs.items():
             if codec := _together(name, spec, specs):
                 found[codec] = found.get(codec, 0) + spec.nbytes
-                scales.update(name + suffix for suffix in codec.suffixes if suffix)
+                scales.update(tensors(codec.dialect, name, codec.parts[1:]))
         for name, spec in specs.items():
             if spec.dtype in FLOATS and name not in scales and not _together(name, spec, specs):
                 found[Plain(spec.dtype)] = found.get(Plain(spec.dtype), 0) + spec.nbytes
@@ -150,8 +154,8 @@ class Inspection:
         for group in self.description.groups:
             specs = group.specs
             for name in group.names:
-                for suffix, spec in specs.items():
-                    yield Tensor(name + suffix, spec, "")
+                named = tensors(group.codec.dialect, name, specs)
+                yield from (Tensor(tensor, spec, "") for tensor, spec in zip(named, specs.values(), strict=True))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -179,14 +183,16 @@ def inspect(source: str) -> Inspection:
     checkpoint = open_checkpoint(store_at(source))
     description = of_checkpoint(checkpoint, source)
     regular = checkpoint.regular is not None
-    return Inspection(description, checkpoint.headers, checkpoint.known_faults, _alike(description), regular)
+    return Inspection(description, checkpoint.headers, known_faults(checkpoint), _alike(description), regular)
 
 
 def _together(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> Codec | None:
     """The codec that reads a tensor together with those that are named after it, if any does."""
     for codec in CODECS.values():
-        there = {suffix: specs[name + suffix] for suffix in codec.suffixes if name + suffix in specs}
-        if len(codec.suffixes) == len(there) > 1 and "" in there and (reader := codec.reads(spec.shape, there)):
+        named = tensors(codec.dialect, name, codec.parts)
+        if len(named) < 2 or named[0] != name or any(one not in specs for one in named):
+            continue
+        if reader := codec.reads(spec.shape, {p: specs[one] for p, one in zip(codec.parts, named, strict=True)}):
             return reader
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.look.costs import Attention
 from dsctl.look.description import Description
 from dsctl.look.diff import CLERICAL_FIELDS, CONTEXTS, Diff
@@ -119,7 +118,7 @@ def _indexers_shared(diff: Diff) -> Facts | None:
 
 
 def _scales(description: Description) -> set[str]:
-    return {group.codec.scale_fmt for group in description.groups if isinstance(group.codec, Fp8Block)}
+    return {group.codec.scale_fmt for group in description.groups if group.codec.scale_fmt}
 
 
 def _scales_rounded(diff: Diff) -> Facts | None:
@@ -148,8 +147,8 @@ def _share(diff: Diff) -> str:
 
 
 def _formats(description: Description) -> str:
-    codecs = [group.codec for group in description.known if group.codec.config() is not None]
-    return " and ".join(dict.fromkeys("FP8" if isinstance(codec, Fp8Block) else codec.name for codec in codecs))
+    codecs = [group.codec for group in description.known if group.codec.quantized]
+    return " and ".join(dict.fromkeys("FP8" if codec.scale_fmt else codec.name for codec in codecs))
 
 
 def _norm_dtypes(description: Description) -> set[str]:

@@ -5,11 +5,21 @@ Names and shapes: modeling_deepseek.py of the deepseek-ai/DeepSeek-V2 and DeepSe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl.core.params import Family
-from dsctl.models.deepseek_v3 import attention, dimensions, experts, gated, outside, shrunk
+from dsctl.core.params import Family, Published
+from dsctl.models.deepseek_v3 import (
+    attention,
+    dimensions,
+    experts,
+    gated,
+    heads,
+    outside,
+    shrunk,
+    sliced,
+    without_mtp,
+)
 
 
 class DeepseekV2:
@@ -31,6 +41,18 @@ class DeepseekV2:
         if d.moe_layers:
             families += experts(d, d.moe_layers, False, bias=False)
         return tuple(families)
+
+    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+        return {}
+
+    def heads(self, config: Mapping[str, Any]) -> int | None:
+        return heads(config)
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return without_mtp(config)
+
+    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)

@@ -7,13 +7,13 @@ Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Published
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -74,6 +74,10 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         raise FormatError(f"config.json: {error}") from None
 
 
+_MTP = "num_nextn_predict_layers"
+# Fields with an entry for each of the main layers.
+_PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
+_QUANTIZED = ("attention", "indexer", "dense mlp", "routed experts", "shared experts")
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
 _MLP = _LAYER + "mlp."
@@ -138,10 +142,10 @@ def outside(d: Dimensions) -> list[Family]:
     """Embedding, last norm and head."""
     families = [
         Family("model.embed_tokens.weight", (d.vocab_size, d.hidden_size), "embedding", split=0),
-        Family("model.norm.weight", (d.hidden_size,), "norm"),
+        Family("model.norm.weight", (d.hidden_size,), "norm", last=True),
     ]
     if not d.tie_word_embeddings:
-        families.append(Family("lm_head.weight", (d.vocab_size, d.hidden_size), "head", split=0))
+        families.append(Family("lm_head.weight", (d.vocab_size, d.hidden_size), "head", split=0, last=True))
     return families
 
 
@@ -197,6 +201,53 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
     return small
 
 
+def heads(config: Mapping[str, Any]) -> int | None:
+    """`num_attention_heads`, where it is a number."""
+    count = config.get("num_attention_heads")
+    return count if type(count) is int else None
+
+
+def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with no multi-token-prediction layers, where it speaks of them."""
+    return {**config, **({_MTP: 0} if _MTP in config else {})}
+
+
+def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+    """The config with the fields that layers and experts set made true."""
+    whole = config["num_hidden_layers"]
+    main = [layer for layer in layers if layer < whole]
+    small = dict(config) | {"num_hidden_layers": len(main)}
+    if _MTP in config:
+        small[_MTP] = len(layers) - len(main)
+    if "first_k_dense_replace" in config:
+        small["first_k_dense_replace"] = sum(layer < config["first_k_dense_replace"] for layer in main)
+    for field in _PER_LAYER:
+        if isinstance(config.get(field), list) and len(config[field]) == whole:
+            small[field] = [config[field][layer] for layer in main]
+    return small | (_routing(config, len(experts)) if experts else {})
+
+
+def _routing(config: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Experts, groups and experts per token for `count` experts: groups stay equal and hold two or more each.
+
+    A group's score is the sum of its two best experts (DeepSeek-V3 inference/model.py, `Gate`).
+    """
+    groups = next((g for g in range(config.get("n_group") or 1, 1, -1) if count % g == 0 and count // g >= 2), 1)
+    chosen = min(config.get("topk_group") or 1, groups)
+    edited = {
+        "n_routed_experts": count,
+        "num_experts_per_tok": min(config.get("num_experts_per_tok") or 1, chosen * (count // groups)),
+        "n_group": groups,
+        "topk_group": chosen,
+    }
+    return {field: value for field, value in edited.items() if config.get(field) is not None}
+
+
+def fp8_blocks(scale_fmt: str, why: str) -> dict[str, Published]:
+    """The published form of releases that quantize to FP8 by blocks: the matrices of these roles, all alike."""
+    return dict.fromkeys(_QUANTIZED, Published("fp8-block", "deepseek", scale_fmt, why))
+
+
 class DeepseekV3:
     """V3, R1 and V3.1."""
 
@@ -221,6 +272,18 @@ class DeepseekV3:
         if d.mtp_layers:
             families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
         return families
+
+    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+        return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
+
+    def heads(self, config: Mapping[str, Any]) -> int | None:
+        return heads(config)
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return without_mtp(config)
+
+    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)

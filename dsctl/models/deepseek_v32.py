@@ -6,13 +6,24 @@ Names and shapes: deepseek-ai/DeepSeek-V3.2-Exp inference/model.py (Indexer) and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family
-from dsctl.models.deepseek_v3 import DeepseekV3, Dimensions, dimensions, multi_token_prediction, outside, shrunk
+from dsctl.core.params import Family, Published
+from dsctl.models.deepseek_v3 import (
+    DeepseekV3,
+    Dimensions,
+    dimensions,
+    fp8_blocks,
+    heads,
+    multi_token_prediction,
+    outside,
+    shrunk,
+    sliced,
+    without_mtp,
+)
 
 _INDEXER = "model.layers.{layer}.self_attn.indexer."
 
@@ -54,6 +65,18 @@ class DeepseekV32:
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
         return tuple(stored_norms([*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d)]))
+
+    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+        return fp8_blocks("ue8m0", "as V3.1 and later releases store them")
+
+    def heads(self, config: Mapping[str, Any]) -> int | None:
+        return heads(config)
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return without_mtp(config)
+
+    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         small = shrunk(config, sizes)

@@ -5,12 +5,22 @@ zai-org/GLM-5; the published tensor listings of GLM-5.1 and GLM-5.2. The MTP lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family
-from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, multi_token_prediction, outside, shrunk
+from dsctl.core.params import Family, Published
+from dsctl.models.deepseek_v3 import (
+    DeepseekV3,
+    dimensions,
+    fp8_blocks,
+    heads,
+    multi_token_prediction,
+    outside,
+    shrunk,
+    sliced,
+    without_mtp,
+)
 from dsctl.models.deepseek_v32 import indexer
 
 
@@ -30,6 +40,18 @@ class GlmMoeDsa:
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
         return (*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d, twins=False))
+
+    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+        return fp8_blocks("float32", "as GLM-5-FP8 stores them") if config.get("quantization_config") else {}
+
+    def heads(self, config: Mapping[str, Any]) -> int | None:
+        return heads(config)
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return without_mtp(config)
+
+    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         small = shrunk(config, sizes)

@@ -5,11 +5,11 @@ moonshotai/Kimi-K2-Instruct: its published tensor listing holds `rotary_emb.inv_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl.core.params import Family
-from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, shrunk
+from dsctl.core.params import Family, Published
+from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, fp8_blocks, heads, shrunk, sliced, without_mtp
 
 
 class KimiK2:
@@ -27,6 +27,18 @@ class KimiK2:
         size = d.hidden_size // d.num_attention_heads // 2
         rotary = Family(name, (size,), "attention", layers=tuple(range(d.num_hidden_layers)), derived=True)
         return (*DeepseekV3().families(config), rotary)
+
+    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+        return fp8_blocks("float32", "as Kimi K2 stores them")
+
+    def heads(self, config: Mapping[str, Any]) -> int | None:
+        return heads(config)
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return without_mtp(config)
+
+    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)

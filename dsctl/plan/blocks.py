@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import prod
-from typing import NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
-from dsctl.codecs import Codec, Misaligned
+from dsctl.codecs.codec import CODES, VALUES, Codec, Misaligned
 from dsctl.core.boxes import Box
 from dsctl.core.errors import PlanError
-from dsctl.layouts import Slot
+from dsctl.layouts.layout import Slot
+from dsctl.plan.plan import Recoded
 from dsctl.plan.steps import Region, Step, Twin, region_of
 
 # So many parameters are named in a refusal.
@@ -53,14 +53,6 @@ def twins(name: str, held: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> Iter
             files = f"{pieces[number].refs[0].file} and {piece.refs[0].file}"
             raise PlanError(f"{name}: {files} store it in different formats")
         yield Twin(number, region_of(piece))
-
-
-class Recoded(NamedTuple):
-    """Parameters of a kind that are decoded and encoded anew because moving them would cut through blocks."""
-
-    template: str
-    parameters: int
-    why: str
 
 
 class Blocks:
@@ -132,8 +124,8 @@ def _common(region: Region) -> str:
         return ""
     above = Box((0,) * len(region.at), (region.at[0], *region.container[1:]))
     for part in region.parts:
-        if region.codec.box(part.suffix, above, region.container).intersect(region.place(part.suffix, region.box)):
-            return f"its {part.suffix.strip('_') or 'weight'} would be that of what it is joined with, too"
+        if region.codec.box(part.name, above, region.container).intersect(region.place(part.name, region.box)):
+            return f"its {_in_words(part.name)} would be that of what it is joined with, too"
     return ""
 
 
@@ -142,17 +134,21 @@ def _of_several(step: Step) -> str:
     codec, boxes = step.writes[0].codec, {region.box for region in step.writes}
     if codec.surveys:
         return ""
-    for suffix in (part.suffix for part in step.writes[0].parts):
-        if any(_shared(codec, suffix, box, step.shape) for box in boxes):
-            return f"its {suffix.strip('_') or 'weight'} is of several parts: convert to {codec.name} first, then shard"
+    for name in (part.name for part in step.writes[0].parts):
+        if any(_shared(codec, name, box, step.shape) for box in boxes):
+            return f"its {_in_words(name)} is of several parts: convert to {codec.name} first, then shard"
     return ""
 
 
-def _shared(codec: Codec, suffix: str, box: Box, shape: tuple[int, ...]) -> bool:
+def _in_words(part: str) -> str:
+    return "weight" if part in (VALUES, CODES) else part.replace("_", " ")
+
+
+def _shared(codec: Codec, part: str, box: Box, shape: tuple[int, ...]) -> bool:
     """Whether what is stored for a part of a parameter is that of what is beside it, too, in this rank or another."""
     try:
-        held = codec.box(suffix, box, shape)
-        return any(codec.box(suffix, other, shape).intersect(held) for other in _beside(box, shape))
+        held = codec.box(part, box, shape)
+        return any(codec.box(part, other, shape).intersect(held) for other in _beside(box, shape))
     except Misaligned:
         return False
 
@@ -208,7 +204,7 @@ def _torn_by(one: Region, other: Region) -> str:
         return ""
     try:
         for part in one.parts:
-            one.place(part.suffix, both)
+            one.place(part.name, both)
     except Misaligned as error:
         return str(error)
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from dsctl.codecs import Codec, Misaligned
+from dsctl.codecs.codec import Codec, Misaligned
 from dsctl.core.boxes import Box
 from dsctl.core.params import Family
 from dsctl.layouts.ranks import Ranks
@@ -46,10 +46,10 @@ def _uneven(family: Family, parts: int, heads: int | None) -> str:
 
 def _through_blocks(family: Family, codec: Codec, parts: int) -> str:
     dimension, whole = family.split or 0, Box.whole(family.shape)
-    for suffix in codec.suffixes:
+    for part in codec.parts:
         for index in range(parts):
             try:
-                codec.box(suffix, whole.part(dimension, index, parts), family.shape)
+                codec.box(part, whole.part(dimension, index, parts), family.shape)
             except Misaligned:
                 each, block = family.shape[dimension] // parts, codec.block[dimension]
                 return f"{each:,} = {each / block:.4g} x {block}"

@@ -6,12 +6,18 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
 
 # The format of a request that leaves every parameter stored as it is.
 KEEP = "keep"
 # The format of a request whose recipe says, parameter by parameter, what is stored how.
 RECIPE = "recipe"
+# The format of a request for what the releases of the architecture store.
+PUBLISHED = "published"
+# The formats for which a search finds better scales, and those whose scales have a format of their own.
+SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4")
+SCALED = ("fp8-block", PUBLISHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +62,21 @@ class Request:
 
     def json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def refuse_idle(request: Request) -> None:
+    """Refuse options that no format asked for would heed.
+
+    Raises:
+        UsageError: with what they are for.
+    """
+    asked = {format_ for _, _, format_ in request.rules} or {request.to}
+    if request.scale_fmt not in ("auto", "float32", "ue8m0"):
+        raise UsageError(f"--scale-fmt: {request.scale_fmt!r} is unknown", hint="auto, float32 or ue8m0")
+    for option, given, formats in (
+        ("--search", request.search, SEARCHED),
+        ("--scale-fmt", request.scale_fmt != "auto", SCALED),
+    ):
+        if given and not asked & set(formats):
+            names = ", ".join(sorted(asked))
+            raise UsageError(f"{option}: does nothing for {names}", hint=f"it is for {', '.join(formats)}")

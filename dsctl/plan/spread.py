@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from dsctl.codecs import Codec
+from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family
-from dsctl.layouts import LAYOUTS, Layout, follows
+from dsctl.layouts import LAYOUTS, follows
+from dsctl.layouts.layout import Layout
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.plan.cuts import Cut, illegal, legal_sizes
 from dsctl.plan.experts import dealt_out
@@ -25,12 +26,6 @@ class Subject(NamedTuple):
     place: str
     families: tuple[Family, ...]
     heads: int | None
-
-    @classmethod
-    def of(cls, place: str, families: Iterable[Family], config: Mapping[str, Any] | None) -> Subject:
-        """The model that a `config.json` describes."""
-        heads = (config or {}).get("num_attention_heads")
-        return cls(place, tuple(families), heads if type(heads) is int else None)
 
 
 def arrangement(subject: Subject, request: Request) -> Layout:

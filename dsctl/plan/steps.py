@@ -7,19 +7,23 @@ from math import lcm, prod
 from typing import NamedTuple
 
 from dsctl.checkpoint.pieces import Piece
-from dsctl.codecs import Codec
-from dsctl.codecs.plain import Plain
+from dsctl.codecs.codec import CODES, VALUES, Codec
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
+from dsctl.layouts.naming import DIALECTS
 
 
 class Part(NamedTuple):
-    """One stored tensor of a region: the codec's suffix, the file, the offset of its bytes, and what it is."""
+    """One stored tensor of a region: the codec's name for it, the file, the offset of its bytes, and what it is."""
 
-    suffix: str
+    name: str
     file: str
     offset: int
     spec: TensorSpec
+
+    @property
+    def suffix(self) -> str:
+        return self.name
 
 
 class Region(NamedTuple):
@@ -31,14 +35,18 @@ class Region(NamedTuple):
     container: tuple[int, ...]
     at: tuple[int, ...]
 
-    def place(self, suffix: str, box: Box) -> Box:
+    def place(self, part: str, box: Box) -> Box:
         """Where a sub-box of the parameter lies in one of the stored tensors.
 
         Raises:
             Misaligned: the sub-box cuts what the codec stores as one.
         """
         inner = box.relative_to(self.box.start).moved(self.at)
-        return self.codec.box(suffix, inner, self.container)
+        return self.codec.box(part, inner, self.container)
+
+    def ending(self, part: Part) -> str:
+        """What the codec's dialect puts behind a parameter's name for a part of it."""
+        return DIALECTS[self.codec.dialect].tensor("", part.name)
 
 
 class Copy(NamedTuple):
@@ -124,9 +132,9 @@ class Step(NamedTuple):
     def decoded(self) -> str | None:
         """The dtype that values are decoded to for what is written; None where they are taken as they are stored."""
         source, target = self.reads[0].codec, self.writes[0].codec
-        if len(self.reads) == 1 and isinstance(source, Plain):
+        if len(self.reads) == 1 and source.plain:
             return None
-        return target.dtype if isinstance(target, Plain) and target.dtype in ("BF16", "F32") else "F32"
+        return target.plain if target.plain in ("BF16", "F32") else "F32"
 
     def buffers(self, band_bytes: int) -> dict[str, int]:
         """What a worker holds of a band at worst, in bytes: each buffer by its name, and as `room` what codecs take.
@@ -167,20 +175,20 @@ class Step(NamedTuple):
             shape = (min(rows, region.box.shape[0]), *region.box.shape[1:]) if self.shape else ()
             yield "room", region.codec.room(shape, width, True)
             yield "again", 4 * prod(shape) if self.measured else 0
-            if not isinstance(region.codec, Plain) or region.codec.dtype != before:
-                for suffix, spec in region.codec.specs(shape).items():
-                    yield f"out{suffix}", spec.nbytes
+            if region.codec.plain != before:
+                for name, spec in region.codec.specs(shape).items():
+                    yield f"out:{held_as(name)}", spec.nbytes
         for part in self.kept.parts if self.kept else ():
-            yield f"kept{part.suffix}", part.spec.nbytes
+            yield f"kept:{part.name}", part.spec.nbytes
 
 
 def region_of(piece: Piece) -> Region:
     """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
     stated = piece.codec.stated(piece.slot.container)
     parts = tuple(
-        Part(suffix, ref.file, ref.begin, ref.spec)
-        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
-        if suffix not in stated
+        Part(name, ref.file, ref.begin, ref.spec)
+        for name, ref in zip(piece.codec.parts, piece.refs, strict=True)
+        if name not in stated
     )
     return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
 
@@ -189,12 +197,17 @@ def _written(region: Region) -> int:
     if region.container == region.box.shape:
         return sum(part.spec.nbytes for part in region.parts)
     specs = region.codec.specs(region.box.shape)
-    return sum(specs[part.suffix].nbytes for part in region.parts)
+    return sum(specs[part.name].nbytes for part in region.parts)
 
 
 def moved(place: int, part: Part) -> str:
     """The name of the buffer for a stored tensor of what is read: the first region's is that of all decoded ones."""
-    return f"in{place or ''}{part.suffix}"
+    return f"in{place or ''}:{held_as(part.name)}"
+
+
+def held_as(part: str) -> str:
+    """The part whose buffer a part shares: no codec has both values as they are and codes."""
+    return CODES if part == VALUES else part
 
 
 def _rows_bytes(part: Part, region: Region, rows: int) -> int:

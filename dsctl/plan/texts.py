@@ -1,37 +1,134 @@
-"""Where a target's stored tensors go, and the texts that tell of it: indexes and the manifests of ranks. No torch."""
+"""The texts of a target: config.json, indexes, manifests of ranks, and which other files are carried over. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 
+from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.quantization import quantization_config
+from dsctl.checkpoint.side_files import WHOLE
+from dsctl.codecs.codec import Codec
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import TORCH_NAMES, Plain
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
-from dsctl.layouts import Layout, Slot
 from dsctl.layouts.hf import folder
+from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
-from dsctl.stores import INDEX
+from dsctl.plan.kept import saves
+from dsctl.plan.plan import Placed, PlacedPart, Want
+from dsctl.plan.request import KEEP, RECIPE
+from dsctl.plan.target import Target
+from dsctl.stores import INDEX, SIGNED
+
+# Weights, in this and in other formats: what is left of them is not carried over beside what was made of them.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
-class PlacedPart(NamedTuple):
-    """One stored tensor of the target: codec suffix, tensor name, file, what it is, its bytes where these are known."""
+def carried(target: Target) -> dict[str, int]:
+    """The source's other files, copied as they are, with their sizes."""
+    checkpoint, request = target.checkpoint, target.request
+    derived = checkpoint.layout.texts(checkpoint.config or {})
+    replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
+    part = request.only or request.skip or request.layers or request.experts
+    quantized = request.to == RECIPE or not target.formats.format.plain
+    if saves(target) or quantized or part or target.restores:
+        replaced.add(ORIGINAL)
+    if target.layout.published:
+        replaced.add(WHOLE)
+    folders = tuple(f"{file.rpartition('/')[0]}/" for file in checkpoint.manifests if "/" in file)
+    return {
+        file: size
+        for file, size in checkpoint.files.items()
+        if file not in replaced and not file.endswith(WEIGHTS) and not file.startswith(folders)
+    }
 
-    suffix: str
-    tensor: str
-    file: str
-    spec: TensorSpec
-    stated: bytes | None = None
+
+def texts(target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Placed, ...]]) -> dict[str, bytes]:
+    """config.json, the index, and what a layout of ranks adds.
+
+    Raises:
+        PlanError: no one `quantization_config` can say how the parameters are stored.
+    """
+    found = {"config.json": _config(target, wants)} if target.checkpoint.config is not None else {}
+    config = found.get("config.json", b"")
+    found |= rank_texts(target.layout, placed, [want.param for want in wants], config)
+    found |= target.layout.texts(json.loads(config or b"{}"))
+    if target.layout.shares is not None:
+        return found
+    parts = [part for places in placed.values() for one in places for part in one.parts]
+    known = _kept_index(target, parts)
+    if known is not None or {part.file for part in parts} != {"model.safetensors"}:
+        found[INDEX] = known or index_text(index_of(parts))
+    return found
 
 
-class Placed(NamedTuple):
-    """A slot of the target and its stored tensors."""
+def _kept_index(target: Target, parts: Iterable[PlacedPart]) -> bytes | None:
+    """The index of the folder that this one is to be again, byte for byte, whatever it says of sizes."""
+    files: dict[str, dict[str, TensorSpec]] = {}
+    for part in parts:
+        files.setdefault(part.file, {})[part.tensor] = part.spec
+    return next((known for side in target.kept if (known := side.index(files)) is not None), None)
 
-    slot: Slot
-    parts: tuple[PlacedPart, ...]
+
+def _config(target: Target, wants: Sequence[Want]) -> bytes:
+    config, request = target.checkpoint.config or {}, target.request
+    without_mtp = _without_mtp(target, config) if request.mtp == "drop" else dict(config)
+    if request.to == KEEP:
+        return _kept_config(target, without_mtp)
+    codec = target.formats.format
+    edited = edit_config(without_mtp, codec, quantization_config([(want.param, want.codec) for want in wants]))
+    if target.restores and target.original:
+        before = target.original.config
+        if edit_config(before, Plain(target.formats.base_dtype)) == config and request.mtp == "keep":
+            stored = [want.codec for want in wants if want.codec.quantized] if codec.plain else [codec]
+            if (before.get("quantization_config") or {}) == _quantization(before, stored):
+                return target.original.texts["config.json"]
+    return json_text(edited)
+
+
+def _without_mtp(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
+    model = target.checkpoint.model
+    return dict(config) if model is None else model.without_mtp(config)
+
+
+def _kept_config(target: Target, edited: Mapping[str, Any]) -> bytes:
+    """The source's config.json as it is, or with the MTP layer taken out."""
+    checkpoint = target.checkpoint
+    if target.layout.shares is None and checkpoint.layout.shares is None:
+        return json_text(edited)
+    known = checkpoint.store.read("config.json", 0, checkpoint.files["config.json"])
+    return known if json.loads(known) == edited else json_text(edited)
+
+
+def _quantization(before: Mapping[str, Any], stored: Iterable[Codec]) -> Any:
+    """The original's own quantization_config, where it says of the format what the target's codec says."""
+    said = before.get("quantization_config")
+    declared = {replace(codec, scale_dtype="F32", dialect="") for codec in Fp8Block.declared(said or {})}
+    return said if declared == {_as_declared(codec) for codec in stored} else None
+
+
+def _as_declared(codec: Codec) -> Codec:
+    """The codec as a config can declare it: without the dtype in which scales are stored, and without names."""
+    return replace(codec, scale_dtype="F32", dialect="") if isinstance(codec, Fp8Block) else codec
+
+
+def edit_config(
+    config: Mapping[str, Any], codec: Codec, quantization: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A `config.json` for weights stored by `codec`: quantization_config and dtype made true."""
+    edited = {name: value for name, value in config.items() if name != "quantization_config"}
+    if quantization is not None:
+        edited["quantization_config"] = quantization
+    if codec.plain:
+        edited["dtype" if "dtype" in edited else "torch_dtype"] = TORCH_NAMES[codec.plain]
+    return edited
 
 
 def index_of(parts: Iterable[PlacedPart]) -> dict[str, Any]:

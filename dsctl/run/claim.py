@@ -16,7 +16,7 @@ from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.core.files import NEW, existing, failure, read_own, replace_file
-from dsctl.plan.planner import Plan
+from dsctl.plan.plan import Plan
 from dsctl.run.consume import NOTES, Remembered, is_note
 from dsctl.run.identity import Held, identity, parse, touched, unlike
 from dsctl.run.journal import JOURNAL, LOCK
@@ -144,7 +144,7 @@ def work_of(plan: Plan) -> str:
         digest.update(file.header)
     for job in plan.jobs:
         parts = [
-            (step.name, region.box.start, region.box.stop, part.suffix, part.file, part.offset)
+            (step.name, region.box.start, region.box.stop, region.ending(part), part.file, part.offset)
             for step in job.steps
             for region in step.writes
             for part in region.parts

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
-from dsctl.checkpoint.checkpoint import check_name
+from dsctl.checkpoint.reading import check_name
 from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
 from dsctl.core.files import alone_in, make_folders, read_own, replace_file, sync_folder
-from dsctl.plan.planner import MISSING, Job, Plan, files_read
+from dsctl.plan.plan import MISSING, Job, Plan, files_read
 from dsctl.run.journal import refuse_busy
 from dsctl.stores import WORKING, Store
 from dsctl.stores.local import LocalFolder

@@ -22,10 +22,10 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Any
 
-from dsctl.checkpoint.checkpoint import strict_json
+from dsctl.checkpoint.reading import strict_json
 from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
 from dsctl.core.files import make_folders
-from dsctl.plan.planner import Plan
+from dsctl.plan.plan import Plan
 from dsctl.run.claim import mark_of, of_another, refuse_unlike, source_json
 from dsctl.run.driver import Committed, Event, Report, run, valid_audit
 from dsctl.run.identity import identity

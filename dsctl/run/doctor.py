@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.codecs.codec import CODES, SCALE
+from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import SourceError, WorkError
 from dsctl.core.files import existing
 from dsctl.run.resources import cores
@@ -118,7 +119,7 @@ def _processor() -> Processor:
         codec = Fp8Block(scale_fmt="ue8m0")
         values = torch.randn(SIDE, generator=torch.Generator().manual_seed(0)).bfloat16()
         stored = {
-            "": torch.empty(SIDE, dtype=torch.float8_e4m3fn),
+            CODES: torch.empty(SIDE, dtype=torch.float8_e4m3fn),
             SCALE: torch.empty(codec.grid(SIDE), dtype=torch.float32),
         }
         nbytes, data = values.nbytes, values.view(torch.uint8).numpy().data

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsctl.checkpoint.checkpoint import strict_json
+from dsctl.checkpoint.reading import strict_json
 from dsctl.checkpoint.scales import refuse_bad_scales
-from dsctl.codecs import SCALES
+from dsctl.codecs.codec import SCALES
 from dsctl.core.errors import FormatError, PlanError, ResumeError, WorkError
 from dsctl.core.files import existing, failure, make_folders, read_own, replace_file, sync_folder, write_all
 from dsctl.core.header import TensorRef
-from dsctl.plan.planner import COUNTED, Job, OutFile, Plan, files_read
+from dsctl.layouts.naming import DIALECTS
+from dsctl.plan.plan import COUNTED, Job, OutFile, Plan, files_read
 from dsctl.run.claim import PART, Mark, check_target, claim, held_now, read_mark, retire, sign_begun, source_json
 from dsctl.run.consume import Consumer, alone, beside_others, gone, refuse_consumed_since, refuse_unsafe, room
 from dsctl.run.identity import Held, times, touched
@@ -96,11 +97,17 @@ def check_source(plan: Plan, store: Store) -> None:
 def _scales(plan: Plan) -> list[TensorRef]:
     """The scales that a plan computes with or moves."""
     return [
-        TensorRef(step.name + part.suffix, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
+        TensorRef(
+            DIALECTS[region.codec.dialect].tensor(step.name, part.name),
+            part.spec,
+            part.file,
+            part.offset,
+            part.offset + part.spec.nbytes,
+        )
         for step in plan.steps
         for region in (*step.reads, *((step.kept,) if step.kept else ()))
         for part in region.parts
-        if part.suffix in SCALES
+        if part.name in SCALES
     ]
 
 

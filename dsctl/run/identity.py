@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import SourceError
-from dsctl.plan.planner import Plan
+from dsctl.plan.plan import Plan
 from dsctl.run.consume import Remembered, gone
 from dsctl.stores import INDEX, Store
 from dsctl.stores.local import LocalFolder

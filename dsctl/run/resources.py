@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsctl.core.errors import PlanError
 from dsctl.core.files import existing
-from dsctl.plan.planner import BAND_BYTES, Plan
+from dsctl.plan.plan import BAND_BYTES, Plan
 from dsctl.stores import Store
 
 # Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux).

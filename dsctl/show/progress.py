@@ -21,7 +21,7 @@ from rich.progress import Progress as Bar
 from dsctl.show.output import Output, plural, size, span
 
 if TYPE_CHECKING:
-    from dsctl.plan.planner import Plan
+    from dsctl.plan.plan import Plan
     from dsctl.run.driver import Event
 
 SECONDS_BETWEEN_LINES = 15.0

@@ -193,9 +193,9 @@ def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed
 
     def write(item: Stored) -> None:
         for band, values in bands(item.param, seed, deviation):
-            for suffix, data in encoded(values, item.codec).items():
-                place = item.places[suffix]
-                first = item.codec.box(suffix, band, item.param.shape).start[0]
+            for part, data in encoded(values, item.codec).items():
+                place = item.places[part]
+                first = item.codec.box(part, band, item.param.shape).start[0]
                 row = place.spec.nbytes // place.spec.shape[0]
                 write_all(files[place.file], data, offsets[place.file][place.tensor] + first * row)
 

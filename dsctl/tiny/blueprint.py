@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import MAX_PARAMS
-from dsctl.codecs import Codec, declared
+from dsctl.checkpoint.released import quantized_roles, stored_codec
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
-from dsctl.codecs.plain import Plain
 from dsctl.core.errors import UsageError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Family, Param
+from dsctl.layouts.naming import DIALECTS
 from dsctl.releases import Release
 
 # A size: what it is unless asked for, and the field of config.json that says how large the real one is.
@@ -69,7 +70,7 @@ class Place(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A parameter, the codec that stores it, and the place of each stored tensor by suffix."""
+    """A parameter, the codec that stores it, and the place of each stored part."""
 
     param: Param
     codec: Codec
@@ -109,36 +110,21 @@ def blueprint(name: str, recipe: Recipe) -> Blueprint:
         UsageError: no such release, or sizes that fit no checkpoint of it.
     """
     release = releases.find(name)
-    codec = _codec(release, recipe.bf16)
-    sizes = _sizes(release.config, recipe, codec)
+    quantized = {} if recipe.bf16 else quantized_roles(release)
+    sizes = _sizes(release.config, recipe, quantized)
     config = _config(release.config, sizes, recipe)
     families = models.recognise(config).families(config)
     _refuse(families, recipe)
     params = sorted((param for family in families for param in family.params()), key=_order)
-    pairs = [(param, _codec_of(param.family, _as_released(codec, param.family, release))) for param in params]
-    shards = recipe.shards or max(SHARDS, -(-sum(_family_bytes(family, codec) for family in families) // SHARD_BYTES))
+    pairs = [(param, _as_released(stored_codec(param.family, quantized), param.family, release)) for param in params]
+    shards = recipe.shards or max(
+        SHARDS, -(-sum(_family_bytes(family, quantized) for family in families) // SHARD_BYTES)
+    )
     stored = tuple(_stored(pairs, shards))
     count = 1 + max(place.file for item in stored for place in item.places.values())
     files = tuple(f"model-{number:05d}-of-{count:06d}.safetensors" for number in range(1, count + 1))
     counts_values = release.storage.counts_values and not recipe.bf16
     return Blueprint(release.name, config, sizes, stored, files, counts_values)
-
-
-def _codec(release: Release, bf16: bool) -> Codec:
-    quantization = release.config.get("quantization_config")
-    if bf16 or not quantization:
-        return Plain("BF16")
-    found = [codec for codec in declared(quantization) if isinstance(codec, Fp8Block)]
-    if not found:
-        method = quantization.get("quant_method")
-        raise UsageError(
-            f"{release.name}: stored as {method!r}, which cannot be made yet", hint="--bf16 makes it unquantized"
-        )
-    return replace(found[0], scale_fmt=release.storage.scale_fmt or found[0].scale_fmt)
-
-
-def _codec_of(family: Family, codec: Codec) -> Codec:
-    return codec if family.quantizable else Plain(family.dtype)
 
 
 def _as_released(codec: Codec, family: Family, release: Release) -> Codec:
@@ -152,8 +138,8 @@ def _nbytes(shape: tuple[int, ...], codec: Codec) -> int:
     return sum(spec.nbytes for spec in codec.specs(shape).values())
 
 
-def _family_bytes(family: Family, codec: Codec) -> int:
-    return family.count * _nbytes(family.shape, _codec_of(family, codec))
+def _family_bytes(family: Family, quantized: Mapping[str, Codec]) -> int:
+    return family.count * _nbytes(family.shape, stored_codec(family, quantized))
 
 
 def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Any]:
@@ -179,7 +165,7 @@ def _refuse(families: tuple[Family, ...], recipe: Recipe) -> None:
             raise UsageError(f"--aligned: {family.template} would be {shape}", hint=f"choose multiples of {BLOCK}")
 
 
-def _sizes(real: Mapping[str, Any], recipe: Recipe, codec: Codec) -> dict[str, int]:
+def _sizes(real: Mapping[str, Any], recipe: Recipe, quantized: Mapping[str, Codec]) -> dict[str, int]:
     asked = asdict(recipe)
     given = {name: asked[name] for name in SIZES if asked[name] is not None}
     if recipe.size is None:
@@ -187,7 +173,7 @@ def _sizes(real: Mapping[str, Any], recipe: Recipe, codec: Codec) -> dict[str, i
 
     def total(sizes: Mapping[str, int]) -> int:
         families = models.recognise(real).families(_config(real, sizes, recipe))
-        return sum(_family_bytes(family, codec) for family in families)
+        return sum(_family_bytes(family, quantized) for family in families)
 
     largest = {name: int(real.get(field) or 1) for name, (_, field) in SIZES.items()}
     return _grown(recipe.size, largest, given, total)
@@ -222,14 +208,14 @@ def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[Stored]:
     """Choose files. A scale is filed where the next quantized matrix is: some are in a later file than their weights,
     as in the V3 release."""
     files = split([_nbytes(param.shape, codec) for param, codec in pairs], shards)
-    ahead = iter([file for (_, codec), file in zip(pairs, files, strict=True) if len(codec.suffixes) > 1][1:])
+    ahead = iter([file for (_, codec), file in zip(pairs, files, strict=True) if len(codec.parts) > 1][1:])
     for (param, codec), file in zip(pairs, files, strict=True):
-        following = next(ahead, file) if len(codec.suffixes) > 1 else file
-        numbers = (file, *(following for _ in codec.suffixes[1:]))
+        following = next(ahead, file) if len(codec.parts) > 1 else file
+        numbers = (file, *(following for _ in codec.parts[1:]))
         specs = codec.specs(param.shape)
         places = {
-            suffix: Place(number, param.name + suffix, specs[suffix])
-            for suffix, number in zip(codec.suffixes, numbers, strict=True)
+            part: Place(number, DIALECTS[codec.dialect].tensor(param.name, part), specs[part])
+            for part, number in zip(codec.parts, numbers, strict=True)
         }
         yield Stored(param, codec, places)
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from dsctl.codecs import Codec
+from dsctl.codecs.codec import Codec
 from dsctl.core.boxes import Box
 from dsctl.core.params import Param
 
@@ -55,12 +55,12 @@ def _gaussian() -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 def encoded(values: torch.Tensor, codec: Codec) -> dict[str, memoryview]:
-    """A band's stored bytes by suffix."""
+    """A band's stored bytes by part."""
     import torch
 
     from dsctl.work.job import DTYPES
 
     specs = codec.specs(tuple(values.shape))
-    stored = {suffix: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for suffix, spec in specs.items()}
+    stored = {part: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for part, spec in specs.items()}
     codec.encode(values, stored)
-    return {suffix: tensor.view(torch.uint8).flatten().numpy().data for suffix, tensor in stored.items()}
+    return {part: tensor.view(torch.uint8).flatten().numpy().data for part, tensor in stored.items()}

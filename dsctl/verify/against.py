@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dsctl import models, releases
-from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, read_json
+from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.origin import Origin
+from dsctl.checkpoint.reading import read_json
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family
 from dsctl.releases import Release

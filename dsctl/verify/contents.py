@@ -60,7 +60,9 @@ def read_contents(
     held = list(params(checkpoint))
     owners = {ref.name: (param, piece.codec) for param, piece in held for ref in piece.refs[:1]}
     stacked = {ref.name for _, piece in held if piece.slot.stack for ref in piece.refs}
-    blocks = ((name, codec) for name, (_, codec) in owners.items() if isinstance(codec, Fp8Block))
+    blocks = (
+        (name, codec) for name, (_, codec) in owners.items() if isinstance(codec, Fp8Block) and codec.keeps_scales
+    )
     codecs = {name: codec for name, codec in blocks if name not in stacked}
     copied = _copied(checkpoint)
     whole = frozenset(name for group in copied for _, name in group)
@@ -104,8 +106,8 @@ def _copied(checkpoint: Checkpoint) -> list[list[_Place]]:
         return []
     found: dict[tuple[object, ...], list[_Place]] = {}
     for param, piece in params(checkpoint):
-        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True) if piece.slot.stack is None else ():
-            found.setdefault((param.name, piece.slot.region, suffix), []).append((ref.file, ref.name))
+        for part, ref in zip(piece.codec.parts, piece.refs, strict=True) if piece.slot.stack is None else ():
+            found.setdefault((param.name, piece.slot.region, part), []).append((ref.file, ref.name))
     return [places for places in found.values() if len(places) > 1]
 
 
@@ -113,9 +115,9 @@ def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_Place, bytes
     """The tensors whose bytes follow from a shape, such as the one that states it."""
     for _, piece in held:
         said = piece.codec.stated(piece.slot.container)
-        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True) if not piece.slot.stack else ():
-            if suffix in said:
-                yield (ref.file, ref.name), said[suffix]
+        for part, ref in zip(piece.codec.parts, piece.refs, strict=True) if not piece.slot.stack else ():
+            if part in said:
+                yield (ref.file, ref.name), said[part]
 
 
 class _Reader:

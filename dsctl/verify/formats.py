@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import disagreement
 from dsctl.checkpoint.quantization import LINEAR, is_named, texts
-from dsctl.codecs import Codec, dress
-from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.codecs import dress
+from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.params import Param
+from dsctl.layouts.naming import DIALECTS
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
 
@@ -26,11 +27,12 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
     wrong = list(_fields(said, configs))
     yield from wrong
     for param, piece in params(checkpoint):
-        if piece.codec.config() is not None and not param.quantizable:
+        if piece.codec.quantized and not param.quantizable:
             what = f"is quantized: releases never quantize its role, {param.role}, and loaders do not expect it"
             yield Finding("not-quantizable", param.name, what)
-        if isinstance(piece.codec, Fp8Block) and piece.codec.scale_dtype == "BF16":
-            yield Finding("scale-dtype", param.name + SCALE, "is BF16, loaders expect F32")
+        if piece.codec.scale_fmt and piece.codec.form.scale == "BF16":
+            name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
+            yield Finding("scale-dtype", name, "is BF16, loaders expect F32")
     known = {fault.code for fault in checkpoint.survey.faults}
     if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
@@ -120,7 +122,7 @@ def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Findi
 
 def _plain(param: Param, dtype: str, checkpoint: Checkpoint) -> Finding:
     names = sorted(quantized_codecs(checkpoint), key=lambda codec: codec.name)
-    promised = dict.fromkeys("FP8" if isinstance(codec, Fp8Block) else codec.name for codec in names)
+    promised = dict.fromkeys("FP8" if codec.scale_fmt else codec.name for codec in names)
     what = f"is {dtype}, where quantization_config promises {' or '.join(promised)}"
     return Finding("not-quantized", param.name, what)
 

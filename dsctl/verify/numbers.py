@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.scales import are_powers_of_two, bad_scale, read_scales
-from dsctl.codecs import SCALES, Codec
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.codec import SCALES, Codec
 from dsctl.core.header import TensorRef
 from dsctl.releases import releases
 from dsctl.verify.findings import Finding
@@ -37,14 +36,14 @@ def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
     return {
         ref: piece.codec
         for piece in pieces(checkpoint)
-        for suffix, ref in zip(piece.codec.suffixes, piece.refs, strict=True)
-        if suffix in SCALES
+        for part, ref in zip(piece.codec.parts, piece.refs, strict=True)
+        if part in SCALES
     }
 
 
-def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Fp8Block]:
+def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
     """Those of FP8 blocks, which may be powers of two or not."""
-    return {ref: codec for ref, codec in scale_refs(checkpoint).items() if isinstance(codec, Fp8Block)}
+    return {ref: codec for ref, codec in scale_refs(checkpoint).items() if codec.scale_fmt}
 
 
 def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -56,7 +55,7 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
     for ref, values in read_scales(checkpoint.store, refs):
         if not values.size:
             continue
-        powers = not isinstance(refs[ref], Fp8Block) or _are_powers(values)
+        powers = not refs[ref].scale_fmt or _are_powers(values)
         all_powers = all_powers and powers
         bad = bad_scale(ref, values)
         if bad is not None:
@@ -66,14 +65,14 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
         if ue8m0 and not powers:
             unrounded[ref] = Finding("not-power-of-two", ref.name, _not_a_power(values))
         # A global scale is divided by, and those below it are shares of it: there is nothing to hold them against.
-        if ref.spec.dtype == "F8_E4M3" or refs[ref].suffixes[-1] == "_global_scale":
+        if ref.spec.dtype == "F8_E4M3" or refs[ref].surveys:
             continue
         largest[ref], least = float(values.max()), float(values.min())
         if largest[ref] > min(ODD * least, ABSURD) or least < NOTHING:
             yield from _odd(ref, values)
     yield from _unrounded(checkpoint, unrounded)
     yield from _far(checkpoint, largest)
-    blocks = any(isinstance(codec, Fp8Block) for codec in refs.values())
+    blocks = any(codec.scale_fmt for codec in refs.values())
     if blocks and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
 
@@ -85,7 +84,7 @@ def _unrounded(checkpoint: Checkpoint, found: Mapping[TensorRef, Finding]) -> It
     apart = {template: release.name for release in alike for template in release.storage.scales_apart}
     held: dict[str, list[TensorRef]] = {}
     for param, piece in params(checkpoint) if found and apart else ():
-        if param.template in apart and isinstance(piece.codec, Fp8Block):
+        if param.template in apart and piece.codec.scale_fmt:
             held.setdefault(param.template, []).append(piece.refs[-1])
     usual = {template: refs for template, refs in held.items() if found.keys() >= set(refs)}
     for template in usual:

@@ -7,15 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from dsctl.checkpoint.checkpoint import (
-    MAX_JSON_BYTES,
-    ORIGINAL,
-    Checkpoint,
-    check_name,
-    open_checkpoint,
-    read_header,
-    read_json,
-)
+from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_header, read_json
 from dsctl.core.errors import FormatError, SourceError
 from dsctl.core.header import parse
 from dsctl.stores import INDEX, SIGNED, Store

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsctl.checkpoint.checkpoint import Checkpoint, read_json
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.reading import read_json
 from dsctl.checkpoint.scales import are_powers_of_two, read_scales
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import TORCH_NAMES

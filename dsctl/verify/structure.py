@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dsctl.checkpoint import causes
+from dsctl.checkpoint import causes, lost_files
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
-from dsctl.codecs import Codec
-from dsctl.codecs.plain import TORCH_NAMES, Plain
+from dsctl.codecs.codec import Codec
+from dsctl.codecs.plain import TORCH_NAMES
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
@@ -69,10 +69,10 @@ def _modes(store: LocalFolder, files: Iterable[str]) -> Iterator[Finding]:
 
 def with_tensors(checkpoint: Checkpoint, findings: Iterable[Finding]) -> Iterator[Finding]:
     """The same findings: those of files that are not there or cannot be read say which tensors are gone with them."""
-    lost = causes.lost(checkpoint)
+    lost = lost_files.lost(checkpoint)
     for finding in findings:
         names = lost.get(finding.where, ())
-        what = causes.with_tensors(checkpoint, finding.what, names) if names else finding.what
+        what = lost_files.with_tensors(checkpoint, finding.what, names) if names else finding.what
         yield finding._replace(what=what, details=names)
 
 
@@ -146,7 +146,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Plain parameters whose dtype is neither the release's nor that of the others."""
     usual = usual_dtype(checkpoint)
     for param, piece in params(checkpoint):
-        if not isinstance(piece.codec, Plain):
+        if piece.codec.plain is None:
             continue
         stored, native = piece.refs[0].spec.dtype, param.family.dtype
         expected = "F32" if native == "F32" else usual
@@ -170,7 +170,7 @@ def usual_dtype(checkpoint: Checkpoint) -> str:
     found = Counter(
         piece.refs[0].spec.dtype
         for param, piece in params(checkpoint)
-        if isinstance(piece.codec, Plain) and param.family.dtype != "F32"
+        if piece.codec.plain and param.family.dtype != "F32"
     )
     return max(found, key=lambda dtype: found[dtype], default="BF16")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dsctl.codecs import PEAK, BadBlock, Codec
+from dsctl.codecs.codec import PEAK, BadBlock, Codec
 from dsctl.core.boxes import Box
 from dsctl.work.tasks import add
 

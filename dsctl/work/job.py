@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-from dsctl.codecs import BLOCK_SCALES, KEPT, OTHERS, PEAK, SCALES, BadBlock, Codec, Misaligned, grids
+from dsctl.codecs import grids
+from dsctl.codecs.codec import CODES, KEPT, OTHERS, PEAK, SCALE, SCALES, VALUES, BadBlock, Codec, Misaligned
 from dsctl.codecs.grids import chunks, peaks
-from dsctl.codecs.plain import Plain
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError, of_the_machine
 from dsctl.core.files import write_all
 from dsctl.core.header import TensorSpec
-from dsctl.plan.planner import Job
-from dsctl.plan.steps import Part, Region, Step, moved, share
+from dsctl.plan.plan import Job
+from dsctl.plan.steps import Part, Region, Step, held_as, moved, share
 from dsctl.stores import Store
 from dsctl.work.devices import Device, device
 from dsctl.work.readahead import Reader, ahead
@@ -287,7 +287,7 @@ def _joined(name: str, held: list[_Held], number: int, region: Region, wanted: B
             continue
         suffix = source.parts[number].suffix
         origin = source.place(suffix, box).start
-        values = _cut(tensors[number], source.place(suffix, both).relative_to(origin))
+        values = _cut(tensors[number], source.place(suffix, both).relative_to(origin)).view(DTYPES[part.spec.dtype])
         at = region.place(part.suffix, both).relative_to(target.start)
         if at.shape == target.shape and whole is None and both == wanted:
             return values
@@ -318,11 +318,11 @@ def _recode(step: Step, band: Box, files: _Files) -> dict[str, int]:
             continue
         cut = _cut(values, wanted.relative_to(band.start))
         stored = {
-            suffix: files.buffer(f"out{suffix}", spec) for suffix, spec in region.codec.specs(wanted.shape).items()
+            part: files.buffer(f"out:{held_as(part)}", spec) for part, spec in region.codec.specs(wanted.shape).items()
         }
-        direct = isinstance(region.codec, Plain) and values.dtype == DTYPES[region.codec.dtype]
+        direct = region.codec.plain is not None and values.dtype == DTYPES[region.codec.plain]
         if direct:
-            stored = {"": cut}
+            stored = {VALUES: cut}
         else:
             kept = _kept(step, region.codec, wanted, files) | ({PEAK: files.peaks[step.name]} if step.surveyed else {})
             with _placed(step, region.codec, wanted):
@@ -351,7 +351,7 @@ def _kept(step: Step, codec: Codec, box: Box, files: _Files) -> dict[str, torch.
     mark = KEPT if step.kept.codec == codec else OTHERS
     try:
         return {
-            mark + part.suffix: files.read(f"kept{part.suffix}", part, step.kept.place(part.suffix, box))
+            mark + part.suffix: files.read(f"kept:{part.suffix}", part, step.kept.place(part.suffix, box))
             for part in step.kept.parts
         }
     except Misaligned:
@@ -376,7 +376,7 @@ class Values:
         """The stored block scales of everything that a step reads, each with what it is stored as."""
         for region in step.reads:
             for part in region.parts:
-                if part.suffix in BLOCK_SCALES:
+                if part.suffix == SCALE:
                     yield part.spec, self._files.read("scales", part, region.place(part.suffix, region.box))
 
 
@@ -387,7 +387,8 @@ def _values(step: Step, band: Box, files: _Files, counts: dict[str, int] | None 
     """
     dtype = step.decoded
     if dtype is None:
-        found = files.read("in", step.reads[0].parts[0], step.reads[0].place("", band))
+        part = step.reads[0].parts[0]
+        found = files.read(moved(0, part), part, step.reads[0].place(part.suffix, band))
         _compare(step, 0, band, [found], files)
         return found
     values = files.buffer("values", TensorSpec(dtype, band.shape))
@@ -396,7 +397,7 @@ def _values(step: Step, band: Box, files: _Files, counts: dict[str, int] | None 
         if both is None:
             continue
         stored = {
-            part.suffix: files.read(f"in{part.suffix}", part, region.place(part.suffix, both)) for part in region.parts
+            part.suffix: files.read(moved(0, part), part, region.place(part.suffix, both)) for part in region.parts
         }
         _compare(step, place, both, stored.values(), files)
         piece = values if both == band else files.buffer("piece", TensorSpec(dtype, both.shape))
@@ -414,12 +415,12 @@ def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
     Two maxima over the codes cost a tenth of decoding them: as int8 the one NaN, 0x7f, is the largest, as uint8 the
     other, 0xff. A look at every value would cost as much as the decoding.
     """
-    codes = stored.get("")
+    codes = stored.get(CODES)
     if codes is not None and codes.dtype == torch.float8_e4m3fn and codes.numel():
         raw = codes.view(torch.uint8).numpy()
         if raw.max() == 0xFF or raw.view("int8").max() == 0x7F:
             return True
-    scales = (stored[suffix] for suffix in SCALES if suffix in stored)
+    scales = (stored[part] for part in SCALES if part in stored)
     return any(scale.is_floating_point() and bool((scale.float() > HUGE).any()) for scale in scales)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsctl.plan.planner import BAND_BYTES
+from dsctl.plan.plan import BAND_BYTES
 from dsctl.stores import Store
 
 Progress = Callable[[int], None]

@@ -14,9 +14,10 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
-from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.errors import SourceError, WorkError
-from dsctl.plan.planner import Plan, make_plan
+from dsctl.plan.plan import Plan
+from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.driver import Advanced, Event, run
 from dsctl.stores import Store

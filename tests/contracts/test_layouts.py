@@ -9,10 +9,13 @@ from typing import NamedTuple
 import pytest
 
 from dsctl import models, releases
+from dsctl.codecs import CODECS
 from dsctl.core.boxes import Box, tiles
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
-from dsctl.layouts import LAYOUTS, Layout, Slot
+from dsctl.layouts import LAYOUTS
+from dsctl.layouts.layout import Layout, Slot
+from dsctl.layouts.naming import dialect_of
 from dsctl.layouts.ranks import Ranks, Shares, check
 
 SIZES = {
@@ -102,9 +105,13 @@ def test_files_belong_to_the_shard_that_they_are_named_for(case: Case) -> None:
 def test_names_of_scales_are_no_names_of_weights(case: Case) -> None:
     tensors = {slot.tensor for param in case.params for slot in case.layout.slots(param)}
     stored = {
-        case.layout.stored(tensor, suffix) for tensor in tensors for suffix in ("_scale_inv", "_packed", "_scale")
+        dialect_of(case.layout, codec.dialect).tensor(tensor, part)
+        for tensor in tensors
+        for codec in CODECS.values()
+        for part in codec.parts
+        if part in dialect_of(case.layout, codec.dialect).endings
     }
-    assert not tensors & stored and len(stored) == 3 * len(tensors)
+    assert not tensors & stored and len(stored) == 5 * len(tensors)
 
 
 @pytest.mark.parametrize("ranks", [ranks for ranks in SPREADS if ranks], ids=str)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from dsctl.codecs import CODECS, Codec
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import Codec
 from dsctl.core.boxes import Box
-from dsctl.plan.planner import BAND_BYTES, Job
+from dsctl.plan.plan import BAND_BYTES, Job
 from dsctl.plan.steps import Part, Region, Step
 from dsctl.stores.local import LocalFolder
 from dsctl.work.job import DTYPES, perform

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dsctl.core.errors import WorkError
-from dsctl.plan import planner as planning
+from dsctl.plan import jobs as planning
 from dsctl.run.journal import Journal
 from tests.checkpoints import tiny
 from tests.command import Done, call, dsctl

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from dsctl.checkpoint.groups import folded
 from dsctl.core.header import build
 from dsctl.look.costs import attention
-from dsctl.look.description import describe, folded, identify
+from dsctl.look.description import describe, identify
 from dsctl.look.diff import Diff, ranges, same
 from dsctl.look.meanings import FIELDS, MEANINGS, meanings
 from dsctl.releases import releases

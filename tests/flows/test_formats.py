@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsctl import open as open_checkpoint
-from dsctl.codecs import CODECS, SCALES
+from dsctl.codecs import CODECS
 from dsctl.core.errors import FormatError, UsageError
+from dsctl.layouts.naming import tensors as tensors_of
 from dsctl.plan.recipes import ready
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
@@ -148,9 +149,10 @@ def test_ready_recipes_store_what_they_say(name: str, small: Path, tmp_path: Pat
     assert audit["audit"]["unexplained"] == 0
     rules = ready()[name].rules
     expected = next(rule.format for rule in rules if rule.role == "routed experts")
-    expert = set(CODECS[expected].suffixes)
+    codec = CODECS[expected]
+    expert = tensors_of(codec.dialect, "model.layers.1.mlp.experts.1.down_proj.weight", codec.parts)
     stored = tensors(tmp_path / "out")
-    assert {f"model.layers.1.mlp.experts.1.down_proj.weight{suffix}" for suffix in expert} <= stored.keys()
+    assert set(expert) <= stored.keys()
     assert stored["model.layers.1.mlp.gate.weight"].dtype == torch.bfloat16
     assert stored["model.layers.0.self_attn.indexer.wk.weight"].dtype == torch.bfloat16
     plan = json.loads(dsctl("convert", small, tmp_path / "dry", "--recipe", name, "--dry-run", "--json"))
@@ -350,7 +352,7 @@ def test_groups_that_do_not_divide_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-SCALE_OF = {name: next(suffix for suffix in CODECS[name].suffixes if suffix in SCALES) for name in QUANTIZED}
+SCALE_OF = {name: tensors_of(CODECS[name].dialect, "", ["scale"])[0] for name in QUANTIZED}
 MATRIX = "model.layers.0.self_attn.o_proj.weight"
 BAD_BYTES = {
     torch.float32: {"nan": b"\0\0\xc0\x7f", "zero": b"\0\0\0\0", "negative": b"\0\0\x80\xbf"},
@@ -399,7 +401,7 @@ def test_experts_that_hold_the_same_codes_or_none_are_named(format_: str, plain:
     stored = tmp_path / "stored"
     dsctl("convert", plain, stored, "--to", format_)
     (stored / "dsctl.json").unlink()
-    suffix = CODECS[format_].suffixes[0]
+    suffix = tensors_of(CODECS[format_].dialect, "", CODECS[format_].parts)[0]
     one, two = (f"model.layers.1.mlp.experts.{number}.up_proj.weight{suffix}" for number in (0, 1))
     codes = tensors(stored)[one].contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     spoiled(stored, two, codes)

@@ -237,7 +237,7 @@ def test_a_refusal_under_the_lock_leaves_no_lock_behind(
 
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize(
-    "step", ["dsctl.checkpoint.checkpoint.read_headers", "dsctl.plan.planner.make_plan", "dsctl.run.claim.check_target"]
+    "step", ["dsctl.checkpoint.reading.read_headers", "dsctl.plan.planner.make_plan", "dsctl.run.claim.check_target"]
 )
 @pytest.mark.parametrize("more", [(), ("--force",)])
 def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.checkpoint.checkpoint import open_checkpoint
-from dsctl.plan.planner import Job, Plan, make_plan
+from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.plan.plan import Job, Plan
+from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.driver import _prepare, _replay, _State, _work
 from dsctl.run.journal import Journal

@@ -423,18 +423,18 @@ def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path,
 @pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 4", "--tp 4 --rank 1", "--tp 2 --ep 4 --layout stacked"])
 def test_a_plan_by_name_counts_what_a_checkpoint_of_it_gets(even: Path, tmp_path: Path, words: str) -> None:
     from dsctl.look.description import of_checkpoint
-    from dsctl.look.outline import outline
+    from dsctl.plan.overview import overview
 
     source, parts = dsctl_open(even), tmp_path / "parts"
     dsctl("shard", even, parts, *words.split())
     tp, ep = (int(value) for value in (words.split()[1], words.split()[3] if "--ep" in words else 1))
     ranks, layout = (1,) if "--rank" in words else (), "stacked" if "stacked" in words else "hf"
     asked = source.to(tp=tp, ep=ep, ranks=ranks, layout=layout).request
-    found = outline(of_checkpoint(source.checkpoint, "it"), asked)
+    found = overview(of_checkpoint(source.checkpoint, "it").contents, asked)
     held = {int(path.name.partition("-")[2]): tensors(path) for path in parts.glob("rank-*")}
     assert found.tensors == {rank: len(of) for rank, of in held.items()}
     assert found.nbytes == {rank: sum(one.nbytes for one in of.values()) for rank, of in held.items()}
-    assert found.moved == json.loads((parts / "dsctl.json").read_text())["audit"]["moved"]
+    assert found.counts["moved"] == json.loads((parts / "dsctl.json").read_text())["audit"]["moved"]
 
 
 @pytest.mark.parametrize(

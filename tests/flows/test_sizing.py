@@ -9,22 +9,28 @@ from typing import Any
 
 import pytest
 
-from dsctl.checkpoint.checkpoint import ORIGINAL, open_checkpoint
+from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.codecs import CODECS
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS
-from dsctl.look.capacity import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
-from dsctl.look.description import describe
+from dsctl.look.capacity import Cache, cuts, disk, kept_scales, load, nbytes, stage_of, stored
+from dsctl.look.description import Description, describe
+from dsctl.plan.formats import Formats
 from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import ready
-from dsctl.plan.request import Request
+from dsctl.plan.request import KEEP, Request
 from dsctl.stores.local import LocalFolder
 from tests.checkpoints import tiny
 from tests.command import call, dsctl, dsctl_fails
 
 V32 = describe("v3.2")
 MLP = "model.layers.{layer}.mlp."
+
+
+def chosen(described: Description, to: str = KEEP) -> Formats:
+    return described.contents.formats(Request(to))
 
 
 def facts(*words: str) -> dict[str, Any]:
@@ -41,9 +47,9 @@ def test_disk_is_what_a_conversion_plans(to: str, bf16: bool, tmp_path_factory: 
     folder = tiny(tmp_path_factory, bf16=bf16)
     plan = make_plan(open_checkpoint(LocalFolder.at(folder)), Request(to=to))
     described, weights = describe(str(folder)), [file for file in plan.files if file.name != ORIGINAL]
-    kept_aside = kept_scales(described, CODECS[to])
+    kept_aside = kept_scales(described, chosen(described, to))
     tensors = sum(file.size - len(file.header) for file in weights)
-    assert disk(described, CODECS[to]) == tensors + kept_aside
+    assert disk(described, chosen(described, to)) == tensors + kept_aside
     assert bool(kept_aside) == (len(weights) < len(plan.files))
 
 
@@ -85,20 +91,20 @@ def test_a_recipe_that_a_conversion_would_refuse_is_refused(tmp_path: Path) -> N
 
 
 def test_one_rank_holds_everything() -> None:
-    assert load(V32, Ranks(), None, cache()).weights == V32.nbytes
-    assert load(V32, Ranks(), None, cache(3, 500)).cache == 61 * (1152 + 132) * 1500
+    assert load(V32, Ranks(), chosen(V32), cache()).weights == V32.nbytes
+    assert load(V32, Ranks(), chosen(V32), cache(3, 500)).cache == 61 * (1152 + 132) * 1500
 
 
 @pytest.mark.parametrize("tp", [2, 4, 8, 16])
 def test_ranks_together_hold_what_is_cut_once_and_the_rest_on_each(tp: int) -> None:
     whole = sum(group.nbytes for group in V32.groups if group.family.split is None)
     cut = sum(group.nbytes for group in V32.groups if group.family.split is not None)
-    assert load(V32, Ranks(tp), None, cache()).weights == whole + cut // tp
+    assert load(V32, Ranks(tp), chosen(V32), cache()).weights == whole + cut // tp
 
 
 def test_latents_are_whole_on_every_tensor_parallel_rank() -> None:
-    assert load(V32, Ranks(8), None, cache()).cache == load(V32, Ranks(), None, cache()).cache
-    copies = load(V32, Ranks(4, 32), None, cache(batch=16))
+    assert load(V32, Ranks(8), chosen(V32), cache()).cache == load(V32, Ranks(), chosen(V32), cache()).cache
+    copies = load(V32, Ranks(4, 32), chosen(V32), cache(batch=16))
     assert copies.ranks.copies == 8 and copies.cache == 2 * 1000 * 61 * (1152 + 132)
 
 
@@ -109,46 +115,46 @@ def test_experts_are_dealt_out_whole_or_cut_over_what_is_left(tp: int, ep: int, 
     dense = sum(g.nbytes for g in V32.groups if g.family.split is not None and not g.family.experts)
     routed = sum(g.nbytes for g in V32.groups if g.family.experts)
     cut = max(1, tp // ep)
-    assert load(V32, ranks, None, cache()).weights == whole + dense // tp + routed * experts // 256 // cut
+    assert load(V32, ranks, chosen(V32), cache()).weights == whole + dense // tp + routed * experts // 256 // cut
 
 
 def test_stages_are_runs_of_layers_as_equal_as_can_be() -> None:
     stages = stage_of(V32, 4)
     assert [sum(stage == n for stage in stages.values()) for n in range(4)] == [16, 15, 15, 15]
     assert list(stages.values()) == sorted(stages.values())
-    loads = [load(V32, Ranks(pp=pp), None, cache()).weights for pp in (1, 2, 4, 61)]
+    loads = [load(V32, Ranks(pp=pp), chosen(V32), cache()).weights for pp in (1, 2, 4, 61)]
     assert loads == sorted(loads, reverse=True)
     assert loads[1] >= V32.nbytes / 2
 
 
 def test_tp_32_cuts_blocks_and_names_the_tensors() -> None:
-    found = {cut.template.removeprefix(MLP): cut for cut in cuts(V32, Ranks(32), None)}
+    found = {cut.template.removeprefix(MLP): cut for cut in cuts(V32, Ranks(32), chosen(V32))}
     dense = {f"{name}_proj.weight" for name in ("gate", "up", "down")}
     nested = {f"{part}{name}" for part in ("shared_experts.", "experts.{expert}.") for name in dense}
     assert set(found) == dense | nested
     assert found["down_proj.weight"][1:] == (1, 18432, 32, "576 = 4.5 x 128", True)
-    assert not list(cuts(V32, Ranks(32), CODECS["bf16"]))
+    assert not list(cuts(V32, Ranks(32), chosen(V32, "bf16")))
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 8, 16])
 def test_smaller_sizes_cut_no_block(tp: int) -> None:
-    assert not list(cuts(V32, Ranks(tp), None))
+    assert not list(cuts(V32, Ranks(tp), chosen(V32)))
 
 
 def test_expert_parallel_keeps_experts_whole() -> None:
-    assert not [cut for cut in cuts(V32, Ranks(32, 32), None) if "experts.{expert}" in cut.template]
+    assert not [cut for cut in cuts(V32, Ranks(32, 32), chosen(V32)) if "experts.{expert}" in cut.template]
 
 
 def test_heads_are_never_cut() -> None:
     lite = describe("v2-lite")
-    assert {cut.why for cut in cuts(lite, Ranks(32), None)} == {"16 heads / 32"}
+    assert {cut.why for cut in cuts(lite, Ranks(32), chosen(lite))} == {"16 heads / 32"}
 
 
 def test_a_ragged_last_block_stays_with_the_last_rank() -> None:
     """576 rows in blocks of 128 are four and a half: cut in two at 288 they are refused, whole they are not."""
     family = next(g for g in V32.groups if "kv_a_proj_with_mqa" in g.family.template)
     assert nbytes(family.codec, (576, 7168)) == 576 * 7168 + 5 * 56 * 4
-    assert codec_of(family, CODECS["bf16"], "BF16") == CODECS["bf16"]
+    assert {codec for group, codec in stored(V32, chosen(V32, "bf16")) if group is family} == {CODECS["bf16"]}
 
 
 def test_the_report_agrees_with_itself() -> None:

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from dsctl.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.faults import require_whole
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.errors import UsageError
 from dsctl.core.files import alone_in
 from dsctl.core.header import TensorSpec
@@ -31,7 +33,7 @@ ALIASES = [release.alias[0] for release in releases()]
 
 def opened(folder: Path) -> Checkpoint:
     checkpoint = open_checkpoint(LocalFolder.at(folder))
-    checkpoint.require_whole()
+    require_whole(checkpoint)
     return checkpoint
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.errors import PlanError, ResumeError, WorkError
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request

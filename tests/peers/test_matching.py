@@ -22,7 +22,7 @@ from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 import dsctl
-from dsctl.codecs import Codec
+from dsctl.codecs.codec import Codec
 from dsctl.core.params import Param
 from dsctl.plan.recipes import ready
 from tests.checkpoints import tiny

@@ -12,7 +12,9 @@ from compressed_tensors.quantization import QuantizationScheme, preset_name_to_s
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from compressed_tensors.quantization.utils.helpers import maybe_pad_tensor_for_block_quant
 
-from dsctl.codecs import CODECS, BadBlock
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import BadBlock
+from dsctl.layouts.naming import tensors
 from dsctl.work.job import DTYPES
 
 PRESETS = {
@@ -61,7 +63,8 @@ def ours(values: torch.Tensor, name: str) -> Stored:
     codec.encode(values, stored)
     for suffix, data in codec.stated(shape).items():
         stored[suffix] = torch.frombuffer(bytearray(data), dtype=stored[suffix].dtype)
-    return {"weight" + suffix: tensor for suffix, tensor in stored.items()}
+    named = tensors(CODECS[name].dialect, "weight", stored)
+    return dict(zip(named, stored.values(), strict=True))
 
 
 def random(rows: int, columns: int, scale: float = 0.02, seed: int = 0) -> torch.Tensor:
@@ -117,7 +120,8 @@ def test_their_decompressor_reads_what_we_store_as_we_do(name: str, case: str) -
     values, codec, of = VALUES[case], CODECS[name], scheme(name)
     stored = ours(values, name)
     mine = torch.empty_like(values)
-    codec.decode({suffix: stored["weight" + suffix] for suffix in codec.suffixes}, mine)
+    names = tensors(codec.dialect, "weight", codec.parts)
+    codec.decode({part: stored[tensor] for part, tensor in zip(codec.parts, names, strict=True)}, mine)
     if name == "fp8-block-ct" and values.shape[0] % 128:
         # Their decompressor leaves the rows of a cut block padded.
         padded = maybe_pad_tensor_for_block_quant(stored["weight"].float(), (128, 128))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.stores.local import LocalFolder

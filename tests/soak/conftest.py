@@ -62,5 +62,5 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("ground")
     (folder / "said").mkdir()
     preloaded = os.environ | {"LD_PRELOAD": str(layer(folder))}
-    with Launcher(folder / "said", preloaded, {"dsctl.plan.planner.JOB_BYTES": JOB_BYTES}) as start:
+    with Launcher(folder / "said", preloaded, {"dsctl.plan.jobs.JOB_BYTES": JOB_BYTES}) as start:
         yield Ground(folder, start)

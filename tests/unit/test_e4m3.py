@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsctl.codecs import e4m3
-from dsctl.codecs.fp8_block import SCALE, Fp8Block
+from dsctl.codecs.codec import SCALE
+from dsctl.codecs.fp8_block import Fp8Block
 
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 DTYPES = list(BITS)
@@ -316,7 +317,7 @@ def test_only_scales_of_the_same_format_stay_unrounded(mark: str, stays: bool) -
     codec = Fp8Block((128, 128), "ue8m0")
     values = (torch.randn(128, 256) / 50).to(torch.bfloat16)
     free = Fp8Block((128, 128), "float32")
-    stored = {"": torch.empty(128, 256, dtype=torch.float8_e4m3fn), SCALE: torch.empty(1, 2)}
+    stored = {"codes": torch.empty(128, 256, dtype=torch.float8_e4m3fn), SCALE: torch.empty(1, 2)}
     free.encode(values, stored)
     exact = torch.empty(128, 256, dtype=torch.bfloat16)
     free.decode(stored, exact)

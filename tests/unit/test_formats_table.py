@@ -106,8 +106,7 @@ def random_scales(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.G
 
 def product(name: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     """Codes times scales in float64, from what is stored."""
-    suffixes = CODECS[name].suffixes
-    codes, scales = stored[suffixes[0]], stored[suffixes[1]]
+    codes, scales = stored["codes"], stored["scale"]
     if codes.dtype == torch.int32:
         bits = 4 if name.startswith("int4") else 8
         shifts = torch.arange(0, 32, bits)
@@ -119,7 +118,7 @@ def product(name: str, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     factors = (scales.long() - 127).double().exp2() if scales.dtype == torch.uint8 else scales.double()
     rows, columns = values.shape[0] // factors.shape[0], values.shape[1] // factors.shape[1]
     found = values.double() * factors.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-    return found / stored["_global_scale"].double() if "_global_scale" in stored else found
+    return found / stored["global_scale"].double() if "global_scale" in stored else found
 
 
 def decoded(name: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +128,7 @@ def decoded(name: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     for suffix, spec in codec.specs(SHAPE).items():
         make = random_scales if "scale" in suffix else random_bytes
         stored[suffix] = make(spec.shape, DTYPES[spec.dtype], generator)
-    codes = stored[codec.suffixes[0]]
+    codes = stored[codec.parts[0]]
     if codes.dtype == torch.float8_e4m3fn:
         codes.view(torch.uint8)[codes.isnan()] = 0
     for suffix, data in codec.stated(SHAPE).items():
@@ -160,5 +159,5 @@ def test_blocks_with_float32_scales_round_in_f32_under_their_other_name_too() ->
     codes = random_bytes(SHAPE, torch.float8_e4m3fn, generator)
     codes.view(torch.uint8)[codes.isnan()] = 0
     scales, out = random_scales((2, 4), torch.float32, generator), torch.empty(SHAPE)
-    replace(codec, scale_dtype="F32").decode({"": codes, "_scale": scales}, out)
-    assert not torch.equal(out.double(), product("fp8-block-ct", {"": codes, "_scale": scales}))
+    replace(codec, scale_dtype="F32").decode({"codes": codes, "scale": scales}, out)
+    assert not torch.equal(out.double(), product("fp8-block-ct", {"codes": codes, "scale": scales}))

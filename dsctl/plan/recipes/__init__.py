@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from dsctl.codecs import CODECS, Codec
+from dsctl.codecs import CODECS
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.dress import METHOD
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.fp8_block import CT_BLOCKS
 from dsctl.codecs.plain import Plain
-from dsctl.codecs.scaled import Scaled, formats
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.files import read_small
 from dsctl.core.params import ROLES, Family, Param
@@ -24,8 +24,6 @@ from dsctl.core.params import ROLES, Family, Param
 KEEP = "keep"
 MAX_BYTES = 1 << 20
 _FOLDER = Path(__file__).parent
-# DeepSeek's blocks under compressed-tensors' names.
-CT_BLOCKS: Scaled = formats()["fp8-block-ct"]
 
 
 class Rule(NamedTuple):
@@ -122,8 +120,7 @@ def takes(codec: Codec, family: Family) -> bool:
     `indexer.wk` while loading and join it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py;
     sgl-project/sglang, models/deepseek_common/deepseek_weight_loader.py).
     """
-    blocks = isinstance(codec, Fp8Block) or codec.name == CT_BLOCKS.name
-    return family.quantizable and (blocks or family.role != "indexer")
+    return family.quantizable and ((codec.form.codes == "e4m3" and codec.block[0] > 1) or family.role != "indexer")
 
 
 def chosen(rules: Iterable[Rule], param: Param) -> str:
@@ -131,7 +128,7 @@ def chosen(rules: Iterable[Rule], param: Param) -> str:
     rule = next((rule for rule in rules if rule.fits(param)), None)
     if rule is None or rule.format == KEEP:
         return KEEP
-    plain = isinstance(CODECS[rule.format], Plain)
+    plain = not CODECS[rule.format].quantized
     return rule.format if param.quantizable or (plain and param.family.dtype != "F32") else KEEP
 
 
@@ -139,8 +136,8 @@ def named(name: str, stored: Iterable[Codec]) -> Codec:
     """A format by its name, with scales as what is stored has them where those can stay."""
     stored, codec = tuple(stored), CODECS[name]
     if name == "fp8-block":
-        return next((one for one in stored if isinstance(one, Fp8Block) and one.scale_dtype == "F32"), codec)
-    if name == CT_BLOCKS.name and any(isinstance(one, Fp8Block) and one.block == codec.block for one in stored):
+        return next((one for one in stored if one.name == name and one.form.scale == "F32"), codec)
+    if name == CT_BLOCKS.name and any(one.scale_fmt and one.block == codec.block for one in stored):
         return replace(CT_BLOCKS, scale_dtype="F32")
     return codec
 
@@ -149,7 +146,7 @@ def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
     """How a recipe keeps what it keeps: DeepSeek's blocks under the names that the other formats' loaders read."""
     formats = [CODECS[rule.format] for rule in rules if rule.format != KEEP]
     dressed = any((codec.config() or {}).get("quant_method") == METHOD for codec in formats)
-    if dressed and isinstance(codec, Fp8Block) and codec.block == CT_BLOCKS.block:
+    if dressed and codec.scale_fmt and codec.block == CT_BLOCKS.block:
         return replace(CT_BLOCKS, scale_dtype="F32")
     return codec
 
@@ -166,7 +163,7 @@ def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
     for rule in rules:
         fitting = [param for param in known if rule.fits(param)]
         codec = Plain() if rule.format == KEEP else CODECS[rule.format]
-        taken = [isinstance(codec, Plain) or takes(codec, param.family) for param in fitting]
+        taken = [not codec.quantized or takes(codec, param.family) for param in fitting]
         left = next((param for param, fits in zip(fitting, taken, strict=True) if param.quantizable and not fits), None)
         if not fitting and rule.match:
             issues.append(f"recipe: {rule}: no parameter fits")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from dsctl.checkpoint.groups import Group
 from dsctl.core.params import OTHER
-from dsctl.look.description import Description, Group
+from dsctl.look.description import Description
 from dsctl.look.diff import Diff, form, ranges
 
 PREDICTION = "Multi-token prediction"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from dsctl.look.description import Group
+from dsctl.checkpoint.groups import Group
 from dsctl.look.diff import CONTEXTS, Diff, Template
 from dsctl.look.meanings import meanings
 from dsctl.show.differences import flop, sections, titles

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from dsctl.checkpoint.groups import NUMBERS, Group
 from dsctl.core.visible import visible
-from dsctl.look.description import MARKS, Group
 from dsctl.look.diff import ranges
 from dsctl.look.inspection import Fold, Inspection, fold
 from dsctl.show.drawing import page
@@ -123,7 +123,7 @@ def _evenly(what: str, parts: dict[str, dict[str, float]]) -> str:
 def _listed(folded: Fold) -> Listed:
     spec = folded.spec
     numbers = iter(folded.ranges)
-    parts = [next(numbers, ()) if part in MARKS else part for part in folded.template.split(".")]
+    parts = [next(numbers, ()) if part in NUMBERS else part for part in folded.template.split(".")]
     said = [part if isinstance(part, str) else _said(part) for part in parts]
     return Listed(
         spec.dtype,

@@ -11,7 +11,7 @@ from dsctl.work.executors.ray import Ray
 from dsctl.work.executors.serial import Serial
 
 if TYPE_CHECKING:
-    from dsctl.plan.planner import Job
+    from dsctl.plan.plan import Job
     from dsctl.run.resources import Resources
     from dsctl.work.tasks import Context, Progress, Receipt, Seal
 

@@ -16,7 +16,7 @@ from dsctl.core.errors import DsctlError, WorkError, of_the_machine
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, ForkServerProcess
 
-    from dsctl.plan.planner import Job
+    from dsctl.plan.plan import Job
     from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 

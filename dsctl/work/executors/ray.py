@@ -22,13 +22,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from dsctl.core.errors import DsctlError, PlanError, WorkError
-from dsctl.plan.planner import files_read
+from dsctl.plan.plan import files_read
 from dsctl.stores import Store
 from dsctl.stores.hub import HubRepository
 from dsctl.stores.local import LocalFolder
 
 if TYPE_CHECKING:
-    from dsctl.plan.planner import Job
+    from dsctl.plan.plan import Job
     from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 # How often a task is started again whose worker or node has died.

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dsctl.plan.planner import Job
+    from dsctl.plan.plan import Job
     from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 

@@ -1,0 +1,121 @@
+"""What a checkpoint holds, family by family: parameters that are stored alike, by codec. No weights, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dsctl import models
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.released import quantized_roles, stored_codec
+from dsctl.codecs.codec import Codec
+from dsctl.codecs.plain import Plain
+from dsctl.core.header import TensorRef, TensorSpec
+from dsctl.core.params import OTHER, Family, Param
+from dsctl.releases import Release
+
+# What a folded name calls its numbers, in their order.
+NUMBERS = ("{layer}", "{expert}")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters of one family that are stored alike: how many, in which layers, as how many tensors and bytes.
+
+    `some` names them where they are not the whole family.
+    """
+
+    family: Family
+    codec: Codec
+    layers: tuple[int, ...]
+    count: int
+    tensors: int
+    nbytes: int
+    some: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The name of every parameter."""
+        return iter(self.some) if self.some else (param.name for param in self.family.params())
+
+    @property
+    def params(self) -> list[Param]:
+        """Every parameter."""
+        some = set(self.some)
+        return [param for param in self.family.params() if not some or param.name in some]
+
+    def part(self, params: Sequence[Param]) -> Group:
+        """The group of some of its parameters."""
+        layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
+        some = () if len(params) == self.family.count else tuple(param.name for param in params)
+        tensors, nbytes = (len(params) * number // self.count for number in (self.tensors, self.nbytes))
+        return Group(self.family, self.codec, layers, len(params), tensors, nbytes, some)
+
+    @property
+    def values(self) -> int:
+        return self.count * self.family.values
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What one parameter is stored as, by the codec's parts."""
+        return self.codec.specs(self.family.shape)
+
+
+def whole(family: Family, codec: Codec) -> Group:
+    """A family that is all stored alike."""
+    specs = codec.specs(family.shape).values()
+    nbytes = sum(spec.nbytes for spec in specs)
+    return Group(family, codec, family.layers, family.count, family.count * len(specs), family.count * nbytes)
+
+
+def _found(checkpoint: Checkpoint) -> Iterator[Group]:
+    held = checkpoint.survey.pieces
+    for family in checkpoint.families:
+        found: dict[Codec, list[Param]] = {}
+        for param in family.params():
+            if stored := held.get(param.name):
+                found.setdefault(stored[0].codec, []).append(param)
+        for codec, params in found.items():
+            pieces = [piece for param in params for piece in held[param.name]]
+            layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
+            tensors, nbytes = sum(len(piece.refs) for piece in pieces), sum(piece.nbytes for piece in pieces)
+            some = () if len(params) == family.count else tuple(param.name for param in params)
+            yield Group(family, codec, layers, len(params), tensors, nbytes, some)
+
+
+def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
+    """Tensors that belong to no parameter, those alike but for their numbers together."""
+    found: dict[tuple[str, TensorSpec], list[TensorRef]] = {}
+    for ref in extra:
+        found.setdefault((folded(ref.name)[0], ref.spec), []).append(ref)
+    for (template, spec), refs in sorted(found.items()):
+        numbers = (folded(ref.name)[1] for ref in refs)
+        layers = tuple(sorted({first for first, *_ in filter(None, numbers)}))
+        family = Family(template, spec.shape, OTHER, dtype=spec.dtype, layers=layers)
+        nbytes, names = sum(ref.nbytes for ref in refs), tuple(ref.name for ref in refs)
+        yield Group(family, Plain(spec.dtype), layers, len(refs), len(refs), nbytes, names)
+
+
+def folded(name: str) -> tuple[str, tuple[int, ...]]:
+    """A name of unknown making for display: its numbers as marks, and the numbers."""
+    parts = name.split(".")
+    numbers: list[int] = []
+    for place, part in enumerate(parts):
+        if part.isdecimal() and part.isascii() and len(part) < 10:
+            parts[place] = NUMBERS[min(len(numbers), 1)]
+            numbers.append(int(part))
+    return ".".join(parts), tuple(numbers)
+
+
+def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
+    """What an open checkpoint holds."""
+    if checkpoint.regular is not None:
+        return tuple(whole(family, codec) for family, codec in checkpoint.regular.items())
+    return (*_found(checkpoint), *_others(checkpoint.survey.extra))
+
+
+def groups_of_release(release: Release) -> tuple[Group, ...]:
+    """What a release holds, from its config and how it is known to be stored."""
+    quantized = quantized_roles(release)
+    families = models.recognise(release.config).families(release.config)
+    return tuple(whole(family, stored_codec(family, quantized)) for family in families)

@@ -1,0 +1,37 @@
+"""How a release known by name stores the parameters of its architecture. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from dsctl import models
+from dsctl.codecs import of_published
+from dsctl.codecs.codec import Codec
+from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.plain import Plain
+from dsctl.core.params import Family
+from dsctl.releases import Release
+
+
+def quantized_roles(release: Release) -> Mapping[str, Codec]:
+    """The codec of each role that a release quantizes; none where its config declares nothing quantized.
+
+    Raises:
+        FormatError: the config declares a format that is not known.
+    """
+    quantization = release.config.get("quantization_config")
+    published = models.recognise(release.config).published(release.config) if quantization else {}
+    return {role: _with_scales(of_published(form, quantization), release) for role, form in published.items()}
+
+
+def _with_scales(codec: Codec, release: Release) -> Codec:
+    """The codec with scales as the release has them, whatever its config says of them."""
+    fmt = release.storage.scale_fmt
+    return replace(codec, scale_fmt=fmt) if fmt and isinstance(codec, Fp8Block) else codec
+
+
+def stored_codec(family: Family, quantized: Mapping[str, Codec]) -> Codec:
+    """The codec of a family, where these roles are quantized."""
+    codec = quantized.get(family.role)
+    return codec if codec is not None and family.quantizable else Plain(family.dtype)

@@ -1,0 +1,151 @@
+"""Sizes that `config.json` has wrong, found by what the files hold in their place. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.lost_files import of_files
+from dsctl.checkpoint.matching import misfits, stored_shape
+from dsctl.checkpoint.pieces import SHAPED, Fault
+from dsctl.core.errors import DsctlError
+from dsctl.core.params import Family, Param
+
+# So many sizes of a config are looked for at most, and so many guesses at each are held against every tensor.
+SIZES, GUESSES = 4, 3
+# A wrong size explains at least so much of the faults that are of names and shapes.
+EXPLAINED = 0.9
+_EXPERTS, _LAYERS, _DENSE, _MTP = (
+    "n_routed_experts", "num_hidden_layers", "first_k_dense_replace", "num_nextn_predict_layers",
+)  # fmt: skip
+
+
+def of_config(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
+    """Sizes that `config.json` has wrong: with what the files hold in their place, faults go and none comes."""
+    shaped = sum(fault.code in SHAPED for fault in faults)
+    if shaped < 2 or checkpoint.model is None or checkpoint.config is None:
+        return [], faults
+    found: list[Fault] = []
+    now, left = checkpoint, faults
+    while len(left) > 1 and len(found) < SIZES and (better := _better(now, left)):
+        field, now, gone = better
+        was, holds = (checkpoint.config[field], (now.config or {})[field])
+        left = [fault for fault in left if _key(fault) not in gone]
+        what = f"{field} is {was}, the files hold {holds}: {len(gone):,} faults follow from it"
+        found.append(Fault("wrong-config", "config.json", what, tuple(str(f) for f in faults if _key(f) in gone)))
+    held = sum(len(header.names) for header in checkpoint.headers.values())
+    if found and sum(fault.code in SHAPED for fault in left) <= (1 - EXPLAINED) * min(shaped, held):
+        return found, left
+    return _of_another(checkpoint, faults)
+
+
+def _of_another(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
+    """The config of another model: most of what it describes is not there, or of another shape."""
+    others = {fault.where for fault in faults if fault.code in SHAPED and fault.code != "extra-tensor"}
+    params = len(checkpoint.params)
+    shape = next((fault for fault in faults if fault.code == "wrong-shape"), None)
+    if shape is None or 2 * len(others) < params:
+        return [], faults
+    what = f"is of another model: {len(others):,} of the {params:,} parameters that it describes are missing or differ"
+    gone = [fault for fault in faults if fault.code in SHAPED]
+    found = Fault("wrong-config", "config.json", f"{what}; {shape}", tuple(map(str, gone)))
+    return [found], [fault for fault in faults if fault.code not in SHAPED]
+
+
+def _key(fault: Fault) -> tuple[str, str]:
+    return fault.code, fault.where
+
+
+def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoint, set[tuple[str, str]]] | None:
+    """A field of which another value explains faults, the checkpoint with it, and the faults that then go.
+
+    Guesses are held against some tensors first; the best of them against all, until one brings no new fault.
+    """
+    known = {_key(fault) for fault in faults}
+    guesses = []
+    before = misfits(checkpoint.contents, _samples(checkpoint.families))
+    for field, value in dict.fromkeys(_guesses(checkpoint)):
+        guess = replace(checkpoint, config={**(checkpoint.config or {}), field: value})
+        try:
+            count = sum(family.count for family in guess.families)
+            guesses.append((misfits(guess.contents, _samples(guess.families)), -count, field, guess))
+        except DsctlError:
+            continue
+    for score, _, field, guess in sorted(guesses, key=lambda one: one[:2])[:GUESSES]:
+        left = {_key(fault) for fault in of_files(guess, guess.survey.faults)[1]} if score <= before else known
+        if left < known:
+            return field, guess, known - left
+    return None
+
+
+def _samples(families: Iterable[Family]) -> Iterator[Param]:
+    """Some parameters of every family: of its first, middle and last layer the first and the last expert."""
+    for family in families:
+        layers = tuple(dict.fromkeys(family.layers[at] for at in (0, len(family.layers) // 2, -1) if family.layers))
+        for layer in layers or (None,):
+            params = list(replace(family, layers=() if layer is None else (layer,)).params())
+            yield from (param._replace(family=family) for param in dict.fromkeys((*params[:1], *params[-1:])))
+
+
+def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
+    """Fields of the config and other values for them: those that shapes and the numbers in names ask for."""
+    config = checkpoint.config or {}
+    sizes = {field: value for field, value in config.items() if type(value) is int}
+    others = [
+        (param.family, shape)
+        for param in _samples(checkpoint.families)
+        if (shape := stored_shape(checkpoint.contents, param)) not in (None, param.shape)
+    ]
+    for field, value in sizes.items() if others else ():
+        yield from ((field, guess) for guess in _solved(checkpoint, field, value, others))
+    layers, experts, first = _numbers(checkpoint)
+    more = {
+        _LAYERS: (layers, layers - 1, layers - 2),
+        _MTP: (0, 1, layers - sizes.get(_LAYERS, layers)),
+        _DENSE: (first,),
+        _EXPERTS: (experts,),
+        "n_shared_experts": (0, 1, 2),
+        "moe_layer_freq": (1, 2),
+    }
+    for field, guesses in more.items():
+        yield from (
+            (field, guess)
+            for guess in guesses
+            if field in sizes and guess >= (field == _EXPERTS) and guess != sizes[field]
+        )
+
+
+def _solved(checkpoint: Checkpoint, field: str, value: int, others: Iterable[tuple[Family, Any]]) -> Iterator[int]:
+    """The values of a field with which a stored shape would be right: a shape grows in proportion to every field."""
+    assert checkpoint.model is not None and checkpoint.config is not None
+    try:
+        grown = checkpoint.model.families({**checkpoint.config, field: value + 1})
+    except DsctlError:
+        return
+    shapes = {(family.template, family.mtp): family.shape for family in grown}
+    for family, stored in others:
+        shape = shapes.get((family.template, family.mtp), ())
+        if len(shape) != len(stored):
+            continue
+        for now, after, there in zip(family.shape, shape, stored, strict=True):
+            if now not in (after, there) and (there - now) % (after - now) == 0:
+                guess = value + (there - now) // (after - now)
+                if guess >= 0:
+                    yield guess
+
+
+def _numbers(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """How many layers and experts the names of tensors have, and the first layer with experts."""
+    layers: set[int] = set()
+    with_experts: set[int] = set()
+    experts: set[int] = set()
+    names = (name for header in checkpoint.headers.values() for name in header.names)
+    for name in (*names, *(checkpoint.index or ())):
+        numbers = [int(part) for part in name.split(".") if part.isdecimal() and part.isascii() and len(part) < 6]
+        layers.update(numbers[:1])
+        if len(numbers) > 1:
+            with_experts.add(numbers[0])
+            experts.add(numbers[1])
+    return max(layers, default=-1) + 1, max(experts, default=-1) + 1, min(with_experts, default=0)

@@ -1,0 +1,39 @@
+"""What exists: a model yields its parameters from `config.json`. Names are generated here and never parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from dsctl.core.params import Family, Published
+
+
+class Model(Protocol):
+    """One architecture."""
+
+    name: str
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether this `config.json` is of this architecture."""
+
+    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+        """Every parameter of the model, MTP layers included.
+
+        Raises:
+            FormatError: a field that sets a shape is missing or absurd.
+        """
+
+    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+        """How its releases store what they quantize, by role; a role that is not there is quantized in none of them."""
+
+    def heads(self, config: Mapping[str, Any]) -> int | None:
+        """The attention heads that no rank may cut through, or None where the config does not say."""
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The same config for a checkpoint that has no multi-token-prediction layers."""
+
+    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+        """The same config for some layers, by their numbers through the model, and some experts; none means all."""
+
+    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The same config with small dimensions: `sizes` holds layers, experts, hidden, heads, vocab."""

@@ -1,0 +1,118 @@
+"""Which parameters a target holds, and why it does not hold the others. Pure, no torch."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from math import prod
+
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.pieces import Piece, cover
+from dsctl.codecs.plain import Plain
+from dsctl.core.errors import PlanError
+from dsctl.core.header import TensorRef
+from dsctl.core.params import OTHER, Family, Param
+from dsctl.layouts.layout import Layout
+from dsctl.plan.blocks import covers, torn
+from dsctl.plan.plan import ELSEWHERE, MISSING, NOWHERE, Dropped, Want
+from dsctl.plan.request import Request
+from dsctl.plan.spread import check_cuts
+from dsctl.plan.target import Target
+
+
+def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
+    """What the target holds, what it does not, and notes.
+
+    Raises:
+        PlanError: nothing is left, a parameter is not all there, or ranks cannot share what is left.
+    """
+    kept, dropped = _asked_for(target)
+    found = [(param, target.formats.codec(param, pieces[0].codec) if pieces else None) for param, pieces in kept]
+    codecs = {param.name: codec for param, codec in found if codec is not None}
+    sizes = check_cuts(target.subject, target.request, target.layout, [(p.family, c) for p, c in found if c])
+    notes = [f"tensor-parallel sizes that cut no block: {', '.join(map(str, sizes))}"] if sizes else []
+    wants, incomplete = [], []
+    for param, pieces in kept:
+        slots = target.layout.slots(param)
+        if not slots:
+            dropped.append(Dropped(param.name, _why_nowhere(param, target.layout), prod(param.shape)))
+            continue
+        chosen = cover(pieces)
+        if not covers(chosen, param.shape, slots):
+            incomplete.append(param.name)
+            continue
+        wants.append(Want(param, chosen, codecs[param.name], pieces, slots))
+    if incomplete:
+        raise torn(target.checkpoint, incomplete)
+    if not wants:
+        asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(target.request, name)]
+        raise PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
+    return wants, dropped, notes
+
+
+def _asked_for(target: Target) -> tuple[list[tuple[Param, tuple[Piece, ...]]], list[Dropped]]:
+    """The parameters that a request asks for, with what the source holds of them, and those that it leaves out."""
+    checkpoint, request = target.checkpoint, target.request
+    _refuse_unknown(checkpoint, request)
+    survey, shares = checkpoint.survey, checkpoint.layout.shares
+    elsewhere = shares is not None and len(shares.present) < shares.ranks.world and not request.allow_missing
+    kept, dropped = [], []
+    for param in (*checkpoint.params, *map(_unknown, survey.extra)):
+        pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
+        why = why_dropped(param, bool(pieces) or elsewhere, request)
+        if why:
+            dropped.append(Dropped(param.name, why, prod(param.shape)))
+        else:
+            kept.append((param, pieces))
+    return kept, dropped
+
+
+def _refuse_unknown(checkpoint: Checkpoint, request: Request) -> None:
+    """Refuse layers and experts by numbers that the checkpoint does not have.
+
+    Raises:
+        PlanError: naming the first of them.
+    """
+    for what, asked, there in (
+        ("layer", request.layers, {param.layer for param in checkpoint.params} if request.layers else set()),
+        ("expert", request.experts, {param.expert for param in checkpoint.params} if request.experts else set()),
+    ):
+        unknown = sorted(set(asked) - there)
+        known = there - {None}
+        if unknown and not known:
+            raise PlanError(f"{checkpoint.store.place}: {what}s are not known without a config of a known architecture")
+        if unknown:
+            raise PlanError(f"no {what} {unknown[0]}: there are {len(known)}, numbered from 0")
+
+
+def _unknown(ref: TensorRef) -> Param:
+    return Param(ref.name, Family(ref.name, ref.spec.shape, OTHER, dtype=ref.spec.dtype), None, None)
+
+
+def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
+    if param.role != OTHER:
+        return ()
+    slot = checkpoint.layout.slots(param)[0]
+    return (Piece(slot, Plain(param.family.dtype), (checkpoint.catalogue[slot.shard][param.name],)),)
+
+
+def why_dropped(param: Param, there: bool, request: Request) -> str | None:
+    """Why a request leaves a parameter out, or None where it does not; `there` is whether the source has it."""
+    if request.mtp == "drop" and param.family.mtp:
+        return "MTP layer"
+    if not there:
+        return MISSING
+    if request.only and not any(fnmatchcase(param.name, glob) for glob in request.only):
+        return "not in --only"
+    if any(fnmatchcase(param.name, glob) for glob in request.skip):
+        return "in --skip"
+    if request.layers and param.layer not in request.layers:
+        return "not in --layers"
+    if request.experts and param.expert is not None and param.expert not in request.experts:
+        return "not in --experts"
+    return None
+
+
+def _why_nowhere(param: Param, layout: Layout) -> str:
+    """Why a layout has no slot for a parameter."""
+    held = layout.shares is not None and any(True for _ in layout.shares.boxes(param))
+    return NOWHERE + layout.name if held else ELSEWHERE

@@ -1,0 +1,97 @@
+"""The target of one request on one checkpoint: layout, formats, and what side files of the source tell. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.reading import read_header
+from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, read_side
+from dsctl.codecs import CODECS, in_dialect
+from dsctl.codecs.codec import Codec
+from dsctl.core.errors import PlanError
+from dsctl.core.header import Header
+from dsctl.layouts.layout import Layout
+from dsctl.plan.formats import Formats, base_dtype
+from dsctl.plan.recipes import Rule, check
+from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
+from dsctl.plan.spread import Subject, arrangement
+from dsctl.stores import SIGNED
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be made. `original` and `whole` are what side files tell of the folder that the source was made from
+    by a change of format, and of layout; `notes` is what is to be said of all that.
+    """
+
+    checkpoint: Checkpoint
+    request: Request
+    subject: Subject
+    layout: Layout
+    formats: Formats
+    original: Original | None
+    whole: Original | None
+    notes: tuple[str, ...]
+
+    @property
+    def restores(self) -> bool:
+        """Whether what the source was decoded from shall come back, as far as a side file keeps it."""
+        return self.original is not None and self.request.to in SCALED
+
+    @cached_property
+    def kept(self) -> tuple[Original, ...]:
+        """What is known of the folder that the target is to be again."""
+        return tuple(one for one in (self.original if self.restores else None, self.whole) if one is not None)
+
+
+def target_of(checkpoint: Checkpoint, request: Request) -> Target:
+    """The target of a request.
+
+    Raises:
+        UsageError, PlanError: the request makes no sense, or not for this model. FormatError: a side file contradicts
+            itself, or a map of experts is not of this model.
+    """
+    if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
+        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
+    refuse_idle(request)
+    heads = checkpoint.model.heads(checkpoint.config) if checkpoint.model and checkpoint.config is not None else None
+    subject = Subject(checkpoint.store.place, checkpoint.families, heads)
+    layout = arrangement(subject, request)
+    rules = tuple(Rule(*rule) for rule in request.rules)
+    notes = check(rules, checkpoint.params)
+    original, whole = _original(checkpoint, rules, request, notes), _whole(checkpoint, notes)
+    formats = Formats(
+        request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), checkpoint.published,
+        checkpoint.quantization, _kept_codec(checkpoint, original),
+    )  # fmt: skip
+    return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes))
+
+
+def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request, notes: list[str]) -> Original | None:
+    """What is told of the folder from which the source was decoded, where a format asked for can use it."""
+    header, asked = checkpoint.original, {rule.format for rule in rules} or {request.to}
+    return None if header is None or asked.isdisjoint(SCALED) else _side_file(checkpoint, ORIGINAL, header, notes)
+
+
+def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:
+    """What the whole checkpoint was, of which the source holds the parts."""
+    size = checkpoint.files.get(WHOLE)
+    if size is None or checkpoint.layout.published:
+        return None
+    return _side_file(checkpoint, WHOLE, read_header(checkpoint.store, WHOLE, size), notes)
+
+
+def _side_file(checkpoint: Checkpoint, file: str, header: Header, notes: list[str]) -> Original:
+    """What a side file says; a note tells where that is not what was written into it."""
+    if is_altered(checkpoint, file):
+        what = f"{file}: was altered since it was written: {SIGNED} has another digest"
+        notes.append(f"{what}; what comes back from it may not be what the release had")
+    return read_side(checkpoint, file, header)
+
+
+def _kept_codec(checkpoint: Checkpoint, original: Original | None) -> Codec | None:
+    codec = original.codec if original else None
+    form = next((form for form in checkpoint.published.values() if CODECS[form.format].scale_fmt), None)
+    return codec if codec is None or form is None else in_dialect(codec, form.dialect)
