@@ -80,7 +80,7 @@ def modules(param: Param) -> Iterator[str]:
     if param.family.experts:
         yield param.family.named(param.template.partition(".{expert}")[0], param.layer)
         return
-    yield param.name.removesuffix(_WEIGHT)
+    yield module_of(param)
     yield from _joined(param)
 
 
@@ -111,7 +111,13 @@ def _dressed(stored: Sequence[tuple[Param, Codec]], configs: Mapping[Codec, dict
 
 def linear(param: Param) -> bool:
     """Whether loaders hold a parameter as the weight of a linear module."""
-    return len(param.shape) == 2 and param.role != "embedding" and param.name.endswith(_WEIGHT)
+    named = param.quantizable or param.name.endswith(_WEIGHT)
+    return len(param.shape) == 2 and param.role != "embedding" and named
+
+
+def module_of(param: Param) -> str:
+    """The module whose weight a parameter is; of others, their own name."""
+    return param.name.rpartition(".")[0] if linear(param) else param.name
 
 
 def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
@@ -126,11 +132,11 @@ def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
         if not marked:
             continue
         if not marked[0].family.experts:
-            yield from (param.name.removesuffix(_WEIGHT) for param in marked)
+            yield from map(module_of, marked)
             continue
         layers = sorted({param.number for param in marked if param.number is not None})
         if any(param.number in layers for param, mark in members if not mark):
-            yield from (param.name.removesuffix(_WEIGHT) for param in marked)
+            yield from map(module_of, marked)
         else:
             everywhere = len(marked) == len(members)
             yield _pattern(template, r"\d+" if everywhere else f"(?:{'|'.join(map(str, layers))})")
@@ -139,7 +145,7 @@ def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
 
 def _pattern(template: str, layers: str) -> str:
     """A regular expression for the modules of a family, in these layers and for every expert."""
-    head, _, tail = template.removesuffix(_WEIGHT).partition("{layer}")
+    head, _, tail = template.rpartition(".")[0].partition("{layer}")
     before, _, after = tail.partition("{expert}")
     return f"re:^{re.escape(head)}{layers}{re.escape(before)}\\d+{re.escape(after)}$"
 

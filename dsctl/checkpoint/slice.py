@@ -13,7 +13,7 @@ from typing import Any
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
-from dsctl.checkpoint.quantization import LINEAR, SKIPPED, is_named, linear, modules, patterns, texts
+from dsctl.checkpoint.quantization import LINEAR, SKIPPED, is_named, linear, module_of, modules, patterns, texts
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs import dress
@@ -172,7 +172,7 @@ def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Code
 
     def patterned(entries: Any) -> list[str]:
         wanted = texts(entries)
-        marked = [(new, any(is_named(text, _module(old), old) for text in wanted)) for new, old, _ in linears]
+        marked = [(new, any(is_named(text, module_of(old), old) for text in wanted)) for new, old, _ in linears]
         return list(patterns(marked))
 
     linears = [one for one in stored if linear(one[0])]
@@ -180,17 +180,13 @@ def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Code
     for name, group in (said.get("config_groups") or {}).items():
         targets = texts(group.get("targets"))
         held = (
-            any(is_named(text, _module(old), old) for text in targets) for _, old, codec in linears if codec.quantized
+            any(is_named(text, module_of(old), old) for text in targets) for _, old, codec in linears if codec.quantized
         )
         if any(held):
             groups[name] = group if LINEAR in targets else {**group, "targets": patterned(group.get("targets"))}
     return {"config_groups": groups, "ignore": patterned(said.get("ignore"))}
 
 
-def _module(param: Param) -> str:
-    return param.name.removesuffix(".weight")
-
-
 def _modules(param: Param) -> tuple[str, ...]:
     """Every name under which a config may leave a parameter's module alone; experts may be named one by one."""
-    return (param.name.removesuffix(".weight"), *modules(param))
+    return (module_of(param), *modules(param))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import disagreement
-from dsctl.checkpoint.quantization import LINEAR, is_named, texts
+from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
 from dsctl.codecs import dress
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.params import Param
@@ -95,7 +95,7 @@ def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Findi
     others: list[Finding] = []
     quantized = 0
     for param, piece in params(checkpoint):
-        module, is_quantized = param.name.removesuffix(".weight"), piece.codec.config() is not None
+        module, is_quantized = module_of(param), piece.codec.quantized
         quantized += is_quantized
         spares = any(is_named(text, module, param) is True for text in spared)
         mine = [one for one in groups if any(is_named(text, module, param) is not False for text in one.targets)]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.reading import read_json
 from dsctl.checkpoint.scales import are_powers_of_two, read_scales
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs import dress
 from dsctl.codecs.plain import TORCH_NAMES
 from dsctl.core.errors import PlanError, VerifyFailed
 from dsctl.core.files import beside, sync_folder, take_place, write_beside
@@ -222,13 +222,13 @@ def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
 
 def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | None:
     """The `quantization_config` that is true of what is stored; as it is where several formats are mixed."""
-    kinds = {replace(c, scale_fmt="", scale_dtype="") for c in quantized_codecs(checkpoint) if isinstance(c, Fp8Block)}
+    blocks = {codec.block for codec in quantized_codecs(checkpoint) if codec.scale_fmt}
     if not quantized_codecs(checkpoint):
         unquantized = any(finding.code == "declared-not-stored" for finding in report.findings)
         return None if unquantized else checkpoint.quantization
-    if len(kinds) != 1:
+    if len(blocks) != 1:
         return checkpoint.quantization
-    true = replace(kinds.pop(), scale_fmt=_scale_fmt(checkpoint, report)).config() or {}
+    true = dress.fp8(blocks.pop(), _scale_fmt(checkpoint, report))
     said = checkpoint.quantization or {}
     kept = said if said.get("quant_method") == true["quant_method"] else {}
     return {key: value for key, value in {**kept, **true}.items() if key != "scale_fmt" or "scale_fmt" in true}
