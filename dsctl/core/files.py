@@ -15,19 +15,16 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from dsctl.core.errors import ResumeError, WorkError
+from dsctl.core.errors import DsctlError, ResumeError, WorkError, words_of
+
+Kind = TypeVar("Kind", bound=DsctlError)
 
 NEW = ".new"
-
-
 # The longest file of its own that dsctl reads.
 MOST_BYTES = 200_000_000
-
-
 _DENIED = "this user may not write there: change the permissions, or name another folder"
-
-
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again: it resumes",
     errno.EACCES: _DENIED,
@@ -36,9 +33,14 @@ _HINTS = {
 }
 
 
-def failure(path: Path, error: OSError) -> WorkError:
-    """What to raise where the system refuses to write."""
-    return WorkError(f"{path}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
+def failure(path: str | Path, error: OSError) -> WorkError:
+    """What to raise if the system refuses to write: a WorkError whose hint depends on the reason."""
+    return refusal(path, error, WorkError, _HINTS.get(error.errno or 0))
+
+
+def refusal(path: str | Path, error: OSError, kind: type[Kind], hint: str | None = None) -> Kind:
+    """What to raise if the system refuses a call on a path: an error of this kind, with this hint."""
+    return kind(f"{path}: {words_of(error)}", hint=hint)
 
 
 def sync_folder(folder: Path) -> None:

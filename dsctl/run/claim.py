@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import PlanError, ResumeError, SourceError, WorkError
-from dsctl.core.files import NEW, existing, failure, read_own, replace_file
+from dsctl.core.files import NEW, existing, failure, read_own, refusal, replace_file
 from dsctl.plan.planner import Plan
 from dsctl.run.consume import NOTES, Remembered, is_note
 from dsctl.run.identity import Held, identity, parse, touched, unlike
@@ -182,7 +182,7 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
     except OSError as error:
         if error.errno in _FAILING:
             raise failure(target, error) from None
-        raise PlanError(f"{target}: {error.strerror or error}", hint="choose another target") from None
+        raise refusal(target, error, PlanError, "choose another target") from None
     mark = read_mark(target)
     if mark is None:
         if held - {WORKING} or list(_strangers(plan, target, None)):
@@ -343,7 +343,7 @@ def _remove(target: Path, names: Iterable[str]) -> None:
                 with contextlib.suppress(OSError):
                     (target / folder).rmdir()
     except OSError as error:
-        raise WorkError(f"{error.filename or target}: {error.strerror or error}") from None
+        raise refusal(error.filename or target, error, WorkError) from None
 
 
 def retire(target: Path) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl.checkpoint.checkpoint import strict_json
 from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
-from dsctl.core.files import make_folders
+from dsctl.core.files import make_folders, refusal
 from dsctl.plan.planner import Plan
 from dsctl.run.claim import mark_of, of_another, refuse_unlike, source_json
 from dsctl.run.driver import Committed, Event, Report, run, valid_audit
@@ -416,7 +416,7 @@ def _digest(path: Path) -> str:
         with open(path, "rb", buffering=0) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WorkError(f"{path}: {error.strerror or error}") from None
+        raise refusal(path, error, WorkError) from None
 
 
 __all__ = ["Delivery", "deliver", "staging"]

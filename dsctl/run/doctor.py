@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.core.errors import SourceError, WorkError
-from dsctl.core.files import existing
+from dsctl.core.files import existing, refusal
 from dsctl.run.resources import cores
 from dsctl.stores.hub import Reached, reach
 
@@ -160,4 +160,4 @@ def _disk(folder: Path) -> Disk:
                 pass
             return Disk(str(folder), free, write, total / (time.perf_counter() - began))
     except OSError as error:
-        raise WorkError(f"{folder}: {error.strerror or error}", hint="name a folder that can be written to") from None
+        raise refusal(folder, error, WorkError, "name a folder that can be written to") from None

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import SourceError
+from dsctl.core.files import refusal
 from dsctl.plan.planner import Plan
 from dsctl.run.consume import Remembered, gone
 from dsctl.stores import INDEX, Store
@@ -91,7 +92,7 @@ def times(plan: Plan, store: Store) -> dict[str, Times]:
         try:
             status = os.stat(folder.path(file))
         except OSError as error:
-            raise SourceError(f"{error.filename}: {error.strerror or error}") from None
+            raise refusal(error.filename, error, SourceError) from None
         found[file] = Times(status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return found
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from dsctl.core.errors import ResumeError, WorkError
-from dsctl.core.files import failure, make_folders, open_own, read_own, replace_file, sync_folder, write_all
+from dsctl.core.files import failure, make_folders, open_own, read_own, refusal, replace_file, sync_folder, write_all
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
@@ -62,8 +62,7 @@ class Journal:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            what = f"{self.path}: {error.strerror or error}"
-            raise ResumeError(what, hint="remove it, or choose another target") from None
+            raise refusal(self.path, error, ResumeError, "remove it, or choose another target") from None
 
     def _open(self, size: int) -> None:
         try:
@@ -220,7 +219,7 @@ class Lock:
         except OSError as error:
             os.close(descriptor)
             hint = "dsctl needs a file system with locks (flock): choose another target"
-            raise WorkError(f"{self.path}: cannot be locked: {error.strerror or error}", hint=hint) from None
+            raise refusal(f"{self.path}: cannot be locked", error, WorkError, hint) from None
         return descriptor
 
     def _busy(self, owner: str) -> ResumeError:

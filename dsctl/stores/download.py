@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsctl.core.errors import PlanError, SourceError, VerifyFailed, WorkError
+from dsctl.core.files import refusal
 from dsctl.core.lists import globs
 from dsctl.stores import store_at
 from dsctl.stores.hub import SCHEME, HubRepository
@@ -186,5 +187,5 @@ def _digest(path: Path, size: int, git_blob: bool) -> str:
                 digest.update(memoryview(buffer)[:count])
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
-        raise WorkError(f"{path}: {error.strerror or error}") from None
+        raise refusal(path, error, WorkError) from None
     return digest.hexdigest()

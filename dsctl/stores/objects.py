@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dsctl.core.errors import LATER, DsctlError, SourceError, UsageError
+from dsctl.core.errors import LATER, DsctlError, SourceError, UsageError, words_of
 from dsctl.core.header import read_head
 
 T = TypeVar("T")
@@ -241,6 +241,6 @@ def _words(error: Exception) -> str:
         return "no answer in time"
     if "Connect" in type(error).__name__:
         return "cannot reach the store"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = words_of(error) if isinstance(error, OSError) else str(error)
     line = " ".join(said.split()) or type(error).__name__
     return type(error).__name__ if "://" in line else line

@@ -57,7 +57,7 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
     except torch.OutOfMemoryError:
         hint = "fewer --workers or a smaller --max-memory; the same command resumes"
         raise WorkError(f"{context.devices[0]}: out of memory", hint=hint) from None
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError, SystemError) as error:
         refused = of_the_machine(error)
         if refused is None:
             raise

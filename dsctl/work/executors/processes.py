@@ -120,7 +120,7 @@ def _serve(pipe: Connection, context: Context) -> None:
         import torch
 
         from dsctl.work.job import perform
-    except (ImportError, MemoryError, OSError) as error:
+    except (ImportError, MemoryError, OSError, SystemError) as error:
         pipe.send(of_the_machine(error))
         return
     torch.set_num_threads(1)
