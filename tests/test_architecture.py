@@ -26,7 +26,7 @@ TABLES = {
     "codecs": ("CODECS", {"dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
     "layouts": ("LAYOUTS", {"joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
-    "stores": ("STORES", {"download", "hub_files", "hub_requests", "places", "threads"}),
+    "stores": ("STORES", {"download", "hub_files", "hub_requests", "places", "threads", "uploads"}),
     "work.executors": ("EXECUTORS", {"preload"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.

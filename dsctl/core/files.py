@@ -21,7 +21,8 @@ from dsctl.core.errors import DsctlError, ResumeError, WorkError, words_of
 
 Kind = TypeVar("Kind", bound=DsctlError)
 
-NEW = ".new"
+# What the name of an output ends in until it is whole; and that of a sibling that shall take a file's place.
+PART, NEW = ".part", ".new"
 # The longest file of its own that dsctl reads.
 MOST_BYTES = 200_000_000
 _DENIED = "this user may not write there: change the permissions, or name another folder"

@@ -16,7 +16,7 @@ from dsctl.checkpoint.checkpoint import check_name
 from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
 from dsctl.core.files import alone_in, make_folders, read_own, refusal, replace_file, sync_folder
 from dsctl.plan.planner import MISSING, Job, Plan, files_read
-from dsctl.run.journal import refuse_busy
+from dsctl.run.locks import refuse_busy
 from dsctl.stores import WORKING, Store
 from dsctl.stores.local import LocalFolder
 

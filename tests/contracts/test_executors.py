@@ -18,7 +18,8 @@ from dsctl.checkpoint.checkpoint import open_checkpoint
 from dsctl.core.errors import SourceError, WorkError
 from dsctl.plan.planner import Plan, make_plan
 from dsctl.plan.request import Request
-from dsctl.run.driver import Advanced, Event, run
+from dsctl.run.driver import run
+from dsctl.run.events import Advanced, Event
 from dsctl.stores import Store
 from dsctl.stores.local import LocalFolder
 from dsctl.work import job as work
