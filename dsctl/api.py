@@ -230,7 +230,7 @@ class Conversion:
 
         def executor() -> Executor:
             context = Context(store, str(folder), resources.band_bytes, devices)
-            return choose(context, resources, engine, address, workers or 0)
+            return choose(context, resources.workers, resources.worker_bytes, engine, address, workers or 0)
 
         if delivery:
             return deliver(delivery, delivery.check(store), executor, store, report)

@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
-LOADS_TORCH = {"work.job", "work.devices", "codecs.e4m3"}
+LOADS_TORCH = {"work.buffers", "work.devices", "work.job", "work.values", "codecs.e4m3"}
 
 
 class Import(NamedTuple):

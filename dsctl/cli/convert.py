@@ -175,7 +175,9 @@ def _run(
 
     def executor() -> Executor:
         context = Context(store, str(folder), resources.band_bytes, devices)
-        return choose(context, resources, how.engine, how.address or "", how.workers or 0, output.note)
+        asked = how.workers or 0
+        each = resources.workers, resources.worker_bytes
+        return choose(context, *each, how.engine, how.address or "", asked, output.note)
 
     with Progress(plan, output, how.verbose) as progress:
         if delivery is None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dsctl.codecs import CODECS, PEAK, BadBlock, Codec, Misaligned
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 
 SHAPES = [(128, 128), (576, 512), (256, 384), (64, 128), (640, 1536)]
 

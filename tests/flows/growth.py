@@ -19,7 +19,8 @@ from dsctl.core.boxes import Box
 from dsctl.plan.planner import BAND_BYTES, Job
 from dsctl.plan.steps import Part, Region, Step
 from dsctl.stores.local import LocalFolder
-from dsctl.work.job import DTYPES, perform
+from dsctl.work.buffers import DTYPES
+from dsctl.work.job import perform
 from dsctl.work.tasks import Context
 
 

@@ -9,16 +9,12 @@ import sys
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
 
 from dsctl.core.errors import DsctlError, WorkError, of_the_machine
-
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, ForkServerProcess
-
-    from dsctl.plan.planner import Job
-    from dsctl.work.tasks import Context, Progress, Receipt, Seal
-
+from dsctl.plan.planner import Job
+from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 _HINT = "memory may have run out: fewer --workers, then the same command resumes"
 
