@@ -18,7 +18,8 @@ from dsctl.codecs.fp8_block import SCALE, Fp8Block
 from dsctl.core.errors import SourceError, WorkError
 from dsctl.core.files import existing, refusal
 from dsctl.run.resources import cores
-from dsctl.stores.hub import Reached, reach
+from dsctl.stores.hub import reach
+from dsctl.stores.hub_entries import Reached
 
 # What a conversion needs, and what the extras bring.
 PACKAGES = ("torch", "safetensors", "huggingface_hub", "numpy", "msgspec", "typer", "rich")
