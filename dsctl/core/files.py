@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from dsctl.core.errors import DsctlError, ResumeError, WorkError, words_of
 
-Kind = TypeVar("Kind", bound=DsctlError)
+_Kind = TypeVar("_Kind", bound=DsctlError)
 
 # What the name of an output ends in until it is whole; and that of a sibling that shall take a file's place.
 PART, NEW = ".part", ".new"
@@ -39,7 +39,7 @@ def failure(path: str | Path, error: OSError) -> WorkError:
     return refusal(path, error, WorkError, _HINTS.get(error.errno or 0))
 
 
-def refusal(path: str | Path, error: OSError, kind: type[Kind], hint: str | None = None) -> Kind:
+def refusal(path: str | Path, error: OSError, kind: type[_Kind], hint: str | None = None) -> _Kind:
     """What to raise if the system refuses a call on a path: an error of this kind, with this hint."""
     return kind(f"{path}: {words_of(error)}", hint=hint)
 

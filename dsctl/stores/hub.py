@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from dsctl.core.errors import SourceError
 from dsctl.core.header import read_head
-from dsctl.stores.hub_entries import HubFile, HubRange, Opened, Reached, WantedFile
+from dsctl.stores.hub_entries import HubFile, HubRange, OpenedCommit, Reached, WantedFile
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import shown
 
@@ -166,7 +166,7 @@ class HubRepository:
 class HubClient(Protocol):
     """What `dsctl.stores.hub_client` does; a module, so that the hub's library is loaded when it is needed."""
 
-    def opened(self, repository: str, revision: str, where: str) -> Opened | str: ...
+    def opened(self, repository: str, revision: str, where: str) -> OpenedCommit | str: ...
 
     def fill(self, wanted: HubRange, buffer: memoryview) -> bool: ...
 

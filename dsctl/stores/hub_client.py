@@ -20,7 +20,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  #
 
 from dsctl.core.errors import SourceError
 from dsctl.stores import hub_files, hub_requests
-from dsctl.stores.hub_entries import HubFile, HubRange, Opened, Reached, WantedFile
+from dsctl.stores.hub_entries import HubFile, HubRange, OpenedCommit, Reached, WantedFile
 from dsctl.stores.hub_faults import persist
 from dsctl.stores.hub_guard import guard
 from dsctl.stores.hub_listing import commit_of, tree
@@ -28,7 +28,7 @@ from dsctl.stores.objects import shown
 from dsctl.version import __version__
 
 
-def opened(repository: str, revision: str, where: str) -> Opened | str:
+def opened(repository: str, revision: str, where: str) -> OpenedCommit | str:
     """A revision's commit and its listing; when offline, the folder of its snapshot in the hub's cache.
 
     Raises:
@@ -39,7 +39,7 @@ def opened(repository: str, revision: str, where: str) -> Opened | str:
     if constants.is_offline_mode():
         return _snapshot_here(repository, revision)
     commit = persist(where, lambda: commit_of(repository, revision))
-    return Opened(commit, constants.ENDPOINT, persist(where, lambda: tree(repository, commit)))
+    return OpenedCommit(commit, constants.ENDPOINT, persist(where, lambda: tree(repository, commit)))
 
 
 def _snapshot_here(repository: str, revision: str) -> str:

@@ -38,7 +38,7 @@ class WantedFile(NamedTuple):
         return self.bytes.commit
 
 
-class Opened(NamedTuple):
+class OpenedCommit(NamedTuple):
     """A revision of a repository: the commit that it stands for, the hub's address, and every file by name."""
 
     commit: str

@@ -25,7 +25,7 @@ DTYPES: dict[str, torch.dtype] = {
 CHUNK = 1 << 20
 
 
-class Files:
+class JobFiles:
     """The open output files and the buffers of one job; everything written is on the disk when it ends."""
 
     def __init__(self, context: Context, source: Reader, scratch: dict[str, torch.Tensor]) -> None:
@@ -39,7 +39,7 @@ class Files:
         """Whether buffers are of memory that a device copies from and to by itself."""
         return self.device is not None and self.device.name != "cpu"
 
-    def __enter__(self) -> Files:
+    def __enter__(self) -> JobFiles:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:

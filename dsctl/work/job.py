@@ -18,7 +18,7 @@ from dsctl.core.files import PART, refusal
 from dsctl.core.header import TensorSpec
 from dsctl.plan.planner import Job
 from dsctl.plan.steps import Region, Step, moved, share
-from dsctl.work.buffers import CHUNK, DTYPES, Files, bytes_of
+from dsctl.work.buffers import CHUNK, DTYPES, JobFiles, bytes_of
 from dsctl.work.readahead import ahead
 from dsctl.work.tasks import WORST, Context, Progress, Receipt, Seal, add
 from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins
@@ -38,7 +38,7 @@ def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
         return _seal(task, context, progress)
     counts: dict[str, int] = {}
     try:
-        with ahead(context.store, task.steps) as source, Files(context, source, _SCRATCH) as files:
+        with ahead(context.store, task.steps) as source, JobFiles(context, source, _SCRATCH) as files:
             for step in task.steps:
                 add(counts, _step(step, files, progress))
     except torch.OutOfMemoryError:
@@ -72,7 +72,7 @@ def _seal(task: Seal, context: Context, progress: Progress) -> Receipt:
     return Receipt(None, {}, task.file, digest.hexdigest())
 
 
-def _step(step: Step, files: Files, progress: Progress) -> dict[str, int]:
+def _step(step: Step, files: JobFiles, progress: Progress) -> dict[str, int]:
     for copy in step.copies:
         whole = Box.whole(copy.read.spec.shape)
         files.write(copy.write, whole, files.read("copy", copy.read, whole))
@@ -87,11 +87,11 @@ def _step(step: Step, files: Files, progress: Progress) -> dict[str, int]:
     return counts
 
 
-def _bands(step: Step, files: Files, span: Box) -> Iterable[Box]:
+def _bands(step: Step, files: JobFiles, span: Box) -> Iterable[Box]:
     return span.bands(step.band_rows(files.context.band_bytes))
 
 
-def _peak(step: Step, files: Files) -> torch.Tensor:
+def _peak(step: Step, files: JobFiles) -> torch.Tensor:
     """The largest magnitude of a parameter, float32 [1]."""
     peak, codec = torch.zeros(1), step.writes[0].codec
     for band in _bands(step, files, Box.whole(step.shape)):
@@ -103,7 +103,7 @@ def _peak(step: Step, files: Files) -> torch.Tensor:
     return peak
 
 
-def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], files: Files) -> int:
+def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], files: JobFiles) -> int:
     """How far what was encoded is from the values at worst, in millionths of the largest of them."""
     again = files.buffer("again", TensorSpec("F32", tuple(values.shape)))
     region.codec.decode(stored, again)
@@ -122,7 +122,7 @@ class _BandPart(NamedTuple):
     tensors: list[torch.Tensor]
 
 
-def _move(step: Step, band: Box, files: Files) -> dict[str, int]:
+def _move(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
     held = []
     for place, source in enumerate(step.reads):
         both = band.intersect(source.box)
@@ -139,7 +139,9 @@ def _move(step: Step, band: Box, files: Files) -> dict[str, int]:
     return {}
 
 
-def _joined(name: str, held: list[_BandPart], number: int, region: Region, wanted: Box, files: Files) -> torch.Tensor:
+def _joined(
+    name: str, held: list[_BandPart], number: int, region: Region, wanted: Box, files: JobFiles
+) -> torch.Tensor:
     """One stored tensor's part of a written region, put together from what the band holds of the sources."""
     part = region.parts[number]
     target = region.place(part.suffix, wanted)
@@ -166,7 +168,7 @@ def _joined(name: str, held: list[_BandPart], number: int, region: Region, wante
     return whole
 
 
-def _recode(step: Step, band: Box, files: Files) -> dict[str, int]:
+def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
     counts: dict[str, int] = {}
     with placed(step, step.reads[0].codec, band):
         values = band_values(step, band, files, counts)
@@ -196,7 +198,7 @@ def _recode(step: Step, band: Box, files: Files) -> dict[str, int]:
     return counts
 
 
-def _kept(step: Step, codec: Codec, box: Box, files: Files) -> dict[str, torch.Tensor]:
+def _kept(step: Step, codec: Codec, box: Box, files: JobFiles) -> dict[str, torch.Tensor]:
     if step.kept is None:
         return {}
     mark = KEPT if step.kept.codec == codec else OTHERS

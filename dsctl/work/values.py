@@ -13,7 +13,7 @@ from dsctl.core.errors import WorkError
 from dsctl.core.header import TensorSpec
 from dsctl.plan.steps import Step
 from dsctl.stores import Store
-from dsctl.work.buffers import Files, bytes_of
+from dsctl.work.buffers import JobFiles, bytes_of
 from dsctl.work.devices import Device
 from dsctl.work.tasks import INFINITE, NAN, Context, add
 
@@ -25,7 +25,7 @@ class Values:
     """A checkpoint's values, for what only reads: bands of a step, in buffers that the next band uses again."""
 
     def __init__(self, store: Store) -> None:
-        self._files = Files(Context(store, ""), store, {})
+        self._files = JobFiles(Context(store, ""), store, {})
 
     def read(self, step: Step, band: Box) -> torch.Tensor:
         """A band's values: as stored where they are plain, else in the dtype that the step's target has.
@@ -43,7 +43,7 @@ class Values:
                     yield part.spec, self._files.read("scales", part, region.place(part.suffix, region.box))
 
 
-def band_values(step: Step, band: Box, files: Files, counts: dict[str, int] | None = None) -> torch.Tensor:
+def band_values(step: Step, band: Box, files: JobFiles, counts: dict[str, int] | None = None) -> torch.Tensor:
     """A band's values, in the dtype of the target where that is plain, else in the source's own or float32.
 
     `counts` is told how many decoded ones are not finite.
@@ -111,7 +111,7 @@ def placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
         raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
 
 
-def refuse_unlike_twins(step: Step, place: int, box: Box, tensors: Iterable[torch.Tensor], files: Files) -> None:
+def refuse_unlike_twins(step: Step, place: int, box: Box, tensors: Iterable[torch.Tensor], files: JobFiles) -> None:
     """Refuse copies of a source region that are not the same bytes."""
     for twin in step.twins:
         if twin.of != place:
