@@ -135,6 +135,12 @@ def test_a_device_whose_memory_is_too_small_is_told(plan: Plan, store: Store, tm
     assert "--workers" in str(told.value.hint)
 
 
+def test_a_library_that_fails_without_a_word_is_told(plan: Plan, store: Store, tmp_path: Path) -> None:
+    failed = patch.object(work, "_step", side_effect=SystemError("error return without exception set"))
+    with failed, pytest.raises(WorkError, match="a library failed and did not say why"):
+        work.perform(plan.jobs[0], Context(store, str(tmp_path)), lambda nbytes: None)
+
+
 def test_it_closes_at_once_whatever_is_under_way(make: Make, plan: Plan, store: Store, tmp_path: Path) -> None:
     workers = make(Context(store, str(tmp_path)))
     for job in plan.jobs[: workers.capacity]:
