@@ -21,7 +21,7 @@ from compressed_tensors.quantization.utils import calculate_qparams, generate_gp
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 
 PRESETS = {
     "fp8-block-ct": "FP8_BLOCK", "fp8-channel": "FP8_DYNAMIC", "int8-channel": "W8A8", "int8-group": "W8A16",

@@ -29,8 +29,9 @@ from dsctl.core.header import TensorSpec, build
 from dsctl.plan.plan import Job, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
-from dsctl.run.driver import _prepare, _replay, _State, _work
+from dsctl.run.driver import _prepare, _work
 from dsctl.run.journal import Journal
+from dsctl.run.resuming import RunState, replay
 from dsctl.stores import INDEX
 from dsctl.stores.local import LocalFolder
 from dsctl.tiny import blueprint, make
@@ -95,7 +96,7 @@ def drive(plan: Plan, folder: Path) -> float:
     _, wall, _ = timed(lambda: [_prepare(file, folder) for file in plan.files])
     print(f"make {len(plan.files)} files of {plan.bytes_out / 1e9:.0f} GB, sparse: {wall:.2f} s")
     with Journal(working) as journal:
-        work = lambda: _work(plan, folder, journal, idle, _State(), deque(plan.jobs), lambda event: None, None)  # noqa: E731
+        work = lambda: _work(plan, folder, journal, idle, RunState(), deque(plan.jobs), lambda event: None, None)  # noqa: E731
         _, wall, cpu = timed(work)
     tasks = len(plan.jobs) + len(plan.files)
     print(
@@ -106,13 +107,13 @@ def drive(plan: Plan, folder: Path) -> float:
     return cpu / tasks
 
 
-def replay(plan: Plan, folder: Path) -> None:
+def reread(folder: Path) -> None:
     """Replay the journal of the run, and one of `RECORDS` jobs."""
     working = folder / ".dsctl"
 
     def again() -> int:
         with Journal(working) as journal:
-            return len(_replay(plan, folder, journal).done)
+            return len(replay(folder, journal).done)
 
     jobs, wall, _ = timed(again)
     print(f"replay of {jobs:,} jobs: {wall:.3f} s")
@@ -183,7 +184,7 @@ def main() -> None:
         plan, wall, _ = timed(lambda: make_plan(checkpoint, Request("bf16")))
         print(f"plan {len(plan.steps):,} parameters, {plan.bytes_in / 1e9:.0f} GB read: {wall:.2f} s")
         driver = drive(plan, work / "driven")
-        replay(plan, work / "driven")
+        reread(work / "driven")
         job = share_under_lock(work, arguments.size)
         print(f"one driver keeps {job / driver:,.0f} workers busy")
 

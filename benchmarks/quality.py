@@ -21,7 +21,7 @@ from dsctl.codecs.codec import PEAK, Codec
 from dsctl.codecs.facts import bits
 from dsctl.codecs.plain import Plain
 from dsctl.plan.request import SEARCHED
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 
 GROUP = 128
 GAUSSIAN = 1024, 2048

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dsctl.look.diff import Diff
     from dsctl.look.inspection import Inspection
     from dsctl.plan.plan import Plan
-    from dsctl.run.driver import Event
+    from dsctl.run.events import Event
     from dsctl.verify.findings import Report
 
 __all__ = ["Conversion", "Source", "open"]
@@ -205,11 +205,12 @@ class Conversion:
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
-        from dsctl.run.delivery import SENT_BYTES, Delivery, deliver
+        from dsctl.run.delivery import Delivery, deliver
         from dsctl.run.driver import run
         from dsctl.run.resources import allot
         from dsctl.stores.objects import is_url
         from dsctl.stores.places import path_of
+        from dsctl.stores.uploads import SENT_BYTES
         from dsctl.work.executors import ENGINES, Executor, choose, choose_devices
         from dsctl.work.readahead import WINDOW_BYTES
         from dsctl.work.tasks import Context
@@ -229,7 +230,7 @@ class Conversion:
 
         def executor() -> Executor:
             context = Context(store, str(folder), resources.band_bytes, devices)
-            return choose(context, resources, engine, address, workers or 0)
+            return choose(context, resources.workers, resources.worker_bytes, engine, address, workers or 0)
 
         if delivery:
             return deliver(delivery, delivery.check(store), executor, store, report)

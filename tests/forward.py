@@ -22,7 +22,7 @@ from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.params import Param
 from dsctl.layouts.layout import Layout, Slot
 from dsctl.stores import store_at
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 
 TOKENS = (3, 141, 59, 26, 53, 58, 97, 93, 238, 46)
 Weights = Mapping[str, torch.Tensor]

@@ -26,7 +26,22 @@ TABLES = {
     "codecs": ("CODECS", {"dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
     "layouts": ("LAYOUTS", {"joins", "manifests", "ranks", "recognition"}),
     "models": ("MODELS", set()),
-    "stores": ("STORES", {"download", "hub_files", "hub_requests", "places", "threads"}),
+    "stores": (
+        "STORES",
+        {
+            "download",
+            "hub_client",
+            "hub_entries",
+            "hub_faults",
+            "hub_files",
+            "hub_guard",
+            "hub_listing",
+            "hub_requests",
+            "places",
+            "threads",
+            "uploads",
+        },
+    ),
     "work.executors": ("EXECUTORS", {"preload"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
@@ -35,8 +50,17 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
         "stores.objects",
         "stores.places",
     ),
-    "httpx2": ("stores.hub_requests",),
-    "huggingface_hub": ("stores.hub", "stores.hub_files", "stores.hub_requests", "cli.download"),
+    "httpx2": ("stores.hub_faults", "stores.hub_guard", "stores.hub_requests"),
+    "huggingface_hub": (
+        "stores.hub",
+        "stores.hub_client",
+        "stores.hub_faults",
+        "stores.hub_files",
+        "stores.hub_guard",
+        "stores.hub_listing",
+        "stores.hub_requests",
+        "cli.download",
+    ),
     "jinja2": ("show.drawing",),
     "markupsafe": ("show.drawing",),
     "msgspec": None,
@@ -47,7 +71,7 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
-LOADS_TORCH = {"work.job", "work.devices", "codecs.e4m3"}
+LOADS_TORCH = {"work.buffers", "work.devices", "work.job", "work.values", "codecs.e4m3"}
 
 
 class Import(NamedTuple):

@@ -82,11 +82,12 @@ def carry_out(source: str, target: str, request: Request, how: How, output: Outp
 def carry_out_from(checkpoint: Checkpoint, target: str, request: Request, how: How, output: Output) -> None:
     """The same from a checkpoint that is open already, or a view of one."""
     from dsctl.plan.planner import make_plan
-    from dsctl.run.delivery import SENT_BYTES, Delivery
-    from dsctl.run.driver import check_source
+    from dsctl.run.checks import check_source
+    from dsctl.run.delivery import Delivery
     from dsctl.run.resources import allot
     from dsctl.stores.objects import is_url
     from dsctl.stores.places import path_of
+    from dsctl.stores.uploads import SENT_BYTES
     from dsctl.work.executors import ENGINES, choose_devices, named_devices
     from dsctl.work.executors.processes import prepare
     from dsctl.work.readahead import WINDOW_BYTES
@@ -172,7 +173,9 @@ def _run(
 
     def executor() -> Executor:
         context = Context(store, str(folder), resources.band_bytes, devices)
-        return choose(context, resources, how.engine, how.address or "", how.workers or 0, output.note)
+        asked = how.workers or 0
+        each = resources.workers, resources.worker_bytes
+        return choose(context, *each, how.engine, how.address or "", asked, output.note)
 
     with Progress(plan, output, how.verbose) as progress:
         if delivery is None:

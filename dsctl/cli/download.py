@@ -26,7 +26,7 @@ from dsctl.core.errors import LATER, DsctlError, Interrupted, UsageError
 from dsctl.show.output import Output, plural, size
 
 if TYPE_CHECKING:
-    from dsctl.stores.download import Checked, Order
+    from dsctl.stores.download import CheckedFile, Order
 
 MAX_NUMBER = 1 << 16
 SECONDS_BETWEEN_LINES = 15.0
@@ -181,7 +181,7 @@ class _Lines:
         self._files = self._bytes = 0
         self._said = time.monotonic()
 
-    def report(self, checked: Checked) -> None:
+    def report(self, checked: CheckedFile) -> None:
         self._files, self._bytes = self._files + 1, self._bytes + checked.size
         if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()

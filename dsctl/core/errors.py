@@ -89,11 +89,18 @@ class Interrupted(DsctlError):
     exit_code = 130
 
 
-def of_the_machine(error: BaseException) -> WorkError | None:
-    """What to report where the machine lacks memory or the system refuses a call; None where it is something else.
+def words_of(error: OSError) -> str:
+    """The system's own words for what it refused, such as "Permission denied"."""
+    return error.strerror or str(error)
 
-    torch tells of memory that it cannot have by RuntimeErrors: of its CPU allocator (c10/core/impl/alloc_cpu.cpp) and
-    of a device (OutOfMemoryError); Python of a thread that cannot start; the loader of a library that does not fit.
+
+def of_the_machine(error: BaseException) -> WorkError | None:
+    """What to report if the machine lacks memory or the system refuses a call; None if it is something else.
+
+    torch raises RuntimeErrors for memory that it cannot have: its CPU allocator (c10/core/impl/alloc_cpu.cpp) and a
+    device (OutOfMemoryError). Python raises one for a thread that cannot start, and the loader an ImportError for a
+    library that does not fit. A SystemError means that compiled code failed without saying why, as it does if memory
+    runs out in the middle of it.
     """
     words = str(error)
     if isinstance(error, RuntimeError) and "can't start new thread" in words:
@@ -110,9 +117,13 @@ def of_the_machine(error: BaseException) -> WorkError | None:
     if isinstance(error, EOFError):
         hint = "memory may have run out: fewer --workers, then the same command resumes"
         return WorkError("another process that it needs has ended", hint=hint)
+    if isinstance(error, SystemError):
+        what = "a library failed and did not say why"
+        hint = "too little memory is the usual cause: fewer --workers or a smaller --max-memory; --debug shows where"
+        return WorkError(what, hint=hint)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return WorkError(f"{where}{error.strerror or error}", hint="the system refuses it; --debug shows where")
+        return WorkError(f"{where}{words_of(error)}", hint="the system refuses it; --debug shows where")
     return None
 
 

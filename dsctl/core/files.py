@@ -15,19 +15,17 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from dsctl.core.errors import ResumeError, WorkError
+from dsctl.core.errors import DsctlError, ResumeError, WorkError, words_of
 
-NEW = ".new"
+_Kind = TypeVar("_Kind", bound=DsctlError)
 
-
+# What the name of an output ends in until it is whole; and that of a sibling that shall take a file's place.
+PART, NEW = ".part", ".new"
 # The longest file of its own that dsctl reads.
 MOST_BYTES = 200_000_000
-
-
 _DENIED = "this user may not write there: change the permissions, or name another folder"
-
-
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again: it resumes",
     errno.EACCES: _DENIED,
@@ -36,9 +34,14 @@ _HINTS = {
 }
 
 
-def failure(path: Path, error: OSError) -> WorkError:
-    """What to raise where the system refuses to write."""
-    return WorkError(f"{path}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0))
+def failure(path: str | Path, error: OSError) -> WorkError:
+    """What to raise if the system refuses to write: a WorkError whose hint depends on the reason."""
+    return refusal(path, error, WorkError, _HINTS.get(error.errno or 0))
+
+
+def refusal(path: str | Path, error: OSError, kind: type[_Kind], hint: str | None = None) -> _Kind:
+    """What to raise if the system refuses a call on a path: an error of this kind, with this hint."""
+    return kind(f"{path}: {words_of(error)}", hint=hint)
 
 
 def sync_folder(folder: Path) -> None:

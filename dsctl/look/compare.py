@@ -35,7 +35,7 @@ from dsctl.stores import Store
 if TYPE_CHECKING:
     import torch
 
-    from dsctl.work.job import Values
+    from dsctl.work.values import Values
 
 BAND_BYTES = 8 << 20
 # Values looked at together: few enough for the cache, enough to outweigh the cost of torch's calls.
@@ -321,7 +321,7 @@ class _Reader:
         self.stores, self.stop, self._own = stores, threading.Event(), threading.local()
 
     def _sides(self) -> tuple[Values, Values]:
-        from dsctl.work.job import Values
+        from dsctl.work.values import Values
 
         if not hasattr(self._own, "sides"):
             self._own.sides = tuple(Values(store) for store in self.stores)

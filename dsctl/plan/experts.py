@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from dsctl.core.errors import FormatError, SourceError
-from dsctl.core.files import read_small
+from dsctl.core.files import read_small, refusal
 
 # V3's map of 58 layers and 288 places has less than 100 kB.
 MAX_BYTES = 16 << 20
@@ -31,7 +31,7 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
     try:
         raw = read_small(path, MAX_BYTES)
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}") from None
+        raise refusal(path, error, SourceError) from None
     try:
         rows = msgspec.json.decode(raw, type=_Map).physical_to_logical_map
     except (ValueError, RecursionError) as error:

@@ -21,10 +21,6 @@ class Part(NamedTuple):
     offset: int
     spec: TensorSpec
 
-    @property
-    def suffix(self) -> str:
-        return self.name
-
 
 class Region(NamedTuple):
     """A region of a parameter and its stored tensors. `container` and `at` place it, in the parameter's elements."""

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import PlanError, ResumeError, SourceError, WorkError
-from dsctl.core.files import NEW, existing, failure, read_own, replace_file
+from dsctl.core.files import NEW, PART, existing, failure, read_own, refusal
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import NOTES, Remembered, is_note
-from dsctl.run.identity import Held, identity, parse, touched, unlike
-from dsctl.run.journal import JOURNAL, LOCK
+from dsctl.run.identity import HeldFile, identity, touched, unlike
+from dsctl.run.journal import JOURNAL
+from dsctl.run.locks import LOCK
+from dsctl.run.marks import BEGUN, NOBODY, Mark, Route, outputs, read_mark, sign_begun, sign_nobody, work_of
 from dsctl.stores import SIGNED, WORKING, Store, separate
 from dsctl.stores.objects import ObjectFolder
-from dsctl.version import __version__
 
-PART = ".part"
-BEGUN = "request.json"
-# The fingerprint of a folder that is being emptied.
-NOBODY = ""
 # What is wrong with the disk then, not with the place that was chosen.
 _FAILING = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ENOMEM)
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
@@ -35,62 +30,7 @@ _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
 _OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, WHOLE)
 
 
-class Mark(NamedTuple):
-    """What a folder says of itself: in `dsctl.json` where it is complete, else in `.dsctl/request.json`.
-
-    `held` is what was seen of the source's files, `work` what `work_of` gives, `files` what there is or will be.
-    """
-
-    complete: bool
-    fingerprint: str
-    version: str
-    request: Any
-    revision: str
-    place: str
-    held: dict[str, Held]
-    work: str
-    files: tuple[str, ...]
-
-
-def mark_of(said: Any, complete: bool) -> Mark | None:
-    """The mark that the JSON of `dsctl.json` or `request.json` is, or None where it is neither."""
-    try:
-        source = said.get("source") or {}
-        files = said["files"] if complete else said.get("files", ())
-        if not isinstance(said["fingerprint"], str) or not isinstance(files, dict if complete else (list, tuple)):
-            return None
-        return Mark(
-            complete, said["fingerprint"], str(said.get("dsctl" if complete else "version", "")), said.get("request"),
-            str(said.get("revision", "")), str(source.get("place", "")), parse(source.get("identity") or {}),
-            str(said.get("work", "")), tuple(map(str, files)),
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
-
-
-def read_mark(target: Path) -> Mark | None:
-    """A folder's mark, or None where there is none that can be read."""
-    for complete, file in ((True, target / SIGNED), (False, target / WORKING / BEGUN)):
-        try:
-            return mark_of(json.loads(read_own(file)), complete)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, RecursionError):
-            return None
-    return None
-
-
-def source_json(plan: Plan, held: Mapping[str, Held]) -> dict[str, Any]:
-    """Where a source lies and what was seen of it, as marks keep it."""
-    modified = {file: one.times.modified for file, one in held.items() if one.times}
-    return {
-        "place": plan.source,
-        "modified": modified,
-        "identity": {file: one.json() for file, one in sorted(held.items())},
-    }
-
-
-def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, Held]:
+def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, HeldFile]:
     """What the source holds; of files that were consumed, what the mark says of them.
 
     Raises:
@@ -137,28 +77,6 @@ def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
         )
 
 
-def work_of(plan: Plan) -> str:
-    """A digest of which job writes which bytes: what the job numbers of a journal stand for."""
-    digest = hashlib.sha256()
-    for file in plan.files:
-        digest.update(file.header)
-    for job in plan.jobs:
-        parts = [
-            (step.name, region.box.start, region.box.stop, region.ending(part), part.file, part.offset)
-            for step in job.steps
-            for region in step.writes
-            for part in region.parts
-        ]
-        digest.update(f"\n{job.number} {parts}".encode())
-    return digest.hexdigest()
-
-
-def outputs(plan: Plan) -> set[str]:
-    """Every file that a complete target holds."""
-    repeated = {f"{folder}/{name}" for name in plan.repeated for folder in plan.folders}
-    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, SIGNED}
-
-
 def check_target(plan: Plan, store: Store, target: Path, force: bool = False) -> str:
     """What running the plan on a folder would mean: new, resume or complete. Nothing is changed.
 
@@ -182,7 +100,7 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
     except OSError as error:
         if error.errno in _FAILING:
             raise failure(target, error) from None
-        raise PlanError(f"{target}: {error.strerror or error}", hint="choose another target") from None
+        raise refusal(target, error, PlanError, "choose another target") from None
     mark = read_mark(target)
     if mark is None:
         if held - {WORKING} or list(_strangers(plan, target, None)):
@@ -295,7 +213,7 @@ def _contents(target: Path) -> Iterator[str]:
             yield Path(folder, name).relative_to(target).as_posix()
 
 
-def claim(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> None:
+def claim(route: Route) -> None:
     """Empty a folder of all that dsctl made, and say whose it is now. `check_target` called it new; its lock is held.
 
     Killed in between, it leaves a folder that is nobody's, and emptied by the next run.
@@ -303,36 +221,15 @@ def claim(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> N
     Raises:
         WorkError: the folder cannot be written.
     """
+    target = route.target
     made = sorted(name for name in _contents(target) if not name.startswith(f"{WORKING}/"))
     notes = [name for name in _contents(target) if _own(name) and name not in _KEPT]
     if made or notes:
         # What is done of other work must not outlive the mark of that work.
         _remove(target, notes)
-        _write(target, {"fingerprint": NOBODY, "files": made})
+        sign_nobody(target, made)
         _remove(target, sorted(made, key=lambda name: name != SIGNED))
-    sign_begun(plan, store, target, held)
-
-
-def sign_begun(plan: Plan, store: Store, target: Path, held: Mapping[str, Held]) -> None:
-    """Write whose work a folder holds, of a source in which `held` was seen.
-
-    Raises:
-        WorkError: the folder cannot be written.
-    """
-    identity = {
-        "fingerprint": plan.fingerprint,
-        "version": __version__,
-        "request": plan.request.json(),
-        "revision": store.revision,
-        "source": source_json(plan, held),
-        "work": work_of(plan),
-        "files": sorted(outputs(plan)),
-    }
-    _write(target, identity)
-
-
-def _write(target: Path, identity: dict[str, Any]) -> None:
-    replace_file(target / WORKING / BEGUN, json.dumps(identity, indent=1).encode())
+    sign_begun(route)
 
 
 def _remove(target: Path, names: Iterable[str]) -> None:
@@ -343,7 +240,7 @@ def _remove(target: Path, names: Iterable[str]) -> None:
                 with contextlib.suppress(OSError):
                     (target / folder).rmdir()
     except OSError as error:
-        raise WorkError(f"{error.filename or target}: {error.strerror or error}") from None
+        raise refusal(error.filename or target, error, WorkError) from None
 
 
 def retire(target: Path) -> None:
@@ -356,9 +253,3 @@ def retire(target: Path) -> None:
     _remove(target, [f"{WORKING}/{name}" for name in sorted(names, key=lambda name: name == LOCK)])
     with contextlib.suppress(OSError):
         (target / WORKING).rmdir()
-
-
-__all__ = [
-    "PART", "Mark", "check_target", "claim", "held_now", "mark_of", "of_another", "outputs", "read_mark",
-    "refuse_unlike", "retire", "sign_begun", "source_json", "work_of",
-]  # fmt: skip

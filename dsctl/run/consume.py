@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from dsctl.checkpoint.reading import check_name
 from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
-from dsctl.core.files import alone_in, make_folders, read_own, replace_file, sync_folder
+from dsctl.core.files import alone_in, make_folders, read_own, refusal, replace_file, sync_folder
 from dsctl.plan.plan import MISSING, Job, Plan, files_read
-from dsctl.run.journal import refuse_busy
+from dsctl.run.locks import refuse_busy
 from dsctl.stores import WORKING, Store
 from dsctl.stores.local import LocalFolder
 
@@ -272,4 +272,4 @@ class Consumer:
             path.unlink()
             sync_folder(path.parent)
         except OSError as error:
-            raise WorkError(f"{path}: {error.strerror or error}") from None
+            raise refusal(path, error, WorkError) from None

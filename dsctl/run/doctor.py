@@ -17,9 +17,10 @@ from typing import NamedTuple
 from dsctl.codecs.codec import CODES, SCALE
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import SourceError, WorkError
-from dsctl.core.files import existing
+from dsctl.core.files import existing, refusal
 from dsctl.run.resources import cores
-from dsctl.stores.hub import Reached, reach
+from dsctl.stores.hub import reach
+from dsctl.stores.hub_entries import Reached
 
 # What a conversion needs, and what the extras bring.
 PACKAGES = ("torch", "safetensors", "huggingface_hub", "numpy", "msgspec", "typer", "rich")
@@ -161,4 +162,4 @@ def _disk(folder: Path) -> Disk:
                 pass
             return Disk(str(folder), free, write, total / (time.perf_counter() - began))
     except OSError as error:
-        raise WorkError(f"{folder}: {error.strerror or error}", hint="name a folder that can be written to") from None
+        raise refusal(folder, error, WorkError, "name a folder that can be written to") from None

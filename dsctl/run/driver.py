@@ -4,115 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from dsctl.checkpoint.reading import strict_json
-from dsctl.checkpoint.scales import refuse_bad_scales
-from dsctl.codecs.codec import SCALES
-from dsctl.core.errors import FormatError, PlanError, ResumeError, WorkError
-from dsctl.core.files import existing, failure, make_folders, read_own, replace_file, sync_folder, write_all
-from dsctl.core.header import TensorRef
-from dsctl.layouts.naming import DIALECTS
-from dsctl.plan.plan import COUNTED, Job, OutFile, Plan, files_read
-from dsctl.run.claim import PART, Mark, check_target, claim, held_now, read_mark, retire, sign_begun, source_json
-from dsctl.run.consume import Consumer, alone, beside_others, gone, refuse_consumed_since, refuse_unsafe, room
-from dsctl.run.identity import Held, times, touched
-from dsctl.run.journal import Journal, Lock, is_count
-from dsctl.stores import INDEX, SIGNED, WORKING, Store
+from dsctl.core.errors import ResumeError, WorkError
+from dsctl.core.files import PART, existing, failure, make_folders, replace_file, sync_folder, write_all
+from dsctl.plan.plan import Job, OutFile, Plan
+from dsctl.run.audits import read_audit
+from dsctl.run.checks import check_source, check_space
+from dsctl.run.claim import check_target, claim, held_now, retire
+from dsctl.run.consume import Consumer, alone, beside_others, refuse_consumed_since, refuse_unsafe, room
+from dsctl.run.events import Advanced, Committed, Report, Resumed
+from dsctl.run.identity import times, touched
+from dsctl.run.journal import Journal
+from dsctl.run.locks import Lock
+from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.resuming import RunState, regain
+from dsctl.stores import SIGNED, WORKING, Store
 from dsctl.version import __version__
 from dsctl.work.executors import Executor
 from dsctl.work.tasks import Seal, add
 
 COPY_BYTES = 8 << 20
-
-
-class Advanced(NamedTuple):
-    """Source bytes that are done."""
-
-    nbytes: int
-
-
-class Committed(NamedTuple):
-    """A file that has its final name, its bytes on the disk."""
-
-    file: str
-    size: int
-    sha256: str
-
-
-class Resumed(NamedTuple):
-    """How much of an interrupted run's work was found done."""
-
-    jobs: int
-    of: int
-    nbytes: int
-
-
-Event = Advanced | Committed | Resumed
-Report = Callable[[Event], None]
-
-
-@dataclass(slots=True)
-class _State:
-    done: set[int] = field(default_factory=set)
-    counts: dict[str, int] = field(default_factory=dict)
-    committed: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
-def check_space(plan: Plan, target: Path, most: int | None = None) -> None:
-    """Refuse a run for which the disk has no room; `most` is what it takes where that is less than its output.
-
-    What dsctl left in the target before is gone on with or removed, and takes no more room.
-
-    Raises:
-        PlanError: with how much is needed and how much is free.
-    """
-    free, needed = shutil.disk_usage(existing(target)).free, plan.bytes_out if most is None else most
-    if most is None:
-        needed -= sum(_allocated(path) for path in target.rglob("*") if path.is_file() and not path.is_symlink())
-    if needed > free:
-        raise PlanError(
-            f"{target}: needs {needed:,} bytes of disk, {free:,} are free",
-            hint=f"free {needed - free:,} bytes, or convert part of it with --only",
-        )
-
-
-def check_source(plan: Plan, store: Store) -> None:
-    """Refuse a source that is bound to fail after hours: impossible scales, files to carry over that do not open.
-
-    Raises:
-        FormatError: a scale is NaN, infinite, zero or negative. SourceError: a file cannot be read.
-    """
-    for name in plan.carried if not store.remote else ():
-        store.read(name, 0, 0)
-    refuse_bad_scales(store, [ref for ref in _scales(plan) if ref.file not in gone(store)])
-
-
-def _scales(plan: Plan) -> list[TensorRef]:
-    """The scales that a plan computes with or moves."""
-    return [
-        TensorRef(
-            DIALECTS[region.codec.dialect].tensor(step.name, part.name),
-            part.spec,
-            part.file,
-            part.offset,
-            part.offset + part.spec.nbytes,
-        )
-        for step in plan.steps
-        for region in (*step.reads, *((step.kept,) if step.kept else ()))
-        for part in region.parts
-        if part.name in SCALES
-    ]
-
-
-def _allocated(path: Path) -> int:
-    return path.stat().st_blocks * 512
 
 
 def run(
@@ -154,10 +71,10 @@ def run(
             raise ResumeError(f"{target}: {what}", hint="look at what it made, then run the same command again")
         state = check_target(plan, store, target, force)
         if state == "complete":
-            audit = _audit(target)
+            audit = read_audit(target)
         else:
             with alone(store) if consume else nullcontext():
-                audit = _locked(plan, store, target, state, executor, report, consume, lock)
+                audit = _drive(_route(plan, store, target, state), lock, executor, report, consume)
         retire(target)
         sync_folder(target)
     finally:
@@ -165,194 +82,78 @@ def run(
     return audit
 
 
-def _locked(
-    plan: Plan,
-    store: Store,
-    target: Path,
-    state: str,
-    executor: Callable[[], Executor],
-    report: Report,
-    consume: bool,
-    lock: Lock,
-) -> dict[str, Any]:
-    """The run proper, on a folder whose lock is held."""
-    held = held_now(plan, store, read_mark(target) if state == "resume" else None)
+def _route(plan: Plan, store: Store, target: Path, state: str) -> Route:
+    """What the run is about, once the folder's lock is held; a new folder is claimed for it."""
+    route = Route(plan, store, target, held_now(plan, store, read_mark(target) if state == "resume" else None))
     # The run that made these may have been killed before they were on the disk.
     for folder in (target.absolute().parent, target, target / WORKING):
         sync_folder(folder)
     if state == "new":
-        claim(plan, store, target, held)
-    with Journal(target / WORKING) as journal:
-        return _drive(plan, store, target, journal, executor, report, consume, lock, held)
+        claim(route)
+    return route
 
 
 def _confirmed(target: Path) -> dict[str, Any]:
     """The audit of a complete folder; what its run left behind when it was killed at the very end is removed."""
     if not (target / WORKING).exists():
-        return _audit(target)
+        return read_audit(target)
     lock = Lock(target / WORKING)
     try:
-        audit = _audit(target)
+        audit = read_audit(target)
         retire(target)
     finally:
         lock.release()
     return audit
 
 
-def _audit(target: Path) -> dict[str, Any]:
-    """The audit of a complete folder whose files still have the sizes that it names.
+def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: Report, consume: bool) -> dict[str, Any]:
+    with Journal(route.target / WORKING) as journal:
+        state = regain(route, journal)
+        if journal.records:
+            report(_resumed(route.plan, state))
+        todo = deque(job for job in route.plan.jobs if job.number not in state.done)
+        _prepare_all(route.plan, route.target, state, todo)
+        safe = partial(_refuse_changed, route, lock)
+        consumer = Consumer(route.store, route.target, route.plan.jobs, state.done, safe) if consume else None
+        if todo or len(state.committed) < len(route.plan.files):
+            workers = executor()
+            try:
+                _work(route.plan, route.target, journal, workers, state, todo, report, consumer)
+            finally:
+                workers.close()
+        safe()
+        return _finish(route, state, report, safe)
+
+
+def _resumed(plan: Plan, state: RunState) -> Resumed:
+    nbytes = sum(sum(step.read_bytes for step in job.steps) for job in plan.jobs if job.number in state.done)
+    return Resumed(len(state.done), len(plan.jobs), nbytes)
+
+
+def _refuse_changed(route: Route, lock: Lock, file: str | None = None) -> None:
+    """Refuse to go on if the target is another run's by now, or a source file (this one, or any) is not what was read.
 
     Raises:
-        ResumeError: one has not, or the audit is not valid.
+        WorkError: with the lock or the file. SourceError: a file is gone.
     """
-    try:
-        audit = valid_audit(strict_json(read_own(target / SIGNED), SIGNED))
-    except (OSError, TypeError, ValueError, RecursionError, FormatError) as error:
-        raise ResumeError(f"{target / SIGNED}: is not valid: {error}", hint="start over with --force") from None
-    for name, file in audit["files"].items():
-        try:
-            same = os.stat(target / name).st_size == file["size"]
-        except (OSError, ValueError):
-            same = False
-        if not same:
-            raise ResumeError(f"{target / name}: was finished, but is gone or changed", hint="start over with --force")
-    return audit
+    hint = "run the same command again"
+    if not lock.held():
+        raise WorkError(f"{lock.path}: was removed or replaced while this run was at work", hint=hint)
+    now = times(route.plan, route.store)
+    late = [file] if file and file not in now else [one for one in touched(now, route.held) if file in (None, one)]
+    if late:
+        what = f"{route.store.place}/{min(late)}: was changed while it was read"
+        raise WorkError(what, hint=f"{hint}: it converts that file again")
 
 
-def valid_audit(said: Any) -> dict[str, Any]:
-    """What `dsctl.json` says, where it is what a run writes.
-
-    Raises:
-        TypeError, ValueError: with what it lacks.
-    """
-    if not isinstance(said, dict):
-        raise TypeError("it is not an object")
-    files, counts = said.get("files"), said.get("audit")
-    if not isinstance(files, dict) or not all(
-        isinstance(file, dict) and is_count(file.get("size")) and isinstance(file.get("sha256"), str)
-        for file in files.values()
-    ):
-        raise ValueError("files: a size or a digest is missing")
-    if not isinstance(counts, dict) or not all(map(is_count, counts.values())):
-        raise ValueError("audit: a count is not a number")
-    if lacking := [name for name in COUNTED if name not in counts]:
-        raise ValueError(f"audit: {', '.join(lacking)} is missing")
-    if not isinstance(said.get("notes"), list) or not isinstance(said.get("dropped"), list):
-        raise TypeError("notes or dropped is missing")
-    return said
-
-
-def _drive(
-    plan: Plan,
-    store: Store,
-    target: Path,
-    journal: Journal,
-    executor: Callable[[], Executor],
-    report: Report,
-    consume: bool,
-    lock: Lock,
-    held: dict[str, Held],
-) -> dict[str, Any]:
-    state = _regain(plan, store, target, journal, held)
-    if journal.records:
-        nbytes = sum(sum(s.read_bytes for s in job.steps) for job in plan.jobs if job.number in state.done)
-        report(Resumed(len(state.done), len(plan.jobs), nbytes))
-    todo = deque(job for job in plan.jobs if job.number not in state.done)
+def _prepare_all(plan: Plan, target: Path, state: RunState, todo: Iterable[Job]) -> None:
+    """Make every file that has no final name yet, durable in its folder."""
     waiting = _waiting(plan.files, todo)
     for file in plan.files:
         if file.name not in state.committed:
             _prepare(file, target, sealed=not waiting[file.name])
     for folder in sorted({(target / file.name).parent for file in plan.files} | {target}):
         sync_folder(folder)
-
-    def safe(file: str | None = None) -> None:
-        if not lock.held():
-            what = "was removed or replaced while this run was at work"
-            raise WorkError(f"{lock.path}: {what}", hint="run the same command again")
-        now = times(plan, store)
-        late = [file] if file and file not in now else [one for one in touched(now, held) if file in (None, one)]
-        if late:
-            what = f"{store.place}/{min(late)}: was changed while it was read"
-            raise WorkError(what, hint="run the same command again: it converts that file again")
-
-    consumer = Consumer(store, target, plan.jobs, state.done, safe) if consume else None
-    if todo or len(state.committed) < len(plan.files):
-        workers = executor()
-        try:
-            _work(plan, target, journal, workers, state, todo, report, consumer)
-        finally:
-            workers.close()
-    safe()
-    return _finish(plan, store, target, state, report, held, safe)
-
-
-def _replay(plan: Plan, target: Path, journal: Journal) -> _State:
-    state = _State()
-    try:
-        for record in journal.records:
-            if "file" in record:
-                state.committed[record["file"]] = (record["size"], record["sha256"])
-            elif record["job"] not in state.done:
-                state.done.add(record["job"])
-                add(state.counts, record["counts"])
-    except (KeyError, TypeError, AttributeError):
-        raise journal.invalid() from None
-    for file, (size, _) in state.committed.items():
-        path = target / file
-        if not path.is_file() or path.stat().st_size != size:
-            raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
-    return state
-
-
-def _regain(plan: Plan, store: Store, target: Path, journal: Journal, held: Mapping[str, Held]) -> _State:
-    """The journalled work that still counts: not what lay in files that are lost, or was made of others than there are.
-
-    Raises:
-        ResumeError: the journal tells of other work, or nothing is left to do the lost work from.
-    """
-    state = _replay(plan, target, journal)
-    jobs = [job for job in plan.jobs if job.number in state.done]
-    if len(jobs) < len(state.done) or not state.committed.keys() <= {file.name for file in plan.files}:
-        raise journal.invalid()
-    mark = read_mark(target)
-    new = _new(held, mark, plan)
-    lost = {file.name for file in plan.files if file.name not in state.committed and not _there(file, target)}
-    # What a side file keeps of config.json and the index is written with its header, not by a job.
-    lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
-    forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
-    why = min(lost or new, default="")
-    while True:
-        forgotten |= {job.number for job in jobs if not lost.isdisjoint(job.files)}
-        # A finished file is made whole again: no part of it is open to be written to.
-        opened = {file for job in jobs if job.number in forgotten for file in job.files} & state.committed.keys()
-        if opened <= lost:
-            break
-        lost |= opened
-    if forgotten:
-        consumed = [file for job in jobs if job.number in forgotten for file in files_read(job) & gone(store)]
-        if consumed:
-            what = f"{why} is lost or changed, and {consumed[0]}, which is needed again, was consumed"
-            raise ResumeError(f"{target}: {what}")
-        journal.keep(
-            [one for one in journal.records if one.get("file") not in lost and one.get("job") not in forgotten]
-        )
-        state = _replay(plan, target, journal)
-    if mark and (mark.held, mark.place) != (held, plan.source):
-        sign_begun(plan, store, target, held)
-    return state
-
-
-def _new(held: Mapping[str, Held], mark: Mark | None, plan: Plan) -> set[str]:
-    """The source files that may not be those of which the journal tells; a copy's samples were compared before."""
-    if mark is None or not mark.held:
-        return set(held)
-    return set(touched(held, mark.held)) if mark.place == plan.source else set()
-
-
-def _there(file: OutFile, target: Path) -> bool:
-    """Whether a file that work was journalled for is there, under either of its names."""
-    paths = target / file.name, target / (file.name + PART)
-    return any(path.is_file() and not path.is_symlink() and path.stat().st_size == file.size for path in paths)
 
 
 def _prepare(file: OutFile, target: Path, sealed: bool = False) -> None:
@@ -385,7 +186,7 @@ def _work(
     target: Path,
     journal: Journal,
     workers: Executor,
-    state: _State,
+    state: RunState,
     todo: deque[Job],
     report: Report,
     consumer: Consumer | None,
@@ -452,14 +253,12 @@ def _again(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _finish(
-    plan: Plan, store: Store, target: Path, state: _State, report: Report, held: Mapping[str, Held],
-    safe: Callable[[], None],
-) -> dict[str, Any]:  # fmt: skip
+def _finish(route: Route, state: RunState, report: Report, safe: Callable[[], None]) -> dict[str, Any]:
     """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
+    plan, target = route.plan, route.target
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
     for name, size in plan.carried.items():
-        files[name] = {"size": size, "sha256": replace_file(target / name, _chunks(store, name, size, report))}
+        files[name] = {"size": size, "sha256": replace_file(target / name, _chunks(route.store, name, size, report))}
     for name, inner in ((name, f"{folder}/{name}") for name in plan.repeated for folder in plan.folders):
         files[inner] = files[name] | {"sha256": replace_file(target / inner, _again(target / name))}
     for name, data in plan.texts.items():
@@ -467,7 +266,7 @@ def _finish(
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,
-        "source": source_json(plan, held) | {"files": plan.source_files},
+        "source": source_json(plan, route.held) | {"files": plan.source_files},
         "request": plan.request.json(),
         "audit": plan.counts | dict(sorted(state.counts.items())),
         "dropped": [[item.name, item.why] for item in plan.dropped],

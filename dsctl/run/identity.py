@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import SourceError
+from dsctl.core.files import refusal
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import Remembered, gone
 from dsctl.stores import INDEX, Store
@@ -48,7 +49,7 @@ class Times(NamedTuple):
     inode: int
 
 
-class Held(NamedTuple):
+class HeldFile(NamedTuple):
     """What was seen of one file: the SHA-256 of a sample of its bytes; on this machine, its times."""
 
     sample: str
@@ -58,16 +59,16 @@ class Held(NamedTuple):
         return {"sample": self.sample} | (self.times._asdict() if self.times else {})
 
 
-def parse(said: Any) -> dict[str, Held]:
+def parse(said: Any) -> dict[str, HeldFile]:
     """What a target's mark says of the source's files.
 
     Raises:
         TypeError, ValueError, KeyError, AttributeError, OverflowError: it is not that.
     """
-    held: dict[str, Held] = {}
+    held: dict[str, HeldFile] = {}
     for file, one in said.items():
         times = Times(*(int(one[name]) for name in Times._fields)) if "inode" in one else None
-        held[str(file)] = Held(str(one["sample"]), times)
+        held[str(file)] = HeldFile(str(one["sample"]), times)
     return held
 
 
@@ -91,19 +92,19 @@ def times(plan: Plan, store: Store) -> dict[str, Times]:
         try:
             status = os.stat(folder.path(file))
         except OSError as error:
-            raise SourceError(f"{error.filename}: {error.strerror or error}") from None
+            raise refusal(error.filename, error, SourceError) from None
         found[file] = Times(status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return found
 
 
-def identity(plan: Plan, store: Store, known: Mapping[str, Held] | None = None) -> dict[str, Held]:
+def identity(plan: Plan, store: Store, known: Mapping[str, HeldFile] | None = None) -> dict[str, HeldFile]:
     """What a source holds now. Files whose times are those of `known`, of the same place, are not read again.
 
     Raises:
         SourceError: a file cannot be read.
     """
     known, seen = known or {}, times(plan, store)
-    held: dict[str, Held] = {}
+    held: dict[str, HeldFile] = {}
     sizes, parts = store.files(), _parts(plan)
     with threads(READERS) as pool:
         samples = {}
@@ -118,7 +119,7 @@ def identity(plan: Plan, store: Store, known: Mapping[str, Held] | None = None) 
             chosen = slices(sizes[file], parts.get(file, ()), store.remote)
             samples[file] = pool.submit(partial(_sample, cast("Hashable", store), file, chosen, at))
         wait(samples.values())
-        held |= {file: Held(sample.result(), seen.get(file)) for file, sample in samples.items()}
+        held |= {file: HeldFile(sample.result(), seen.get(file)) for file, sample in samples.items()}
     return dict(sorted(held.items()))
 
 
@@ -176,14 +177,14 @@ def _sample(store: Hashable, file: str, chosen: Slices, at: Times | None) -> str
     return digest.hexdigest()
 
 
-def touched(now: Mapping[str, Held | Times], before: Mapping[str, Held]) -> Iterator[str]:
+def touched(now: Mapping[str, HeldFile | Times], before: Mapping[str, HeldFile]) -> Iterator[str]:
     """The files that may have been changed since: whose times are not those that were noted, or were not noted."""
     for file, one in now.items():
-        at = one.times if isinstance(one, Held) else one
+        at = one.times if isinstance(one, HeldFile) else one
         if at is not None and (file not in before or before[file].times != at):
             yield file
 
 
-def unlike(now: Mapping[str, Held], before: Mapping[str, Held]) -> Iterator[str]:
+def unlike(now: Mapping[str, HeldFile], before: Mapping[str, HeldFile]) -> Iterator[str]:
     """The files whose samples are not those that were noted, or were not noted."""
     return (file for file, one in now.items() if file not in before or before[file].sample != one.sample)

@@ -22,7 +22,7 @@ from dsctl.show.output import Output, plural, size, span
 
 if TYPE_CHECKING:
     from dsctl.plan.plan import Plan
-    from dsctl.run.driver import Event
+    from dsctl.run.events import Event
 
 SECONDS_BETWEEN_LINES = 15.0
 # What is left is told once this share is done: before, the first reads of files say nothing of those to come.
@@ -74,7 +74,7 @@ class Progress:
 
     def report(self, event: Event) -> None:
         """Take one event of `dsctl.run.run`."""
-        from dsctl.run.driver import Advanced, Committed
+        from dsctl.run.events import Advanced, Committed
 
         if isinstance(event, Advanced):
             self._advance(event.nbytes)

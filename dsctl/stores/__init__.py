@@ -83,9 +83,3 @@ def separate(store: Store, target: str) -> bool:
     if isinstance(store, LocalFolder):
         return not overlap(store.root, target)
     return not isinstance(store, ObjectFolder) or not overlap(store.url, target)
-
-
-__all__ = [
-    "INDEX", "SIGNED", "STORES", "WORKING", "HubRepository", "LocalFolder", "ObjectFolder", "Store",
-    "is_repository", "is_url", "path_of", "separate", "store_at",
-]  # fmt: skip

@@ -11,22 +11,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dsctl.core.errors import PlanError, SourceError, VerifyFailed, WorkError
+from dsctl.core.files import refusal
 from dsctl.core.lists import globs
 from dsctl.stores import store_at
 from dsctl.stores.hub import SCHEME, HubRepository
+from dsctl.stores.hub_entries import HubFile
 from dsctl.stores.threads import threads
-
-if TYPE_CHECKING:
-    from dsctl.stores.hub_requests import Listed
 
 CONNECTIONS = 8
 CHUNK = 4 << 20
 
 
-class Checked(NamedTuple):
+class CheckedFile(NamedTuple):
     """A file that is there and is what the hub says; `digest` is of the kind that the listing gives."""
 
     name: str
@@ -35,7 +34,7 @@ class Checked(NamedTuple):
 
 
 # What is done with each file, as long as the second says that it is still wanted.
-Task = Callable[["Listed", Callable[[], bool]], Checked | str]
+Task = Callable[[HubFile, Callable[[], bool]], CheckedFile | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Order:
 
     repository: HubRepository
     folder: Path | None
-    files: tuple[Listed, ...]
+    files: tuple[HubFile, ...]
 
     @property
     def place(self) -> Path:
@@ -56,7 +55,7 @@ class Order:
         return sum(listed.size for listed in self.files)
 
     @property
-    def lacking(self) -> tuple[Listed, ...]:
+    def lacking(self) -> tuple[HubFile, ...]:
         """The files that are not there with their full size."""
         return tuple(listed for listed in self.files if _size(self.place / listed.name) != listed.size)
 
@@ -109,7 +108,7 @@ def check_room(order: Order) -> None:
         )
 
 
-def download(order: Order, report: Callable[[Checked], None] = lambda checked: None) -> list[Checked]:
+def download(order: Order, report: Callable[[CheckedFile], None] = lambda checked: None) -> list[CheckedFile]:
     """Download what is lacking and check every file; one that is wrong is downloaded once more.
 
     Raises:
@@ -121,7 +120,7 @@ def download(order: Order, report: Callable[[Checked], None] = lambda checked: N
     return _each(order, lambda listed, going: _fetched(order, listed, going), report)
 
 
-def verify(order: Order, report: Callable[[Checked], None] = lambda checked: None) -> list[Checked]:
+def verify(order: Order, report: Callable[[CheckedFile], None] = lambda checked: None) -> list[CheckedFile]:
     """Check what is there already against the hub's listing; nothing is downloaded.
 
     Raises:
@@ -130,7 +129,7 @@ def verify(order: Order, report: Callable[[Checked], None] = lambda checked: Non
     return _each(order, lambda listed, going: _checked(order.place / listed.name, listed), report)
 
 
-def _each(order: Order, task: Task, report: Callable[[Checked], None]) -> list[Checked]:
+def _each(order: Order, task: Task, report: Callable[[CheckedFile], None]) -> list[CheckedFile]:
     good, wrong = [], []
     with threads(CONNECTIONS) as pool:
         futures = [pool.submit(partial(task, listed, pool.going)) for listed in _largest_first(order.files)]
@@ -147,20 +146,20 @@ def _each(order: Order, task: Task, report: Callable[[Checked], None]) -> list[C
     return sorted(good)
 
 
-def _largest_first(files: Iterable[Listed]) -> list[Listed]:
+def _largest_first(files: Iterable[HubFile]) -> list[HubFile]:
     return sorted(files, key=lambda listed: -listed.size)
 
 
-def _fetched(order: Order, listed: Listed, going: Callable[[], bool]) -> Checked | str:
-    found: Checked | str = ""
+def _fetched(order: Order, listed: HubFile, going: Callable[[], bool]) -> CheckedFile | str:
+    found: CheckedFile | str = ""
     for anew in (False, True):
         found = _checked(order.repository.fetch(listed.name, order.folder, anew, going), listed)
-        if isinstance(found, Checked):
+        if isinstance(found, CheckedFile):
             break
     return found
 
 
-def _checked(path: Path, listed: Listed) -> Checked | str:
+def _checked(path: Path, listed: HubFile) -> CheckedFile | str:
     """The file where it is right, or what is wrong with it."""
     size = _size(path)
     if size is None:
@@ -173,7 +172,7 @@ def _checked(path: Path, listed: Listed) -> Checked | str:
     found = _digest(path, size, git_blob=listed.sha256 is None)
     if found != expected:
         return f"{listed.name}: its contents are not the hub's ({found[:12]}, the hub lists {expected[:12]})"
-    return Checked(listed.name, size, found)
+    return CheckedFile(listed.name, size, found)
 
 
 def _digest(path: Path, size: int, git_blob: bool) -> str:
@@ -186,5 +185,5 @@ def _digest(path: Path, size: int, git_blob: bool) -> str:
                 digest.update(memoryview(buffer)[:count])
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
-        raise WorkError(f"{path}: {error.strerror or error}") from None
+        raise refusal(path, error, WorkError) from None
     return digest.hexdigest()

@@ -6,23 +6,19 @@ Endpoint, token, cache and offline mode are huggingface_hub's own (HF_ENDPOINT, 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from dsctl.core.errors import SourceError
 from dsctl.core.header import read_head
+from dsctl.stores.hub_entries import HubFile, HubRange, OpenedCommit, Reached, WantedFile
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import shown
-from dsctl.version import __version__
-
-if TYPE_CHECKING:
-    from dsctl.stores.hub_requests import Listed, Range
 
 SCHEME = "hf://"
 ENDPOINT = "HF_ENDPOINT"
@@ -54,7 +50,7 @@ class HubRepository:
     repository: str
     commit: str
     endpoint: str
-    listing: tuple[Listed, ...]
+    listing: tuple[HubFile, ...]
     # The branch or tag that was asked for.
     named: str = ""
 
@@ -66,19 +62,11 @@ class HubRepository:
             SourceError: no such repository or revision, no access, or the hub cannot be reached.
         """
         check_settings()
-        from huggingface_hub import constants
-
-        from dsctl.stores.hub_requests import commit_of, persist, tree
-
-        # Its warnings name signed addresses; what matters of them is told in our own errors.
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         repository, revision = split(text)
-        if constants.is_offline_mode():
-            return LocalFolder.at(cached_snapshot(repository, revision))
-        where = text.removeprefix(SCHEME)
-        commit = persist(where, lambda: commit_of(repository, revision))
-        listing = persist(where, lambda: tree(repository, commit))
-        return cls(repository, commit, constants.ENDPOINT, listing, revision)
+        found = _client().opened(repository, revision, text.removeprefix(SCHEME))
+        if isinstance(found, str):
+            return LocalFolder.at(found)
+        return cls(repository, found.commit, found.endpoint, found.listing, revision)
 
     @property
     def place(self) -> str:
@@ -104,7 +92,7 @@ class HubRepository:
         return known
 
     def read(self, file: str, begin: int, end: int) -> bytes:
-        whole_json = file.endswith(".json") and begin == 0 and end == self._size(file) <= MAX_CACHED_JSON
+        whole_json = file.endswith(".json") and begin == 0 and end == self._listed(file).size <= MAX_CACHED_JSON
         kept = self._kept(file)
         known = _load(kept) if whole_json else None
         if known is not None and len(known) == end:
@@ -116,24 +104,20 @@ class HubRepository:
         return bytes(buffer)
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        from dsctl.stores.hub_requests import RangesIgnored, fill
-
         wanted = self._range(file, begin)
         if begin + len(buffer) > wanted.size:
             raise SourceError(f"{wanted.where}: file ends at byte {wanted.size:,}, expected more")
         local = self._cached(file)
         if local is None:
-            try:
-                fill(wanted, buffer)
-            except RangesIgnored:
-                local = self._download(file)
-        if local is not None:
-            local.read_into(file, begin, buffer)
+            if _client().fill(wanted, buffer):
+                return
+            local = self._download(file)
+        local.read_into(file, begin, buffer)
 
-    def _size(self, file: str) -> int:
+    def _listed(self, file: str) -> HubFile:
         for listed in self.listing:
             if listed.name == file:
-                return listed.size
+                return listed
         raise SourceError(f"{self.place}: no file {file}")
 
     def cached(self, file: str) -> bool:
@@ -142,12 +126,8 @@ class HubRepository:
 
     def _cached(self, file: str) -> LocalFolder | None:
         """The snapshot in the hub's cache, where it holds this file in full."""
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(self.repository, file, revision=self.commit)
-        if not isinstance(path, str) or os.stat(path).st_size != self._size(file):
-            return None
-        return LocalFolder(path.removesuffix("/" + file))
+        folder = _client().cached(self.repository, self.commit, self._listed(file))
+        return None if folder is None else LocalFolder(folder)
 
     def fetch(
         self, file: str, folder: Path | None = None, anew: bool = False, going: Callable[[], bool] = lambda: True
@@ -157,27 +137,17 @@ class HubRepository:
         Raises:
             SourceError: it cannot be had. WorkError: it cannot be written. Interrupted: `going` says no more.
         """
-        from dsctl.stores.hub_files import Wanted, fetch
-
-        return fetch(
-            Wanted(self.repository, self.named or self.commit, file, self.endpoint, self._range(file, 0)),
-            folder,
-            anew,
-            going,
-        )
+        wanted = WantedFile(self.repository, self.named or self.commit, file, self.endpoint, self._range(file, 0))
+        return _client().fetch(wanted, folder, anew, going)
 
     def snapshot(self) -> Path:
         """Where the hub's cache keeps this commit, whether it does so already or not."""
-        from dsctl.stores.hub_files import cache_of
+        return _client().snapshot(self.repository, self.commit)
 
-        return cache_of(self.repository) / "snapshots" / self.commit
-
-    def _range(self, file: str, begin: int) -> Range:
+    def _range(self, file: str, begin: int) -> HubRange:
         """A file's bytes from `begin` on."""
-        from dsctl.stores.hub_requests import Range
-
         url = f"{self.endpoint}/{self.repository}/resolve/{self.commit}/{quote(file)}"
-        return Range(url, begin, self._size(file), self.commit, f"{self.place}/{file}")
+        return HubRange(url, begin, self._listed(file).size, self.commit, f"{self.place}/{file}")
 
     def _download(self, file: str) -> LocalFolder:
         self.fetch(file)
@@ -188,27 +158,35 @@ class HubRepository:
 
     def _kept(self, name: str) -> Path:
         """Where small things read from this commit are kept, in the place that huggingface_hub keeps for libraries."""
-        from huggingface_hub import cached_assets_path
-
         host = urlsplit(shown(self.endpoint)).netloc.replace(":", "-")
         owner = f"{host}--{self.repository.replace('/', '--')}"
-        return cached_assets_path("dsctl", namespace=owner, subfolder=self.commit) / name.replace("/", "--")
+        return _client().assets(owner, self.commit) / name.replace("/", "--")
 
 
-def cached_snapshot(repository: str, revision: str) -> str:
-    """The folder of a snapshot in the hub's cache; nothing is downloaded.
+class HubClient(Protocol):
+    """What `dsctl.stores.hub_client` does; a module, so that the hub's library is loaded when it is needed."""
 
-    Raises:
-        SourceError: it is not there.
-    """
-    from huggingface_hub import snapshot_download
+    def opened(self, repository: str, revision: str, where: str) -> OpenedCommit | str: ...
 
-    from dsctl.stores.hub_requests import persist
+    def fill(self, wanted: HubRange, buffer: memoryview) -> bool: ...
 
-    def look() -> str:
-        return snapshot_download(repository, revision=revision, local_files_only=True)
+    def cached(self, repository: str, commit: str, listed: HubFile) -> str | None: ...
 
-    return persist(f"{repository}@{revision}", look)
+    def fetch(self, wanted: WantedFile, folder: Path | None, anew: bool, going: Callable[[], bool]) -> Path: ...
+
+    def snapshot(self, repository: str, commit: str) -> Path: ...
+
+    def assets(self, owner: str, commit: str) -> Path: ...
+
+    def show_progress(self, shown: bool) -> None: ...
+
+    def reach(self, seconds: float) -> Reached: ...
+
+
+def _client() -> HubClient:
+    from dsctl.stores import hub_client
+
+    return hub_client
 
 
 def check_settings() -> None:
@@ -239,9 +217,7 @@ def _is_address(text: str) -> bool:
 def show_progress(shown: bool) -> None:
     """Let huggingface_hub draw its progress bars, or not."""
     check_settings()
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
-
-    (enable_progress_bars if shown else disable_progress_bars)()
+    _client().show_progress(shown)
 
 
 def _load(path: Path) -> bytes | None:
@@ -261,38 +237,10 @@ def _save(path: Path, data: bytes | bytearray) -> None:
         os.replace(name, path)
 
 
-class Reached(NamedTuple):
-    """Whether the hub answers: its address, why it does not, and whether a token is at hand."""
-
-    endpoint: str
-    reached: bool
-    why: str
-    token: bool
-
-
 def reach(seconds: float = 5.0) -> Reached:
     """Ask the hub for anything at all. Nothing that is wrong with it is an error here."""
     try:
         check_settings()
     except SourceError as error:
         return Reached(shown(os.environ.get(ENDPOINT, "")), False, error.message, False)
-    from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from dsctl.stores.hub_requests import guard
-
-    api = HfApi(library_name="dsctl", library_version=__version__)
-    token = get_token() is not None
-    if constants.is_offline_mode():
-        return Reached(shown(api.endpoint), False, "HF_HUB_OFFLINE is set", token)
-    try:
-        guard()
-        api.model_info("deepseek-ai/DeepSeek-V3.2", timeout=seconds)
-    except HfHubHTTPError as error:
-        # An answer is an answer, whatever it says.
-        return Reached(shown(api.endpoint), error.response is not None, "", token)
-    except SourceError as error:
-        return Reached(shown(api.endpoint), False, error.message, token)
-    except Exception as error:  # noqa: BLE001  the client raises what its transport does
-        return Reached(shown(api.endpoint), False, type(error).__name__, token)
-    return Reached(shown(api.endpoint), True, "", token)
+    return _client().reach(seconds)

@@ -20,24 +20,13 @@ from huggingface_hub.utils._runtime import is_xet_available
 
 from dsctl.core.errors import Interrupted
 from dsctl.core.files import failure, open_own
-from dsctl.stores.hub_requests import Doubtful, Range, arriving, persist, request_headers, spoils
+from dsctl.stores.hub_entries import WantedFile
+from dsctl.stores.hub_faults import Doubtful, persist, spoils
+from dsctl.stores.hub_guard import request_headers
+from dsctl.stores.hub_requests import arriving
 from dsctl.version import __version__
 
 Going = Callable[[], bool]
-
-
-class Wanted(NamedTuple):
-    """A file of a commit, the branch or tag that was asked for, and where to find its bytes."""
-
-    repository: str
-    named: str
-    file: str
-    endpoint: str
-    bytes: Range
-
-    @property
-    def commit(self) -> str:
-        return self.bytes.commit
 
 
 class _Paths(NamedTuple):
@@ -53,7 +42,7 @@ def cache_of(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
 
 
-def fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Path:
+def fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) -> Path:
     """Download a file into a folder, or into the hub's cache, and give its path.
 
     Raises:
@@ -65,7 +54,7 @@ def fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Path
         raise failure(folder or cache_of(wanted.repository), error) from None
 
 
-def _fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Path:
+def _fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) -> Path:
     if folder is None:
         # By this the commit is found offline. A cache that cannot be written may still hold the file.
         with contextlib.suppress(OSError):
@@ -92,17 +81,17 @@ def _fetch(wanted: Wanted, folder: Path | None, anew: bool, going: Going) -> Pat
     return _by_hub(wanted, None, False)
 
 
-def _there(wanted: Wanted, folder: Path | None) -> Path | None:
+def _there(wanted: WantedFile, folder: Path | None) -> Path | None:
     """The file where it is already, with its full size."""
     path = (folder or cache_of(wanted.repository) / "snapshots" / wanted.commit) / wanted.file
     return path if _whole(path, wanted) else None
 
 
-def _whole(path: Path, wanted: Wanted) -> bool:
+def _whole(path: Path, wanted: WantedFile) -> bool:
     return path.is_file() and path.stat().st_size == wanted.bytes.size
 
 
-def _metadata(wanted: Wanted) -> HfFileMetadata:
+def _metadata(wanted: WantedFile) -> HfFileMetadata:
     known = get_hf_file_metadata(wanted.bytes.url, headers=request_headers(), endpoint=wanted.endpoint)
     etag = known.etag or ""
     if not etag or etag.strip(".") != etag or not set(etag) <= _PLAIN:
@@ -126,7 +115,7 @@ def _in_cache(repository: str, etag: str) -> _Paths:
     return _Paths(blob.with_name(f"{etag}.incomplete"), blob, lock)
 
 
-def _grow(wanted: Wanted, path: Path, anew: bool, going: Going) -> None:
+def _grow(wanted: WantedFile, path: Path, anew: bool, going: Going) -> None:
     """Append to a file what it lacks; `anew` drops what it has."""
     size = wanted.bytes.size
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +135,7 @@ def _grow(wanted: Wanted, path: Path, anew: bool, going: Going) -> None:
                 bar.update(len(chunk))
 
 
-def _by_hub(wanted: Wanted, folder: Path | None, anew: bool) -> Path:
+def _by_hub(wanted: WantedFile, folder: Path | None, anew: bool) -> Path:
     """Let huggingface_hub get the file, or find what is there of it."""
     spoilt = anew
 

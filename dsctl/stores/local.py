@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsctl.core.errors import SourceError
+from dsctl.core.files import refusal
 from dsctl.core.header import read_head
 
 # The headers of V3's files are about 75 kB.
@@ -43,7 +44,7 @@ class LocalFolder:
             if place.exists():
                 raise SourceError(f"{path}: neither a folder nor a .safetensors file")
         except OSError as error:
-            raise SourceError(f"{path}: {error.strerror or error}") from None
+            raise refusal(path, error, SourceError) from None
         raise SourceError(f"{path}: no such file or folder", hint="`dsctl models` lists the releases known by name")
 
     @property
@@ -72,7 +73,7 @@ class LocalFolder:
             entries = list(os.scandir(os.path.join(self.root, folder)))
         except OSError as error:
             place = os.path.join(self.root, folder.rstrip("/"))
-            lost[folder.rstrip("/")] = SourceError(f"{place}: {error.strerror or error}")
+            lost[folder.rstrip("/")] = refusal(place, error, SourceError)
             if folder:
                 return
             raise lost[""] from None
@@ -150,7 +151,7 @@ class LocalFolder:
             descriptor = os.open(self.path(file), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             yield descriptor
         except OSError as error:
-            raise SourceError(f"{self.root}/{file}: {error.strerror or error}") from None
+            raise refusal(f"{self.root}/{file}", error, SourceError) from None
         finally:
             if descriptor is not None:
                 os.close(descriptor)
@@ -168,6 +169,6 @@ class LocalFolder:
 def _lost(entry: os.DirEntry[str], error: OSError) -> SourceError:
     """What to say of a file that cannot be reached: of a link that leads nowhere, where to."""
     if not entry.is_symlink():
-        return SourceError(f"{entry.path}: {error.strerror or error}")
+        return refusal(entry.path, error, SourceError)
     hint = "download the checkpoint again: what a link in a hub's cache leads to may have been deleted"
-    return SourceError(f"{entry.path}: is a link to {os.readlink(entry.path)}: {error.strerror or error}", hint=hint)
+    return refusal(f"{entry.path}: is a link to {os.readlink(entry.path)}", error, SourceError, hint)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from dsctl.core.errors import LATER, DsctlError, SourceError, UsageError
+from dsctl.core.errors import LATER, DsctlError, SourceError, UsageError, words_of
 from dsctl.core.header import read_head
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def _shown(link: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}" + f"{slash}{path}".rstrip("/")
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """An object by its relative name: its size, and what pins its contents."""
 
     name: str
@@ -56,7 +56,7 @@ class ObjectFolder:
     """All objects below a prefix, or the one that `only` names, as they were when listed."""
 
     url: str
-    listing: tuple[Listed, ...]
+    listing: tuple[ListedObject, ...]
 
     @classmethod
     def at(cls, text: str) -> ObjectFolder:
@@ -84,8 +84,13 @@ class ObjectFolder:
 
     @property
     def revision(self) -> str:
-        """A digest of the listing: other contents under any of its names are another revision."""
-        return hashlib.sha256(repr(self.listing).encode()).hexdigest()
+        """A digest of the listing: if anything under any of its names changes, so does the revision.
+
+        Unfinished targets keep it: the text that it is a digest of must stay as it is.
+        """
+        said = [f"Listed(name={one.name!r}, size={one.size!r}, identity={one.identity!r})" for one in self.listing]
+        text = f"({', '.join(said)}{',' * (len(said) == 1)})"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def files(self) -> dict[str, int]:
         return {one.name: one.size for one in self.listing}
@@ -107,7 +112,7 @@ class ObjectFolder:
         buffer[:] = self.read(file, begin, begin + len(buffer))
 
 
-def _range(url: str, known: Listed, begin: int, end: int) -> bytes:
+def _range(url: str, known: ListedObject, begin: int, end: int) -> bytes:
     """Bytes of an object that is, after they were read, still the one that was listed."""
     system, path = opened(f"{url}/{known.name}")
     data = bytes(system.cat_file(path, start=begin, end=end, **deadline(system, end - begin)))
@@ -118,7 +123,7 @@ def _range(url: str, known: Listed, begin: int, end: int) -> bytes:
     return data
 
 
-def listed(url: str, below: str = "") -> list[Listed]:
+def listed(url: str, below: str = "") -> list[ListedObject]:
     """Every object below a URL, or only those at or below another within it, by name; none where there is nothing.
 
     Raises:
@@ -137,13 +142,13 @@ def listed(url: str, below: str = "") -> list[Listed]:
             return {}
 
     root = opened(url)[1].rstrip("/") + "/"
-    found: list[Listed] = []
+    found: list[ListedObject] = []
     for path, info in persist(shown(url), look).items():
         name = path.removeprefix(root)
         # A key that ends in a slash is how consoles draw an empty folder.
         if path.startswith(root) and not name.endswith("/") and name and _PASSED_BY.isdisjoint(name.split("/")):
             _refuse_outside(name, shown(url))
-            found.append(Listed(name, int(info["size"]), identity(info)))
+            found.append(ListedObject(name, int(info["size"]), identity(info)))
     return sorted(found)
 
 
@@ -241,6 +246,6 @@ def _words(error: Exception) -> str:
         return "no answer in time"
     if "Connect" in type(error).__name__:
         return "cannot reach the store"
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = words_of(error) if isinstance(error, OSError) else str(error)
     line = " ".join(said.split()) or type(error).__name__
     return type(error).__name__ if "://" in line else line

@@ -12,14 +12,14 @@ from dsctl.stores.objects import is_url
 HERE = ("file", "local")
 
 
-class Place(NamedTuple):
+class StorePlace(NamedTuple):
     """A folder: what kind of file system it is in, at which host where that is told, and its path there."""
 
     kind: str
     host: str
     path: str
 
-    def overlaps(self, other: Place) -> bool:
+    def overlaps(self, other: StorePlace) -> bool:
         """Whether one is the other, or inside it."""
         if self.kind != other.kind or (self.host and other.host and self.host != other.host):
             return False
@@ -59,13 +59,13 @@ def overlap(one: str, other: str) -> bool:
     return any(place.overlaps(their) for place in _places(one) for their in theirs)
 
 
-def _places(text: str) -> list[Place]:
+def _places(text: str) -> list[StorePlace]:
     if not is_url(text):
         return [_here(text)]
     return [place for link in text.split("::") if (place := _place(link))]
 
 
-def _place(link: str) -> Place | None:
+def _place(link: str) -> StorePlace | None:
     from fsspec import available_protocols, get_filesystem_class  # type: ignore[import-untyped]
 
     if not is_url(link):
@@ -76,11 +76,11 @@ def _place(link: str) -> Place | None:
     if kind in HERE:
         return _here(path)
     host = system._get_kwargs_from_urls(link).get("host", "")  # noqa: SLF001  as above
-    return Place(kind, str(host), _slashed(path))
+    return StorePlace(kind, str(host), _slashed(path))
 
 
-def _here(path: str) -> Place:
-    return Place(HERE[0], "", _slashed(os.path.realpath(path)))
+def _here(path: str) -> StorePlace:
+    return StorePlace(HERE[0], "", _slashed(os.path.realpath(path)))
 
 
 def _slashed(path: str) -> str:

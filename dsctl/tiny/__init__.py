@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dsctl.core.errors import PlanError, WorkError
-from dsctl.core.files import alone_in, beside, make_folders, replace_file, sync_folder, write_all
+from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
 from dsctl.core.header import TensorSpec, build
 from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, Recipe, Stored, blueprint
@@ -87,7 +87,7 @@ def _make(plan: Blueprint, target: Path, seed: int) -> None:
             if created:
                 target.rmdir()
             if isinstance(error, OSError):
-                raise WorkError(f"{target}: {error.strerror or error}") from None
+                raise refusal(target, error, WorkError) from None
             raise
 
 
@@ -107,7 +107,7 @@ def _present(plan: Blueprint, target: Path, seed: int) -> bool:
     except PlanError:  # no room for the copy
         return False
     except OSError as error:
-        raise WorkError(f"{target}: {error.strerror or error}") from None
+        raise refusal(target, error, WorkError) from None
 
 
 def _names(plan: Blueprint) -> set[str]:

@@ -58,7 +58,7 @@ def encoded(values: torch.Tensor, codec: Codec) -> dict[str, memoryview]:
     """A band's stored bytes by part."""
     import torch
 
-    from dsctl.work.job import DTYPES
+    from dsctl.work.buffers import DTYPES
 
     specs = codec.specs(tuple(values.shape))
     stored = {part: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for part, spec in specs.items()}

@@ -38,7 +38,7 @@ class Device:
         """
 
         def one(rows: Box) -> None:
-            there = {suffix: self._sent(_part(codec, suffix, tensor, rows, out)) for suffix, tensor in stored.items()}
+            there = {part: self._sent(_part(codec, part, tensor, rows, out)) for part, tensor in stored.items()}
             values = torch.empty(rows.shape, dtype=out.dtype, device=self.name)
             codec.decode(there, values)
             _rows(out, rows).copy_(values, non_blocking=True)
@@ -56,14 +56,14 @@ class Device:
         def one(rows: Box) -> None:
             specs = codec.specs(rows.shape)
             there = {
-                suffix: torch.empty(specs[suffix].shape, dtype=tensor.dtype, device=self.name)
-                for suffix, tensor in stored.items()
+                part: torch.empty(specs[part].shape, dtype=tensor.dtype, device=self.name)
+                for part, tensor in stored.items()
             }
             besides = {name: self._sent(_known(codec, name, tensor, rows, values)) for name, tensor in known.items()}
             add(counts, codec.encode(self._sent(_rows(values, rows)), there | besides))
-            for suffix, tensor in stored.items():
-                if suffix not in codec.stated(tuple(values.shape)):
-                    _part(codec, suffix, tensor, rows, values).copy_(there[suffix], non_blocking=True)
+            for part, tensor in stored.items():
+                if part not in codec.stated(tuple(values.shape)):
+                    _part(codec, part, tensor, rows, values).copy_(there[part], non_blocking=True)
 
         whole = codec.surveys and PEAK not in known
         self._each(codec, tuple(values.shape), one, 1 if whole else STRETCHES)
@@ -113,12 +113,12 @@ def _rows(tensor: torch.Tensor, rows: Box) -> torch.Tensor:
     return tensor[rows.start[0] : rows.stop[0]] if rows.start else tensor
 
 
-def _part(codec: Codec, suffix: str, tensor: torch.Tensor, rows: Box, values: torch.Tensor) -> torch.Tensor:
+def _part(codec: Codec, part: str, tensor: torch.Tensor, rows: Box, values: torch.Tensor) -> torch.Tensor:
     """What a stored tensor holds of some rows."""
     shape = tuple(values.shape)
     if rows.shape == shape:
         return tensor
-    place = codec.box(suffix, rows, shape)
+    place = codec.box(part, rows, shape)
     return tensor[tuple(slice(a, b) for a, b in zip(place.start, place.stop, strict=True))]
 
 

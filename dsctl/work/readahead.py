@@ -76,7 +76,7 @@ def spans(steps: Iterable[Step]) -> Iterator[Span]:
 def _region_spans(region: Region, span: Box) -> Iterator[Span]:
     needed = region.box.intersect(span)
     for part in region.parts if needed else ():
-        box, rows = region.place(part.suffix, needed or span), part.spec.shape[:1]
+        box, rows = region.place(part.name, needed or span), part.spec.shape[:1]
         row = part.spec.nbytes // max(1, prod(rows))
         first, last = (box.start[0], box.stop[0]) if rows else (0, 1)
         if last > first and row:

@@ -16,8 +16,8 @@ import pytest
 
 from dsctl import open as dsctl_open
 from dsctl.core.errors import WorkError
-from dsctl.run import delivery
 from dsctl.stores import objects as room
+from dsctl.stores import uploads
 from tests.checkpoints import tiny
 from tests.cloud.server import BUCKET, Objects
 from tests.command import call, dsctl, dsctl_fails
@@ -65,7 +65,7 @@ def test_large_files_go_in_parts_and_parts_of_killed_runs_are_given_back(
     upload = objects.client.create_multipart_upload(**left)["UploadId"]
     objects.client.upload_part(**left, UploadId=upload, PartNumber=1, Body=b"left behind")
     other = objects.client.create_multipart_upload(Bucket=BUCKET, Key="parted-not/x")["UploadId"]
-    monkeypatch.setattr(delivery, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(uploads, "PART_BYTES", 5 << 20)
     started: list[str] = []
 
     def watch(method: str, path: str) -> None:
@@ -78,25 +78,24 @@ def test_large_files_go_in_parts_and_parts_of_killed_runs_are_given_back(
     here = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
     assert len(started) == 2 * sum(len(data) >= 10 << 20 for data in here.values()) > 0
     assert objects.contents("parted") == here
-    uploads = objects.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
-    assert [one["UploadId"] for one in uploads] == [other]
+    left_over = objects.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert [one["UploadId"] for one in left_over] == [other]
 
 
 def test_what_is_on_its_way_when_a_run_ends_is_given_up(
-    objects: Objects, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = dsctl_open(str(tiny(tmp_path_factory, "v3.2"))).to("bf16").plan
-    monkeypatch.setattr(delivery, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(delivery, "PARTS", 1)
-    ended = delivery.Delivery(f"s3://{BUCKET}/ended", plan)
-    ended.folder.mkdir(parents=True)
-    (ended.folder / "large").write_bytes(bytes(12 << 20))
-    ended.close()
+    monkeypatch.setattr(uploads, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(uploads, "PARTS", 1)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(12 << 20))
+    ended = uploads.Uploads(f"s3://{BUCKET}/ended")
+    ended.stop()
     with pytest.raises(WorkError, match="has ended"):
-        ended._upload("large", "")
+        ended.send("large", large)
     assert objects.contents("ended") == {}
-    uploads = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
-    assert not any(one["Key"].startswith("ended/") for one in uploads)
+    left_over = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
+    assert not any(one["Key"].startswith("ended/") for one in left_over)
 
 
 def test_the_audit_comes_last(objects: Objects, source: Path) -> None:
@@ -212,17 +211,15 @@ def test_an_interrupt_ends_a_stalled_upload(objects: Objects, source: Path, tmp_
 
 
 def test_an_upload_that_stalls_is_given_up_by_its_part(
-    objects: Objects, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = dsctl_open(str(tiny(tmp_path_factory, "v3.2"))).to("bf16").plan
     for place, name, value in (
-        (delivery, "PART_BYTES", 5 << 20), (delivery, "PARTS", 1), (delivery, "SENT_BYTES", 5 << 20),
+        (uploads, "PART_BYTES", 5 << 20), (uploads, "PARTS", 1), (uploads, "SENT_BYTES", 5 << 20),
         (room, "PATIENCE", 0.5), (room, "SLOWEST", 5 << 20), (room, "ATTEMPTS", 2), (room, "FIRST_WAIT", 0.01),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, value)
-    slow = delivery.Delivery(f"s3://{BUCKET}/slow", plan)
-    slow.folder.mkdir(parents=True)
-    with open(slow.folder / "large", "wb") as file:
+    large = tmp_path / "large"
+    with open(large, "wb") as file:
         file.truncate(500 << 20)
     go_on = threading.Event()
 
@@ -233,12 +230,12 @@ def test_an_upload_that_stalls_is_given_up_by_its_part(
     with objects.disturbed(stall):
         began = time.monotonic()
         with pytest.raises(WorkError, match=r"slow/large: no answer in time \(2 attempts\)"):
-            slow._upload("large", "")
+            uploads.Uploads(f"s3://{BUCKET}/slow").send("large", large)
         # A part may take 1.5 s, the whole file 100 s.
         assert time.monotonic() - began < 20
         go_on.set()
-    uploads = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
-    assert not any(one["Key"].startswith("slow/") for one in uploads)
+    left_over = objects.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())
+    assert not any(one["Key"].startswith("slow/") for one in left_over)
 
 
 def test_a_target_that_refuses_is_told_as_the_target(objects: Objects, source: Path) -> None:

@@ -13,7 +13,7 @@ from dsctl.codecs import CODECS
 from dsctl.codecs.codec import PEAK, BadBlock, Codec, Misaligned, moves_to
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 
 SHAPES = [(128, 128), (576, 512), (256, 384), (64, 128), (640, 1536)]
 

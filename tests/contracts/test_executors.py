@@ -19,7 +19,8 @@ from dsctl.core.errors import SourceError, WorkError
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
-from dsctl.run.driver import Advanced, Event, run
+from dsctl.run.driver import run
+from dsctl.run.events import Advanced, Event
 from dsctl.stores import Store
 from dsctl.stores.local import LocalFolder
 from dsctl.work import job as work
@@ -133,6 +134,12 @@ def test_a_device_whose_memory_is_too_small_is_told(plan: Plan, store: Store, tm
     with full, pytest.raises(WorkError, match="cpu: out of memory") as told:
         work.perform(plan.jobs[0], Context(store, str(tmp_path)), lambda nbytes: None)
     assert "--workers" in str(told.value.hint)
+
+
+def test_a_library_that_fails_without_a_word_is_told(plan: Plan, store: Store, tmp_path: Path) -> None:
+    failed = patch.object(work, "_step", side_effect=SystemError("error return without exception set"))
+    with failed, pytest.raises(WorkError, match="a library failed and did not say why"):
+        work.perform(plan.jobs[0], Context(store, str(tmp_path)), lambda nbytes: None)
 
 
 def test_it_closes_at_once_whatever_is_under_way(make: Make, plan: Plan, store: Store, tmp_path: Path) -> None:

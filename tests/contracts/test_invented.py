@@ -1,7 +1,7 @@
 """A model that is called otherwise than all others, with a scale's name and a dtype of its own: three tables know it.
 
-Whatever this takes besides an entry in `MODELS`, `DIALECTS` and `SPELLINGS` would be a name that some room has welded in.
-The checkpoint is written here, by safetensors alone.
+Whatever this takes besides an entry in `MODELS`, `DIALECTS` and `SPELLINGS` would be a name that some room has welded
+in. The checkpoint is written here, by safetensors alone.
 """
 
 from __future__ import annotations
@@ -116,8 +116,10 @@ def written() -> Tensors:
     generator = torch.Generator().manual_seed(14)
     plain = lambda *shape: torch.randn(*shape, generator=generator).bfloat16()  # noqa: E731
     held: Tensors = {
-        "stem.table.kernel": plain(WORDS, WIDTH), "out.gain": plain(WIDTH).float(), "out.table.kernel": plain(WORDS, WIDTH),
-    }  # fmt: skip
+        "stem.table.kernel": plain(WORDS, WIDTH),
+        "out.gain": plain(WIDTH).float(),
+        "out.table.kernel": plain(WORDS, WIDTH),
+    }
     for prefix in (*(f"tower.{layer}." for layer in range(DEPTH)), "draft.0."):
         held[f"{prefix}route.kernel"] = plain(EXPERTS, WIDTH)
         held[f"{prefix}mix.kernel"], held[f"{prefix}mix.factor"] = blocks(generator, (WIDTH, WIDTH))

@@ -20,7 +20,8 @@ from dsctl.core.boxes import Box
 from dsctl.plan.plan import BAND_BYTES, Job
 from dsctl.plan.steps import Part, Region, Step
 from dsctl.stores.local import LocalFolder
-from dsctl.work.job import DTYPES, perform
+from dsctl.work.buffers import DTYPES
+from dsctl.work.job import perform
 from dsctl.work.tasks import Context
 
 
@@ -55,7 +56,7 @@ def fill(one: Region, folder: Path, values: bool) -> None:
         stored = {key: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for key, spec in specs}
         one.codec.encode((torch.randn(block) * 0.02).bfloat16(), stored)
         for part in one.parts:
-            raw, left = stored[part.suffix].view(-1).view(torch.uint8).numpy().tobytes(), part.spec.nbytes
+            raw, left = stored[part.name].view(-1).view(torch.uint8).numpy().tobytes(), part.spec.nbytes
             file.seek(part.offset)
             while left:
                 left -= file.write(raw[:left])

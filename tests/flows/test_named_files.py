@@ -54,9 +54,8 @@ KILLED = """
 import os, signal, sys, threading
 from multiprocessing import forkserver
 from dsctl.core.errors import WorkError
-from dsctl.work.executors import prepare
-from dsctl.work.executors.processes import Processes
-from dsctl.stores import LocalFolder
+from dsctl.work.executors.processes import Processes, prepare
+from dsctl.stores.local import LocalFolder
 from dsctl.work.tasks import Context
 
 prepare()

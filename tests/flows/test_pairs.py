@@ -14,12 +14,12 @@ import pytest
 
 from dsctl.core.errors import ResumeError
 from dsctl.run import driver
-from dsctl.run.journal import Lock
+from dsctl.run.locks import Lock
 from tests.checkpoints import tiny
 from tests.command import Done, at_most, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told
 from tests.flows.test_resume import contents
-from tests.unit.test_journal import folder, link, pipe, second_name
+from tests.unit.core.test_files import folder, link, pipe, second_name
 
 __all__ = ["small_jobs"]
 CONSUME = ("--consume", "--consume")

@@ -170,7 +170,7 @@ def test_arguments_of_every_verb_are_printed_as_they_are(
     text: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dsctl.stores.hub_requests.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("dsctl.stores.hub_faults.FIRST_WAIT", 0.0)
     # No name of a path, which each of these would be in turn.
     lines: list[list[Any]] = [
         [verb, *given]

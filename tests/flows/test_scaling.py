@@ -14,8 +14,9 @@ from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.plan.plan import Job, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
-from dsctl.run.driver import _prepare, _replay, _State, _work
+from dsctl.run.driver import _prepare, _work
 from dsctl.run.journal import Journal
+from dsctl.run.resuming import RunState, replay
 from dsctl.stores.local import LocalFolder
 from dsctl.work.tasks import Progress, Receipt, Seal
 from tests.checkpoints import tiny
@@ -63,7 +64,7 @@ def test_a_job_costs_the_driver_less_than_a_millisecond(plan: Plan, tmp_path: Pa
         _prepare(file, tmp_path)
     with Journal(tmp_path / ".dsctl") as journal:
         began = time.process_time()
-        _work(plan, tmp_path, journal, Idle(), _State(), deque(plan.jobs), lambda event: None, None)
+        _work(plan, tmp_path, journal, Idle(), RunState(), deque(plan.jobs), lambda event: None, None)
         spent = time.process_time() - began
     assert spent / JOBS < 0.001
 
@@ -73,7 +74,7 @@ def test_a_journal_of_a_hundred_thousand_jobs_is_read_in_two_seconds(plan: Plan,
     (tmp_path / "journal.jsonl").write_text("\n".join(lines) + "\n")
     began = time.process_time()
     with Journal(tmp_path) as journal:
-        state = _replay(plan, tmp_path, journal)
+        state = replay(tmp_path, journal)
     assert time.process_time() - began < 2
     assert len(state.done) == RECORDS and state.counts == {"blocks_restored": RECORDS * (RECORDS - 1) // 2}
 

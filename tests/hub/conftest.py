@@ -38,7 +38,7 @@ def hub(source: Path) -> Iterator[Hub]:
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     """Starts `dsctl` with none of this machine's settings of hubs, and shorter waits between attempts."""
-    settings = {"dsctl.stores.hub_requests.FIRST_WAIT": 0.02}
+    settings = {"dsctl.stores.hub_faults.FIRST_WAIT": 0.02}
     with Launcher(tmp_path_factory.mktemp("said"), unsettled(), settings) as launcher:
         yield launcher
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsctl.core.errors import SourceError
-from dsctl.stores.hub_requests import refuse_names
+from dsctl.stores.hub_listing import refuse_names
 from tests.command import run
 from tests.hub import server
 from tests.hub.conftest import REPOSITORY, Run

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from dsctl.stores import hub_requests
+from dsctl.stores import hub_faults
 from dsctl.stores.hub import FIRST_READ
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 
 PROBE = """
 import json, sys, hashlib, pickle
-from dsctl.stores import hub_requests
-hub_requests.FIRST_WAIT = 0.02
+from dsctl.stores import hub_faults
+hub_faults.FIRST_WAIT = 0.02
 from dsctl.checkpoint.checkpoint import open_checkpoint
 from dsctl.core.errors import DsctlError
 from dsctl.stores import store_at
@@ -89,7 +89,7 @@ def test_a_stalled_answer_is_taken_up_where_it_stopped(
 def test_retry_after_is_seconds_or_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     for text, least, most in (("7", 7, 7), (later, 28, 30), ("soon", 0, 0), ("", 0, 0)):
-        assert least <= hub_requests._asked(text) <= most
+        assert least <= hub_faults._asked(text) <= most
 
 
 def test_user_and_password_of_an_endpoint_are_told_nowhere(

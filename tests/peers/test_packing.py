@@ -15,7 +15,7 @@ from compressed_tensors.quantization.utils.helpers import maybe_pad_tensor_for_b
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import BadBlock
 from dsctl.layouts.naming import tensors
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 
 PRESETS = {
     "fp8-block-ct": "FP8_BLOCK", "fp8-channel": "FP8_DYNAMIC", "int8-channel": "W8A8", "int8-group": "W8A16",

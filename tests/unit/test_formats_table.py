@@ -16,7 +16,7 @@ import torch
 from dsctl.codecs import CODECS
 from dsctl.codecs.facts import FORMATS, bits
 from dsctl.plan.recipes import ready
-from dsctl.work.job import DTYPES
+from dsctl.work.buffers import DTYPES
 from tests.command import dsctl
 from tests.snr import searched, snr
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dsctl.run.driver import Advanced, Resumed
+from dsctl.run.events import Advanced, Resumed
 from dsctl.show import progress
 from dsctl.show.output import Output
 

@@ -17,7 +17,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.dress import METHOD
 from dsctl.codecs.fp8_block import CT_BLOCKS
 from dsctl.codecs.plain import Plain
-from dsctl.core.errors import PlanError, UsageError
+from dsctl.core.errors import PlanError, UsageError, words_of
 from dsctl.core.files import read_small
 from dsctl.core.params import ROLES, Family, Param
 
@@ -80,7 +80,7 @@ def recipe(text: str) -> Recipe:
     try:
         return parse(read_small(path, MAX_BYTES).decode(), path.stem, text)
     except (OSError, ValueError) as error:
-        why = (error.strerror or error) if isinstance(error, OSError) else "is not text"
+        why = words_of(error) if isinstance(error, OSError) else "is not text"
         raise UsageError(f"--recipe: {text}: {why}", hint=f"a TOML file, or one of {', '.join(ready())}") from None
 
 

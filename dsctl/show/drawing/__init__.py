@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl.core.errors import UsageError
+from dsctl.core.files import refusal
 from dsctl.core.visible import spelled_lines
 
 __all__ = ["page", "ready", "save"]
@@ -63,7 +64,7 @@ def _spare(file: str, path: Path) -> None:
             if not head or GENERATOR in head:
                 return
     except OSError as error:
-        raise UsageError(f"--html: {file}: {error.strerror or error}") from None
+        raise refusal(f"--html: {file}", error, UsageError) from None
     what = "a folder" if path.is_dir() else "there already, and no page that dsctl made"
     raise UsageError(f"--html: {file}: is {what}", hint="name another file, or remove that one")
 
@@ -104,7 +105,7 @@ def save(text: str, file: str) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"--html: {file}: {error.strerror or error}") from None
+        raise refusal(f"--html: {file}", error, UsageError) from None
 
 
 def _mask() -> int:

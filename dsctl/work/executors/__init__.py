@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from dsctl.core.errors import PlanError, UsageError
-from dsctl.work.executors.processes import Processes, prepare
+from dsctl.plan.plan import Job
+from dsctl.work.executors.processes import Processes
 from dsctl.work.executors.ray import Ray
 from dsctl.work.executors.serial import Serial
-
-if TYPE_CHECKING:
-    from dsctl.plan.plan import Job
-    from dsctl.run.resources import Resources
-    from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 
 class Executor(Protocol):
@@ -34,8 +31,6 @@ class Executor(Protocol):
     def close(self) -> None:
         """End all workers, at once."""
 
-
-__all__ = ["ENGINES", "EXECUTORS", "Executor", "Ray", "choose", "choose_devices", "prepare"]
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
 ENGINES = ("processes", "ray")
@@ -78,17 +73,21 @@ def choose_devices(text: str, engine: str = "processes") -> tuple[str, ...]:
 
 def choose(
     context: Context,
-    resources: Resources,
+    workers: int,
+    worker_bytes: int,
     engine: str = "processes",
     address: str = "",
-    workers: int = 0,
+    asked: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Executor:
-    """The executor of a run: a cluster's where that is asked for, else as many processes as its resources say.
+    """The executor of a run: processes of this machine, or the cluster at an address if the engine is `ray`.
+
+    `workers` are the processes; `asked` are the tasks under way at once on a cluster, 0 for as many as it can do.
+    `worker_bytes` is the memory that each takes. `say` is told what a cluster is waited for.
 
     Raises:
         PlanError, WorkError: there is no such cluster, or none that can do it.
     """
     if engine == "ray":
-        return Ray(context, workers, address, resources.worker_bytes, say)
-    return EXECUTORS["processes" if resources.workers > 1 else "serial"](context, resources.workers)
+        return Ray(context, asked, address, worker_bytes, say)
+    return EXECUTORS["processes" if workers > 1 else "serial"](context, workers)

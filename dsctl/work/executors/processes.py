@@ -9,16 +9,12 @@ import sys
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
 
 from dsctl.core.errors import DsctlError, WorkError, of_the_machine
-
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, ForkServerProcess
-
-    from dsctl.plan.plan import Job
-    from dsctl.work.tasks import Context, Progress, Receipt, Seal
-
+from dsctl.plan.plan import Job
+from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 _HINT = "memory may have run out: fewer --workers, then the same command resumes"
 
@@ -120,7 +116,7 @@ def _serve(pipe: Connection, context: Context) -> None:
         import torch
 
         from dsctl.work.job import perform
-    except (ImportError, MemoryError, OSError) as error:
+    except (ImportError, MemoryError, OSError, SystemError) as error:
         pipe.send(of_the_machine(error))
         return
     torch.set_num_threads(1)

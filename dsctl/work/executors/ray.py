@@ -19,17 +19,14 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsctl.core.errors import DsctlError, PlanError, WorkError
-from dsctl.plan.plan import files_read
+from dsctl.plan.plan import Job, files_read
 from dsctl.stores import Store
 from dsctl.stores.hub import HubRepository
 from dsctl.stores.local import LocalFolder
-
-if TYPE_CHECKING:
-    from dsctl.plan.plan import Job
-    from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 # How often a task is started again whose worker or node has died.
 RETRIES = 5
@@ -235,8 +232,6 @@ def _explained(error: Exception) -> WorkError:
 
 def _read(task: Job | Seal) -> Iterable[str]:
     """The source files that a task reads."""
-    from dsctl.work.tasks import Seal
-
     return () if isinstance(task, Seal) else files_read(task)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dsctl.plan.plan import Job
-    from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.plan.plan import Job
+from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
 
 class Serial:

@@ -1,0 +1,57 @@
+"""What `dsctl.json` says of a complete target, read back and judged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dsctl.checkpoint.reading import strict_json
+from dsctl.core.errors import FormatError, ResumeError
+from dsctl.core.files import read_own
+from dsctl.plan.plan import COUNTED
+from dsctl.run.journal import is_count
+from dsctl.stores import SIGNED
+
+
+def read_audit(target: Path) -> dict[str, Any]:
+    """The audit of a complete folder whose files still have the sizes that it names.
+
+    Raises:
+        ResumeError: one has not, or the audit is not valid.
+    """
+    try:
+        audit = valid_audit(strict_json(read_own(target / SIGNED), SIGNED))
+    except (OSError, TypeError, ValueError, RecursionError, FormatError) as error:
+        raise ResumeError(f"{target / SIGNED}: is not valid: {error}", hint="start over with --force") from None
+    for name, file in audit["files"].items():
+        try:
+            same = os.stat(target / name).st_size == file["size"]
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise ResumeError(f"{target / name}: was finished, but is gone or changed", hint="start over with --force")
+    return audit
+
+
+def valid_audit(said: Any) -> dict[str, Any]:
+    """What `dsctl.json` says, where it is what a run writes.
+
+    Raises:
+        TypeError, ValueError: with what it lacks.
+    """
+    if not isinstance(said, dict):
+        raise TypeError("it is not an object")
+    files, counts = said.get("files"), said.get("audit")
+    if not isinstance(files, dict) or not all(
+        isinstance(file, dict) and is_count(file.get("size")) and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    ):
+        raise ValueError("files: a size or a digest is missing")
+    if not isinstance(counts, dict) or not all(map(is_count, counts.values())):
+        raise ValueError("audit: a count is not a number")
+    if lacking := [name for name in COUNTED if name not in counts]:
+        raise ValueError(f"audit: {', '.join(lacking)} is missing")
+    if not isinstance(said.get("notes"), list) or not isinstance(said.get("dropped"), list):
+        raise TypeError("notes or dropped is missing")
+    return said

@@ -1,0 +1,144 @@
+"""What a target folder says of itself: whose work it holds, made of what, and which files that makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsctl.core.files import read_own, replace_file
+from dsctl.plan.plan import Plan
+from dsctl.run.identity import HeldFile, parse
+from dsctl.stores import SIGNED, WORKING, Store
+from dsctl.version import __version__
+
+BEGUN = "request.json"
+# The fingerprint of a folder that is being emptied.
+NOBODY = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a run is about: by which plan, from which store, to which folder; and what was seen of the source's files.
+
+    `held` is what the store held when the run began; of files that were consumed, what the folder's mark says.
+    """
+
+    plan: Plan
+    store: Store
+    target: Path
+    held: dict[str, HeldFile]
+
+
+class Mark(NamedTuple):
+    """What a folder says of itself: in `dsctl.json` where it is complete, else in `.dsctl/request.json`.
+
+    `held` is what was seen of the source's files, `work` what `work_of` gives, `files` what there is or will be.
+    """
+
+    complete: bool
+    fingerprint: str
+    version: str
+    request: Any
+    revision: str
+    place: str
+    held: dict[str, HeldFile]
+    work: str
+    files: tuple[str, ...]
+
+
+def mark_of(said: Any, complete: bool) -> Mark | None:
+    """The mark that the JSON of `dsctl.json` or `request.json` is, or None where it is neither."""
+    try:
+        source = said.get("source") or {}
+        files = said["files"] if complete else said.get("files", ())
+        if not isinstance(said["fingerprint"], str) or not isinstance(files, dict if complete else (list, tuple)):
+            return None
+        return Mark(
+            complete, said["fingerprint"], str(said.get("dsctl" if complete else "version", "")), said.get("request"),
+            str(said.get("revision", "")), str(source.get("place", "")), parse(source.get("identity") or {}),
+            str(said.get("work", "")), tuple(map(str, files)),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+def read_mark(target: Path) -> Mark | None:
+    """A folder's mark, or None where there is none that can be read."""
+    for complete, file in ((True, target / SIGNED), (False, target / WORKING / BEGUN)):
+        try:
+            return mark_of(json.loads(read_own(file)), complete)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            return None
+    return None
+
+
+def source_json(plan: Plan, held: Mapping[str, HeldFile]) -> dict[str, Any]:
+    """Where a source lies and what was seen of it, as marks keep it."""
+    modified = {file: one.times.modified for file, one in held.items() if one.times}
+    return {
+        "place": plan.source,
+        "modified": modified,
+        "identity": {file: one.json() for file, one in sorted(held.items())},
+    }
+
+
+def work_of(plan: Plan) -> str:
+    """A digest of which job writes which bytes: what the job numbers of a journal stand for."""
+    digest = hashlib.sha256()
+    for file in plan.files:
+        digest.update(file.header)
+    for job in plan.jobs:
+        parts = [
+            (step.name, region.box.start, region.box.stop, region.ending(part), part.file, part.offset)
+            for step in job.steps
+            for region in step.writes
+            for part in region.parts
+        ]
+        digest.update(f"\n{job.number} {parts}".encode())
+    return digest.hexdigest()
+
+
+def outputs(plan: Plan) -> set[str]:
+    """Every file that a complete target holds."""
+    repeated = {f"{folder}/{name}" for name in plan.repeated for folder in plan.folders}
+    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, SIGNED}
+
+
+def begun_json(plan: Plan, store: Store, held: Mapping[str, HeldFile]) -> dict[str, Any]:
+    """What the mark of an unfinished target begins with, wherever that target is."""
+    return {
+        "fingerprint": plan.fingerprint,
+        "version": __version__,
+        "request": plan.request.json(),
+        "revision": store.revision,
+        "source": source_json(plan, held),
+    }
+
+
+def sign_begun(route: Route) -> None:
+    """Write whose work a folder holds.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    begun = begun_json(route.plan, route.store, route.held)
+    _write(route.target, begun | {"work": work_of(route.plan), "files": sorted(outputs(route.plan))})
+
+
+def sign_nobody(target: Path, files: Sequence[str]) -> None:
+    """Write that a folder is being emptied of these files, and holds nobody's work.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    _write(target, {"fingerprint": NOBODY, "files": files})
+
+
+def _write(target: Path, begun: dict[str, Any]) -> None:
+    replace_file(target / WORKING / BEGUN, json.dumps(begun, indent=1).encode())

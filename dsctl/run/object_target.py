@@ -1,0 +1,144 @@
+"""A target in an object store: what it holds, whose that is, and whether a run may begin, go on or is complete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsctl.checkpoint.reading import strict_json
+from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
+from dsctl.plan.plan import Plan
+from dsctl.run.audits import valid_audit
+from dsctl.run.claim import of_another, refuse_unlike
+from dsctl.run.identity import identity
+from dsctl.run.marks import BEGUN, begun_json, mark_of, outputs
+from dsctl.stores import SIGNED, WORKING, Store, separate
+from dsctl.stores.hub import SCHEME
+from dsctl.stores.objects import listed, shown
+from dsctl.stores.uploads import Uploads
+
+_BEGUN = f"{WORKING}/{BEGUN}"
+
+
+@dataclass(slots=True)
+class ObjectTarget:
+    """What a plan makes, at a URL. `there` are the objects that lie there, with their sizes, as they were last listed.
+
+    With `force`, what an earlier run of dsctl made there may be started over.
+    """
+
+    url: str
+    plan: Plan
+    force: bool
+    uploads: Uploads
+    there: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """What a person calls it."""
+        return shown(self.url)
+
+    @property
+    def _names(self) -> set[str]:
+        """The files that the plan makes, except the audit."""
+        return outputs(self.plan) - {SIGNED}
+
+    def check(self, store: Store) -> str:
+        """What carrying the plan out would mean: new, resume or complete. Nothing is changed.
+
+        Raises:
+            PlanError: the target is the source, inside it or around it, or holds what dsctl did not make.
+            ResumeError: it holds another request's work, begun or complete.
+            UsageError, WorkError: it cannot be one, or cannot be reached.
+        """
+        if self.url.startswith(SCHEME):
+            raise PlanError(f"{self.url}: a hub's repository is no target", hint="write to a folder, then upload that")
+        try:
+            self.there = {one.name: one.size for one in listed(self.url)}
+        except SourceError as error:
+            raise WorkError(error.message, hint=error.hint) from None
+        if not separate(store, self.url):
+            raise PlanError(f"{self.place}: source and target must be separate, neither inside the other")
+        for complete, name in ((True, SIGNED), (False, _BEGUN)):
+            found = self._json(name)
+            if found is None:
+                continue
+            if self.force:
+                self._refuse_others(found)
+                return "new"
+            place, mark = self.place, mark_of(found, complete)
+            if mark is None:
+                raise ResumeError(f"{place}/{name}: is not valid", hint="start over with --force, or choose a new path")
+            if mark.fingerprint != self.plan.fingerprint:
+                raise of_another(self.plan, store, place, mark)
+            refuse_unlike(self.plan, store, place, mark)
+            return "complete" if complete else "resume"
+        if self.there:
+            hint = "choose a new path"
+            raise PlanError(f"{self.place}: is not empty and was not made by dsctl", hint=hint)
+        return "new"
+
+    def _refuse_others(self, made: dict[str, Any]) -> None:
+        """Refuse to start over beside what neither the run whose mark this is made nor this one will.
+
+        Raises:
+            PlanError: with their names.
+        """
+        files = made.get("files")
+        theirs = set(map(str, files)) if isinstance(files, (dict, list)) else set()
+        others = sorted(self.there.keys() - theirs - self._names - {SIGNED})
+        if others:
+            what = f"holds {len(others):,} files that dsctl did not make, such as {others[0]}"
+            raise PlanError(f"{self.place}: {what}", hint="move them, or choose a new path", issues=others)
+
+    def sign_begun(self, store: Store) -> None:
+        """Write whose work it holds.
+
+        Raises:
+            SourceError: the source cannot be read. WorkError: the target cannot be written.
+        """
+        mark = begun_json(self.plan, store, identity(self.plan, store)) | {"files": sorted(self._names)}
+        self.uploads.put(_BEGUN, json.dumps(mark, indent=1).encode())
+
+    def retire(self) -> None:
+        """Remove the mark of an unfinished target.
+
+        Raises:
+            WorkError: it cannot be removed.
+        """
+        self.uploads.remove(_BEGUN)
+
+    def clear(self) -> None:
+        """Remove what an earlier run made, the mark of completeness first.
+
+        Raises:
+            WorkError: something cannot be removed.
+        """
+        for name in sorted(self.there, key=lambda name: name != SIGNED):
+            self.uploads.remove(name)
+        self.there = {}
+
+    def audit(self) -> dict[str, Any]:
+        """The audit of a complete target whose objects still have the sizes that it tells of.
+
+        Raises:
+            ResumeError: one is gone or has another size.
+        """
+        hint = "start over with --force"
+        try:
+            audit = valid_audit(self._json(SIGNED))
+        except (TypeError, ValueError) as error:
+            raise ResumeError(f"{self.place}/{SIGNED}: is not valid: {error}", hint=hint) from None
+        for name, file in audit["files"].items():
+            if self.there.get(name) != file["size"]:
+                raise ResumeError(f"{self.place}/{name}: was finished, but is gone or changed", hint=hint)
+        return audit
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        """A JSON object of the target's; None if it is not there, empty if it is not JSON."""
+        raw = self.uploads.read(name)
+        try:
+            return None if raw is None else dict(strict_json(raw, name))
+        except (ValueError, TypeError, RecursionError, FormatError):
+            return {}

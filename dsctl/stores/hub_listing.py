@@ -1,0 +1,144 @@
+"""What a hub says of a repository: the commit that a name stands for, and every file of that commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import urljoin
+
+import msgspec
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
+
+from dsctl.core.errors import SourceError
+from dsctl.stores.hub_entries import HubFile
+from dsctl.stores.hub_faults import Doubtful
+from dsctl.stores.hub_guard import request_headers
+from dsctl.version import __version__
+
+# The hub sends a thousand files a page.
+MOST_PAGES = 1000
+# SHA-256 in hexadecimal; git's usual SHA-1 is shorter.
+LONGEST_COMMIT = 64
+# Bytes of a file's name that a file system takes (255) without what huggingface_hub appends to it while it works, and
+# of a path below a folder whose own path is long (Linux: 4,096 in all).
+LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
+# What version control, caches and dsctl itself keep their records in.
+RESERVED = frozenset({".git", ".dsctl", ".cache"})
+
+
+class _Lfs(msgspec.Struct):
+    oid: str
+    size: int
+
+
+class _ListedEntry(msgspec.Struct):
+    type: str
+    path: str
+    size: int = 0
+    oid: str | None = None
+    lfs: _Lfs | None = None
+
+
+def commit_of(repository: str, revision: str) -> str:
+    """The commit that a branch, a tag or a commit's own name stands for.
+
+    Raises:
+        Doubtful: the answer names none.
+    """
+    api, timeout = HfApi(library_name="dsctl", library_version=__version__), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    try:
+        commit = api.model_info(repository, revision=revision, timeout=timeout).sha or ""
+    except HFValidationError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Doubtful(f"the hub's answer is not valid: {type(error).__name__}") from None
+    if not (commit.isascii() and commit.isalnum() and len(commit) <= LONGEST_COMMIT):
+        raise Doubtful("the hub names no commit")
+    return commit
+
+
+def tree(repository: str, commit: str) -> tuple[HubFile, ...]:
+    """Every file of a commit, by name.
+
+    Raises:
+        SourceError: a name leads out of the repository.
+        Doubtful: the answer is no listing.
+    """
+    where = f"{repository}@{commit[:12]}"
+    url = f"{constants.ENDPOINT}/api/models/{repository}/tree/{commit}?recursive=true&expand=false"
+    try:
+        answer = [entry for page in _pages(url, where) for entry in page]
+        entries = [entry for entry in msgspec.convert(answer, list[_ListedEntry]) if entry.type == "file"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Doubtful(f"the hub's listing is not valid: {error}".splitlines()[0]) from None
+    for entry in entries:
+        if entry.size < 0 or (entry.lfs and entry.lfs.size < 0):
+            raise SourceError(f"{where}: {entry.path} is listed with an impossible size")
+    refuse_names([entry.path for entry in entries], where)
+    return tuple(sorted(map(_listed, entries)))
+
+
+def _listed(entry: _ListedEntry) -> HubFile:
+    if entry.lfs is None:
+        return HubFile(entry.path, entry.size, None, entry.oid)
+    return HubFile(entry.path, entry.lfs.size, entry.lfs.oid.removeprefix("sha256:"), entry.oid)
+
+
+def _pages(url: str, where: str) -> Iterator[list[Any]]:
+    """The pages of a listing, each of which names the next.
+
+    Raises:
+        SourceError: there is no end to them, or one is to be had from another origin only.
+    """
+    seen: set[str] = set()
+    while url:
+        if url in seen or len(seen) >= MOST_PAGES:
+            raise SourceError(f"{where}: the hub's listing does not end (page {len(seen) + 1:,})")
+        seen.add(url)
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        response = get_session().get(url, headers=request_headers(), timeout=timeout, follow_redirects=True)
+        hf_raise_for_status(response)
+        yield list(response.json())
+        following = response.links.get("next", {}).get("url")
+        url = urljoin(str(response.url), following) if following else ""
+
+
+def refuse_names(names: Iterable[str], where: str) -> None:
+    """Refuse a listing that could not be written as files below a folder, or would write what is not a checkpoint's.
+
+    Raises:
+        SourceError: with the first such name, spelled out.
+    """
+    folders: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for name in names:
+        why = _unusable(name)
+        parts = name.split("/")
+        if not why and (twin := files.get(name.casefold())) is not None:
+            why = "is listed twice" if twin == name else f"and {twin!r} differ in case only"
+        if why:
+            raise SourceError(f"{where}: file name {name!r} {why}", hint=_REFUSED)
+        files[name.casefold()] = name
+        folders |= {"/".join(parts[:depth]).casefold(): name for depth in range(1, len(parts))}
+    both = next((name for folded, name in files.items() if folded in folders), None)
+    if both is not None:
+        raise SourceError(f"{where}: {both!r} is a file and the folder of {folders[both.casefold()]!r}", hint=_REFUSED)
+
+
+def _unusable(name: str) -> str:
+    """What is wrong with a file's name by itself, if anything."""
+    parts = name.split("/")
+    if "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
+        return "leads out of the repository"
+    if not name.isprintable():
+        return "is no printable text"
+    if reserved := [part for part in parts if part.casefold() in RESERVED]:
+        return f"lies in {reserved[0]}, which is not part of a repository"
+    if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
+        return "is too long for a file system"
+    return ""
+
+
+_REFUSED = "nothing was read or written: tell whoever keeps this repository or hub"

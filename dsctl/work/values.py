@@ -1,0 +1,129 @@
+"""The values of a band of rows: read, decoded if they are quantized, and held against other copies. Loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from dsctl.codecs import grids
+from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec
+from dsctl.core.boxes import Box
+from dsctl.core.errors import WorkError
+from dsctl.core.header import TensorSpec
+from dsctl.plan.steps import Step, moved
+from dsctl.stores import Store
+from dsctl.work.buffers import JobFiles, bytes_of
+from dsctl.work.devices import Device
+from dsctl.work.tasks import INFINITE, NAN, Context, add
+
+# No product of two scales up to here and a code overflows float32 or BF16.
+HUGE = 2.0**50
+
+
+class Values:
+    """A checkpoint's values, for what only reads: bands of a step, in buffers that the next band uses again."""
+
+    def __init__(self, store: Store) -> None:
+        self._files = JobFiles(Context(store, ""), store, {})
+
+    def read(self, step: Step, band: Box) -> torch.Tensor:
+        """A band's values: as stored where they are plain, else in the dtype that the step's target has.
+
+        Raises:
+            SourceError: they cannot be read. BadBlock: a scale cannot be one.
+        """
+        return band_values(step, band, self._files)
+
+    def scales(self, step: Step) -> Iterator[tuple[TensorSpec, torch.Tensor]]:
+        """The stored block scales of everything that a step reads, each with what it is stored as."""
+        for region in step.reads:
+            for part in region.parts:
+                if part.name == SCALE:
+                    yield part.spec, self._files.read("scales", part, region.place(part.name, region.box))
+
+
+def band_values(step: Step, band: Box, files: JobFiles, counts: dict[str, int] | None = None) -> torch.Tensor:
+    """A band's values, in the dtype of the target where that is plain, else in the source's own or float32.
+
+    `counts` is told how many decoded ones are not finite.
+    """
+    dtype = step.decoded
+    if dtype is None:
+        part = step.reads[0].parts[0]
+        found = files.read(moved(0, part), part, step.reads[0].place(part.name, band))
+        refuse_unlike_twins(step, 0, band, [found], files)
+        return found
+    values = files.buffer("values", TensorSpec(dtype, band.shape))
+    for place, region in enumerate(step.reads):
+        both = band.intersect(region.box)
+        if both is None:
+            continue
+        stored = {part.name: files.read(moved(0, part), part, region.place(part.name, both)) for part in region.parts}
+        refuse_unlike_twins(step, place, both, stored.values(), files)
+        piece = values if both == band else files.buffer("piece", TensorSpec(dtype, both.shape))
+        _decode(region.codec, stored, piece, files.device)
+        if counts is not None and _may_overflow(stored):
+            add(counts, _not_finite(piece))
+        if piece is not values:
+            cut_out(values, both.relative_to(band.start)).copy_(piece)
+    return values
+
+
+def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
+    """Whether stored tensors hold an E4M3 code that is no number, or a scale so huge that a value may be infinite.
+
+    Two maxima over the codes cost a tenth of decoding them: as int8 the one NaN, 0x7f, is the largest, as uint8 the
+    other, 0xff. A look at every value would cost as much as the decoding.
+    """
+    codes = stored.get(CODES)
+    if codes is not None and codes.dtype == torch.float8_e4m3fn and codes.numel():
+        raw = codes.view(torch.uint8).numpy()
+        if raw.max() == 0xFF or raw.view("int8").max() == 0x7F:
+            return True
+    scales = (stored[part] for part in SCALES if part in stored)
+    return any(scale.is_floating_point() and bool((scale.float() > HUGE).any()) for scale in scales)
+
+
+def _not_finite(values: torch.Tensor) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for run in torch.split(values.reshape(-1), grids.CHUNK):
+        add(found, {NAN: int(run.isnan().sum()), INFINITE: int(run.isinf().sum())})
+    return {name: count for name, count in found.items() if count}
+
+
+def _decode(codec: Codec, stored: dict[str, torch.Tensor], out: torch.Tensor, there: Device | None) -> None:
+    if there is None:
+        codec.decode(stored, out)
+    else:
+        there.decode(codec, stored, out)
+
+
+@contextmanager
+def placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
+    """Tell a bad block of a region by its place in the parameter."""
+    try:
+        yield
+    except BadBlock as error:
+        row = error.row + (box.start[0] // codec.block[0] if box.start else 0)
+        hint = f"`dsctl verify SRC --deep` lists every such value; to go on without it: --skip '{step.name}'"
+        raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
+
+
+def refuse_unlike_twins(step: Step, place: int, box: Box, tensors: Iterable[torch.Tensor], files: JobFiles) -> None:
+    """Refuse copies of a source region that are not the same bytes."""
+    for twin in step.twins:
+        if twin.of != place:
+            continue
+        for part, same, known in zip(twin.region.parts, step.reads[place].parts, tensors, strict=True):
+            other = files.read("twin", part, twin.region.place(part.name, box))
+            if bytes_of(other) != bytes_of(known):
+                raise WorkError(f"{step.name}: {same.file} and {part.file} hold different bytes of it")
+
+
+def cut_out(values: torch.Tensor, box: Box) -> torch.Tensor:
+    """The part of a tensor that a box covers, as a view."""
+    if box.shape == tuple(values.shape):
+        return values
+    return values[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))]
