@@ -238,7 +238,7 @@ def bench(choice: str, rest: list[str]) -> None:
 def docs(choice: str, rest: list[str]) -> None:
     """Write docs/reference.md anew, run every command that README and docs show, and build the site into `site`."""
     install("dev", choice)
-    run(PYTHON, "-m", "tests.reference")
+    run(PYTHON, "-m", "tests.tools.reference")
     run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
     run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet")
 

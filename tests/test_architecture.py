@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import dsctl
-from tests.command import dsctl as run_dsctl
+from tests.support.command import dsctl as run_dsctl
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dsctl"

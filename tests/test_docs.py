@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from dsctl.core import errors
-from tests import pictures, reference
-from tests.command import call
-from tests.reference import commands
+from tests.support.command import call
+from tests.tools import pictures, reference
+from tests.tools.reference import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -136,7 +136,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
 
 
 def test_the_reference_is_what_help_shows() -> None:
-    assert reference.PAGE.read_text() == reference.page(), "run: python -m tests.reference"
+    assert reference.PAGE.read_text() == reference.page(), "run: python -m tests.tools.reference"
 
 
 def test_every_exit_code_is_listed() -> None:
@@ -166,4 +166,4 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_picture_is_what_is_printed() -> None:
-    assert pictures.FILE.read_text() == pictures.picture(), "run: python -m tests.pictures"
+    assert pictures.FILE.read_text() == pictures.picture(), "run: python -m tests.tools.pictures"

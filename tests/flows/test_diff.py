@@ -17,10 +17,10 @@ from dsctl.look.description import describe, folded, identify
 from dsctl.look.diff import Diff, ranges, same
 from dsctl.look.meanings import FIELDS, MEANINGS, meanings
 from dsctl.releases import releases
-from tests import goldens
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails
-from tests.goldens import GOLDENS
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
+from tests.tools import goldens
+from tests.tools.goldens import GOLDENS
 
 INDEXER = "model.layers.{layer}.self_attn.indexer."
 

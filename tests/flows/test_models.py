@@ -15,7 +15,7 @@ from dsctl.look.description import active, describe, of_release
 from dsctl.look.inspection import inspect
 from dsctl.models import MODELS, recognise
 from dsctl.releases import Release, find, nearest, releases
-from tests.command import dsctl
+from tests.support.command import dsctl
 
 ISSUED = {
     "v2", "v2-lite", "v3-base", "v3", "v3-0324", "r1-zero", "r1", "r1-0528", "v3.1-base", "v3.1", "v3.1-terminus",

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsctl import open as dsctl_open
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails, run
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails, run
 
 # The smallest that TP 8 cuts between blocks.
 EVEN = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}

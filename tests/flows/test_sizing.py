@@ -20,8 +20,8 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import ready
 from dsctl.plan.request import Request
 from dsctl.stores.local import LocalFolder
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
 
 V32 = describe("v3.2")
 MLP = "model.layers.{layer}.mlp."

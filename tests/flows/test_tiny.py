@@ -23,8 +23,8 @@ from dsctl.releases import find, releases
 from dsctl.stores.local import LocalFolder
 from dsctl.tiny import blueprint, make
 from dsctl.tiny.blueprint import Recipe, split
-from tests.checkpoints import tiny
-from tests.command import dsctl, dsctl_fails, run
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl, dsctl_fails, run
 
 ALIASES = [release.alias[0] for release in releases()]
 
