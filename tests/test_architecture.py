@@ -43,11 +43,11 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
     "pygal": ("show.drawing",),
     "rich": ("cli", "show"),
-    "torch": ("work", "codecs", "look.compare", "run.doctor", "tiny", "cli.convert"),
+    "torch": ("work", "codecs", "look.summing", "run.doctor", "tiny", "cli.convert"),
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
-LOADS_TORCH = {"work.job", "work.devices", "codecs.e4m3"}
+LOADS_TORCH = {"work.job", "work.devices", "codecs.e4m3", "look.summing", "tiny.values"}
 
 
 class Import(NamedTuple):

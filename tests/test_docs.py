@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -119,6 +120,14 @@ def missing(commands: list[Shown]) -> list[Shown]:
             before.insert(0, Shown(0, line.split()))
             needed |= set(line.split())
     return before
+
+
+def test_the_functions_that_the_page_on_python_names_are_there() -> None:
+    text = (ROOT / "docs" / "python.md").read_text()
+    table = text[text.index("| verb | calls |") :]
+    found = re.findall(r"`(dsctl\.[\w.]+)", table)
+    assert len(found) > 5
+    assert all(callable(pkgutil.resolve_name(name)) for name in found)
 
 
 @pytest.mark.parametrize("verb", commands())

@@ -251,8 +251,8 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     """Print what spreading a release would write: told from its description, so that nothing is fetched."""
     from rich.table import Table
 
-    from dsctl.look.description import describe
     from dsctl.look.outline import outline
+    from dsctl.look.source import describe
 
     described = describe(source)
     found = outline(described, request)

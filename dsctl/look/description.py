@@ -1,33 +1,23 @@
-"""What a checkpoint holds, family by family: of a release by its data, of a folder by its headers. No weights.
+"""What a checkpoint holds, family by family, and a release by its data: the value that looking verbs work on.
 
-The common value that looking verbs work on: which parameters there are, how each is stored, and the totals.
+Which parameters there are, how each is stored, and the totals. `look/opened.py` describes files.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsctl import models, releases
 from dsctl.checkpoint.origin import Origin
-from dsctl.checkpoint.pieces import Survey
 from dsctl.codecs import Codec, declared
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
-from dsctl.core.errors import FormatError, SourceError
-from dsctl.core.header import TensorRef, TensorSpec
-from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.errors import FormatError
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import OTHER, Family
 from dsctl.releases import Release
-
-if TYPE_CHECKING:
-    from dsctl.checkpoint.checkpoint import Checkpoint
-
-# What a folded name calls its numbers, in their order.
-MARKS = ("{layer}", "{expert}")
-# Faults that other fields of a description tell.
-_TOLD = ("missing-tensor", "extra-tensor", "missing-rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,35 +143,6 @@ def active(group: Group) -> int:
     return group.values * family.active // family.experts if family.experts else group.values
 
 
-def describe(source: str) -> Description:
-    """A folder or file, a release by any of its names, or a hub repository; what exists on this machine comes first.
-
-    A release is described from its data, offline; `hf://org/name` asks the hub for it.
-
-    Raises:
-        SourceError: none of them, or unreadable. FormatError: a file's structure is broken.
-    """
-    release = releases.meant(source)
-    if release is not None:
-        return of_release(release)
-    if not os.path.exists(source):
-        _refuse_unknown(source)
-    from dsctl.checkpoint.checkpoint import open_checkpoint
-    from dsctl.stores import store_at
-
-    return of_checkpoint(open_checkpoint(store_at(source)), source)
-
-
-def _refuse_unknown(source: str) -> None:
-    from dsctl.stores.hub import is_repository
-    from dsctl.stores.objects import is_url
-
-    if not is_repository(source) and not is_url(source):
-        near = ", ".join(releases.nearest(source)[:4])
-        hint = f"releases with a similar name: {near}; `dsctl models` lists all"
-        raise SourceError(f"{source}: no such folder, and no release of that name", hint=hint)
-
-
 def of_release(release: Release) -> Description:
     """What a release holds, from its config and how it is known to be stored."""
     model = models.recognise(release.config)
@@ -207,64 +168,6 @@ def _quantized(release: Release) -> Codec | None:
     if not found or not isinstance(found[0], Fp8Block):
         return next(iter(found), None)
     return replace(found[0], scale_fmt=release.storage.scale_fmt or found[0].scale_fmt)
-
-
-def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
-    """What an open checkpoint holds; `name` is what a person calls it."""
-    regular = checkpoint.regular
-    survey = checkpoint.survey if regular is None else Survey()
-    alike = [whole(family, codec) for family, codec in (regular or {}).items()]
-    return Description(
-        name=name,
-        place=checkpoint.store.place,
-        release=None,
-        config=checkpoint.config or {},
-        model=checkpoint.model.name if checkpoint.model else None,
-        groups=tuple(alike) or (*_groups(checkpoint), *_others(survey.extra)),
-        files=len(checkpoint.headers),
-        part=checkpoint.layout.shares.said if checkpoint.layout.shares else "",
-        missing=tuple(param.name for param in survey.missing),
-        faults=tuple(str(f) for f in checkpoint.known_faults if f.code not in _TOLD),
-    )
-
-
-def _groups(checkpoint: Checkpoint) -> Iterator[Group]:
-    held = checkpoint.survey.pieces
-    for family in checkpoint.families:
-        found: dict[Codec, list[Param]] = {}
-        for param in family.params():
-            if stored := held.get(param.name):
-                found.setdefault(stored[0].codec, []).append(param)
-        for codec, params in found.items():
-            pieces = [piece for param in params for piece in held[param.name]]
-            layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
-            tensors, nbytes = sum(len(piece.refs) for piece in pieces), sum(piece.nbytes for piece in pieces)
-            some = () if len(params) == family.count else tuple(param.name for param in params)
-            yield Group(family, codec, layers, len(params), tensors, nbytes, some)
-
-
-def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
-    """Tensors that belong to no parameter, those alike but for their numbers together."""
-    found: dict[tuple[str, TensorSpec], list[TensorRef]] = {}
-    for ref in extra:
-        found.setdefault((folded(ref.name)[0], ref.spec), []).append(ref)
-    for (template, spec), refs in sorted(found.items()):
-        numbers = (folded(ref.name)[1] for ref in refs)
-        layers = tuple(sorted({first for first, *_ in filter(None, numbers)}))
-        family = Family(template, spec.shape, OTHER, dtype=spec.dtype, layers=layers)
-        nbytes, names = sum(ref.nbytes for ref in refs), tuple(ref.name for ref in refs)
-        yield Group(family, Plain(spec.dtype), layers, len(refs), len(refs), nbytes, names)
-
-
-def folded(name: str) -> tuple[str, tuple[int, ...]]:
-    """A name of unknown making for display: its numbers as marks, and the numbers."""
-    parts = name.split(".")
-    numbers: list[int] = []
-    for place, part in enumerate(parts):
-        if part.isdecimal() and part.isascii() and len(part) < 10:
-            parts[place] = MARKS[min(len(numbers), 1)]
-            numbers.append(int(part))
-    return ".".join(parts), tuple(numbers)
 
 
 def identify(config: Mapping[str, Any]) -> tuple[Release, ...]:

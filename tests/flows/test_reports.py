@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dsctl.checkpoint.scales import ScaleCounts, as_float32
-from dsctl.look.description import describe
 from dsctl.look.diff import Diff
+from dsctl.look.source import describe
 from dsctl.show.drawing.architecture import stages
 from dsctl.show.drawing.diagram import diagrams
 from tests.support.checkpoints import tiny

@@ -422,7 +422,7 @@ def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 4", "--tp 4 --rank 1", "--tp 2 --ep 4 --layout stacked"])
 def test_a_plan_by_name_counts_what_a_checkpoint_of_it_gets(even: Path, tmp_path: Path, words: str) -> None:
-    from dsctl.look.description import of_checkpoint
+    from dsctl.look.opened import of_checkpoint
     from dsctl.look.outline import outline
 
     source, parts = dsctl_open(even), tmp_path / "parts"

@@ -15,7 +15,7 @@ from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS
 from dsctl.look.capacity import Cache, codec_of, cuts, disk, kept_scales, load, nbytes, stage_of
-from dsctl.look.description import describe
+from dsctl.look.source import describe
 from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import ready
 from dsctl.plan.request import Request

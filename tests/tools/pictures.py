@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsctl.look.description import describe
 from dsctl.look.diff import Diff
+from dsctl.look.source import describe
 from dsctl.show.differences import sections
 from dsctl.show.output import Output
 from dsctl.show.sections import show

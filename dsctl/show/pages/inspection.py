@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dsctl.core.visible import visible
-from dsctl.look.description import MARKS, Group
-from dsctl.look.diff import ranges
+from dsctl.look.description import Group
 from dsctl.look.inspection import Fold, Inspection, fold
+from dsctl.look.names import MARKS
+from dsctl.look.wording import ranges
 from dsctl.show.drawing import page
 from dsctl.show.drawing.architecture import last_name
 from dsctl.show.drawing.charts import Chart, areas
