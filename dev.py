@@ -1,4 +1,4 @@
-"""Set up, check and test dsctl on a machine with nothing but Python and pip: `python3 dev.py setup | test | ...`.
+"""Set up, check and test dsctl on a machine with nothing but Python and pip: `python3 dev.py setup | check | ...`.
 
 Everything goes into `.venv` beside this file. Standard library only; an old Python can parse it, and says so.
 """
@@ -158,8 +158,8 @@ def types(choice: str, rest: list[str]) -> None:
     run(tool("mypy"))
 
 
-def tests(choice: str, rest: list[str]) -> None:
-    """Run the tests, on several processors where there are any."""
+def test(choice: str, rest: list[str]) -> None:
+    """Run the tests alone, on several processors where there are any."""
     install("dev", choice)
     workers = min(4, os.cpu_count() or 1)
     spread = ["-n", str(workers)] if workers > 1 else []
@@ -194,12 +194,12 @@ def available() -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
-def test(choice: str, rest: list[str]) -> None:
-    """Check style, imports and types, and run the tests."""
+def check(choice: str, rest: list[str]) -> None:
+    """Check style, imports and types, and run the tests: what a change must pass."""
     failed = []
-    for check, words in ((lint, []), (types, []), (tests, rest)):
+    for task, words in ((lint, []), (types, []), (test, rest)):
         try:
-            check(choice, words)
+            task(choice, words)
         except Failed as error:
             failed.append(error)
     if failed:
@@ -238,12 +238,12 @@ def bench(choice: str, rest: list[str]) -> None:
 def docs(choice: str, rest: list[str]) -> None:
     """Write docs/reference.md anew, run every command that README and docs show, and build the site into `site`."""
     install("dev", choice)
-    run(PYTHON, "-m", "tests.reference")
+    run(PYTHON, "-m", "tests.tools.reference")
     run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
     run(PYTHON, "-m", "mkdocs", "build", "--strict", "--quiet")
 
 
-TASKS = {task.__name__: task for task in (setup, lint, types, tests, test, browser, ray, soak, bench, docs)}
+TASKS = {task.__name__: task for task in (setup, check, lint, types, test, browser, ray, soak, bench, docs)}
 
 
 def main() -> int:

@@ -34,8 +34,8 @@ from dsctl.run.journal import Journal
 from dsctl.run.resuming import RunState, replay
 from dsctl.stores import INDEX
 from dsctl.stores.local import LocalFolder
-from dsctl.tiny import blueprint, make
-from dsctl.tiny.blueprint import SIZES, Recipe
+from dsctl.tiny import make
+from dsctl.tiny.blueprint import SIZES, TinyRecipe, blueprint
 from dsctl.work.job import perform
 from dsctl.work.tasks import Context, Progress, Receipt, Seal
 
@@ -45,7 +45,7 @@ RECORDS = 100_000
 def hollow(folder: Path, name: str) -> None:
     """A release's checkpoint at full size, all holes."""
     config = releases.find(name).config
-    plan = blueprint(name, Recipe(**{size: config[field] for size, (_, field) in SIZES.items()}))
+    plan = blueprint(name, TinyRecipe(**{size: config[field] for size, (_, field) in SIZES.items()}))
     specs: list[dict[str, TensorSpec]] = [{} for _ in plan.files]
     for place in plan.places:
         specs[place.file][place.tensor] = place.spec
@@ -132,7 +132,7 @@ def share_under_lock(folder: Path, size: str) -> float:
 
     torch.set_num_threads(1)
     wide = {"hidden": 7168, "moe_intermediate": 2048, "heads": 16, "vocab": 8192, "layers": 2}
-    make("v3.2", folder / "source", Recipe(size=parse_size(size, "--size"), **wide))
+    make("v3.2", folder / "source", TinyRecipe(size=parse_size(size, "--size"), **wide))
     store = LocalFolder.at(folder / "source")
     plan = make_plan(open_checkpoint(store), Request("bf16"))
     (folder / "target").mkdir()

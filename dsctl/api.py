@@ -25,7 +25,7 @@ from dsctl.plan.request import KEEP, RECIPE, Request
 
 if TYPE_CHECKING:
     from dsctl.checkpoint.checkpoint import Checkpoint
-    from dsctl.look.compare import Comparison
+    from dsctl.look.comparison import Comparison
     from dsctl.look.diff import Diff
     from dsctl.look.inspection import Inspection
     from dsctl.plan.plan import Plan
@@ -73,8 +73,8 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.look.description import describe
         from dsctl.look.diff import Diff
+        from dsctl.look.source import describe
 
         return Diff(describe(self.place), describe(_place(other)))
 
@@ -97,11 +97,12 @@ class Source:
         Raises:
             SourceError: there is no checkpoint, or a file cannot be read.
         """
-        from dsctl import verify
         from dsctl.checkpoint.opening import weights_at
+        from dsctl.verify import verify
+        from dsctl.verify.against import other
 
-        their = None if against is None else verify.other(_place(against))
-        return verify.verify(weights_at(self.place), their, deep)
+        their = None if against is None else other(_place(against))
+        return verify(weights_at(self.place), their, deep)
 
     def to(
         self,

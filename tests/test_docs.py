@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -17,9 +18,9 @@ import pytest
 import yaml
 
 from dsctl.core import errors
-from tests import pictures, reference
-from tests.command import call
-from tests.reference import commands
+from tests.support.command import call
+from tests.tools import pictures, reference
+from tests.tools.reference import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -121,6 +122,14 @@ def missing(commands: list[Shown]) -> list[Shown]:
     return before
 
 
+def test_the_functions_that_the_page_on_python_names_are_there() -> None:
+    text = (ROOT / "docs" / "python.md").read_text()
+    table = text[text.index("| verb | calls |") :]
+    found = re.findall(r"`(dsctl\.[\w.]+)", table)
+    assert len(found) > 5
+    assert all(callable(pkgutil.resolve_name(name)) for name in found)
+
+
 @pytest.mark.parametrize("verb", commands())
 def test_the_readme_shows_every_verb(verb: str) -> None:
     assert re.search(rf"^dsctl {verb}\b", (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -136,7 +145,7 @@ def test_every_verb_explains_itself(verb: str) -> None:
 
 
 def test_the_reference_is_what_help_shows() -> None:
-    assert reference.PAGE.read_text() == reference.page(), "run: python -m tests.reference"
+    assert reference.PAGE.read_text() == reference.page(), "run: python -m tests.tools.reference"
 
 
 def test_every_exit_code_is_listed() -> None:
@@ -166,4 +175,4 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_the_picture_is_what_is_printed() -> None:
-    assert pictures.FILE.read_text() == pictures.picture(), "run: python -m tests.pictures"
+    assert pictures.FILE.read_text() == pictures.picture(), "run: python -m tests.tools.pictures"

@@ -28,8 +28,6 @@ LINEAR = "Linear"
 _LONGEST_PATTERN = 4096
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _INT8 = "blockwise_int8"
-# Fields that name the modules which are left alone.
-SKIPPED = ("ignore", "ignored_layers", "modules_to_not_convert")
 # vLLM and SGLang read the first key, their older versions it alone; transformers reads the second.
 _SPARED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
 # SGLang's name for what vLLM, and a family's `fused`, calls by the shorter one (models/deepseek_v2.py of both).

@@ -13,12 +13,13 @@ from typing import Any
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
-from dsctl.checkpoint.quantization import LINEAR, SKIPPED, is_named, linear, module_of, modules, patterns, texts
+from dsctl.checkpoint.quantization import LINEAR, is_named, linear, module_of, modules, patterns, texts
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs import dress
 from dsctl.codecs.codec import Codec
 from dsctl.core.boxes import Box
+from dsctl.core.config_fields import SPARED_FIELDS
 from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.params import Param
 from dsctl.layouts.ranks import main_layers
@@ -149,7 +150,7 @@ def _skipping(
     known = {name for param in checkpoint.params for name in _modules(param)}
     renamed = {old: new for param, source in cut for old, new in zip(_modules(source), _modules(param), strict=True)}
     said = dict(checkpoint.quantization)
-    for field in SKIPPED:
+    for field in SPARED_FIELDS:
         if isinstance(said.get(field), list):
             if not all(isinstance(name, str) for name in said[field]):
                 what = f"config.json: quantization_config.{field} holds something that is not a module's name"

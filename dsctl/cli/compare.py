@@ -13,7 +13,7 @@ from dsctl.show.output import Output, count, plural
 
 if TYPE_CHECKING:
     from dsctl.checkpoint.scales import ScaleCounts
-    from dsctl.look.compare import Comparison, Sums
+    from dsctl.look.comparison import Comparison, Sums
 
 # Relative errors below 2 to this power share a line.
 FINEST = -16
@@ -120,7 +120,7 @@ def _numbers(sums: Sums) -> dict[str, Any]:
 
 
 def _histogram(sums: Sums) -> list[dict[str, Any]]:
-    from dsctl.look.compare import histogram
+    from dsctl.look.comparison import histogram
 
     return [{"from": 2.0**power, "to": 2.0 ** (power + 1), "values": number} for power, number in histogram(sums)]
 
@@ -181,7 +181,7 @@ def _show_worst(found: Comparison, worst: int, output: Output) -> None:
 
 
 def _show_histogram(sums: Sums, output: Output) -> None:
-    from dsctl.look.compare import histogram
+    from dsctl.look.comparison import histogram
 
     lines = {"identical": sums.identical - _odd(sums), f"< 2^{FINEST}": 0}
     for power, number in histogram(sums):

@@ -12,7 +12,8 @@ from dsctl.show.output import Output
 
 if TYPE_CHECKING:
     from dsctl.look.description import Description
-    from dsctl.look.diff import Diff, Template, TemplateChange
+    from dsctl.look.diff import Diff
+    from dsctl.look.templates import Template, TemplateChange
 
 Before = Annotated[str, typer.Argument(metavar="A", help="A checkpoint folder or a release, such as v3.")]
 After = Annotated[str, typer.Argument(metavar="B", help="The other one.")]
@@ -51,8 +52,8 @@ def diff(
 
         dsctl diff v3 v3.2 --html v3-to-v3.2.html
     """
-    from dsctl.look.description import describe
     from dsctl.look.diff import PARTS, Diff
+    from dsctl.look.source import describe
     from dsctl.show.sections import show
 
     if only is not None and only not in PARTS:

@@ -149,7 +149,7 @@ def _folded_json(fold: Fold) -> dict[str, Any]:
 
 
 def _forms(codecs: Iterable[Iterable[Codec]]) -> list[str]:
-    from dsctl.look.diff import form
+    from dsctl.look.wording import form
 
     return list(dict.fromkeys(form(codec) for some in codecs for codec in some))
 
@@ -266,7 +266,7 @@ def _tree(seen: Inspection) -> Tree:
     """Stages, roles in them, projections in those: each with its bytes and its share of all."""
     from rich.tree import Tree
 
-    from dsctl.look.diff import form, ranges
+    from dsctl.look.wording import form, ranges
     from dsctl.show.drawing.architecture import staged
 
     one = seen.description
@@ -325,7 +325,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _ranged(fold: Fold) -> str:
     """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
     from dsctl.checkpoint.groups import NUMBERS
-    from dsctl.look.diff import ranges
+    from dsctl.look.wording import ranges
 
     said = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
     return visible(".".join(next(said, part) if part in NUMBERS else part for part in fold.template.split(".")))

@@ -84,7 +84,7 @@ def _table(known: list[Description]) -> Section:
 
 
 def _cells(one: Description) -> tuple[str, ...]:
-    from dsctl.look.diff import form
+    from dsctl.look.wording import form
 
     facts, release = as_json(one), one.release
     forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)

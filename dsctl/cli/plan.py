@@ -85,7 +85,7 @@ def plan(
     from dsctl.look.accelerators import ACCELERATORS, accelerator
     from dsctl.look.capacity import USUAL_TP, Cache, check, formats
     from dsctl.look.costs import CACHE_FORMATS
-    from dsctl.look.description import describe
+    from dsctl.look.source import describe
     from dsctl.plan import recipes
     from dsctl.show.sections import show
 
@@ -244,7 +244,7 @@ def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
 
 def _format(name: str, description: Description) -> str:
     from dsctl.look.capacity import STORED
-    from dsctl.look.diff import form
+    from dsctl.look.wording import form
 
     if name != STORED:
         return name

@@ -251,7 +251,7 @@ def show_outline(request: Request, source: str, target: str, output: Output) -> 
     """Print what spreading a release would write: told from its description, so that nothing is fetched."""
     from rich.table import Table
 
-    from dsctl.look.description import describe
+    from dsctl.look.source import describe
     from dsctl.plan.overview import overview
 
     described = describe(source)

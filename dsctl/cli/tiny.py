@@ -76,9 +76,9 @@ def tiny(
     from dsctl.checkpoint.origin import Origin
     from dsctl.releases import find
     from dsctl.tiny import make
-    from dsctl.tiny.blueprint import Recipe
+    from dsctl.tiny.blueprint import TinyRecipe
 
-    recipe = Recipe(
+    recipe = TinyRecipe(
         layers=layers,
         experts=experts,
         hidden=hidden,

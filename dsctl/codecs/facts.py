@@ -16,7 +16,7 @@ class Format(NamedTuple):
 
     `snr` is the signal-to-noise ratio in decibels of normally distributed float32 values after encoding and decoding,
     `searched` the same with `--search`; None where nothing is lost, or there is nothing to search. Measured by
-    `python -m tests.snr`. `warning` is what a loader gets wrong without a word.
+    `python -m tests.tools.snr`. `warning` is what a loader gets wrong without a word.
     """
 
     loaders: str

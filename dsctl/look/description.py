@@ -1,30 +1,21 @@
-"""What a checkpoint holds, family by family: of a release by its data, of a folder by its headers. No weights.
+"""What a checkpoint holds, family by family, and a release by its data: the value that looking verbs work on.
 
-The common value that looking verbs work on: which parameters there are, how each is stored, and the totals.
+Which parameters there are, how each is stored, and the totals. `look/opened.py` describes files.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsctl import models, releases
-from dsctl.checkpoint.faults import known_faults
-from dsctl.checkpoint.groups import Group, groups_of, groups_of_release
+from dsctl.checkpoint.groups import Group, groups_of_release
 from dsctl.checkpoint.origin import Origin
-from dsctl.checkpoint.pieces import Survey
-from dsctl.core.errors import FormatError, SourceError
+from dsctl.core.errors import FormatError
 from dsctl.core.params import OTHER
 from dsctl.plan.overview import Known
 from dsctl.releases import Release
-
-if TYPE_CHECKING:
-    from dsctl.checkpoint.checkpoint import Checkpoint
-
-# Faults that other fields of a description tell.
-_TOLD = ("missing-tensor", "extra-tensor", "missing-rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,35 +117,6 @@ def active(group: Group) -> int:
     return group.values * family.active // family.experts if family.experts else group.values
 
 
-def describe(source: str) -> Description:
-    """A folder or file, a release by any of its names, or a hub repository; what exists on this machine comes first.
-
-    A release is described from its data, offline; `hf://org/name` asks the hub for it.
-
-    Raises:
-        SourceError: none of them, or unreadable. FormatError: a file's structure is broken.
-    """
-    release = releases.meant(source)
-    if release is not None:
-        return of_release(release)
-    if not os.path.exists(source):
-        _refuse_unknown(source)
-    from dsctl.checkpoint.opening import open_checkpoint
-    from dsctl.stores import store_at
-
-    return of_checkpoint(open_checkpoint(store_at(source)), source)
-
-
-def _refuse_unknown(source: str) -> None:
-    from dsctl.stores.hub import is_repository
-    from dsctl.stores.objects import is_url
-
-    if not is_repository(source) and not is_url(source):
-        near = ", ".join(releases.nearest(source)[:4])
-        hint = f"releases with a similar name: {near}; `dsctl models` lists all"
-        raise SourceError(f"{source}: no such folder, and no release of that name", hint=hint)
-
-
 def of_release(release: Release) -> Description:
     """What a release holds, from its config and how it is known to be stored."""
     model = models.recognise(release.config)
@@ -166,23 +128,6 @@ def of_release(release: Release) -> Description:
         model.name,
         groups_of_release(release),
         release.storage.files,
-    )
-
-
-def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
-    """What an open checkpoint holds; `name` is what a person calls it."""
-    survey = checkpoint.survey if checkpoint.regular is None else Survey()
-    return Description(
-        name=name,
-        place=checkpoint.store.place,
-        release=None,
-        config=checkpoint.config or {},
-        model=checkpoint.model.name if checkpoint.model else None,
-        groups=groups_of(checkpoint),
-        files=len(checkpoint.headers),
-        part=checkpoint.layout.shares.said if checkpoint.layout.shares else "",
-        missing=tuple(param.name for param in survey.missing),
-        faults=tuple(str(f) for f in known_faults(checkpoint) if f.code not in _TOLD),
     )
 
 

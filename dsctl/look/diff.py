@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, NamedTuple
 
-from dsctl.checkpoint.groups import Group
-from dsctl.codecs.codec import SCALE, Codec
+from dsctl.core.config_fields import CLERICAL_FIELDS
 from dsctl.core.header import TensorSpec
-from dsctl.layouts.naming import tensors
+from dsctl.look.config_changes import FieldChange, config_changes
 from dsctl.look.costs import Attention, attention
 from dsctl.look.description import Description
 from dsctl.look.notebook import html, table
-from dsctl.stores.local import LocalFolder
+from dsctl.look.other_files import SIDE_FILES, FileChange, other_files
+from dsctl.look.templates import Template, TemplateChange, aspects, stored_tensors, templates
+from dsctl.look.totals import TotalChange, totals
 
-ABSENT = object()
 # The parts of a report that can be asked for alone.
 PARTS = ("config", "tensors", "totals", "files")
-CONTEXTS = (4_096, 32_768, 131_072)
-# What a template's difference can be in, in the order in which it is shown. The first four are architecture.
-ASPECTS = ("shape", "layers", "experts", "split", "stored", "count")
-STRUCTURE = frozenset({"shape", "layers", "experts", "split"})
-# config.json fields that say how weights are stored or who wrote the file, not what is computed.
-STORAGE_FIELDS = frozenset({"quantization_config", "torch_dtype", "dtype"})
-CLERICAL_FIELDS = frozenset({"transformers_version", "auto_map", "_name_or_path"})
-
-# Files beside weights and config that decide how a model is used. A chat template may lie in tokenizer_config.json.
-SIDE_FILES = {
-    "tokenizer": ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
-    "chat template": ("chat_template*",),
-    "generation config": ("generation_config.json",),
-    "code": ("*.py",),
-}
-READ_BYTES = 8 << 20
 
 VERDICTS = {
     "architecture": "Another architecture.",
@@ -54,118 +36,6 @@ VERDICTS_DERIVED = {
 }
 
 
-class FieldChange(NamedTuple):
-    """A field of config.json, nested ones by their path; `ABSENT` on the side that lacks it."""
-
-    field: str
-    before: Any
-    after: Any
-
-    @property
-    def kind(self) -> str:
-        if self.before is ABSENT:
-            return "added"
-        return "removed" if self.after is ABSENT else "changed"
-
-    @property
-    def top(self) -> str:
-        """The field of the outermost object that it lies in."""
-        return self.field.partition(".")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """Everything on one side that goes by one template: an MTP layer's parameters together with the main model's."""
-
-    name: str
-    groups: tuple[Group, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.groups[0].family.shape
-
-    @property
-    def role(self) -> str:
-        return self.groups[0].family.role
-
-    @property
-    def split(self) -> int | None:
-        return self.groups[0].family.split
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for group in self.groups for layer in group.layers}))
-
-    @property
-    def experts(self) -> int:
-        return self.groups[0].family.experts
-
-    @property
-    def stored(self) -> str:
-        return " or ".join(dict.fromkeys(form(group.codec) for group in self.groups))
-
-    @property
-    def count(self) -> int:
-        return sum(group.count for group in self.groups)
-
-    @property
-    def values(self) -> int:
-        return sum(group.values for group in self.groups)
-
-    @property
-    def tensors(self) -> int:
-        return sum(group.tensors for group in self.groups)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(group.nbytes for group in self.groups)
-
-
-class TemplateChange(NamedTuple):
-    """A template on both sides, and in which of `ASPECTS` they differ."""
-
-    before: Template
-    after: Template
-    aspects: tuple[str, ...]
-
-    @property
-    def structural(self) -> bool:
-        return not STRUCTURE.isdisjoint(self.aspects)
-
-
-class FileChange(NamedTuple):
-    """Files of one kind of `SIDE_FILES`, compared byte for byte: names that differ, and names on one side alone."""
-
-    kind: str
-    same: tuple[str, ...]
-    changed: tuple[str, ...]
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-
-    @property
-    def differs(self) -> bool:
-        return bool(self.changed or self.added or self.removed)
-
-
-class Total(NamedTuple):
-    """One number on both sides; `unit` is count, bytes or flop. None where it is not known.
-
-    `context` is the number of tokens before the one that is counted for.
-    """
-
-    key: str
-    unit: str
-    before: int | None
-    after: int | None
-    context: int | None = None
-
-    @property
-    def differs(self) -> bool:
-        """Whether both are known and differ. How many files hold the weights is not a difference."""
-        known = self.before is not None and self.after is not None
-        return known and self.before != self.after and self.key != "files"
-
-
 @dataclass
 class Diff:
     """Two descriptions, and what differs between them."""
@@ -179,12 +49,7 @@ class Diff:
 
         Those that set nothing are left out where one side's were not read, but derived.
         """
-        before, after = flattened(self.a.config), flattened(self.b.config)
-        changes = [
-            FieldChange(name, before.get(name, ABSENT), after.get(name, ABSENT))
-            for name in (before | after)
-            if not same(before.get(name, ABSENT), after.get(name, ABSENT))
-        ]
+        changes = config_changes(self.a.config, self.b.config)
         if self.a.derived or self.b.derived:
             changes = [change for change in changes if change.top not in CLERICAL_FIELDS]
         return tuple(sorted(changes, key=lambda change: ("added", "removed", "changed").index(change.kind)))
@@ -207,7 +72,7 @@ class Diff:
     def changed(self) -> tuple[TemplateChange, ...]:
         before, after = self.templates
         both = [(before[name], after[name]) for name in before if name in after]
-        return tuple(TemplateChange(x, y, found) for x, y in both if (found := tuple(_aspects(x, y))))
+        return tuple(TemplateChange(x, y, found) for x, y in both if (found := tuple(aspects(x, y))))
 
     @property
     def tensors(self) -> Iterator[tuple[str, TensorSpec | None, TensorSpec | None]]:
@@ -222,8 +87,8 @@ class Diff:
         return attention(self.a), attention(self.b)
 
     @cached_property
-    def totals(self) -> tuple[Total, ...]:
-        return tuple(_totals(self))
+    def totals(self) -> tuple[TotalChange, ...]:
+        return tuple(totals(self.a, self.b, self.attention))
 
     @property
     def itself(self) -> bool:
@@ -246,7 +111,7 @@ class Diff:
         """
         if not all(side.kind == "folder" and os.path.isdir(side.place) for side in (self.a, self.b)):
             return None
-        return tuple(_side_files(self.a.place, self.b.place))
+        return tuple(other_files(self.a.place, self.b.place))
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -319,121 +184,22 @@ class Diff:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        columns = ("template", "shape", "stored as", "parameters", "values", "bytes")
-        changed = [
-            (one.after.name, ", ".join(one.aspects), one.before.stored, one.after.stored) for one in self.changed
-        ]
-        totals = [(one.key, one.context, one.before, one.after) for one in self.totals]
-        parts = (
-            table("Added", columns, _rows(self.added)),
-            table("Removed", columns, _rows(self.removed)),
-            table("Changed", ("template", "in", "stored before", "after"), changed),
-            table("Totals", ("what", "context", self.a.name, self.b.name), totals),
-        )
-        said = "".join(f"<p>{html(text)}</p>" for text in (self.origin, self.headline))
-        return f"<h3>{html(self.a.name)} → {html(self.b.name)}</h3>{said}{''.join(parts)}"
+        return _shown(self)
 
 
-def _side_files(before: str, after: str) -> Iterator[FileChange]:
-    """The files of every kind in `SIDE_FILES`, in two folders; none is read whole."""
-    stores = LocalFolder.at(before), LocalFolder.at(after)
-    held = [store.files() for store in stores]
-    for kind, globs in SIDE_FILES.items():
-        x, y = ({n for n in files if any(fnmatchcase(n, glob) for glob in globs)} for files in held)
-        both = sorted(x & y)
-        same = [name for name in both if held[0][name] == held[1][name] and _equal(stores, name, held[0][name])]
-        changed = tuple(name for name in both if name not in same)
-        yield FileChange(kind, tuple(same), changed, tuple(sorted(y - x)), tuple(sorted(x - y)))
-
-
-def _equal(stores: tuple[LocalFolder, LocalFolder], name: str, size: int) -> bool:
-    spans = ((begin, min(begin + READ_BYTES, size)) for begin in range(0, size, READ_BYTES))
-    return all(stores[0].read(name, *span) == stores[1].read(name, *span) for span in spans)
+def _shown(diff: Diff) -> str:
+    columns = ("template", "shape", "stored as", "parameters", "values", "bytes")
+    changed = [(one.after.name, ", ".join(one.aspects), one.before.stored, one.after.stored) for one in diff.changed]
+    totals = [(one.key, one.context, one.before, one.after) for one in diff.totals]
+    parts = (
+        table("Added", columns, _rows(diff.added)),
+        table("Removed", columns, _rows(diff.removed)),
+        table("Changed", ("template", "in", "stored before", "after"), changed),
+        table("Totals", ("what", "context", diff.a.name, diff.b.name), totals),
+    )
+    said = "".join(f"<p>{html(text)}</p>" for text in (diff.origin, diff.headline))
+    return f"<h3>{html(diff.a.name)} → {html(diff.b.name)}</h3>{said}{''.join(parts)}"
 
 
 def _rows(templates: Iterable[Template]) -> Iterator[tuple[object, ...]]:
     return ((one.name, one.shape, one.stored, one.count, one.values, one.nbytes) for one in templates)
-
-
-def form(codec: Codec) -> str:
-    """A stored form in a few words: BF16; FP8 ue8m0. The usual 128x128 blocks and F32 scales go unsaid."""
-    if not codec.scale_fmt:
-        return codec.name if codec.quantized else codec.name.upper()
-    words = ["FP8"]
-    if codec.block != (128, 128):
-        words.append(f"{codec.block[0]}x{codec.block[1]}")
-    if codec.scale_fmt == "ue8m0":
-        words.append("ue8m0")
-    dtype = codec.specs(codec.block)[SCALE].dtype
-    return " ".join(words) + (f", {dtype} scales" if dtype != "F32" else "")
-
-
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config with nested objects' fields by their path: `rope_scaling.factor`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def same(before: Any, after: Any) -> bool:
-    """Equality as JSON has it: 1 and 1.0 are one number, but true is none."""
-    return isinstance(before, bool) == isinstance(after, bool) and bool(before == after)
-
-
-def templates(groups: Iterable[Group]) -> dict[str, Template]:
-    """Groups by their template, in the model's order."""
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        found.setdefault(group.family.template, []).append(group)
-    return {name: Template(name, tuple(held)) for name, held in found.items()}
-
-
-def _aspects(before: Template, after: Template) -> Iterator[str]:
-    for aspect in ASPECTS[:-1]:
-        if getattr(before, aspect) != getattr(after, aspect):
-            yield aspect
-    if before.layers == after.layers and before.experts == after.experts and before.count != after.count:
-        yield "count"
-
-
-def stored_tensors(groups: Iterable[Group]) -> Iterator[tuple[str, TensorSpec]]:
-    """Every tensor that the groups' parameters are stored as, by name."""
-    for group in groups:
-        specs = group.specs
-        for name in group.names:
-            yield from zip(tensors(group.codec.dialect, name, specs), specs.values(), strict=True)
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Numbers with runs folded, even ones with a step: 0-61; 0-2, 6-78 by 4; 1, 5."""
-    left, said = sorted(numbers), []
-    while left:
-        run = 1
-        while run < len(left) and left[run] - left[0] == run * (left[1] - left[0]):
-            run += 1
-        step = left[1] - left[0] if run > 1 else 1
-        if run < 3 and step > 1:
-            run, step = 1, 1
-        first, last = left[0], left[run - 1]
-        said.append(f"{first}" if run == 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
-        left = left[run:]
-    return ", ".join(said)
-
-
-def _totals(diff: Diff) -> Iterator[Total]:
-    a, b = diff.a, diff.b
-    for key in ("parameters", "values", "main_values", "active_values", "quantized", "tensors"):
-        yield Total(key, "count", getattr(a, key), getattr(b, key))
-    yield Total("nbytes", "bytes", a.nbytes, b.nbytes)
-    yield Total("files", "count", a.files, b.files)
-    x, y = diff.attention
-    yield Total("cache_bytes", "bytes", x and x.cache_bytes(), y and y.cache_bytes())
-    yield Total("index_bytes", "bytes", x and x.index_bytes(), y and y.index_bytes())
-    for context in CONTEXTS:
-        yield Total("work", "flop", x and x.work(context), y and y.work(context), context)
-    for context in CONTEXTS:
-        yield Total("read_bytes", "bytes", x and x.read_bytes(context), y and y.read_bytes(context), context)

@@ -19,17 +19,19 @@ from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import OTHER, in_order
 from dsctl.layouts.naming import tensors
-from dsctl.look.description import Description, active, describe, identify, of_checkpoint
+from dsctl.look.description import Description, active, identify
 from dsctl.look.notebook import html, table
+from dsctl.look.opened import of_checkpoint
+from dsctl.look.source import describe
 from dsctl.stores import store_at
 from dsctl.stores.hub import is_repository
 from dsctl.stores.objects import is_url
 
 
-class Total(NamedTuple):
+class Subtotal(NamedTuple):
     """What one role or dtype sums up to: how many parameters of a role or tensors of a dtype, their values and bytes.
 
-    `active` is how many of a role's values one token is multiplied with: `dsctl.description.active` says the rule.
+    `active` is how many of a role's values one token is multiplied with: `dsctl.look.description.active` says the rule.
     `codecs` are the forms in which a role is stored.
     """
 
@@ -41,7 +43,7 @@ class Total(NamedTuple):
     codecs: tuple[Codec, ...] = ()
 
 
-class File(NamedTuple):
+class WeightFile(NamedTuple):
     """A file, how many tensors it holds and their bytes."""
 
     name: str
@@ -81,7 +83,7 @@ class Inspection:
     regular: bool
 
     @property
-    def roles(self) -> tuple[Total, ...]:
+    def roles(self) -> tuple[Subtotal, ...]:
         """Totals of every role there is, in the order of `in_order`; tensors of unknown purpose last."""
         found: dict[str, list[Group]] = {}
         for group in self.description.groups:
@@ -114,12 +116,12 @@ class Inspection:
         return tuple(sorted(found, key=lambda codec: -found[codec]))
 
     @property
-    def dtypes(self) -> tuple[Total, ...]:
+    def dtypes(self) -> tuple[Subtotal, ...]:
         """Totals by stored dtype, most bytes first."""
-        found: dict[str, Total] = {}
+        found: dict[str, Subtotal] = {}
         for spec, number in self._kinds():
-            so_far = found.get(spec.dtype, Total(spec.dtype, 0, 0, 0))
-            found[spec.dtype] = Total(
+            so_far = found.get(spec.dtype, Subtotal(spec.dtype, 0, 0, 0))
+            found[spec.dtype] = Subtotal(
                 spec.dtype,
                 so_far.number + number,
                 so_far.values + number * spec.values,
@@ -136,9 +138,11 @@ class Inspection:
             yield from header.kinds.items()
 
     @property
-    def files(self) -> tuple[File, ...]:
+    def files(self) -> tuple[WeightFile, ...]:
         """Every weight file, in the order of their names."""
-        return tuple(File(file, len(header.names), header.nbytes) for file, header in sorted(self.headers.items()))
+        return tuple(
+            WeightFile(file, len(header.names), header.nbytes) for file, header in sorted(self.headers.items())
+        )
 
     def tensors(self, glob: str = "*") -> Iterator[Tensor]:
         """Every stored tensor whose name matches, file by file; of a release, family by family."""
@@ -201,9 +205,9 @@ def _alike(description: Description) -> tuple[str, ...]:
     return tuple(release.name for release in identify(description.config))
 
 
-def _total(name: str, groups: list[Group]) -> Total:
+def _total(name: str, groups: list[Group]) -> Subtotal:
     codecs = dict.fromkeys(group.codec for group in sorted(groups, key=lambda group: -group.nbytes))
-    return Total(
+    return Subtotal(
         name,
         sum(group.count for group in groups),
         sum(group.values for group in groups),

@@ -6,10 +6,15 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dsctl.core.config_fields import CLERICAL_FIELDS
 from dsctl.core.params import OTHER
+from dsctl.look.config_changes import ABSENT, FieldChange
 from dsctl.look.description import Description, identify
-from dsctl.look.diff import ABSENT, ASPECTS, CLERICAL_FIELDS, Diff, FieldChange, Template, TemplateChange, Total, ranges
+from dsctl.look.diff import Diff
 from dsctl.look.meanings import FIELDS, meanings
+from dsctl.look.templates import ASPECTS, Template, TemplateChange
+from dsctl.look.totals import TotalChange
+from dsctl.look.wording import ranges
 from dsctl.show.output import count, plural, size
 from dsctl.show.sections import Column, Row, Section
 
@@ -311,7 +316,7 @@ def _totals(diff: Diff) -> Iterator[Section]:
             yield Section(heading, summaries.get(heading, ""), columns, tuple(_total(total) for total in held))
 
 
-def _total(total: Total) -> Row:
+def _total(total: TotalChange) -> Row:
 
     name = TOTALS[total.key][0] + (f" after {total.context:,}" if total.context else "")
     before, after = (_amount(value, total.unit) for value in (total.before, total.after))
@@ -334,7 +339,7 @@ def flop(number: float) -> str:
     return f"{number:,.0f} FLOP"
 
 
-def _difference(total: Total) -> str:
+def _difference(total: TotalChange) -> str:
     before, after = total.before, total.after
     if before is None or after is None:
         return ""

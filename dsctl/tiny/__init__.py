@@ -18,11 +18,8 @@ from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
 from dsctl.core.header import TensorSpec, build
 from dsctl.stores import INDEX
-from dsctl.tiny.blueprint import Blueprint, Recipe, Stored, blueprint
+from dsctl.tiny.blueprint import Blueprint, StoredParam, TinyRecipe, blueprint
 from dsctl.tiny.texts import texts
-from dsctl.tiny.values import bands, encoded
-
-__all__ = ["Blueprint", "Made", "Recipe", "blueprint", "make"]
 
 THREADS = 8
 # The folder within the target that is there as long as the checkpoint is not finished.
@@ -46,7 +43,7 @@ class Made(NamedTuple):
     present: bool
 
 
-def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made:
+def make(release: str, folder: str | Path, recipe: TinyRecipe | None = None) -> Made:
     """Write a small checkpoint of a release (by any of its names) into a new or empty folder.
 
     A folder that holds the same checkpoint, byte for byte, is left as it is. One that a killed run left unfinished is
@@ -58,7 +55,7 @@ def make(release: str, folder: str | Path, recipe: Recipe | None = None) -> Made
         ResumeError: another run is making one in the folder.
         WorkError: it cannot be written; nothing is left behind. The same call does it again.
     """
-    recipe, target = recipe or Recipe(), Path(folder)
+    recipe, target = recipe or TinyRecipe(), Path(folder)
     plan = blueprint(release, recipe)
     present = _present(plan, target, recipe.seed)
     if not present:
@@ -189,9 +186,12 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
 
 
 def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed: int) -> None:
+    # This loads torch, which what is refused before need not wait for.
+    from dsctl.tiny.values import bands, encoded
+
     deviation = float(plan.config.get("initializer_range") or 0.02)
 
-    def write(item: Stored) -> None:
+    def write(item: StoredParam) -> None:
         for band, values in bands(item.param, seed, deviation):
             for part, data in encoded(values, item.codec).items():
                 place = item.places[part]

@@ -40,7 +40,7 @@ SHARDS, SHARD_BYTES = 4, 4_300_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TinyRecipe:
     """What to make. Sizes left open take small defaults, or what brings the checkpoint near `size` bytes.
 
     `aligned` makes every matrix of whole 128x128 blocks, which some loaders need; `bf16` quantizes nothing.
@@ -61,7 +61,7 @@ class Recipe:
     aligned: bool = False
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a stored tensor goes: its file's number, its name there and what it is."""
 
     file: int
@@ -69,12 +69,12 @@ class Place(NamedTuple):
     spec: TensorSpec
 
 
-class Stored(NamedTuple):
+class StoredParam(NamedTuple):
     """A parameter, the codec that stores it, and the place of each stored part."""
 
     param: Param
     codec: Codec
-    places: dict[str, Place]
+    places: dict[str, TensorPlace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,12 @@ class Blueprint:
     release: str
     config: dict[str, Any]
     sizes: dict[str, int]
-    stored: tuple[Stored, ...]
+    stored: tuple[StoredParam, ...]
     files: tuple[str, ...]
     counts_values: bool = False
 
     @property
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[TensorPlace]:
         return (place for item in self.stored for place in item.places.values())
 
     @property
@@ -103,7 +103,7 @@ class Blueprint:
         return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
 
 
-def blueprint(name: str, recipe: Recipe) -> Blueprint:
+def blueprint(name: str, recipe: TinyRecipe) -> Blueprint:
     """The small checkpoint of a release.
 
     Raises:
@@ -142,7 +142,7 @@ def _family_bytes(family: Family, quantized: Mapping[str, Codec]) -> int:
     return family.count * _nbytes(family.shape, stored_codec(family, quantized))
 
 
-def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: Recipe) -> dict[str, Any]:
+def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: TinyRecipe) -> dict[str, Any]:
     """The release's config with small dimensions, every key kept that still holds."""
     small = models.recognise(real).tiny(real, sizes)
     if recipe.aligned:
@@ -156,7 +156,7 @@ def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: Recipe) -
     return small
 
 
-def _refuse(families: tuple[Family, ...], recipe: Recipe) -> None:
+def _refuse(families: tuple[Family, ...], recipe: TinyRecipe) -> None:
     if sum(family.count for family in families) > MAX_PARAMS:
         raise UsageError(f"more than {MAX_PARAMS:,} parameters", hint="fewer --layers or --experts")
     for family in families if recipe.aligned else ():
@@ -165,7 +165,7 @@ def _refuse(families: tuple[Family, ...], recipe: Recipe) -> None:
             raise UsageError(f"--aligned: {family.template} would be {shape}", hint=f"choose multiples of {BLOCK}")
 
 
-def _sizes(real: Mapping[str, Any], recipe: Recipe, quantized: Mapping[str, Codec]) -> dict[str, int]:
+def _sizes(real: Mapping[str, Any], recipe: TinyRecipe, quantized: Mapping[str, Codec]) -> dict[str, int]:
     asked = asdict(recipe)
     given = {name: asked[name] for name in SIZES if asked[name] is not None}
     if recipe.size is None:
@@ -204,7 +204,7 @@ def _order(param: Param) -> tuple[bool, float]:
     return False, -1 if param.role == "embedding" else float("inf")
 
 
-def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[Stored]:
+def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[StoredParam]:
     """Choose files. A scale is filed where the next quantized matrix is: some are in a later file than their weights,
     as in the V3 release."""
     files = split([_nbytes(param.shape, codec) for param, codec in pairs], shards)
@@ -214,10 +214,10 @@ def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[Stored]:
         numbers = (file, *(following for _ in codec.parts[1:]))
         specs = codec.specs(param.shape)
         places = {
-            part: Place(number, DIALECTS[codec.dialect].tensor(param.name, part), specs[part])
+            part: TensorPlace(number, DIALECTS[codec.dialect].tensor(param.name, part), specs[part])
             for part, number in zip(codec.parts, numbers, strict=True)
         }
-        yield Stored(param, codec, places)
+        yield StoredParam(param, codec, places)
 
 
 def split(sizes: list[int], shards: int) -> list[int]:

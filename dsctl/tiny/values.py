@@ -1,20 +1,19 @@
-"""Seeded values for a parameter, in bands, so that no tensor is ever held whole."""
+"""Seeded values for a parameter, in bands, so that no tensor is ever held whole. Loads torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 from zlib import crc32
+
+import numpy as np
+import torch
 
 from dsctl.codecs.codec import Codec
 from dsctl.core.boxes import Box
 from dsctl.core.params import Param
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from dsctl.work.buffers import DTYPES
 
 BLOCK = 128
 BAND_VALUES = 1 << 20
@@ -28,9 +27,6 @@ def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torc
     Vectors lie around 1, biases around 0. Matrices are Gaussian; the blocks of those that are quantized differ in
     size by up to 2^4, so that no block's scale serves another. A duplicate has the values of what it duplicates.
     """
-    import numpy as np
-    import torch
-
     generator = np.random.Generator(np.random.SFC64([seed, crc32((param.family.twin or param.name).encode())]))
     rows, columns = (*param.shape, 1)[:2]
     grid = -(-rows // BLOCK), -(-columns // BLOCK)
@@ -48,18 +44,12 @@ def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torc
 
 @cache
 def _gaussian() -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    import numpy as np
-
     upper = [NormalDist().inv_cdf(0.5 + (level + 0.5) / LEVELS) for level in range(LEVELS // 2)]
     return np.array([*(-value for value in reversed(upper)), *upper], np.float32)
 
 
 def encoded(values: torch.Tensor, codec: Codec) -> dict[str, memoryview]:
     """A band's stored bytes by part."""
-    import torch
-
-    from dsctl.work.buffers import DTYPES
-
     specs = codec.specs(tuple(values.shape))
     stored = {part: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for part, spec in specs.items()}
     codec.encode(values, stored)

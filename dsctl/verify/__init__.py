@@ -6,13 +6,11 @@ from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.core.errors import FormatError
 from dsctl.stores import SIGNED, Store
 from dsctl.verify import config, numbers, signed, structure
-from dsctl.verify.against import Other, against, other
+from dsctl.verify.against import Other, against
 from dsctl.verify.contents import Advance, Contents, read_contents
-from dsctl.verify.findings import CODES, SEVERITIES, Checked, Code, Finding, Report, ordered
+from dsctl.verify.findings import CheckScope, Finding, Report, ordered
 from dsctl.verify.formats import formats
 from dsctl.verify.opening import open_anyhow, reachable
-
-__all__ = ["CODES", "SEVERITIES", "Checked", "Code", "Finding", "Other", "Report", "deep_bytes", "other", "verify"]
 
 
 def verify(
@@ -28,7 +26,7 @@ def verify(
     findings = [*opened.findings, *structure.folder(store)]
     entries = _signed(store, findings, opened.lost)
     if opened.checkpoint is None:
-        return Report(store.place, ordered(findings), Checked(files=len(opened.lost)))
+        return Report(store.place, ordered(findings), CheckScope(files=len(opened.lost)))
     checkpoint = opened.checkpoint
     findings = [*structure.with_tensors(checkpoint, findings), *structure.tensors(checkpoint)]
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
@@ -44,7 +42,7 @@ def verify(
         digests = {name: entry.sha256 for name, entry in (entries or {}).items()}
         contents = read_contents(checkpoint, digests, advance)
     refs = [ref for header in checkpoint.headers.values() for ref in header.tensors.values()]
-    checked = Checked(
+    checked = CheckScope(
         files=len(checkpoint.headers) + len(opened.lost),
         tensors=len(refs),
         parameters=len(checkpoint.survey.pieces) if surveyed else 0,

@@ -9,14 +9,15 @@ from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.origin import Origin
 from dsctl.checkpoint.reading import read_json
+from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family
 from dsctl.releases import Release
 from dsctl.stores import INDEX, SIGNED, Store, store_at
 from dsctl.verify.findings import Finding
 
-# Fields of config.json that say how weights are stored or who wrote the file, not what the model is.
-_STORAGE = ("quantization_config", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
+# Fields of config.json that may differ from a release's. `auto_map` may not: it names the code that loaders run.
+_FREE = STORAGE_FIELDS | CLERICAL_FIELDS - {"auto_map"}
 _OWN = ("config.json", INDEX, SIGNED, ORIGINAL)
 _TEXT_BYTES = 64 << 20
 
@@ -79,7 +80,7 @@ def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
         yield Finding("other-architecture", template, f"is in this architecture, not in {their.name}")
 
 
-class _Outline(NamedTuple):
+class _FamilyOutline(NamedTuple):
     """What a template stands for: a shape, in which layers, for how many experts."""
 
     shape: tuple[int, ...]
@@ -92,17 +93,17 @@ class _Outline(NamedTuple):
         return " ".join([*where, str(list(self.shape)), *each])
 
 
-def _outlines(families: Iterable[Family]) -> dict[str, _Outline]:
-    found: dict[str, _Outline] = {}
+def _outlines(families: Iterable[Family]) -> dict[str, _FamilyOutline]:
+    found: dict[str, _FamilyOutline] = {}
     for family in families:
         before = found[family.template].layers if family.template in found else ()
-        found[family.template] = _Outline(family.shape, tuple(sorted((*before, *family.layers))), family.experts)
+        found[family.template] = _FamilyOutline(family.shape, tuple(sorted((*before, *family.layers))), family.experts)
     return found
 
 
 def _config(config: Mapping[str, Any], their: Other) -> Iterator[Finding]:
     for key in dict.fromkeys((*their.config, *config)):
-        if key in _STORAGE or (key in config and key in their.config and config[key] == their.config[key]):
+        if key in _FREE or (key in config and key in their.config and config[key] == their.config[key]):
             continue
         here = repr(config[key]) if key in config else "absent"
         there = repr(their.config[key]) if key in their.config else "absent"

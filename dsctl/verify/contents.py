@@ -28,7 +28,7 @@ THREADS = 8
 
 Advance = Callable[[int], None]
 # A stored tensor's file and name.
-_Place = tuple[str, str]
+_TensorName = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -67,9 +67,9 @@ def read_contents(
     copied = _copied(checkpoint)
     whole = frozenset(name for group in copied for _, name in group)
     stated = dict(_stated(held))
-    reader = _Reader(checkpoint, frozenset(owners), codecs, whole, stated, digests, advance)
+    reader = _ContentReader(checkpoint, frozenset(owners), codecs, whole, stated, digests, advance)
     contents = Contents()
-    seen: dict[_Place, Seen] = {}
+    seen: dict[_TensorName, Seen] = {}
     for read in reader.files():
         contents.nbytes += checkpoint.files[read.file]
         if read.sha256 is not None:
@@ -100,18 +100,18 @@ def read_contents(
     return contents
 
 
-def _copied(checkpoint: Checkpoint) -> list[list[_Place]]:
+def _copied(checkpoint: Checkpoint) -> list[list[_TensorName]]:
     """The tensors that hold copies of one region of a parameter, by their places; copies that several ranks hold."""
     if checkpoint.layout.shares is None:
         return []
-    found: dict[tuple[object, ...], list[_Place]] = {}
+    found: dict[tuple[object, ...], list[_TensorName]] = {}
     for param, piece in params(checkpoint):
         for part, ref in zip(piece.codec.parts, piece.refs, strict=True) if piece.slot.stack is None else ():
             found.setdefault((param.name, piece.slot.region, part), []).append((ref.file, ref.name))
     return [places for places in found.values() if len(places) > 1]
 
 
-def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_Place, bytes]]:
+def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, bytes]]:
     """The tensors whose bytes follow from a shape, such as the one that states it."""
     for _, piece in held:
         said = piece.codec.stated(piece.slot.container)
@@ -120,7 +120,7 @@ def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_Place, bytes
                 yield (ref.file, ref.name), said[part]
 
 
-class _Reader:
+class _ContentReader:
     """Reads files on threads; all but Python's own bookkeeping runs without its lock."""
 
     def __init__(
@@ -129,7 +129,7 @@ class _Reader:
         weights: frozenset[str],
         codecs: Mapping[str, Fp8Block],
         whole: frozenset[str],
-        stated: Mapping[_Place, bytes],
+        stated: Mapping[_TensorName, bytes],
         digests: Mapping[str, str],
         advance: Advance,
     ) -> None:

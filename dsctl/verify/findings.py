@@ -111,7 +111,7 @@ class Finding(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-class Checked(NamedTuple):
+class CheckScope(NamedTuple):
     """What was looked at: files and tensors by their headers, scales as numbers, digests, bytes of weights."""
 
     files: int = 0
@@ -131,7 +131,7 @@ class Report:
 
     place: str
     findings: tuple[Finding, ...]
-    checked: Checked
+    checked: CheckScope
 
     def count(self, severity: str) -> int:
         return sum(finding.severity == severity for finding in self.findings)

@@ -10,12 +10,12 @@ from dsctl.checkpoint.matching import disagreement
 from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
 from dsctl.codecs import dress
 from dsctl.codecs.codec import SCALE, Codec
+from dsctl.core.config_fields import SPARED_FIELDS
 from dsctl.core.params import Param
 from dsctl.layouts.naming import DIALECTS
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
 
-_SPARED = ("modules_to_not_convert", "ignored_layers", "ignore")
 # What compressed-tensors calls the same stored tensors (vllm-project/compressed-tensors, config/base.py).
 _ALIKE = {"naive-quantized": ("float-quantized", "int-quantized"), "mixed-precision": None}
 
@@ -53,7 +53,7 @@ def _config(what: str) -> Finding:
     return Finding("format-not-declared", "config.json", what)
 
 
-class _Group(NamedTuple):
+class _ConfigGroup(NamedTuple):
     """A part of `quantization_config`: which modules it speaks of, and whether a stored format is what it says."""
 
     name: str
@@ -74,12 +74,12 @@ def _is_format(said: object, stored: object) -> bool:
     return alike is None or said == stored or stored in alike
 
 
-def _groups(said: Mapping[str, Any]) -> list[_Group]:
+def _groups(said: Mapping[str, Any]) -> list[_ConfigGroup]:
     if said.get("quant_method") != dress.METHOD:
-        return [_Group("quantization_config", (LINEAR,), said)]
+        return [_ConfigGroup("quantization_config", (LINEAR,), said)]
     groups = said.get("config_groups") or {}
     return [
-        _Group(name, texts(one.get("targets")), {"format": said.get("format")} | _given(one))
+        _ConfigGroup(name, texts(one.get("targets")), {"format": said.get("format")} | _given(one))
         for name, one in groups.items()
     ]
 
@@ -90,7 +90,7 @@ def _given(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Finding]:
     """Weights that are not stored as the config says of them: one finding where that is so of all."""
-    spared = tuple(text for key in _SPARED for text in texts(said.get(key)))
+    spared = tuple(text for key in SPARED_FIELDS for text in texts(said.get(key)))
     groups, used = _groups(said), set[str]()
     others: list[Finding] = []
     quantized = 0
@@ -127,7 +127,7 @@ def _plain(param: Param, dtype: str, checkpoint: Checkpoint) -> Finding:
     return Finding("not-quantized", param.name, what)
 
 
-def _told(group: _Group) -> str:
+def _told(group: _ConfigGroup) -> str:
     weights = group.said.get("weights")
     if not isinstance(weights, dict):
         return str(group.said.get("quant_method"))

@@ -142,14 +142,14 @@ def _broken(store: Store, file: str, size: int) -> list[Finding]:
     return []
 
 
-class _Index(msgspec.Struct):
+class _ShardIndex(msgspec.Struct):
     weight_map: dict[str, str]
 
 
 def _read_index(store: Store, size: int) -> None:
     value = read_json(store, INDEX, {INDEX: size})
     try:
-        index = msgspec.convert(value, _Index)
+        index = msgspec.convert(value, _ShardIndex)
     except msgspec.ValidationError as error:
         raise FormatError(f"{INDEX}: not a valid index: {error}") from None
     for file in dict.fromkeys(index.weight_map.values()):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 pytestmark = pytest.mark.browser
 LINES = (

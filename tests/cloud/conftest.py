@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tiny
 from tests.cloud.server import Objects
+from tests.support.checkpoints import tiny
 
 
 @pytest.fixture(scope="session")

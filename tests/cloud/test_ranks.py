@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cloud.server import BUCKET, Objects
-from tests.command import dsctl
+from tests.support.command import dsctl
 
 
 def test_ranks_are_spread_to_a_store_and_merged_from_it(

@@ -17,7 +17,7 @@ from dsctl.stores import objects as room
 from dsctl.stores import store_at
 from dsctl.stores.objects import ObjectFolder
 from tests.cloud.server import BUCKET, Objects
-from tests.command import call, dsctl, dsctl_fails, run
+from tests.support.command import call, dsctl, dsctl_fails, run
 
 
 def weights(folder: Path) -> dict[str, str]:

@@ -18,10 +18,10 @@ from dsctl import open as dsctl_open
 from dsctl.core.errors import WorkError
 from dsctl.stores import objects as room
 from dsctl.stores import uploads
-from tests.checkpoints import tiny
 from tests.cloud.server import BUCKET, Objects
-from tests.command import call, dsctl, dsctl_fails
 from tests.flows.test_resume import command
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ import torch
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import KEPT, PEAK, BadBlock, Codec
 from dsctl.work.devices import Device
-from tests.checkpoints import tiny
-from tests.command import dsctl
 from tests.contracts.test_codecs import decoded, empty, encoded, gaussian
 from tests.flows.test_resume import contents
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 # One that no stretch divides, one smaller than a stretch.
 SHAPES = [(576, 512), (64, 128)]

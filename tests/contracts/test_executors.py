@@ -26,7 +26,7 @@ from dsctl.stores.local import LocalFolder
 from dsctl.work import job as work
 from dsctl.work.executors import EXECUTORS, Executor, processes
 from dsctl.work.tasks import Context
-from tests.checkpoints import tiny
+from tests.support.checkpoints import tiny
 
 Make = Callable[[Context], Executor]
 

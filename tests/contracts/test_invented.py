@@ -20,7 +20,7 @@ from dsctl.codecs import SPELLINGS
 from dsctl.core.params import Family, Published
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
-from tests.command import call, dsctl
+from tests.support.command import call, dsctl
 
 Tensors = dict[str, torch.Tensor]
 WIDTH, DEPTH, EXPERTS, WORDS = 256, 4, 4, 320

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from dsctl.core.errors import FormatError, SourceError
 from dsctl.stores import STORES, Store, store_at
-from tests.checkpoints import tiny
 from tests.cloud.server import Objects
 from tests.hub.server import Hub
+from tests.support.checkpoints import tiny
 
 
 @pytest.fixture(scope="module")

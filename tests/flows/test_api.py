@@ -12,8 +12,8 @@ import pytest
 import dsctl
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import Request
-from tests.checkpoints import tiny
-from tests.command import dsctl as command
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl as command
 
 
 @pytest.fixture

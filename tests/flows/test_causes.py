@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dsctl.releases import find
-from tests.checkpoints import tiny
-from tests.command import Done, call
 from tests.flows.planted import EXPERT, INDEX, NORM, Folder, drop
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call
 
 SMALL = {
     "layers": 3, "experts": 8, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 256, "moe_intermediate": 128,

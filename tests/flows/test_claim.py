@@ -15,9 +15,9 @@ import pytest
 from dsctl.core.errors import WorkError
 from dsctl.plan import jobs as planning
 from dsctl.run.journal import Journal
-from tests.checkpoints import tiny
-from tests.command import Done, call, dsctl
 from tests.flows.test_resume import contents
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call, dsctl
 
 SIZES = {
     "layers": 2, "experts": 2, "hidden": 256, "vocab": 64, "intermediate": 256, "moe_intermediate": 128, "heads": 1,

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dsctl.look import compare as numbers
-from dsctl.look.compare import Sums, histogram, summed
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
+from dsctl.look import summing as numbers
+from dsctl.look.comparison import Sums, histogram
+from dsctl.look.summing import summed
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 384, "moe_intermediate": 128,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import tiny
-from tests.command import dsctl, dsctl_fails
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl, dsctl_fails
 
 INDEX = "model.safetensors.index.json"
 

@@ -13,15 +13,18 @@ import pytest
 
 from dsctl.checkpoint.groups import folded
 from dsctl.core.header import build
+from dsctl.look.config_changes import same
 from dsctl.look.costs import attention
-from dsctl.look.description import describe, identify
-from dsctl.look.diff import Diff, ranges, same
+from dsctl.look.description import identify
+from dsctl.look.diff import Diff
 from dsctl.look.meanings import FIELDS, MEANINGS, meanings
+from dsctl.look.source import describe
+from dsctl.look.wording import ranges
 from dsctl.releases import releases
-from tests import goldens
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails
-from tests.goldens import GOLDENS
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
+from tests.tools import goldens
+from tests.tools.goldens import GOLDENS
 
 INDEXER = "model.layers.{layer}.self_attn.indexer."
 
@@ -202,7 +205,7 @@ def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
 
 
 def test_explained_fields_are_fields_of_releases() -> None:
-    from dsctl.look.diff import flattened
+    from dsctl.look.config_changes import flattened
 
     known = {name for release in releases() for name in flattened(release.config)}
     assert set(FIELDS) <= known

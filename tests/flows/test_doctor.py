@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsctl.run.doctor import Disk, Machine, Processor
-from tests.command import dsctl, dsctl_fails
+from tests.support.command import dsctl, dsctl_fails
 
 
 def machine(disk: tuple[float, float], processor: tuple[float, float, float], cores: int) -> Machine:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import Done, call, dsctl, run
-from tests.faults import environment, fault, met
 from tests.flows.test_resume import contents
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call, dsctl, run
+from tests.support.faults import environment, fault, met
 
 SECOND = "model-00002-of-000004.safetensors"
 EIO, FULL = os.strerror(5), os.strerror(28)

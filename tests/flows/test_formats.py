@@ -16,8 +16,8 @@ from dsctl.codecs import CODECS
 from dsctl.core.errors import FormatError, UsageError
 from dsctl.layouts.naming import tensors as tensors_of
 from dsctl.plan.recipes import ready
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
 
 QUANTIZED = sorted(CODECS.keys() - {"bf16", "f16", "f32"})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import Corpus, fuzz
+from tests.support.fuzz import Corpus, fuzz
 
 SEED, CASES = 1, 200
 
@@ -18,7 +18,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def test_the_good_folders_are_good(corpus: Corpus) -> None:
     """What is changed at random was accepted before."""
-    from tests.command import call
+    from tests.support.command import call
 
     for kind, folder in corpus.kinds.items():
         done = call("verify", folder)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import Done, call
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call
 
 INDEX = "model.safetensors.index.json"
 ORIGINAL = "original.dsctl"

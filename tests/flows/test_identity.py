@@ -12,10 +12,10 @@ import pytest
 
 from dsctl.run import identity
 from dsctl.run.identity import EVEN_SLICES, FAR_BYTES, FAR_SHARE, FAR_SLICES, SLICE_BYTES, slices
-from tests.checkpoints import tiny
-from tests.command import Done, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told
 from tests.flows.test_resume import contents
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call
 
 __all__ = ["small_jobs"]
 SECOND = "model-00002-of-000002.safetensors"

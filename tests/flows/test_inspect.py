@@ -21,8 +21,8 @@ from dsctl.look.inspection import fold, inspect
 from dsctl.models import MODELS
 from dsctl.releases import releases
 from dsctl.stores.local import LocalFolder
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 INDEX = "model.safetensors.index.json"
 

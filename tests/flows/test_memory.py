@@ -15,7 +15,7 @@ import pytest
 from dsctl.codecs import CODECS
 from dsctl.core.header import TensorSpec, build
 from dsctl.run.resources import WORKER_BYTES
-from tests.command import dsctl, dsctl_fails
+from tests.support.command import dsctl, dsctl_fails
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ import pytest
 
 from dsctl.core.errors import UsageError
 from dsctl.core.params import Family, in_order
-from dsctl.look.compare import Compared, Comparison, Sums
-from dsctl.look.description import active, describe, of_release
+from dsctl.look.comparison import Compared, Comparison, Sums
+from dsctl.look.description import active, of_release
 from dsctl.look.inspection import inspect
+from dsctl.look.source import describe
 from dsctl.models import MODELS, recognise
 from dsctl.releases import Release, find, nearest, releases
-from tests.command import dsctl
+from tests.support.command import dsctl
 
 ISSUED = {
     "v2", "v2-lite", "v3-base", "v3", "v3-0324", "r1-zero", "r1", "r1-0528", "v3.1-base", "v3.1", "v3.1-terminus",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import dsctl_fails, run
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl_fails, run
 
 GIGABYTE = 1 << 30
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from dsctl.stores.local import LocalFolder
 from dsctl.verify import verify
 from dsctl.verify.findings import Report
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
 from tests.flows.planted import INDEX, Folder
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 4, "vocab": 256, "intermediate": 256, "moe_intermediate": 256,

@@ -15,10 +15,10 @@ import pytest
 from dsctl.core.errors import ResumeError
 from dsctl.run import driver
 from dsctl.run.locks import Lock
-from tests.checkpoints import tiny
-from tests.command import Done, at_most, call
 from tests.flows.test_claim import FIRST, SIZES, convert, small_jobs, stopped, told
 from tests.flows.test_resume import contents
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, at_most, call
 from tests.unit.core.test_files import folder, link, pipe, second_name
 
 __all__ = ["small_jobs"]

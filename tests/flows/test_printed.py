@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import Done, call, run
 from tests.flows.test_hostile import NORM, SIZES, config, entry, header, index, named, quantization, rewritten
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call, run
 
 # Colours, titles and positions by ESC and by C1, marks that turn the direction, ends of lines, half a character.
 NASTY = "n\x1b[31m\x1b]0;title\x07\x9b2J\x7f\x08\r\v\u200e\u200f\u202a\u202e\u2066\u2069\u2028\u2029\ud800\nerror: x"

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from dsctl.work import job as work
-from tests.checkpoints import tiny
-from tests.command import Done, call, dsctl, run
 from tests.flows.test_hostile import SIZES, config, named, quantization
+from tests.support.checkpoints import tiny
+from tests.support.command import Done, call, dsctl, run
 
 ALIGNED = SIZES | {"heads": 4, "intermediate": 256, "moe_intermediate": 256}
 

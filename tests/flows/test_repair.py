@@ -17,9 +17,9 @@ from dsctl.core.errors import WorkError
 from dsctl.core.files import alone_in
 from dsctl.stores.local import LocalFolder
 from dsctl.verify import repair, verify
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
 from tests.flows.planted import FIRST, INDEX, Folder
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 SMALL = {
     "layers": 1, "experts": 2, "hidden": 128, "heads": 1, "vocab": 128, "intermediate": 128, "moe_intermediate": 128,

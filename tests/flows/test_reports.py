@@ -15,12 +15,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dsctl.checkpoint.scales import ScaleCounts, as_float32
-from dsctl.look.description import describe
 from dsctl.look.diff import Diff
+from dsctl.look.source import describe
 from dsctl.show.drawing.architecture import stages
 from dsctl.show.drawing.diagram import diagrams
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 LARGEST = 1_000_000
 PAGES = (

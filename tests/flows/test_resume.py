@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import dsctl, run
-from tests.forks import children, cmdline
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl, run
+from tests.support.forks import children, cmdline
 
 KILLS = 6
 

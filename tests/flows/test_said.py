@@ -10,8 +10,8 @@ import pytest
 
 from dsctl.core.errors import LATER, SourceError
 from dsctl.stores.local import LocalFolder
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 4, "vocab": 256, "intermediate": 256, "moe_intermediate": 256,

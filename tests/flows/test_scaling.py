@@ -19,8 +19,8 @@ from dsctl.run.journal import Journal
 from dsctl.run.resuming import RunState, replay
 from dsctl.stores.local import LocalFolder
 from dsctl.work.tasks import Progress, Receipt, Seal
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
 
 JOBS, RECORDS = 2_000, 100_000
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
-from tests.reference import commands
-from tests.schemas import FOLDER, VERBS, faults, validator
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
+from tests.support.schemas import FOLDER, VERBS, faults, validator
+from tests.tools.reference import commands
 
 # Schema, then a command run where `small`, `plain`, `other` and `broken` are checkpoints.
 PRINTED = (

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsctl import open as dsctl_open
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails, run
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails, run
 
 # The smallest that TP 8 cuts between blocks.
 EVEN = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}
@@ -422,7 +422,7 @@ def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 4", "--tp 4 --rank 1", "--tp 2 --ep 4 --layout stacked"])
 def test_a_plan_by_name_counts_what_a_checkpoint_of_it_gets(even: Path, tmp_path: Path, words: str) -> None:
-    from dsctl.look.description import of_checkpoint
+    from dsctl.look.opened import of_checkpoint
     from dsctl.plan.overview import overview
 
     source, parts = dsctl_open(even), tmp_path / "parts"

@@ -16,14 +16,15 @@ from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS
 from dsctl.look.capacity import Cache, cuts, disk, kept_scales, load, nbytes, stage_of, stored
-from dsctl.look.description import Description, describe
+from dsctl.look.description import Description
+from dsctl.look.source import describe
 from dsctl.plan.formats import Formats
 from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import ready
 from dsctl.plan.request import KEEP, Request
 from dsctl.stores.local import LocalFolder
-from tests.checkpoints import tiny
-from tests.command import call, dsctl, dsctl_fails
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl, dsctl_fails
 
 V32 = describe("v3.2")
 MLP = "model.layers.{layer}.mlp."

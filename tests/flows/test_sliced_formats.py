@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 SMALL = {
     "layers": 4, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 256, "moe_intermediate": 256,

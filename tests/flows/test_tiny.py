@@ -23,10 +23,10 @@ from dsctl.core.files import alone_in
 from dsctl.core.header import TensorSpec
 from dsctl.releases import find, releases
 from dsctl.stores.local import LocalFolder
-from dsctl.tiny import blueprint, make
-from dsctl.tiny.blueprint import Recipe, split
-from tests.checkpoints import tiny
-from tests.command import dsctl, dsctl_fails, run
+from dsctl.tiny import make
+from dsctl.tiny.blueprint import TinyRecipe, blueprint, split
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl, dsctl_fails, run
 
 ALIASES = [release.alias[0] for release in releases()]
 
@@ -117,10 +117,10 @@ def test_files_are_several_and_some_scales_lie_apart_from_their_weights(
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
-    small = Recipe(layers=2, experts=2, hidden=256, vocab=512)
+    small = TinyRecipe(layers=2, experts=2, hidden=256, vocab=512)
     folders = [tmp_path / name for name in ("one", "two", "other")]
     for folder, seed in zip(folders, (7, 7, 8), strict=True):
-        make("v3.2", folder, Recipe(layers=2, experts=2, hidden=256, vocab=512, seed=seed))
+        make("v3.2", folder, TinyRecipe(layers=2, experts=2, hidden=256, vocab=512, seed=seed))
     one, two, other = map(contents, folders)
     assert one == two
     assert {name for name in one if one[name] != other[name]} == {name for name in one if name.endswith(".safetensors")}
@@ -144,7 +144,7 @@ def test_bf16_is_what_the_fp8_one_was_quantized_from(
 
 
 def test_sizes_are_those_asked_for(tmp_path: Path) -> None:
-    recipe = Recipe(2, 6, 256, 2, 300, 384, 128, shards=3, mtp=False)
+    recipe = TinyRecipe(2, 6, 256, 2, 300, 384, 128, shards=3, mtp=False)
     made = make("v3", tmp_path / "out", recipe)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     fields = ("num_hidden_layers", "n_routed_experts", "hidden_size", "num_attention_heads", "vocab_size")
@@ -158,17 +158,17 @@ def test_aligned_means_whole_blocks_only(tmp_path_factory: pytest.TempPathFactor
     checkpoint = opened(tiny(tmp_path_factory, "v3.2", aligned=True))
     assert not [param for param in checkpoint.params if param.quantizable and any(n % 128 for n in param.shape)]
     with pytest.raises(UsageError, match="500"):
-        blueprint("v3.2", Recipe(aligned=True, hidden=500))
+        blueprint("v3.2", TinyRecipe(aligned=True, hidden=500))
 
 
 @pytest.mark.parametrize("alias", ["v3.2", "v2-lite", "kimi-k2"])
 @pytest.mark.parametrize("size", [5e6, 30e6, 100e6, 1e9, 4e9, 20e9])
 def test_a_size_asked_for_is_nearly_met_and_never_passed(alias: str, size: float) -> None:
-    assert 0.75 * size < blueprint(alias, Recipe(size=int(size))).nbytes <= size
+    assert 0.75 * size < blueprint(alias, TinyRecipe(size=int(size))).nbytes <= size
 
 
 def test_a_size_without_end_is_the_release_itself() -> None:
-    full = blueprint("v3", Recipe(size=10**13))
+    full = blueprint("v3", TinyRecipe(size=10**13))
     release = find("v3")
     assert full.nbytes == release.storage.total_size + 2 * _dense_less(full.config) and len(full.files) > 150
 
@@ -262,9 +262,10 @@ def test_files_are_cut_in_order_and_none_is_empty(sizes: list[int], shards: int)
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from dsctl.tiny import Recipe, make
+from dsctl.tiny import make
+from dsctl.tiny.blueprint import TinyRecipe
 
-folder, recipe = Path(sys.argv[1]), Recipe(layers=2, experts=2, hidden=64, vocab=64, intermediate=64, shards=2)
+folder, recipe = Path(sys.argv[1]), TinyRecipe(layers=2, experts=2, hidden=64, vocab=64, intermediate=64, shards=2)
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -19,8 +19,6 @@ from dsctl.stores.local import LocalFolder
 from dsctl.verify import verify
 from dsctl.verify.against import other
 from dsctl.verify.findings import CODES, Report
-from tests.checkpoints import tiny
-from tests.command import call, dsctl
 from tests.flows.planted import (
     EXPERT,
     FIRST,
@@ -34,6 +32,8 @@ from tests.flows.planted import (
     misplaced,
     no_quantization,
 )
+from tests.support.checkpoints import tiny
+from tests.support.command import call, dsctl
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 384, "moe_intermediate": 128,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import Done
-from tests.forks import Launcher, Running
 from tests.hub.server import Hub
+from tests.support.checkpoints import tiny
+from tests.support.command import Done
+from tests.support.forks import Launcher, Running
 
 Run = Callable[..., Done]
 Started = Callable[..., Running]

@@ -18,8 +18,8 @@ from dsctl.run.driver import run
 from dsctl.stores.local import LocalFolder
 from dsctl.work.executors.serial import Serial
 from dsctl.work.tasks import Context, Progress, Receipt
-from tests.command import dsctl
-from tests.command import run as command
+from tests.support.command import dsctl
+from tests.support.command import run as command
 
 
 class Stopping(Serial):

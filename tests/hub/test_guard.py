@@ -11,10 +11,10 @@ import pytest
 
 from dsctl.core.errors import SourceError
 from dsctl.stores.hub_listing import refuse_names
-from tests.command import run
 from tests.hub import server
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, Reply
+from tests.support.command import run
 
 TOKEN = "hf_secretsecret"
 API, RESOLVE = server._api, server._resolve

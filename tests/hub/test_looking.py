@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.look.description import describe
+from dsctl.look.source import describe
 from dsctl.releases import find
 from dsctl.stores.hub import FIRST_READ
 from dsctl.tiny import make
-from dsctl.tiny.blueprint import Recipe
+from dsctl.tiny.blueprint import TinyRecipe
 from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 
@@ -44,7 +44,7 @@ def test_diff_of_a_repository_and_its_copy_is_empty(hub: Hub, source: Path, comm
 
 @pytest.mark.parametrize("verb", ["inspect", "diff", "verify"])
 def test_a_release_of_many_files_takes_two_requests_a_file(hub: Hub, command: Run, tmp_path: Path, verb: str) -> None:
-    make("v3.2", tmp_path / "many", Recipe(shards=FILES, hidden=128, vocab=256, experts=64))
+    make("v3.2", tmp_path / "many", TinyRecipe(shards=FILES, hidden=128, vocab=256, experts=64))
     hub.publish("acme/many", tmp_path / "many")
     repository = "hf://acme/many"
     hub.redirects = False

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import dsctl
 from tests.hub.conftest import REPOSITORY, Run
+from tests.support.command import dsctl
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "init.defaultBranch=main")
 CONFIG = """

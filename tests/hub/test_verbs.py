@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoints import tiny
-from tests.command import dsctl, run
 from tests.hub.conftest import REPOSITORY, Run, Started
 from tests.hub.server import Hub, one_in
-from tests.schemas import faults
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl, run
+from tests.support.schemas import faults
 
 INDEX = "model.safetensors.index.json"
 FAULTS = ("reset", "cut", "500", "503", "429", "length", "range", "stall", "html", "json")

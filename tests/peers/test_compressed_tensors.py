@@ -10,8 +10,8 @@ import torch
 from compressed_tensors.entrypoints.convert import FP8BlockDequantizer, convert_checkpoint
 from safetensors.torch import load_file
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

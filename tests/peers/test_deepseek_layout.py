@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from dsctl import releases
 from dsctl.layouts.deepseek import CONFIG, inference_config
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 SIZES = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}
 # A module within its layer -> its name and the dimension in which it is cut, None where every rank has it whole.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
-from tests.forward import Rank, forward, held
+from tests.peers.forward import Rank, forward, held
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 WORLD = 4
 SPREADS = (
@@ -39,7 +39,14 @@ def test_logits_of_four_processes_are_those_of_one(tmp_path_factory: pytest.Temp
     folders = [tmp_path / str(number) for number in range(len(SPREADS))]
     for folder, words in zip(folders, SPREADS, strict=True):
         dsctl("shard", source, folder, *words.split())
-    command = [sys.executable, "-m", "tests.forward", str(tmp_path / "logits"), str(WORLD), str(tmp_path / "store")]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.peers.forward",
+        str(tmp_path / "logits"),
+        str(WORLD),
+        str(tmp_path / "store"),
+    ]
     subprocess.run([*command, *map(str, folders)], check=True, timeout=120, cwd=Path(__file__).parents[2])
     whole = forward(*held(str(source), 0), Rank())
     assert whole.std() > 1e-3

@@ -11,8 +11,8 @@ from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer,
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -25,8 +25,8 @@ import dsctl
 from dsctl.codecs.codec import Codec
 from dsctl.core.params import Param
 from dsctl.plan.recipes import ready
-from tests.checkpoints import tiny
-from tests.command import dsctl as command
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl as command
 
 Fused = Mapping[str, tuple[str, ...]]
 GATE_UP = {"gate_up_proj": ("gate_proj", "up_proj")}

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 COMMANDS = {
     "bf16": ["--bf16"],

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, FineGrainedFP8Config, PreTrainedModel
 
 from dsctl.tiny.texts import ASSISTANT, USER
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 
 class Loaded(NamedTuple):

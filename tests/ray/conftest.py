@@ -9,9 +9,9 @@ from unittest import mock
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.faults import environment, fault
 from tests.ray.cluster import Nodes
+from tests.support.checkpoints import tiny
+from tests.support.faults import environment, fault
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import dsctl, dsctl_fails, run
 from tests.flows.test_resume import command, contents
 from tests.ray.cluster import Nodes
+from tests.support.command import dsctl, dsctl_fails, run
 
 pytestmark = pytest.mark.ray
 # Seconds for whatever a machine that others use may take.

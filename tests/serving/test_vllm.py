@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
 
 ENGINE = Path(__file__).with_name("engine.py")
 # vLLM's CPU kernels take no quantized experts, and of INT8 no kv_b_proj.

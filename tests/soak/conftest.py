@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.forks import Launcher
 from tests.soak.undertow import JOB_BYTES, Case, cases, layer, settled
+from tests.support.forks import Launcher
 
 
 class Known(NamedTuple):

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Done
 from tests.soak.conftest import Ground, Known
 from tests.soak.test_kills import ended, signed_is_complete
 from tests.soak.test_pairs import _await_stop
 from tests.soak.undertow import at_call, foreseen
+from tests.support.forks import Done
 
 EVERY = int(os.environ.get("DSCTL_SOAK_EVERY", "1"))
 NAMES = (

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tiny
-from tests.command import dsctl
-from tests.faults import environment, fault
 from tests.flows.test_resume import command, contents
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl
+from tests.support.faults import environment, fault
 
 FAULTS = int(os.environ.get("DSCTL_SOAK_FAULTS", "100"))
 # What befalls which call, and the exit codes that may follow; a killed worker is 41, a killed driver the signal.

@@ -1,6 +1,6 @@
 """Thousands of changes at random to checkpoints and targets: `pytest tests/soak/test_fuzz.py -m soak`.
 
-DSCTL_TEST_SEED chooses others. A case that failed is made again by `python -m tests.fuzz SEED NUMBER NUMBER+1`.
+DSCTL_TEST_SEED chooses others. A case that failed is made again by `python -m tests.support.fuzz SEED NUMBER NUMBER+1`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.fuzz import Corpus, fuzz
+from tests.support.fuzz import Corpus, fuzz
 
 CASES = 6000
 

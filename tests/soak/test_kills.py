@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Done
 from tests.soak.conftest import Ground, Known
 from tests.soak.undertow import Case, at_call, foreseen, settled
+from tests.support.forks import Done
 
 KILLS = int(os.environ.get("DSCTL_SOAK_KILLS", "500"))
 # Of so many sequences one is of worker processes, which take seconds to start.

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Done, Running
 from tests.soak.conftest import Ground, Known
 from tests.soak.undertow import WORDS, Case, foreseen, settled
+from tests.support.forks import Done, Running
 
 PAIRS = int(os.environ.get("DSCTL_SOAK_PAIRS", "100"))
 FORCE = ("--force",)

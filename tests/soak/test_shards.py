@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dsctl.codecs import CODECS
-from tests.checkpoints import tiny
-from tests.command import dsctl, run
 from tests.flows.test_shard import EVEN, contents, source_of, there_and_back
+from tests.support.checkpoints import tiny
+from tests.support.command import dsctl, run
 
 pytestmark = pytest.mark.soak
 SIZES = ("--tp 1", "--tp 2", "--tp 4", "--tp 8", "--ep 2", "--ep 4", "--ep 8", "--tp 4 --ep 2", "--tp 8 --ep 8")

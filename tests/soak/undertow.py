@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.forks import LAYER, Done, Launcher
+from tests.support.forks import LAYER, Done, Launcher
 
 # Small enough that the smallest checkpoint has a dozen jobs.
 JOB_BYTES = 300_000

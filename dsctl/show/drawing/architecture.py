@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.groups import Group
 from dsctl.core.params import OTHER
 from dsctl.look.description import Description
-from dsctl.look.diff import Diff, form, ranges
+from dsctl.look.diff import Diff
+from dsctl.look.wording import form, ranges
 
 PREDICTION = "Multi-token prediction"
 STAGES = ("Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")

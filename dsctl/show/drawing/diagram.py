@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from dsctl.look.diff import Diff, ranges
+from dsctl.look.diff import Diff
+from dsctl.look.wording import ranges
 from dsctl.show.drawing import parts
 from dsctl.show.drawing.architecture import PREDICTION, Piece, Stage, stages
 from dsctl.show.drawing.pieces import GAP, MIDDLE, Drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dsctl.look.compare import Comparison, Sums, histogram
+from dsctl.look.comparison import Comparison, Sums, histogram
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, bars
 from dsctl.show.output import count, plural

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dsctl.checkpoint.groups import Group
-from dsctl.look.diff import CONTEXTS, Diff, Template
+from dsctl.look.diff import Diff
 from dsctl.look.meanings import meanings
+from dsctl.look.templates import Template
+from dsctl.look.totals import CONTEXTS
 from dsctl.show.differences import flop, sections, titles
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, curves

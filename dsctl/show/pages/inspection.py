@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from dsctl.checkpoint.groups import NUMBERS, Group
 from dsctl.core.visible import visible
-from dsctl.look.diff import ranges
 from dsctl.look.inspection import Fold, Inspection, fold
+from dsctl.look.wording import ranges
 from dsctl.show.drawing import page
 from dsctl.show.drawing.architecture import last_name
 from dsctl.show.drawing.charts import Chart, areas

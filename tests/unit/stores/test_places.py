@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dsctl.stores.places import overlap, path_of
-from tests.command import dsctl, dsctl_fails
 from tests.flows.test_resume import contents
+from tests.support.command import dsctl, dsctl_fails
 
 SAME = [
     ("s3://weights/victim", "s3a://weights/victim"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.layer.sitecustomize import CALLS, disturbed
+from tests.support.layer.sitecustomize import CALLS, disturbed
 
 LAYER = Path(__file__).parent / "layer"
 

@@ -1,4 +1,4 @@
-"""Outputs kept as text, at two widths: `python -m tests.goldens` writes them anew after a change that is meant."""
+"""Outputs kept as text, at two widths: `python -m tests.tools.goldens` writes them anew after a meant change."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from tests.command import dsctl
+from tests.support.command import dsctl
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 WIDTHS = (80, 200)
 
 

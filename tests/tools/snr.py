@@ -1,4 +1,4 @@
-"""What each format loses on Gaussian values: `python -m tests.snr` prints what `dsctl formats` should say."""
+"""What each format loses on Gaussian values: `python -m tests.tools.snr` prints what `dsctl formats` should say."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dsctl.tiny import make
-from dsctl.tiny.blueprint import Recipe
+from dsctl.tiny.blueprint import TinyRecipe
 
 
 def tiny(factory: pytest.TempPathFactory, release: str = "v3.2", **sizes: Any) -> Path:
     """A checkpoint of a release as `dsctl tiny` makes it; `sizes` are the fields of a `Recipe`."""
-    recipe = Recipe(**sizes)
+    recipe = TinyRecipe(**sizes)
     if (release, recipe) not in _MADE:
         folder = factory.mktemp("tiny") / release
         make(release, folder, recipe)
@@ -21,4 +21,4 @@ def tiny(factory: pytest.TempPathFactory, release: str = "v3.2", **sizes: Any) -
     return _MADE[release, recipe]
 
 
-_MADE: dict[tuple[str, Recipe], Path] = {}
+_MADE: dict[tuple[str, TinyRecipe], Path] = {}

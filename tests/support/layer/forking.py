@@ -2,7 +2,7 @@
 
 Hundreds of runs are affordable that way: importing torch takes seconds. A fork stands for a process of its own: it has
 its own session, its own signal handlers, and the files and the environment that the command asks for. It is asked by
-tests/forks.py in lines of JSON, and answers each with a pid and later with an exit code.
+tests/support/forks.py in lines of JSON, and answers each with a pid and later with an exit code.
 """
 
 from __future__ import annotations

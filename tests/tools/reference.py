@@ -1,4 +1,4 @@
-"""docs/reference.md, written from the commands themselves: `python -m tests.reference` after a change of options."""
+"""docs/reference.md, written from the commands themselves: `python -m tests.tools.reference` after a change of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from dsctl.cli import app
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def commands() -> dict[str, Any]:
@@ -21,7 +21,7 @@ def commands() -> dict[str, Any]:
 
 def page() -> str:
     """The page as it should be."""
-    parts = ["# Commands and options\n\nWritten by `python -m tests.reference` from what `--help` shows.\n"]
+    parts = ["# Commands and options\n\nWritten by `python -m tests.tools.reference` from what `--help` shows.\n"]
     parts += ["".join(section(verb, command)) for verb, command in commands().items()]
     return "\n".join(parts)
 

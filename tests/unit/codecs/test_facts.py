@@ -17,10 +17,10 @@ from dsctl.codecs import CODECS
 from dsctl.codecs.facts import FORMATS, bits
 from dsctl.plan.recipes import ready
 from dsctl.work.buffers import DTYPES
-from tests.command import dsctl
-from tests.snr import searched, snr
+from tests.support.command import dsctl
+from tests.tools.snr import searched, snr
 
-PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[3] / "docs" / "formats.md"
 
 
 def test_every_codec_is_told_of_in_the_same_order() -> None:

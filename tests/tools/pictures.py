@@ -1,4 +1,4 @@
-"""docs/images, drawn from what the commands print: `python -m tests.pictures` after a change that is meant."""
+"""docs/images, drawn from what the commands print: `python -m tests.tools.pictures` after a change that is meant."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsctl.look.description import describe
 from dsctl.look.diff import Diff
+from dsctl.look.source import describe
 from dsctl.show.differences import sections
 from dsctl.show.output import Output
 from dsctl.show.sections import show
 
-FILE = Path(__file__).parents[1] / "docs" / "images" / "diff-v3-v3.2.svg"
+FILE = Path(__file__).parents[2] / "docs" / "images" / "diff-v3-v3.2.svg"
 WIDTH = 104
 
 

@@ -1,4 +1,4 @@
-"""A failing layer between Python and the file system: see tests/faults.py.
+"""A failing layer between Python and the file system: see tests/support/faults.py.
 
 Python imports this module at its start where its folder is on the path, so that a process and all that it starts meet
 the faults that DSCTL_TEST_FAULTS lists. The calls of `os` that name no path find it through the descriptor.

@@ -107,7 +107,7 @@ class Launcher:
         self._asked: dict[int, Running] = {}
         self._changed = threading.Condition()
         environment = dict(os.environ) if environment is None else environment
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LAYER.parent.parent)}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LAYER.parents[2])}
         self._server = subprocess.Popen(
             [sys.executable, str(LAYER / "forking.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,

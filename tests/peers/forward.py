@@ -2,7 +2,7 @@
 
 DeepSeek-V3 paper, sections 2.1.1 (latent attention) and 2.1.2 (sigmoid gates, a bias for choosing, groups of experts);
 deepseek-ai/DeepSeek-V3 inference/model.py for which parts are summed over ranks. As a program it is a group of
-processes: `python -m tests.forward OUT WORLD STORE FOLDER...` saves the logits of each folder.
+processes: `python -m tests.peers.forward OUT WORLD STORE FOLDER...` saves the logits of each folder.
 """
 
 from __future__ import annotations

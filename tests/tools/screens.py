@@ -1,4 +1,4 @@
-"""The pictures of pages in docs/images, taken in a browser: `python -m tests.screens` after a change that is meant.
+"""The pictures of pages in docs/images, taken in a browser: `python -m tests.tools.screens` after a meant change.
 
 They need what `python3 dev.py browser` installs.
 """
@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.command import dsctl
+from tests.support.command import dsctl
 
-FOLDER = Path(__file__).parents[1] / "docs" / "images"
+FOLDER = Path(__file__).parents[2] / "docs" / "images"
 LARGEST = 150_000
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.command import Done, Hung, at_most, call, dsctl
-from tests.faults import fault, met
+from tests.support.command import Done, Hung, at_most, call, dsctl
+from tests.support.faults import fault, met
 
 SECONDS = 30
 CODES = {0, 2, 10, 20, 30, 40, 41, 50}

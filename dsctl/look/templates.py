@@ -1,0 +1,101 @@
+"""Parameters of one side by their template, and what of a template differs between two sides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dsctl.checkpoint.groups import Group
+from dsctl.core.header import TensorSpec
+from dsctl.layouts.naming import tensors
+from dsctl.look.wording import form
+
+# What a template's difference can be in, in the order in which it is shown. The first four are architecture.
+ASPECTS = ("shape", "layers", "experts", "split", "stored", "count")
+STRUCTURE = frozenset({"shape", "layers", "experts", "split"})
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Everything on one side that goes by one template: an MTP layer's parameters together with the main model's."""
+
+    name: str
+    groups: tuple[Group, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.groups[0].family.shape
+
+    @property
+    def role(self) -> str:
+        return self.groups[0].family.role
+
+    @property
+    def split(self) -> int | None:
+        return self.groups[0].family.split
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({layer for group in self.groups for layer in group.layers}))
+
+    @property
+    def experts(self) -> int:
+        return self.groups[0].family.experts
+
+    @property
+    def stored(self) -> str:
+        return " or ".join(dict.fromkeys(form(group.codec) for group in self.groups))
+
+    @property
+    def count(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    @property
+    def values(self) -> int:
+        return sum(group.values for group in self.groups)
+
+    @property
+    def tensors(self) -> int:
+        return sum(group.tensors for group in self.groups)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups)
+
+
+class TemplateChange(NamedTuple):
+    """A template on both sides, and in which of `ASPECTS` they differ."""
+
+    before: Template
+    after: Template
+    aspects: tuple[str, ...]
+
+    @property
+    def structural(self) -> bool:
+        return not STRUCTURE.isdisjoint(self.aspects)
+
+
+def templates(groups: Iterable[Group]) -> dict[str, Template]:
+    """Groups by their template, in the model's order."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.family.template, []).append(group)
+    return {name: Template(name, tuple(held)) for name, held in found.items()}
+
+
+def aspects(before: Template, after: Template) -> Iterator[str]:
+    """Those of `ASPECTS` in which a template differs between two sides."""
+    for aspect in ASPECTS[:-1]:
+        if getattr(before, aspect) != getattr(after, aspect):
+            yield aspect
+    if before.layers == after.layers and before.experts == after.experts and before.count != after.count:
+        yield "count"
+
+
+def stored_tensors(groups: Iterable[Group]) -> Iterator[tuple[str, TensorSpec]]:
+    """Every tensor that the groups' parameters are stored as, by name."""
+    for group in groups:
+        specs = group.specs
+        for name in group.names:
+            yield from zip(tensors(group.codec.dialect, name, specs), specs.values(), strict=True)

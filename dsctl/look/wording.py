@@ -1,0 +1,36 @@
+"""Stored forms and runs of numbers in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dsctl.codecs.codec import SCALE, Codec
+
+
+def form(codec: Codec) -> str:
+    """A stored form in a few words: BF16; FP8 ue8m0. The usual 128x128 blocks and F32 scales go unsaid."""
+    if not codec.scale_fmt:
+        return codec.name if codec.quantized else codec.name.upper()
+    words = ["FP8"]
+    if codec.block != (128, 128):
+        words.append(f"{codec.block[0]}x{codec.block[1]}")
+    if codec.scale_fmt == "ue8m0":
+        words.append("ue8m0")
+    dtype = codec.specs(codec.block)[SCALE].dtype
+    return " ".join(words) + (f", {dtype} scales" if dtype != "F32" else "")
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers with runs folded, even ones with a step: 0-61; 0-2, 6-78 by 4; 1, 5."""
+    left, said = sorted(numbers), []
+    while left:
+        run = 1
+        while run < len(left) and left[run] - left[0] == run * (left[1] - left[0]):
+            run += 1
+        step = left[1] - left[0] if run > 1 else 1
+        if run < 3 and step > 1:
+            run, step = 1, 1
+        first, last = left[0], left[run - 1]
+        said.append(f"{first}" if run == 1 else f"{first}-{last}" + (f" by {step}" if step > 1 else ""))
+        left = left[run:]
+    return ", ".join(said)
