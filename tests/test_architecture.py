@@ -137,7 +137,9 @@ def _packages(requirements: list[str]) -> set[str]:
 
 def test_public_names_are_those_of_all() -> None:
     public = {
-        name for name, value in vars(dsctl).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+        name
+        for name in dir(dsctl)
+        if not name.startswith("_") and not isinstance(getattr(dsctl, name), ModuleType)
     }
     assert public - {"annotations"} == {name for name in dsctl.__all__ if not name.startswith("_")}
     assert all(hasattr(dsctl, name) for name in dsctl.__all__)
