@@ -8,14 +8,14 @@ from typing import Any
 
 import typer
 
-from dsctl.cli import app
+from dsctl.cli.app import application
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 
 
 def commands() -> dict[str, Any]:
     """Every verb, in the order of `--help`."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(application())
     return dict(group.commands)
 
 
