@@ -32,12 +32,13 @@ FailUnder = Annotated[
 def compare(
     ours: Ours,
     theirs: Theirs,
-    printing: PrintOptions,
+    *,
     only: Only = None,
     skip: Skip = None,
     worst: Worst = 10,
     fail_under: FailUnder = None,
     html: Html = None,
+    printing: PrintOptions,
 ) -> None:
     """Compare the numbers of two checkpoints, in any formats.
 

@@ -14,13 +14,14 @@ from dsctl.plan.request import KEEP
 def convert(
     source: Source,
     target: Target,
+    *,
     formats: FormatOptions,
-    part: PartOptions,
-    run: RunOptions,
-    printing: PrintOptions,
     search: Search = False,
     no_keep_scales: NoKeep = False,
+    part: PartOptions,
+    run: RunOptions,
     local: Local = False,
+    printing: PrintOptions,
 ) -> None:
     """Convert a checkpoint's weights to another format.
 

@@ -32,7 +32,7 @@ ExitCode = Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if what
 def diff(
     a: Before,
     b: After,
-    printing: PrintOptions,
+    *,
     only: OnlyPart = None,
     tensors: Tensors = False,
     markdown: Markdown = False,
@@ -40,6 +40,7 @@ def diff(
     remote: Remote = False,
     local: Local = False,
     html: Html = None,
+    printing: PrintOptions,
 ) -> None:
     """Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.
 

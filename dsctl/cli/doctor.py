@@ -18,7 +18,7 @@ NoHub = Annotated[bool, typer.Option("--no-hub", help="Do not check whether the 
 
 
 @verb
-def doctor(printing: PrintOptions, folder: Folder = ".", no_hub: NoHub = False) -> None:
+def doctor(folder: Folder = ".", *, no_hub: NoHub = False, printing: PrintOptions) -> None:
     """Show versions and devices, measure disk and processor, and tell what this machine converts in an hour.
 
     Takes some seconds: the codecs run, and up to 256 MB are written to the folder, synced, read back and removed.

@@ -50,8 +50,8 @@ VerifyOnly = Annotated[
 @verb
 def download(
     what: What,
-    printing: PrintOptions,
     target: Into = None,
+    *,
     include: Include = None,
     exclude: Exclude = None,
     layers: Layers = None,
@@ -61,6 +61,7 @@ def download(
     verify_only: VerifyOnly = False,
     workers: Workers = None,
     force: Force = False,
+    printing: PrintOptions,
 ) -> None:
     """Download a release or a repository and compare every file with the hub's digests.
 

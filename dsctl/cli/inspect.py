@@ -29,8 +29,8 @@ Files = Annotated[bool, typer.Option("--files", help="List every file.")]
 @verb
 def inspect(
     source: Looked,
-    printing: PrintOptions,
     glob: Glob = None,
+    *,
     tensors: Tensors = False,
     fold: Folded = False,
     files: Files = False,
@@ -38,6 +38,7 @@ def inspect(
     remote: Remote = False,
     local: Local = False,
     html: Html = None,
+    printing: PrintOptions,
 ) -> None:
     """Show what a checkpoint is and what it holds, from its headers alone.
 

@@ -10,12 +10,13 @@ from dsctl.cli.options import Local, Source, Target
 def merge(
     source: Source,
     target: Target,
+    *,
     layout: LayoutOptions,
     formats: FormatOptions,
     part: PartOptions,
     run: RunOptions,
-    printing: PrintOptions,
     local: Local = False,
+    printing: PrintOptions,
 ) -> None:
     """Put a checkpoint that is spread over ranks together again.
 

@@ -273,6 +273,7 @@ Consume = Annotated[
     int,
     typer.Option(
         "--consume",
+        metavar="",
         count=True,
         show_default=False,
         help="Delete each source file once its converted data is on disk. Cannot be undone; pass it twice to confirm.",

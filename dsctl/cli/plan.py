@@ -45,8 +45,8 @@ Kv = Annotated[str, typer.Option("--kv", metavar="FORMAT", help="How the cache k
 @verb
 def plan(
     source: Source,
+    *,
     ranks: RankOptions,
-    printing: PrintOptions,
     to: To = None,
     recipe: Recipe = None,
     gpu: Gpu = None,
@@ -56,6 +56,7 @@ def plan(
     remote: Remote = False,
     local: Local = False,
     html: Html = None,
+    printing: PrintOptions,
 ) -> None:
     """Estimate disk, memory per rank and KV cache, and check which sizes of TP, EP and PP are possible.
 

@@ -21,16 +21,17 @@ from dsctl.cli.options import Local, Mtp, Search, Source, Target
 def shard(
     source: Source,
     target: Target,
+    *,
     sizes: RankOptions,
     layout: LayoutOptions,
     which: SpreadOptions,
     formats: FormatOptions,
-    part: PartOptions,
-    run: RunOptions,
-    printing: PrintOptions,
-    mtp: Mtp = False,
     search: Search = False,
+    part: PartOptions,
+    mtp: Mtp = False,
+    run: RunOptions,
     local: Local = False,
+    printing: PrintOptions,
 ) -> None:
     """Spread a checkpoint over ranks: every rank's tensors in a folder or file of its own.
 

@@ -35,7 +35,7 @@ To = Annotated[
 def slice(  # noqa: A001  what it is called
     source: Source,
     target: Target,
-    printing: PrintOptions,
+    *,
     layers: KeptLayers = None,
     experts: KeptExperts = None,
     to: To = KEEP,
@@ -44,6 +44,7 @@ def slice(  # noqa: A001  what it is called
     dry_run: DryRun = False,
     workers: Workers = None,
     force: Force = False,
+    printing: PrintOptions,
 ) -> None:
     """Cut a small working checkpoint from a real one.
 

@@ -60,14 +60,15 @@ class SizeOptions:
 def tiny(
     release: Release,
     target: Target,
+    *,
     sizes: SizeOptions,
-    printing: PrintOptions,
     size: Size = None,
     shards: Shards = None,
     seed: Seed = 0,
     no_mtp: NoMtp = False,
     bf16: Bf16 = False,
     aligned: Aligned = False,
+    printing: PrintOptions,
 ) -> None:
     """Make a faithful small checkpoint of a release, with random weights.
 

@@ -44,7 +44,7 @@ All = Annotated[
 @verb
 def verify(
     source: Source,
-    printing: PrintOptions,
+    *,
     against: Against = None,
     deep: Deep = False,
     fix: Fix = False,
@@ -54,6 +54,7 @@ def verify(
     show_all: All = False,
     remote: Remote = False,
     local: Local = False,
+    printing: PrintOptions,
 ) -> None:
     """Check a checkpoint against its config, its index and its architecture.
 

@@ -8,7 +8,7 @@ from dsctl.look.description import of_release
 from dsctl.releases import find
 from dsctl.run.doctor import Machine
 from dsctl.show.output import Output, plural, size, span
-from dsctl.show.plans import two_columns
+from dsctl.show.tables import two_columns
 from dsctl.version import __version__
 
 # A whole release, by its bytes as published.

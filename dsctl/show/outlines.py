@@ -9,7 +9,8 @@ from dsctl.checkpoint.origin import Origin
 from dsctl.look.outline import Outline
 from dsctl.plan.request import Request
 from dsctl.show.output import Output, plural, size
-from dsctl.show.plans import show_recoded, spread, two_columns
+from dsctl.show.plans import show_recoded, spread
+from dsctl.show.tables import two_columns
 
 
 def show_outline(found: Outline, request: Request, origin: Origin, target: str, output: Output) -> None:

@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from dsctl.core.files import existing
 from dsctl.plan.blocks import Recoded
 from dsctl.plan.planner import Plan
@@ -16,6 +14,7 @@ from dsctl.run.carry_out import Setup
 from dsctl.run.resources import Speeds
 from dsctl.show.audits import DONE
 from dsctl.show.output import Output, count, line, plural, size, span
+from dsctl.show.tables import two_columns
 
 # Parameters that are left out and named.
 NAMED = 10
@@ -61,14 +60,6 @@ def show_plan(setup: Setup, speeds: Speeds | None, output: Output) -> None:
     show_recoded(plan.recoded, output)
     _show_dropped([item.name for item in plan.dropped], output)
     output.note("dry run: nothing was written")
-
-
-def two_columns() -> Table:
-    """A table of names, and beside each what there is to say of it."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
 
 
 def _rows(setup: Setup, speeds: Speeds | None, free: int) -> Iterator[tuple[str, Any]]:
