@@ -6,7 +6,8 @@
     print(source.inspect().description.values)
     source.to("bf16").run("DeepSeek-V3.2-bf16")
 
-Nothing is read before it is asked for, and no weight before `run`.
+Nothing is read before it is asked for, and no weight before `run`. What needs numpy is loaded by
+the call that needs it: an inspection and a diff do without.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsctl.checkpoint.opening import source_at
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
+from dsctl.codecs import CODECS
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
-from dsctl.plan.request import KEEP, RECIPE, Request
+from dsctl.layouts import WITHOUT_MTP, usual_ep
+from dsctl.look.diff import Diff
+from dsctl.look.inspection import Inspection, inspect
+from dsctl.look.source import describe
+from dsctl.plan.plan import Plan
+from dsctl.plan.planner import make_plan
+from dsctl.plan.recipes import recipe as named
+from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request
 
 if TYPE_CHECKING:
-    from dsctl.checkpoint.checkpoint import Checkpoint
     from dsctl.look.comparison import Comparison
-    from dsctl.look.diff import Diff
-    from dsctl.look.inspection import Inspection
-    from dsctl.plan.plan import Plan
     from dsctl.run.events import Event
     from dsctl.verify.findings import Report
 
@@ -53,8 +58,6 @@ class Source:
         Raises:
             SourceError: there is none, or it cannot be read. FormatError: a file's structure is broken.
         """
-        from dsctl.checkpoint.opening import open_checkpoint
-
         return open_checkpoint(source_at(self.place))
 
     def inspect(self) -> Inspection:
@@ -63,8 +66,6 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.look.inspection import inspect
-
         return inspect(self.place)
 
     def diff(self, other: Source | str) -> Diff:
@@ -73,9 +74,6 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.look.diff import Diff
-        from dsctl.look.source import describe
-
         return Diff(describe(self.place), describe(_place(other)))
 
     def compare(
@@ -86,7 +84,6 @@ class Source:
         Raises:
             SourceError, FormatError: see `checkpoint`.
         """
-        from dsctl.checkpoint.opening import weights_at
         from dsctl.look.compare import compare, pair
 
         return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
@@ -97,12 +94,10 @@ class Source:
         Raises:
             SourceError: there is no checkpoint, or a file cannot be read.
         """
-        from dsctl.checkpoint.opening import weights_at
         from dsctl.verify import verify
         from dsctl.verify.against import other
 
-        their = None if against is None else other(_place(against))
-        return verify(weights_at(self.place), their, deep)
+        return verify(weights_at(self.place), None if against is None else other(_place(against)), deep)
 
     def to(
         self,
@@ -134,12 +129,8 @@ class Source:
         Raises:
             UsageError: no such codec or recipe; `only`, `skip` or `ranks` hold something else than globs and integers.
         """
-        from dsctl.codecs import CODECS
-        from dsctl.layouts import WITHOUT_MTP, usual_ep
-        from dsctl.plan.recipes import recipe as named
-
-        if codec not in (KEEP, *CODECS):
-            raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
+        if codec not in (KEEP, PUBLISHED, *CODECS):
+            raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
         if recipe and codec != KEEP:
             raise UsageError(f"recipe and {codec} are both asked for", hint="a recipe names every format itself")
         rules, spread = named(recipe).rules if recipe else (), bool(tp or ep or pp)
@@ -179,8 +170,6 @@ class Conversion:
         Raises:
             SourceError, FormatError: the source. PlanError: what is asked for cannot be done with it.
         """
-        from dsctl.plan.planner import make_plan
-
         return make_plan(self.source.checkpoint, self.request)
 
     def run(
@@ -188,7 +177,7 @@ class Conversion:
         target: str | os.PathLike[str],
         *,
         workers: int | None = None,
-        max_memory: int | None = None,
+        max_memory: float | None = None,
         force: bool = False,
         engine: str = "processes",
         address: str = "",
@@ -202,40 +191,15 @@ class Conversion:
         `engine`, `address` and `device` are those of `dsctl convert`.
 
         Raises:
-            UsageError: no such engine or device.
+            UsageError: no such engine or device, an address without a cluster, a number below 1; nothing was opened.
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
-        from dsctl.run.delivery import Delivery, deliver
-        from dsctl.run.driver import run
-        from dsctl.run.resources import allot
-        from dsctl.stores.objects import is_url
-        from dsctl.stores.places import path_of
-        from dsctl.stores.uploads import SENT_BYTES
-        from dsctl.work.executors import ENGINES, Executor, choose, choose_devices
-        from dsctl.work.readahead import WINDOW_BYTES
-        from dsctl.work.tasks import Context
+        from dsctl.run.carry_out import How, carry_out, set_up
 
-        store, place = self.source.checkpoint.store, path_of(os.fspath(target))
-        delivery = Delivery(place, self.plan, force) if is_url(place) else None
-        folder = delivery.folder if delivery else Path(place)
-        if engine not in ENGINES:
-            raise UsageError(f"unknown engine {engine!r}", hint=" or ".join(ENGINES))
-        devices = choose_devices(device, engine)
-        resources = allot(
-            self.plan,
-            1 if engine == "ray" else workers,
-            max_memory,
-            (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0),
-        )
-
-        def executor() -> Executor:
-            context = Context(store, str(folder), resources.band_bytes, devices)
-            return choose(context, resources.workers, resources.worker_bytes, engine, address, workers or 0)
-
-        if delivery:
-            return deliver(delivery, delivery.check(store), executor, store, report)
-        return run(self.plan, store, folder, executor, report, force)
+        how = How(workers, max_memory, engine, address, device, force)
+        setup = set_up(self.plan, self.source.checkpoint.store, os.fspath(target), how)
+        return carry_out(setup, report)
 
 
 def _place(source: Source | str) -> str:

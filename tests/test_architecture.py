@@ -59,7 +59,6 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
         "stores.hub_guard",
         "stores.hub_listing",
         "stores.hub_requests",
-        "cli.download",
     ),
     "jinja2": ("show.drawing",),
     "markupsafe": ("show.drawing",),
@@ -67,13 +66,26 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
     "pygal": ("show.drawing",),
     "rich": ("cli", "show"),
-    "torch": ("work", "codecs", "look.summing", "run.doctor", "tiny", "cli.convert"),
+    "torch": ("work", "codecs", "look.summing", "run.doctor", "tiny"),
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
     "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.job", "work.values",
 }  # fmt: skip
+
+# Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever
+# only looks, or only asks for help, does without them.
+LATE = {
+    "": {"api"},
+    "__main__": {"cli"},
+    "api": {"look.compare", "run.carry_out", "verify", "verify.against"},
+    "cli.convert": {"cli.carrying", "cli.requests"},
+    "cli.download": {"cli.carrying"},
+    "cli.merge": {"cli.carrying", "cli.requests"},
+    "cli.shard": {"cli.carrying", "cli.requests"},
+    "cli.slice": {"cli.requests", "cli.slicing"},
+}
 
 
 class Import(NamedTuple):
@@ -146,6 +158,19 @@ def test_torch_is_loaded_late() -> None:
     assert {found.module for found in imports() if found.package == "torch" and found.at_load} <= LOADS_TORCH
 
 
+def test_few_modules_are_loaded_within_functions() -> None:
+    found: dict[str, set[str]] = {}
+    for path in [*PACKAGE.glob("*.py"), *(PACKAGE / "cli").rglob("*.py"), *(PACKAGE / "show").rglob("*.py")]:
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for node in {inner for function in functions for inner in ast.walk(function)}:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "dsctl":
+                names = [node.module] if node.module != "dsctl" else [f"dsctl.{alias.name}" for alias in node.names]
+                found.setdefault(module, set()).update(str(name).removeprefix("dsctl.") for name in names)
+    assert found == LATE
+
+
 def test_declared_dependencies_are_those_that_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -163,7 +188,7 @@ def _packages(requirements: list[str]) -> set[str]:
 
 def test_public_names_are_those_of_all() -> None:
     public = {
-        name for name, value in vars(dsctl).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name in dir(dsctl) if not name.startswith("_") and not isinstance(getattr(dsctl, name), ModuleType)
     }
     assert public - {"annotations"} == {name for name in dsctl.__all__ if not name.startswith("_")}
     assert all(hasattr(dsctl, name) for name in dsctl.__all__)

@@ -1,4 +1,4 @@
-"""The command line: one file per group of verbs. Errors end here, with one line and the right exit code."""
+"""The command line: a file per verb, loaded when it is called. Errors end here, with one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from dsctl.cli.app import app
+from dsctl.cli.app import application, called
 from dsctl.core.errors import DsctlError, Interrupted, UsageError, of_the_machine
 from dsctl.show.output import end_unread, prepare, show_error, show_trace
 
@@ -20,10 +20,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     prepare()
-    debug = "--debug" in sys.argv
+    words = sys.argv[1:]
+    # Before anything is parsed: what fails on the way there can be traced too.
+    debug = "--debug" in words
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="dsctl", standalone_mode=False)
-        sys.exit((code or 0) if sys.argv[1:] else UsageError.exit_code)
+        code = application(called(words))(words or ["--help"], prog_name="dsctl", standalone_mode=False)
+        sys.exit((code or 0) if words else UsageError.exit_code)
     except DsctlError as error:
         show_trace(error) if debug else show_error(error)
         sys.exit(error.exit_code)
@@ -61,6 +63,3 @@ def _usage(error: Exception) -> UsageError | None:
 def _interrupt(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)
     raise Interrupted("interrupted")
-
-
-__all__ = ["app", "main", "typer"]

@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dsctl.cli.options import Debug, Html, Json, Only, Quiet, Skip
+from dsctl.checkpoint.opening import weights_at
+from dsctl.cli.groups import PrintOptions, verb
+from dsctl.cli.options import Html, Only, Skip
 from dsctl.core.errors import UsageError, VerifyFailed
-from dsctl.show.output import Output, count, plural
-
-if TYPE_CHECKING:
-    from dsctl.checkpoint.scales import ScaleCounts
-    from dsctl.look.comparison import Comparison, Sums
-
-# Relative errors below 2 to this power share a line.
-FINEST = -16
-BAR = 40
-NAMED = 10
+from dsctl.look.compare import compare as compared
+from dsctl.look.compare import pair
+from dsctl.look.comparison import Comparison
+from dsctl.show.bars import reading
+from dsctl.show.comparison import as_json, show_comparison
+from dsctl.show.drawing import ready, save
+from dsctl.show.output import plural
+from dsctl.show.pages.comparison import comparison
 
 Ours = Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint folder or a .safetensors file.")]
 Theirs = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
 Worst = Annotated[int, typer.Option("--worst", metavar="N", min=0, help="List the N parameters furthest apart.")]
 FailUnder = Annotated[
     float | None,
-    typer.Option("--fail-under", metavar="DB", help="Exit code 50 where a parameter's SNR is less, or one is missing."),
+    typer.Option("--fail-under", metavar="DB", help="Exit with 50 if a parameter's SNR is less, or if one is missing."),
 ]
 
 
+@verb
 def compare(
     ours: Ours,
     theirs: Theirs,
+    *,
     only: Only = None,
     skip: Skip = None,
     worst: Worst = 10,
     fail_under: FailUnder = None,
     html: Html = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printing: PrintOptions,
 ) -> None:
     """Compare the numbers of two checkpoints, in any formats.
 
@@ -54,173 +54,21 @@ def compare(
 
         dsctl compare DeepSeek-V3.2-bf16 requantized --html errors.html
     """
-    from dsctl.checkpoint.opening import weights_at
-    from dsctl.look.compare import compare, pair
-    from dsctl.show.progress import reading
-
     if fail_under is not None and not isfinite(fail_under):
-        raise UsageError(f"--fail-under: {fail_under} is no number of decibels", hint="--fail-under 25, for example")
+        raise UsageError(f"--fail-under: {fail_under} is not a number of decibels", hint="--fail-under 25, for example")
     if html is not None:
-        from dsctl.show.drawing import ready
-
         ready(html, (ours, theirs))
-    output = Output(json, quiet)
+    output = printing.output()
     pairing = pair(weights_at(ours), weights_at(theirs), tuple(only or ()), tuple(skip or ()))
     with reading(output, pairing.nbytes, "comparing") as advance:
-        found = compare(pairing, advance)
-    output.data(describe(found))
-    if not json:
-        _show(found, (ours, theirs), worst, output)
+        found = compared(pairing, advance)
+    output.data(as_json(found))
+    if not output.json:
+        show_comparison(found, (ours, theirs), worst, output)
     if html is not None:
-        from dsctl.show.drawing import save
-        from dsctl.show.pages.comparison import comparison
-
         save(comparison(found, (ours, theirs), worst), html)
     if fail_under is not None:
         _fail(found, fail_under)
-
-
-def describe(found: Comparison) -> dict[str, Any]:
-    """A comparison as stable JSON; what is infinite or no number is null."""
-    return {
-        "a": found.places[0],
-        "b": found.places[1],
-        "total": {"parameters": len(found.compared), **_numbers(found.total), "histogram": _histogram(found.total)},
-        "scales": {side: _scales(counts) for side, counts in zip("ab", found.scales, strict=True)},
-        "roles": {role: {"parameters": number, **_numbers(sums)} for role, (number, sums) in found.roles.items()},
-        "parameters": [
-            {
-                "name": one.name,
-                "role": one.role,
-                "shape": list(one.shape),
-                "a_format": one.formats[0],
-                "b_format": one.formats[1],
-                **_numbers(one.sums),
-            }
-            for one in found.compared
-        ],
-        "only_a": list(found.only_ours),
-        "only_b": list(found.only_theirs),
-        "other_shape": [{"name": one.name, "a": list(one.ours), "b": list(one.theirs)} for one in found.reshaped],
-        "not_numbers": list(found.not_numbers),
-    }
-
-
-def _numbers(sums: Sums) -> dict[str, Any]:
-    return {
-        "values": sums.values,
-        "identical": sums.same,
-        "identical_values": sums.identical,
-        "not_finite": sums.not_finite,
-        "snr_db": sums.snr,
-        "cosine": sums.cosine,
-        "max_abs": sums.max_abs,
-        "max_rel": sums.max_rel,
-    }
-
-
-def _histogram(sums: Sums) -> list[dict[str, Any]]:
-    from dsctl.look.comparison import histogram
-
-    return [{"from": 2.0**power, "to": 2.0 ** (power + 1), "values": number} for power, number in histogram(sums)]
-
-
-def _scales(counts: ScaleCounts) -> dict[str, Any]:
-    bins = sorted(counts.bins.items())
-    histogram = [{"from": 2.0**power, "to": 2.0 ** (power + 1), "scales": number} for power, number in bins]
-    return {"scales": counts.number, "powers_of_two": counts.powers, "histogram": histogram}
-
-
-def _show(found: Comparison, names: tuple[str, str], worst: int, output: Output) -> None:
-    total = found.total
-    for side, name in zip("AB", names, strict=True):
-        output.text(f"{side}  {name}")
-    said = f"{plural(len(found.compared), 'parameter')}, {count(total.values)} values compared"
-    output.text(f"{said}: {'all identical' if total.same else f'{total.share:.2%} identical'}")
-    _show_roles(found, output)
-    _show_worst(found, worst, output)
-    if not total.same:
-        _show_histogram(total, output)
-    _show_rest(found, output)
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(columns[0], overflow="fold")
-    for name in (*columns[1:], "SNR dB", "cosine", "max abs", "max rel", "identical"):
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _row(sums: Sums) -> tuple[str, ...]:
-    snr = "inf" if sums.same else "-" if sums.snr is None else f"{sums.snr:.2f}"
-    cosine = "-" if sums.cosine is None else f"{sums.cosine:.6f}"
-    return snr, cosine, f"{sums.max_abs:.3g}", f"{sums.max_rel:.3g}", f"{sums.share:.2%}"
-
-
-def _show_roles(found: Comparison, output: Output) -> None:
-    table = _table("role", "values")
-    for role, (number, sums) in found.roles.items():
-        table.add_row(f"{role} ({number:,})", count(sums.values), *_row(sums))
-    table.add_row("all", count(found.total.values), *_row(found.total), style="bold")
-    output.text("")
-    output.text(table)
-
-
-def _show_worst(found: Comparison, worst: int, output: Output) -> None:
-    furthest = found.worst(worst)
-    if not furthest:
-        return
-    table = _table("furthest apart")
-    for one in furthest:
-        table.add_row(one.name, *_row(one.sums))
-    output.text("")
-    output.text(table)
-
-
-def _show_histogram(sums: Sums, output: Output) -> None:
-    from dsctl.look.comparison import histogram
-
-    lines = {"identical": sums.identical - _odd(sums), f"< 2^{FINEST}": 0}
-    for power, number in histogram(sums):
-        label = f"< 2^{FINEST}" if power < FINEST else f"2^{power}"
-        lines[label] = lines.get(label, 0) + number
-    most = max(lines.values())
-    output.text("")
-    output.text(("relative error", "bold"), " of values, by the power of two below it")
-    for label, number in lines.items():
-        if not number:
-            continue
-        bar = "#" * round(BAR * number / most)
-        output.text(f"{label:>10}  {number / sums.values:7.2%}  {bar}".rstrip())
-    if sums.not_finite:
-        output.text(f"{plural(sums.not_finite, 'value')} NaN or infinite on a side")
-
-
-def _odd(sums: Sums) -> int:
-    """Identical values that are no numbers."""
-    return sums.identical - sums.bins.get(0, 0)
-
-
-def _show_rest(found: Comparison, output: Output) -> None:
-    for what, names in (("only in A", found.only_ours), ("only in B", found.only_theirs)):
-        _show_names(what, names, output)
-    shapes = tuple(f"{one.name} {list(one.ours)} and {list(one.theirs)}" for one in found.reshaped)
-    _show_names("of other shape", shapes, output)
-    _show_names("not compared: no codec reads them as numbers", found.not_numbers, output)
-
-
-def _show_names(what: str, names: tuple[str, ...], output: Output) -> None:
-    if not names:
-        return
-    output.text("")
-    output.text((f"{what}: {len(names):,}", "yellow"))
-    for name in names[:NAMED]:
-        output.text(f"  {name}")
-    if len(names) > NAMED:
-        output.text(f"  ... and {len(names) - NAMED:,} more")
 
 
 def _fail(found: Comparison, limit: float) -> None:
@@ -232,8 +80,3 @@ def _fail(found: Comparison, limit: float) -> None:
     if issues:
         what = f"{plural(len(issues), 'parameter')} under {limit:g} dB or not comparable"
         raise VerifyFailed(what, issues=issues, hint="--skip leaves out what is expected to differ")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(compare)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import typer
-
-from dsctl.cli.options import Debug, Json, Quiet
-from dsctl.show.output import Output, count, size
-
-if TYPE_CHECKING:
-    from dsctl.look.description import Description
-    from dsctl.show.sections import Section
+from dsctl.cli.groups import PrintOptions, verb
+from dsctl.look.description import of_release
+from dsctl.releases import releases
+from dsctl.show.releases import as_json, table
+from dsctl.show.sections import show
 
 
-def models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+@verb
+def models(printing: PrintOptions) -> None:
     """List the releases known by name, oldest first.
 
     Any verb that only looks takes one of these names in place of a folder.
@@ -25,91 +21,7 @@ def models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
 
         dsctl models --json
     """
-    from dsctl.look.description import of_release
-    from dsctl.releases import releases
-    from dsctl.show.sections import show
-
     known = [of_release(release) for release in releases()]
-    output = Output(json, quiet)
+    output = printing.output()
     output.data([as_json(one) for one in known])
-    show([_table(known)], output)
-
-
-def as_json(one: Description) -> dict[str, Any]:
-    """A release as stable JSON; null where no source was found."""
-    release = one.release
-    assert release is not None
-    return {
-        "alias": list(release.alias),
-        "name": release.name,
-        "repository": release.repository,
-        "date": release.date,
-        "licence": release.licence,
-        "architecture": release.architecture,
-        "parameters": one.parameters,
-        "values": one.values,
-        "main_values": one.main_values,
-        "active_values": one.active_values,
-        "layers": release.config.get("num_hidden_layers"),
-        "mtp_layers": release.config.get("num_nextn_predict_layers", 0),
-        "context": release.config.get("max_position_embeddings"),
-        "published_context": release.context,
-        "formats": list(release.storage.formats),
-        "scale_fmt": release.storage.scale_fmt,
-        "stored_tensors": one.tensors,
-        "stored_bytes": one.nbytes,
-        "stored_values": release.storage.values,
-        "index_total": release.storage.index_total,
-        "files": release.storage.files,
-        "notes": release.notes,
-        "sources": {field: list(sources) for field, sources in release.sources.items()},
-        "unknown": list(release.unknown),
-        "derived": list(release.derived),
-    }
-
-
-def _table(known: list[Description]) -> Section:
-    from dsctl.show.sections import Column, Row, Section
-
-    columns = (
-        Column("release"), Column("published"), Column("values", True), Column("active", True),
-        Column("layers", True, 1), Column("context", True), Column("stored as"), Column("bytes", True, 3),
-        Column("licence", rank=4), Column("repository", rank=5),
-    )  # fmt: skip
-    rows = [Row(_cells(one)) for one in known]
-    rows.append(Row(("context: as published; in brackets: max_position_embeddings of the config",), "note"))
-    rows.append(Row(("*: its config was derived from another release, not read: --json names it",), "note"))
-    rows.append(Row(("+1: a multi-token-prediction layer, whose values are not counted here",), "note"))
-    return Section("", "", columns, tuple(rows))
-
-
-def _cells(one: Description) -> tuple[str, ...]:
-    from dsctl.look.wording import form
-
-    facts, release = as_json(one), one.release
-    forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)
-    return (
-        release.alias[0] + "*" * release.config_derived if release else "",
-        facts["date"] or "not known",
-        count(one.main_values),
-        count(one.active_values),
-        f"{facts['layers']}" + (f"+{facts['mtp_layers']}" if facts["mtp_layers"] else ""),
-        _context(facts["published_context"], facts["context"]),
-        ", ".join(forms),
-        size(one.nbytes),
-        facts["licence"] or "not known",
-        facts["repository"],
-    )
-
-
-def _context(published: int | None, positions: int) -> str:
-    """128K (160K): the published context, and what the config allows where that is another figure."""
-    said = [f"{tokens // 1024:,}K" if tokens % 1024 == 0 else f"{tokens:,}" for tokens in (published or 0, positions)]
-    if published == positions:
-        return said[1]
-    return f"{said[0]} ({said[1]})" if published else f"({said[1]})"
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(models)
+    show([table(known)], output)

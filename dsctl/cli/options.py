@@ -2,114 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dsctl.core.errors import SourceError, UsageError
+from dsctl.core.errors import UsageError
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SRC", help="A checkpoint: folder, .safetensors file, org/name, or a URL such as s3://bucket/path."
-    ),
-]
-Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
-Remote = Annotated[
-    bool, typer.Option("--remote", help="Read the repository of a release on the hub, not what dsctl knows of it.")
-]
-Local = Annotated[
-    bool,
-    typer.Option("--local", help="Accept only what is on this machine: a folder or file, never a release or URL."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Html = Annotated[
-    str | None, typer.Option("--html", metavar="FILE", help="Write a page to look at: one file, nothing to fetch.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="GLOB", help="Only parameters whose name matches; repeatable.")
-]
-Skip = Annotated[
-    list[str] | None,
-    typer.Option("--skip", metavar="GLOB", help="Leave out parameters whose name matches; repeatable."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
-
-
-def _workers(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not (text.isdecimal() and 1 <= int(text) <= 1024):
-        raise UsageError(f"--workers: {text!r} is neither auto nor a number from 1 to 1024")
-    return int(text)
-
-
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        metavar="N|auto",
-        parser=_workers,
-        help="Worker processes (default: auto, from cores, memory and the plan).",
-    ),
-]
-Engine = Annotated[
-    str,
-    typer.Option("--engine", metavar="processes|ray", help="Who does the work: processes here, or a Ray cluster."),
-]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="ADDRESS", help="The Ray cluster to join: auto, or HOST:PORT of its head."),
-]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:0,1.")]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option("--max-memory", "--memory", metavar="SIZE", help="Budget for all processes together, such as 8GB."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Start over in a folder that dsctl made.")]
-
-
-def repository_of(text: str) -> str:
-    """The repository of a release by any of its names; what has the form of a repository is one itself.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    from dsctl import releases
-    from dsctl.stores.hub import SCHEME, is_repository
-
-    if "/" not in text:
-        name, mark, revision = text.partition("@")
-        return releases.find(name).repository + mark + revision
-    if not is_repository(text.removeprefix(SCHEME)):
-        raise UsageError(f"{text}: is not the name of a repository", hint="write it as org/name or org/name@revision")
-    return text
-
-
-def located(source: str, remote: bool = False, local: bool = False) -> str:
-    """What to open: with --remote the hub's repository, where there is nothing of that name on this machine.
-
-    Raises:
-        UsageError: it is no release and no repository; --remote and --local are both given.
-        SourceError: with --local, nothing of that name is on this machine.
-    """
-    from dsctl import releases
-    from dsctl.stores.hub import SCHEME
-
-    if remote and local:
-        raise UsageError("--remote and --local are both given", hint="choose one")
-    if local and not os.path.exists(source):
-        named = releases.known(source)
-        hint = f"it is also a name of {named.name}: without --local that release is meant" if named else None
-        raise SourceError(f"{source}: no such folder or file on this machine, and --local is given", hint=hint)
-    if not remote or os.path.exists(source) or source.startswith(SCHEME):
-        return source
-    return SCHEME + repository_of(source)
-
-
+# The panels of `--help`; an option without one stands above them.
+WHAT, WHICH, RANKS, RUNNING = "What to convert", "Which part", "Ranks", "Running"
+MOST_RANKS = 4096
+# Numbers of layers, experts and ranks are below this.
+MOST_NUMBERS = 1 << 16
 _UNITS = {
     "": 1,
     "B": 1,
@@ -143,3 +46,237 @@ def parse_size(text: str | None, option: str) -> int | None:
     if not 0 < value < 1 << 60:
         raise UsageError(f"{option}: {text!r} is not a sensible size")
     return int(value)
+
+
+def parse_numbers(text: str | None, option: str, what: str = "numbers") -> tuple[int, ...]:
+    """0-3,61 as 0, 1, 2, 3, 61: in order, each once; none if there is no text.
+
+    Raises:
+        UsageError: it is not such a list.
+    """
+    found: set[int] = set()
+    for part in text.split(",") if text is not None else ():
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)) or len(part) > 16:
+            raise UsageError(f"{option}: {text!r} is not a list of {what}", hint="write it as 3, 0-7 or 0-3,61")
+        begin, end = int(first), int(last or first)
+        if not begin <= end < MOST_NUMBERS:
+            raise UsageError(f"{option}: {part.strip()!r} is not a range of {what}", hint="the smaller number is first")
+        found.update(range(begin, end + 1))
+    return tuple(sorted(found))
+
+
+def _memory(text: str) -> int | None:
+    return parse_size(text, "--max-memory")
+
+
+def _shard_size(text: str) -> int | None:
+    return parse_size(text, "--shard-size")
+
+
+def _workers(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not (text.isdecimal() and 1 <= int(text) <= 1024):
+        raise UsageError(f"--workers: {text!r} is neither auto nor a number from 1 to 1024")
+    return int(text)
+
+
+def _ranks(name: str, what: str) -> Any:
+    return typer.Option(f"--{name}", metavar="N", min=1, max=MOST_RANKS, help=what, rich_help_panel=RANKS)
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", help="A checkpoint: folder, .safetensors file, org/name, or a URL such as s3://bucket/path."
+    ),
+]
+Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
+Remote = Annotated[
+    bool, typer.Option("--remote", help="Read the release from the hub instead of using the built-in description.")
+]
+Local = Annotated[
+    bool,
+    typer.Option("--local", help="Accept only what is on this machine: a folder or file, never a release or URL."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Html = Annotated[
+    str | None, typer.Option("--html", metavar="FILE", help="Write a self-contained HTML report to this file.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        help="bf16, fp8-block, int4-group, nvfp4, ...: dsctl formats lists them.",
+        rich_help_panel=WHAT,
+    ),
+]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Short for --to bf16.", rich_help_panel=WHAT)]
+Fp8 = Annotated[bool, typer.Option("--fp8", help="Short for --to fp8-block.", rich_help_panel=WHAT)]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="Formats by role and name, from a TOML file or a ready one: dsctl formats lists them.",
+        rich_help_panel=WHAT,
+    ),
+]
+Search = Annotated[
+    bool,
+    typer.Option(
+        "--search", help="Choose the scales of four-bit formats by least squared error: slower.", rich_help_panel=WHAT
+    ),
+]
+ScaleFmt = Annotated[
+    str,
+    typer.Option(
+        "--scale-fmt",
+        metavar="auto|float32|ue8m0",
+        help="How FP8 scales are chosen: any float, or powers of two (V3.1 and later).",
+        rich_help_panel=WHAT,
+    ),
+]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--shard-size",
+        metavar="SIZE",
+        parser=_shard_size,
+        help="Regroup tensors into files of at most this size, such as 5GB.",
+        rich_help_panel=WHAT,
+    ),
+]
+NoKeep = Annotated[
+    bool,
+    typer.Option(
+        "--no-keep-scales",
+        help="Do not keep the original scales beside decoded weights.",
+        rich_help_panel=WHAT,
+    ),
+]
+
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="GLOB", help="Only parameters whose name matches; repeatable.", rich_help_panel=WHICH
+    ),
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--skip", metavar="GLOB", help="Leave out parameters whose name matches; repeatable.", rich_help_panel=WHICH
+    ),
+]
+Mtp = Annotated[
+    bool, typer.Option("--mtp", help="Keep the MTP layer in a layout that leaves it out.", rich_help_panel=WHICH)
+]
+NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Drop the multi-token-prediction layer.", rich_help_panel=WHICH)]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Continue if tensors are missing.", rich_help_panel=WHICH)
+]
+AllowExtra = Annotated[
+    bool,
+    typer.Option(
+        "--allow-extra", help="Carry over tensors that the architecture does not have.", rich_help_panel=WHICH
+    ),
+]
+
+Tp = Annotated[int | None, _ranks("tp", "Tensor-parallel ranks: cut matrices by rows or columns.")]
+Ep = Annotated[int | None, _ranks("ep", "Expert-parallel parts: assign whole experts to each.")]
+Pp = Annotated[int | None, _ranks("pp", "Pipeline stages: runs of layers.")]
+Layout = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="How ranks keep their parts: hf, deepseek, fused, stacked or vllm (docs/layouts.md).",
+        rich_help_panel=RANKS,
+    ),
+]
+Rank = Annotated[
+    str | None,
+    typer.Option("--rank", metavar="N|A-B", help="Write only these ranks, such as 3 or 0-3,8.", rich_help_panel=RANKS),
+]
+ExpertMap = Annotated[
+    str | None,
+    typer.Option(
+        "--expert-map",
+        metavar="FILE",
+        help="Which experts each part holds, as EPLB gives it in JSON.",
+        rich_help_panel=RANKS,
+    ),
+]
+Recode = Annotated[
+    bool,
+    typer.Option(
+        "--recode",
+        help="If a cut goes through blocks, decode and encode again instead of refusing.",
+        rich_help_panel=RANKS,
+    ),
+]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=RUNNING)]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        parser=_workers,
+        help="Worker processes (default: auto, from cores, memory and the plan).",
+        rich_help_panel=RUNNING,
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="processes|ray",
+        help="Who does the work: processes here, or a Ray cluster.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="The Ray cluster to join: auto, or HOST:PORT of its head.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:0,1.", rich_help_panel=RUNNING),
+]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        "--memory",
+        metavar="SIZE",
+        parser=_memory,
+        help="Budget for all processes together, such as 8GB.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start over in a folder that dsctl made.", rich_help_panel=RUNNING)
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="A line per finished file.", rich_help_panel=RUNNING)]
+Consume = Annotated[
+    int,
+    typer.Option(
+        "--consume",
+        metavar="",
+        count=True,
+        show_default=False,
+        help="Delete each source file once its converted data is on disk. Cannot be undone; pass it twice to confirm.",
+        rich_help_panel=RUNNING,
+    ),
+]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import typer
 
-from dsctl.cli.options import Debug, Json, Quiet, Target, parse_size
+from dsctl.checkpoint.origin import Origin
+from dsctl.cli.groups import PrintOptions, verb
+from dsctl.cli.options import Target, parse_size
+from dsctl.releases import find
 from dsctl.show.output import Output, count, plural
 from dsctl.show.output import size as shown_size
-
-if TYPE_CHECKING:
-    from dsctl.tiny import Made
+from dsctl.tiny import Made, make
+from dsctl.tiny.blueprint import TinyRecipe
 
 
 def _size(name: str, help_: str, at_least: int = 1, at_most: int = 1 << 20) -> Any:
@@ -32,33 +35,40 @@ Size = Annotated[
     str | None, typer.Option("--size", metavar="SIZE", help="Grow sizes left open to about this, such as 2GB.")
 ]
 Shards = Annotated[int | None, _size("shards", "Weight files. [default: 4, more where they would pass 4.3 GB]")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed, other weights.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Random seed of the weights.")]
 NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Leave the multi-token-prediction layer out.")]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="Quantize nothing.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Store all weights in BF16.")]
 Aligned = Annotated[
     bool, typer.Option("--aligned", help="Whole 128x128 blocks only, for loaders that get partial ones wrong.")
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class SizeOptions:
+    """The sizes of the small model; what nobody gave is chosen."""
+
+    layers: Layers = None
+    experts: Experts = None
+    hidden: Hidden = None
+    heads: Heads = None
+    vocab: Vocab = None
+    intermediate: Intermediate = None
+    moe_intermediate: MoeIntermediate = None
+
+
+@verb
 def tiny(
     release: Release,
     target: Target,
-    layers: Layers = None,
-    experts: Experts = None,
-    hidden: Hidden = None,
-    heads: Heads = None,
-    vocab: Vocab = None,
-    intermediate: Intermediate = None,
-    moe_intermediate: MoeIntermediate = None,
+    *,
+    sizes: SizeOptions,
     size: Size = None,
     shards: Shards = None,
     seed: Seed = 0,
     no_mtp: NoMtp = False,
     bf16: Bf16 = False,
     aligned: Aligned = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printing: PrintOptions,
 ) -> None:
     """Make a faithful small checkpoint of a release, with random weights.
 
@@ -73,19 +83,8 @@ def tiny(
 
         dsctl tiny v3 plain --layers 2 --experts 4 --bf16
     """
-    from dsctl.checkpoint.origin import Origin
-    from dsctl.releases import find
-    from dsctl.tiny import make
-    from dsctl.tiny.blueprint import TinyRecipe
-
     recipe = TinyRecipe(
-        layers=layers,
-        experts=experts,
-        hidden=hidden,
-        heads=heads,
-        vocab=vocab,
-        intermediate=intermediate,
-        moe_intermediate=moe_intermediate,
+        **asdict(sizes),
         size=parse_size(size, "--size"),
         shards=shards,
         seed=seed,
@@ -93,8 +92,7 @@ def tiny(
         bf16=bf16,
         aligned=aligned,
     )
-    made = make(release, target, recipe)
-    output = Output(json, quiet)
+    made, output = make(release, target, recipe), printing.output()
     origin = Origin.of_release(find(made.release))
     output.data(made._asdict() | {"seed": seed, "origin": origin._asdict()})
     _show(made, output)
@@ -107,8 +105,3 @@ def _show(made: Made, output: Output) -> None:
     files = f"{plural(len(made.files), 'weight file')}, {shown_size(made.nbytes)}"
     done = "there already" if made.present else "made"
     output.text((done, "green"), f" {made.release} in miniature: {what}, {files} in {made.folder}")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(tiny)

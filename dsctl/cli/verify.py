@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
-from dsctl.cli.options import Debug, DryRun, Json, Local, Quiet, Remote, Source, located
-from dsctl.core.errors import DsctlError, UsageError, VerifyFailed
-from dsctl.show.output import Output, plural, size
-
-if TYPE_CHECKING:
-    from dsctl.stores import Store
-    from dsctl.verify.against import Other
-    from dsctl.verify.findings import Report
-    from dsctl.verify.repair import Mend
-
-SHOWN = 10
-_COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+from dsctl.checkpoint.causes import remedy
+from dsctl.checkpoint.opening import weights_at
+from dsctl.cli.groups import PrintOptions, verb
+from dsctl.cli.options import DryRun, Local, Remote, Source
+from dsctl.cli.sources import located
+from dsctl.core.errors import UsageError, VerifyFailed
+from dsctl.run.mend import can_mend, mend_all, undisturbed
+from dsctl.show.bars import reading
+from dsctl.show.findings import as_json, is_failing, show_report
+from dsctl.show.output import Output, plural
+from dsctl.stores import Store
+from dsctl.verify import deep_bytes
+from dsctl.verify import verify as verified
+from dsctl.verify.against import Other, other
+from dsctl.verify.findings import CODES, Report
+from dsctl.verify.repair import Mend, mends
 
 Against = Annotated[
     str | None,
-    typer.Option("--against", metavar="RELEASE|SRC", help="Also hold it against a release, or another folder."),
+    typer.Option("--against", metavar="RELEASE|SRC", help="Also compare with a release, or with another folder."),
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Mend metadata: index, headers, quantization_config, side files.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")]
 Ignore = Annotated[
-    list[str] | None, typer.Option("--ignore", metavar="CODE", help="Do not look for this kind; repeatable.")
+    list[str] | None, typer.Option("--ignore", metavar="CODE", help="Ignore findings with this code; repeatable.")
 ]
-All = Annotated[bool, typer.Option("--all", help="List every finding and what follows from it, not ten of each kind.")]
+All = Annotated[
+    bool, typer.Option("--all", help="List every finding and what follows from it, instead of ten of each kind.")
+]
 
 
+@verb
 def verify(
     source: Source,
+    *,
     against: Against = None,
     deep: Deep = False,
     fix: Fix = False,
@@ -46,13 +54,11 @@ def verify(
     show_all: All = False,
     remote: Remote = False,
     local: Local = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printing: PrintOptions,
 ) -> None:
     """Check a checkpoint against its config, its index and its architecture.
 
-    Headers and block scales are read, weights only with --deep. Exit code 50 where something is wrong. --fix mends
+    Headers and block scales are read, weights only with --deep. Exits with 50 if something is wrong. --fix mends
     metadata and never changes a weight.
 
     Examples:
@@ -63,27 +69,32 @@ def verify(
 
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
     """
-    from dsctl.checkpoint.opening import weights_at
-    from dsctl.verify.against import other
-
     _refuse(ignore or [], dry_run and not fix)
-    output = Output(json, quiet)
+    output, mending = printing.output(), fix and not dry_run
     store = weights_at(located(source, remote, local))
     their = other(located(against, remote, local)) if against else None
+
+    def check() -> Report:
+        return _checked(store, their, deep, ignore or [], output)
+
     done: list[Mend] = []
-    with _alone(store) if fix and not dry_run else nullcontext():
-        report = _check(store, their, deep, ignore or [], output)
-        if fix:
-            report, done = _fix(store, their, deep, ignore or [], dry_run, report, output)
-    output.data(describe(report, their, strict, done, mended=fix and not dry_run))
-    _show(source, report, their, show_all, output)
-    if _failing(report, strict):
-        _fail(source, report, store, not fix and _can_mend(store, report, their))
+    with undisturbed(store) if mending else nullcontext():
+        report = check()
+        if mending:
+            report, done = mend_all(
+                store, report, their, check, lambda one: output.note(f"mending {one.file}: {one.what}")
+            )
+        elif fix:
+            done = mends(store, report, their)
+    if fix:
+        _tell(done, dry_run, output)
+    output.data(as_json(report, their, strict, done, mended=mending))
+    show_report(source, report, their, show_all, output)
+    if is_failing(report, strict):
+        _fail(source, report, store, not fix and can_mend(store, report, their))
 
 
-def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
-    from dsctl.verify.findings import CODES
-
+def _refuse(ignore: Collection[str], lone_dry_run: bool) -> None:
     unknown = [code for code in ignore if code not in CODES]
     if unknown:
         raise UsageError(f"--ignore: no finding is called {unknown[0]!r}", hint=f"known: {', '.join(CODES)}")
@@ -91,131 +102,26 @@ def _refuse(ignore: list[str], lone_dry_run: bool) -> None:
         raise UsageError("--dry-run goes with --fix: a check alone changes nothing")
 
 
-def _alone(store: Store) -> AbstractContextManager[None]:
-    """What is found must still be so when it is mended, and no other run may write the same siblings."""
-    from dsctl.core.files import alone_in
-    from dsctl.stores.local import LocalFolder
-
-    return alone_in(Path(store.root)) if isinstance(store, LocalFolder) else nullcontext()
-
-
-def _check(store: Store, their: Other | None, deep: bool, ignore: list[str], output: Output) -> Report:
-    from dataclasses import replace
-
-    from dsctl.show.progress import reading
-    from dsctl.verify import deep_bytes, verify
-
+def _checked(store: Store, their: Other | None, deep: bool, ignore: Collection[str], output: Output) -> Report:
     if not deep:
-        report = verify(store, their)
+        report = verified(store, their)
     else:
         with reading(output, deep_bytes(store), "reading") as advance:
-            report = verify(store, their, True, advance)
+            report = verified(store, their, True, advance)
     return replace(report, findings=tuple(f for f in report.findings if f.code not in ignore))
 
 
-def _fix(
-    store: Store, their: Other | None, deep: bool, ignore: list[str], dry_run: bool, report: Report, output: Output
-) -> tuple[Report, list[Mend]]:
-    """Show what would be mended, and mend it. One mend can bring out another, as a killed one does: thrice at most."""
-    from dsctl.stores.local import LocalFolder
-    from dsctl.verify import repair
-
-    done: list[Mend] = []
-    for _ in range(1 if dry_run else 3):
-        planned = repair.mends(store, report, their)
-        for one in planned:
-            output.note(f"{'would mend' if dry_run else 'mending'} {one.file}: {one.what}")
-        done += planned
-        if dry_run or not planned:
-            break
-        assert isinstance(store, LocalFolder)
-        repair.mend(store, planned)
-        report = _check(store, their, deep, ignore, output)
+def _tell(done: list[Mend], dry_run: bool, output: Output) -> None:
+    """What --fix would do, or that it did nothing."""
+    for one in done if dry_run else ():
+        output.note(f"would mend {one.file}: {one.what}")
     if dry_run:
         output.note("dry run: nothing was written")
     elif not done:
         output.note("nothing to mend")
-    return report, done
-
-
-def describe(report: Report, their: Other | None, strict: bool, done: list[Mend], mended: bool) -> dict[str, Any]:
-    """A report as stable JSON."""
-    from dsctl.verify.findings import CODES, SEVERITIES
-
-    return {
-        "place": report.place,
-        "against": their.origin._asdict() if their else None,
-        "ok": not _failing(report, strict),
-        "checked": report.checked._asdict(),
-        "counts": {severity: report.count(severity) for severity in SEVERITIES},
-        "findings": [
-            f._asdict() | {"severity": f.severity, "mendable": CODES[f.code].mendable} for f in report.findings
-        ],
-        "mends": [{"file": one.file, "what": one.what, "done": mended} for one in done],
-    }
-
-
-def _failing(report: Report, strict: bool) -> bool:
-    return bool(report.count("error") or (strict and report.count("warning")))
-
-
-def _show(source: str, report: Report, their: Other | None, show_all: bool, output: Output) -> None:
-    checked = report.checked
-    tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
-    output.text(f"{source}: {tensors}")
-    for what, said in _said(report, their):
-        output.text(f"  {what:10}  {said}")
-    for code, group in groupby(report.findings, key=lambda finding: finding.code):
-        found = list(group)
-        for finding in found if show_all else found[:SHOWN]:
-            style = _COLOURS[finding.severity]
-            output.text((f"{finding.severity:7} ", style), (f"{code}  ", "bold"), str(finding))
-            for detail in finding.details if show_all else ():
-                output.text(f"        {detail}")
-        if len(found) > SHOWN and not show_all:
-            output.text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)")
-    if not report.count("error") and not report.count("warning"):
-        output.text(("nothing wrong found", "green"))
-
-
-def _said(report: Report, their: Other | None) -> list[tuple[str, str]]:
-    """What was looked at and what was not, in words."""
-    checked = report.checked
-    known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
-    lines = [("structure", known if checked.parameters else "files and headers only, for want of an architecture")]
-    if checked.scales:
-        lines.append(("scales", plural(checked.scales, "number")))
-    if checked.against:
-        lines.append(("against", their.origin.text if their else checked.against))
-    if checked.signed:
-        lines.append(("dsctl.json", "sizes" + (f" and {plural(checked.digests, 'digest')}" if checked.digests else "")))
-    lines.append(
-        ("contents", f"{size(checked.contents)} read" if checked.contents else "not checked: --deep reads them")
-    )
-    return lines
-
-
-def _can_mend(store: Store, report: Report, their: Other | None) -> bool:
-    """Whether --fix would do anything here."""
-    from dsctl.verify import repair
-    from dsctl.verify.findings import CODES
-
-    if not any(CODES[finding.code].mendable for finding in report.findings):
-        return False
-    try:
-        return bool(repair.mends(store, report, their))
-    except DsctlError:
-        return False
 
 
 def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
-    from dsctl.checkpoint.causes import remedy
-
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
     mending = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None
     raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or mending)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(verify)

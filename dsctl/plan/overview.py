@@ -83,7 +83,7 @@ def overview(known: Known, request: Request) -> Overview:
         UsageError, PlanError, FormatError: as `dsctl.plan.planner.make_plan` of the checkpoint itself.
     """
     if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
-        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
+        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
     refuse_idle(request)
     groups = [group for group in known.groups if group.family.role != OTHER]
     heads = known.model.heads(known.config) if known.model else None

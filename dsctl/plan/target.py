@@ -54,7 +54,7 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
             itself, or a map of experts is not of this model.
     """
     if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
-        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join(CODECS)}")
+        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
     refuse_idle(request)
     heads = checkpoint.model.heads(checkpoint.config) if checkpoint.model and checkpoint.config is not None else None
     subject = Subject(checkpoint.store.place, checkpoint.families, heads)

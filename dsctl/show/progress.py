@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.progress import Progress as Bar
 
+from dsctl.plan.plan import Plan
+from dsctl.run.events import Advanced, Committed, Event
+from dsctl.show.bars import columns
 from dsctl.show.output import Output, plural, size, span
-
-if TYPE_CHECKING:
-    from dsctl.plan.plan import Plan
-    from dsctl.run.events import Event
 
 SECONDS_BETWEEN_LINES = 15.0
 # What is left is told once this share is done: before, the first reads of files say nothing of those to come.
 TOLD_FROM = 0.02
-
-
-@contextmanager
-def reading(output: Output, total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar for bytes read, on a terminal only: gives the function to tell of each further number of them."""
-    if not output.err.is_terminal or output.quiet:
-        yield lambda nbytes: None
-        return
-    with Bar(*_columns(), console=output.err, transient=True) as bar:
-        task = bar.add_task(what, total=max(total, 1))
-        yield lambda nbytes: bar.advance(task, nbytes)
-
-
-def _columns() -> tuple[ProgressColumn, ...]:
-    return (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
 
 
 class Progress:
@@ -58,7 +30,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task: Any = None
         if output.err.is_terminal and not output.quiet:
-            self._bar = Bar(*_columns(), console=output.err, transient=True)
+            self._bar = Bar(*columns(), console=output.err, transient=True)
             self._task = self._bar.add_task("converting", total=self._total)
 
     def __enter__(self) -> Progress:
@@ -74,8 +46,6 @@ class Progress:
 
     def report(self, event: Event) -> None:
         """Take one event of `dsctl.run.run`."""
-        from dsctl.run.events import Advanced, Committed
-
         if isinstance(event, Advanced):
             self._advance(event.nbytes)
         elif isinstance(event, Committed):

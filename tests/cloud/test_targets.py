@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dsctl import open as dsctl_open
+from dsctl.api import open as dsctl_open
 from dsctl.core.errors import WorkError
 from dsctl.stores import objects as room
 from dsctl.stores import uploads

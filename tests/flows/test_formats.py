@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsctl import open as open_checkpoint
+from dsctl.api import open as open_checkpoint
 from dsctl.codecs import CODECS
 from dsctl.core.errors import FormatError, UsageError
 from dsctl.layouts.naming import tensors as tensors_of

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,8 @@ def test_a_refusal_under_the_lock_leaves_no_lock_behind(
 
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize(
-    "step", ["dsctl.checkpoint.reading.read_headers", "dsctl.plan.planner.make_plan", "dsctl.run.claim.check_target"]
+    "step",
+    ["dsctl.checkpoint.reading.read_headers", "dsctl.cli.carrying.make_plan", "dsctl.run.carry_out.check_target"],
 )
 @pytest.mark.parametrize("more", [(), ("--force",)])
 def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(
@@ -246,7 +248,7 @@ def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(
     """The second of two runs finds files gone that it has just seen; the first one may be at work, or have ended."""
     target, locks = tmp_path / "out", list[Lock]()
     holder, _, name = step.rpartition(".")
-    module = sys.modules[holder]
+    module = import_module(holder)
     real = getattr(module, name)
 
     def late(*rest: Any, **options: Any) -> Any:

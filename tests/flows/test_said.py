@@ -72,7 +72,7 @@ def test_only_what_was_begun_is_said_to_be_resumed(
     with monkeypatch.context() as patched:
         patched.setattr(LocalFolder, "head", gone)
         looked = call("inspect", source), call("convert", source, tmp_path / "out", "--bf16")
-    monkeypatch.setattr("dsctl.cli.convert._run", gone)
+    monkeypatch.setattr("dsctl.cli.carrying.carry_out", gone)
     begun = call("convert", source, tmp_path / "out", "--bf16")
     assert [done.stderr.partition("hint: ")[2].strip() for done in (*looked, begun)] == [
         "try again later", "try again later", "try again later: the same command resumes where it stopped",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsctl import open as dsctl_open
+from dsctl.api import open as dsctl_open
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails, run
 

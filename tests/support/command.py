@@ -15,6 +15,7 @@ from unittest import mock
 import typer
 
 from dsctl import cli
+from dsctl.cli.app import application
 
 
 class Hung(BaseException):
@@ -54,7 +55,7 @@ def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
 @cache
 def verbs() -> Any:
     """The command line, made once: typer reads the signatures of all verbs for each call of an app."""
-    return typer.main.get_command(cli.app)
+    return typer.main.get_command(application())
 
 
 def call(*arguments: Any) -> Done:
@@ -62,8 +63,14 @@ def call(*arguments: Any) -> Done:
     command = verbs()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     out, err, code = io.StringIO(), io.StringIO(), 0
+    made = mock.patch.object(cli, "application", return_value=command)
     argv = mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)])
-    with redirect_stdout(out), redirect_stderr(err), argv, mock.patch.object(cli, "app", command):
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        argv,
+        made,
+    ):
         try:
             cli.main()
         except SystemExit as ended:

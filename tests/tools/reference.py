@@ -8,14 +8,15 @@ from typing import Any
 
 import typer
 
-from dsctl.cli import app
+from dsctl.cli.app import application
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
+TABLE = "| | |\n|---|---|\n"
+PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 
 
 def commands() -> dict[str, Any]:
     """Every verb, in the order of `--help`."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(application())
     return dict(group.commands)
 
 
@@ -33,11 +34,15 @@ def section(verb: str, command: Any) -> Iterator[str]:
     yield f"## dsctl {verb}\n\n`{' '.join(['dsctl', verb, *map(place, arguments), '[OPTIONS]'])}`\n\n"
     yield prose.strip() + "\n\n"
     yield "```sh\n" + "".join(f"{line.strip()}\n" for line in examples.splitlines() if line.strip()) + "```\n\n"
-    yield "| | |\n|---|---|\n"
+    yield TABLE
     for param in arguments:
         yield f"| `{cell(place(param))}` | {param.help} |\n"
-    for param in options:
-        yield f"| {names(param)} | {param.help} |\n"
+    panels = list(dict.fromkeys(param.rich_help_panel for param in options if param.rich_help_panel))
+    for panel in (*panels, None):
+        yield f"\n{panel or 'Options'}:\n\n{TABLE}" if panels else ""
+        for param in options:
+            if param.rich_help_panel == panel:
+                yield f"| {names(param)} | {param.help} |\n"
 
 
 def place(param: Any) -> str:
@@ -45,7 +50,7 @@ def place(param: Any) -> str:
 
 
 def names(param: Any) -> str:
-    value = "" if param.is_flag else f" {param.metavar or param.name.upper()}"
+    value = "" if param.is_flag or param.count else f" {param.metavar or param.name.upper()}"
     forms = sorted(param.opts, key=len, reverse=True)
     return ", ".join(f"`{form}{cell(value) if form.startswith('--') else ''}`" for form in forms)
 

@@ -14,6 +14,7 @@ from typing import Any
 from dsctl.core.errors import UsageError
 from dsctl.core.files import refusal
 from dsctl.core.visible import spelled_lines
+from dsctl.version import __version__
 
 __all__ = ["page", "ready", "save"]
 
@@ -76,8 +77,6 @@ def page(template: str, title: str, sections: Sequence[Any] = (), origin: str = 
     (cells, kind) and paragraphs.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from dsctl.version import __version__
 
     environment = Environment(
         loader=PackageLoader("dsctl.show.drawing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -17,7 +17,7 @@ STAGES = ("Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, 
 DRAWN = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
 
 
-class Piece(NamedTuple):
+class Element(NamedTuple):
     """One parameter of a stage: its last name, shape, how it is stored, in which of the stage's layers it is (empty:
     in all), and how it differs from the other side's, with the words for it: `kind` is added, removed, changed, or
     stored where only how it is stored differs."""
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
 
     title: str
     layers: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Element, ...]
     config: Mapping[str, Any]
     kind: str = ""
     words: str = ""
@@ -59,7 +59,7 @@ def _stages(side: Description) -> dict[str, Stage]:
     return found
 
 
-def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Piece]:
+def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Element]:
     """A piece per template; one that is stored in several ways says them all."""
     found: dict[str, list[Group]] = {}
     for group in groups:
@@ -70,7 +70,7 @@ def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Piece]
         some = f"in layers {ranges(held)}" if held and held != set(layers) else ""
         stored = " or ".join(dict.fromkeys(form(group.codec) for group in members))
         name = template if family.role == OTHER else last_name(template)
-        yield Piece(template, family.role, name, family.shape, stored, family.experts, some)
+        yield Element(template, family.role, name, family.shape, stored, family.experts, some)
 
 
 def last_name(template: str) -> str:
@@ -98,7 +98,7 @@ def _all(stage: Stage, kind: str) -> Stage:
     return stage._replace(pieces=pieces, kind=kind, words=kind)
 
 
-def _mark(piece: Piece, before: Piece | None, after: Piece | None, alone: str) -> Piece:
+def _mark(piece: Element, before: Element | None, after: Element | None, alone: str) -> Element:
     if before is None or after is None:
         return piece._replace(kind=alone, words=(alone,))
     words = tuple(_changes(before, after))
@@ -106,7 +106,7 @@ def _mark(piece: Piece, before: Piece | None, after: Piece | None, alone: str) -
     return piece._replace(kind=kind, words=words) if words else piece
 
 
-def _changes(before: Piece, after: Piece) -> Iterator[str]:
+def _changes(before: Element, after: Element) -> Iterator[str]:
     """What differs of one parameter, from what to what."""
     if before.shape != after.shape:
         yield f"{_times(before.shape)} → {_times(after.shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,8 +40,6 @@ def curves(
 ) -> Chart:
     """A curve per series over numbered places, whose distance is that of their logarithms; the summary is of place
     number `at`."""
-    import math
-
     import pygal
 
     rows = tuple((label, *(words(values[n]) for values in series.values())) for n, (_, label) in enumerate(places))

@@ -9,7 +9,7 @@ from typing import Any
 from dsctl.look.diff import Diff
 from dsctl.look.wording import ranges
 from dsctl.show.drawing import parts
-from dsctl.show.drawing.architecture import PREDICTION, Piece, Stage, stages
+from dsctl.show.drawing.architecture import PREDICTION, Element, Stage, stages
 from dsctl.show.drawing.pieces import GAP, MIDDLE, Drawn
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet
 
@@ -47,7 +47,7 @@ def _alike(pairs: Sequence[Pair], part: tuple[str, ...]) -> dict[str, str]:
     return like
 
 
-def _plain(piece: Piece) -> Piece:
+def _plain(piece: Element) -> Element:
     return piece._replace(kind="", words=(), some="")
 
 

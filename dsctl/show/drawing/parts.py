@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dsctl.show.drawing.architecture import Piece
+from dsctl.show.drawing.architecture import Element
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
 
@@ -60,7 +60,7 @@ def prediction(drawn: Drawn, y: float) -> float:
     return low
 
 
-def _stack(drawn: Drawn, pieces: Iterable[Piece], x: float, y: float, width: float) -> float:
+def _stack(drawn: Drawn, pieces: Iterable[Element], x: float, y: float, width: float) -> float:
     for number, piece in enumerate(pieces):
         if number:
             drawn.sheet.down(x + width / 2, y, y + GAP, drawn.hidden)
@@ -110,7 +110,7 @@ def _spread(drawn: Drawn, top: float, low: float, middles: Sequence[float]) -> N
         drawn.sheet.down(x, top + 8, low)
 
 
-def _path(drawn: Drawn, pieces: Sequence[Piece], x: float, y: float) -> float:
+def _path(drawn: Drawn, pieces: Sequence[Element], x: float, y: float) -> float:
     """Boxes at the heights that they have on both sides and in both lanes."""
     last, before = y, ""
     for piece in pieces:
@@ -124,7 +124,7 @@ def _path(drawn: Drawn, pieces: Sequence[Piece], x: float, y: float) -> float:
     return last
 
 
-def _out(drawn: Drawn, piece: Piece) -> str:
+def _out(drawn: Drawn, piece: Element) -> str:
     """What leaves a matrix or norm, taken apart where it is a latent with its rotary part."""
     size = piece.shape[0]
     latent, rotary = (drawn.config.get(name) for name in ("kv_lora_rank", "qk_rope_head_dim"))
@@ -133,7 +133,7 @@ def _out(drawn: Drawn, piece: Piece) -> str:
     return f"{size:,}"
 
 
-def _last(drawn: Drawn, pieces: Sequence[Piece]) -> str:
+def _last(drawn: Drawn, pieces: Sequence[Element]) -> str:
     if not pieces:
         return ""
     value = "v_head_dim" if pieces[-1].template == KEYS[-1] else "qk_rope_head_dim"
@@ -152,7 +152,7 @@ def _heads(drawn: Drawn, size: int, fields: tuple[str, ...]) -> str:
     return f"{heads:,} x ({each})" if len(known) > 1 else f"{heads:,} x {each}"
 
 
-def _indexer(drawn: Drawn, pieces: Sequence[Piece], y: float) -> float:
+def _indexer(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
     """The indexer in its frame: queries from the latent beside it, keys, weights of heads, and what is chosen."""
     sheet, inner, middle = drawn.sheet, LANE - 16, INDEX_AT + LANE / 2
     kind, pieces = whole(pieces)
@@ -209,7 +209,7 @@ def dense(drawn: Drawn, y: float) -> float:
     return _mlp(drawn, drawn.take(*DENSE), LEFT + 60, y, RIGHT - LEFT - 120, "dense")
 
 
-def _mlp(drawn: Drawn, pieces: Sequence[Piece], x: float, y: float, width: float, key: str) -> float:
+def _mlp(drawn: Drawn, pieces: Sequence[Element], x: float, y: float, width: float, key: str) -> float:
     """Gate and up as one box where they are alike, then down; the inner size on the arrow."""
     middle = x + width / 2
     downs = (DENSE[-1], ROUTED[-1], SHARED[-1])
@@ -267,7 +267,7 @@ def experts(drawn: Drawn, y: float) -> float:
     return bottom + 24 + needed(said)
 
 
-def _expert(drawn: Drawn, pieces: Sequence[Piece], x: float, y: float, key: str, words: str) -> float:
+def _expert(drawn: Drawn, pieces: Sequence[Element], x: float, y: float, key: str, words: str) -> float:
     kind, pieces = whole(pieces)
     title = [line._replace(kind="title") for line in wrapped(words, LANE - 24, "title")]
     title += [Line(SIGNS[kind] + kind, "mark")] if kind else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dsctl.show.drawing.architecture import Piece, Stage
+from dsctl.show.drawing.architecture import Element, Stage
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
 
 LEFT, RIGHT = 34, WIDTH - 20
@@ -37,14 +37,14 @@ class Drawn:
     def has(self, templates: Iterable[str]) -> bool:
         return any(template in self.left for template in templates)
 
-    def take(self, *templates: str) -> list[Piece]:
+    def take(self, *templates: str) -> list[Element]:
         """Those of these that are there, and are drawn now."""
         return [self.left.pop(template) for template in templates if template in self.left]
 
     def row(self, key: str, needed: float) -> float:
         return self.sheet.row(f"{self.title}/{key}", needed)
 
-    def box(self, pieces: Sequence[Piece], x: float, y: float, width: float, height: float, note: str = "") -> None:
+    def box(self, pieces: Sequence[Element], x: float, y: float, width: float, height: float, note: str = "") -> None:
         """Pieces that go together as one box."""
         kinds = dict.fromkeys(piece.kind for piece in pieces)
         kind = next(iter(kinds)) if len(kinds) == 1 else "changed"
@@ -94,7 +94,7 @@ class Drawn:
         return y
 
 
-def lines(pieces: Sequence[Piece], width: float, note: str = "") -> list[Line]:
+def lines(pieces: Sequence[Element], width: float, note: str = "") -> list[Line]:
     """Names, how they are stored, and in words how they differ."""
     found = wrapped(", ".join(piece.name for piece in pieces), width - 10, "name")
     stored = ", ".join(dict.fromkeys(piece.stored for piece in pieces))
@@ -113,7 +113,7 @@ def lines(pieces: Sequence[Piece], width: float, note: str = "") -> list[Line]:
     return found
 
 
-def whole(pieces: Sequence[Piece]) -> tuple[str, tuple[Piece, ...]]:
+def whole(pieces: Sequence[Element]) -> tuple[str, tuple[Element, ...]]:
     """added or removed where all of them are, and the pieces: a frame says it then, and not every box in it."""
     kinds = {piece.kind for piece in pieces}
     kind = kinds.pop() if len(kinds) == 1 else ""
@@ -122,13 +122,13 @@ def whole(pieces: Sequence[Piece]) -> tuple[str, tuple[Piece, ...]]:
     return kind, tuple(piece._replace(kind="", words=()) for piece in pieces)
 
 
-def through(piece: Piece) -> str:
+def through(piece: Element) -> str:
     """What goes in and comes out: a matrix [out, in] takes its input from the last dimension, an embedding from its
     first."""
     shape = piece.shape if piece.role == "embedding" else piece.shape[::-1]
     return " → ".join(f"{size:,}" for size in shape)
 
 
-def _hint(pieces: Iterable[Piece]) -> str:
+def _hint(pieces: Iterable[Element]) -> str:
     found = (f"{one.template} {list(one.shape)} {one.stored} {one.some} {', '.join(one.words)}" for one in pieces)
     return "\n".join(text.strip() for text in found)

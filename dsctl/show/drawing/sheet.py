@@ -29,7 +29,7 @@ class Line(NamedTuple):
         return len(self.text) * size * each
 
 
-class Box(NamedTuple):
+class Rectangle(NamedTuple):
     """A rectangle with centred lines; `shape` is box, pill (something computed), ghost (something that is not there)
     or frame (its lines at the upper left, others inside)."""
 
@@ -84,7 +84,7 @@ class Slice(NamedTuple):
     title: str
     top: float
     height: float
-    boxes: list[Box]
+    boxes: list[Rectangle]
     arrows: list[Arrow]
     labels: list[Label]
 
@@ -95,7 +95,7 @@ class Sheet:
     first pass over both finds the heights, a second draws."""
 
     heights: dict[str, float]
-    boxes: list[Box] = field(default_factory=list)
+    boxes: list[Rectangle] = field(default_factory=list)
     arrows: list[Arrow] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     height: float = 0
@@ -121,11 +121,11 @@ class Sheet:
         return self.heights[key]
 
     def box(self, x: float, y: float, width: float, height: float, lines: Iterable[Line], **rest: str) -> None:
-        self.boxes.append(Box(x, y, width, height, tuple(lines), **rest))
+        self.boxes.append(Rectangle(x, y, width, height, tuple(lines), **rest))
 
     def frame(self, x: float, y: float, width: float, lines: Iterable[Line], kind: str = "") -> int:
         """Begin a frame around what comes next; `close` ends it."""
-        self.boxes.append(Box(x, y, width, 0, tuple(lines), kind, "frame"))
+        self.boxes.append(Rectangle(x, y, width, 0, tuple(lines), kind, "frame"))
         return len(self.boxes) - 1
 
     def close(self, frame: int, bottom: float) -> None:

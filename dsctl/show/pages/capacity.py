@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dsctl.show.capacity import spread_words
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, stacks
 from dsctl.show.output import count, size
@@ -61,5 +62,4 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
 
 def spread(rank: dict[str, Any]) -> str:
     """TP 8 EP 8; parts that are 1 go unsaid, and a star marks cuts that cannot be made."""
-    said = " ".join(f"{name.upper()} {rank[name]}" for name in ("tp", "ep", "pp") if rank[name] > 1) or "1 rank"
-    return said + "*" * bool(rank["cuts"])
+    return spread_words(rank) + "*" * bool(rank["cuts"])

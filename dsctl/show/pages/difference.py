@@ -10,13 +10,14 @@ from dsctl.look.diff import Diff
 from dsctl.look.meanings import meanings
 from dsctl.look.templates import Template
 from dsctl.look.totals import CONTEXTS
-from dsctl.show.differences import flop, sections, titles
+from dsctl.show.differences import sections, titles
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, curves
 from dsctl.show.drawing.diagram import diagrams
 from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card, change
 from dsctl.show.sections import printable
+from dsctl.show.totals import flop
 
 SHORTEST = 1024
 # The one context that cards, sentences and the terminal's table speak of.

@@ -24,7 +24,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class Listed(NamedTuple):
+class TensorRow(NamedTuple):
     """Tensors alike but for their numbers: their template as names and ranges by turns, which the search goes by."""
 
     dtype: str
@@ -120,12 +120,12 @@ def _evenly(what: str, parts: dict[str, dict[str, float]]) -> str:
     return f"Every {what} has {size(values[0])}."
 
 
-def _listed(folded: Fold) -> Listed:
+def _listed(folded: Fold) -> TensorRow:
     spec = folded.spec
     numbers = iter(folded.ranges)
     parts = [next(numbers, ()) if part in NUMBERS else part for part in folded.template.split(".")]
     said = [part if isinstance(part, str) else _said(part) for part in parts]
-    return Listed(
+    return TensorRow(
         spec.dtype,
         DTYPES.get(spec.dtype, ""),
         " x ".join(map(str, spec.shape)) or "scalar",

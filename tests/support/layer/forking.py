@@ -22,7 +22,10 @@ RUNNING: dict[int, int] = {}
 
 def serve() -> None:
     """Fork for each line of stdin; tell the pid and the exit code of each fork on stdout."""
-    import dsctl.cli.app
+    import dsctl.cli.carrying
+    import dsctl.cli.convert
+    import dsctl.cli.tiny
+    import dsctl.cli.verify
     import dsctl.tiny
     import dsctl.verify
     import dsctl.work.executors.processes

@@ -1,101 +1,30 @@
-"""`dsctl inspect`: what a checkpoint is and what it holds."""
+"""How an inspection is told: sections, a tree of where the bytes are, lists of tensors, and JSON."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from typing import Any
 
-import typer
 from rich.text import Text
+from rich.tree import Tree
 
-from dsctl.cli.options import Debug, Html, Json, Local, Quiet, Remote, located
+from dsctl.checkpoint.groups import NUMBERS, Group
+from dsctl.checkpoint.pieces import Fault
+from dsctl.codecs.codec import Codec
 from dsctl.core.visible import visible
+from dsctl.look.inspection import Fold, Inspection, Tensor, fold
+from dsctl.look.wording import form, ranges
+from dsctl.show.drawing.architecture import last_name, staged
 from dsctl.show.output import Output, count, plural, size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rich.tree import Tree
-
-    from dsctl.checkpoint.groups import Group
-    from dsctl.checkpoint.pieces import Fault
-    from dsctl.codecs.codec import Codec
-    from dsctl.look.inspection import Fold, Inspection, Tensor
-    from dsctl.show.sections import Section
+from dsctl.show.sections import Column, Row, Section, show
 
 FILES_SHOWN = 6
 TREE_BAR = 40
 FAULTS_SHOWN = 5
 
-Looked = Annotated[
-    str,
-    typer.Argument(metavar="SRC", help="A checkpoint folder, a .safetensors file, a release or a hub repository."),
-]
-Glob = Annotated[str | None, typer.Argument(metavar="[GLOB]", help="With --tensors: only names that match.")]
-Tensors = Annotated[bool, typer.Option("--tensors", help="List the stored tensors.")]
-Folded = Annotated[bool, typer.Option("--fold", help="List tensors alike but for their numbers in one line.")]
-AsTree = Annotated[bool, typer.Option("--tree", help="Draw where the bytes are, from embedding to head.")]
-Files = Annotated[bool, typer.Option("--files", help="List every file.")]
-
-
-def inspect(
-    source: Looked,
-    glob: Glob = None,
-    tensors: Tensors = False,
-    fold: Folded = False,
-    files: Files = False,
-    tree: AsTree = False,
-    remote: Remote = False,
-    local: Local = False,
-    html: Html = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Show what a checkpoint is and what it holds, from its headers alone.
-
-    What is wrong with it is told on stderr. A release by its name is described from what is known of it, offline.
-
-    Examples:
-
-        dsctl inspect ./DeepSeek-V3.2
-
-        dsctl inspect v3.2 --json
-
-        dsctl inspect ./DeepSeek-V3.2 --tensors '*.indexer.*' --fold
-
-        dsctl inspect v3.2 --tree
-
-        dsctl inspect v3.2 --html v3.2.html
-    """
-    from dsctl.look.inspection import inspect as look
-
-    if html is not None:
-        from dsctl.show.drawing import ready
-
-        ready(html, (source,))
-    output, seen = Output(json, quiet), look(located(source, remote, local))
-    wanted = (glob or "*") if tensors or fold or glob else None
-    if json:
-        output.data(as_json(seen, wanted, fold))
-    elif tree:
-        output.text(_tree(seen))
-    elif wanted is None:
-        _show(seen, files, output)
-    else:
-        _list(seen, wanted, fold, output)
-    if html is not None:
-        from dsctl.show.drawing import save
-        from dsctl.show.pages.inspection import inspection
-
-        save(inspection(seen, _sections(seen, False)[1:]), html)
-    if not quiet:
-        _warn(seen.faults, output)
-
 
 def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> dict[str, Any]:
     """An inspection as stable JSON: sizes in bytes, null where nothing is known."""
-    from dsctl.look.inspection import fold
-
     one, known = seen.description, seen.description.model is not None
     facts: dict[str, Any] = {
         "source": one.name,
@@ -143,42 +72,31 @@ def _tensor_json(tensor: Tensor) -> dict[str, Any]:
     return facts | {"file": tensor.file or None}
 
 
-def _folded_json(fold: Fold) -> dict[str, Any]:
-    facts = {"template": fold.template, "numbers": [list(numbers) for numbers in fold.ranges], "tensors": fold.number}
-    return facts | {"dtype": fold.spec.dtype, "shape": list(fold.spec.shape), "bytes": fold.nbytes}
+def _folded_json(one: Fold) -> dict[str, Any]:
+    facts = {"template": one.template, "numbers": [list(numbers) for numbers in one.ranges], "tensors": one.number}
+    return facts | {"dtype": one.spec.dtype, "shape": list(one.spec.shape), "bytes": one.nbytes}
 
 
 def _forms(codecs: Iterable[Iterable[Codec]]) -> list[str]:
-    from dsctl.look.wording import form
-
     return list(dict.fromkeys(form(codec) for some in codecs for codec in some))
 
 
-def _show(seen: Inspection, all_files: bool, output: Output) -> None:
-    from dsctl.show.sections import show
-
-    show(_sections(seen, all_files), output)
-
-
-def _sections(seen: Inspection, all_files: bool) -> list[Section]:
-    sections = [_origin(seen), _facts(seen)]
+def sections(seen: Inspection, all_files: bool = False) -> list[Section]:
+    """What there is to say of a checkpoint: where it comes from, facts, tables by role, dtype and file."""
+    found = [_origin(seen), _facts(seen)]
     if seen.description.model is not None:
-        sections.append(_roles(seen))
-    sections.append(_dtypes(seen))
+        found.append(_roles(seen))
+    found.append(_dtypes(seen))
     if seen.files:
-        sections.append(_files(seen, all_files))
-    return sections
+        found.append(_files(seen, all_files))
+    return found
 
 
 def _origin(seen: Inspection) -> Section:
-    from dsctl.show.sections import Section
-
     return Section("", seen.description.origin.sentence)
 
 
 def _facts(seen: Inspection) -> Section:
-    from dsctl.show.sections import Column, Row, Section
-
     one, known = seen.description, seen.description.model is not None
     number = sum(total.number for total in seen.dtypes)
     rows = [("architecture", one.model or "not known: no config.json of a known one")]
@@ -204,8 +122,6 @@ def _facts(seen: Inspection) -> Section:
 
 
 def _roles(seen: Inspection) -> Section:
-    from dsctl.show.sections import Column, Row, Section
-
     columns = (
         Column("role"), Column("parameters", True, 2), Column("values", True), Column("active", True),
         Column("bytes", True), Column("share", True, 1), Column("stored as"),
@@ -229,8 +145,6 @@ def _roles(seen: Inspection) -> Section:
 
 
 def _dtypes(seen: Inspection) -> Section:
-    from dsctl.show.sections import Column, Row, Section
-
     columns = (Column("dtype"), Column("tensors", True), Column("values", True), Column("bytes", True))
     whole = sum(total.nbytes for total in seen.dtypes) or 1
     rows = [
@@ -240,8 +154,6 @@ def _dtypes(seen: Inspection) -> Section:
 
 
 def _files(seen: Inspection, everything: bool) -> Section:
-    from dsctl.show.sections import Column, Row, Section
-
     files = seen.files
     shown = files if everything or len(files) <= FILES_SHOWN + 1 else files[:FILES_SHOWN]
     rows = [Row((visible(file.name), f"{file.tensors:,}", size(file.nbytes))) for file in shown]
@@ -254,21 +166,15 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if part * 2000 >= whole else "< 0.1 %"
 
 
-def _list(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
-    from dsctl.show.sections import show
-
+def show_tensors(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
+    """List the stored tensors whose names match; `folded`, those that differ only in numbers as one."""
     listed = list(seen.tensors(glob))
     show([_origin(seen), _folded(listed) if folded else _single(listed)], output)
     output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
 
 
-def _tree(seen: Inspection) -> Tree:
+def drawn_tree(seen: Inspection) -> Tree:
     """Stages, roles in them, projections in those: each with its bytes and its share of all."""
-    from rich.tree import Tree
-
-    from dsctl.look.wording import form, ranges
-    from dsctl.show.drawing.architecture import staged
-
     one = seen.description
     whole = sum(group.nbytes for group in one.groups) or 1
     drawn = Tree(Text(f"{visible(one.name)}  {size(whole)}  {visible(one.origin.sentence)}"))
@@ -279,7 +185,7 @@ def _tree(seen: Inspection) -> Tree:
             members = [group for group in groups if group.family.role == role]
             twig = branch.add(_branch(role, members, whole))
             for group in members:
-                what = f"{_last(group.family.template)}  {_shape(group.family.shape)}  {form(group.codec)}"
+                what = f"{last_name(group.family.template)}  {_shape(group.family.shape)}  {form(group.codec)}"
                 twig.add(Text(f"{visible(what)}  {group.count:,} x" if group.count > 1 else visible(what)))
     return drawn
 
@@ -292,14 +198,7 @@ def _branch(name: str, groups: list[Group], whole: int) -> Text:
     )
 
 
-def _last(template: str) -> str:
-    parts = template.removesuffix(".weight").split(".")
-    return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
-
-
 def _single(listed: list[Tensor]) -> Section:
-    from dsctl.show.sections import Column, Row, Section
-
     columns = (
         Column("dtype"), Column("shape", True), Column("bytes", True), Column("file", rank=1), Column("tensor"),
     )  # fmt: skip
@@ -308,9 +207,6 @@ def _single(listed: list[Tensor]) -> Section:
 
 
 def _folded(listed: list[Tensor]) -> Section:
-    from dsctl.look.inspection import fold
-    from dsctl.show.sections import Column, Row, Section
-
     columns = (
         Column("dtype"), Column("shape", True), Column("tensors", True), Column("bytes", True), Column("tensor"),
     )  # fmt: skip
@@ -324,14 +220,12 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _ranged(fold: Fold) -> str:
     """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
-    from dsctl.checkpoint.groups import NUMBERS
-    from dsctl.look.wording import ranges
-
     said = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
     return visible(".".join(next(said, part) if part in NUMBERS else part for part in fold.template.split(".")))
 
 
-def _warn(faults: Iterable[Fault], output: Output) -> None:
+def warn_of_faults(faults: Iterable[Fault], output: Output) -> None:
+    """Tell of faults, some of each kind."""
     by_code: dict[str, list[Fault]] = {}
     for fault in faults:
         by_code.setdefault(fault.code, []).append(fault)
@@ -340,8 +234,3 @@ def _warn(faults: Iterable[Fault], output: Output) -> None:
             output.warn(str(fault))
         if len(found) > FAULTS_SHOWN:
             output.warn(f"... and {len(found) - FAULTS_SHOWN:,} more of this kind ({code})")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(inspect)

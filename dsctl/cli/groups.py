@@ -1,0 +1,147 @@
+"""Options that go together, as frozen values that verbs share; `verb` spells them out in a verb's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Any, get_type_hints
+
+from dsctl.cli.options import (
+    Address,
+    AllowExtra,
+    AllowMissing,
+    Bf16,
+    Consume,
+    Debug,
+    Device,
+    DryRun,
+    Engine,
+    Ep,
+    ExpertMap,
+    Force,
+    Fp8,
+    Json,
+    Layout,
+    MaxMemory,
+    NoMtp,
+    Only,
+    Pp,
+    Quiet,
+    Rank,
+    Recipe,
+    Recode,
+    ScaleFmt,
+    ShardSize,
+    Skip,
+    To,
+    Tp,
+    Verbose,
+    Workers,
+)
+from dsctl.show.output import Output
+
+
+@dataclass(frozen=True, slots=True)
+class FormatOptions:
+    """What parameters are converted to, and into files of what size (bytes)."""
+
+    to: To = None
+    bf16: Bf16 = False
+    fp8: Fp8 = False
+    recipe: Recipe = None
+    scale_fmt: ScaleFmt = "auto"
+    shard_size: ShardSize = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartOptions:
+    """Which part of a checkpoint is converted."""
+
+    only: Only = None
+    skip: Skip = None
+    no_mtp: NoMtp = False
+    allow_missing: AllowMissing = False
+    allow_extra: AllowExtra = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankOptions:
+    """Over how many ranks a checkpoint is spread; None is a size that nobody gave."""
+
+    tp: Tp = None
+    ep: Ep = None
+    pp: Pp = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpreadOptions:
+    """Which ranks are written, and which experts each of them holds."""
+
+    rank: Rank = None
+    expert_map: ExpertMap = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutOptions:
+    """How tensors are laid out in files, and what becomes of blocks that a cut goes through."""
+
+    layout: Layout = "hf"
+    recode: Recode = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a plan is carried out. `consume` is how often it was given; `max_memory` is in bytes."""
+
+    dry_run: DryRun = False
+    workers: Workers = None
+    engine: Engine = "processes"
+    address: Address = None
+    device: Device = "cpu"
+    max_memory: MaxMemory = None
+    force: Force = False
+    verbose: Verbose = False
+    consume: Consume = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrintOptions:
+    """How the result is printed."""
+
+    json: Json = False
+    quiet: Quiet = False
+
+    def output(self) -> Output:
+        """The mouth of a command that was asked to print so."""
+        return Output(self.json, self.quiet)
+
+
+def verb(asked: Callable[..., None]) -> Callable[..., None]:
+    """A verb as Typer reads it: a parameter per option of each group, and `--debug`, which only `main` reads."""
+    hints = get_type_hints(asked, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    spelled = [*_spelled(asked, hints), Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug)]
+
+    @wraps(asked)
+    def called(**given: Any) -> None:
+        del given["debug"]
+        made = {name: group(*[given.pop(one.name) for one in fields(group)]) for name, group in groups.items()}
+        asked(**given, **made)
+
+    called.__signature__ = Signature(spelled)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in spelled}
+    return called
+
+
+def _spelled(asked: Callable[..., None], hints: dict[str, Any]) -> Iterator[Parameter]:
+    """The parameters of a verb, those of a group in its place."""
+    for name, parameter in signature(asked).parameters.items():
+        group = hints[name]
+        if not is_dataclass(group):
+            yield parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=group)
+            continue
+        options = get_type_hints(group, include_extras=True)
+        for one in fields(group):
+            yield Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=options[one.name])

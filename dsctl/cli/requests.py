@@ -1,0 +1,118 @@
+"""From options to a request and to how it is carried out. All of it is judged here, before anything is opened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, RankOptions, RunOptions, SpreadOptions
+from dsctl.cli.options import parse_numbers
+from dsctl.codecs import CODECS
+from dsctl.core.errors import UsageError
+from dsctl.layouts import WITHOUT_MTP, usual_ep
+from dsctl.plan.experts import placement
+from dsctl.plan.recipes import recipe
+from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
+from dsctl.run.carry_out import How
+
+_SHORT = {"fp8": "fp8-block", "fp16": "f16", "fp32": "f32"}
+
+
+def converted(formats: FormatOptions, part: PartOptions) -> Request:
+    """The request for these formats and this part; without a format, parameters are kept as they are stored.
+
+    Raises:
+        UsageError: an unknown format or recipe, or several of them.
+    """
+    format_, rules = choose_format(formats.to, formats.bf16, formats.fp8), _rules(formats.recipe)
+    if rules and format_:
+        raise UsageError(f"--recipe and {format_} are both asked for", hint="a recipe names every format itself")
+    return Request(
+        to=RECIPE if rules else format_ or KEEP,
+        rules=rules,
+        scale_fmt=formats.scale_fmt,
+        shard_size=formats.shard_size,
+        only=tuple(part.only or ()),
+        skip=tuple(part.skip or ()),
+        mtp="drop" if part.no_mtp else "keep",
+        allow_missing=part.allow_missing,
+        allow_extra=part.allow_extra,
+    )
+
+
+def laid_out(request: Request, options: LayoutOptions) -> Request:
+    """The request in this layout, which the planner looks up."""
+    return replace(request, layout=options.layout, recode=options.recode)
+
+
+def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool) -> Request:
+    """The request spread over ranks; `mtp` keeps the MTP layer in a layout that leaves it out.
+
+    Raises:
+        UsageError: no size, sizes that contradict each other or the layout, or a wrong list of ranks or experts.
+    """
+    if not any((sizes.tp, sizes.ep, sizes.pp)):
+        raise UsageError("over how many ranks?", hint="--tp N, --ep N, --pp N, or several of them")
+    if mtp and request.mtp == "drop":
+        raise UsageError("--mtp and --no-mtp are both asked for", hint="name one")
+    tp = sizes.tp or 1
+    ep = sizes.ep or usual_ep(request.layout, tp)
+    if which.expert_map and ep == 1:
+        raise UsageError("--expert-map: one part would have all experts", hint="name the number of parts by --ep N")
+    if mtp and request.layout == "vllm":
+        raise UsageError("--mtp: layout vllm has no place for the MTP layer", hint="leave --mtp out")
+    return replace(
+        request,
+        tp=tp,
+        ep=ep,
+        pp=sizes.pp or 1,
+        ranks=parse_numbers(which.rank, "--rank", "ranks"),
+        mtp="drop" if request.layout in WITHOUT_MTP and not mtp else request.mtp,
+        placed=placement(which.expert_map) if which.expert_map else (),
+    )
+
+
+def judged(request: Request, options: RunOptions) -> How:
+    """How a request is carried out; options that nothing in it would heed are refused.
+
+    Raises:
+        UsageError: an option has a value that it cannot have, or does nothing here.
+    """
+    refuse_idle(request)
+    return How(
+        options.workers,
+        options.max_memory,
+        options.engine,
+        options.address or "",
+        options.device,
+        options.force,
+        _twice(options.consume),
+    )
+
+
+def choose_format(to: str | None, bf16: bool, fp8: bool = False) -> str | None:
+    """One format from --to and its shorthands, or None.
+
+    Raises:
+        UsageError: more than one, or an unknown one.
+    """
+    chosen = [name for name, asked in (("bf16", bf16), ("fp8-block", fp8), (to or "", bool(to))) if asked]
+    if len(set(chosen)) > 1:
+        raise UsageError(f"several formats asked for: {', '.join(chosen)}", hint="name one")
+    if not chosen:
+        return None
+    name = _SHORT.get(chosen[0], chosen[0])
+    if name not in (PUBLISHED, *CODECS):
+        raise UsageError(f"--to: unknown format {name!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
+    return name
+
+
+def _rules(text: str | None) -> tuple[tuple[str, str, str], ...]:
+    """The rules of --recipe, a ready one or a file."""
+    return tuple((rule.role, rule.match, rule.format) for rule in recipe(text).rules) if text else ()
+
+
+def _twice(consume: int) -> bool:
+    """Whether the source is consumed: asked for twice, because nothing brings it back."""
+    if consume == 1:
+        raise UsageError("--consume removes the source's weight files for good", hint="if so, give it twice")
+    return consume > 1

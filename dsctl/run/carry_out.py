@@ -1,0 +1,173 @@
+"""Carry a plan out: what the command line and the Python interface do alike. It knows no console and loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.opening import open_checkpoint, source_at
+from dsctl.core.errors import ResumeError, UsageError
+from dsctl.plan.plan import Plan, files_read
+from dsctl.run.checks import check_source
+from dsctl.run.claim import check_target
+from dsctl.run.consume import beside_others, gone, refuse_link, remembered
+from dsctl.run.delivery import Delivery, deliver
+from dsctl.run.driver import run
+from dsctl.run.events import Report
+from dsctl.run.resources import Resources, allot
+from dsctl.stores import Store
+from dsctl.stores.objects import is_url
+from dsctl.stores.places import path_of
+from dsctl.stores.uploads import SENT_BYTES
+from dsctl.work.executors import ENGINES, Executor, choose, choose_devices, named_devices
+from dsctl.work.executors.processes import prepare
+from dsctl.work.readahead import WINDOW_BYTES
+from dsctl.work.tasks import Context
+
+# More bytes or processes than any machine has.
+MOST = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a plan is carried out, apart from what it makes. An instance holds only values that can be carried out.
+
+    `workers` are processes, and `max_memory` is bytes of all processes together; None takes what the machine has.
+    `engine`, `address` and `device` are the words of the command line. With `force` a target that dsctl made is
+    started over; with `consume` source files are deleted as they are converted.
+
+    Raises:
+        UsageError: an unknown engine or device, an address without a cluster, a number below 1.
+    """
+
+    workers: int | None = None
+    max_memory: float | None = None
+    engine: str = "processes"
+    address: str = ""
+    device: str = "cpu"
+    force: bool = False
+    consume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine: {self.engine!r} is unknown", hint=" or ".join(ENGINES))
+        if self.address and self.engine != "ray":
+            raise UsageError("--address is for --engine ray", hint="add --engine ray, or leave --address out")
+        named_devices(self.device)
+        if not _is_amount(self.workers, int):
+            raise UsageError(f"--workers: {self.workers!r} is not a number of processes", hint="1 or more")
+        if not _is_amount(self.max_memory, int | float):
+            raise UsageError(f"--max-memory: {self.max_memory!r} is not a number of bytes", hint="1 or more")
+
+
+def _is_amount(value: object, kinds: Any) -> bool:
+    return value is None or (isinstance(value, kinds) and not isinstance(value, bool) and 1 <= value <= MOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A plan, its source and target, and what carrying it out takes and means.
+
+    `folder` is where files are made: the target itself, or the staging folder of a `delivery` to a URL. `state` is
+    new, resume or complete.
+    """
+
+    plan: Plan
+    store: Store
+    target: str
+    how: How
+    folder: Path
+    delivery: Delivery | None
+    resources: Resources
+    state: str
+
+    @property
+    def spared(self) -> bool:
+        """Whether source files are still there that a run with `consume` would have deleted."""
+        return self.how.consume and any(files_read(job) - gone(self.store) for job in self.plan.jobs)
+
+
+def open_source(source: str, target: str, how: How) -> Checkpoint:
+    """Open a source for this target: what an earlier run to it consumed still counts as there.
+
+    Raises:
+        SourceError, FormatError: as `open_checkpoint`. PlanError: files would be deleted through a link.
+        ResumeError: another run consumes the source now.
+    """
+    if how.consume:
+        refuse_link(path_of(source))
+    store, place = source_at(source), path_of(target)
+    if is_url(place):
+        return open_checkpoint(store)
+    store = remembered(store, Path(place), how.force)
+    with beside_others(store, Path(place)):
+        return open_checkpoint(store)
+
+
+def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
+    """Look at the target and share out this machine. Nothing is written.
+
+    Raises:
+        PlanError: the memory is too little, or the target cannot be one.
+        ResumeError: the target holds another request's work.
+    """
+    place = path_of(target)
+    delivery = Delivery(place, plan, how.force) if is_url(place) else None
+    ahead = (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0)
+    # The nodes of a cluster have processors and memory of their own: what counts is what one task takes.
+    workers = 1 if how.engine == "ray" else how.workers
+    budget = None if how.max_memory is None else int(how.max_memory)
+    resources = allot(plan, workers, budget, ahead)
+    if delivery is not None:
+        return Setup(plan, store, place, how, delivery.folder, delivery, resources, delivery.check(store))
+    folder = Path(place)
+    with beside_others(store, folder):
+        state = check_target(plan, store, folder, how.force)
+    return Setup(plan, store, place, how, folder, None, resources, state)
+
+
+def rehearse(setup: Setup) -> None:
+    """Refuse what `carry_out` would refuse before it writes anything.
+
+    Raises:
+        FormatError, SourceError: as `check_source`. PlanError: this machine has no such device.
+    """
+    if not setup.store.remote:
+        check_source(setup.plan, setup.store)
+    choose_devices(setup.how.device, setup.how.engine)
+
+
+def carry_out(
+    setup: Setup, report: Report = lambda event: None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Carry a plan out from wherever an interrupted run left it, and return the audit that `dsctl.json` keeps.
+
+    `report` takes the events of the run; `say` takes a line of text now and then from a cluster.
+
+    Raises:
+        PlanError, ResumeError: no room, no such device or cluster, or another process holds the target.
+        FormatError: a scale cannot be one; nothing was written.
+        SourceError, WorkError: something failed on the way; the same call resumes.
+    """
+    plan, store, how, resources = setup.plan, setup.store, setup.how, setup.resources
+    if resources.workers > 1 and setup.state != "complete":
+        prepare()
+    devices = choose_devices(how.device, how.engine)
+
+    def executor() -> Executor:
+        context = Context(store, str(setup.folder), resources.band_bytes, devices)
+        return choose(
+            context, resources.workers, resources.worker_bytes, how.engine, how.address, how.workers or 0, say
+        )
+
+    if setup.delivery is not None:
+        audit = deliver(setup.delivery, setup.state, executor, store, report, how.consume)
+    else:
+        audit = run(plan, store, setup.folder, executor, report, how.force, how.consume)
+    if setup.state == "complete" and not all(isinstance(note, str) for note in audit["notes"]):
+        what = "is not valid: its notes are not a list of texts"
+        raise ResumeError(f"{setup.target}/dsctl.json: {what}", hint="start over with --force")
+    return audit

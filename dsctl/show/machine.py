@@ -1,0 +1,83 @@
+"""How a machine is told that `dsctl doctor` has measured, as text and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsctl.look.description import of_release
+from dsctl.releases import find
+from dsctl.run.doctor import Machine
+from dsctl.show.output import Output, plural, size, span
+from dsctl.show.tables import two_columns
+from dsctl.version import __version__
+
+# A whole release, by its bytes as published.
+EXAMPLE = "v3.2"
+
+
+def as_json(machine: Machine) -> dict[str, Any]:
+    """What was found as stable JSON: bytes, and bytes per second; null where not asked or not installed."""
+    hub = machine.hub
+    return {
+        "dsctl": __version__,
+        "python": machine.python,
+        "system": machine.system,
+        "packages": machine.packages,
+        "cores": machine.cores,
+        "memory": machine.memory,
+        "devices": list(machine.devices),
+        "core_bytes_per_second": {key: round(value) for key, value in machine.processor._asdict().items()},
+        "disk": {
+            "folder": machine.disk.folder,
+            "free": machine.disk.free,
+            "write_bytes_per_second": round(machine.disk.write),
+            "read_bytes_per_second": round(machine.disk.read),
+        },
+        "hub": hub and {"endpoint": hub.endpoint, "reached": hub.reached, "why": hub.why, "token": hub.token},
+        "source_bytes_per_hour": {
+            "fp8_to_bf16": round(machine.per_hour(True)[0]),
+            "bf16_to_fp8": round(machine.per_hour(False)[0]),
+        },
+        "held_by": {"fp8_to_bf16": machine.per_hour(True)[1], "bf16_to_fp8": machine.per_hour(False)[1]},
+    }
+
+
+def show_machine(machine: Machine, output: Output) -> None:
+    """Print what was found, and how long it takes to convert a whole release."""
+    table = two_columns()
+    for name, said in _rows(machine):
+        table.add_row(name, said)
+    output.text(table)
+
+
+def _rows(machine: Machine) -> list[tuple[str, str]]:
+    installed = [f"{name} {found}" for name, found in machine.packages.items() if found]
+    lacking = [name for name, found in machine.packages.items() if not found]
+    disk, core = machine.disk, machine.processor
+    rows = [
+        ("dsctl", f"{__version__}, Python {machine.python}, {machine.system}"),
+        ("packages", ", ".join(installed)),
+        ("not installed", ", ".join(lacking) or "nothing"),
+        ("machine", f"{plural(machine.cores, 'core')}, {size(machine.memory)} of memory"),
+        ("devices", ", ".join(machine.devices) or "no CUDA device: everything runs on the processor"),
+        (
+            "one core",
+            f"{size(core.decode)}/s FP8 decoded, {size(core.encode)}/s BF16 encoded, {size(core.sha256)}/s hashed",
+        ),
+        ("disk", f"{disk.folder}: {size(disk.free)} free, {size(disk.write)}/s written, {size(disk.read)}/s read"),
+    ]
+    if machine.hub is not None:
+        hub = machine.hub
+        token = "with a token" if hub.token else "without a token"
+        rows.append(("hub", f"{hub.endpoint}: {'reached' if hub.reached else f'not reached ({hub.why})'}, {token}"))
+    return [*rows, *_forecast(machine)]
+
+
+def _forecast(machine: Machine) -> list[tuple[str, str]]:
+    example = of_release(find(EXAMPLE))
+    rows = []
+    for words, to_bf16, nbytes in (("FP8 to BF16", True, example.nbytes), ("BF16 to FP8", False, example.values * 2)):
+        rate, held = machine.per_hour(to_bf16)
+        took = span(nbytes / rate * 3600)
+        rows.append((words, f"{size(rate)} an hour, held by the {held}: {took} for {example.name}"))
+    return rows

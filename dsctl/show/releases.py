@@ -1,0 +1,83 @@
+"""How known releases are told, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dsctl.look.description import Description
+from dsctl.look.wording import form
+from dsctl.show.output import count, size
+from dsctl.show.sections import Column, Row, Section
+
+
+def as_json(one: Description) -> dict[str, Any]:
+    """A release as stable JSON; null where no source was found."""
+    release = one.release
+    assert release is not None
+    return {
+        "alias": list(release.alias),
+        "name": release.name,
+        "repository": release.repository,
+        "date": release.date,
+        "licence": release.licence,
+        "architecture": release.architecture,
+        "parameters": one.parameters,
+        "values": one.values,
+        "main_values": one.main_values,
+        "active_values": one.active_values,
+        "layers": release.config.get("num_hidden_layers"),
+        "mtp_layers": release.config.get("num_nextn_predict_layers", 0),
+        "context": release.config.get("max_position_embeddings"),
+        "published_context": release.context,
+        "formats": list(release.storage.formats),
+        "scale_fmt": release.storage.scale_fmt,
+        "stored_tensors": one.tensors,
+        "stored_bytes": one.nbytes,
+        "stored_values": release.storage.values,
+        "index_total": release.storage.index_total,
+        "files": release.storage.files,
+        "notes": release.notes,
+        "sources": {field: list(sources) for field, sources in release.sources.items()},
+        "unknown": list(release.unknown),
+        "derived": list(release.derived),
+    }
+
+
+def table(known: Sequence[Description]) -> Section:
+    """A row per release, and what its signs mean."""
+    columns = (
+        Column("release"), Column("published"), Column("values", True), Column("active", True),
+        Column("layers", True, 1), Column("context", True), Column("stored as"), Column("bytes", True, 3),
+        Column("licence", rank=4), Column("repository", rank=5),
+    )  # fmt: skip
+    rows = [Row(_cells(one)) for one in known]
+    rows.append(Row(("context: as published; in brackets: max_position_embeddings of the config",), "note"))
+    rows.append(Row(("*: its config was derived from another release, not read: --json names it",), "note"))
+    rows.append(Row(("+1: a multi-token-prediction layer, whose values are not counted here",), "note"))
+    return Section("", "", columns, tuple(rows))
+
+
+def _cells(one: Description) -> tuple[str, ...]:
+    facts, release = as_json(one), one.release
+    forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)
+    return (
+        release.alias[0] + "*" * release.config_derived if release else "",
+        facts["date"] or "not known",
+        count(one.main_values),
+        count(one.active_values),
+        f"{facts['layers']}" + (f"+{facts['mtp_layers']}" if facts["mtp_layers"] else ""),
+        _context(facts["published_context"], facts["context"]),
+        ", ".join(forms),
+        size(one.nbytes),
+        facts["licence"] or "not known",
+        facts["repository"],
+    )
+
+
+def _context(published: int | None, positions: int) -> str:
+    """128K (160K): the published context, and what the config allows where that is another figure."""
+    said = [f"{tokens // 1024:,}K" if tokens % 1024 == 0 else f"{tokens:,}" for tokens in (published or 0, positions)]
+    if published == positions:
+        return said[1]
+    return f"{said[0]} ({said[1]})" if published else f"({said[1]})"

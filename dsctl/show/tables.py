@@ -1,0 +1,13 @@
+"""Tables of facts, as several verbs print them."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+
+def two_columns() -> Table:
+    """A table of names, and beside each what there is to say of it."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table

@@ -1,0 +1,116 @@
+"""The parameters of a diff as sections: templates by module, with their layers, and what changed in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dsctl.core.params import OTHER
+from dsctl.look.diff import Diff
+from dsctl.look.templates import ASPECTS, Template, TemplateChange
+from dsctl.look.wording import ranges
+from dsctl.show.output import count, plural, size
+from dsctl.show.sections import Column, Row, Section
+
+VALUE_WIDTH = 44
+
+
+def parameters(diff: Diff) -> Iterator[Section]:
+    """Templates that were added, removed or changed."""
+    if diff.same_storage:
+        many = f"{plural(len(diff.templates[0]), 'template')}, {plural(diff.a.parameters, 'parameter')}"
+        parts = " that are on both sides, in part or whole" if diff.verdict == "parts" else ""
+        lacking = "; not the same ones are missing" if diff.verdict == "parts" else ""
+        yield Section("Parameters", f"no difference in {many}{parts}{lacking}")
+        return
+    if diff.added or diff.removed:
+        columns = (
+            Column("template"), Column("shape"), Column("stored as"), Column("count", True), Column("values", True, 1),
+            Column("bytes", True), Column("role", rank=2), Column("scales", rank=3), Column("cut by TP", rank=4),
+        )  # fmt: skip
+        rows = (*_templates(diff.removed, "removed"), *_templates(diff.added, "added"))
+        yield Section("Parameters", _sides(diff), columns, rows)
+    if diff.changed:
+        rest = (Column("what"), Column("before → after"), Column("parameters", True, 1), Column("templates"))
+        title = "Stored otherwise" if diff.same_parameters else "Parameters on both sides"
+        many = f"{plural(len(diff.changed), 'template')} of {len(diff.templates[0]) - len(diff.removed)} changed"
+        yield Section(title, many, rest, tuple(_changes(diff.changed)))
+
+
+def _sides(diff: Diff) -> str:
+    found = (("added", diff.added), ("removed", diff.removed))
+    return "; ".join(
+        f"{plural(len(side), 'template')} {word}, {plural(sum(t.count for t in side), 'parameter')}"
+        for word, side in found
+        if side
+    )
+
+
+def _templates(found: Iterable[Template], kind: str) -> Iterator[Row]:
+    """One row per template, below the module and layers that several share."""
+    modules: dict[str, list[Row]] = {}
+    for template in found:
+        module, name = _module(_numbered(template))
+        modules.setdefault(module, []).append(Row((name, *_described(template)), kind))
+    for module, rows in modules.items():
+        yield Row((module,))
+        yield from rows
+
+
+def _numbered(template: Template) -> str:
+    """Its name with the numbers of its layers and experts: model.layers.{3-61}.mlp.experts.{0-255}.up_proj.weight."""
+    if template.role == OTHER:
+        return template.name
+    experts = f"{{0-{template.experts - 1}}}"
+    return template.name.format(layer=f"{{{ranges(template.layers)}}}", expert=experts)
+
+
+def _module(template: str) -> tuple[str, str]:
+    """A name before and after its last module: what rows can share, and what they cannot."""
+    parts = template.split(".")
+    cut = max(len(parts) - (2 if parts[-1] in ("weight", "bias") else 1), 0)
+    return ".".join(parts[:cut]) + "." * bool(cut), ".".join(parts[cut:])
+
+
+def _described(template: Template) -> tuple[str, ...]:
+    _, *scales = template.groups[0].specs.values()
+    return (
+        str(list(template.shape)),
+        template.stored,
+        f"{template.count:,}",
+        count(template.values),
+        size(template.nbytes),
+        template.role,
+        ", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in scales),
+        {None: "no", 0: "rows", 1: "columns"}.get(template.split, str(template.split)),
+    )
+
+
+def _changes(changed: Iterable[TemplateChange]) -> Iterator[Row]:
+    """One row per difference, with all templates that share it."""
+    found: dict[tuple[str, str], list[Template]] = {}
+    for change in changed:
+        for aspect in change.aspects:
+            sides = " → ".join(_aspect(side, aspect) for side in (change.before, change.after))
+            found.setdefault((aspect, sides), []).append(change.after)
+    for (aspect, sides), templates in sorted(found.items(), key=lambda item: ASPECTS.index(item[0][0])):
+        yield Row((aspect, sides, f"{sum(t.count for t in templates):,}", _named(templates)), "changed")
+
+
+def _aspect(template: Template, aspect: str) -> str:
+    value = getattr(template, aspect)
+    if aspect == "layers":
+        return shortened(ranges(value)) or "none"
+    return str(list(value)) if aspect == "shape" else str(value)
+
+
+def _named(templates: list[Template], limit: int = 3) -> str:
+    """Templates in a few words: their names where they are few, else how many of each role."""
+    if len(templates) <= limit:
+        return ", ".join(t.name.removeprefix("model.layers.{layer}.").removesuffix(".weight") for t in templates)
+    roles = [template.role for template in templates]
+    return ", ".join(f"{role} ({roles.count(role)})" for role in dict.fromkeys(roles))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that may be long."""
+    return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"

@@ -1,0 +1,81 @@
+"""The totals of a diff as sections: how many and how large, what a token takes of cache and arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dsctl.look.diff import Diff
+from dsctl.look.totals import TotalChange
+from dsctl.show.output import size
+from dsctl.show.sections import Column, Row, Section
+
+# What a total is called, and the heading that it comes under.
+TOTALS = {
+    "parameters": ("parameters", "Totals"),
+    "values": ("values", "Totals"),
+    "main_values": ("  without MTP", "Totals"),
+    "active_values": ("  active per token", "Totals"),
+    "quantized": ("quantized parameters", "Totals"),
+    "tensors": ("stored tensors", "Totals"),
+    "nbytes": ("stored bytes", "Totals"),
+    "files": ("weight files", "Totals"),
+    "cache_bytes": ("KV cache", "Per token of context"),
+    "index_bytes": ("indexer's keys", "Per token of context"),
+    "work": ("arithmetic", "Attention of one new token"),
+    "read_bytes": ("cache read", "Attention of one new token"),
+}
+
+
+def totals(diff: Diff, titles: tuple[str, str]) -> Iterator[Section]:
+    """Sums of both sides, and what a token costs; `titles` are what columns call the sides."""
+    columns = (Column(), *(Column(title, True) for title in titles), Column("difference", True))
+    summaries = {
+        "Per token of context": "cache kept for it: latents in BF16, indexer keys in FP8",
+        "Attention of one new token": "while decoding, in MLA's multi-query form, after so many tokens (docs/costs.md)",
+    }
+    for heading in dict.fromkeys(heading for _, heading in TOTALS.values()):
+        held = [total for total in diff.totals if TOTALS[total.key][1] == heading and (total.before or total.after)]
+        if held and heading != "Totals" and all(total.before == total.after for total in held):
+            yield Section(heading, "no difference")
+        elif held:
+            yield Section(heading, summaries.get(heading, ""), columns, tuple(_total(total) for total in held))
+
+
+def _total(total: TotalChange) -> Row:
+    name = TOTALS[total.key][0] + (f" after {total.context:,}" if total.context else "")
+    before, after = (_amount(value, total.unit) for value in (total.before, total.after))
+    return Row((name, before, after, _difference(total)))
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return "not known"
+    if unit == "bytes":
+        return size(value) if value >= 100_000 else f"{value:,.0f} B"
+    return f"{value:,.0f}" if unit == "count" else flop(value)
+
+
+def flop(number: float) -> str:
+    """Floating-point operations for people: 556.7 GFLOP."""
+    for unit, factor in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}FLOP"
+    return f"{number:,.0f} FLOP"
+
+
+def _difference(total: TotalChange) -> str:
+    before, after = total.before, total.after
+    if before is None or after is None:
+        return ""
+    if before == after:
+        return "same"
+    if total.context and before and after:
+        return _ratio(max(before, after) / min(before, after)) + (" less" if before > after else " more")
+    change = after - before
+    judged = "" if total.differs else " (not judged)"
+    return ("+" if change > 0 else "-") + _amount(abs(change), total.unit) + judged
+
+
+def _ratio(ratio: float) -> str:
+    """How many times as much; a few percent, where that would be once."""
+    return f"{ratio:.1f}x" if ratio >= 1.05 else f"{100 * (ratio - 1):.1f}%"

@@ -1,0 +1,100 @@
+"""Options are judged before anything is opened: what cannot be is refused though the source does not even exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dsctl
+from dsctl.core.errors import UsageError
+from dsctl.run.carry_out import How
+from tests.command import call
+
+# Options with values that they cannot have, and a word of the refusal.
+WRONG: list[tuple[list[Any], str]] = [
+    (["--device", "nonsense"], "--device"),
+    (["--device", "cuda:x"], "--device"),
+    (["--engine", "nonsense"], "--engine"),
+    (["--address", "auto"], "--address"),
+    (["--engine", "processes", "--address", "here:1"], "--address"),
+    (["--max-memory", "lots"], "--max-memory"),
+    (["--max-memory", "0"], "--max-memory"),
+    (["--workers", "many"], "--workers"),
+    (["--workers", "0"], "--workers"),
+    (["--shard-size", "big"], "--shard-size"),
+    (["--scale-fmt", "nonsense"], "--scale-fmt"),
+    (["--search"], "--search"),
+    (["--to", "fp3"], "--to"),
+    (["--recipe", "nowhere.toml"], "--recipe"),
+    (["--consume"], "--consume"),
+]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("options", "word"), WRONG)
+def test_a_wrong_option_is_refused_before_the_source_is_looked_for(
+    options: list[Any], word: str, more: list[str], tmp_path: Path
+) -> None:
+    lines = [["convert", *([] if "--to" in options or "--recipe" in options else ["--bf16"])], ["shard", "--tp", 2]]
+    for verb, *words in lines if "--search" in options else [*lines, ["merge"]]:
+        done = call(verb, tmp_path / "nowhere", tmp_path / "out", *words, *options, *more)
+        assert done.returncode == 2 and word in done.stderr, (verb, done.stderr)
+        assert done.stderr.startswith("error: ") and not done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["shard", "--tp", 2, "--rank", "3-"],
+        ["shard", "--tp", 2, "--rank", "4-3"],
+        ["shard", "--tp", 2, "--rank", "9" * 5000],
+        ["shard", "--tp", 2, "--mtp", "--no-mtp"],
+        ["shard"],
+        ["slice", "--layers", "x"],
+        ["slice", "--layers", "9" * 5000],
+        ["slice", "--experts", "0"],
+        ["slice", "--experts", "9" * 5000],
+        ["slice", "--experts", "99999999999"],
+        ["slice", "--to", "fp3"],
+        ["slice", "--workers", "0"],
+    ],
+    ids=lambda words: " ".join(map(str, words))[:40],
+)
+def test_so_are_wrong_ranks_layers_and_experts(words: list[Any], tmp_path: Path) -> None:
+    done = call(words[0], tmp_path / "nowhere", tmp_path / "out", *words[1:])
+    assert done.returncode == 2 and "internal error" not in done.stderr, done.stderr
+    assert "nowhere" not in done.stderr
+
+
+def test_a_shard_of_a_release_is_judged_though_its_description_is_enough(tmp_path: Path) -> None:
+    line = ["shard", "v3.2", tmp_path / "out", "--tp", 8, "--dry-run"]
+    assert call(*line).returncode == 0
+    assert call(*line, "--device", "nonsense").returncode == call(*line, "--engine", "nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        ({"engine": "nonsense"}, "--engine"),
+        ({"device": "nonsense"}, "--device"),
+        ({"address": "auto"}, "--address"),
+        ({"workers": 0}, "--workers"),
+        ({"workers": "2"}, "--workers"),
+        ({"workers": True}, "--workers"),
+        ({"max_memory": "8GB"}, "--max-memory"),
+        ({"max_memory": -1}, "--max-memory"),
+        ({"max_memory": float("nan")}, "--max-memory"),
+        ({"max_memory": float("inf")}, "--max-memory"),
+    ],
+)
+def test_the_python_interface_judges_them_first_too(words: dict[str, Any], word: str, tmp_path: Path) -> None:
+    conversion = dsctl.open(tmp_path / "nowhere").to("bf16")
+    with pytest.raises(UsageError, match=word) as refused:
+        conversion.run(tmp_path / "out", **words)
+    assert refused.value.hint
+    with pytest.raises(UsageError, match=word):
+        How(**words)
+    assert not list(tmp_path.iterdir())
