@@ -113,7 +113,7 @@ class Source:
         keep_scales: bool = True,
         allow_missing: bool = False,
         allow_extra: bool = False,
-        layout: str = "hf",
+        layout: str = "published",
         tp: int = 0,
         ep: int = 0,
         pp: int = 0,

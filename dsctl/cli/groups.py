@@ -87,7 +87,7 @@ class SpreadOptions:
 class LayoutOptions:
     """How tensors are laid out in files, and what becomes of blocks that a cut goes through."""
 
-    layout: Layout = "hf"
+    layout: Layout = "published"
     recode: Recode = False
 
 

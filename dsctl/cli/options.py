@@ -195,7 +195,7 @@ Layout = Annotated[
     typer.Option(
         "--layout",
         metavar="NAME",
-        help="How ranks keep their parts: hf, deepseek, fused, stacked or vllm (docs/layouts.md).",
+        help="How tensors are named and kept: published (the release's own), deepseek, fused, stacked or vllm.",
         rich_help_panel=RANKS,
     ),
 ]

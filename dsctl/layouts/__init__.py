@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from dsctl.layouts.deepseek import Deepseek
 from dsctl.layouts.fused import Fused
-from dsctl.layouts.hf import Hf
 from dsctl.layouts.layout import Layout
+from dsctl.layouts.published import PublishedLayout
 from dsctl.layouts.ranks import Ranks
 from dsctl.layouts.vllm import Vllm
 
 LAYOUTS: dict[str, Layout] = {
-    "hf": Hf(),
+    "published": PublishedLayout(),
     "deepseek": Deepseek(),
     "fused": Fused(),
     "stacked": Fused("stacked", True),
     "vllm": Vllm(),
 }
+# What dsctl's own files, and people who knew it before, call the published layout.
+RECORDED = "hf"
 # Layouts that leave the MTP layer out unless it is asked for; the last has no place for it.
 WITHOUT_MTP = ("deepseek", "vllm")
+
+
+def layout_name(recorded: str) -> str:
+    """The name of a layout that a file or a person may call as it was called before."""
+    return "published" if recorded == RECORDED else recorded
+
+
+def recorded_name(name: str) -> str:
+    """What a layout is called in files, which older versions read too."""
+    return RECORDED if name == "published" else name
 
 
 def usual_ep(name: str, tp: int) -> int:

@@ -69,7 +69,7 @@ class Deepseek:
             raise PlanError(
                 f"layout deepseek has as many expert-parallel parts as tensor-parallel ranks, not EP {ranks.ep} with "
                 f"TP {ranks.tp} and PP {ranks.pp}, and deals experts out in blocks",
-                hint="name --tp alone, or choose --layout hf",
+                hint="name --tp alone, or choose --layout published",
             )
         names = {family.template: found for family in families if (found := _named(family.template))}
         return Deepseek(shares, names)

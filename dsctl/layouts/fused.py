@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from dsctl.core.boxes import Box
 from dsctl.core.header import PT
 from dsctl.core.params import Family, Param
-from dsctl.layouts.hf import folder
 from dsctl.layouts.joins import Join, joined, stack_of
 from dsctl.layouts.layout import Slot
+from dsctl.layouts.published import folder
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."

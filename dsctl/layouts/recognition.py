@@ -8,10 +8,10 @@ from typing import Any
 from dsctl.core.errors import FormatError, PlanError, UsageError
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import Family
-from dsctl.layouts import LAYOUTS, deepseek, vllm
-from dsctl.layouts.hf import folder
+from dsctl.layouts import LAYOUTS, deepseek, layout_name, vllm
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
+from dsctl.layouts.published import folder
 from dsctl.layouts.ranks import Ranks, Shares, check
 
 # Tensors of these modules are in joined layouts only.
@@ -42,7 +42,7 @@ def recognise(
         return _vllm(headers, families, world, place)
     if any(mark in name for header in headers.values() for name in header.names for mark in _JOINED):
         return _joined(headers, families)
-    return LAYOUTS["hf"]
+    return LAYOUTS["published"]
 
 
 def of_ranks(files: Iterable[str]) -> str:
@@ -76,7 +76,7 @@ def _deepseek(files: Iterable[str], families: Families, place: str) -> Layout:
     places = [found for file in files if (found := deepseek.rank_of(file))]
     present, world = tuple(sorted(rank for rank, _ in places)), places[0][1]
     if len(present) < world and not families():
-        return LAYOUTS["hf"]
+        return LAYOUTS["published"]
     shares = _shares(families, Ranks(world, world), place, present=present)
     return LAYOUTS["deepseek"].arranged(families(), shares)
 
@@ -85,15 +85,16 @@ def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> 
     ranks = spread(manifests, place)
     present = tuple(sorted(one.rank for one in manifests.values()))
     one = next(iter(manifests.values()))
-    if one.layout not in LAYOUTS:
+    name = layout_name(one.layout)
+    if name not in LAYOUTS:
         raise FormatError(f"{place}: unknown layout {one.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
     shares = _shares(families, ranks, place, present=present, placed=dealt(manifests.values()))
     if MANIFEST in manifests:
-        return LAYOUTS[one.layout].arranged(families(), shares, folder(one.rank))
+        return LAYOUTS[name].arranged(families(), shares, folder(one.rank))
     for file, said in manifests.items():
         if file != f"{folder(said.rank)}/{MANIFEST}":
             raise FormatError(f"{file}: is of rank {said.rank}, in another's folder")
-    return LAYOUTS[one.layout].arranged(families(), shares)
+    return LAYOUTS[name].arranged(families(), shares)
 
 
 def _vllm(headers: Mapping[str, Header], families: Families, world: int, place: str) -> Layout:
@@ -121,4 +122,4 @@ def _joined(headers: Mapping[str, Header], families: Families) -> Layout:
         first = [layout.slots(next(family.params()))[0].tensor for family in families() if family.fused]
         if any(tensor in names for tensor in first):
             return layout
-    return LAYOUTS["hf"]
+    return LAYOUTS["published"]

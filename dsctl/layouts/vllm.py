@@ -53,7 +53,7 @@ class Vllm:
         if any(family.role == "indexer" for family in families):
             raise PlanError(
                 "layout vllm: vLLM joins the indexer's wk, decoded, with weights_proj in some versions only",
-                hint="let vLLM read the published layout, or choose --layout hf",
+                hint="let vLLM read the published layout, or choose --layout published",
             )
         return Vllm(shares, joined(families, _names(families)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
+from dsctl.layouts import layout_name, recorded_name
 
 # The format of a request that leaves every parameter stored as it is.
 KEEP = "keep"
@@ -33,7 +34,7 @@ class Request:
     """
 
     to: str
-    layout: str = "hf"
+    layout: str = "published"
     scale_fmt: str = "auto"
     shard_size: int | None = None
     only: tuple[str, ...] = ()
@@ -55,13 +56,15 @@ class Request:
     placed: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", layout_name(self.layout))
         for name in ("only", "skip"):
             object.__setattr__(self, name, globs(name, getattr(self, name)))
         for name in ("layers", "experts", "ranks"):
             object.__setattr__(self, name, numbers(name, getattr(self, name)))
 
     def json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        said = {**asdict(self), "layout": recorded_name(self.layout)}
+        return json.loads(json.dumps(said))  # type: ignore[no-any-return]
 
 
 def refuse_idle(request: Request) -> None:

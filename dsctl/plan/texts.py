@@ -18,9 +18,10 @@ from dsctl.codecs.plain import TORCH_NAMES, Plain
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
-from dsctl.layouts.hf import folder
+from dsctl.layouts import recorded_name
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
+from dsctl.layouts.published import folder
 from dsctl.plan.kept import saves
 from dsctl.plan.plan import Placed, PlacedPart, Want
 from dsctl.plan.request import KEEP, RECIPE
@@ -156,7 +157,7 @@ def rank_texts(
             held[place.slot.shard].append((param, place.slot.region))
     for rank in shares.present:
         shard = folder(rank)
-        told = manifest(layout.name, rank, shares.ranks, bool(shares.placed), held[shard])
+        told = manifest(recorded_name(layout.name), rank, shares.ranks, bool(shares.placed), held[shard])
         texts |= {
             f"{shard}/config.json": config,
             f"{shard}/{INDEX}": index_text(index_of(parts[shard])),

@@ -98,7 +98,7 @@ def stored_as(request: Request) -> str:
 def spread(request: Request) -> str:
     """Layout and sizes where there are ranks."""
     if not request.tp:
-        return "" if request.layout == "hf" else f", layout {request.layout}"
+        return "" if request.layout == "published" else f", layout {request.layout}"
     return f", layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}"
 
 

@@ -249,7 +249,7 @@ def test_ranks_share_its_experts(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_slice_of_it_is_whole_in_itself(source: Path, tmp_path: Path) -> None:
-    dsctl("slice", source, tmp_path / "small", "--layers", "1,3", "--mtp", "--experts", "0,2", "--workers", "1")
+    dsctl("slice", source, tmp_path / "small", "--layers", "1,3,mtp", "--experts", "0,2", "--workers", "1")
     before, after = tensors(source), tensors(tmp_path / "small")
     assert raw(after["tower.1.mix.kernel"]) == raw(before["tower.3.mix.kernel"])
     assert raw(after["draft.0.bank.1.up.factor"]) == raw(before["draft.0.bank.2.up.factor"])

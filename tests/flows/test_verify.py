@@ -177,14 +177,14 @@ def test_what_cannot_be_reached_hides_no_other_finding(spoiled) -> None:
     assert found.count("unreadable-file") == 4 and "total-size" in found
 
 
-@pytest.mark.parametrize("layout", ["hf", "deepseek"])
+@pytest.mark.parametrize("layout", ["published", "deepseek"])
 def test_a_missing_rank_is_told_by_its_number(layout: str, clean: dict[str, Path], tmp_path: Path) -> None:
     ranks = tmp_path / "ranks"
     dsctl("shard", clean["signed"], ranks, "--layout", layout, "--tp", 2, "--quiet")
     assert codes(check(ranks)) == set()
     whole = shutil.copytree(ranks, tmp_path / "whole")
     (ranks / "dsctl.json").unlink()
-    if layout == "hf":
+    if layout == "published":
         shutil.rmtree(ranks / "rank-00001")
         assert codes(check(ranks / "rank-00000")) == {"one-rank"}
     else:

@@ -11,7 +11,7 @@ import typer
 from dsctl.cli.app import application
 
 TABLE = "| | |\n|---|---|\n"
-PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def commands() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dsctl.layouts.ranks import Shares
 
 
 @dataclass(frozen=True, slots=True)
-class Hf:
+class PublishedLayout:
     """One name space over all files, or one per rank.
 
     A rank's files have the names of the whole checkpoint's, in a folder of the rank; `alone` is that
@@ -22,7 +22,7 @@ class Hf:
 
     shares: Shares | None = None
     alone: str = ""
-    name: ClassVar[str] = "hf"
+    name: ClassVar[str] = "published"
     metadata: ClassVar[Mapping[str, str]] = PT
     respelled: ClassVar[Mapping[str, str]] = {}
 
@@ -34,8 +34,8 @@ class Hf:
     def foldered(self) -> bool:
         return self.shares is not None
 
-    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Hf:
-        return Hf(shares, alone)
+    def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> PublishedLayout:
+        return PublishedLayout(shares, alone)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         if self.shares is None:
