@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
@@ -43,6 +43,32 @@ __all__ = ["Conversion", "Source", "open"]
 def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  what it is called everywhere
     """A source by its folder, file, release or repository. What is wrong with it shows when it is used."""
     return Source(os.fspath(place))
+
+
+class ConversionOptions(TypedDict, total=False):
+    """The words of `dsctl convert` and `dsctl shard`, each of which may be left out; sizes are in bytes.
+
+    `only` and `skip` are a glob or several. `mtp` keeps the MTP layer or drops it; without it, layouts that have none
+    drop it. With one of `tp`, `ep` and `pp` it is spread over ranks, as by `dsctl shard`; `ranks` are the only ones
+    written.
+    """
+
+    recipe: str | None
+    scale_fmt: str
+    search: bool
+    only: str | Iterable[str]
+    skip: str | Iterable[str]
+    mtp: bool | None
+    shard_size: int | None
+    keep_scales: bool
+    allow_missing: bool
+    allow_extra: bool
+    layout: str
+    tp: int
+    ep: int
+    pp: int
+    ranks: Iterable[int]
+    recode: bool
 
 
 @dataclass(frozen=True)
@@ -99,61 +125,53 @@ class Source:
 
         return verify(weights_at(self.place), None if against is None else other(_place(against)), deep)
 
-    def to(
-        self,
-        codec: str = KEEP,
-        *,
-        recipe: str | None = None,
-        scale_fmt: str = "auto",
-        search: bool = False,
-        only: str | Iterable[str] = (),
-        skip: str | Iterable[str] = (),
-        mtp: bool | None = None,
-        shard_size: int | None = None,
-        keep_scales: bool = True,
-        allow_missing: bool = False,
-        allow_extra: bool = False,
-        layout: str = "published",
-        tp: int = 0,
-        ep: int = 0,
-        pp: int = 0,
-        ranks: Iterable[int] = (),
-        recode: bool = False,
-    ) -> Conversion:
-        """What it shall become; the words are those of `dsctl convert`, sizes are in bytes. Nothing is done yet.
+    def to(self, codec: str = KEEP, **options: Unpack[ConversionOptions]) -> Conversion:
+        """What it shall become, in a codec or as it is stored; `ConversionOptions` has the other words.
 
-        `only` and `skip` are a glob or several. `mtp` keeps the MTP layer or drops it; without it, layouts that have
-        none drop it. With one of `tp`, `ep` and `pp` it is spread over ranks, as by `dsctl shard`; `ranks` are the only
-        ones written.
+        Nothing is done yet.
 
         Raises:
             UsageError: no such codec or recipe; `only`, `skip` or `ranks` hold something else than globs and integers.
+            TypeError: no such option.
         """
+        unknown = options.keys() - ConversionOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"to() has no option {min(unknown)!r}")
+        recipe = options.get("recipe")
         if codec not in (KEEP, PUBLISHED, *CODECS):
             raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
         if recipe and codec != KEEP:
             raise UsageError(f"recipe and {codec} are both asked for", hint="a recipe names every format itself")
-        rules, spread = named(recipe).rules if recipe else (), bool(tp or ep or pp)
+        rules = named(recipe).rules if recipe else ()
         request = Request(
             to=RECIPE if recipe else codec,
             rules=tuple((rule.role, rule.match, rule.format) for rule in rules),
-            search=search,
-            scale_fmt=scale_fmt,
-            shard_size=shard_size,
-            only=globs("only", only),
-            skip=globs("skip", skip),
-            mtp="keep" if mtp or (mtp is None and layout not in WITHOUT_MTP) else "drop",
-            allow_missing=allow_missing,
-            allow_extra=allow_extra,
-            keep_scales=keep_scales,
-            layout=layout,
-            tp=(tp or 1) if spread else 0,
-            ep=ep or usual_ep(layout, tp or 1),
-            pp=pp or 1,
-            ranks=tuple(sorted(set(numbers("ranks", ranks)))),
-            recode=recode,
+            search=options.get("search", False),
+            scale_fmt=options.get("scale_fmt", "auto"),
+            shard_size=options.get("shard_size"),
+            only=globs("only", options.get("only", ())),
+            skip=globs("skip", options.get("skip", ())),
+            allow_missing=options.get("allow_missing", False),
+            allow_extra=options.get("allow_extra", False),
+            keep_scales=options.get("keep_scales", True),
+            layout=options.get("layout", "published"),
+            recode=options.get("recode", False),
+            ranks=tuple(sorted(set(numbers("ranks", options.get("ranks", ()))))),
         )
-        return Conversion(self, request)
+        return Conversion(self, _spread(request, options))
+
+
+def _spread(request: Request, options: ConversionOptions) -> Request:
+    """The request over the ranks asked for, with the MTP layer if its layout has one or it is asked for."""
+    tp, ep, pp = (options.get("tp") or 0, options.get("ep") or 0, options.get("pp") or 0)
+    mtp = options.get("mtp")
+    return replace(
+        request,
+        mtp="keep" if mtp or (mtp is None and request.layout not in WITHOUT_MTP) else "drop",
+        tp=(tp or 1) if tp or ep or pp else 0,
+        ep=ep or usual_ep(request.layout, tp or 1),
+        pp=pp or 1,
+    )
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,6 @@ def source_at(text: str) -> Store:
     Raises:
         SourceError: there is nothing there, or it cannot be reached.
     """
-    from dsctl import releases
-    from dsctl.stores import store_at
-
     release = releases.meant(text)
     return store_at(release.repository if release else text)
 

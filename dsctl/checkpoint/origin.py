@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dsctl.releases import Release
+from dsctl.stores.objects import is_url
 
 
 class Origin(NamedTuple):
@@ -32,8 +33,6 @@ class Origin(NamedTuple):
     @classmethod
     def of_files(cls, read: str, place: str, name: str) -> Origin:
         """Of what was read (in words) in the place of a store, which a person calls `name`."""
-        from dsctl.stores.objects import is_url
-
         # A place on this machine is an absolute path.
         if place.startswith("/"):
             where = f"of file {name}" if place.endswith(".safetensors") else f"in folder {name}"

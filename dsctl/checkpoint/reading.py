@@ -12,6 +12,7 @@ from typing import Any
 from dsctl.core.errors import DsctlError, FormatError, SourceError
 from dsctl.core.header import Header, header_length, parse
 from dsctl.stores import Store
+from dsctl.stores.threads import threads
 
 MAX_JSON_BYTES = 200_000_000
 
@@ -107,8 +108,6 @@ def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
         FormatError, SourceError: as `read_header`; several at once as issues of one error.
     """
     from concurrent.futures import wait
-
-    from dsctl.stores.threads import threads
 
     headers: dict[str, Header] = {}
     errors: list[DsctlError] = []

@@ -29,7 +29,7 @@ _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class SliceCut:
     """What to keep: layers (an MTP layer by its number), in order, and routed experts; empty means all."""
 
     layers: tuple[int, ...]
@@ -39,7 +39,7 @@ class Cut:
         return f"layers {','.join(map(str, self.layers))}; experts {','.join(map(str, self.experts)) or 'all'}"
 
 
-def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> Cut:
+def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> SliceCut:
     """What to keep of a checkpoint: layers by number, all MTP layers where `mtp`, experts by number.
 
     Raises:
@@ -52,7 +52,7 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     extra = sorted({layer for family in checkpoint.families if family.mtp for layer in family.layers})
     there = max(family.experts for family in checkpoint.families)
     wanted = {*layers, *(extra if mtp else ())} or {*main, *extra}
-    kept = Cut(tuple(sorted(wanted)), tuple(sorted(set(experts))))
+    kept = SliceCut(tuple(sorted(wanted)), tuple(sorted(set(experts))))
     if not {*kept.layers} <= {*main, *extra} or (mtp and not extra):
         raise PlanError(f"no such layer: there are {len(main)}, numbered from 0, and {len(extra)} MTP")
     if kept.layers[0] not in main:
@@ -64,7 +64,7 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     return kept
 
 
-def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
+def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
     """The small checkpoint as a view of the large one; `cut` is what `cut_of` gave for this one.
 
     Raises:
@@ -88,7 +88,7 @@ def sliced(checkpoint: Checkpoint, cut: Cut) -> Checkpoint:
     )
 
 
-def _sources(checkpoint: Checkpoint, params: Iterable[Param], cut: Cut) -> Iterator[tuple[str, Param]]:
+def _sources(checkpoint: Checkpoint, params: Iterable[Param], cut: SliceCut) -> Iterator[tuple[str, Param]]:
     """For each parameter of the small model, by name, the parameter of the large one that it is cut from."""
     known = {(param.template, param.layer, param.expert): param for param in checkpoint.params}
     for param in params:
@@ -100,7 +100,7 @@ def _sources(checkpoint: Checkpoint, params: Iterable[Param], cut: Cut) -> Itera
         yield param.name, source
 
 
-def _survey(checkpoint: Checkpoint, params: Iterable[Param], sources: Mapping[str, Param], cut: Cut) -> Survey:
+def _survey(checkpoint: Checkpoint, params: Iterable[Param], sources: Mapping[str, Param], cut: SliceCut) -> Survey:
     survey = Survey()
     wrong = {fault.where: fault for fault in checkpoint.survey.faults if fault.code != "extra-tensor"}
     for param in params:
@@ -115,7 +115,7 @@ def _survey(checkpoint: Checkpoint, params: Iterable[Param], sources: Mapping[st
     return survey
 
 
-def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Cut) -> tuple[Piece, ...]:
+def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
     """The rows of the kept experts in a parameter that has one row per expert."""
     (piece, *more), rest = pieces, source.shape[1:]
     whole = Box.whole(source.shape)

@@ -7,7 +7,7 @@ from dsctl.core.errors import FormatError
 from dsctl.stores import SIGNED, Store
 from dsctl.verify import config, numbers, signed, structure
 from dsctl.verify.against import Other, against
-from dsctl.verify.contents import Advance, Contents, read_contents
+from dsctl.verify.contents import Advance, ReadContents, read_contents
 from dsctl.verify.findings import CheckScope, Finding, Report, ordered
 from dsctl.verify.formats import formats
 from dsctl.verify.opening import open_anyhow, reachable
@@ -37,7 +37,7 @@ def verify(
         findings += numbers.scales(checkpoint)
     if their is not None:
         findings += against(checkpoint, their)
-    contents = Contents()
+    contents = ReadContents()
     if deep and surveyed:
         digests = {name: entry.sha256 for name, entry in (entries or {}).items()}
         contents = read_contents(checkpoint, digests, advance)

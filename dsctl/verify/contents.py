@@ -32,7 +32,7 @@ _TensorName = tuple[str, str]
 
 
 @dataclass(slots=True)
-class Contents:
+class ReadContents:
     """What reading everything has shown."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -51,7 +51,7 @@ class _Read(NamedTuple):
 
 def read_contents(
     checkpoint: Checkpoint, digests: Mapping[str, str], advance: Advance = lambda nbytes: None
-) -> Contents:
+) -> ReadContents:
     """Read every weight file, and every other file with a digest, once.
 
     Raises:
@@ -68,7 +68,7 @@ def read_contents(
     whole = frozenset(name for group in copied for _, name in group)
     stated = dict(_stated(held))
     reader = _ContentReader(checkpoint, frozenset(owners), codecs, whole, stated, digests, advance)
-    contents = Contents()
+    contents = ReadContents()
     seen: dict[_TensorName, Seen] = {}
     for read in reader.files():
         contents.nbytes += checkpoint.files[read.file]
