@@ -151,8 +151,8 @@ def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: TinyRecip
             small["qk_head_dim"] = small["qk_nope_head_dim"] + small["qk_rope_head_dim"]
     if recipe.bf16:
         small.pop("quantization_config", None)
-    if not recipe.mtp and "num_nextn_predict_layers" in small:
-        small["num_nextn_predict_layers"] = 0
+    if not recipe.mtp:
+        small = models.recognise(real).without_mtp(small)
     return small
 
 

@@ -240,10 +240,7 @@ def test_missing_and_surplus_tensors_of_a_folder_show(tmp_path: Path, tmp_path_f
     target.mkdir()
     (target / "config.json").write_text((whole / "config.json").read_text())
     specs = {
-        name + suffix: spec
-        for group in describe(str(whole)).groups
-        for name in group.names
-        for suffix, spec in group.specs.items()
+        name: spec for group in describe(str(whole)).groups for name in group.names for spec in group.specs.values()
     }
     lost = "model.layers.1.mlp.experts.1.up_proj.weight"
     specs["model.layers.1.extra.weight"] = specs.pop(lost)

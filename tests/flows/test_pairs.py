@@ -239,7 +239,7 @@ def test_a_refusal_under_the_lock_leaves_no_lock_behind(
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize(
     "step",
-    ["dsctl.checkpoint.reading.read_headers", "dsctl.cli.carrying.make_plan", "dsctl.run.carry_out.check_target"],
+    ["dsctl.checkpoint.opening.read_headers", "dsctl.cli.carrying.make_plan", "dsctl.run.carry_out.check_target"],
 )
 @pytest.mark.parametrize("more", [(), ("--force",)])
 def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(

@@ -18,6 +18,7 @@ from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.inspection import Inspection
 from dsctl.models import MODELS
+from dsctl.plan.request import KEEP, Request
 from dsctl.releases import find
 from dsctl.show.differences import sections
 from dsctl.show.drawing.architecture import staged
@@ -84,12 +85,13 @@ def test_a_difference_has_every_role() -> None:
 
 
 def test_a_plan_has_every_role() -> None:
-    roles = capacity.roles(ALL, None)
+    kept = ALL.contents.formats(Request(KEEP))
+    roles = capacity.roles(ALL, kept)
     assert {"gauge": {"bf16": 2048}, "beacon": {"bf16": 256}, "mtp": {"bf16": 128}}.items() <= roles.items()
     assert sum(each for formats in roles.values() for each in formats.values()) == ALL.nbytes
-    assert capacity.disk(ALL, None) == ALL.nbytes
+    assert capacity.disk(ALL, kept) == ALL.nbytes
     cache = capacity.Cache.of(ALL, 1, 1, "bf16")
-    assert capacity.load(ALL, capacity.Ranks(), None, cache).weights == ALL.nbytes
+    assert capacity.load(ALL, capacity.Ranks(), kept, cache).weights == ALL.nbytes
 
 
 def test_a_comparison_has_every_role() -> None:
