@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,6 @@ def meant(text: str) -> Release | None:
 
 def nearest(text: str) -> tuple[str, ...]:
     """Aliases of names that look like this text or hold it; every release's first alias where none does."""
-    from difflib import get_close_matches
-
     by_name = {name: release.alias[0] for release in releases() for name in release.names}
     wanted = text.strip().lower()
     close = get_close_matches(wanted, by_name, n=4, cutoff=0.5)
