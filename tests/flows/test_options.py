@@ -10,7 +10,7 @@ import pytest
 import dsctl
 from dsctl.core.errors import UsageError
 from dsctl.run.carry_out import How
-from tests.command import call
+from tests.support.command import call
 
 # Options with values that they cannot have, and a word of the refusal.
 WRONG: list[tuple[list[Any], str]] = [

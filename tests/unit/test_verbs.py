@@ -16,7 +16,7 @@ import dsctl.cli
 from dsctl.cli.app import VERBS, application, called, function
 from dsctl.cli.groups import verb
 from dsctl.cli.options import RANKS, RUNNING, WHAT, WHICH
-from tests.command import verbs
+from tests.support.command import verbs
 
 # The modules of the command line that are no verbs.
 OTHERS = {"app", "carrying", "groups", "hints", "options", "requests", "slicing", "sources"}
