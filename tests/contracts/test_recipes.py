@@ -270,7 +270,8 @@ def test_a_layout_shards_and_merges(told: dict[str, Told], place: Path) -> None:
 
 
 def test_a_release_is_listed_and_compared(told: dict[str, Told]) -> None:
-    assert "toy" in [line.split()[0] for line in told["models"].stdout.splitlines() if line]
+    row = next(line for line in told["models"].stdout.splitlines() if line.split()[:1] == ["toy"])
+    assert re.search(r"2026-01-01 .* 4 +not known +toy ", row), "its config says nothing of positions"
     (release,) = [one for one in told["models --json"].json if one["alias"] == ["toy"]]
     assert release["repository"] == "nobody/Toy" and release["layers"] == 4
     found = told["diff toy v3.2 --json"].json
