@@ -51,9 +51,12 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
         names = " and ".join(sorted(codec.name for codec in configs))
         hint = "fp8-block-ct goes with the other formats of compressed-tensors"
         raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
-    config = told[0]
-    spared = _spared(stored, config["quant_method"])
-    return config | {key: spared for key in _SPARED[config["quant_method"]] if spared}
+    config, method = told[0], told[0]["quant_method"]
+    spared = _spared(stored, method)
+    if spared and method not in _SPARED:
+        what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
+        raise PlanError(what, hint="give every matrix that can be quantized this format")
+    return config | {key: spared for key in _SPARED.get(method, ()) if spared}
 
 
 def _spared(stored: Sequence[tuple[Param, Codec]], method: str) -> list[str]:

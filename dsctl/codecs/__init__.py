@@ -10,9 +10,7 @@ from dsctl.codecs import dress, fp4, packed, scaled
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp4 import Fp4
 from dsctl.codecs.fp8_block import CT_BLOCKS, Fp8Block
-from dsctl.codecs.packed import Packed
 from dsctl.codecs.plain import Plain
-from dsctl.codecs.scaled import Scaled
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Published
 
@@ -37,7 +35,7 @@ def in_dialect(codec: Codec, dialect: str) -> Codec:
     """The same form as another dialect names and spells it."""
     if isinstance(codec, Fp4) and not codec.surveys:
         return replace(codec, dialect=dialect, **SPELLINGS.get(dialect, {}))
-    return replace(codec, dialect=dialect) if isinstance(codec, Fp8Block | Scaled | Packed | Fp4) else codec
+    return replace(codec, dialect=dialect) if codec.quantized else codec  # type: ignore[type-var]
 
 
 def of_published(published: Published, quantization: Mapping[str, Any] | None = None) -> Codec:

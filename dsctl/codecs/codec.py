@@ -47,7 +47,8 @@ class Form(NamedTuple):
 
 
 class Codec(Protocol):
-    """One stored form of a matrix, under the names of a dialect. Frozen, hashable and picklable.
+    """One stored form of a matrix, under the names of a dialect. Frozen, hashable and picklable; one that is quantized
+    is a dataclass with a field `dialect`, which a model may replace.
 
     `parts` are what is stored for a parameter, in an order that codecs of one form share. `block` is the granularity
     of rows and columns at which a region can be stored on its own. `surveys` is whether `encode` wants, as `PEAK`, the

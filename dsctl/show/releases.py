@@ -75,9 +75,13 @@ def _cells(one: Description) -> tuple[str, ...]:
     )
 
 
-def _context(published: int | None, positions: int) -> str:
-    """128K (160K): the published context, and what the config allows where that is another figure."""
-    said = [f"{tokens // 1024:,}K" if tokens % 1024 == 0 else f"{tokens:,}" for tokens in (published or 0, positions)]
-    if published == positions:
-        return said[1]
-    return f"{said[0]} ({said[1]})" if published else f"({said[1]})"
+def _context(published: int | None, positions: int | None) -> str:
+    """128K (160K): the published context, and what the config allows if that is a different figure."""
+    known = [
+        f"{tokens // 1024:,}K" if tokens % 1024 == 0 else f"{tokens:,}" for tokens in (published, positions) if tokens
+    ]
+    if not known:
+        return "not known"
+    if published == positions or not positions:
+        return known[0]
+    return f"{known[0]} ({known[1]})" if published else f"({known[0]})"
