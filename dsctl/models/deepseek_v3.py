@@ -77,7 +77,8 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
 _MTP = "num_nextn_predict_layers"
 # Fields with an entry for each of the main layers.
 _PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
-_QUANTIZED = ("attention", "indexer", "dense mlp", "routed experts", "shared experts")
+# What releases in FP8 quantize matrices of.
+QUANTIZED = ("attention", "indexer", "dense mlp", "routed experts", "shared experts")
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
 _MLP = _LAYER + "mlp."
@@ -245,7 +246,7 @@ def _routing(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def fp8_blocks(scale_fmt: str, why: str) -> dict[str, Published]:
     """The published form of releases that quantize to FP8 by blocks: the matrices of these roles, all alike."""
-    return dict.fromkeys(_QUANTIZED, Published("fp8-block", "deepseek", scale_fmt, why))
+    return dict.fromkeys(QUANTIZED, Published("fp8-block", "deepseek", scale_fmt, why))
 
 
 class DeepseekV3:

@@ -11,6 +11,7 @@ from typing import Any
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family, Published
 from dsctl.models.deepseek_v3 import (
+    QUANTIZED,
     DeepseekV3,
     dimensions,
     fp8_blocks,
@@ -42,7 +43,10 @@ class GlmMoeDsa:
         return (*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d, twins=False))
 
     def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
-        return fp8_blocks("float32", "as GLM-5-FP8 stores them") if config.get("quantization_config") else {}
+        why = "as GLM-5-FP8 stores them"
+        if config.get("quantization_config"):
+            return fp8_blocks("float32", why)
+        return dict.fromkeys(QUANTIZED, Published("bf16", "deepseek", "float32", why))
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
         return heads(config)

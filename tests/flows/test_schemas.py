@@ -41,6 +41,7 @@ PRINTED = (
     ("convert-plan", "convert small made --recipe w4a8-experts --dry-run"),
     ("convert-plan", "slice small cut --layers 0-1 --dry-run"),
     ("shard-plan", "shard v3.2 made --tp 32 --recode --dry-run"),
+    ("release-plan", "convert v3.2 made --recipe int4-experts --dry-run"),
     ("plan", "plan v3.2 --tp 32"),
     ("plan", "plan v3.2 --tp 8 --gpu h200"),
     ("plan", "plan small --to bf16 --ep 4"),

@@ -13,13 +13,13 @@ FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 # Verb -> the schemas of what it prints.
 VERBS = {
     "compare": ("compare",),
-    "convert": ("convert", "convert-plan"),
+    "convert": ("convert", "convert-plan", "release-plan"),
     "diff": ("diff",),
     "doctor": ("doctor",),
     "download": ("download",),
     "formats": ("formats",),
     "inspect": ("inspect",),
-    "merge": ("convert", "convert-plan"),
+    "merge": ("convert", "convert-plan", "release-plan"),
     "models": ("models",),
     "plan": ("plan",),
     "shard": ("convert", "convert-plan", "shard-plan"),
