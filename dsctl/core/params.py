@@ -28,8 +28,8 @@ def in_order(roles: Iterable[str]) -> list[str]:
 class Published(NamedTuple):
     """How releases of an architecture store the parameters of a role that they quantize.
 
-    `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is that of
-    FP8, stored or asked for, where configs speak of one; `why` says what that follows from.
+    `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
+    that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from.
     """
 
     format: str
