@@ -141,7 +141,7 @@ def _of_several(step: Step) -> str:
 
 
 def _in_words(part: str) -> str:
-    return "weight" if part in (VALUES, CODES) else part.replace("_", " ")
+    return "weight" if part in (VALUES, CODES) else part
 
 
 def _shared(codec: Codec, part: str, box: Box, shape: tuple[int, ...]) -> bool:

@@ -23,7 +23,7 @@ PROBE = """
 import json, sys, hashlib, pickle
 from dsctl.stores import hub_faults
 hub_faults.FIRST_WAIT = 0.02
-from dsctl.checkpoint.checkpoint import open_checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.errors import DsctlError
 from dsctl.stores import store_at
 try:
@@ -152,7 +152,7 @@ def test_a_fault_that_lasts_ends_in_an_error(hub: Hub, environment: dict[str, st
 
 
 def test_headers_take_two_requests_a_file_and_then_none(hub: Hub, environment: dict[str, str], command: Run) -> None:
-    code = "import dsctl.checkpoint.checkpoint as c; from dsctl.stores import store_at as s; c.open_checkpoint(s('%s'))"
+    code = "import dsctl.checkpoint.opening as c; from dsctl.stores import store_at as s; c.open_checkpoint(s('%s'))"
     for most in (2, 0):
         hub.log.clear()
         subprocess.run([sys.executable, "-c", code % REPOSITORY], env=environment, check=True, timeout=60)
