@@ -19,7 +19,7 @@ from dsctl.layouts.naming import DIALECTS
 from dsctl.plan.plan import Plan
 from dsctl.stores import INDEX, store_at
 
-# A small V3.2: a dense layer, one with four experts, one that predicts a further token. Cuts into 2 are of whole blocks.
+# A small V3.2: a dense layer, one with four experts, one that predicts a further token. Cuts into 2 keep blocks whole.
 BF16_CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32", "torch_dtype": "bfloat16",
     "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 256,
