@@ -48,6 +48,7 @@ def test_what_is_looked_at_tensor_by_tensor_adds_up_too(tmp_path: Path) -> None:
         ("fp8-block", 3, 3),
         ("bf16", 1, 1),
     ]
+    assert [group.layers for group in apart] == [(1,), (1,)]
     assert apart[1].some == (name,) and [param.name for param in apart[1].params] == [name]
     others = [group for group in groups if group.family.role == OTHER]
     assert [(group.family.template, group.family.shape, group.layers, group.count) for group in others] == [

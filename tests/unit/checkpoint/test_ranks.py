@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,8 @@ def test_all_ranks_of_another_config_are_named(folder: Path) -> None:
     with pytest.raises(FormatError, match="2 ranks have another config") as found:
         check_repeated(opened(folder))
     assert len(found.value.issues) == 2
+
+
+def test_ranks_without_a_whole_config_have_nothing_to_repeat(folder: Path) -> None:
+    _edit(folder, 1, {"vocab_size": 7})
+    check_repeated(replace(opened(folder), config=None))
