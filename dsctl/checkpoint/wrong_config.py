@@ -63,7 +63,7 @@ def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoin
 
     Guesses are held against some tensors first; the best of them against all, until one brings no new fault.
     """
-    known = {_key(fault) for fault in faults}
+    known = {_key(fault) for fault in faults} - {_key(fault) for fault in checkpoint.faults}
     guesses = []
     before = misfits(checkpoint.contents, _samples(checkpoint.families))
     for field, value in dict.fromkeys(_guesses(checkpoint)):

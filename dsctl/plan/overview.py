@@ -24,7 +24,7 @@ from dsctl.plan.formats import Formats, formats_of
 from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
-from dsctl.plan.selection import why_dropped
+from dsctl.plan.selection import nothing_left, why_dropped
 from dsctl.plan.spread import Subject, arrangement, check_cuts
 from dsctl.plan.steps import Part, Region, Step
 
@@ -104,7 +104,7 @@ def overview(known: Known, request: Request) -> Overview:
     found.counts["parameters"] = sum(group.count for group in groups)
     found.recoded = tuple(blocks.recoded)
     if not any(found.roles.values()):
-        raise PlanError("no parameter is left")
+        raise nothing_left(request)
     return found
 
 

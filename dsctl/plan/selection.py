@@ -44,9 +44,14 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
     if incomplete:
         raise torn(target.checkpoint, incomplete)
     if not wants:
-        asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(target.request, name)]
-        raise PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
+        raise nothing_left(target.request)
     return wants, dropped, notes
+
+
+def nothing_left(request: Request) -> PlanError:
+    """What to say if a request leaves no parameter."""
+    asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
+    return PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
 
 
 def _asked_for(target: Target) -> tuple[list[tuple[Param, tuple[Piece, ...]]], list[Dropped]]:

@@ -1,0 +1,164 @@
+"""What is kept for the way back, and which kept scales a parameter may use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.codecs import CODECS
+from dsctl.codecs.fp8_block import CT_BLOCKS, Fp8Block
+from dsctl.core.errors import PlanError
+from dsctl.core.header import TensorSpec
+from dsctl.plan.kept import kept_scales, saves, scales_of
+from dsctl.plan.plan import Plan, Want
+from dsctl.plan.planner import make_plan
+from dsctl.plan.request import Request
+from dsctl.plan.steps import Step
+from dsctl.plan.target import Target, target_of
+from tests.support.headers import BLOCKS, FP8_CONFIG, bf16, files_of, fp8, lay_out, opened, write
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Checkpoint:
+    return fp8(tmp_path / "src")
+
+
+@pytest.fixture
+def decoded(source: Checkpoint, tmp_path: Path) -> Checkpoint:
+    return opened(lay_out(make_plan(source, Request("bf16")), tmp_path / "decoded"))
+
+
+def _step(plan: Plan) -> Step:
+    return next(step for step in plan.steps if step.name == NAME)
+
+
+def _want(target: Target, codec: Fp8Block) -> Want:
+    checkpoint = target.checkpoint
+    param = next(param for param in checkpoint.params if param.name == NAME)
+    return Want(param, checkpoint.survey.pieces[NAME], codec)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kept"),
+    [
+        (Request("bf16"), True),
+        (Request("f32"), True),
+        (Request("bf16", tp=2), True),
+        (Request("bf16", only=(NAME,)), True),
+        (Request("bf16", keep_scales=False), False),
+        (Request("keep"), False),
+        (Request("published"), False),
+        (Request("fp8-block"), False),
+        (Request("int8-channel"), False),
+        (Request("recipe", rules=(("", "*", "bf16"),)), False),
+    ],
+)
+def test_who_keeps_scales(source: Checkpoint, request_: Request, kept: bool) -> None:
+    assert saves(target_of(source, request_)) is kept
+    if request_.to != "recipe":
+        assert (ORIGINAL in {file.name for file in make_plan(source, request_).files}) is kept
+
+
+def test_nothing_is_kept_of_what_has_no_scales(tmp_path: Path) -> None:
+    assert not saves(target_of(bf16(tmp_path), Request("f32")))
+
+
+def test_nothing_is_kept_of_ranks(source: Checkpoint, tmp_path: Path) -> None:
+    ranks = opened(lay_out(make_plan(source, Request("keep", tp=2)), tmp_path / "ranks"))
+    assert not saves(target_of(ranks, Request("bf16")))
+
+
+def test_scales_of_other_formats_are_not_kept(tmp_path: Path) -> None:
+    quantized = opened(lay_out(make_plan(bf16(tmp_path / "src"), Request("int8-channel")), tmp_path / "dst"))
+    assert not saves(target_of(quantized, Request("bf16")))
+
+
+def test_the_scales_of_all_that_is_there_are_kept(source: Checkpoint) -> None:
+    target = target_of(source, Request("bf16"))
+    scales = {ref.name for ref in source.tensors if ref.name.endswith("_scale_inv")}
+    assert scales <= set(scales_of(target, source.survey.pieces).begins)
+    assert set(scales_of(target, [NAME]).begins) & scales == {f"{NAME}_scale_inv"}
+    assert not set(scales_of(target, []).begins) & scales
+
+
+def test_kept_scales_are_copied_while_a_parameter_is_read(source: Checkpoint) -> None:
+    plan = make_plan(source, Request("bf16"))
+    (copy,) = _step(plan).copies
+    side = next(file for file in plan.files if file.name == ORIGINAL)
+    assert copy.read == _step(plan).reads[0].parts[1]
+    assert copy.write.file == ORIGINAL and copy.write.spec == copy.read.spec
+    assert len(side.header) <= copy.write.offset <= side.size - copy.write.spec.nbytes
+
+
+def test_every_byte_of_the_side_file_is_written_once(source: Checkpoint) -> None:
+    plan = make_plan(source, Request("bf16"))
+    side = next(file for file in plan.files if file.name == ORIGINAL)
+    spans = [(offset, offset + len(data)) for offset, data in side.literals]
+    for step in plan.steps:
+        spans += [(copy.write.offset, copy.write.offset + copy.write.spec.nbytes) for copy in step.copies]
+    at = len(side.header)
+    for begin, end in sorted(span for span in spans if span[0] < span[1]):
+        assert begin == at
+        at = end
+    assert at == side.size
+
+
+def test_kept_scales_are_used_on_the_way_back(decoded: Checkpoint) -> None:
+    step = _step(make_plan(decoded, Request("fp8-block")))
+    assert step.kept is not None and decoded.original is not None
+    (part,) = step.kept.parts
+    ref = decoded.original.tensors[f"{NAME}_scale_inv"]
+    assert (part.file, part.offset, part.spec) == (ORIGINAL, ref.begin, ref.spec)
+    assert step.kept.box.shape == step.shape
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [Fp8Block(), Fp8Block((64, 64), "ue8m0"), Fp8Block(scale_fmt="ue8m0", scale_dtype="BF16"), CT_BLOCKS],
+)
+def test_kept_scales_of_other_blocks_are_not_used(decoded: Checkpoint, codec: Fp8Block) -> None:
+    target = target_of(decoded, Request("fp8-block"))
+    assert kept_scales(target, _want(target, codec)) is None
+    assert kept_scales(target, _want(target, BLOCKS)) is not None
+
+
+def test_no_kept_scales_are_used_for_a_parameter_of_another_shape(decoded: Checkpoint) -> None:
+    target = target_of(decoded, Request("fp8-block"))
+    want = _want(target, BLOCKS)
+    larger = want.param._replace(family=replace(want.param.family, shape=(640, 256)))
+    assert kept_scales(target, want._replace(param=larger)) is None
+
+
+def test_a_parameter_that_is_not_in_the_side_file_has_no_kept_scales(decoded: Checkpoint) -> None:
+    target = target_of(decoded, Request("fp8-block"))
+    assert target.original is not None
+    target.original.scales.pop(f"{NAME}_scale_inv")
+    assert kept_scales(target, _want(target, BLOCKS)) is None
+
+
+def test_scales_of_another_dtype_are_those_of_the_source(tmp_path: Path) -> None:
+    files = files_of(FP8_CONFIG, replace(BLOCKS, scale_dtype="BF16"))
+    source = opened(write(tmp_path, FP8_CONFIG, files))
+    step = _step(make_plan(source, Request("fp8-block")))
+    assert step.how == "recode" and step.kept is not None
+    assert [part.name for part in step.kept.parts] == ["scale"]
+    assert step.kept.parts[0] == step.reads[0].parts[1] and step.kept.parts[0].spec == TensorSpec("BF16", (4, 2))
+
+
+def test_what_is_moved_keeps_and_copies_nothing(source: Checkpoint) -> None:
+    step = _step(make_plan(source, Request("fp8-block")))
+    assert (step.how, step.kept, step.copies) == ("move", None, ())
+
+
+@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if codec.quantized and not codec.keeps_scales])
+def test_formats_that_keep_none_get_none(decoded: Checkpoint, name: str) -> None:
+    try:
+        plan = make_plan(decoded, Request(name))
+    except PlanError:
+        pytest.fail(f"{name} is refused")
+    assert all(step.kept is None and not step.copies for step in plan.steps)
