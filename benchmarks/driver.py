@@ -26,6 +26,7 @@ from typing import Any
 from dsctl import releases
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.header import TensorSpec, build
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
@@ -37,7 +38,7 @@ from dsctl.stores.local import LocalFolder
 from dsctl.tiny import make
 from dsctl.tiny.blueprint import SIZES, TinyRecipe, blueprint
 from dsctl.work.job import perform
-from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Receipt, Seal
 
 RECORDS = 100_000
 
@@ -72,7 +73,7 @@ class Idle:
         self.nbytes += len(data)
         self._tasks.append(task)
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         task = self._tasks.popleft()
         if isinstance(task, Seal):
             return Receipt(None, {}, task.file, "0" * 64)

@@ -7,7 +7,7 @@ would: to the other side's dtype where that is plain, to float32 where both are 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -23,6 +23,7 @@ from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorRef
 from dsctl.core.lists import globs
 from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.progress import Advance
 from dsctl.layouts.layout import whole
 from dsctl.layouts.naming import stored_name
 from dsctl.look.comparison import Compared, Comparison, Pair, Reshaped
@@ -30,8 +31,6 @@ from dsctl.plan.steps import Region, Step, region_of
 from dsctl.stores import Store
 
 THREADS = 16
-
-Advance = Callable[[int], None]
 
 
 class Pairing(NamedTuple):

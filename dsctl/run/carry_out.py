@@ -16,7 +16,7 @@ from dsctl.run.claim import check_target
 from dsctl.run.consume import beside_others, gone, refuse_link, remembered
 from dsctl.run.delivery import Delivery, deliver
 from dsctl.run.driver import run
-from dsctl.run.events import Report
+from dsctl.run.events import EventReport
 from dsctl.run.resources import Resources, allot
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
@@ -141,7 +141,7 @@ def rehearse(setup: Setup) -> None:
 
 
 def carry_out(
-    setup: Setup, report: Report = lambda event: None, say: Callable[[str], None] = lambda text: None
+    setup: Setup, report: EventReport = lambda event: None, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
     """Carry a plan out from wherever an interrupted run left it, and return the audit that `dsctl.json` keeps.
 

@@ -19,7 +19,7 @@ from dsctl.core.errors import PlanError, ResumeError
 from dsctl.core.files import make_folders
 from dsctl.plan.plan import Plan
 from dsctl.run.driver import run
-from dsctl.run.events import Committed, Event, Report
+from dsctl.run.events import Committed, Event, EventReport
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.object_target import ObjectTarget
@@ -103,7 +103,7 @@ class Delivery:
         while len(self._pending) > WAITING:
             self._pending.popleft().result()
 
-    def beside(self, report: Report) -> Report:
+    def beside(self, report: EventReport) -> EventReport:
         """A report that is told what this one is."""
 
         def both(event: Event) -> None:
@@ -155,7 +155,7 @@ def deliver(
     state: str,
     executor: Callable[[], Executor],
     store: Store,
-    report: Report = lambda event: None,
+    report: EventReport = lambda event: None,
     consume: bool = False,
 ) -> dict[str, Any]:
     """Carry the plan out and take what it makes to the target, from wherever an interrupted run left it.

@@ -18,7 +18,7 @@ from dsctl.run.audits import read_audit
 from dsctl.run.checks import check_source, check_space
 from dsctl.run.claim import check_target, claim, held_now, retire
 from dsctl.run.consume import Consumer, alone, beside_others, refuse_consumed_since, refuse_unsafe, room
-from dsctl.run.events import Advanced, Committed, Report, Resumed
+from dsctl.run.events import Advanced, Committed, EventReport, Resumed
 from dsctl.run.identity import times, touched
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
@@ -37,7 +37,7 @@ def run(
     store: Store,
     target: Path,
     executor: Callable[[], Executor],
-    report: Report = lambda event: None,
+    report: EventReport = lambda event: None,
     force: bool = False,
     consume: bool = False,
     most: int | None = None,
@@ -106,7 +106,9 @@ def _confirmed(target: Path) -> dict[str, Any]:
     return audit
 
 
-def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: Report, consume: bool) -> dict[str, Any]:
+def _drive(
+    route: Route, lock: Lock, executor: Callable[[], Executor], report: EventReport, consume: bool
+) -> dict[str, Any]:
     with Journal(route.target / WORKING) as journal:
         state = regain(route, journal)
         if journal.records:
@@ -188,7 +190,7 @@ def _work(
     workers: Executor,
     state: RunState,
     todo: deque[Job],
-    report: Report,
+    report: EventReport,
     consumer: Consumer | None,
 ) -> None:
     waiting = _waiting(plan.files, todo)
@@ -239,7 +241,7 @@ def _commit(target: Path, file: str) -> None:
         raise failure(path, error) from None
 
 
-def _chunks(store: Store, file: str, size: int, report: Report) -> Iterator[bytes]:
+def _chunks(store: Store, file: str, size: int, report: EventReport) -> Iterator[bytes]:
     for begin in range(0, size, COPY_BYTES):
         chunk = store.read(file, begin, min(begin + COPY_BYTES, size))
         yield chunk
@@ -253,7 +255,7 @@ def _again(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _finish(route: Route, state: RunState, report: Report, safe: Callable[[], None]) -> dict[str, Any]:
+def _finish(route: Route, state: RunState, report: EventReport, safe: Callable[[], None]) -> dict[str, Any]:
     """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
     plan, target = route.plan, route.target
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}

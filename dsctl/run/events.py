@@ -29,4 +29,4 @@ class Resumed(NamedTuple):
 
 
 Event = Advanced | Committed | Resumed
-Report = Callable[[Event], None]
+EventReport = Callable[[Event], None]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.core.errors import FormatError
+from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED, Store
 from dsctl.verify import config, numbers, signed, structure
 from dsctl.verify.against import Other, against
-from dsctl.verify.contents import Advance, ReadContents, read_contents
+from dsctl.verify.contents import ReadContents, read_contents
 from dsctl.verify.findings import CheckScope, Finding, Report, ordered
 from dsctl.verify.formats import formats
 from dsctl.verify.opening import open_anyhow, reachable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
+from dsctl.core.progress import Advance
 from dsctl.verify.findings import Finding
 from dsctl.verify.seen import INTEGERS, KINDS, Seen, rows_of
 from dsctl.verify.structure import params, placed
@@ -26,7 +27,6 @@ from dsctl.verify.values import block_scales, copies, duplicates, far, largest, 
 BAND_BYTES = 2 << 20
 THREADS = 8
 
-Advance = Callable[[int], None]
 # A stored tensor's file and name.
 _TensorName = tuple[str, str]
 

@@ -16,18 +16,19 @@ from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError, of_the_machine
 from dsctl.core.files import PART, refusal
 from dsctl.core.header import TensorSpec
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
 from dsctl.plan.steps import Region, Step, held_as, moved, share
 from dsctl.work.buffers import CHUNK, DTYPES, JobFiles, bytes_of
 from dsctl.work.readahead import ahead
-from dsctl.work.tasks import WORST, Context, Progress, Receipt, Seal, add
+from dsctl.work.tasks import WORST, Context, Receipt, Seal, add
 from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins
 
 # The buffers of this process, from one job to the next: fresh memory costs a tenth of a small job.
 _SCRATCH: dict[str, torch.Tensor] = {}
 
 
-def perform(task: Job | Seal, context: Context, progress: Progress) -> Receipt:
+def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
     """Do one task. Doing it again writes the same bytes in the same place.
 
     Raises:
@@ -57,7 +58,7 @@ def release() -> None:
     _SCRATCH.clear()
 
 
-def _seal(task: Seal, context: Context, progress: Progress) -> Receipt:
+def _seal(task: Seal, context: Context, progress: Advance) -> Receipt:
     path = Path(context.folder) / task.file
     part = path.with_name(path.name + PART)
     digest = hashlib.sha256()
@@ -72,7 +73,7 @@ def _seal(task: Seal, context: Context, progress: Progress) -> Receipt:
     return Receipt(None, {}, task.file, digest.hexdigest())
 
 
-def _step(step: Step, files: JobFiles, progress: Progress) -> dict[str, int]:
+def _step(step: Step, files: JobFiles, progress: Advance) -> dict[str, int]:
     for copy in step.copies:
         whole = Box.whole(copy.read.spec.shape)
         files.write(copy.write, whole, files.read("copy", copy.read, whole))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dsctl.plan.plan import BAND_BYTES
 from dsctl.stores import Store
 
-Progress = Callable[[int], None]
 # Of counts by this name the largest is told, of all others the sum: how far what a cut had encoded anew is from what it
 # was, in millionths of the largest value of the part.
 WORST = "worst_error_millionths"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
@@ -18,7 +19,7 @@ from dsctl.run.driver import _prepare, _work
 from dsctl.run.journal import Journal
 from dsctl.run.resuming import RunState, replay
 from dsctl.stores.local import LocalFolder
-from dsctl.work.tasks import Progress, Receipt, Seal
+from dsctl.work.tasks import Receipt, Seal
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
 
@@ -36,7 +37,7 @@ class Idle:
     def submit(self, task: Job | Seal) -> None:
         self.tasks.append(pickle.loads(pickle.dumps(task)))
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         task = self.tasks.popleft()
         return Receipt(None, {}, task.file, "0" * 64) if isinstance(task, Seal) else Receipt(task.number, {"moved": 1})
 

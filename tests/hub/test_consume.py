@@ -11,13 +11,14 @@ import pytest
 
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.errors import PlanError, ResumeError, WorkError
+from dsctl.core.progress import Advance
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.consume import remembered, room
 from dsctl.run.driver import run
 from dsctl.stores.local import LocalFolder
 from dsctl.work.executors.serial import Serial
-from dsctl.work.tasks import Context, Progress, Receipt
+from dsctl.work.tasks import Context, Receipt
 from tests.support.command import dsctl
 from tests.support.command import run as command
 
@@ -27,7 +28,7 @@ class Stopping(Serial):
 
     given = 0
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         if self.given == 2:
             raise WorkError("stopped")
         self.given += 1

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from dsctl.core.errors import PlanError, UsageError
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
 from dsctl.work.executors.processes import Processes
 from dsctl.work.executors.ray import Ray
 from dsctl.work.executors.serial import Serial
-from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Receipt, Seal
 
 
 class Executor(Protocol):
@@ -21,7 +22,7 @@ class Executor(Protocol):
     def submit(self, task: Job | Seal) -> None:
         """Take one more task; never called with more than `capacity` tasks outstanding."""
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         """Wait for one task to end; meanwhile report bytes done.
 
         Raises:

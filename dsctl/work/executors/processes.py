@@ -13,8 +13,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from dsctl.core.errors import DsctlError, WorkError, of_the_machine
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
-from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Receipt, Seal
 
 _HINT = "memory may have run out: fewer --workers, then the same command resumes"
 
@@ -50,7 +51,7 @@ class Processes:
         except OSError:
             raise self._died(pipe) from None
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         busy = [pipe for pipe in self._workers if pipe not in self._idle]
         while True:
             for pipe in wait(busy):

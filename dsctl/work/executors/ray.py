@@ -22,11 +22,12 @@ from itertools import count
 from typing import Any
 
 from dsctl.core.errors import DsctlError, PlanError, WorkError
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job, files_read
 from dsctl.stores import Store
 from dsctl.stores.hub import HubRepository
 from dsctl.stores.local import LocalFolder
-from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Receipt, Seal
 
 # How often a task is started again whose worker or node has died.
 RETRIES = 5
@@ -137,7 +138,7 @@ class Ray:
         holders = sorted(frozenset.intersection(*files) or files[0])
         return self._at(holders[next(self._turns) % len(holders)])
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         done = self._done()
         task = self._tasks.pop(done)
         try:

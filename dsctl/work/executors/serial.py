@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
-from dsctl.work.tasks import Context, Progress, Receipt, Seal
+from dsctl.work.tasks import Context, Receipt, Seal
 
 
 class Serial:
@@ -23,7 +24,7 @@ class Serial:
     def submit(self, task: Job | Seal) -> None:
         self._tasks.append(task)
 
-    def next(self, progress: Progress) -> Receipt:
+    def next(self, progress: Advance) -> Receipt:
         from dsctl.work.job import perform
 
         return perform(self._tasks.popleft(), self._context, progress)
