@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import signal
 import sys
 
@@ -48,6 +50,21 @@ def main() -> None:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         show_error(DsctlError(f"internal error: {what}", hint="this is a fault of dsctl: --debug shows where"))
         sys.exit(DsctlError.exit_code)
+    finally:
+        _end_server()
+
+
+def _end_server() -> None:
+    """End the process that forks workers, where this command has begun one: its workers have ended before.
+
+    It ends by itself when its driver has, but for the case that a library which it imports spins, as some do for want
+    of memory: then it would stay, and hold the output open.
+    """
+    started = sys.modules.get("multiprocessing.forkserver")
+    pid = getattr(getattr(started, "_forkserver", None), "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _usage(error: Exception) -> UsageError | None:

@@ -155,6 +155,23 @@ def test_an_interrupt_of_the_terminal_while_torch_loads_shows_no_traceback(
     assert process.returncode == 130 and "Traceback" not in said and said.count("error: ") == 1, said
 
 
+def test_a_process_that_starts_workers_and_never_ends_its_imports_is_ended(source: Path, tmp_path: Path) -> None:
+    """As torch does in too little memory: it spins, and would hold the output open after the driver has ended."""
+    (tmp_path / "torch.py").write_text("while True:\n    pass\n")
+    process = subprocess.Popen(
+        command(source, tmp_path / "out", "--bf16", "--workers", "2"),
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    while process.poll() is None and not any(b"forkserver" in cmdline(pid) for pid in children(process.pid)):
+        time.sleep(0.005)
+    servers = [pid for pid in children(process.pid) if b"forkserver" in cmdline(pid)]
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "interrupted" in said, said
+    assert servers and not any(b"forkserver" in cmdline(pid) for pid in servers)
+
+
 def test_an_interrupt_before_anything_runs_shows_no_traceback() -> None:
     script = """
 import sys
