@@ -29,13 +29,15 @@ class Published(NamedTuple):
     """How releases of an architecture store the parameters of a role that they quantize.
 
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
-    that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from.
+    that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from. `fields` are those
+    of `config.json`, beside `quantization_config`, that say so, with their values.
     """
 
     format: str
     dialect: str
     scale_fmt: str | None = None
     why: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 class Param(NamedTuple):

@@ -12,6 +12,7 @@ import msgspec
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.quantization import quantization_config
 from dsctl.checkpoint.side_files import WHOLE
+from dsctl.codecs import of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import TORCH_NAMES, Plain
@@ -85,13 +86,28 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
         return _kept_config(target, without_mtp)
     codec = target.formats.format
     edited = edit_config(without_mtp, codec, quantization_config([(want.param, want.codec) for want in wants]))
+    _say_published(target, wants, edited)
     if target.restores and target.original:
         before = target.original.config
-        if edit_config(before, Plain(target.formats.base_dtype)) == config and request.mtp == "keep":
+        decoded = edit_config(before, Plain(target.formats.base_dtype))
+        _say_published(target, (), decoded)
+        if decoded == config and request.mtp == "keep":
             stored = [want.codec for want in wants if want.codec.quantized] if codec.plain else [codec]
             if (before.get("quantization_config") or {}) == _quantization(before, stored):
                 return target.original.texts["config.json"]
     return json_text(edited)
+
+
+def _say_published(target: Target, wants: Sequence[Want], edited: dict[str, Any]) -> None:
+    """Set the fields that say how releases store a role where the target stores it so, and take them out elsewhere."""
+    forms = {(want.param.role, want.codec.form) for want in wants if want.codec.quantized}
+    for role, published in target.checkpoint.published.items():
+        stored = published.fields and (role, of_published(published, target.checkpoint.quantization).form) in forms
+        for name, value in published.fields:
+            if stored:
+                edited[name] = value
+            else:
+                edited.pop(name, None)
 
 
 def _without_mtp(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +125,12 @@ def _kept_config(target: Target, edited: Mapping[str, Any]) -> bytes:
 
 
 def _quantization(before: Mapping[str, Any], stored: Iterable[Codec]) -> Any:
-    """The original's own quantization_config, where it says of the format what the target's codec says."""
-    said = before.get("quantization_config")
-    declared = {replace(codec, scale_dtype="F32", dialect="") for codec in Fp8Block.declared(said or {})}
-    return said if declared == {_as_declared(codec) for codec in stored} else None
+    """The original's own quantization_config, where it says of the formats what the target's codecs say."""
+    said, stored = before.get("quantization_config") or {}, list(stored)
+    declared = {_as_declared(codec) for codec in Fp8Block.declared(said)}
+    same = declared == {_as_declared(codec) for codec in stored if codec.scale_fmt}
+    methods = {(codec.config() or {}).get("quant_method") for codec in stored}
+    return said if same and methods == {said.get("quant_method")} else None
 
 
 def _as_declared(codec: Codec) -> Codec:
