@@ -112,7 +112,7 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="FORMAT",
-        help="bf16, fp8-block, int4-group, nvfp4, ...: dsctl formats lists them.",
+        help="bf16, fp8-block, int4-group, ...: dsctl formats lists them; or published: as releases store it.",
         rich_help_panel=WHAT,
     ),
 ]
