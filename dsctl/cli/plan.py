@@ -12,7 +12,7 @@ from dsctl.cli.sources import located
 from dsctl.core.errors import UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS, accelerator
-from dsctl.look.capacity import USUAL_TP, Cache, check
+from dsctl.look.capacity import USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
 from dsctl.look.costs import CACHE_FORMATS
 from dsctl.look.description import Description
@@ -79,12 +79,13 @@ def plan(
         ready(html, (source,))
     if kv not in CACHE_FORMATS:
         raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))
+    check_formats(to or ())
+    recipes = tuple(map(named_recipe, recipe or ()))
     accelerators = [accelerator(name) for name in gpu] if gpu else list(ACCELERATORS.values())
     description = describe(located(source, remote, local))
     if not description.known:
         raise UsageError(f"{source}: its architecture is unknown, so that nothing can be said of cuts and caches")
     spread, cache = _spread(description, ranks), Cache.of(description, context, batch, kv)
-    recipes = tuple(map(named_recipe, recipe or ()))
     formats = wanted_formats(description, tuple(to or ()), recipes)
     facts = as_json(description, Considered(formats, spread, cache, accelerators))
     output, found = printing.output(), list(sections(description, facts, [one.name for one in recipes]))

@@ -12,6 +12,7 @@ from dsctl.layouts import WITHOUT_MTP, usual_ep
 from dsctl.plan.experts import placement
 from dsctl.plan.recipes import recipe
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
+from dsctl.plan.spread import known_layout
 from dsctl.run.carry_out import How
 
 _SHORT = {"fp8": "fp8-block", "fp16": "f16", "fp32": "f32"}
@@ -40,8 +41,14 @@ def converted(formats: FormatOptions, part: PartOptions) -> Request:
 
 
 def laid_out(request: Request, options: LayoutOptions) -> Request:
-    """The request in this layout, which the planner looks up."""
-    return replace(request, layout=options.layout, recode=options.recode)
+    """The request in this layout.
+
+    Raises:
+        PlanError: there is none of this name.
+    """
+    chosen = replace(request, layout=options.layout, recode=options.recode)
+    known_layout(chosen)
+    return chosen
 
 
 def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool) -> Request:

@@ -5,7 +5,7 @@ How ranks share a model: dsctl/layouts/ranks.py. docs/costs.md tells more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,6 +85,17 @@ def check(description: Description, ranks: Ranks) -> None:
     check_ranks((group.family for group in description.known), ranks, description.name)
 
 
+def check_formats(names: Iterable[str]) -> None:
+    """Refuse names of formats that there are not.
+
+    Raises:
+        UsageError: with the first of them.
+    """
+    unknown = [name for name in names if name not in CODECS]
+    if unknown:
+        raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
+
+
 def formats(
     description: Description, names: tuple[str, ...] = (), asked: tuple[Recipe, ...] = ()
 ) -> dict[str, Formats]:
@@ -93,9 +104,7 @@ def formats(
     Raises:
         UsageError: a name is unknown. PlanError: a recipe does not fit the parameters, or loaders.
     """
-    unknown = [name for name in names if name not in CODECS]
-    if unknown:
-        raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
+    check_formats(names)
     stored = {group.codec for group in description.known if group.family.quantizable}
     usual = () if asked else tuple(name for name in ("bf16", "fp8-block") if {name} != {one.name for one in stored})
     known = description.contents

@@ -28,6 +28,17 @@ class Subject(NamedTuple):
     heads: int | None
 
 
+def known_layout(request: Request) -> Layout:
+    """The layout that a request names.
+
+    Raises:
+        PlanError: there is none of this name.
+    """
+    if request.layout not in LAYOUTS:
+        raise PlanError(f"unknown layout {request.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
+    return LAYOUTS[request.layout]
+
+
 def arrangement(subject: Subject, request: Request) -> Layout:
     """The layout of the target.
 
@@ -35,9 +46,7 @@ def arrangement(subject: Subject, request: Request) -> Layout:
         UsageError, PlanError: an unknown layout, or sizes that do not fit together or the model.
         FormatError: a map of experts that is not of this model.
     """
-    if request.layout not in LAYOUTS:
-        raise PlanError(f"unknown layout {request.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[request.layout]
+    layout = known_layout(request)
     if not request.tp:
         return layout.arranged(subject.families, None)
     if not subject.families:

@@ -69,6 +69,34 @@ def test_so_are_wrong_ranks_layers_and_experts(words: list[Any], tmp_path: Path)
     assert "nowhere" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["shard", "--tp", "2", "--layout", "nonsense"], 30),
+        (["merge", "--layout", "nonsense"], 30),
+        (["plan", "--to", "nonsense"], 2),
+        (["plan", "--recipe", "nonsense"], 2),
+    ],
+)
+def test_so_are_names_of_layouts_formats_and_recipes(words: list[str], code: int, tmp_path: Path) -> None:
+    places = [tmp_path / "nowhere", *([tmp_path / "out"] if words[0] != "plan" else [])]
+    done = call(words[0], *places, *words[1:])
+    assert done.returncode == code and "nonsense" in done.stderr and "nowhere" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--bf16"], ["--to", "published"], ["--recipe", "int4-experts"], ["--fp8", "--no-mtp"]]
+)
+def test_a_release_is_planned_from_its_description_alone(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = call("convert", "v3.2", tmp_path / "out", *words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("from") and "built-in description of DeepSeek-V3.2" in done.stdout.splitlines()[0]
+    assert "46,493" in done.stdout and not list(tmp_path.iterdir())
+
+
 def test_a_shard_of_a_release_is_judged_though_its_description_is_enough(tmp_path: Path) -> None:
     line = ["shard", "v3.2", tmp_path / "out", "--tp", 8, "--dry-run"]
     assert call(*line).returncode == 0
