@@ -213,7 +213,8 @@ class Conversion:
             PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
             SourceError, WorkError: something failed on the way; the same call resumes.
         """
-        from dsctl.run.carry_out import How, carry_out, set_up
+        from dsctl.run.carry_out import carry_out, set_up
+        from dsctl.run.how import How
 
         how = How(workers, max_memory, engine, address, device, force)
         setup = set_up(self.plan, self.source.checkpoint.store, os.fspath(target), how)

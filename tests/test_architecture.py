@@ -75,15 +75,20 @@ LOADS_TORCH = {
 }  # fmt: skip
 
 # Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever
-# only looks, or only asks for help, does without them.
+# only looks, or only asks for help, does without them, and a page is drawn where one is asked for.
 LATE = {
     "": {"api"},
     "__main__": {"cli"},
-    "api": {"look.compare", "run.carry_out", "verify", "verify.against"},
-    "cli.convert": {"cli.carrying", "cli.requests"},
-    "cli.download": {"cli.carrying"},
-    "cli.merge": {"cli.carrying", "cli.requests"},
-    "cli.shard": {"cli.carrying", "cli.requests"},
+    "api": {"look.compare", "run.carry_out", "run.how", "verify", "verify.against"},
+    "cli.compare": {"show.pages.comparison"},
+    "cli.conversion": {"cli.carrying", "run.carry_out"},
+    "cli.convert": {"cli.conversion", "cli.requests"},
+    "cli.diff": {"show.pages.difference"},
+    "cli.download": {"cli.conversion"},
+    "cli.inspect": {"show.pages.inspection"},
+    "cli.merge": {"cli.conversion", "cli.requests"},
+    "cli.plan": {"show.pages.capacity"},
+    "cli.shard": {"cli.conversion", "cli.requests"},
     "cli.slice": {"cli.requests", "cli.slicing"},
 }
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dsctl import models
-from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.released import quantized_roles, stored_codec
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.core.params import OTHER, Family, Param
+from dsctl.models.model import Model
 from dsctl.releases import Release
+
+if TYPE_CHECKING:
+    from dsctl.checkpoint.checkpoint import Checkpoint
 
 # What a folded name calls its numbers, in their order.
 NUMBERS = ("{layer}", "{expert}")
@@ -59,6 +63,21 @@ class Group:
     def specs(self) -> dict[str, TensorSpec]:
         """What one parameter is stored as, by the codec's parts."""
         return self.codec.specs(self.family.shape)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a checkpoint without its files: what a person calls it, its config and model, what it holds."""
+
+    place: str
+    config: Mapping[str, Any]
+    model: Model | None
+    groups: tuple[Group, ...]
+
+    @property
+    def quantization(self) -> Mapping[str, Any] | None:
+        said = self.config.get("quantization_config")
+        return said if isinstance(said, dict) else None
 
 
 def whole(family: Family, codec: Codec) -> Group:

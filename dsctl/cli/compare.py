@@ -18,7 +18,6 @@ from dsctl.show.bars import reading
 from dsctl.show.comparison import as_json, show_comparison
 from dsctl.show.drawing import ready, save
 from dsctl.show.output import plural
-from dsctl.show.pages.comparison import comparison
 
 Ours = Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint folder or a .safetensors file.")]
 Theirs = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
@@ -66,6 +65,8 @@ def compare(
     if not output.json:
         show_comparison(found, (ours, theirs), worst, output)
     if html is not None:
+        from dsctl.show.pages.comparison import comparison
+
         save(comparison(found, (ours, theirs), worst), html)
     if fail_under is not None:
         _fail(found, fail_under)

@@ -39,7 +39,7 @@ def convert(
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """
     # Loaded late: it takes longer than all of `--help`.
-    from dsctl.cli.carrying import convert_to
+    from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted
 
     request = replace(converted(formats, part), search=search, keep_scales=not no_keep_scales)

@@ -15,7 +15,6 @@ from dsctl.look.source import describe
 from dsctl.show.difference_facts import as_json
 from dsctl.show.differences import sections
 from dsctl.show.drawing import ready, save
-from dsctl.show.pages.difference import difference
 from dsctl.show.sections import show
 
 Before = Annotated[str, typer.Argument(metavar="A", help="A checkpoint folder or a release, such as v3.")]
@@ -69,6 +68,8 @@ def diff(
     elif not output.quiet:
         show(list(sections(found, only, tensors)), output, markdown)
     if html is not None:
+        from dsctl.show.pages.difference import difference
+
         save(difference(found, only, tensors), html)
     if exit_code and found.differs_in(only):
         raise typer.Exit(1)

@@ -95,7 +95,7 @@ def download(
 def _part(repository: str, target: str | None, request: Request, run: RunOptions, output: Output) -> None:
     """Download tensors, which is a conversion that keeps them as they are."""
     # Loaded late: files are downloaded without it, and it takes longer than all of `--help`.
-    from dsctl.cli.carrying import convert_to
+    from dsctl.cli.conversion import convert_to
 
     if target is None:
         raise UsageError("part of a checkpoint needs a folder of its own", hint="name one after the repository")

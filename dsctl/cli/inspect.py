@@ -12,7 +12,6 @@ from dsctl.cli.sources import located
 from dsctl.look.inspection import inspect as look
 from dsctl.show.drawing import ready, save
 from dsctl.show.inspection import as_json, drawn_tree, sections, show_tensors, warn_of_faults
-from dsctl.show.pages.inspection import inspection
 from dsctl.show.sections import show
 
 Looked = Annotated[
@@ -69,6 +68,8 @@ def inspect(
     else:
         show_tensors(seen, wanted, fold, output)
     if html is not None:
+        from dsctl.show.pages.inspection import inspection
+
         save(inspection(seen, sections(seen)[1:]), html)
     if not output.quiet:
         warn_of_faults(seen.faults, output)

@@ -30,7 +30,7 @@ def merge(
         dsctl merge V3.2-mp2 DeepSeek-V3.2-merged-bf16 --bf16
     """
     # Loaded late: it takes longer than all of `--help`.
-    from dsctl.cli.carrying import convert_to
+    from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out
 
     request = laid_out(converted(formats, part), layout)

@@ -21,7 +21,6 @@ from dsctl.plan.recipes import recipe as named_recipe
 from dsctl.show.capacity import sections
 from dsctl.show.capacity_facts import Considered, as_json
 from dsctl.show.drawing import ready, save
-from dsctl.show.pages.capacity import capacity
 from dsctl.show.sections import show
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
@@ -92,6 +91,8 @@ def plan(
     output.data(facts)
     show(found, output)
     if html is not None:
+        from dsctl.show.pages.capacity import capacity
+
         save(capacity(facts, description.origin.sentence, found[1:]), html)
 
 

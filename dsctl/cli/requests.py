@@ -13,7 +13,7 @@ from dsctl.plan.experts import placement
 from dsctl.plan.recipes import recipe
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
 from dsctl.plan.spread import known_layout
-from dsctl.run.carry_out import How
+from dsctl.run.how import How
 
 _SHORT = {"fp8": "fp8-block", "fp16": "f16", "fp32": "f32"}
 

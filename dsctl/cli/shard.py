@@ -49,7 +49,7 @@ def shard(
         dsctl shard DeepSeek-V3.2 V3.2-ep8 --tp 2 --ep 8 --bf16 --dry-run
     """
     # Loaded late: it takes longer than all of `--help`.
-    from dsctl.cli.carrying import convert_to
+    from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out, spread
 
     request = spread(laid_out(converted(formats, part), layout), sizes, which, mtp)

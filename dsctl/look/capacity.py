@@ -21,7 +21,7 @@ from dsctl.look.costs import Attention, attention, indexed_layers
 from dsctl.look.description import Description
 from dsctl.plan import recipes
 from dsctl.plan.cuts import Cut, illegal
-from dsctl.plan.formats import Formats
+from dsctl.plan.formats import Formats, known_formats
 from dsctl.plan.recipes import Recipe
 from dsctl.plan.request import KEEP, RECIPE, Request
 
@@ -108,11 +108,11 @@ def formats(
     stored = {group.codec for group in description.known if group.family.quantizable}
     usual = () if asked else tuple(name for name in ("bf16", "fp8-block") if {name} != {one.name for one in stored})
     known = description.contents
-    found = {STORED: known.formats(Request(KEEP))}
-    found |= {name: known.formats(Request(name)) for name in names or usual}
+    found = {STORED: known_formats(known, Request(KEEP))}
+    found |= {name: known_formats(known, Request(name)) for name in names or usual}
     for recipe in asked:
         rules = tuple((rule.role, rule.match, rule.format) for rule in recipe.rules)
-        found[recipe.name] = known.formats(Request(RECIPE, rules=rules))
+        found[recipe.name] = known_formats(known, Request(RECIPE, rules=rules))
         _check(description, found[recipe.name])
     return found
 

@@ -7,9 +7,10 @@ vllm-project/vllm v1/attention/backends/mla/flashmla_sparse.py and deepseek-ai/D
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dsctl.look.description import Description
+if TYPE_CHECKING:
+    from dsctl.look.description import Description
 
 # The FP8 latent cache of sparse attention keeps one float32 scale per so many values of the latent vector, and the
 # rotary part in BF16.

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsctl import models, releases
-from dsctl.checkpoint.groups import Group, groups_of_release
+from dsctl.checkpoint.groups import Group, Known, groups_of_release
 from dsctl.checkpoint.origin import Origin
 from dsctl.core.errors import FormatError
 from dsctl.core.params import OTHER
-from dsctl.plan.overview import Known
 from dsctl.releases import Release
 
 

@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.groups import Known
 from dsctl.codecs import CODECS, of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import FLOATS, Plain
-from dsctl.core.params import Family, Param, Published
+from dsctl.core.params import OTHER, Family, Param, Published
 from dsctl.plan import recipes
 from dsctl.plan.recipes import Rule, chosen, named, takes
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SEARCHED, Request
@@ -141,3 +142,10 @@ def formats_of(
     rules = tuple(Rule(*rule) for rule in request.rules)
     codecs = tuple(dict.fromkeys(codec for codec, _ in stored))
     return Formats(request, rules, codecs, base_dtype(stored), published, quantization, kept)
+
+
+def known_formats(known: Known, request: Request) -> Formats:
+    """The choice for what is known of a checkpoint."""
+    published = known.model.published(known.config) if known.model else {}
+    stored = ((group.codec, group.values) for group in known.groups if group.family.role != OTHER)
+    return formats_of(request, stored, published, known.quantization)

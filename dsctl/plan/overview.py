@@ -6,48 +6,25 @@ planned from its built-in description so, in a fraction of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
-from dsctl.checkpoint.groups import Group
+from dsctl.checkpoint.groups import Group, Known
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.core.boxes import Box
 from dsctl.core.errors import PlanError
 from dsctl.core.params import OTHER, Param
 from dsctl.layouts.layout import Layout, Slot
-from dsctl.models.model import Model
 from dsctl.plan.blocks import Blocks, check_joined
-from dsctl.plan.formats import Formats, formats_of
+from dsctl.plan.formats import Formats, known_formats
 from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
 from dsctl.plan.selection import nothing_left, why_dropped
 from dsctl.plan.spread import Subject, arrangement, check_cuts
 from dsctl.plan.steps import Part, Region, Step
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a checkpoint without its files: what a person calls it, its config and model, what it holds."""
-
-    place: str
-    config: Mapping[str, Any]
-    model: Model | None
-    groups: tuple[Group, ...]
-
-    @property
-    def quantization(self) -> Mapping[str, Any] | None:
-        said = self.config.get("quantization_config")
-        return said if isinstance(said, dict) else None
-
-    def formats(self, request: Request) -> Formats:
-        """The choice of formats for a request on it."""
-        published = self.model.published(self.config) if self.model else {}
-        stored = ((group.codec, group.values) for group in self.groups if group.family.role != OTHER)
-        return formats_of(request, stored, published, self.quantization)
 
 
 @dataclass(slots=True)
@@ -88,7 +65,7 @@ def overview(known: Known, request: Request) -> Overview:
     groups = [group for group in known.groups if group.family.role != OTHER]
     heads = known.model.heads(known.config) if known.model else None
     subject = Subject(known.place, tuple(group.family for group in groups), heads)
-    layout, formats = arrangement(subject, request), known.formats(request)
+    layout, formats = arrangement(subject, request), known_formats(known, request)
     notes = check(formats.rules, (param for group in groups for param in group.params)) if formats.rules else []
     parts = [part for group in groups for part in _parts(group, request, formats)]
     stored = [(group, codec) for group, codec in parts if codec is not None]

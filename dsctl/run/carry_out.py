@@ -9,7 +9,7 @@ from typing import Any
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
-from dsctl.core.errors import ResumeError, UsageError
+from dsctl.core.errors import ResumeError
 from dsctl.plan.plan import Plan, files_read
 from dsctl.run.checks import check_source
 from dsctl.run.claim import check_target
@@ -17,54 +17,16 @@ from dsctl.run.consume import beside_others, gone, refuse_link, remembered
 from dsctl.run.delivery import Delivery, deliver
 from dsctl.run.driver import run
 from dsctl.run.events import EventReport
+from dsctl.run.how import How
 from dsctl.run.resources import Resources, allot
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
 from dsctl.stores.uploads import SENT_BYTES
-from dsctl.work.executors import ENGINES, Executor, choose, choose_devices, named_devices
+from dsctl.work.executors import Executor, choose, choose_devices
 from dsctl.work.executors.processes import prepare
 from dsctl.work.readahead import WINDOW_BYTES
 from dsctl.work.tasks import Context
-
-# More bytes or processes than any machine has.
-MOST = 1 << 60
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """How a plan is carried out, apart from what it makes. An instance holds only values that can be carried out.
-
-    `workers` are processes, and `max_memory` is bytes of all processes together; None takes what the machine has.
-    `engine`, `address` and `device` are the words of the command line. With `force` a target that dsctl made is
-    started over; with `consume` source files are deleted as they are converted.
-
-    Raises:
-        UsageError: an unknown engine or device, an address without a cluster, a number below 1.
-    """
-
-    workers: int | None = None
-    max_memory: float | None = None
-    engine: str = "processes"
-    address: str = ""
-    device: str = "cpu"
-    force: bool = False
-    consume: bool = False
-
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise UsageError(f"--engine: {self.engine!r} is unknown", hint=" or ".join(ENGINES))
-        if self.address and self.engine != "ray":
-            raise UsageError("--address is for --engine ray", hint="add --engine ray, or leave --address out")
-        named_devices(self.device)
-        if not _is_amount(self.workers, int):
-            raise UsageError(f"--workers: {self.workers!r} is not a number of processes", hint="1 or more")
-        if not _is_amount(self.max_memory, int | float):
-            raise UsageError(f"--max-memory: {self.max_memory!r} is not a number of bytes", hint="1 or more")
-
-
-def _is_amount(value: object, kinds: Any) -> bool:
-    return value is None or (isinstance(value, kinds) and not isinstance(value, bool) and 1 <= value <= MOST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsctl.layouts.ranks import Ranks
-from dsctl.run.carry_out import Setup
 from dsctl.show.output import Output, plural, size
 from dsctl.work.tasks import INFINITE, NAN, WORST
+
+if TYPE_CHECKING:
+    from dsctl.run.carry_out import Setup
 
 # What becomes of parameters, by the names of the audit's counts.
 DONE = {

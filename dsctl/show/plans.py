@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsctl.core.files import existing
 from dsctl.plan.plan import Plan, Recoded
 from dsctl.plan.request import KEEP, Request
-from dsctl.run.carry_out import Setup
 from dsctl.run.resources import Speeds
 from dsctl.show.audits import DONE
 from dsctl.show.output import Output, count, line, plural, size, span
 from dsctl.show.tables import two_columns
+
+if TYPE_CHECKING:
+    from dsctl.run.carry_out import Setup
 
 # Parameters that are left out and named.
 NAMED = 10

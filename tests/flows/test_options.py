@@ -9,7 +9,7 @@ import pytest
 
 import dsctl
 from dsctl.core.errors import UsageError
-from dsctl.run.carry_out import How
+from dsctl.run.how import How
 from tests.support.command import call
 
 # Options with values that they cannot have, and a word of the refusal.

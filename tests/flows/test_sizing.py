@@ -18,7 +18,7 @@ from dsctl.look.accelerators import ACCELERATORS
 from dsctl.look.capacity import Cache, cuts, disk, kept_scales, load, nbytes, stage_of, stored
 from dsctl.look.description import Description
 from dsctl.look.source import describe
-from dsctl.plan.formats import Formats
+from dsctl.plan.formats import Formats, known_formats
 from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import ready
 from dsctl.plan.request import KEEP, Request
@@ -31,7 +31,7 @@ MLP = "model.layers.{layer}.mlp."
 
 
 def chosen(described: Description, to: str = KEEP) -> Formats:
-    return described.contents.formats(Request(to))
+    return known_formats(described.contents, Request(to))
 
 
 def facts(*words: str) -> dict[str, Any]:

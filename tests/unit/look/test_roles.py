@@ -18,6 +18,7 @@ from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.inspection import Inspection
 from dsctl.models import MODELS
+from dsctl.plan.formats import known_formats
 from dsctl.plan.request import KEEP, Request
 from dsctl.releases import find
 from dsctl.show.differences import sections
@@ -85,7 +86,7 @@ def test_a_difference_has_every_role() -> None:
 
 
 def test_a_plan_has_every_role() -> None:
-    kept = ALL.contents.formats(Request(KEEP))
+    kept = known_formats(ALL.contents, Request(KEEP))
     roles = capacity.roles(ALL, kept)
     assert {"gauge": {"bf16": 2048}, "beacon": {"bf16": 256}, "mtp": {"bf16": 128}}.items() <= roles.items()
     assert sum(each for formats in roles.values() for each in formats.values()) == ALL.nbytes

@@ -9,11 +9,11 @@ import pytest
 
 from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import Checkpoint
-from dsctl.checkpoint.groups import groups_of, groups_of_release
+from dsctl.checkpoint.groups import Known, groups_of, groups_of_release
 from dsctl.core.errors import DsctlError
 from dsctl.core.header import parse
 from dsctl.plan import recipes
-from dsctl.plan.overview import Known, Overview, overview
+from dsctl.plan.overview import Overview, overview
 from dsctl.plan.plan import COUNTED, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
