@@ -253,11 +253,13 @@ class DeepseekV3:
     """V3, R1 and V3.1."""
 
     name = "deepseek_v3"
+    # What `architectures` says, where it decides.
+    architecture: str | None = "DeepseekV3ForCausalLM"
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         if config.get("model_type") == self.name:
             return True
-        return "DeepseekV3ForCausalLM" in (config.get("architectures") or ())
+        return self.architecture is not None and self.architecture in (config.get("architectures") or ())
 
     def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
         d = dimensions(config)

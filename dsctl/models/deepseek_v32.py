@@ -6,7 +6,7 @@ Names and shapes: deepseek-ai/DeepSeek-V3.2-Exp inference/model.py (Indexer) and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,9 @@ from dsctl.models.deepseek_v3 import (
     Dimensions,
     dimensions,
     fp8_blocks,
-    heads,
     multi_token_prediction,
     outside,
     shrunk,
-    sliced,
-    without_mtp,
 )
 
 _INDEXER = "model.layers.{layer}.self_attn.indexer."
@@ -49,34 +46,21 @@ def stored_norms(families: Iterable[Family]) -> Iterator[Family]:
         yield replace(family, dtype="F32") if family.role == "norm" or ".k_norm." in family.template else family
 
 
-class DeepseekV32:
+class DeepseekV32(DeepseekV3):
     """V3.2-Exp, V3.2, V3.2-Speciale."""
 
     name = "deepseek_v32"
-
-    def matches(self, config: Mapping[str, Any]) -> bool:
-        if config.get("model_type") == self.name:
-            return True
-        return "DeepseekV32ForCausalLM" in (config.get("architectures") or ())
+    architecture = "DeepseekV32ForCausalLM"
 
     def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
         d = dimensions(config)
         added = indexer(d, tuple(range(d.num_hidden_layers)), False)
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
-        return tuple(stored_norms([*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d)]))
+        return tuple(stored_norms([*outside(d), *self.layers(d), *added, *multi_token_prediction(d)]))
 
     def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
         return fp8_blocks("ue8m0", "as V3.1 and later releases store them")
-
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return heads(config)
-
-    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return without_mtp(config)
-
-    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         small = shrunk(config, sizes)

@@ -5,7 +5,7 @@ zai-org/GLM-5; the published tensor listings of GLM-5.1 and GLM-5.2. The MTP lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dsctl.core.errors import FormatError
@@ -15,47 +15,31 @@ from dsctl.models.deepseek_v3 import (
     DeepseekV3,
     dimensions,
     fp8_blocks,
-    heads,
     multi_token_prediction,
     outside,
     shrunk,
-    sliced,
-    without_mtp,
 )
 from dsctl.models.deepseek_v32 import indexer
 
 
-class GlmMoeDsa:
+class GlmMoeDsa(DeepseekV3):
     """GLM-5, GLM-5.1, GLM-5.2."""
 
     name = "glm_moe_dsa"
-
-    def matches(self, config: Mapping[str, Any]) -> bool:
-        if config.get("model_type") == self.name:
-            return True
-        return "GlmMoeDsaForCausalLM" in (config.get("architectures") or ())
+    architecture = "GlmMoeDsaForCausalLM"
 
     def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
         d = dimensions(config)
         added = indexer(d, indexed_layers(config, d.num_hidden_layers), False)
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
-        return (*outside(d), *DeepseekV3().layers(d), *added, *multi_token_prediction(d, twins=False))
+        return (*outside(d), *self.layers(d), *added, *multi_token_prediction(d, twins=False))
 
     def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
         why = "as GLM-5-FP8 stores them"
         if config.get("quantization_config"):
             return fp8_blocks("float32", why)
         return dict.fromkeys(QUANTIZED, Published("bf16", "deepseek", "float32", why))
-
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return heads(config)
-
-    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return without_mtp(config)
-
-    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-        return sliced(config, layers, experts)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         small = shrunk(config, sizes)

@@ -5,20 +5,18 @@ moonshotai/Kimi-K2-Instruct: its published tensor listing holds `rotary_emb.inv_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dsctl.core.params import Family, Published
-from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, fp8_blocks, heads, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v3 import DeepseekV3, dimensions, fp8_blocks
 
 
-class KimiK2:
+class KimiK2(DeepseekV3):
     """Kimi K2 and its fine-tunes."""
 
     name = "kimi_k2"
-
-    def matches(self, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") == self.name
+    architecture = None
 
     def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
         d = dimensions(config)
@@ -26,19 +24,7 @@ class KimiK2:
         # Half of hidden size per head, as the plain Llama rotary embedding would have it; [56] in the release.
         size = d.hidden_size // d.num_attention_heads // 2
         rotary = Family(name, (size,), "attention", layers=tuple(range(d.num_hidden_layers)), derived=True)
-        return (*DeepseekV3().families(config), rotary)
+        return (*super().families(config), rotary)
 
     def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
         return fp8_blocks("float32", "as Kimi K2 stores them")
-
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return heads(config)
-
-    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return without_mtp(config)
-
-    def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-        return sliced(config, layers, experts)
-
-    def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-        return shrunk(config, sizes)
