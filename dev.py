@@ -149,7 +149,7 @@ def lint(choice: str, rest: list[str]) -> None:
     install("dev", choice)
     run(tool("ruff"), "check", "-q")
     run(tool("ruff"), "format", "-q", "--check")
-    run(tool("lint-imports"), "--no-logo")
+    run(tool("lint-imports"), "--no-logo", "--no-cache")
 
 
 def types(choice: str, rest: list[str]) -> None:
