@@ -29,22 +29,23 @@ def test_ci_runs_the_readmes_own_test_command() -> None:
 
 
 def test_check_does_every_step_and_reports_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[tuple[str, list[str]]] = []
+    done: list[tuple[str, Any]] = []
 
     def step(name: str, code: int) -> Any:
-        def task(choice: str, rest: list[str]) -> None:
+        def task(choice: str, rest: Any) -> None:
             done.append((name, rest))
             if code:
                 raise DEV["Failed"](name, code)
 
         return task
 
-    for name, code in (("lint", 2), ("types", 0), ("test", 1)):
+    for name, code in (("install", 0), ("lint", 2), ("types", 3), ("test", 1)):
         monkeypatch.setitem(DEV["check"].__globals__, name, step(name, code))
     with pytest.raises(DEV["Failed"]) as failed:
         DEV["check"]("keep", ["-k", "header"])
-    assert done == [("lint", []), ("types", []), ("test", ["-k", "header"])]
-    assert (failed.value.code, str(failed.value)) == (2, "lint\ndev: test")
+    assert done[0] == ("install", "keep")
+    assert sorted(done[1:]) == [("lint", []), ("test", ["-k", "header"]), ("types", [])]
+    assert (failed.value.code, str(failed.value)) == (2, "lint\ndev: test\ndev: types")
 
 
 def test_what_follows_a_task_goes_to_pytest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,11 @@ class Contents:
         """Every codec to try, with the endings of its parts in this layout."""
         return tuple((codec, endings(self.layout, codec.dialect, codec.parts)) for codec in self.codecs)
 
+    @cached_property
+    def every_ending(self) -> tuple[Ending, ...]:
+        """Every ending that a part of any of them has, once."""
+        return tuple(dict.fromkeys(ending for _, ends in self.parts for _, ending in ends))
+
     def stored(self, tensor: str, codec: Codec, part: str) -> str:
         """What a part of what is kept in a tensor is called."""
         return stored_name(self.layout, tensor, codec.dialect, part)
@@ -141,9 +146,8 @@ def missing_ranks(contents: Contents) -> list[Fault]:
 
 
 def _forget(contents: Contents, slot: Slot, unused: dict[str, dict[str, TensorRef]]) -> None:
-    for codec in contents.codecs:
-        for part in codec.parts:
-            unused.get(slot.shard, {}).pop(contents.stored(slot.tensor, codec, part), None)
+    for off, on in contents.every_ending:
+        unused.get(slot.shard, {}).pop(slot.tensor.removesuffix(off) + on, None)
 
 
 def _piece(contents: Contents, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]) -> Piece | Fault:
@@ -178,9 +182,7 @@ def unstacked(ref: TensorRef, index: int, count: int) -> TensorRef:
 def _why_not(contents: Contents, slot: Slot, param: Param) -> Fault:
     names = contents.catalogue.get(slot.shard, {})
     name = f"{slot.shard}/{slot.tensor}" if slot.shard else slot.tensor
-    tensors = dict.fromkeys(
-        contents.stored(slot.tensor, codec, part) for codec in contents.codecs for part in codec.parts
-    )
+    tensors = [slot.tensor.removesuffix(off) + on for off, on in contents.every_ending]
     there = {tensor: names[tensor].spec for tensor in tensors if tensor in names}
     weight = there.get(slot.tensor)
     if not there:

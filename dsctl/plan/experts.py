@@ -51,12 +51,17 @@ def dealt_out(
     layers of the model, of which those without experts are passed over.
 
     Raises:
-        FormatError: it has another number of rows, places that do not divide, or leaves an expert out.
+        FormatError: it has another number of rows, or one that could be read in two ways, places that do not divide,
+            or leaves an expert out.
     """
     known = [layer for layer in layers if layer < main]
-    numbers = {len(layers): list(layers), len(known): known, main: list(range(main))}.get(len(rows))
-    if numbers is None:
+    readings = [numbers for numbers in (known, list(layers), list(range(main))) if len(numbers) == len(rows)]
+    if not readings:
         raise FormatError(f"expert map: {len(rows)} rows for {len(known)} MoE layers")
+    numbers = readings[0]
+    if any(other != numbers for other in readings):
+        what = "are as many as the MoE layers with the MTP layer, and as all layers without it"
+        raise FormatError(f"expert map: {len(rows)} rows {what}", hint=f"write {len(known)} rows, one per MoE layer")
     found = {}
     for layer, row in zip(numbers, rows, strict=True):
         if layer not in layers:

@@ -224,7 +224,8 @@ def test_it_is_decoded_and_comes_back_byte_for_byte(source: Path, tmp_path: Path
 def test_only_what_another_format_stores_otherwise_is_converted(source: Path, tmp_path: Path) -> None:
     """Four-bit codes of compressed-tensors' mxfp4 are the same bits: they are moved under other names."""
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('[[rule]]\nmatch = "*.bank.*"\nformat = "mxfp4"\n[[rule]]\nmatch = "*.mix.*"\nformat = "bf16"\n')
+    rules = ('role = "specialists"\nformat = "mxfp4"', 'match = "*.mix.*"\nformat = "bf16"')
+    recipe.write_text("".join(f"[[rule]]\n{rule}\n" for rule in rules))
     audit = json.loads(dsctl("convert", source, tmp_path / "out", "--recipe", recipe, "--json"))["audit"]
     assert audit["moved"] == 3 + 5 * (1 + 2 * EXPERTS) and audit["dequantized"] == 5
     before, after = tensors(source), tensors(tmp_path / "out")

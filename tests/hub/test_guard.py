@@ -232,7 +232,10 @@ def test_an_address_that_is_none_is_refused_at_once(environment: dict[str, str],
         done = run(*line, env=variables)
         refused(done, "HF_ENDPOINT", "is not the address of a hub")
         assert "secret" not in done.stderr
-    done = run("doctor", tmp_path, env=variables)
+
+
+def test_a_doctor_says_that_an_address_is_none(environment: dict[str, str], tmp_path: Path) -> None:
+    done = run("doctor", tmp_path, env=environment | {"HF_ENDPOINT": "localhost:8080"})
     assert done.returncode == 0 and "not reached (HF_ENDPOINT" in " ".join(done.stdout.split()), done
 
 

@@ -19,7 +19,7 @@ from dsctl.codecs.fp8_block import CT_BLOCKS
 from dsctl.codecs.plain import Plain
 from dsctl.core.errors import PlanError, UsageError, words_of
 from dsctl.core.files import read_small
-from dsctl.core.params import ROLES, Family, Param
+from dsctl.core.params import ROLES, Family, Param, in_order
 
 KEEP = "keep"
 MAX_BYTES = 1 << 20
@@ -106,8 +106,6 @@ def parse(text: str, name: str, where: str) -> Recipe:
 def _wrong(rule: _Rule) -> str:
     if bool(rule.role) == bool(rule.match):
         return "needs either role or match"
-    if rule.role and rule.role not in ROLES:
-        return f"unknown role {rule.role!r}"
     if rule.format != KEEP and rule.format not in CODECS:
         return f"unknown format {rule.format!r}"
     return ""
@@ -154,12 +152,15 @@ def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
 def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
     """Refuse rules that no parameter fits, or none that can be stored so; notes on what others leave out.
 
-    A role that this model does not have is noted only: recipes are written for several models.
+    A role of other models is noted only: recipes are written for several of them.
 
     Raises:
-        PlanError: with every such rule in `issues`.
+        UsageError: a role that neither this model nor `ROLES` has. PlanError: with every such rule in `issues`.
     """
     known, issues, notes = list(params), [], []
+    roles = in_order((*ROLES, *dict.fromkeys(param.role for param in known)))
+    if unknown := [rule.role for rule in rules if rule.role and rule.role not in roles]:
+        raise UsageError(f"recipe: unknown role {unknown[0]!r}", hint=f"known: {', '.join(roles)}")
     for rule in rules:
         fitting = [param for param in known if rule.fits(param)]
         codec = Plain() if rule.format == KEEP else CODECS[rule.format]

@@ -23,6 +23,7 @@ RUNNING: dict[int, int] = {}
 def serve() -> None:
     """Fork for each line of stdin; tell the pid and the exit code of each fork on stdout."""
     import dsctl.cli.carrying
+    import dsctl.cli.conversion
     import dsctl.cli.convert
     import dsctl.cli.tiny
     import dsctl.cli.verify

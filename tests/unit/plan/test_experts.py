@@ -63,9 +63,15 @@ def test_a_row_for_each_moe_layer_with_or_without_mtp_or_for_each_layer(count: i
     assert tuple(dealt_out((ROW,) * count, parts=2, **MODEL)) == layers  # type: ignore[arg-type]
 
 
-def test_if_the_mtp_layers_are_as_many_as_the_dense_ones_rows_are_those_of_the_main_layers() -> None:
-    rows = ((9,), ROW, (3, 2, 1, 0))
-    assert dealt_out(rows, (1, 2, 3), 3, 4, 2)[2] == (frozenset({2, 3}), frozenset({0, 1}))
+def test_if_the_mtp_layers_are_as_many_as_the_dense_ones_rows_for_both_are_refused() -> None:
+    with pytest.raises(FormatError, match=r"^expert map: 3 rows are as many as the MoE layers") as told:
+        dealt_out((ROW,) * 3, (1, 2, 3), 3, 4, 2)
+    assert told.value.hint == "write 2 rows, one per MoE layer"
+    assert dealt_out((ROW,) * 2, (1, 2, 3), 3, 4, 2).keys() == {1, 2}
+
+
+def test_without_dense_and_mtp_layers_both_readings_are_one() -> None:
+    assert dealt_out((ROW,) * 2, (0, 1), 2, 4, 2).keys() == {0, 1}
 
 
 def test_a_row_for_each_main_layer_passes_over_the_dense_ones() -> None:

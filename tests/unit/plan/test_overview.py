@@ -53,7 +53,7 @@ REQUESTS = {
     "fused": Request("bf16", layout="fused"),
     "stacked": Request("keep", layout="stacked"),
     "stacked, tp 2": Request("keep", layout="stacked", tp=2, ep=2),
-    "placed": Request("keep", tp=2, ep=2, placed=((0, 2, 1, 3), (3, 2, 1, 0))),
+    "placed": Request("keep", tp=2, ep=2, placed=((3, 2, 1, 0),)),
     **{name: Request("recipe", rules=_rules(name)) for name in recipes.ready()},
 }
 # Each is refused by both in the same words.
