@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -202,7 +203,7 @@ def check(choice: str, rest: list[str]) -> None:
     # mypy needs one processor for most of a minute: it runs beside the tests, which often wait.
     with ThreadPoolExecutor() as pool:
         typed = pool.submit(types, choice, [])
-        for step in (lambda: lint(choice, []), lambda: test(choice, rest), typed.result):
+        for step in (partial(lint, choice, []), partial(test, choice, rest), typed.result):
             try:
                 step()
             except Failed as error:
