@@ -75,22 +75,28 @@ LOADS_TORCH = {
 }  # fmt: skip
 
 # Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever
-# only looks, or only asks for help, does without them, and a page is drawn where one is asked for.
+# only asks for help, or of a release by its name, does without them, and a page is drawn where one is asked for.
 LATE = {
     "": {"api"},
     "__main__": {"cli"},
     "api": {"look.compare", "run.carry_out", "run.how", "verify", "verify.against"},
-    "cli.compare": {"show.pages.comparison"},
+    "cli.compare": {"checkpoint.opening", "look.compare", "show.pages.comparison"},
     "cli.conversion": {"cli.carrying", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
     "cli.diff": {"show.pages.difference"},
+    "cli.doctor": {"run.doctor", "show.machine"},
     "cli.download": {"cli.conversion"},
-    "cli.inspect": {"show.pages.inspection"},
+    "cli.inspect": {"look.inspection", "show.inspection", "show.pages.inspection"},
     "cli.merge": {"cli.conversion", "cli.requests"},
     "cli.plan": {"show.pages.capacity"},
     "cli.shard": {"cli.conversion", "cli.requests"},
     "cli.slice": {"cli.requests", "cli.slicing"},
-}
+    "cli.tiny": {"tiny", "tiny.blueprint"},
+    "cli.verify": {
+        "checkpoint.causes", "checkpoint.opening", "run.mend", "show.findings", "verify", "verify.against",
+        "verify.findings", "verify.repair",
+    },
+}  # fmt: skip
 
 
 class Import(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -17,8 +16,6 @@ from dsctl.show.output import end_unread, prepare, show_error, show_trace
 
 def main() -> None:
     """Run `dsctl`; the console script's entry point."""
-    # A command lives for seconds and makes hundreds of thousands of small objects that stay: collecting finds nothing.
-    gc.set_threshold(200_000, 50, 50)
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     prepare()

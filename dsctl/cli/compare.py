@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsctl.checkpoint.opening import weights_at
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Html, Only, Skip
 from dsctl.core.errors import UsageError, VerifyFailed
-from dsctl.look.compare import compare as compared
-from dsctl.look.compare import pair
-from dsctl.look.comparison import Comparison
 from dsctl.show.bars import reading
 from dsctl.show.comparison import as_json, show_comparison
 from dsctl.show.drawing import ready, save
 from dsctl.show.output import plural
+
+if TYPE_CHECKING:
+    from dsctl.look.comparison import Comparison
 
 Ours = Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint folder or a .safetensors file.")]
 Theirs = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
@@ -57,6 +56,10 @@ def compare(
         raise UsageError(f"--fail-under: {fail_under} is not a number of decibels", hint="--fail-under 25, for example")
     if html is not None:
         ready(html, (ours, theirs))
+    from dsctl.checkpoint.opening import weights_at
+    from dsctl.look.compare import compare as compared
+    from dsctl.look.compare import pair
+
     output = printing.output()
     pairing = pair(weights_at(ours), weights_at(theirs), tuple(only or ()), tuple(skip or ()))
     with reading(output, pairing.nbytes, "comparing") as advance:

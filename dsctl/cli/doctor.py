@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from dsctl.cli.groups import PrintOptions, verb
-from dsctl.run.doctor import examine
-from dsctl.show.machine import as_json, show_machine
 
 Folder = Annotated[
     str, typer.Argument(metavar="[FOLDER]", help="Folder on the disk to measure. [default: this folder]")
@@ -29,6 +27,9 @@ def doctor(folder: Folder = ".", *, no_hub: NoHub = False, printing: PrintOption
 
         dsctl doctor /dev/shm --no-hub --json
     """
+    from dsctl.run.doctor import examine
+    from dsctl.show.machine import as_json, show_machine
+
     output = printing.output()
     machine = examine(Path(folder), not no_hub)
     output.data(as_json(machine))

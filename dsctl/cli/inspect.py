@@ -9,9 +9,7 @@ import typer
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Html, Local, Remote
 from dsctl.cli.sources import located
-from dsctl.look.inspection import inspect as look
 from dsctl.show.drawing import ready, save
-from dsctl.show.inspection import as_json, drawn_tree, sections, show_tensors, warn_of_faults
 from dsctl.show.sections import show
 
 Looked = Annotated[
@@ -57,6 +55,9 @@ def inspect(
     """
     if html is not None:
         ready(html, (source,))
+    from dsctl.look.inspection import inspect as look
+    from dsctl.show.inspection import as_json, drawn_tree, sections, show_tensors, warn_of_faults
+
     output, seen = printing.output(), look(located(source, remote, local))
     wanted = (glob or "*") if tensors or fold or glob else None
     if output.json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,9 @@ from dsctl.cli.options import Target, parse_size
 from dsctl.releases import find
 from dsctl.show.output import Output, count, plural
 from dsctl.show.output import size as shown_size
-from dsctl.tiny import Made, make
-from dsctl.tiny.blueprint import TinyRecipe
+
+if TYPE_CHECKING:
+    from dsctl.tiny import Made
 
 
 def _size(name: str, help_: str, at_least: int = 1, at_most: int = 1 << 20) -> Any:
@@ -83,6 +84,9 @@ def tiny(
 
         dsctl tiny v3 plain --layers 2 --experts 4 --bf16
     """
+    from dsctl.tiny import make
+    from dsctl.tiny.blueprint import TinyRecipe
+
     recipe = TinyRecipe(
         **asdict(sizes),
         size=parse_size(size, "--size"),

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsctl.checkpoint.causes import remedy
-from dsctl.checkpoint.opening import weights_at
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import DryRun, Local, Remote, Source
 from dsctl.cli.sources import located
 from dsctl.core.errors import UsageError, VerifyFailed
-from dsctl.run.mend import can_mend, mend_all, undisturbed
 from dsctl.show.bars import reading
-from dsctl.show.findings import as_json, is_failing, show_report
 from dsctl.show.output import Output, plural
-from dsctl.stores import Store
-from dsctl.verify import deep_bytes
-from dsctl.verify import verify as verified
-from dsctl.verify.against import Other, other
-from dsctl.verify.findings import CODES, Report
-from dsctl.verify.repair import Mend, mends
+
+if TYPE_CHECKING:
+    from dsctl.stores import Store
+    from dsctl.verify.against import Other
+    from dsctl.verify.findings import Report
+    from dsctl.verify.repair import Mend
 
 Against = Annotated[
     str | None,
@@ -69,6 +65,12 @@ def verify(
 
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
     """
+    from dsctl.checkpoint.opening import weights_at
+    from dsctl.run.mend import can_mend, mend_all, undisturbed
+    from dsctl.show.findings import as_json, is_failing, show_report
+    from dsctl.verify.against import other
+    from dsctl.verify.repair import mends
+
     _refuse(ignore or [], dry_run and not fix)
     output, mending = printing.output(), fix and not dry_run
     store = weights_at(located(source, remote, local))
@@ -95,6 +97,8 @@ def verify(
 
 
 def _refuse(ignore: Collection[str], lone_dry_run: bool) -> None:
+    from dsctl.verify.findings import CODES
+
     unknown = [code for code in ignore if code not in CODES]
     if unknown:
         raise UsageError(f"--ignore: no finding is called {unknown[0]!r}", hint=f"known: {', '.join(CODES)}")
@@ -103,6 +107,9 @@ def _refuse(ignore: Collection[str], lone_dry_run: bool) -> None:
 
 
 def _checked(store: Store, their: Other | None, deep: bool, ignore: Collection[str], output: Output) -> Report:
+    from dsctl.verify import deep_bytes
+    from dsctl.verify import verify as verified
+
     if not deep:
         report = verified(store, their)
     else:
@@ -122,6 +129,8 @@ def _tell(done: list[Mend], dry_run: bool, output: Output) -> None:
 
 
 def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
+    from dsctl.checkpoint.causes import remedy
+
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
     mending = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None
     raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or mending)

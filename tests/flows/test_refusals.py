@@ -175,7 +175,7 @@ def test_memory_that_is_not_there_is_the_machine_s_lack(
     refused(done, 41, "this machine has too little memory")
     assert "--max-memory" in done.stderr
     monkeypatch.undo()
-    monkeypatch.setattr("dsctl.cli.compare.compared", full)
+    monkeypatch.setattr("dsctl.look.compare.compare", full)
     refused(call("compare", source, source), 41, "this machine has too little memory")
 
 
@@ -209,7 +209,7 @@ def test_the_end_of_a_process_beside_it_is_told(source: Path, monkeypatch: pytes
     def gone(*rest: Any) -> None:
         raise EOFError
 
-    monkeypatch.setattr("dsctl.cli.inspect.look", gone)
+    monkeypatch.setattr("dsctl.look.inspection.inspect", gone)
     refused(call("inspect", source), 41, "another process that it needs has ended")
 
 
@@ -217,14 +217,14 @@ def test_what_the_system_refuses_is_no_fault_of_dsctl(source: Path, monkeypatch:
     def broken(*rest: Any) -> None:
         raise OSError(5, "Input/output error", "/some/where")
 
-    monkeypatch.setattr("dsctl.cli.inspect.look", broken)
+    monkeypatch.setattr("dsctl.look.inspection.inspect", broken)
     refused(call("inspect", source), 41, "/some/where: Input/output error")
-    monkeypatch.setattr("dsctl.cli.inspect.look", lambda *rest: (_ for _ in ()).throw(ImportError("libx.so: no file")))
+    monkeypatch.setattr("dsctl.look.inspection.inspect", lambda *rest: (_ for _ in ()).throw(ImportError("libx.so: no file")))
     refused(call("inspect", source), 41, "a library cannot be loaded: libx.so: no file")
 
 
 def test_a_real_fault_is_still_told_as_one(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsctl.cli.inspect.look", lambda *rest: {}["x"])
+    monkeypatch.setattr("dsctl.look.inspection.inspect", lambda *rest: {}["x"])
     done = call("inspect", source)
     assert done.returncode == 1 and "internal error: KeyError" in done.stderr and "--debug" in done.stderr
 
