@@ -80,7 +80,7 @@ LATE = {
     "": {"api"},
     "__main__": {"cli"},
     "api": {"look.compare", "run.carry_out", "run.how", "verify", "verify.against"},
-    "cli.compare": {"checkpoint.opening", "look.compare", "show.pages.comparison"},
+    "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.conversion": {"cli.carrying", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
     "cli.diff": {"show.pages.difference"},

@@ -11,7 +11,6 @@ from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Html, Only, Skip
 from dsctl.core.errors import UsageError, VerifyFailed
 from dsctl.show.bars import reading
-from dsctl.show.comparison import as_json, show_comparison
 from dsctl.show.drawing import ready, save
 from dsctl.show.output import plural
 
@@ -59,6 +58,7 @@ def compare(
     from dsctl.checkpoint.opening import weights_at
     from dsctl.look.compare import compare as compared
     from dsctl.look.compare import pair
+    from dsctl.show.comparison import as_json, show_comparison
 
     output = printing.output()
     pairing = pair(weights_at(ours), weights_at(theirs), tuple(only or ()), tuple(skip or ()))

@@ -219,7 +219,9 @@ def test_what_the_system_refuses_is_no_fault_of_dsctl(source: Path, monkeypatch:
 
     monkeypatch.setattr("dsctl.look.inspection.inspect", broken)
     refused(call("inspect", source), 41, "/some/where: Input/output error")
-    monkeypatch.setattr("dsctl.look.inspection.inspect", lambda *rest: (_ for _ in ()).throw(ImportError("libx.so: no file")))
+    monkeypatch.setattr(
+        "dsctl.look.inspection.inspect", lambda *rest: (_ for _ in ()).throw(ImportError("libx.so: no file"))
+    )
     refused(call("inspect", source), 41, "a library cannot be loaded: libx.so: no file")
 
 
