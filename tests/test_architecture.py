@@ -24,7 +24,7 @@ PACKAGE = ROOT / "dsctl"
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
     "codecs": ("CODECS", {"codec", "dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
-    "layouts": ("LAYOUTS", {"joins", "layout", "manifests", "naming", "ranks", "recognition"}),
+    "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
     "models": ("MODELS", {"model"}),
     "stores": (
         "STORES",

@@ -13,7 +13,7 @@ LAYOUTS: dict[str, Layout] = {
     "published": PublishedLayout(),
     "deepseek": Deepseek(),
     "fused": Fused(),
-    "stacked": Fused("stacked", True),
+    "stacked": Fused(name="stacked", stacked=True),
     "vllm": Vllm(),
 }
 # What dsctl's own files, and people who knew it before, call the published layout.

@@ -8,15 +8,14 @@ those of q_a above those of kv_a, on every rank. huggingface/transformers 5, mod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from dsctl.core.boxes import Box
-from dsctl.core.header import PT
 from dsctl.core.params import Family, Param
+from dsctl.layouts.folders import RankFolders
 from dsctl.layouts.joins import Join, joined, stack_of
 from dsctl.layouts.layout import Slot
-from dsctl.layouts.published import folder
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."
@@ -38,46 +37,22 @@ def stacked_names(families: Iterable[Family]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class Fused(RankFolders):
     """The published layout, in one name space or a folder per rank, with joined tensors; or `stacked`: experts."""
 
     name: str = "fused"
     stacked: bool = False
-    shares: Shares | None = None
     joins: Mapping[tuple[str, bool], Join] = field(default_factory=dict)
-    alone: str = ""
-    metadata: ClassVar[Mapping[str, str]] = PT
     published: ClassVar[bool] = False
-    respelled: ClassVar[Mapping[str, str]] = {}
-
-    @property
-    def foldered(self) -> bool:
-        return self.shares is not None
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Fused:
         families = tuple(families)
         names = stacked_names(families) if self.stacked else fused_names(families)
-        return Fused(self.name, self.stacked, shares, joined(families, names), alone)
+        return replace(self, shares=shares, alone=alone, joins=joined(families, names))
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         join = self.joins.get((param.template, param.family.mtp), Join(param.template))
-        if self.shares is None:
-            held = [("", 0, Box.whole(param.shape))]
-        else:
-            held = [(folder(rank), rank, box) for rank, box in self.shares.boxes(param)]
-        return tuple([joined_slot(join, param, self.shares, *one) for one in held])
-
-    def shard_of(self, file: str) -> str:
-        return "" if self.shares is None else self.alone or file.partition("/")[0]
-
-    def file(self, shard: str, home: str) -> str:
-        return f"{shard}/{home}" if shard else home
-
-    def home(self, file: str) -> str | None:
-        return file if self.shares is None or self.alone else file.partition("/")[2]
-
-    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
-        return {}
+        return tuple([joined_slot(join, param, self.shares, *one) for one in self.held(param)])
 
 
 def joined_slot(join: Join, param: Param, shares: Shares | None, shard: str, rank: int, box: Box) -> Slot:

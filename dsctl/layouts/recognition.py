@@ -9,9 +9,9 @@ from dsctl.core.errors import FormatError, PlanError, UsageError
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import Family
 from dsctl.layouts import LAYOUTS, deepseek, layout_name, vllm
+from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
-from dsctl.layouts.published import folder
 from dsctl.layouts.ranks import Ranks, Shares, check
 
 # Tensors of these modules are in joined layouts only.

@@ -12,8 +12,8 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp4 import SILENT
 from dsctl.core.errors import PlanError
 from dsctl.core.header import PT, TensorSpec, build
+from dsctl.layouts.folders import folder
 from dsctl.layouts.naming import DIALECTS, Ending, endings
-from dsctl.layouts.published import folder
 from dsctl.plan.blocks import check_filled, check_joined
 from dsctl.plan.kept import saves, scales_of
 from dsctl.plan.plan import OutFile, Placed, PlacedPart, Want

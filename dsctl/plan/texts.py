@@ -20,9 +20,9 @@ from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
 from dsctl.layouts import recorded_name
+from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
-from dsctl.layouts.published import folder
 from dsctl.plan.kept import saves
 from dsctl.plan.plan import Placed, PlacedPart, Want
 from dsctl.plan.request import KEEP, RECIPE

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dsctl.core.errors import PlanError
-from dsctl.core.header import PT
 from dsctl.core.params import Family, Param
+from dsctl.layouts.folders import RankFolders
 from dsctl.layouts.layout import Slot
-from dsctl.layouts.published import folder
 from dsctl.layouts.ranks import Shares
 
 
 @dataclass(frozen=True, slots=True)
-class Toy:
-    """A rank's files have the names of the whole checkpoint's; `alone` is the folder where nothing else is read."""
+class Toy(RankFolders):
+    """One name space per rank; there is no whole checkpoint in it."""
 
-    shares: Shares | None = None
-    alone: str = ""
     name: ClassVar[str] = "toy"
-    metadata: ClassVar[Mapping[str, str]] = PT
     published: ClassVar[bool] = False
-    foldered: ClassVar[bool] = True
-    respelled: ClassVar[Mapping[str, str]] = {}
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Toy:
         if shares is None:
@@ -32,18 +26,5 @@ class Toy:
         return Toy(shares, alone)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
-        held = self.shares.boxes(param) if self.shares else ()
-        origin = (0,) * len(param.shape)
-        return tuple([Slot(folder(rank), f"mine.{param.name}", box, box.shape, origin) for rank, box in held])
-
-    def shard_of(self, file: str) -> str:
-        return self.alone or file.partition("/")[0]
-
-    def file(self, shard: str, home: str) -> str:
-        return f"{shard}/{home}"
-
-    def home(self, file: str) -> str | None:
-        return file if self.alone else file.partition("/")[2]
-
-    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
-        return {}
+        origin, tensor = (0,) * len(param.shape), f"mine.{param.name}"
+        return tuple([Slot(folder, tensor, box, box.shape, origin) for folder, _, box in self.held(param)])

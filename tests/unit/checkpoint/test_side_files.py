@@ -17,19 +17,9 @@ from dsctl.core.header import TensorSpec, parse
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.stores import INDEX, SIGNED
-from tests.support.headers import BLOCKS, bf16, fp8, lay_out, opened
+from tests.support.headers import BLOCKS, bf16, lay_out, opened
 
 HEADER = "header:model-00001-of-000002.safetensors"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    return fp8(tmp_path / "src")
-
-
-@pytest.fixture
-def decoded(source: Checkpoint, tmp_path: Path) -> Checkpoint:
-    return opened(lay_out(make_plan(source, Request("bf16")), tmp_path / "dst"))
 
 
 def _read(checkpoint: Checkpoint) -> Original:

@@ -33,11 +33,6 @@ from tests.support.headers import (
 EXPERT = "model.layers.{}.mlp.experts.{}.up_proj.weight"
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    return fp8(tmp_path / "src")
-
-
 @pytest.mark.parametrize(
     ("layers", "mtp", "experts", "cut"),
     [

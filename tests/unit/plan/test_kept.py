@@ -18,19 +18,9 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.plan.steps import Step
 from dsctl.plan.target import Target, target_of
-from tests.support.headers import BLOCKS, FP8_CONFIG, bf16, files_of, fp8, lay_out, opened, write
+from tests.support.headers import BLOCKS, FP8_CONFIG, bf16, files_of, lay_out, opened, write
 
 NAME = "model.layers.0.mlp.up_proj.weight"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    return fp8(tmp_path / "src")
-
-
-@pytest.fixture
-def decoded(source: Checkpoint, tmp_path: Path) -> Checkpoint:
-    return opened(lay_out(make_plan(source, Request("bf16")), tmp_path / "decoded"))
 
 
 def _step(plan: Plan) -> Step:

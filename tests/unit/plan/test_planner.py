@@ -17,14 +17,9 @@ from dsctl.plan.jobs import source_order
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.plan.steps import Step
-from tests.support.headers import BF16_CONFIG, BLOCKS, FP8_CONFIG, bf16, files_of, fp8, lay_out, opened, write
+from tests.support.headers import BF16_CONFIG, BLOCKS, FP8_CONFIG, bf16, files_of, lay_out, opened, write
 
 UP = "model.layers.0.mlp.up_proj.weight"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    return fp8(tmp_path / "src")
 
 
 def _steps(checkpoint: Checkpoint, request: Request) -> dict[str, Step]:

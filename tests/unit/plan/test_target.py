@@ -14,19 +14,9 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.plan.target import target_of
 from dsctl.stores import SIGNED
-from tests.support.headers import BLOCKS, bf16, fp8, lay_out, opened
+from tests.support.headers import BLOCKS, bf16, lay_out, opened
 
 READ_AS = "loaders read the indexer in FP8 blocks or unquantized"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    return fp8(tmp_path / "src")
-
-
-@pytest.fixture
-def decoded(source: Checkpoint, tmp_path: Path) -> Checkpoint:
-    return opened(lay_out(make_plan(source, Request("bf16")), tmp_path / "decoded"))
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ from tests.support.headers import BF16_CONFIG, FP8, FP8_CONFIG, bf16, fp8, lay_o
 NAMES = st.text("abc.01", min_size=1, max_size=6)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Checkpoint:
-    return fp8(tmp_path / "src")
-
-
 def _texts(checkpoint: Checkpoint, request: Request) -> dict[str, bytes]:
     return make_plan(checkpoint, request).texts
 

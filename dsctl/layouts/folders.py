@@ -1,0 +1,49 @@
+"""Files that are called as the whole checkpoint's: in one name space, or in a folder per rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dsctl.core.boxes import Box
+from dsctl.core.header import PT
+from dsctl.core.params import Param
+from dsctl.layouts.ranks import Shares
+
+
+@dataclass(frozen=True, slots=True)
+class RankFolders:
+    """What layouts have in common whose ranks have a folder each. `alone` is that folder where nothing else is read."""
+
+    shares: Shares | None = None
+    alone: str = ""
+    metadata: ClassVar[Mapping[str, str]] = PT
+    respelled: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def foldered(self) -> bool:
+        return self.shares is not None
+
+    def held(self, param: Param) -> list[tuple[str, int, Box]]:
+        """Which region of a parameter is where: folder ("" for the whole), rank and region."""
+        if self.shares is None:
+            return [("", 0, Box.whole(param.shape))]
+        return [(folder(rank), rank, box) for rank, box in self.shares.boxes(param)]
+
+    def shard_of(self, file: str) -> str:
+        return "" if self.shares is None else self.alone or file.partition("/")[0]
+
+    def file(self, shard: str, home: str) -> str:
+        return f"{shard}/{home}" if shard else home
+
+    def home(self, file: str) -> str | None:
+        return file if self.shares is None or self.alone else file.partition("/")[2]
+
+    def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        return {}
+
+
+def folder(rank: int) -> str:
+    """The name of a rank's folder."""
+    return f"rank-{rank:05d}"
