@@ -21,17 +21,17 @@ from dsctl.look.totals import TotalChange, totals
 PARTS = ("config", "tensors", "totals", "files")
 
 VERDICTS = {
-    "architecture": "Another architecture.",
+    "architecture": "A different architecture.",
     "sizes": "The same architecture with other sizes or parts.",
     "parts": "The same architecture, but not all of its parameters are there on both sides.",
-    "storage": "The same parameters, stored otherwise.",
-    "config": "The same parameters, stored alike; only config.json differs.",
-    "files": "The same parameters, stored alike, with the same config.json; other files differ.",
-    "nothing": "The same parameters, stored alike, with the same config.json.",
+    "storage": "The same parameters in a different storage format.",
+    "config": "The same parameters in the same storage format; only config.json differs.",
+    "files": "The same parameters, storage format and config.json; other files differ.",
+    "nothing": "The same parameters, storage format and config.json.",
 }
 # The same where a side's config was not read, but derived: nothing can be said of its config.json.
 VERDICTS_DERIVED = {
-    "config": "The same parameters, stored alike; only the config differs.",
+    "config": "The same parameters in the same storage format; only the config differs.",
     "nothing": "No difference between the descriptions.",
 }
 
@@ -162,7 +162,7 @@ class Diff:
             said = VERDICTS_DERIVED.get(self.verdict, VERDICTS[self.verdict])
             return f"{said} Config of {' and '.join(derived)}: derived, not read."
         if self.verdict == "nothing" and not self.a.config and not self.b.config:
-            return "The same parameters, stored alike; neither side has a config.json."
+            return "The same parameters in the same storage format; neither side has a config.json."
         return VERDICTS[self.verdict]
 
     @property

@@ -93,7 +93,7 @@ class Blocks:
         """
         for found, what, hint in (
             (self._wrong, f"cannot be stored in layout {self._layout}", None),
-            (self._cut, "would be cut through blocks", "--recode decodes these and encodes them anew"),
+            (self._cut, "would be cut through blocks", "--recode decodes and re-encodes these"),
         ):
             if found:
                 count, issues = sum(found.values()), list(found)[:TOLD]

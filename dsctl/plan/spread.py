@@ -97,7 +97,7 @@ def _refusal(cuts: Sequence[Cut], sizes: Sequence[int], ranks: Ranks) -> PlanErr
     issues = [f"{cut.template}: {cut.length:,} into {cut.parts} parts: {cut.why}" for cut in told]
     hint = f"--tp {', '.join(map(str, sizes))} would fit" if sizes else "no size fits"
     if not uneven:
-        hint += "; --recode encodes these anew"
+        hint += "; --recode re-encodes these"
     what = "cannot be cut" if uneven else "would be cut through blocks"
     first = f": {issues[0]}" if len(issues) == 1 else ""
     kinds = f"{len(told)} kind{'s' * (len(told) > 1)} of parameters"

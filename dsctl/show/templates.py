@@ -31,7 +31,7 @@ def parameters(diff: Diff) -> Iterator[Section]:
         yield Section("Parameters", _sides(diff), columns, rows)
     if diff.changed:
         rest = (Column("what"), Column("before → after"), Column("parameters", True, 1), Column("templates"))
-        title = "Stored otherwise" if diff.same_parameters else "Parameters on both sides"
+        title = "Different storage format" if diff.same_parameters else "Parameters on both sides"
         many = f"{plural(len(diff.changed), 'template')} of {len(diff.templates[0]) - len(diff.removed)} changed"
         yield Section(title, many, rest, tuple(_changes(diff.changed)))
 

@@ -11,7 +11,7 @@ LEFT, RIGHT = 34, WIDTH - 20
 MIDDLE = (LEFT + RIGHT) / 2
 GAP = 26
 MOST_OTHERS = 12
-SAID = {"stored": "stored otherwise"}
+SAID = {"stored": "different storage format"}
 
 
 class Drawn:

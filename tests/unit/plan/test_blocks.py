@@ -133,7 +133,7 @@ def test_cuts_through_blocks_are_refused() -> None:
     assert found.value.message == (
         "1 parameter would be cut through blocks: w: a cut at 0 to 100 of 512 does not fall on blocks of 128"
     )
-    assert found.value.hint == "--recode decodes these and encodes them anew"
+    assert found.value.hint == "--recode decodes and re-encodes these"
 
 
 def test_cuts_through_blocks_are_recoded_if_that_is_asked_for() -> None:

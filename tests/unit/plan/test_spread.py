@@ -110,7 +110,7 @@ def test_cuts_through_blocks_are_refused_with_those_that_fit() -> None:
         _check(Request("keep", tp=4), (UP, BLOCKS), (DOWN, BLOCKS))
     assert found.value.message == "TP 4, EP 1: 2 kinds of parameters would be cut through blocks"
     assert found.value.issues == tuple(f"{name}: 768 into 4 parts: 192 = 1.5 x 128" for name in ("up", "down"))
-    assert found.value.hint == "--tp 1, 2, 3, 6 would fit; --recode encodes these anew"
+    assert found.value.hint == "--tp 1, 2, 3, 6 would fit; --recode re-encodes these"
 
 
 def test_cuts_through_blocks_may_be_encoded_anew() -> None:
