@@ -63,6 +63,7 @@ class ConversionOptions(TypedDict, total=False):
     keep_scales: bool
     allow_missing: bool
     allow_extra: bool
+    allow_inexact: bool
     layout: str
     tp: int
     ep: int
@@ -153,6 +154,7 @@ class Source:
             skip=globs("skip", options.get("skip", ())),
             allow_missing=options.get("allow_missing", False),
             allow_extra=options.get("allow_extra", False),
+            allow_inexact=options.get("allow_inexact", False),
             keep_scales=options.get("keep_scales", True),
             layout=options.get("layout", "published"),
             recode=options.get("recode", False),

@@ -12,9 +12,10 @@ from dsctl.checkpoint.pieces import Fault, Survey
 from dsctl.checkpoint.reading import read_header
 from dsctl.codecs import readable
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec
-from dsctl.core.params import Family, Param, Published
+from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import Manifest
 from dsctl.layouts.recognition import recognise
@@ -36,7 +37,10 @@ class View(NamedTuple):
 
 @dataclass
 class Checkpoint:
-    """A checkpoint as its files describe it; `survey` matches it against its architecture."""
+    """A checkpoint as its files describe it; `survey` matches it against its architecture.
+
+    `known_traits` are given for one that is part of another: its own headers would tell the other's.
+    """
 
     store: Store
     files: dict[str, int]
@@ -48,6 +52,7 @@ class Checkpoint:
     total_size: int | None
     manifests: dict[str, Manifest]
     view: View | None = None
+    known_traits: Traits | None = None
 
     @cached_property
     def layout(self) -> Layout:
@@ -61,6 +66,22 @@ class Checkpoint:
         return recognise(self.headers, self.manifests, lambda: self.families, self.store.place)
 
     @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor of the headers by name, whatever file it is in."""
+        specs: dict[str, TensorSpec] = {}
+        for header in self.headers.values():
+            specs.update(zip(header.names, header.specs, strict=True))
+        return specs
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What names and dtypes of its tensors, those of lost files too, tell of the architecture."""
+        if self.known_traits is not None or self.model is None or self.config is None:
+            return self.known_traits or PLAIN_TRAITS
+        named = dict.fromkeys(self.index or (), TensorSpec("", ()))
+        return self.model.traits(self.config, named | self.specs)
+
+    @cached_property
     def families(self) -> tuple[Family, ...]:
         """The architecture's parameter families, or none where the architecture is unknown.
 
@@ -69,7 +90,7 @@ class Checkpoint:
         """
         if self.model is None or self.config is None:
             return ()
-        families = self.model.families(self.config)
+        families = self.model.families(self.config, self.traits)
         described = sum(family.count for family in families)
         if described > MAX_PARAMS:
             raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
@@ -111,12 +132,13 @@ class Checkpoint:
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:
         """The codecs to try, those that the config declares first."""
-        return readable(self.quantization, self.published.values())
+        natives = dict.fromkeys(family.dtype for family in self.families if family.dtype not in FLOATS)
+        return *readable(self.quantization, self.published.values()), *map(Plain, natives)
 
     @property
     def published(self) -> Mapping[str, Published]:
         """How releases of its architecture store what they quantize, by role."""
-        return {} if self.model is None or self.config is None else self.model.published(self.config)
+        return {} if self.model is None or self.config is None else self.model.published(self.config, self.traits)
 
     @property
     def contents(self) -> Contents:
@@ -143,11 +165,8 @@ class Checkpoint:
     @cached_property
     def regular(self) -> dict[Family, Codec] | None:
         """How each family is stored, or None where `survey` has to look at every tensor: see `matching.regular`."""
-        specs: dict[str, TensorSpec] = {}
-        for header in self.headers.values():
-            specs.update(zip(header.names, header.specs, strict=True))
-        clash = len(specs) != sum(len(header.names) for header in self.headers.values())
-        return None if clash or not self.families else regular(self.contents, specs)
+        clash = len(self.specs) != sum(len(header.names) for header in self.headers.values())
+        return None if clash or not self.families else regular(self.contents, self.specs)
 
     @cached_property
     def nbytes(self) -> int:

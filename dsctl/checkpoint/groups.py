@@ -11,7 +11,7 @@ from dsctl.checkpoint.released import quantized_roles, stored_codec
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.header import TensorRef, TensorSpec
-from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.params import OTHER, PLAIN_TRAITS, Family, Param, Traits
 from dsctl.models.model import Model
 from dsctl.releases import Release
 
@@ -67,12 +67,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a checkpoint without its files: what a person calls it, its config and model, what it holds."""
+    """What is known of a checkpoint without its files: what a person calls it, its config and model, what it holds,
+    and what that tells of the architecture."""
 
     place: str
     config: Mapping[str, Any]
     model: Model | None
     groups: tuple[Group, ...]
+    traits: Traits = PLAIN_TRAITS
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
@@ -136,5 +138,5 @@ def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
 def groups_of_release(release: Release) -> tuple[Group, ...]:
     """What a release holds, from its config and how it is known to be stored."""
     quantized = quantized_roles(release)
-    families = models.recognise(release.config).families(release.config)
+    families = models.recognise(release.config).families(release.config, release.storage.traits)
     return tuple(whole(family, stored_codec(family, quantized)) for family in families)

@@ -11,6 +11,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.core.params import Family
+from dsctl.models.model import Model
 from dsctl.releases import Release
 
 
@@ -21,8 +22,12 @@ def quantized_roles(release: Release) -> Mapping[str, Codec]:
         FormatError: the config declares a format that is not known.
     """
     quantization = release.config.get("quantization_config")
-    published = models.recognise(release.config).published(release.config) if quantization else {}
+    published = _model(release).published(release.config, release.storage.traits) if quantization else {}
     return {role: _with_scales(of_published(form, quantization), release) for role, form in published.items()}
+
+
+def _model(release: Release) -> Model:
+    return models.recognise(release.config)
 
 
 def _with_scales(codec: Codec, release: Release) -> Codec:

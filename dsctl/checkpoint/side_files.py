@@ -39,6 +39,13 @@ class Original:
         dtypes = {ref.spec.dtype for ref in self.scales.values()}
         return replace(declared[0], scale_dtype=dtypes.pop()) if declared and len(dtypes) == 1 else None
 
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor that the folder had."""
+        return {
+            name: spec for one in self.headers.values() for name, spec in zip(one.names, one.specs, strict=True)
+        }  # fmt: skip
+
     def header(self, file: str, specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]] | None:
         """The bytes of a file's header and its tensors' offsets, where the file held exactly these tensors."""
         known = self.headers.get(file)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
 from dsctl.checkpoint.quantization import LINEAR, is_named, linear, module_of, modules, patterns, texts
 from dsctl.checkpoint.ranks import check_repeated
@@ -74,17 +75,20 @@ def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
     assert checkpoint.config is not None and checkpoint.model is not None
     check_repeated(checkpoint)
     config = checkpoint.model.sliced(checkpoint.config, cut.layers, cut.experts)
-    params = [param for family in checkpoint.model.families(config) for param in family.params()]
+    extra = {layer for family in checkpoint.families if family.mtp for layer in family.layers}
+    traits = replace(checkpoint.traits, stages=len(extra & {*cut.layers}))
+    params = [param for family in checkpoint.model.families(config, traits) for param in family.params()]
     sources = dict(_sources(checkpoint, params, cut))
     survey = _survey(checkpoint, params, sources, cut)
     return replace(
         checkpoint,
         config=_skipping(config, checkpoint, [(param, sources[param.name]) for param in params], survey),
         manifests={},
-        files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, WHOLE)},
+        files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, ODD, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
         # Where things are is told of the large model.
         view=View(checkpoint.layout, survey),
+        known_traits=traits,
     )
 
 

@@ -67,7 +67,7 @@ def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoin
     guesses = []
     before = misfits(checkpoint.contents, _samples(checkpoint.families))
     for field, value in dict.fromkeys(_guesses(checkpoint)):
-        guess = replace(checkpoint, config={**(checkpoint.config or {}), field: value})
+        guess = replace(checkpoint, config={**(checkpoint.config or {}), field: value}, known_traits=checkpoint.traits)
         try:
             count = sum(family.count for family in guess.families)
             guesses.append((misfits(guess.contents, _samples(guess.families)), -count, field, guess))
@@ -121,7 +121,7 @@ def _solved(checkpoint: Checkpoint, field: str, value: int, others: Iterable[tup
     """The values of a field with which a stored shape would be right: a shape grows in proportion to every field."""
     assert checkpoint.model is not None and checkpoint.config is not None
     try:
-        grown = checkpoint.model.families({**checkpoint.config, field: value + 1})
+        grown = checkpoint.model.families({**checkpoint.config, field: value + 1}, checkpoint.traits)
     except DsctlError:
         return
     shapes = {(family.template, family.mtp): family.shape for family in grown}

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from dsctl.cli.options import (
     Address,
     AllowExtra,
+    AllowInexact,
     AllowMissing,
     Bf16,
     Consume,
@@ -52,6 +53,7 @@ class FormatOptions:
     fp8: Fp8 = False
     recipe: Recipe = None
     scale_fmt: ScaleFmt = "auto"
+    allow_inexact: AllowInexact = False
     shard_size: ShardSize = None
 
 

@@ -138,7 +138,7 @@ ScaleFmt = Annotated[
     typer.Option(
         "--scale-fmt",
         metavar="auto|float32|ue8m0",
-        help="How FP8 scales are chosen: any float, or powers of two (V3.1 and later).",
+        help="FP8 scales: any float, or powers of two (V3.1 and later); V4: stored as float32, or as E8M0.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -179,6 +179,14 @@ Mtp = Annotated[
 NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Drop the multi-token-prediction layer.", rich_help_panel=WHICH)]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Continue if tensors are missing.", rich_help_panel=WHICH)
+]
+AllowInexact = Annotated[
+    bool,
+    typer.Option(
+        "--allow-inexact",
+        help="Where four-bit experts become FP8: go on if a block does not fit exactly, and count such blocks.",
+        rich_help_panel=WHAT,
+    ),
 ]
 AllowExtra = Annotated[
     bool,

@@ -32,6 +32,7 @@ def converted(formats: FormatOptions, part: PartOptions) -> Request:
         rules=rules,
         scale_fmt=formats.scale_fmt,
         shard_size=formats.shard_size,
+        allow_inexact=formats.allow_inexact,
         only=tuple(part.only or ()),
         skip=tuple(part.skip or ()),
         mtp="drop" if part.no_mtp else "keep",

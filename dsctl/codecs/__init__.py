@@ -27,8 +27,12 @@ CODECS: dict[str, Codec] = {
 }
 
 
-# What each dialect stores where others use another dtype for the same bits: codes of four bits, and E8M0.
-SPELLINGS: dict[str, dict[str, Any]] = {"v4": {"codes_dtype": "I8", "scale_dtype": "F8_E8M0"}}
+# What each dialect stores where others use another dtype for the same bits: codes of four bits, and E8M0; and whether
+# scales are made by DeepSeek's rule.
+NATIVE = "v4"
+SPELLINGS: dict[str, dict[str, Any]] = {NATIVE: {"codes_dtype": "I8", "scale_dtype": "F8_E8M0", "native": True}}
+# Formats met under a dialect beside those that a release of the checkpoint's own kind stores.
+_MET = {NATIVE: ("mxfp4", "fp8-block-e8m0")}
 
 
 def in_dialect(codec: Codec, dialect: str) -> Codec:
@@ -81,7 +85,12 @@ def readable(quantization: Mapping[str, Any] | None, published: Iterable[Publish
     others = [codec for codec in CODECS.values() if not known or _floats(codec) or _method(codec) == method]
     published = tuple(published)
     ours = [of_published(one, quantization if known else None) for one in published]
-    return tuple(dict.fromkeys((*declared(quantization, published), *others, *ours)))
+    met = [
+        of_published(Published(name, dialect, "ue8m0"), quantization if known else None)
+        for dialect in dict.fromkeys(one.dialect for one in published)
+        for name in _MET.get(dialect, ())
+    ]
+    return tuple(dict.fromkeys((*declared(quantization, published), *others, *ours, *met)))
 
 
 def _method(codec: Codec) -> str | None:

@@ -89,6 +89,10 @@ class Codec(Protocol):
         """Whether `encode` takes the scales of an earlier encoding, so that a way back may keep them."""
 
     @property
+    def scales_follow(self) -> bool:
+        """Whether `encode` makes most scales of an earlier encoding again, so that only the `odd` ones need be kept."""
+
+    @property
     def scale_fmt(self) -> str | None:
         """What a config calls the format of its scales, `float32` or `ue8m0`; None where configs do not speak of it."""
 
@@ -122,6 +126,9 @@ class Codec(Protocol):
         Raises:
             BadBlock: a value is NaN, infinite or too large for the format.
         """
+
+    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Which stored scales `encode` of the decoded values would not make: bool, of the grid's shape."""
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         """The most bytes that `encode`, or else `decode`, of a region of this shape takes on the processor.

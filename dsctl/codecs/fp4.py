@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import dress, nibbles, search
-from dsctl.codecs.codec import CODES, GLOBAL_SCALE, PEAK, SCALE, Form
+from dsctl.codecs import dress, native_fp4, nibbles, search
+from dsctl.codecs.codec import CODES, GLOBAL_SCALE, KEPT, PEAK, SCALE, Form
 from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
 from dsctl.codecs.scales import e4m3, exponents, powers
 from dsctl.core.boxes import Box
@@ -34,18 +34,30 @@ REACH = 448.0 * 6.0
 
 @dataclass(frozen=True, slots=True)
 class Fp4:
-    """E2M1 codes in groups of `size` columns; `search` looks for the scale of least error."""
+    """E2M1 codes in groups of `size` columns; `search` looks for the scale of least error.
+
+    `native`: scales are made by DeepSeek's rule, or those of an earlier encoding are used where they restore the
+    values, and zeros keep their signs.
+    """
 
     name: str
     size: int
     scale_dtype: str
     codes_dtype: str = "U8"
     dialect: str = "compressed-tensors-packed"
+    native: bool = False
     search: bool = field(default=False, compare=False)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
-    keeps_scales: ClassVar[bool] = False
     scale_fmt: ClassVar[None] = None
+
+    @property
+    def keeps_scales(self) -> bool:
+        return self.native
+
+    @property
+    def scales_follow(self) -> bool:
+        return self.native
 
     @property
     def surveys(self) -> bool:
@@ -95,7 +107,7 @@ class Fp4:
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes, exponents, signs and codes; a search has quotients, what they restore and all scales too.
-        return (22 if self.search else 14) * chunk(shape, self.group)
+        return (22 if self.search or self.native else 14) * chunk(shape, self.group)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
@@ -126,6 +138,8 @@ class Fp4:
         import torch
 
         codes = stored[CODES].view(torch.uint8)
+        if self.native:
+            return self._native(values, codes, stored)
         if self.surveys:
             widest = stored[PEAK] if PEAK in stored else peak(values)
             stored[GLOBAL_SCALE].copy_(_global_scale(widest, values.dtype))
@@ -138,6 +152,27 @@ class Fp4:
             signs = nibbles.signs(values[rows], magnitudes)
             nibbles.pack(nibbles.e2m1(magnitudes).bitwise_or_(signs), codes[rows])
         return {}
+
+    def _native(self, values: torch.Tensor, codes: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        import torch
+
+        scales, kept, restored = stored[SCALE].view(torch.uint8), stored.get(KEPT + SCALE), 0
+        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+            peaks = greatest(values[rows].abs().float(), self.group, places.start)
+            known = None if kept is None else kept[places].view(torch.uint8)
+            scales[places], same = native_fp4.encode(values[rows], peaks, known, codes[rows])
+            restored += same
+        counts = {"groups_restored": restored, "groups_computed": scales.numel() - restored}
+        return {name: count for name, count in counts.items() if count}
+
+    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        codes, scales = stored[CODES].view(torch.uint8), stored[SCALE].view(torch.uint8)
+        found = torch.empty(scales.shape, dtype=torch.bool)
+        for rows, places in chunks(codes.shape[0], 2 * codes.shape[1], self.group):
+            found[places] = native_fp4.odd(codes[rows], scales[places])
+        return found
 
     def _scales(
         self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype

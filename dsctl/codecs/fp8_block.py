@@ -39,6 +39,7 @@ class Fp8Block:
     parts: ClassVar[tuple[str, ...]] = (CODES, SCALE)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
+    scales_follow: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -91,6 +92,9 @@ class Fp8Block:
                 raise Misaligned(f"a cut at {begin} to {end} of {whole} does not fall on blocks of {size}")
         start = tuple(a // size for a, size in zip(box.start, self.block, strict=True))
         return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)))
+
+    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError(f"scales of {self.name} do not follow from values")
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         if self.scale_fmt is None:

@@ -51,6 +51,7 @@ class Packed:
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
     keeps_scales: ClassVar[bool] = False
+    scales_follow: ClassVar[bool] = False
     scale_fmt: ClassVar[None] = None
 
     @property
@@ -91,6 +92,9 @@ class Packed:
             return scales
         each = 32 // self.bits
         return Box((box.start[0], box.start[1] // each), (box.stop[0], box.stop[1] // each))
+
+    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError(f"scales of {self.name} do not follow from values")
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Quotients, their operand, and codes as bytes and as floats; a search has what they restore and all scales too.

@@ -29,6 +29,7 @@ class Plain:
     parts: ClassVar[tuple[str, ...]] = (VALUES,)
     quantized: ClassVar[bool] = False
     keeps_scales: ClassVar[bool] = False
+    scales_follow: ClassVar[bool] = False
     scale_fmt: ClassVar[None] = None
 
     @property
@@ -51,6 +52,9 @@ class Plain:
 
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box
+
+    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        raise NotImplementedError(f"scales of {self.name} do not follow from values")
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes of F16 and where they are infinite.

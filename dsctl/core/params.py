@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 # The roles of known architectures, in the order of a printed table; `in_order` puts others behind them.
 ROLES = (
-    "embedding", "attention", "indexer", "dense mlp", "routed experts", "shared experts", "router", "norm", "head",
-    "mtp",
+    "embedding", "attention", "compressor", "indexer", "dense mlp", "routed experts", "shared experts", "router",
+    "hyper-connections", "norm", "head", "mtp", "vision",
 )  # fmt: skip
 
 
@@ -30,14 +30,35 @@ class Published(NamedTuple):
 
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
     that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from. `fields` are those
-    of `config.json`, beside `quantization_config`, that say so, with their values.
+    of `config.json`, beside `quantization_config`, that say so: by name their values by kind of codes (`Form.codes`).
     """
 
     format: str
     dialect: str
     scale_fmt: str | None = None
     why: str = ""
-    fields: tuple[tuple[str, str], ...] = ()
+    fields: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a checkpoint's tensors tell of it and `config.json` does not, or not truly.
+
+    `drafter` is the kind of what drafts further tokens, `stages` how many there are (None: as the config has it);
+    `own`: it has an embedding and a head of its own; `vision`: there are parts that read images. `experts` is how
+    routed experts are coded (`Form.codes`) and `scales` the dtype of their scales, empty where that is not told.
+    """
+
+    drafter: str = ""
+    stages: int | None = None
+    own: bool = False
+    vision: bool = False
+    experts: str = ""
+    scales: str = ""
+
+
+# Of a model of which its config tells everything.
+PLAIN_TRAITS = Traits()
 
 
 class Param(NamedTuple):
@@ -80,8 +101,9 @@ class Family:
     multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
     `derived`: it follows from the config, and loaders that name their own modules have no place for it. `last`: where
-    layers are dealt out over pipeline stages, it goes with the last of them. Layers are counted through the model,
-    those of multi-token prediction behind all others; names count from `first_layer` on.
+    layers are dealt out over pipeline stages, it goes with the last of them. `below`: its values are whole numbers
+    from 0 up to this. Layers are counted through the model, those of multi-token prediction behind all others; names
+    count from `first_layer` on.
     """
 
     template: str
@@ -99,6 +121,7 @@ class Family:
     derived: bool = False
     last: bool = False
     first_layer: int = 0
+    below: int = 0
 
     @property
     def count(self) -> int:

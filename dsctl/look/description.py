@@ -13,7 +13,7 @@ from dsctl import models, releases
 from dsctl.checkpoint.groups import Group, Known, groups_of_release
 from dsctl.checkpoint.origin import Origin
 from dsctl.core.errors import FormatError
-from dsctl.core.params import OTHER
+from dsctl.core.params import OTHER, PLAIN_TRAITS, Traits
 from dsctl.releases import Release
 
 
@@ -32,12 +32,13 @@ class Description:
     missing: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     part: str = ""
+    traits: Traits = PLAIN_TRAITS
 
     @property
     def contents(self) -> Known:
         """What a plan is made of where there are no files."""
         model = models.MODELS[self.model] if self.model else None
-        return Known(self.name, self.config, model, self.groups)
+        return Known(self.name, self.config, model, self.groups, self.traits)
 
     @property
     def kind(self) -> str:
@@ -57,9 +58,14 @@ class Description:
         return self.release is not None and self.release.config_derived
 
     @property
+    def alike(self) -> tuple[Release, ...]:
+        """The releases whose parameters have the same names and shapes, oldest first."""
+        return identify(self.config, self.traits)
+
+    @property
     def published_context(self) -> int | None:
         """Tokens of context that model cards publish: the release's, or that of all releases with the same shapes."""
-        found = {release.context for release in ((self.release,) if self.release else identify(self.config))}
+        found = {release.context for release in ((self.release,) if self.release else self.alike)}
         return found.pop() if len(found) == 1 else None
 
     @property
@@ -127,10 +133,11 @@ def of_release(release: Release) -> Description:
         model.name,
         groups_of_release(release),
         release.storage.files,
+        traits=release.storage.traits,
     )
 
 
-def identify(config: Mapping[str, Any]) -> tuple[Release, ...]:
+def identify(config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Release, ...]:
     """The releases whose parameters have the names and shapes of this config's, oldest first.
 
     Raises:
@@ -140,9 +147,9 @@ def identify(config: Mapping[str, Any]) -> tuple[Release, ...]:
         model = models.recognise(config)
     except FormatError:
         return ()
-    families = model.families(config)
+    families = model.families(config, traits)
     return tuple(
         release
         for release in releases.releases()
-        if release.architecture == model.name and model.families(release.config) == families
+        if release.architecture == model.name and model.families(release.config, release.storage.traits) == families
     )

@@ -19,7 +19,7 @@ from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import OTHER, in_order
 from dsctl.layouts.naming import tensors
-from dsctl.look.description import Description, active, identify
+from dsctl.look.description import Description, active
 from dsctl.look.notebook import html, table
 from dsctl.look.opened import of_checkpoint
 from dsctl.look.source import describe
@@ -202,7 +202,7 @@ def _together(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> C
 
 
 def _alike(description: Description) -> tuple[str, ...]:
-    return tuple(release.name for release in identify(description.config))
+    return tuple(release.name for release in description.alike)
 
 
 def _total(name: str, groups: list[Group]) -> Subtotal:

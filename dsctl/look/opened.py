@@ -51,5 +51,6 @@ def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
         files=len(checkpoint.headers),
         part=checkpoint.layout.shares.said if checkpoint.layout.shares else "",
         missing=tuple(param.name for param in survey.missing),
+        traits=checkpoint.traits,
         faults=tuple(str(f) for f in known_faults(checkpoint) if f.code not in _TOLD),
     )

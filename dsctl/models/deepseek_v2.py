@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsctl.core.params import Family, Published
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.models.deepseek_v3 import (
     DeepseekV3,
     attention,
@@ -25,7 +25,7 @@ class DeepseekV2(DeepseekV3):
     name = "deepseek_v2"
     architecture = "DeepseekV2ForCausalLM"
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         families = outside(d) + attention(d, tuple(range(d.num_hidden_layers)), False)
         if d.dense_layers:
@@ -35,5 +35,5 @@ class DeepseekV2(DeepseekV3):
             families += experts(d, d.moe_layers, False, bias=False)
         return tuple(families)
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return {}

@@ -8,12 +8,14 @@ Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
 
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family, Published
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -196,10 +198,13 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
     for field in ("n_group", "topk_group"):
         if config.get(field):
             small[field] = min(config[field], 2 if field == "n_group" and count % 2 == 0 and count >= 4 else 1)
-    for field, limit in (("bos_token_id", 0), ("eos_token_id", 1), ("pad_token_id", 1)):
-        if config.get(field) is not None:
-            small[field] = limit
-    return small
+    return small | limited_tokens(config)
+
+
+def limited_tokens(config: Mapping[str, Any]) -> dict[str, int]:
+    """The special tokens of a config, as the small tokenizer numbers them."""
+    limits = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return {field: limit for field, limit in limits.items() if config.get(field) is not None}
 
 
 def heads(config: Mapping[str, Any]) -> int | None:
@@ -255,13 +260,17 @@ class DeepseekV3:
     name = "deepseek_v3"
     # What `architectures` says, where it decides.
     architecture: str | None = "DeepseekV3ForCausalLM"
+    usual_sizes: Mapping[str, int] = MappingProxyType({})
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         if config.get("model_type") == self.name:
             return True
         return self.architecture is not None and self.architecture in (config.get("architectures") or ())
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
+        return PLAIN_TRAITS
+
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         return (*outside(d), *self.layers(d), *multi_token_prediction(d))
 
@@ -276,7 +285,7 @@ class DeepseekV3:
             families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
         return families
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
 
     def heads(self, config: Mapping[str, Any]) -> int | None:

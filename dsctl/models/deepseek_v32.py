@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family, Published
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.models.deepseek_v3 import (
     DeepseekV3,
     Dimensions,
@@ -52,14 +52,14 @@ class DeepseekV32(DeepseekV3):
     name = "deepseek_v32"
     architecture = "DeepseekV32ForCausalLM"
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         added = indexer(d, tuple(range(d.num_hidden_layers)), False)
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
         return tuple(stored_norms([*outside(d), *self.layers(d), *added, *multi_token_prediction(d)]))
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("ue8m0", "as V3.1 and later releases store them")
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:

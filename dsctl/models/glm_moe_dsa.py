@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family, Published
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.models.deepseek_v3 import (
     QUANTIZED,
     DeepseekV3,
@@ -28,14 +28,14 @@ class GlmMoeDsa(DeepseekV3):
     name = "glm_moe_dsa"
     architecture = "GlmMoeDsaForCausalLM"
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         added = indexer(d, indexed_layers(config, d.num_hidden_layers), False)
         if d.mtp_layers:
             added += indexer(d, d.mtp_layers, True)
         return (*outside(d), *self.layers(d), *added, *multi_token_prediction(d, twins=False))
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         why = "as GLM-5-FP8 stores them"
         if config.get("quantization_config"):
             return fp8_blocks("float32", why)

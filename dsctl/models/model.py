@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dsctl.core.params import Family, Published
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 
 
 class Model(Protocol):
     """One architecture."""
 
     name: str
+    # What a small checkpoint of it has, where that is not the usual.
+    usual_sizes: Mapping[str, int]
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         """Whether this `config.json` is of this architecture."""
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
+        """What a checkpoint's tensors, by name, tell of it beside its config."""
+
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         """Every parameter of the model, MTP layers included.
 
         Raises:
             FormatError: a field that sets a shape is missing or absurd.
         """
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         """How its releases store what they quantize, by role; a role that is not there is quantized in none of them."""
 
     def heads(self, config: Mapping[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.groups import Known
-from dsctl.codecs import CODECS, of_published
+from dsctl.codecs import CODECS, NATIVE, of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import FLOATS, Plain
@@ -100,8 +100,19 @@ class Formats:
             notes.append(f"scales: no {ORIGINAL} keeps the original ones, so every block gets a new one; {what}")
         fmt, why = (asked, "asked for") if asked != "auto" else self._usual_scales(blocks)
         size = blocks[0].block if blocks else (128, 128)
-        dialect = next((form.dialect for form in self.published.values() if CODECS[form.format].scale_fmt), "deepseek")
-        return Fp8Block(size, fmt, dialect=dialect), [*notes, f"scales: {fmt} ({why})"]
+        form = next((form for form in self.published.values() if CODECS[form.format].scale_fmt), None)
+        if form is not None and form.dialect == NATIVE:
+            return self._native_blocks(size, blocks)
+        return Fp8Block(size, fmt, dialect=form.dialect if form else "deepseek"), [*notes, f"scales: {fmt} ({why})"]
+
+    def _native_blocks(self, size: tuple[int, int], stored: list[Codec]) -> tuple[Codec, list[str]]:
+        """The same for V4, whose scales are powers of two however they are stored: E8M0, or float32."""
+        asked, usual = self.request.scale_fmt, stored[0].form.scale if stored else "E8M0"
+        scale, why = (
+            ({"ue8m0": "E8M0", "float32": "F32"}[asked], "asked for") if asked != "auto" else (usual, "as stored")
+        )
+        dtype = "F8_E8M0" if scale == "E8M0" else "F32"
+        return Fp8Block(size, "ue8m0", dtype, NATIVE), [f"scales: powers of two, stored as {dtype} ({why})"]
 
     def _usual_scales(self, stored: list[Codec]) -> tuple[str, str]:
         if stored and stored[0].scale_fmt:
@@ -146,6 +157,6 @@ def formats_of(
 
 def known_formats(known: Known, request: Request) -> Formats:
     """The choice for what is known of a checkpoint."""
-    published = known.model.published(known.config) if known.model else {}
+    published = known.model.published(known.config, known.traits) if known.model else {}
     stored = ((group.codec, group.values) for group in known.groups if group.family.role != OTHER)
     return formats_of(request, stored, published, known.quantization)

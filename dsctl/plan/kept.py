@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.side_files import Side, kept_texts
-from dsctl.codecs.codec import SCALE
+from dsctl.codecs.codec import SCALE, Codec
+from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
 from dsctl.plan.plan import Want
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE
-from dsctl.plan.steps import Part, Region, region_of
+from dsctl.plan.steps import Part, Region, Step, region_of
 from dsctl.plan.target import Target
 
 
 def saves(target: Target) -> bool:
     """Whether the target keeps a side file with the scales that decoding makes redundant."""
     checkpoint, request = target.checkpoint, target.request
-    decoded = target.formats.format.plain and request.to not in (KEEP, RECIPE, PUBLISHED)
-    if not (request.keep_scales and decoded and checkpoint.layout.published):
+    if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
         return False
-    return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
+    if target.formats.format.plain:
+        return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
+    return any(codec.scales_follow and recast(codec, target.formats.format) for codec in checkpoint.stored_codecs)
+
+
+def gathers(target: Target, step: Step) -> bool:
+    """Whether the odd ones of a parameter's scales are kept: they are found while it is converted."""
+    read = step.reads[0]
+    whole = len(step.reads) == 1 and read.container == step.shape
+    return step.how != "move" and read.codec.scales_follow and whole and saves(target)
 
 
 def scales_of(target: Target, names: Collection[str]) -> Side:
@@ -31,7 +41,7 @@ def scales_of(target: Target, names: Collection[str]) -> Side:
         for name, pieces in target.checkpoint.survey.pieces.items()
         if name in names
         for piece in pieces
-        if piece.codec.keeps_scales
+        if _kept_whole(target, piece.codec)
     }
     return Side(kept_texts(target.checkpoint), scales, "what this folder was converted from")
 
@@ -40,13 +50,27 @@ def kept_parts(target: Target, want: Want, reads: tuple[Region, ...]) -> Iterato
     """The scales of a parameter that the side file keeps: name there and where they are read."""
     if saves(target):
         for piece, region in zip(want.pieces, reads, strict=True):
-            if piece.codec.keeps_scales:
+            if _kept_whole(target, piece.codec):
                 yield piece.refs[1].name, region.parts[1]
+
+
+def _kept_whole(target: Target, codec: Codec) -> bool:
+    """Whether all scales of a parameter are kept: they are decoded with, and do not follow from the values."""
+    return bool(target.formats.format.plain) and codec.keeps_scales and not codec.scales_follow
+
+
+def odd_scales(target: Target, want: Want) -> Part | None:
+    """The odd scales that are kept of a parameter which is encoded again."""
+    if target.odd is None or not want.codec.scales_follow:
+        return None
+    name = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE)
+    ref = target.odd.of(name, want.codec.specs(want.param.shape)[SCALE])
+    return ref and Part(SCALE, ODD, ref.begin, ref.spec)
 
 
 def kept_scales(target: Target, want: Want) -> Region | None:
     """The kept scales with which a parameter may be encoded again."""
-    if not want.codec.keeps_scales:
+    if not want.codec.keeps_scales or want.codec.scales_follow:
         return None
     own = _own_scales(want)
     if own is not None:

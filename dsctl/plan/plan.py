@@ -18,12 +18,15 @@ from dsctl.plan.request import Request
 from dsctl.plan.steps import Step
 
 BAND_BYTES = 24 << 20
+# What a header says of one tensor, at most.
+GATHERED_NAME = 256
 MISSING = "missing in the source"
 ELSEWHERE = "in other ranks"
 NOWHERE = "no place in layout "
 # What every audit counts.
 COUNTED = (
-    "parameters", "values", "dequantized", "quantized", "requantized", "cast", "moved", "dropped", "unexplained",
+    "parameters", "values", "dequantized", "quantized", "requantized", "recast", "cast", "moved", "dropped",
+    "unexplained",
 )  # fmt: skip
 
 
@@ -115,6 +118,17 @@ class Plan:
     recoded: list[Recoded] = field(default_factory=list)
 
     @property
+    def gathers(self) -> bool:
+        """Whether scales are gathered in a file of their own, whose size is known at the end alone."""
+        return any(step.gathers for step in self.steps)
+
+    @property
+    def gathered_most(self) -> int:
+        """The most bytes that the file of gathered scales may take: all scales, and their names."""
+        scales = (step.reads[0].parts[1].spec.nbytes + GATHERED_NAME for step in self.steps if step.gathers)
+        return sum(scales)
+
+    @property
     def bytes_in(self) -> int:
         return sum(step.read_bytes for step in self.steps) + sum(self.carried.values())
 
@@ -122,7 +136,7 @@ class Plan:
     def bytes_out(self) -> int:
         rest = sum(map(len, self.texts.values())) + sum(self.carried.values())
         rest += len(self.folders) * sum(self.carried[name] for name in self.repeated)
-        return sum(file.size for file in self.files) + rest
+        return sum(file.size for file in self.files) + rest + self.gathered_most
 
     @property
     def repeated(self) -> list[str]:
@@ -142,14 +156,14 @@ def _shape(step: Step) -> Hashable:
     """What a step's buffers follow from, the same for parameters that are stored alike."""
     regions = tuple((one.box, one.codec, one.container, len(one.parts)) for one in (*step.reads, *step.writes))
     stored = step.reads[0].parts[0].spec.dtype
-    besides = bool(step.kept), len(step.copies), len(step.twins), step.measured
+    besides = bool(step.kept), len(step.copies), len(step.twins), step.measured, step.gathers, step.odd is not None
     return step.how, step.shape, step.decoded, stored, regions, besides
 
 
 def kind(step: Step) -> str:
     """What happens to a parameter, in one word of the audit."""
-    if step.how == "move":
-        return "moved"
+    if step.how != "recode":
+        return {"move": "moved", "recast": "recast"}[step.how]
     before = step.reads[0].codec.quantized
     after = step.writes[0].codec.quantized
     return {(True, False): "dequantized", (False, True): "quantized", (True, True): "requantized"}.get(

@@ -11,12 +11,13 @@ from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.codecs.codec import moves_to
+from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
 from dsctl.layouts.layout import Slot
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.jobs import jobs_of, source_order
-from dsctl.plan.kept import kept_parts, kept_scales
+from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
 from dsctl.plan.plan import COUNTED, Dropped, Placed, PlacedPart, Plan, Want, fingerprint, kind
 from dsctl.plan.request import Request
 from dsctl.plan.selection import wanted
@@ -76,7 +77,8 @@ def _steps(
 ) -> list[Step]:
     steps: list[Step] = []
     for want in wants:
-        step = blocks.checked(_step(want, placed[want.param.name], offsets), want.param.template)
+        step = _step(want, placed[want.param.name], offsets, target.request.allow_inexact)
+        step = blocks.checked(step, want.param.template)
         steps.append(_keeping(target, step, want, offsets))
     blocks.refuse()
     return _surveying(steps, wants)
@@ -93,7 +95,7 @@ def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
         yield f"{sum(twice):,} bytes are read twice: a global scale needs the largest magnitude before the first value"
 
 
-def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int]) -> Step:
+def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:
     writes = tuple(
         Region(
             place.slot.region,
@@ -109,8 +111,10 @@ def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, st
         pieces = tuple(p for p in pieces if any(p.slot.region.intersect(write.box) for write in writes))
     reads = tuple(map(region_of, pieces))
     how = "move" if all(moves_to(read.codec, want.codec) for read in reads) else "recode"
+    uncut = len(reads) == 1 and all(write.box == reads[0].box for write in writes)
+    way = recast(reads[0].codec, want.codec, lossy) if how == "recode" and uncut else None
     copies = tuple(twins(want.param.name, want.held, pieces))
-    return Step(want.param.name, want.param.shape, how, reads, writes, twins=copies)
+    return Step(want.param.name, want.param.shape, "recast" if way else how, reads, writes, twins=copies, way=way)
 
 
 def _part(part: PlacedPart, slot: Slot, offsets: Mapping[tuple[str, str], int]) -> Part:
@@ -128,7 +132,8 @@ def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str,
         return step
     kept = kept_parts(target, want, step.reads)
     copies = tuple(Copy(part, Part("", ORIGINAL, offsets[ORIGINAL, name], part.spec)) for name, part in kept)
-    return step._replace(kept=kept_scales(target, want), copies=copies)
+    known, odd = (None, None) if step.how == "recast" else (kept_scales(target, want), odd_scales(target, want))
+    return step._replace(kept=known, odd=odd, copies=copies, gathers=gathers(target, step))
 
 
 def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:

@@ -19,6 +19,12 @@ PUBLISHED = "published"
 # The formats for which a search finds better scales, and those whose scales have a format of their own.
 SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4")
 SCALED = ("fp8-block", PUBLISHED)
+# The formats that hold some values of four-bit experts only where their scales are near one another.
+INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
+
+
+# Fields that earlier versions did not know: a request without them is the same as then.
+_LATER = ("allow_inexact",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,8 @@ class Request:
     given, are the only ones wanted. `slice` tells what a renumbered source was cut from. `tp` is 0 for a whole
     checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of which `ranks`, where
     given, are the only ones written, and `placed` names the experts by place (dsctl/plan/experts.py). `recode`
-    allows what a cut leaves in parts of blocks to be encoded anew.
+    allows what a cut leaves in parts of blocks to be encoded anew, `allow_inexact` blocks that another form does not
+    hold exactly.
     """
 
     to: str
@@ -54,6 +61,7 @@ class Request:
     ranks: tuple[int, ...] = ()
     recode: bool = False
     placed: tuple[tuple[int, ...], ...] = ()
+    allow_inexact: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_name(self.layout))
@@ -64,6 +72,9 @@ class Request:
 
     def json(self) -> dict[str, Any]:
         said = {**asdict(self), "layout": recorded_name(self.layout)}
+        for name in _LATER:
+            if not said[name]:
+                del said[name]
         return json.loads(json.dumps(said))  # type: ignore[no-any-return]
 
 
@@ -79,6 +90,7 @@ def refuse_idle(request: Request) -> None:
     for option, given, formats in (
         ("--search", request.search, SEARCHED),
         ("--scale-fmt", request.scale_fmt != "auto", SCALED),
+        ("--allow-inexact", request.allow_inexact, INEXACT),
     ):
         if given and not asked & set(formats):
             names = ", ".join(sorted(asked))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import CODES, VALUES, Codec
+from dsctl.codecs.recasts import Recast
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
 from dsctl.layouts.naming import DIALECTS
@@ -60,8 +61,9 @@ class Twin(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is read once and what is written from it, for one parameter. `how` is move or recode.
+    """What is read once and what is written from it, for one parameter. `how` is move, recast (by `way`) or recode.
 
+    `gathers`: scales that the way back would not find are told. `odd` are such scales of an earlier encoding.
     `surveyed` are the parameters, this one among them, that are read before for their largest magnitude. `twins` are
     further copies of what is read, to be compared with it. `measured`: it is told how far new codes are from the old.
     """
@@ -76,6 +78,9 @@ class Step(NamedTuple):
     surveyed: tuple[Step, ...] = ()
     twins: tuple[Twin, ...] = ()
     measured: bool = False
+    way: Recast | None = None
+    gathers: bool = False
+    odd: Part | None = None
 
     @property
     def regions_read(self) -> tuple[Region, ...]:
@@ -89,6 +94,7 @@ class Step(NamedTuple):
             yield from (copy.read for copy in step.copies)
             for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
                 yield from region.parts
+            yield from (step.odd,) if step.odd else ()
 
     @property
     def read_bytes(self) -> int:
@@ -139,7 +145,8 @@ class Step(NamedTuple):
         """
         rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
         held: dict[str, int] = {}
-        for name, nbytes in (*self._read(rows), *(self._moved(rows) if self.how == "move" else self._recoded(rows))):
+        made = {"move": self._moved, "recast": self._recast, "recode": self._recoded}[self.how](rows)
+        for name, nbytes in (*self._read(rows), *made):
             held[name] = max(held.get(name, 0), nbytes)
         return held
 
@@ -159,6 +166,16 @@ class Step(NamedTuple):
         if len(self.reads) > 1 or len(self.writes) > 1:
             yield "joined", max(_rows_bytes(part, one, rows) for one in self.writes for part in one.parts)
 
+    def _recast(self, rows: int) -> Iterator[tuple[str, int]]:
+        assert self.way is not None
+        for region in self.writes:
+            shape = min(rows, region.box.shape[0]), *region.box.shape[1:]
+            yield "room", self.way.room(shape)
+            for name, spec in region.codec.specs(shape).items():
+                yield f"out:{held_as(name)}", spec.nbytes
+        if self.gathers:
+            yield "odd", 2 * prod(self.shape) // 32
+
     def _recoded(self, rows: int) -> Iterator[tuple[str, int]]:
         band = (rows, *self.shape[1:]) if self.shape else ()
         before = self.decoded or self.reads[0].parts[0].spec.dtype
@@ -176,6 +193,10 @@ class Step(NamedTuple):
                     yield f"out:{held_as(name)}", spec.nbytes
         for part in self.kept.parts if self.kept else ():
             yield f"kept:{part.name}", part.spec.nbytes
+        if self.odd:
+            yield "odd", self.odd.spec.nbytes
+        if self.gathers:
+            yield "odd", 2 * prod(self.shape) // 32
 
 
 def region_of(piece: Piece) -> Region:

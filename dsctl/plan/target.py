@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.odd_scales import OddScales, read_odd
 from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, read_side
 from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
+from dsctl.core.params import Published
 from dsctl.layouts.layout import Layout
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.recipes import Rule, check
@@ -23,7 +26,8 @@ from dsctl.stores import SIGNED
 @dataclass(frozen=True)
 class Target:
     """What is to be made. `original` and `whole` are what side files tell of the folder that the source was made from
-    by a change of format, and of layout; `notes` is what is to be said of all that.
+    by a change of format, and of layout, `odd` the scales of it that values do not tell; `notes` is what is to be said
+    of all that.
     """
 
     checkpoint: Checkpoint
@@ -34,6 +38,7 @@ class Target:
     original: Original | None
     whole: Original | None
     notes: tuple[str, ...]
+    odd: OddScales | None = None
 
     @property
     def restores(self) -> bool:
@@ -62,11 +67,13 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
     rules = tuple(Rule(*rule) for rule in request.rules)
     notes = check(rules, checkpoint.params)
     original, whole = _original(checkpoint, rules, request, notes), _whole(checkpoint, notes)
+    published = _published(checkpoint, original)
     formats = Formats(
-        request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), checkpoint.published,
-        checkpoint.quantization, _kept_codec(checkpoint, original),
+        request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
+        checkpoint.quantization, _kept_codec(published, original),
     )  # fmt: skip
-    return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes))
+    odd = read_odd(checkpoint.store, checkpoint.files) if original else None
+    return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
 
 
 def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request, notes: list[str]) -> Original | None:
@@ -91,7 +98,14 @@ def _side_file(checkpoint: Checkpoint, file: str, header: Header, notes: list[st
     return read_side(checkpoint, file, header)
 
 
-def _kept_codec(checkpoint: Checkpoint, original: Original | None) -> Codec | None:
+def _published(checkpoint: Checkpoint, original: Original | None) -> Mapping[str, Published]:
+    """How releases store what they quantize: as the folder did that the source was made from, where that is known."""
+    if original is None or checkpoint.model is None:
+        return checkpoint.published
+    return checkpoint.model.published(original.config, checkpoint.model.traits(original.config, original.specs))
+
+
+def _kept_codec(published: Mapping[str, Published], original: Original | None) -> Codec | None:
     codec = original.codec if original else None
-    form = next((form for form in checkpoint.published.values() if CODECS[form.format].scale_fmt), None)
+    form = next((form for form in published.values() if CODECS[form.format].scale_fmt), None)
     return codec if codec is None or form is None else in_dialect(codec, form.dialect)

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.quantization import quantization_config
 from dsctl.checkpoint.side_files import WHOLE
-from dsctl.codecs import of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import TORCH_NAMES, Plain
@@ -41,7 +41,7 @@ def carried(target: Target) -> dict[str, int]:
     part = request.only or request.skip or request.layers or request.experts
     quantized = request.to == RECIPE or not target.formats.format.plain
     if saves(target) or quantized or part or target.restores:
-        replaced.add(ORIGINAL)
+        replaced |= {ORIGINAL, ODD}
     if target.layout.published:
         replaced.add(WHOLE)
     folders = tuple(f"{file.rpartition('/')[0]}/" for file in checkpoint.manifests if "/" in file)
@@ -89,22 +89,29 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
     _say_published(target, wants, edited)
     if target.restores and target.original:
         before = target.original.config
-        decoded = edit_config(before, Plain(target.formats.base_dtype))
-        _say_published(target, (), decoded)
-        if decoded == config and request.mtp == "keep":
+        if _decoded(target, before) == _decoded(target, config) and request.mtp == "keep":
             stored = [want.codec for want in wants if want.codec.quantized] if codec.plain else [codec]
             if (before.get("quantization_config") or {}) == _quantization(before, stored):
                 return target.original.texts["config.json"]
     return json_text(edited)
 
 
+def _decoded(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it would be if nothing were quantized."""
+    decoded = edit_config(config, Plain(target.formats.base_dtype))
+    _say_published(target, (), decoded)
+    return decoded
+
+
 def _say_published(target: Target, wants: Sequence[Want], edited: dict[str, Any]) -> None:
     """Set the fields that say how releases store a role where the target stores it so, and take them out elsewhere."""
-    forms = {(want.param.role, want.codec.form) for want in wants if want.codec.quantized}
-    for role, published in target.checkpoint.published.items():
-        stored = published.fields and (role, of_published(published, target.checkpoint.quantization).form) in forms
-        for name, value in published.fields:
-            if stored:
+    codes: dict[str, set[str]] = {}
+    for want in wants:
+        codes.setdefault(want.param.role, set()).add(want.codec.form.codes)
+    for role, published in target.formats.published.items():
+        for name, values in published.fields:
+            stored = {dict(values).get(one) for one in codes.get(role, ())}
+            if len(stored) == 1 and (value := stored.pop()):
                 edited[name] = value
             else:
                 edited.pop(name, None)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from dsctl.core.errors import UsageError
+from dsctl.core.params import PLAIN_TRAITS, Traits
 
 
 class Storage(msgspec.Struct, frozen=True):
@@ -18,7 +19,7 @@ class Storage(msgspec.Struct, frozen=True):
 
     `total_size` is the sum of its tensors' bytes, `values` the number of their elements, scales included. `index_total`
     is what its own index says instead of `total_size`, where that is known to be another number. `scales_apart` are
-    templates whose scales are not chosen as `scale_fmt` says.
+    templates whose scales are not chosen as `scale_fmt` says. `traits` is what its tensors tell of its architecture.
     """
 
     formats: tuple[str, ...]
@@ -29,6 +30,7 @@ class Storage(msgspec.Struct, frozen=True):
     values: int | None = None
     index_total: int | None = None
     scales_apart: tuple[str, ...] = ()
+    traits: Traits = PLAIN_TRAITS
 
     @property
     def counts_values(self) -> bool:

@@ -13,6 +13,9 @@ from dsctl.plan.plan import COUNTED
 from dsctl.run.journal import is_count
 from dsctl.stores import SIGNED
 
+# What earlier versions did not count.
+_LATER = ("recast",)
+
 
 def read_audit(target: Path) -> dict[str, Any]:
     """The audit of a complete folder whose files still have the sizes that it names.
@@ -50,7 +53,7 @@ def valid_audit(said: Any) -> dict[str, Any]:
         raise ValueError("files: a size or a digest is missing")
     if not isinstance(counts, dict) or not all(map(is_count, counts.values())):
         raise ValueError("audit: a count is not a number")
-    if lacking := [name for name in COUNTED if name not in counts]:
+    if lacking := [name for name in COUNTED if name not in counts and name not in _LATER]:
         raise ValueError(f"audit: {', '.join(lacking)} is missing")
     if not isinstance(said.get("notes"), list) or not isinstance(said.get("dropped"), list):
         raise TypeError("notes or dropped is missing")

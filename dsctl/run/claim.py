@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.odd_scales import ODD, is_piece
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import PlanError, ResumeError, SourceError, WorkError
 from dsctl.core.files import NEW, PART, existing, failure, read_own, refusal
@@ -27,7 +28,7 @@ from dsctl.stores.objects import ObjectFolder
 _FAILING = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ENOMEM)
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
 # What dsctl keeps for itself in a target, each in a regular file of one name.
-_OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, WHOLE)
+_OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, ODD, WHOLE)
 
 
 def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, HeldFile]:
@@ -202,7 +203,9 @@ def _journalled(target: Path) -> Iterator[str]:
 def _own(name: str) -> bool:
     """Whether a file is one of those that dsctl keeps for itself: in `.dsctl`, or a note of a consumed file."""
     folder, _, inner = name.removesuffix(NEW).rpartition("/")
-    return (folder == WORKING and inner in (BEGUN, JOURNAL, LOCK)) or (folder == NOTES and is_note(inner))
+    if folder == WORKING:
+        return inner in (BEGUN, JOURNAL, LOCK) or is_piece(inner)
+    return folder == NOTES and is_note(inner)
 
 
 def _contents(target: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.core.errors import ResumeError, WorkError
 from dsctl.core.files import PART, existing, failure, make_folders, replace_file, sync_folder, write_all
 from dsctl.plan.plan import Job, OutFile, Plan
@@ -19,6 +20,7 @@ from dsctl.run.checks import check_source, check_space
 from dsctl.run.claim import check_target, claim, held_now, retire
 from dsctl.run.consume import Consumer, alone, beside_others, refuse_consumed_since, refuse_unsafe, room
 from dsctl.run.events import Advanced, Committed, EventReport, Resumed
+from dsctl.run.gathered import gathered
 from dsctl.run.identity import times, touched
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
@@ -265,6 +267,9 @@ def _finish(route: Route, state: RunState, report: EventReport, safe: Callable[[
         files[inner] = files[name] | {"sha256": replace_file(target / inner, _again(target / name))}
     for name, data in plan.texts.items():
         files[name] = {"size": len(data), "sha256": replace_file(target / name, data)}
+    if plan.gathers:
+        size, chunks = gathered(plan, target)
+        files[ODD] = {"size": size, "sha256": replace_file(target / ODD, chunks)}
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.core.files import read_own, replace_file
 from dsctl.plan.plan import Plan
 from dsctl.run.identity import HeldFile, parse
@@ -107,7 +108,8 @@ def work_of(plan: Plan) -> str:
 def outputs(plan: Plan) -> set[str]:
     """Every file that a complete target holds."""
     repeated = {f"{folder}/{name}" for name in plan.repeated for folder in plan.folders}
-    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, SIGNED}
+    gathered = (ODD,) if plan.gathers else ()
+    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, *gathered, SIGNED}
 
 
 def begun_json(plan: Plan, store: Store, held: Mapping[str, HeldFile]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.core.errors import ResumeError
 from dsctl.core.files import PART
 from dsctl.plan.plan import OutFile, Plan, files_read
 from dsctl.run.consume import gone
+from dsctl.run.gathered import lost_pieces
 from dsctl.run.identity import HeldFile, touched
 from dsctl.run.journal import Journal
 from dsctl.run.marks import Mark, Route, read_mark, sign_begun
@@ -66,7 +68,8 @@ def regain(route: Route, journal: Journal) -> RunState:
     # What a side file keeps of config.json and the index is written with its header, not by a job.
     lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
     forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
-    why = min(lost or new, default="")
+    forgotten |= set(lost_pieces(jobs, target))
+    why = min(lost or new, default=ODD)
     while True:
         forgotten |= {job.number for job in jobs if not lost.isdisjoint(job.files)}
         # A finished file is made whole again: no part of it is open to be written to.

@@ -17,11 +17,21 @@ DONE = {
     "dequantized": "decoded from a quantized format",
     "quantized": "encoded into a quantized format",
     "requantized": "decoded and encoded again",
+    "recast": "recast, exact: the same values in another form",
     "cast": "cast to another float dtype",
     "moved": "moved byte for byte",
     "dropped": "left out",
 }
-_BLOCKS = {"blocks_restored": "blocks with their kept scale", "blocks_computed": "blocks with a new scale"}
+_BLOCKS = {
+    "blocks_restored": "blocks with their kept scale",
+    "blocks_computed": "blocks with a new scale",
+    "groups_restored": "groups of 32 with their kept scale",
+    "groups_computed": "groups of 32 with a scale that follows from their values",
+    "blocks_recast": "blocks recast",
+    "blocks_inexact": "blocks that lost something",
+    "blocks_requantized": "blocks that were no exact fit and were quantized again",
+    "scales_odd": "groups of 32 whose scale is kept",
+}
 
 
 def show_found(setup: Setup, audit: dict[str, Any], output: Output) -> None:

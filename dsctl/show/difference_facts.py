@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsctl.look.description import Description, identify
+from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.meanings import meanings
 from dsctl.look.templates import Template, TemplateChange
@@ -54,8 +54,8 @@ def _side_json(side: Description) -> dict[str, Any]:
         "date": release and release.date,
         "licence": release and release.licence,
         "architecture": side.model,
-        "same_shapes": [found.alias[0] for found in identify(side.config)],
-        "same_shapes_derived": [found.alias[0] for found in identify(side.config) if "config" in found.derived],
+        "same_shapes": [found.alias[0] for found in side.alike],
+        "same_shapes_derived": [found.alias[0] for found in side.alike if "config" in found.derived],
         "missing": list(side.missing),
         "faults": list(side.faults),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsctl.core.config_fields import CLERICAL_FIELDS
 from dsctl.look.config_changes import ABSENT, FieldChange
-from dsctl.look.description import Description, identify
+from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.meanings import FIELDS, meanings
 from dsctl.releases import Release
@@ -75,7 +75,7 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
         yield "published", side.release.date or "date not known"
         yield "licence", side.release.licence or "not known"
     yield "architecture", side.model or "unknown"
-    alike = [starred(release, release.alias[0]) for release in identify(side.config) if release is not side.release]
+    alike = [starred(release, release.alias[0]) for release in side.alike if release is not side.release]
     if alike:
         more = f" and {len(alike) - 3} more" if len(alike) > 4 else ""
         yield "same shapes", ", ".join(alike[: 3 if more else 4]) + more

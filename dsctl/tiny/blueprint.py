@@ -13,7 +13,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import UsageError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import Family, Param
+from dsctl.core.params import Family, Param, Traits
 from dsctl.layouts.naming import DIALECTS
 from dsctl.releases import Release
 
@@ -111,9 +111,9 @@ def blueprint(name: str, recipe: TinyRecipe) -> Blueprint:
     """
     release = releases.find(name)
     quantized = {} if recipe.bf16 else quantized_roles(release)
-    sizes = _sizes(release.config, recipe, quantized)
+    sizes = _sizes(release, recipe, quantized)
     config = _config(release.config, sizes, recipe)
-    families = models.recognise(config).families(config)
+    families = models.recognise(config).families(config, _traits(release, recipe))
     _refuse(families, recipe)
     params = sorted((param for family in families for param in family.params()), key=_order)
     pairs = [(param, _as_released(stored_codec(param.family, quantized), param.family, release)) for param in params]
@@ -165,28 +165,37 @@ def _refuse(families: tuple[Family, ...], recipe: TinyRecipe) -> None:
             raise UsageError(f"--aligned: {family.template} would be {shape}", hint=f"choose multiples of {BLOCK}")
 
 
-def _sizes(real: Mapping[str, Any], recipe: TinyRecipe, quantized: Mapping[str, Codec]) -> dict[str, int]:
-    asked = asdict(recipe)
+def _traits(release: Release, recipe: TinyRecipe) -> Traits:
+    return release.storage.traits if recipe.mtp else replace(release.storage.traits, drafter="", stages=0)
+
+
+def _sizes(release: Release, recipe: TinyRecipe, quantized: Mapping[str, Codec]) -> dict[str, int]:
+    asked, real, traits = asdict(recipe), release.config, _traits(release, recipe)
+    usual = {**DEFAULTS, **models.recognise(real).usual_sizes}
     given = {name: asked[name] for name in SIZES if asked[name] is not None}
     if recipe.size is None:
-        return DEFAULTS | given
+        return usual | given
 
     def total(sizes: Mapping[str, int]) -> int:
-        families = models.recognise(real).families(_config(real, sizes, recipe))
+        families = models.recognise(real).families(_config(real, sizes, recipe), traits)
         return sum(_family_bytes(family, quantized) for family in families)
 
     largest = {name: int(real.get(field) or 1) for name, (_, field) in SIZES.items()}
-    return _grown(recipe.size, largest, given, total)
+    return _grown(recipe.size, usual, largest, given, total)
 
 
 def _grown(
-    size: int, largest: Mapping[str, int], given: Mapping[str, int], total: Callable[[Mapping[str, int]], int]
+    size: int,
+    usual: Mapping[str, int],
+    largest: Mapping[str, int],
+    given: Mapping[str, int],
+    total: Callable[[Mapping[str, int]], int],
 ) -> dict[str, int]:
     """The widest layers that `size` bytes hold, then as many experts and layers as still fit, none beyond the real."""
-    wider = [{name: min(int(DEFAULTS[name] * factor), largest[name]) for name in WIDTHS} for factor in FACTORS]
-    fitting = [sizes for widths in wider if total(sizes := DEFAULTS | widths | dict(given)) <= size]
+    wider = [{name: min(int(usual[name] * factor), largest[name]) for name in WIDTHS} for factor in FACTORS]
+    fitting = [sizes for widths in wider if total(sizes := {**usual, **widths, **given}) <= size]
     if not fitting:
-        smallest = total(DEFAULTS | wider[0] | dict(given))
+        smallest = total({**usual, **wider[0], **given})
         raise UsageError(f"--size: {size:,} bytes is too small", hint=f"the smallest takes {smallest:,} bytes")
     sizes = fitting[-1]
     for name, step in (("experts", 2), ("layers", 1)):

@@ -25,8 +25,12 @@ def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torc
     """The parameter's values in bands of whole block rows: BF16, or float32 where the release keeps that.
 
     Vectors lie around 1, biases around 0. Matrices are Gaussian; the blocks of those that are quantized differ in
-    size by up to 2^4, so that no block's scale serves another. A duplicate has the values of what it duplicates.
+    size by up to 2^4, so that no block's scale serves another. A duplicate has the values of what it duplicates. Whole
+    numbers are below what their family says, those of a row all different.
     """
+    if param.family.below:
+        yield from _numbers(param, seed)
+        return
     generator = np.random.Generator(np.random.SFC64([seed, crc32((param.family.twin or param.name).encode())]))
     rows, columns = (*param.shape, 1)[:2]
     grid = -(-rows // BLOCK), -(-columns // BLOCK)
@@ -40,6 +44,15 @@ def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torc
             gain = gains[(band.start[0] + begin) // BLOCK].astype(np.float32)
             values[begin : begin + BLOCK] *= np.repeat(gain, BLOCK)[:columns]
         yield band, torch.from_numpy(values).add_(center).to(dtype)
+
+
+def _numbers(param: Param, seed: int) -> Iterator[tuple[Box, torch.Tensor]]:
+    """Whole numbers, those of a row all different: neighbours, the last followed by 0."""
+    generator = np.random.Generator(np.random.SFC64([seed, crc32(param.name.encode())]))
+    columns = param.shape[1]
+    for band in Box.whole(param.shape).bands(max(BLOCK, BAND_VALUES // columns // BLOCK * BLOCK)):
+        first = generator.integers(0, param.family.below, (band.shape[0], 1), dtype=np.int64)
+        yield band, torch.from_numpy((first + np.arange(columns)) % param.family.below)
 
 
 @cache

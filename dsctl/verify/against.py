@@ -11,7 +11,7 @@ from dsctl.checkpoint.origin import Origin
 from dsctl.checkpoint.reading import read_json
 from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Traits
 from dsctl.releases import Release
 from dsctl.stores import INDEX, SIGNED, Store, store_at
 from dsctl.verify.findings import Finding
@@ -65,7 +65,7 @@ def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
 
 def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
     try:
-        wanted = _outlines(models.recognise(their.config).families(their.config))
+        wanted = _outlines(models.recognise(their.config).families(their.config, _traits(checkpoint, their)))
         found = _outlines(checkpoint.families)
     except FormatError as error:
         yield Finding("other-architecture", their.name, error.message)
@@ -78,6 +78,11 @@ def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
             yield Finding("other-architecture", template, what)
     for template in found.keys() - wanted.keys():
         yield Finding("other-architecture", template, f"is in this architecture, not in {their.name}")
+
+
+def _traits(checkpoint: Checkpoint, their: Other) -> Traits:
+    """What the other's tensors tell; of a folder, only its config is read, and the rest taken as here."""
+    return their.release.storage.traits if their.release else checkpoint.traits
 
 
 class _FamilyOutline(NamedTuple):

@@ -12,6 +12,7 @@ from dsctl.core.files import PART, failure, write_all
 from dsctl.core.header import TensorSpec
 from dsctl.plan.steps import Part
 from dsctl.work.devices import device
+from dsctl.work.gathering import Gathered
 from dsctl.work.readahead import Reader
 from dsctl.work.tasks import Context
 
@@ -33,6 +34,7 @@ class JobFiles:
         self.open: dict[str, int] = {}
         self.peaks: dict[str, torch.Tensor] = {}
         self.device = device(context.devices[0])
+        self.gathered = Gathered(context.folder)
 
     @property
     def _pinned(self) -> bool:

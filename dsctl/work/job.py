@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from dsctl.codecs import grids
-from dsctl.codecs.codec import KEPT, OTHERS, PEAK, VALUES, Codec, Misaligned
+from dsctl.codecs.codec import KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
 from dsctl.codecs.grids import chunks, peaks
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError, of_the_machine
@@ -20,6 +20,7 @@ from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
 from dsctl.plan.steps import Region, Step, held_as, moved, share
 from dsctl.work.buffers import CHUNK, DTYPES, JobFiles, bytes_of
+from dsctl.work.gathering import odd_scales
 from dsctl.work.readahead import ahead
 from dsctl.work.tasks import WORST, Context, Receipt, Seal, add
 from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins
@@ -42,6 +43,8 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
         with ahead(context.store, task.steps) as source, JobFiles(context, source, _SCRATCH) as files:
             for step in task.steps:
                 add(counts, _step(step, files, progress))
+            if any(step.gathers for step in task.steps):
+                files.gathered.write(task.number)
     except torch.OutOfMemoryError:
         hint = "fewer --workers or a smaller --max-memory; the same command resumes"
         raise WorkError(f"{context.devices[0]}: out of memory", hint=hint) from None
@@ -82,9 +85,11 @@ def _step(step: Step, files: JobFiles, progress: Advance) -> dict[str, int]:
         peak = torch.stack([_peak(one, files) for one in step.surveyed]).amax(0)
         files.peaks |= {one.name: peak for one in step.surveyed}
     for band in _bands(step, files, step.span):
-        done = _move(step, band, files) if step.how == "move" else _recode(step, band, files)
+        done = {"move": _move, "recast": _recast, "recode": _recode}[step.how](step, band, files)
         add(counts, done)
         progress(sum(share(band, region) for region in step.regions_read))
+    if step.gathers:
+        add(counts, files.gathered.end(step, files))
     return counts
 
 
@@ -169,6 +174,22 @@ def _joined(
     return whole
 
 
+def _recast(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
+    (source,), way = step.reads, step.way
+    assert way is not None
+    stored = {part.name: files.read(moved(0, part), part, source.place(part.name, band)) for part in source.parts}
+    refuse_unlike_twins(step, 0, band, stored.values(), files)
+    if step.gathers:
+        files.gathered.note(step, band, stored)
+    out = {part: files.buffer(f"out:{held_as(part)}", spec) for part, spec in way.target.specs(band.shape).items()}
+    with placed(step, way.target, band):
+        counts = way.write(stored, out)
+    for region in step.writes:
+        for part in region.parts:
+            files.write(part, region.place(part.name, band), out[part.name])
+    return counts
+
+
 def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
     counts: dict[str, int] = {}
     with placed(step, step.reads[0].codec, band):
@@ -200,6 +221,8 @@ def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
 
 
 def _kept(step: Step, codec: Codec, box: Box, files: JobFiles) -> dict[str, torch.Tensor]:
+    if step.odd is not None:
+        return {KEPT + SCALE: odd_scales(step.odd, codec, step.shape, box, files)}
     if step.kept is None:
         return {}
     mark = KEPT if step.kept.codec == codec else OTHERS

@@ -9,6 +9,7 @@ import torch
 
 from dsctl.codecs import grids
 from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec
+from dsctl.codecs.recasts import Inexact
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError
 from dsctl.core.header import TensorSpec
@@ -62,6 +63,8 @@ def band_values(step: Step, band: Box, files: JobFiles, counts: dict[str, int] |
             continue
         stored = {part.name: files.read(moved(0, part), part, region.place(part.name, both)) for part in region.parts}
         refuse_unlike_twins(step, place, both, stored.values(), files)
+        if step.gathers:
+            files.gathered.note(step, both, stored)
         piece = values if both == band else files.buffer("piece", TensorSpec(dtype, both.shape))
         _decode(region.codec, stored, piece, files.device)
         if counts is not None and _may_overflow(stored):
@@ -107,6 +110,9 @@ def placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
         yield
     except BadBlock as error:
         row = error.row + (box.start[0] // codec.block[0] if box.start else 0)
+        if isinstance(error, Inexact):
+            hint = "--allow-inexact goes on, and counts the blocks that lose something"
+            raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
         hint = f"`dsctl verify SRC --deep` lists every such value; to go on without it: --skip '{step.name}'"
         raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
 

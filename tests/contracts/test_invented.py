@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dsctl.codecs import SPELLINGS
-from dsctl.core.params import Family, Published
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
 from tests.support.command import call, dsctl
@@ -31,11 +32,15 @@ class Invented:
     """An embedding, layers of a mixer and four-bit experts, a draft layer counted from 0, a head."""
 
     name = "invented"
+    usual_sizes: Mapping[str, int] = {}
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == "invented"
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
+        return PLAIN_TRAITS
+
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         depth, drafts, count = config["depth"], config["drafts"], config["specialists"]
         main, draft = tuple(range(depth)), tuple(range(depth, depth + drafts))
         outside = [
@@ -59,9 +64,10 @@ class Invented:
             family = f"{prefix}bank.{{expert}}.{name}.kernel"
             yield Family(family, shape, "specialists", True, split, experts=count, active=2, **where)
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         blocks = Published("fp8-block-e8m0", "invented", "ue8m0", "as it was invented")
-        return {"mixer": blocks, "specialists": Published("mxfp4", "invented", fields=(("bank_kind", "four"),))}
+        fields = (("bank_kind", (("e2m1", "four"),)),)
+        return {"mixer": blocks, "specialists": Published("mxfp4", "invented", fields=fields)}
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
         return None

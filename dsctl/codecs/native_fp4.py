@@ -1,0 +1,101 @@
+"""E2M1 in groups of 32 as DeepSeek V4 stores it: scales by its rule, those of an earlier encoding, zeros with a sign.
+
+deepseek-ai/DeepSeek-V4-Flash inference/kernel.py (`fp4_quant_kernel`): a group's scale is 2^ceil(log2(peak * (1/6))),
+the peak at least 6 * 2^-126. Values that such a group was decoded to do not tell 3 at one scale from 6 at half of it.
+What was rounded from a peak above 3 holds odd halves as a rule: where there is none, so that every value is a code at
+the larger scale too, that is taken. `odd` finds the groups for which this is wrong. Torch is imported when called.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from dsctl.codecs import nibbles
+from dsctl.codecs.grids import divided
+from dsctl.codecs.scales import powers
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_PEAK = 6 * 2.0**-126
+# The scale of a group of zeros: that of the least peak.
+ZEROS = 1
+# No scale: a group of which none is kept.
+NONE = 255
+# Scales beyond these are kept whatever their groups hold: products with codes may be no ordinary numbers.
+ORDINARY = (4, 250)
+GROUP = 32
+
+
+def exponents(peaks: torch.Tensor) -> torch.Tensor:
+    """E8M0 codes (uint8) for groups of these largest magnitudes (float32): DeepSeek's rule."""
+    import torch
+
+    scaled = peaks.clamp_min(LEAST_PEAK) * torch.tensor(1 / 6, dtype=torch.float32)
+    return ((scaled.view(torch.int32) + 0x7FFFFF) >> 23).clamp_(0, 254).to(torch.uint8)
+
+
+def encode(
+    values: torch.Tensor, peaks: torch.Tensor, kept: torch.Tensor | None, codes: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Fill `codes` (uint8 [rows, columns / 2]) from values ([rows, columns]) with groups of these peaks (float32).
+
+    `kept` are E8M0 codes of an earlier encoding, `NONE` where there is none. Gives the scales (uint8) and how many
+    groups were restored with a kept one.
+    """
+    import torch
+
+    magnitudes = values.abs().float()
+    scales, restored = exponents(peaks), 0
+    quotients = torch.empty_like(magnitudes)
+    divided(magnitudes, powers(scales), (1, GROUP), quotients)
+    groups = quotients.view(-1, GROUP)
+    # All of them 0, 1, 2, 3, 4 or 6, the largest 6: codes at twice the scale as well.
+    double = ((groups == groups.trunc()) & (groups != 5)).all(1) & (groups.amax(1) == 6)
+    double = double.view(scales.shape) & (scales < 254)
+    scales += double
+    if kept is not None:
+        restored = _restore(magnitudes.view(-1, GROUP), kept.reshape(-1), scales.view(-1))
+    divided(magnitudes, powers(scales), (1, GROUP), quotients)
+    bits = values.view(torch.int32 if values.dtype == torch.float32 else torch.int16)
+    signs = bits.clamp(-8, 0).to(torch.uint8).bitwise_and_(8)
+    nibbles.pack(nibbles.e2m1(quotients).bitwise_or_(signs), codes)
+    return scales, restored
+
+
+def _restore(magnitudes: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor) -> int:
+    """Put kept scales in place of others for the groups that they restore exactly; how many these are."""
+    import torch
+
+    places = (kept != NONE).nonzero().view(-1)
+    if not len(places):
+        return 0
+    held, factors = magnitudes[places], powers(kept[places]).view(-1, 1)
+    table = torch.tensor(nibbles.E2M1, device=held.device)
+    again = table[nibbles.e2m1(held / factors).to(torch.int32)] * factors
+    same = (again == held).all(1)
+    scales[places[same]] = kept[places[same]]
+    return int(same.sum())
+
+
+def odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Which scales (uint8 [rows, groups]) of packed codes (uint8 [rows, columns / 2]) `encode` would not choose."""
+    import torch
+
+    found = torch.index_select(_kinds(codes.device), 0, codes.reshape(-1).to(torch.int32)).view(*scales.shape, -1)
+    top = found.bitwise_and(7).amax(2)
+    halves = found.bitwise_and_(8).amax(2).to(torch.bool)
+    beyond = (scales < ORDINARY[0]) | (scales > ORDINARY[1]) | (top < 5) | ((top == 7) & ~halves)
+    return torch.where(top == 0, scales != ZEROS, beyond)
+
+
+@lru_cache
+def _kinds(device: torch.device) -> torch.Tensor:
+    """By byte: the larger magnitude of its two codes, and 8 where one of them is 0.5 or 1.5."""
+    import torch
+
+    pairs = torch.arange(256, dtype=torch.int32, device=device)
+    low, high = pairs & 7, (pairs >> 4) & 7
+    halves = (low == 1) | (low == 3) | (high == 1) | (high == 3)
+    return (torch.maximum(low, high) + 8 * halves).to(torch.uint8)

@@ -1,0 +1,110 @@
+"""The `config.json` of DeepSeek V4: what it says of the drafter, and the same for a part or a small model. Pure.
+
+What each field means: deepseek-ai/DeepSeek-V4-Flash-0731, config.json and inference/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsctl.models.deepseek_v3 import limited_tokens
+
+MTP, DSPARK = "mtp", "dspark"
+_RATIOS, _TARGETS = "compress_ratios", "dspark_target_layer_ids"
+
+
+def _ratios(config: Mapping[str, Any]) -> list[Any]:
+    found = config.get(_RATIOS)
+    return list(found) if isinstance(found, list) else []
+
+
+def expected(config: Mapping[str, Any]) -> tuple[str, int]:
+    """The kind of drafter that a config speaks of, and how many stages: an entry of `compress_ratios` for each.
+
+    `num_nextn_predict_layers` counts none: it is 1 in releases with three stages.
+    """
+    layers = config.get("num_hidden_layers")
+    stages = len(_ratios(config)) - layers if type(layers) is int else 0
+    if stages <= 0:
+        return "", 0
+    return (DSPARK if _speaks_of_blocks(config) else MTP), stages
+
+
+def _speaks_of_blocks(config: Mapping[str, Any]) -> bool:
+    return any(field.startswith("dspark_") for field in config)
+
+
+def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config for a checkpoint without a drafter."""
+    small = {field: value for field, value in config.items() if not field.startswith("dspark_")}
+    if "num_nextn_predict_layers" in small:
+        small["num_nextn_predict_layers"] = 0
+    if _RATIOS in small:
+        small[_RATIOS] = _ratios(config)[: config["num_hidden_layers"]]
+    return small
+
+
+def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
+    """The config with what layers and experts set made true: the kinds of layers, those that choose experts by token,
+    the number of stages, and the layers that a block drafter looks at.
+    """
+    whole, ratios = config["num_hidden_layers"], _ratios(config)
+    main = [layer for layer in layers if layer < whole]
+    stages = len(layers) - len(main)
+    small = dict(config) if stages else without_mtp(config)
+    small |= {"num_hidden_layers": len(main), _RATIOS: [ratios[layer] for layer in main] + [0] * stages}
+    if type(config.get("num_hash_layers")) is int:
+        small["num_hash_layers"] = sum(layer < config["num_hash_layers"] for layer in main)
+    if isinstance(small.get(_TARGETS), list):
+        small[_TARGETS] = _targets(small[_TARGETS], main)
+    if experts:
+        small["n_routed_experts"] = len(experts)
+        small["num_experts_per_tok"] = min(config.get("num_experts_per_tok") or 1, len(experts))
+    return small
+
+
+def _targets(before: Sequence[int], main: Sequence[int]) -> list[int]:
+    """The layers that a drafter looks at, by their new numbers; the last ones where one of them is gone."""
+    if set(before) <= set(main):
+        return [main.index(layer) for layer in before]
+    return _last(len(before), len(main))
+
+
+def _last(count: int, layers: int) -> list[int]:
+    """The numbers of the last layers, the first again and again where there are not so many."""
+    return [max(0, layers - count + place) for place in range(count)]
+
+
+def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A copy of the config with small dimensions; the sizes of a head, of compression and of streams stay real.
+
+    `sizes` may hold layers, experts, hidden, heads, vocab, moe_intermediate.
+    """
+    layers, heads, count = sizes["layers"], sizes["heads"], sizes["experts"]
+    whole, ratios = config["num_hidden_layers"], _ratios(config)
+    small = dict(config) | {
+        "vocab_size": sizes["vocab"],
+        "hidden_size": sizes["hidden"],
+        "moe_intermediate_size": sizes["moe_intermediate"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "n_routed_experts": count,
+        "num_experts_per_tok": min(config["num_experts_per_tok"], max(count // 2, 1)),
+        "num_hash_layers": min(config["num_hash_layers"], max(layers - 1, 0)),
+        "q_lora_rank": min(config["q_lora_rank"], sizes["hidden"]),
+        "o_lora_rank": min(config["o_lora_rank"], sizes["hidden"]),
+        "o_groups": min(config["o_groups"], heads),
+        "index_n_heads": heads,
+        "index_topk": min(config["index_topk"], 64),
+        _RATIOS: [*(ratios[layer % whole] for layer in range(layers)), *ratios[whole:]],
+    }
+    if _TARGETS in config:
+        small |= {
+            _TARGETS: _last(len(config[_TARGETS]), layers),
+            "dspark_noise_token_id": min(config["dspark_noise_token_id"], sizes["vocab"] - 1),
+        }
+    for field, most in (("vision_n_layers", 2), ("vision_dim", 128), ("vision_inter_dim", 256), ("vision_n_heads", 2)):
+        if field in config:
+            small[field] = min(config[field], most)
+    return small | limited_tokens(config)
