@@ -50,6 +50,10 @@ class Layout(Protocol):
         """The dialects that this arrangement spells as another."""
 
     @property
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects of what it can name; none where it can name all."""
+
+    @property
     def published(self) -> bool:
         """Whether it is that of the release itself, whole: every parameter under its own name in one name space."""
 

@@ -291,6 +291,9 @@ class DeepseekV3:
     def heads(self, config: Mapping[str, Any]) -> int | None:
         return heads(config)
 
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(config)
+
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)
 

@@ -19,6 +19,7 @@ from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size
 from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v4_saved import released, restored
 
 # A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
 INDEXED = 4
@@ -71,7 +72,7 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         FormatError: one is missing, of the wrong type or absurd, or there are fewer compress_ratios than layers.
     """
     try:
-        found = msgspec.convert(config, Dimensions)
+        found = msgspec.convert(released(config), Dimensions)
     except msgspec.ValidationError as error:
         raise FormatError(f"config.json: {error}") from None
     if len(found.compress_ratios) < found.num_hidden_layers:
@@ -315,6 +316,9 @@ class DeepseekV4(DeepseekV3):
         fields = (("expert_dtype", (("e2m1", "fp4"), ("e4m3", "fp8"))),)
         experts = rest._replace(format=stored if base else "mxfp4", fields=fields)
         return dict.fromkeys(QUANTIZED, rest) | {"routed experts": experts}
+
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return restored(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

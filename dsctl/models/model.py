@@ -35,6 +35,9 @@ class Model(Protocol):
     def heads(self, config: Mapping[str, Any]) -> int | None:
         """The attention heads that no rank may cut through, or None where the config does not say."""
 
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The same config in the fields of the releases, where a program that saved it says it in others."""
+
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config for a checkpoint that has no multi-token-prediction layers."""
 

@@ -10,6 +10,7 @@ from dsctl.core.errors import PlanError
 from dsctl.core.params import Family
 from dsctl.layouts import LAYOUTS, follows
 from dsctl.layouts.layout import Layout
+from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.plan.cuts import Cut, illegal, legal_sizes
 from dsctl.plan.experts import dealt_out
@@ -73,13 +74,21 @@ def _placed(subject: Subject, request: Request) -> dict[int, tuple[frozenset[int
 
 
 def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[int]:
-    """Refuse sizes at which the target's format cannot be cut; with `recode` only those that divide no length.
+    """Refuse formats that the layout has no names for, and sizes at which one cannot be cut; with `recode` only those
+    that divide no length.
 
     Gives the tensor-parallel sizes that cut no block, none where the target has no ranks.
 
     Raises:
         PlanError: with every family whose cut cannot be made, and the sizes that would fit.
     """
+    stored = list(stored)
+    unnamed = {
+        codec.name for _, codec in stored if codec.quantized and codec.dialect not in (layout.dialects or DIALECTS)
+    }
+    if unnamed:
+        what = f"layout {layout.name} has no names for {', '.join(sorted(unnamed))}"
+        raise PlanError(what, hint="--bf16, or what the release stores: --fp8, --to published, or no format")
     if layout.shares is None:
         return []
     pairs, ranks = list(dict.fromkeys(stored)), layout.shares.ranks

@@ -15,6 +15,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
 from dsctl.core.params import Published
+from dsctl.layouts import WIDENED
 from dsctl.layouts.layout import Layout
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.recipes import Rule, check
@@ -70,7 +71,7 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
     published = _published(checkpoint, original)
     formats = Formats(
         request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
-        checkpoint.quantization, _kept_codec(published, original),
+        checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
     )  # fmt: skip
     odd = read_odd(checkpoint.store, checkpoint.files) if original else None
     return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
