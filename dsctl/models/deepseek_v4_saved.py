@@ -61,8 +61,8 @@ def restored(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ratios(config: Mapping[str, Any]) -> list[int]:
     kinds, layers = config[_KINDS], config.get("num_hidden_layers")
-    rates = config.get(_RATES) if isinstance(config.get(_RATES), dict) else {}
-    ratios = {_SLIDING: 0, **_USUAL, **rates}
+    rates = config.get(_RATES)
+    ratios = {_SLIDING: 0, **_USUAL, **(rates if isinstance(rates, dict) else {})}
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise FormatError(f"config.json: {_KINDS} is no list of num_hidden_layers {layers} kinds")
     found = []

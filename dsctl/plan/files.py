@@ -12,7 +12,6 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp4 import SILENT
 from dsctl.core.errors import PlanError
 from dsctl.core.header import PT, TensorSpec, build
-from dsctl.layouts import SAID_OF_EXPERTS
 from dsctl.layouts.folders import folder
 from dsctl.layouts.naming import DIALECTS, Ending, endings
 from dsctl.plan.blocks import check_filled, check_joined
@@ -90,10 +89,7 @@ def place(target: Target, wants: Sequence[Want]) -> tuple[dict[str, tuple[Placed
         PlanError: something would be joined that cannot be, or in part.
     """
     placing = _Placing(target)
-    experts = {want.codec for want in wants if want.param.family.experts}
-    notes = [f"warning: {SILENT}"] if any(codec.name == "nvfp4" for codec in experts) else []
-    said = SAID_OF_EXPERTS.get(target.layout.name)
-    notes += [f"warning: {said}"] if said and any(codec.quantized for codec in experts) else []
+    notes = [f"warning: {SILENT}"] if any(w.param.family.experts and w.codec.name == "nvfp4" for w in wants) else []
     placed = {want.param.name: tuple(placing.placed(want)) for want in wants}
     check_filled((one.slot for places in placed.values() for one in places), target.layout.name)
     limit = target.request.shard_size or (USUAL_SHARD if placing.lost else 0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family
-from dsctl.layouts import LAYOUTS, follows
+from dsctl.layouts import LAYOUTS, SAID_OF_EXPERTS, follows
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
@@ -73,22 +73,30 @@ def _placed(subject: Subject, request: Request) -> dict[int, tuple[frozenset[int
     return dealt_out(request.placed, layers, main, families[0].experts, request.ep)
 
 
+def check_names(layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[str]:
+    """Refuse formats that the layout has no names for; gives what is to be said of the others.
+
+    Raises:
+        PlanError: naming them.
+    """
+    known, experts = layout.dialects or tuple(DIALECTS), False
+    for family, codec in stored:
+        if codec.quantized and codec.dialect not in known:
+            hint = "--bf16, or a format of the releases: --to published, --fp8, or as stored"
+            raise PlanError(f"layout {layout.name} has no names for {codec.name}", hint=hint)
+        experts = experts or (bool(family.experts) and codec.quantized)
+    said = SAID_OF_EXPERTS.get(layout.name) if experts else None
+    return [f"warning: {said}"] if said else []
+
+
 def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[int]:
-    """Refuse formats that the layout has no names for, and sizes at which one cannot be cut; with `recode` only those
-    that divide no length.
+    """Refuse sizes at which the target's format cannot be cut; with `recode` only those that divide no length.
 
     Gives the tensor-parallel sizes that cut no block, none where the target has no ranks.
 
     Raises:
         PlanError: with every family whose cut cannot be made, and the sizes that would fit.
     """
-    stored = list(stored)
-    unnamed = {
-        codec.name for _, codec in stored if codec.quantized and codec.dialect not in (layout.dialects or DIALECTS)
-    }
-    if unnamed:
-        what = f"layout {layout.name} has no names for {', '.join(sorted(unnamed))}"
-        raise PlanError(what, hint="--bf16, or what the release stores: --fp8, --to published, or no format")
     if layout.shares is None:
         return []
     pairs, ranks = list(dict.fromkeys(stored)), layout.shares.ranks

@@ -17,6 +17,7 @@ from dsctl.core.header import Header
 from dsctl.core.params import Published
 from dsctl.layouts import WIDENED
 from dsctl.layouts.layout import Layout
+from dsctl.layouts.transformers import MIXED
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.recipes import Rule, check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
@@ -73,6 +74,8 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
         request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
         checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
     )  # fmt: skip
+    if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
+        notes.append("no mtp.* is there: transformers does not load a drafter, so that none is in what it saves")
     odd = read_odd(checkpoint.store, checkpoint.files) if original else None
     return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
 

@@ -170,12 +170,11 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def usual_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype in which most unquantized parameters are stored, those apart that the release keeps in F32."""
-    found = Counter(
-        piece.refs[0].spec.dtype
-        for param, piece in params(checkpoint)
-        if piece.codec.plain and param.family.dtype != "F32"
-    )
+    """The dtype in which most unquantized values are stored, those apart that the release keeps in F32."""
+    found: Counter[str] = Counter()
+    for param, piece in params(checkpoint):
+        if piece.codec.plain and param.family.dtype != "F32":
+            found[piece.refs[0].spec.dtype] += param.family.values
     return max(found, key=lambda dtype: found[dtype], default="BF16")
 
 
