@@ -25,7 +25,7 @@ PACKAGE = ROOT / "dsctl"
 TABLES = {
     "codecs": ("CODECS", {"codec", "dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
     "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
-    "models": ("MODELS", {"model"}),
+    "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_saved", "model"}),
     "stores": (
         "STORES",
         {

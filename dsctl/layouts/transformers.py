@@ -107,7 +107,8 @@ def _spellings() -> Iterator[tuple[str, tuple[str, ...]]]:
 SPELLINGS: dict[str, tuple[str, ...]] = dict(_spellings())
 # Beginnings of names and what follows in them, of which one is in every such folder and none in a release.
 _MARKS = (
-    ("model.", ".hc_"), ("model.", "_hc."), ("model.", "hc_head"), ("layers.", "_hc."), ("layers.", ".attn.norm."),
+    ("model.", ".hc_"), ("model.", "_hc."), ("model.", "hc_head"), ("layers.", "_hc."), ("layers.", ".self_attn."),
+    ("layers.", ".attn.norm."),
 )  # fmt: skip
 
 
