@@ -105,11 +105,8 @@ def _spellings() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 # The templates of V4's releases, and every template under which transformers' files may have them, its own first.
 SPELLINGS: dict[str, tuple[str, ...]] = dict(_spellings())
-# Beginnings of names and what follows in them, of which one is in every such folder and none in a release.
-_MARKS = (
-    ("model.", ".hc_"), ("model.", "_hc."), ("model.", "hc_head"), ("layers.", "_hc."), ("layers.", ".self_attn."),
-    ("layers.", ".attn.norm."),
-)  # fmt: skip
+# What names of such a folder have in them that none of a release has beside this beginning.
+_MARKS = (("hc", "model."), ("_hc.", "layers."), (".self_attn.", "layers."), (".attn.norm.", "layers."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,7 @@ def _joins(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[s
 
 def is_marked(name: str) -> bool:
     """Whether a tensor of this name makes it worth a look at all others."""
-    return any(name.startswith(begin) and end in name for begin, end in _MARKS)
+    return any([mark in name and name.startswith(begin) for mark, begin in _MARKS])
 
 
 def met(families: Iterable[Family], stored: Collection[str]) -> Transformers | None:
