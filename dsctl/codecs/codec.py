@@ -90,7 +90,10 @@ class Codec(Protocol):
 
     @property
     def scales_follow(self) -> bool:
-        """Whether `encode` makes most scales of an earlier encoding again, so that only the `odd` ones need be kept."""
+        """Whether `encode` makes most scales of an earlier encoding again, so that only the others need be kept.
+
+        `dsctl.codecs.native_fp4.odd` finds those.
+        """
 
     @property
     def scale_fmt(self) -> str | None:
@@ -126,9 +129,6 @@ class Codec(Protocol):
         Raises:
             BadBlock: a value is NaN, infinite or too large for the format.
         """
-
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Which stored scales `encode` of the decoded values would not make: bool, of the grid's shape."""
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         """The most bytes that `encode`, or else `decode`, of a region of this shape takes on the processor.

@@ -165,15 +165,6 @@ class Fp4:
         counts = {"groups_restored": restored, "groups_computed": scales.numel() - restored}
         return {name: count for name, count in counts.items() if count}
 
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        import torch
-
-        codes, scales = stored[CODES].view(torch.uint8), stored[SCALE].view(torch.uint8)
-        found = torch.empty(scales.shape, dtype=torch.bool)
-        for rows, places in chunks(codes.shape[0], 2 * codes.shape[1], self.group):
-            found[places] = native_fp4.odd(codes[rows], scales[places])
-        return found
-
     def _scales(
         self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> torch.Tensor:

@@ -132,8 +132,9 @@ def test_a_parameter_that_is_not_in_the_side_file_has_no_kept_scales(decoded: Ch
 
 
 def test_scales_of_another_dtype_are_those_of_the_source(tmp_path: Path) -> None:
-    files = files_of(FP8_CONFIG, replace(BLOCKS, scale_dtype="BF16"))
-    source = opened(write(tmp_path, FP8_CONFIG, files))
+    config = FP8_CONFIG | {"quantization_config": FP8_CONFIG["quantization_config"] | {"scale_fmt": "float32"}}
+    files = files_of(config, replace(BLOCKS, scale_dtype="BF16"))
+    source = opened(write(tmp_path, config, files))
     step = _step(make_plan(source, Request("fp8-block")))
     assert step.how == "recode" and step.kept is not None
     assert [part.name for part in step.kept.parts] == ["scale"]
