@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # The parts that a codec may store for a parameter. What each is called in a file, a dialect says (layouts/naming.py).
 VALUES, CODES, SCALE, GLOBAL_SCALE, SHAPE = "values", "codes", "scale", "global_scale", "shape"
+# The scale of activations, which loaders want beside the weights.
+INPUT_SCALE = "input_scale"
 # Those that hold scales.
 SCALES = (SCALE, GLOBAL_SCALE)
 # Marks before a part's name: scales of an earlier encoding, of an encoding by another codec, and a largest magnitude.
@@ -29,6 +31,14 @@ class BadBlock(Exception):
     def __init__(self, what: str, row: int, column: int) -> None:
         super().__init__(f"{what} in block [{row}, {column}]")
         self.what, self.row, self.column = what, row, column
+
+
+class Inexact(BadBlock):
+    """A block whose values another form cannot hold."""
+
+
+# What an audit counts where one form becomes another: blocks looked at, and those of them that lost something.
+SWEPT, INEXACT = "blocks_recast", "blocks_inexact"
 
 
 class Form(NamedTuple):

@@ -54,6 +54,7 @@ FORMATS: dict[str, Format] = {
     "int8-group": Format(_ALL, _MARLIN, "itself", 43.7),
     "mxfp4": Format("vLLM, transformers", f"Blackwell; {_MARLIN}", "itself", 19.0, 19.1),
     "nvfp4": Format(_SERVERS, f"Blackwell; {_MARLIN}", "itself", 20.4, 21.3, SILENT),
+    "nvfp4-modelopt": Format("vLLM, SGLang, TensorRT-LLM", "Blackwell", "itself", 20.4, 21.3),
 }
 
 
