@@ -41,7 +41,7 @@ class Formats:
         if self.request.to == PUBLISHED:
             form = self.published.get(param.role)
             released = param.quantizable and form is not None
-            return self._stored_as(self._released(form) if form else self.format, param.family, source, released)
+            return self._stored_as(self._released(form) if form else self._blocks[0], param.family, source, released)
         if self.request.to != RECIPE:
             return self._stored_as(self.format, param.family, source, takes(self.format, param.family))
         name = chosen(self.rules, param)

@@ -12,7 +12,7 @@ from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
 from dsctl.plan.plan import Want
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE
+from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE
 from dsctl.plan.steps import Part, Region, Step, region_of
 from dsctl.plan.target import Target
 
@@ -24,7 +24,7 @@ def saves(target: Target) -> bool:
         return False
     if target.formats.format.plain:
         return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
-    return any(codec.scales_follow and recast(codec, target.formats.format) for codec in checkpoint.stored_codecs)
+    return request.to == BLOCKS and any(recast(codec, target.formats.format) for codec in checkpoint.stored_codecs)
 
 
 def gathers(target: Target, step: Step) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.odd_scales import OddScales, read_odd
 from dsctl.checkpoint.reading import read_header
-from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, read_side
+from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
 from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
@@ -47,8 +47,10 @@ class Target:
 
     @cached_property
     def kept(self) -> tuple[Original, ...]:
-        """What is known of the folder that the target is to be again."""
-        return tuple(one for one in (self.original if self.restores else None, self.whole) if one is not None)
+        """What is known of the folder that the target is to be again: the source itself, if it is stored so already."""
+        same = self.request.to in SCALED and self.checkpoint.layout.published
+        sides = self.original if self.restores else None, self.whole, own_side(self.checkpoint) if same else None
+        return tuple(one for one in sides if one is not None)
 
 
 def target_of(checkpoint: Checkpoint, request: Request) -> Target:

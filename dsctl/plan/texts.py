@@ -87,6 +87,8 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
     codec = target.formats.format
     edited = edit_config(without_mtp, codec, quantization_config([(want.param, want.codec) for want in wants]))
     _say_published(target, wants, edited)
+    if edited == config and target.layout.shares is None and target.checkpoint.layout.published:
+        return target.checkpoint.store.read("config.json", 0, target.checkpoint.files["config.json"])
     if target.restores and target.original:
         before = target.original.config
         if _decoded(target, before) == _decoded(target, config) and request.mtp == "keep":
