@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dsctl.core.boxes import Box
@@ -109,6 +110,8 @@ class Codec(Protocol):
     def scale_fmt(self) -> str | None:
         """What a config calls the format of its scales, `float32` or `ue8m0`; None where configs do not speak of it."""
 
+    def __hash__(self) -> int: ...
+
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         """What is stored for a parameter of this shape, by part."""
 
@@ -153,6 +156,7 @@ class Codec(Protocol):
         """The `quantization_config` that tells loaders of this format, or None."""
 
 
+@lru_cache
 def moves_to(source: Codec, target: Codec) -> bool:
     """Whether bytes stored by one codec are already what another asks for, so that they can be moved."""
     held, wanted = source.form, target.form

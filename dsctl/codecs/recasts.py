@@ -73,6 +73,7 @@ class Recast:
         return _widened(self, held, out) if four_bits else _rescaled(self, held, out)
 
 
+@lru_cache
 def recast(source: Codec, target: Codec, lossy: bool = False) -> Recast | None:
     """The way from one codec to another without decoding, where there is one."""
     held, wanted = source.form, target.form

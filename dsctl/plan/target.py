@@ -12,13 +12,14 @@ from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
 from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.recasts import recast
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
 from dsctl.core.params import Published
 from dsctl.layouts.layout import Layout
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.recipes import Rule, check
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
+from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
 from dsctl.plan.spread import Subject, arrangement
 from dsctl.stores import SIGNED
 
@@ -44,6 +45,18 @@ class Target:
     def restores(self) -> bool:
         """Whether what the source was decoded from shall come back, as far as a side file keeps it."""
         return self.original is not None and self.request.to in SCALED
+
+    @cached_property
+    def saves(self) -> bool:
+        """Whether the target keeps a side file for the way back: with the scales that decoding makes redundant, or for
+        what is recast.
+        """
+        checkpoint, request = self.checkpoint, self.request
+        if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
+            return False
+        if self.formats.format.plain:
+            return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
+        return request.to == BLOCKS and any(recast(codec, self.formats.format) for codec in checkpoint.stored_codecs)
 
     @cached_property
     def kept(self) -> tuple[Original, ...]:

@@ -23,7 +23,6 @@ from dsctl.layouts import recorded_name
 from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
-from dsctl.plan.kept import saves
 from dsctl.plan.plan import Placed, PlacedPart, Want
 from dsctl.plan.request import KEEP, RECIPE
 from dsctl.plan.target import Target
@@ -40,7 +39,7 @@ def carried(target: Target) -> dict[str, int]:
     replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
     part = request.only or request.skip or request.layers or request.experts
     quantized = request.to == RECIPE or not target.formats.format.plain
-    if saves(target) or quantized or part or target.restores:
+    if target.saves or quantized or part or target.restores:
         replaced |= {ORIGINAL, ODD}
     if target.layout.published:
         replaced.add(WHOLE)
