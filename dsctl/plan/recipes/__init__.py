@@ -22,6 +22,8 @@ from dsctl.core.files import read_small
 from dsctl.core.params import ROLES, Family, Param, in_order
 
 KEEP = "keep"
+# Formats that loaders look for in routed experts alone: everything else is kept beside them.
+FOR_EXPERTS = ("nvfp4-modelopt",)
 MAX_BYTES = 1 << 20
 _FOLDER = Path(__file__).parent
 
@@ -118,6 +120,8 @@ def takes(codec: Codec, family: Family) -> bool:
     `indexer.wk` while loading and join it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py;
     sgl-project/sglang, models/deepseek_common/deepseek_weight_loader.py).
     """
+    if codec.name in FOR_EXPERTS and not family.experts:
+        return False
     return family.quantizable and ((codec.form.codes == "e4m3" and codec.block[0] > 1) or family.role != "indexer")
 
 
