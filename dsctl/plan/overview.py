@@ -13,6 +13,7 @@ from math import prod
 from dsctl.checkpoint.groups import Group, Known
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec, moves_to
+from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
 from dsctl.core.errors import PlanError
 from dsctl.core.params import OTHER, Param
@@ -151,7 +152,9 @@ def _step(group: Group, codec: Codec, slots: Iterable[Slot]) -> Step:
     shape = group.family.shape
     read = _region(group.codec, Box.whole(shape), shape, (0,) * len(shape))
     writes = tuple(_region(codec, slot.region, slot.container, slot.at) for slot in slots)
-    how = "move" if moves_to(group.codec, codec) else "recode"
+    whole = all(write.box == read.box for write in writes)
+    recasts = whole and recast(group.codec, codec) is not None
+    how = "move" if moves_to(group.codec, codec) else "recast" if recasts else "recode"
     return Step(group.family.template, shape, how, (read,), writes)
 
 

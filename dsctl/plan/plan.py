@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -124,9 +124,8 @@ class Plan:
 
     @property
     def gathered_most(self) -> int:
-        """The most bytes that the file of gathered scales may take: all scales, and their names."""
-        scales = (step.reads[0].parts[1].spec.nbytes + GATHERED_NAME for step in self.steps if step.gathers)
-        return sum(scales)
+        """The most bytes that the file of gathered scales may take."""
+        return gathered_most(self.steps)
 
     @property
     def bytes_in(self) -> int:
@@ -150,6 +149,11 @@ class Plan:
             for name, nbytes in step.buffers(band_bytes).items():
                 held[name] = max(held.get(name, 0), nbytes)
         return sum(held.values())
+
+
+def gathered_most(steps: Iterable[Step]) -> int:
+    """The most bytes that the gathered scales of some steps may take: all of them, and their names."""
+    return sum(step.reads[0].parts[1].spec.nbytes + GATHERED_NAME for step in steps if step.gathers)
 
 
 def _shape(step: Step) -> Hashable:

@@ -8,6 +8,7 @@ from math import prod
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.faults import require_whole
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.codecs.codec import moves_to
@@ -18,7 +19,7 @@ from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
-from dsctl.plan.plan import COUNTED, Dropped, Placed, PlacedPart, Plan, Want, fingerprint, kind
+from dsctl.plan.plan import COUNTED, Dropped, Placed, PlacedPart, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import Request
 from dsctl.plan.selection import wanted
 from dsctl.plan.steps import Copy, Part, Region, Step, region_of
@@ -41,7 +42,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     files, offsets = out_files(target, placed)
     blocks = Blocks(target.layout.name, request.recode)
     steps = _steps(target, wants, placed, offsets, blocks)
-    notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_read_twice(steps)]
+    notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_read_twice(steps), *_gathered(steps)]
     _refuse_overlap(steps)
     steps.sort(key=source_order)
     return Plan(
@@ -96,6 +97,11 @@ def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
     twice = [step.reads[0].parts[1].spec.nbytes for step in steps if step.surveyed and step.how == "recast"]
     if twice:
         yield f"{sum(twice):,} bytes are read twice: a global scale needs the largest of all scales before the first"
+
+
+def _gathered(steps: Iterable[Step]) -> Iterator[str]:
+    if most := gathered_most(steps):
+        yield f"{ODD}: at most {most:,} bytes, if not one scale followed from its group's values"
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:
