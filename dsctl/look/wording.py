@@ -9,7 +9,7 @@ from dsctl.core.params import Traits
 
 
 def form(codec: Codec) -> str:
-    """A stored form in a few words: BF16, FP8 ue8m0, FP8 E8M0 scales; the usual 128x128 blocks and F32 go unsaid."""
+    """A stored form in a few words: BF16, FP8 ue8m0, FP8 E8M0; the usual 128x128 blocks and F32 go unsaid."""
     if not codec.scale_fmt:
         return codec.name if codec.quantized else codec.name.upper()
     words = ["FP8"]
@@ -18,7 +18,7 @@ def form(codec: Codec) -> str:
     dtype = codec.specs(codec.block)[SCALE].dtype
     if dtype != "F32":
         # E8M0 holds powers of two alone.
-        words.append(f"{dtype.removeprefix('F8_')} scales")
+        words.append(dtype.removeprefix("F8_"))
     elif codec.scale_fmt == "ue8m0":
         words.append("ue8m0")
     return " ".join(words)

@@ -53,14 +53,14 @@ def _drafter(one: Description) -> str | None:
 def table(known: Sequence[Description]) -> Section:
     """A row per release, and what its signs mean."""
     columns = (
-        Column("release"), Column("published"), Column("values", True), Column("active", True),
+        Column("release"), Column("published", rank=2), Column("values", True), Column("active", True),
         Column("layers", True, 1), Column("context", True), Column("stored as"), Column("bytes", True, 3),
         Column("licence", rank=4), Column("repository", rank=5),
     )  # fmt: skip
     rows = [Row(_cells(one)) for one in known]
     rows.append(Row(("context: as published; in brackets: max_position_embeddings of the config",), "note"))
     rows.append(Row(("*: its config was derived from another release, not read: --json names it",), "note"))
-    drafting = "+1: a layer for multi-token prediction; +3: stages of a block drafter; values not counted here"
+    drafting = "+1: a layer for multi-token prediction; +3: a block drafter; not in the values"
     rows.append(Row((drafting,), "note"))
     return Section("", "", columns, tuple(rows))
 

@@ -78,7 +78,7 @@ def test_parts_are_drawn_as_what_they_are() -> None:
         "a query attends to the 128 tokens before it",
         "in 21 layers also to the top 512 of the entries for 4 tokens",
         "in 20 layers also to every one of the entries for 128 tokens",
-        "8 groups, each 4,096 → 1,024, FP8 E8M0 scales",
+        "8 groups, each 4,096 → 1,024, FP8 E8M0",
         "129,280 → 6, I64",
         "Block drafter x 3",
         "stages 0-2",
