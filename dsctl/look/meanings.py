@@ -175,7 +175,7 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "experts-widened", experts_widened,
-        "Routed experts no longer take four bits{share}. expert_dtype in config.json must say so.",
+        "Routed experts no longer take four bits{share}.{told}",
         "vllm-project/vllm issue 42970",
     ),
     Meaning(

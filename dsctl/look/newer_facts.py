@@ -199,7 +199,8 @@ def experts_widened(diff: Diff) -> Facts | None:
     if experts_narrowed(Diff(diff.b, diff.a)) is None:
         return None
     share = diff.b.nbytes / diff.a.nbytes if diff.same_parameters else None
-    return {"share": f" in {share:.2f} times the bytes" if share else ""}
+    told = " expert_dtype in config.json must say so." if _experts(diff.b) == {"e4m3"} else ""
+    return {"share": f", in {share:.2f} times the bytes" if share else "", "told": told}
 
 
 def _e8m0(side: Description) -> bool:

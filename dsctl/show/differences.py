@@ -116,7 +116,9 @@ def _config(diff: Diff) -> Section:
 
 
 def _field(change: FieldChange) -> Row:
-    told = [_value(side) for side in (change.before, change.after) if side is not ABSENT]
+    sides = [side for side in (change.before, change.after) if side is not ABSENT]
+    many = any(isinstance(side, list) and len(side) > LONG for side in sides)
+    told = [_value(side, many) for side in sides]
     return Row((change.field, " → ".join(told), FIELDS.get(change.field, "")), change.kind)
 
 
@@ -131,8 +133,9 @@ def _clerical(changes: list[FieldChange]) -> Iterator[Row]:
             yield Row((top, plural(len(inner), "field"), ""), kinds.pop())
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list) and len(value) > LONG and len(counted := _counts(value)) <= FEW:
+def _value(value: Any, many: bool = False) -> str:
+    """A value in a few words; `many`: a list is told by how often it has each value, where it has few."""
+    if many and isinstance(value, list) and value and len(counted := _counts(value)) <= FEW:
         return ", ".join(f"{number} x {text}" for text, number in counted.items())
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):

@@ -77,6 +77,11 @@ def test_a_drafter_is_counted_by_its_tensors() -> None:
     assert "mtp-gained" not in said("v2", "v4-flash-0731") and "mtp-gained" in said("v2", "v4-flash")
 
 
+def test_experts_that_take_more_than_four_bits_need_a_field_where_they_stay_quantized() -> None:
+    assert "expert_dtype in config.json" in said("v4-flash", "v4-flash-base")["experts-widened"]
+    assert "expert_dtype" not in said("v4-flash", "glm-5")["experts-widened"]
+
+
 def test_queries_are_compressed_as_keys_only_where_keys_are() -> None:
     assert "as keys and values are" in said("v2-lite", "v2")["queries-compressed"]
     assert "as keys" not in said("v2-lite", "v4-flash")["queries-compressed"]
