@@ -28,7 +28,7 @@ TABLES = {
         {"codec", "dress", "e4m3", "facts", "grids", "native_fp4", "nibbles", "recasts", "scales", "search"},
     ),
     "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
-    "models": ("MODELS", {"deepseek_v4_config", "model"}),
+    "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_vision", "model"}),
     "stores": (
         "STORES",
         {

@@ -8,11 +8,13 @@ Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
 
+from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
@@ -290,6 +292,22 @@ class DeepseekV3:
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
         return heads(config)
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        fields = ("num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim")
+        sizes = whole_numbers(config, *fields)
+        if sizes is None:
+            return None
+        layers, heads, latent, rotary = sizes
+        found, indexed = Latent(layers, heads, latent, rotary), self.indexed(config)
+        chosen = whole_numbers(config, "index_n_heads", "index_head_dim", "index_topk") if indexed else None
+        if chosen is None:
+            return found
+        return replace(found, indexed=indexed, index_heads=chosen[0], index_size=chosen[1], topk=chosen[2])
+
+    def indexed(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The main layers that choose what to attend to with an indexer of their own."""
+        return ()
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

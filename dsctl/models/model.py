@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 
@@ -34,6 +35,9 @@ class Model(Protocol):
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
         """The attention heads that no rank may cut through, or None where the config does not say."""
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        """The sizes that set what attention costs, or None where the config does not give them."""
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config for a checkpoint that has no multi-token-prediction layers."""

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dsctl.codecs import SPELLINGS
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.layouts.naming import DIALECTS, Dialect
@@ -70,6 +71,9 @@ class Invented:
         return {"mixer": blocks, "specialists": Published("mxfp4", "invented", fields=fields)}
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
+        return None
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
