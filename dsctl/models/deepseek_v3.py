@@ -15,7 +15,7 @@ import msgspec
 
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -207,10 +207,10 @@ def limited_tokens(config: Mapping[str, Any]) -> dict[str, int]:
     return {field: limit for field, limit in limits.items() if config.get(field) is not None}
 
 
-def heads(config: Mapping[str, Any]) -> int | None:
-    """`num_attention_heads`, where it is a number."""
-    count = config.get("num_attention_heads")
-    return count if type(count) is int else None
+def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...]:
+    """As many units as a field of the config says, where it is a positive number."""
+    count = config.get(field)
+    return (Unit(count, noun),) if type(count) is int and count > 0 else ()
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,8 +288,8 @@ class DeepseekV3:
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return heads(config)
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return counted(config, "num_attention_heads", "heads")
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

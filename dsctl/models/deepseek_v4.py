@@ -16,9 +16,9 @@ import msgspec
 
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size
-from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, shrunk, sliced, units, without_mtp
 
 # A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
 INDEXED = 4
@@ -100,7 +100,7 @@ def told(stored: Mapping[str, TensorSpec]) -> Traits:
         stages or None,
         _OWN in stored,
         "vision.norm.weight" in stored,
-        {"I8": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
+        {"I8": "e2m1", "F4": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
         scale.dtype if codes and scale else "",
     )
 
@@ -315,6 +315,9 @@ class DeepseekV4(DeepseekV3):
         fields = (("expert_dtype", (("e2m1", "fp4"), ("e4m3", "fp8"))),)
         experts = rest._replace(format=stored if base else "mxfp4", fields=fields)
         return dict.fromkeys(QUANTIZED, rest) | {"routed experts": experts}
+
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return units(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl.models.deepseek_v3 import limited_tokens
+from dsctl.core.params import Unit
+from dsctl.models.deepseek_v3 import counted, limited_tokens
 
 MTP, DSPARK = "mtp", "dspark"
 _RATIOS, _TARGETS = "compress_ratios", "dspark_target_layer_ids"
@@ -33,6 +34,11 @@ def expected(config: Mapping[str, Any]) -> tuple[str, int]:
 
 def _speaks_of_blocks(config: Mapping[str, Any]) -> bool:
     return any(field.startswith("dspark_") for field in config)
+
+
+def units(config: Mapping[str, Any]) -> tuple[Unit, ...]:
+    """Heads, and the groups through which what they give goes out: a group's matrices see its own heads alone."""
+    return (*counted(config, "num_attention_heads", "heads"), *counted(config, "o_groups", "output groups"))
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def overview(known: Known, request: Request) -> Overview:
         raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
     refuse_idle(request)
     groups = [group for group in known.groups if group.family.role != OTHER]
-    heads = known.model.heads(known.config) if known.model else None
-    subject = Subject(known.place, tuple(group.family for group in groups), heads)
+    units = known.model.units(known.config) if known.model else ()
+    subject = Subject(known.place, tuple(group.family for group in groups), units)
     layout, formats = arrangement(subject, request), known_formats(known, request)
     notes = check(formats.rules, (param for group in groups for param in group.params)) if formats.rules else []
     parts = [part for group in groups for part in _parts(group, request, formats)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Unit
 from dsctl.layouts import LAYOUTS, follows
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
@@ -20,12 +20,11 @@ MOST = 4096
 
 
 class Subject(NamedTuple):
-    """A model that is to be spread: what a person calls it, its families, and the attention heads that no rank must
-    cut through."""
+    """A model that is to be spread: what a person calls it, its families, and what no rank must cut through."""
 
     place: str
     families: tuple[Family, ...]
-    heads: int | None
+    units: tuple[Unit, ...]
 
 
 def known_layout(request: Request) -> Layout:
@@ -83,8 +82,8 @@ def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Itera
     if layout.shares is None:
         return []
     pairs, ranks = list(dict.fromkeys(stored)), layout.shares.ranks
-    cuts = [cut for cut in illegal(pairs, ranks, subject.heads) if not (cut.blocks and request.recode)]
-    sizes = legal_sizes(pairs, None if follows(layout.name, ranks) else ranks.ep, subject.heads)
+    cuts = [cut for cut in illegal(pairs, ranks, subject.units) if not (cut.blocks and request.recode)]
+    sizes = legal_sizes(pairs, None if follows(layout.name, ranks) else ranks.ep, subject.units)
     if cuts:
         raise _refusal(cuts, sizes, ranks)
     return sizes

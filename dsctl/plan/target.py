@@ -61,8 +61,8 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
     if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
         raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
     refuse_idle(request)
-    heads = checkpoint.model.heads(checkpoint.config) if checkpoint.model and checkpoint.config is not None else None
-    subject = Subject(checkpoint.store.place, checkpoint.families, heads)
+    units = checkpoint.model.units(checkpoint.config) if checkpoint.model and checkpoint.config is not None else ()
+    subject = Subject(checkpoint.store.place, checkpoint.families, units)
     layout = arrangement(subject, request)
     rules = tuple(Rule(*rule) for rule in request.rules)
     notes = check(rules, checkpoint.params)
