@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec
@@ -13,7 +14,7 @@ from dsctl.layouts.layout import Layout
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.plan.cuts import Cut, illegal, legal_sizes
 from dsctl.plan.experts import dealt_out
-from dsctl.plan.request import Request
+from dsctl.plan.request import USUAL, Request
 
 # The most parts of a kind.
 MOST = 4096
@@ -36,6 +37,13 @@ def known_layout(request: Request) -> Layout:
     if request.layout not in LAYOUTS:
         raise PlanError(f"unknown layout {request.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
     return LAYOUTS[request.layout]
+
+
+def settled(request: Request, families: Iterable[Family]) -> Request:
+    """The request that says whether the drafter stays, where only the usual was asked for."""
+    if request.mtp != USUAL:
+        return request
+    return replace(request, mtp="drop" if known_layout(request).drops_drafter(families) else "keep")
 
 
 def arrangement(subject: Subject, request: Request) -> Layout:

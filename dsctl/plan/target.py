@@ -14,9 +14,10 @@ from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
-from dsctl.core.params import Published
+from dsctl.core.params import Param, Published
 from dsctl.layouts.layout import Layout
 from dsctl.plan.formats import Formats, base_dtype
+from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
 from dsctl.plan.spread import Subject, arrangement
@@ -44,6 +45,17 @@ class Target:
     def restores(self) -> bool:
         """Whether what the source was decoded from shall come back, as far as a side file keeps it."""
         return self.original is not None and self.request.to in SCALED
+
+    @cached_property
+    def encoded(self) -> Codec | None:
+        """The codec by which the whole stored what a layout decoded, where its scales are kept."""
+        return None if self.whole is None else _kept_codec(self.formats.published, self.whole)
+
+    def codec(self, param: Param, source: Codec) -> Codec:
+        """How the target stores a parameter that the source stores by a codec."""
+        if self.whole is not None and self.request.to == KEEP:
+            source = undone(param, source, self.whole.scales, self.encoded)
+        return laid(self.layout, param.family, self.formats.codec(param, source), self.checkpoint.layout.spelled)
 
     @cached_property
     def kept(self) -> tuple[Original, ...]:
