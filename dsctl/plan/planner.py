@@ -10,6 +10,7 @@ from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
+from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs.codec import moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
@@ -97,10 +98,15 @@ def _recoded(target: Target, steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _decoded(target: Target, wants: Sequence[Want]) -> Iterator[str]:
-    """What the layout alone has decoded."""
+    """What the layout alone has decoded; and what the source's had and nothing brings back."""
     found = [target.layout.decoded(want.param.family) for want in wants if want.pieces[0].codec.quantized]
     for dtype in dict.fromkeys(filter(None, found)):
         yield f"layout {target.layout.name} holds {found.count(dtype):,} parameters decoded, as {dtype}"
+    before = target.checkpoint.layout
+    left = [want for want in wants if before.decoded(want.param.family) and not want.codec.quantized]
+    if left and target.request.to == KEEP and not target.layout.decoded(left[0].param.family):
+        what = f"{len(left):,} parameters stay {left[0].codec.plain}, as layout {before.name} holds them"
+        yield f"{what}: no {WHOLE} keeps their scales; --to published encodes them with new ones"
 
 
 def _gone(target: Target, placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[str]:
