@@ -23,8 +23,11 @@ PACKAGE = ROOT / "dsctl"
 
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
-    "codecs": ("CODECS", {"codec", "dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
-    "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
+    "codecs": ("CODECS", {"codec", "dress", "e4m3", "facts", "grids", "nibbles", "renumbered", "scales", "search"}),
+    "layouts": (
+        "LAYOUTS",
+        {"folders", "joins", "layout", "manifests", "naming", "native_config", "ranks", "recognition"},
+    ),
     "models": ("MODELS", {"model"}),
     "stores": (
         "STORES",

@@ -37,7 +37,7 @@ class Plain:
         return self.dtype.lower()
 
     @property
-    def plain(self) -> str:
+    def plain(self) -> str | None:
         return self.dtype
 
     @property

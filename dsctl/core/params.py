@@ -60,7 +60,7 @@ class Traits:
 class Unit(NamedTuple):
     """What attention is made of and no rank may hold a part of: how many there are, and what they are called."""
 
-    count: int
+    number: int
     noun: str
 
 

@@ -209,8 +209,8 @@ def limited_tokens(config: Mapping[str, Any]) -> dict[str, int]:
 
 def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...]:
     """As many units as a field of the config says, where it is a positive number."""
-    count = config.get(field)
-    return (Unit(count, noun),) if type(count) is int and count > 0 else ()
+    number = config.get(field)
+    return (Unit(number, noun),) if type(number) is int and number > 0 else ()
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:

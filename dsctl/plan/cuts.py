@@ -38,9 +38,9 @@ def cut_of(family: Family, codec: Codec, parts: int, units: Sequence[Unit]) -> C
 def _uneven(family: Family, parts: int, units: Sequence[Unit]) -> str:
     if family.split is None or parts == 1:
         return ""
-    split = next((unit for unit in units if unit.count % parts), None) if family.role == "attention" else None
+    split = next((unit for unit in units if unit.number % parts), None) if family.role == "attention" else None
     if split is not None:
-        return f"{split.count} {split.noun} / {parts}"
+        return f"{split.number} {split.noun} / {parts}"
     length = family.shape[family.split]
     return f"{length:,} / {parts}" if length % parts else ""
 

@@ -1,4 +1,4 @@
-"""How a layout stores what a format was chosen for, and how the whole did of which a source holds the parts. No torch."""
+"""How a layout stores what a format was chosen for, and how the whole stored what its parts hold. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def laid(layout: Layout, family: Family, codec: Codec, before: Mapping[str, str]
 
 
 def undone(param: Param, codec: Codec, scales: Mapping[str, TensorRef], encoded: Codec | None) -> Codec:
-    """The codec by which the whole stored a parameter that a layout decoded: one whose scales are kept was `encoded`."""
+    """The codec by which the whole stored what a layout decoded: where scales are kept, that is `encoded`."""
     if encoded is None or codec.quantized:
         return codec
     kept = scales.get(DIALECTS[encoded.dialect].tensor(param.name, SCALE))

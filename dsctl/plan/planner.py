@@ -49,7 +49,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     blocks = Blocks(target.layout.name, request.recode)
     steps = _steps(target, wants, placed, offsets, blocks)
     notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
-    notes += [*_gone(target, placed), *_read_twice(steps)]
+    notes += [*_gone(target, placed), *_renumbered(steps), *_read_twice(steps)]
     _refuse_overlap(steps)
     steps.sort(key=source_order)
     return Plan(
@@ -117,6 +117,16 @@ def _gone(target: Target, placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[
     if gone := [name for name in target.whole.files if name not in there]:
         named = ", ".join(gone[:TOLD]) + (", ..." if len(gone) > TOLD else "")
         yield f"the whole had {len(gone):,} tensors more, which these ranks do not hold: {named}"
+
+
+def _renumbered(steps: Iterable[Step]) -> Iterator[str]:
+    if count := sum(kind(step) == "renumbered" for step in steps):
+        tables = (
+            f"{count:,} tables of experts by token hold the new numbers"
+            if count > 1
+            else "1 table of experts by token holds the new numbers"
+        )
+        yield f"{tables}; a token's expert that is gone is replaced by one that is kept"
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
@@ -196,7 +206,8 @@ def _counts(steps: list[Step], dropped: list[Dropped], checkpoint: Checkpoint) -
     """The part of the audit that is known before the work: parameters by what happens to them."""
     counts = dict.fromkeys(COUNTED, 0)
     for step in steps:
-        counts[kind(step)] += 1
+        done = kind(step)
+        counts[done] = counts.get(done, 0) + 1
         counts["values"] += prod(step.shape)
     counts["dropped"] = len(dropped)
     counts["parameters"] = len(checkpoint.params) or len(steps) + len(dropped)

@@ -33,13 +33,13 @@ _LATER = ("allow_inexact",)
 class Request:
     """What was asked for; its JSON form is the request's identity.
 
-    `mtp` is keep, drop, or `USUAL`. `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
-    empty. `search` asks for the scales of least error where a format has four bits. `layers` and `experts`, where
-    given, are the only ones wanted. `slice` tells what a renumbered source was cut from. `tp` is 0 for a whole
-    checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of which `ranks`, where
-    given, are the only ones written, and `placed` names the experts by place (dsctl/plan/experts.py). `recode`
-    allows what a cut leaves in parts of blocks to be encoded anew, `allow_inexact` blocks that another form does not
-    hold exactly.
+    `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
+    empty. `mtp` is keep, drop or `USUAL`. `search` asks for the scales of least error where a format has four bits.
+    `layers` and `experts`, where given, are the only ones wanted. `slice` tells what a renumbered source was cut from.
+    `tp` is 0 for a whole checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of
+    which `ranks`, where given, are the only ones written, and `placed` names the experts by place
+    (dsctl/plan/experts.py). `recode` allows what a cut leaves in parts of blocks to be encoded anew, `allow_inexact`
+    blocks that another form does not hold exactly.
     """
 
     to: str

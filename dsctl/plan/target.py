@@ -12,6 +12,7 @@ from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, read_side
 from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
 from dsctl.core.params import Param, Published
@@ -53,6 +54,8 @@ class Target:
 
     def codec(self, param: Param, source: Codec) -> Codec:
         """How the target stores a parameter that the source stores by a codec."""
+        if isinstance(source, Renumbered):
+            return source.written
         if self.whole is not None and self.request.to == KEEP:
             source = undone(param, source, self.whole.scales, self.encoded)
         return laid(self.layout, param.family, self.formats.codec(param, source), self.checkpoint.layout.spelled)
