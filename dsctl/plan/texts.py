@@ -33,7 +33,7 @@ from dsctl.stores import INDEX, SIGNED
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
-def carried(target: Target, made: Collection[str]) -> dict[str, int]:
+def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
     """The source's other files, copied as they are, with their sizes; none of those that are `made`."""
     checkpoint, request = target.checkpoint, target.request
     derived = checkpoint.layout.texts(checkpoint.config or {})
