@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 from dsctl.codecs import in_dialect
 from dsctl.codecs.codec import SCALE, Codec
@@ -27,9 +28,14 @@ def laid(layout: Layout, family: Family, codec: Codec, before: Mapping[str, str]
         return codec
     spelled = layout.spelled.get(codec.form.codes)
     if spelled:
-        return replace(codec, codes_dtype=spelled)
+        return _spelled(codec, spelled)
     taken = codec.codes_dtype == before.get(codec.form.codes)
     return in_dialect(codec, codec.dialect) if taken else codec
+
+
+@cache
+def _spelled(codec: Fp4, dtype: str) -> Fp4:
+    return replace(codec, codes_dtype=dtype)
 
 
 def undone(param: Param, codec: Codec, scales: Mapping[str, TensorRef], encoded: Codec | None) -> Codec:
