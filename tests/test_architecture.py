@@ -25,9 +25,25 @@ PACKAGE = ROOT / "dsctl"
 TABLES = {
     "codecs": (
         "CODECS",
-        {"codec", "dress", "e4m3", "facts", "grids", "native_fp4", "nibbles", "recasts", "scales", "search"},
+        {
+            "codec",
+            "dress",
+            "e4m3",
+            "facts",
+            "grids",
+            "group_scales",
+            "native_fp4",
+            "nibbles",
+            "recasts",
+            "renumbered",
+            "scales",
+            "search",
+        },
     ),
-    "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
+    "layouts": (
+        "LAYOUTS",
+        {"folders", "joins", "layout", "manifests", "naming", "native_config", "ranks", "recognition"},
+    ),
     "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_vision", "model"}),
     "stores": (
         "STORES",

@@ -57,6 +57,13 @@ class Traits:
     scales: str = ""
 
 
+class Unit(NamedTuple):
+    """What attention is made of and no rank may hold a part of: how many there are, and what they are called."""
+
+    number: int
+    noun: str
+
+
 # Of a model of which its config tells everything.
 PLAIN_TRAITS = Traits()
 

@@ -206,7 +206,7 @@ def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
 
 
 def cuts(description: Description, ranks: Ranks, to: Formats) -> Iterator[Cut]:
-    """The cuts that cannot be made: heads or a length do not divide, or a part would begin within a block."""
+    """The cuts that cannot be made: heads, groups or a length do not divide, or a part would begin within a block."""
     families = ((group.family, codec) for group, codec in stored(description, to))
     model = description.contents.model
-    yield from illegal(families, ranks, model.heads(description.config) if model else None)
+    yield from illegal(families, ranks, model.units(description.config) if model else ())

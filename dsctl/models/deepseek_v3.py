@@ -17,7 +17,7 @@ import msgspec
 from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -209,10 +209,10 @@ def limited_tokens(config: Mapping[str, Any]) -> dict[str, int]:
     return {field: limit for field, limit in limits.items() if config.get(field) is not None}
 
 
-def heads(config: Mapping[str, Any]) -> int | None:
-    """`num_attention_heads`, where it is a number."""
-    count = config.get("num_attention_heads")
-    return count if type(count) is int else None
+def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...]:
+    """As many units as a field of the config says, where it is a positive number."""
+    number = config.get(field)
+    return (Unit(number, noun),) if type(number) is int and number > 0 else ()
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,8 +290,8 @@ class DeepseekV3:
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return heads(config)
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return counted(config, "num_attention_heads", "heads")
 
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         fields = ("num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim")

@@ -17,9 +17,19 @@ import msgspec
 from dsctl.core.attention import Sizes
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size
-from dsctl.models.deepseek_v4_config import DSPARK, INDEXED, MTP, attention, expected, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v4_config import (
+    DSPARK,
+    INDEXED,
+    MTP,
+    attention,
+    expected,
+    shrunk,
+    sliced,
+    units,
+    without_mtp,
+)  # fmt: skip
 from dsctl.models.deepseek_v4_vision import vision_tower
 
 # Ends of names that a drafter of one kind alone has.
@@ -100,7 +110,7 @@ def told(stored: Mapping[str, TensorSpec]) -> Traits:
         stages or None,
         _OWN in stored,
         "vision.norm.weight" in stored,
-        {"I8": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
+        {"I8": "e2m1", "F4": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
         scale.dtype if codes and scale else "",
     )
 
@@ -296,6 +306,9 @@ class DeepseekV4(DeepseekV3):
 
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return attention(config)
+
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return units(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl.core.attention import Compressed, whole_numbers
-from dsctl.models.deepseek_v3 import limited_tokens
+from dsctl.core.params import Unit
+from dsctl.models.deepseek_v3 import counted, limited_tokens
 
 # A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
 INDEXED = 4
@@ -48,6 +49,11 @@ def attention(config: Mapping[str, Any]) -> Compressed | None:
     if not sizes or type(layers) is not int or not all(type(ratio) is int and ratio >= 0 for ratio in ratios):
         return None
     return Compressed(tuple(ratios[:layers]), INDEXED, *sizes)
+
+
+def units(config: Mapping[str, Any]) -> tuple[Unit, ...]:
+    """Heads, and the groups through which what they give goes out: a group's matrices see its own heads alone."""
+    return (*counted(config, "num_attention_heads", "heads"), *counted(config, "o_groups", "output groups"))
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:

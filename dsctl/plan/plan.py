@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.renumbered import NUMBERS
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
 from dsctl.layouts.layout import Slot
@@ -168,6 +169,8 @@ def kind(step: Step) -> str:
     """What happens to a parameter, in one word of the audit."""
     if step.how != "recode":
         return {"move": "moved", "recast": "recast"}[step.how]
+    if step.reads[0].codec.form.codes == NUMBERS:
+        return "renumbered"
     before = step.reads[0].codec.quantized
     after = step.writes[0].codec.quantized
     return {(True, False): "dequantized", (False, True): "quantized", (True, True): "requantized"}.get(

@@ -92,7 +92,8 @@ def read_contents(
         if param is not None and len(one.ref.spec.shape) > 1 and one.peaks.any():
             sizes.setdefault(param.template, []).append((one, largest(one, decoded)))
     contents.findings += far(sizes)
-    contents.findings += copies([seen[place] for place in group if place in seen] for group in copied)
+    looked_at = ([seen[place] for place in group if place in seen] for group in copied)
+    contents.findings += copies(group for group in looked_at if group)
     weights = {one.ref.name: one for one in seen.values() if one.ref.name in owners and one.peaks.any()}
     if checkpoint.layout.shares is None:
         known = {name: param for name, (param, _) in owners.items()}

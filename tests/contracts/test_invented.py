@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from dsctl.codecs import SPELLINGS
 from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
 from tests.support.command import call, dsctl
@@ -70,8 +70,8 @@ class Invented:
         fields = (("bank_kind", (("e2m1", "four"),)),)
         return {"mixer": blocks, "specialists": Published("mxfp4", "invented", fields=fields)}
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return None
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return ()
 
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
