@@ -113,7 +113,7 @@ def test_names_of_scales_are_no_names_of_weights(case: Case) -> None:
         for part in codec.parts
         if part in dialect_of(case.layout, codec.dialect).endings
     }
-    assert not tensors & stored and len(stored) == 5 * len(tensors)
+    assert not tensors & stored and len(stored) == 7 * len(tensors)
 
 
 @pytest.mark.parametrize("ranks", [ranks for ranks in SPREADS if ranks], ids=str)
