@@ -47,10 +47,13 @@ def remedy(store: Store, found: Iterable[Told]) -> str | None:
 
 def told(checkpoint: Checkpoint, faults: Iterable[Fault]) -> list[Fault]:
     """The same faults by their causes, the causes first; each sums up in `details` what follows from it."""
-    files, rest = of_files(checkpoint, list(faults))
+    said, faults = set(checkpoint.contradictions), list(faults)
+    files, rest = of_files(checkpoint, [fault for fault in faults if fault not in said])
     sizes, rest = of_config(checkpoint, rest)
     whole, rest = _of_layers(checkpoint, rest)
-    return [*files, *sizes, *whole, *_alike(rest)]
+    # A wrong size may be why a config contradicts itself.
+    config = [] if sizes else [fault for fault in faults if fault in said]
+    return [*files, *sizes, *config, *whole, *_alike(rest)]
 
 
 def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:

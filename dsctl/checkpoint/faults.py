@@ -11,14 +11,20 @@ from dsctl.core.errors import FormatError
 # Faults that say something, but make nothing unreadable or ambiguous.
 NOTES = frozenset({
     "stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank",
+    "drafter-config", "drafter-stages", "scale-fmt-missing",
 })  # fmt: skip
+
+# What comes first is why the others are there.
+CAUSES = ("missing-shard", "wrong-config", "compress-ratios", "drafter-targets")
+# Of these, a config without a drafter has none.
+_OF_DRAFTERS = ("compress-ratios", "drafter-targets")
 
 
 def summary(place: str, faults: list[Fault]) -> str:
     """One line for a list of faults: the only one, or how many of which kind; what others follow from comes first."""
     if len(faults) == 1:
         return f"{place}: {faults[0]}"
-    first = f"{faults[0]}; in all " if faults[0].code in ("missing-shard", "wrong-config") else ""
+    first = f"{faults[0]}; in all " if faults[0].code in CAUSES else ""
     kinds: dict[str, int] = {}
     for fault in faults:
         kinds[fault.code] = kinds.get(fault.code, 0) + 1
@@ -27,9 +33,10 @@ def summary(place: str, faults: list[Fault]) -> str:
 
 def single_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
     """Everything that is wrong, as far as the headers tell, each thing for itself."""
+    own = *checkpoint.faults, *checkpoint.contradictions
     if checkpoint.regular is None:
-        return *checkpoint.faults, *checkpoint.survey.faults
-    return *checkpoint.faults, *undeclared(checkpoint.contents, checkpoint.regular.values())
+        return *own, *checkpoint.survey.faults
+    return *own, *undeclared(checkpoint.contents, checkpoint.regular.values())
 
 
 def known_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
@@ -56,6 +63,8 @@ def require_whole(
 
 def _of_mtp(checkpoint: Checkpoint, fault: Fault) -> bool:
     """Whether it is of an MTP layer, and would be no fault without that."""
+    if fault.code in _OF_DRAFTERS:
+        return True
     return fault.code == "missing-tensor" and fault in checkpoint.survey.mtp
 
 

@@ -19,6 +19,8 @@ from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size
 from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v4_faults import contradictions
+from dsctl.models.model import Contradiction
 
 # A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
 INDEXED = 4
@@ -79,6 +81,12 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         raise FormatError(f"config.json: compress_ratios has {what}: what kind a layer is cannot be told")
     if found.num_attention_heads * found.head_dim % found.o_groups:
         what = f"o_groups {found.o_groups} does not divide {found.num_attention_heads} heads of {found.head_dim}"
+        raise FormatError(f"config.json: {what}")
+    if len(found.compress_ratios) > found.num_hidden_layers + MOST_STAGES:
+        what = f"{len(found.compress_ratios):,} entries for {found.num_hidden_layers} layers and a drafter's stages"
+        raise FormatError(f"config.json: compress_ratios has {what}: no drafter has more than {MOST_STAGES}")
+    if found.num_hash_layers > found.num_hidden_layers:
+        what = f"num_hash_layers {found.num_hash_layers} is more than num_hidden_layers {found.num_hidden_layers}"
         raise FormatError(f"config.json: {what}")
     return found
 
@@ -297,7 +305,8 @@ class DeepseekV4(DeepseekV3):
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         kind, stages = expected(config)
-        kind, stages = traits.drafter or kind, stages if traits.stages is None else traits.stages
+        # A stage that only the config speaks of is a missing one.
+        kind, stages = traits.drafter or kind, max(traits.stages or 0, stages)
         main = _Block(d, _LAYER, tuple(range(d.num_hidden_layers)))
         return (
             *outside(d),
@@ -305,6 +314,12 @@ class DeepseekV4(DeepseekV3):
             *(drafter(d, kind, stages, traits.own, traits.vision) if stages else ()),
             *(vision_tower(d) if traits.vision else ()),
         )
+
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> Iterator[Contradiction]:
+        checked = msgspec.structs.asdict(dimensions(config))
+        return contradictions({field: checked.get(field, value) for field, value in config.items()}, stored, traits)
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         # No release with a block drafter is a base: eight-bit experts there are somebody's repack of four-bit ones.
