@@ -70,17 +70,18 @@ def _plain(name: str, held: Stored, codecs: Sequence[tuple[Codec, str]]) -> Faul
 def _scales(
     name: str, held: Stored, mine: Sequence[tuple[Codec, str]], codecs: Sequence[tuple[Codec, str]]
 ) -> Fault | None:
-    """Scales of another dtype or another grid than those that the codes go with; the last of `mine` is a release's."""
-    for codec, scale in reversed(mine):
+    """Scales of another dtype or another grid than those that the codes go with; the first of `mine` is a release's."""
+    for codec, scale in mine:
         found, wanted = held.there.get(scale), codec.specs(held.shape)[SCALE]
         if found is None:
             continue
         codes = _FLOATS[codec.form.codes]
         if found.shape == wanted.shape:
-            if codec.form.scale == "E8M0":
+            if codec.form.scale != "E8M0":
+                return None
+            if found.dtype != wanted.dtype:
                 what = f"is {codes}, its scales {scale} are {found.dtype}: {wanted.dtype} in its releases"
                 return Fault("wrong-scale-dtype", name, what)
-            continue
         if found.shape == wanted.shape[::-1]:
             what = f"its scales are turned: {scale} is {list(found.shape)}, {list(wanted.shape)} go with it"
             return Fault("wrong-scale", name, f"{held.weight.dtype} {list(held.weight.shape)}: {what}")

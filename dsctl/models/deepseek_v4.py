@@ -305,8 +305,10 @@ class DeepseekV4(DeepseekV3):
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         kind, stages = expected(config)
-        # A stage that only the config speaks of is a missing one.
-        kind, stages = traits.drafter or kind, max(traits.stages or 0, stages)
+        # A stage that only the config speaks of is a missing one; there never was a classic drafter of several.
+        if traits.stages is not None:
+            stages = traits.stages if traits.drafter == MTP else max(traits.stages, stages)
+        kind = traits.drafter or kind
         main = _Block(d, _LAYER, tuple(range(d.num_hidden_layers)))
         return (
             *outside(d),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import disagreement
 from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
-from dsctl.codecs import dress
+from dsctl.checkpoint.pieces import Piece
+from dsctl.codecs import SPELLINGS, dress
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.config_fields import SPARED_FIELDS
 from dsctl.core.params import Param
@@ -33,10 +34,23 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
         if piece.codec.scale_fmt and piece.codec.form.scale == "BF16":
             name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
             yield Finding("scale-dtype", name, "is BF16, loaders expect F32")
+        yield from _spelled(param, piece)
     yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
     if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
+
+
+def _spelled(param: Param, piece: Piece) -> Iterator[Finding]:
+    """Exponents stored under another dtype than the dialect has for them: who copies numbers takes 2^-7 for 120."""
+    codec = piece.codec
+    wanted = SPELLINGS.get(codec.dialect, {}).get("scale_dtype")
+    if codec.quantized and wanted and codec.form.scale == "E8M0":
+        stored = piece.refs[codec.parts.index(SCALE)].spec.dtype
+        if stored != wanted:
+            name = DIALECTS[codec.dialect].tensor(param.name, SCALE)
+            what = f"its scales {name} are {stored}, {wanted} in its releases: loaders may copy their bytes as numbers"
+            yield Finding("wrong-scale-dtype", param.name, what)
 
 
 class RoleField(NamedTuple):
