@@ -21,6 +21,8 @@ WEIGHTS = ".safetensors"
 # What a file is found to be where another copy of it is needed.
 _FETCHED = ("missing-shard", "wrong-size", "broken-header", "lfs-pointer")
 
+BELONGS = "put the config.json beside the files that belongs to them"
+
 
 class Told(Protocol):
     """A fault or a finding: its code, and the file or tensor."""
@@ -40,8 +42,10 @@ def remedy(store: Store, found: Iterable[Told]) -> str | None:
         if len(files) == 1:
             return f"{command} --include {files[0]}` fetches that file alone"
         return f"{command}` fetches the {len(files)} files that are missing or broken and keeps the others"
-    if any(one.code == "wrong-config" for one in found):
-        return "put the config.json beside the files that belongs to them"
+    if any(
+        one.code == "wrong-config" or (one.code == "missing-tensor" and one.where == "config.json") for one in found
+    ):
+        return BELONGS
     return None
 
 

@@ -37,7 +37,13 @@ class BadScale(NamedTuple):
     value: float
 
     def __str__(self) -> str:
-        return f"{self.ref.name}: scale of block [{self.row}, {self.column}] is {self.value:g} (in {self.ref.file})"
+        return f"{self.ref.name}: {self.told} (in {self.ref.file})"
+
+    @property
+    def told(self) -> str:
+        """What it is; the one code of E8M0 that is no number."""
+        code = " (the byte 255)" if self.ref.spec.dtype in ("F8_E8M0", "U8") else ""
+        return f"scale of block [{self.row}, {self.column}] is {self.value:g}{code}"
 
 
 def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:

@@ -41,7 +41,7 @@ def _ratios(config: Mapping[str, Any], stored: int) -> Iterator[Contradiction]:
         what = f"compress_ratios has {len(ratios)} entries, {wanted} are needed: {layers} layers, {_stages(stored)}"
         yield Contradiction("compress-ratios", what)
     elif stored and len(ratios) > wanted:
-        what = f"compress_ratios speaks of {len(ratios) - layers} stages of a drafter, {_stages(stored)} stored"
+        what = f"compress_ratios speaks of {len(ratios) - layers} stages of a drafter, stored: {_stages(stored)}"
         yield Contradiction("drafter-stages", what)
     for layer, ratio in enumerate(ratios):
         known = RATIOS if layer < layers else (0,)
@@ -67,7 +67,7 @@ def _drafter(config: Mapping[str, Any], traits: Traits) -> Iterator[Contradictio
     elif stages and traits.drafter == MTP and blocks:
         yield Contradiction("drafter-config", "has dspark_ fields, what is stored is a classic MTP layer")
     elif not stages and blocks and not expected(config)[1]:
-        yield Contradiction("drafter-config", "has dspark_ fields, no stage of a drafter is stored")
+        yield Contradiction("drafter-stages", "has dspark_ fields, no stage of a drafter is stored")
 
 
 def _targets(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Iterator[Contradiction]:
@@ -80,5 +80,7 @@ def _targets(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Ite
         what = f"dspark_target_layer_ids {list(targets)} are not some of the {layers} layers, numbered from 0"
         yield Contradiction("drafter-targets", what)
     elif len(matrix.shape) == 2 and matrix.shape[1] % hidden == 0 and matrix.shape[1] != len(targets) * hidden:
-        what = f"dspark_target_layer_ids names {len(targets)} layers, {MAIN_PROJECTION} takes {matrix.shape[1] // hidden}"
+        what = (
+            f"dspark_target_layer_ids names {len(targets)} layers, {MAIN_PROJECTION} takes {matrix.shape[1] // hidden}"
+        )
         yield Contradiction("drafter-targets", what)

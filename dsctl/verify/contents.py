@@ -80,6 +80,8 @@ def read_contents(
     sizes: dict[str, list[tuple[Seen, float]]] = {}
     for place, one in seen.items():
         param = owners[one.ref.name][0] if one.ref.name in owners else None
+        if place in known.tables:
+            continue
         found = list(values(one, param is not None and param.template.endswith("bias")))
         # A rank's tensor may have the name of another rank's parameter and be none itself.
         scale = scales.get(place)
@@ -91,7 +93,8 @@ def read_contents(
             sizes.setdefault(param.template, []).append((one, largest(one, decoded)))
     contents.findings += far(sizes)
     contents.findings += copies([seen[place] for place in group if place in seen] for group in copied)
-    weights = {one.ref.name: one for one in seen.values() if one.ref.name in owners and one.peaks.any()}
+    matrices = (one for place, one in seen.items() if place not in known.tables)
+    weights = {one.ref.name: one for one in matrices if one.ref.name in owners and one.peaks.any()}
     if checkpoint.layout.shares is None:
         params_ = {name: param for name, (param, _) in owners.items()}
         contents.findings += duplicates(weights, params_, checkpoint.store)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import disagreement
-from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
 from dsctl.checkpoint.pieces import Piece
+from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
 from dsctl.codecs import SPELLINGS, dress
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.config_fields import SPARED_FIELDS
@@ -17,6 +17,8 @@ from dsctl.layouts.naming import DIALECTS
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
 
+# What people call kinds of codes.
+_KINDS = {"e2m1": "E2M1, FP4", "e4m3": "E4M3, FP8"}
 # What compressed-tensors calls the same stored tensors (vllm-project/compressed-tensors, config/base.py).
 _ALIKE = {"naive-quantized": ("float-quantized", "int-quantized"), "mixed-precision": None}
 
@@ -82,7 +84,7 @@ def role_fields(checkpoint: Checkpoint) -> Iterator[RoleField]:
 
 def _of_roles(checkpoint: Checkpoint) -> Iterator[Finding]:
     for field in role_fields(checkpoint):
-        kinds = " and ".join(field.stored)
+        kinds = " and ".join(_KINDS.get(kind, kind) for kind in field.stored)
         if len(field.stored) > 1:
             yield Finding("expert-dtype", field.name, f"{field.role} are stored as {kinds}: loaders take all for one")
         elif field.said == field.true or (field.said is None and field.true == field.usual):
@@ -91,8 +93,10 @@ def _of_roles(checkpoint: Checkpoint) -> Iterator[Finding]:
             what = f"is absent, {field.role} are stored as {kinds}: vLLM takes them for {field.usual!r}"
             yield Finding("expert-dtype-missing", field.name, what)
         else:
-            true = repr(field.true) if field.true else "no such field"
-            yield Finding("expert-dtype", field.name, f"is {field.said!r}, {field.role} are stored as {kinds}: {true}")
+            true = repr(field.true) if field.true else "no value"
+            yield Finding(
+                "expert-dtype", field.name, f"is {field.said!r}, {field.role} are stored as {kinds}: {true} is true"
+            )
 
 
 def _fields(said: Mapping[str, Any], true: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -62,9 +62,7 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
             continue
         bad = bad_scale(ref, values)
         if bad is not None:
-            code = " (the byte 255)" if ref.spec.dtype == "F8_E8M0" else ""
-            what = f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}{code}"
-            yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, what)])
+            yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, bad.told)])
             continue
         if ue8m0 and not powers:
             unrounded[ref] = Finding("not-power-of-two", ref.name, _not_a_power(values))

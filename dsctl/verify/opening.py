@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_header, read_json
 from dsctl.core.errors import FormatError, SourceError
@@ -71,8 +72,9 @@ def open_anyhow(store: Store) -> Opened:
     files = store.files()
     findings = [*unreachable, *_pointers(store, files), *_texts(store, files)]
     lost = {finding.where for finding in findings}
-    if ORIGINAL in files:
-        findings += _weights(store, ORIGINAL, files[ORIGINAL])
+    for side in (ORIGINAL, ODD):
+        if side in files:
+            findings += _weights(store, side, files[side])
     try:
         checkpoint = open_checkpoint(Without(store, frozenset(lost)) if lost else store)
     except (FormatError, SourceError):

@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     huge: int
 
 
-INTEGERS = ("I8", "U8", "I32")
+INTEGERS = ("I8", "U8", "I32", "I64")
 KINDS = {
     "BF16": Kind("<u2", 0x7FFF, 0x7F80, 0x4980),
     "F16": Kind("<u2", 0x7FFF, 0x7C00, 0x7C00),
@@ -48,6 +48,7 @@ KINDS = {
     "I8": Kind("u1", 0xFF, 1 << 8, 1 << 8),
     "U8": Kind("u1", 0xFF, 1 << 8, 1 << 8),
     "I32": Kind("<u4", 0xFFFFFFFF, 1 << 32, 1 << 32),
+    "I64": Kind("<u8", (1 << 64) - 1, 1 << 64, 1 << 64),
 }
 
 

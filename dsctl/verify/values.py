@@ -116,7 +116,7 @@ def far(sizes: Mapping[str, list[tuple[Seen, float]]]) -> Iterator[Finding]:
 
 def copies(groups: Iterable[list[Seen]]) -> Iterator[Finding]:
     """Copies of one region, read whole, that do not hold the same bytes."""
-    for first, *others in groups:
+    for first, *others in filter(None, groups):
         for one in others:
             if one.print != first.print or not np.array_equal(one.peaks, first.peaks):
                 what = f"{one.ref.file} holds other bytes of it than {first.ref.file}"

@@ -117,7 +117,9 @@ PLANTED_V4: dict[str, Planted] = {
     "FP4 scales in float32": Planted(
         "wrong-scale-dtype", EXPERT, lambda f: stored(f, scale_of(EXPERT), lambda scale: scale.float()), FLASH
     ),
-    "the byte 255 among scales": Planted("bad-scale", scale_of(EXPERT), lambda f: f.poke(scale_of(EXPERT), 7, b"\xff"), FLASH),
+    "the byte 255 among scales": Planted(
+        "bad-scale", scale_of(EXPERT), lambda f: f.poke(scale_of(EXPERT), 7, b"\xff"), FLASH
+    ),
     "a base's scale that is no power of two": Planted(
         "not-power-of-two", scale_of(EXPERT), lambda f: f.poke(scale_of(EXPERT), 0, b"\x01\x00\x80\x3a"), BASE
     ),
@@ -163,7 +165,7 @@ PLANTED_V4: dict[str, Planted] = {
     "a ratio that loaders do not know": Planted(
         "compress-ratios", "config.json", ratios(lambda r: r.__setitem__(2, 64)), FLASH,
         also=("wrong-shape", "extra-tensor"),
-   
+
     ),
     "a stage with a ratio": Planted("compress-ratios", "config.json", ratios(lambda r: r.__setitem__(3, 4)), FLASH),
     "ratios for a drafter that is not there": Planted(

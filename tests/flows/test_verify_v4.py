@@ -50,9 +50,7 @@ def test_nothing_is_found_on_a_clean_checkpoint(release: str, tmp_path_factory: 
 MADE = {"bf16": ["--bf16"], "powers": ["--fp8"], "numbers": ["--fp8", "--scale-fmt", "float32"]}
 
 
-@pytest.mark.parametrize(
-    "release, kind", [*((FLASH, kind) for kind in MADE), (BASE, "bf16"), (BLOCKS, "powers")]
-)
+@pytest.mark.parametrize(("release", "kind"), [*((FLASH, kind) for kind in MADE), (BASE, "bf16"), (BLOCKS, "powers")])
 def test_nothing_is_found_on_what_was_made_of_one(
     release: str, kind: str, clean: dict[str, Path], tmp_path: Path
 ) -> None:
