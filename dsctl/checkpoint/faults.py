@@ -83,10 +83,10 @@ def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault]) -> str
         return "carry them over as they are with --allow-extra"
     if kinds <= {"block-size", "format-not-declared", "declared-not-stored"}:
         return "`dsctl verify --fix` makes config.json say what is stored"
-    if told[0].code in CAUSES or kinds <= _WRITTEN:
-        return (
-            causes.BELONGS if told[0].code in CAUSES else "take these tensors from the files that they were made from"
-        )
+    if told[0].code in CAUSES:
+        return causes.BELONGS
+    if kinds <= _WRITTEN:
+        return "take these tensors from the files that they were made from"
     if "missing-scale" in kinds:
         return "codes mean nothing without their scales: fetch the files that should hold them again"
     return None

@@ -82,16 +82,14 @@ def _scales(
             if found.dtype != wanted.dtype:
                 what = f"is {codes}, its scales {scale} are {found.dtype}: {wanted.dtype} in its releases"
                 return Fault("wrong-scale-dtype", name, what)
-        if found.shape == wanted.shape[::-1]:
-            what = f"its scales are turned: {scale} is {list(found.shape)}, {list(wanted.shape)} go with it"
-            return Fault("wrong-scale", name, f"{held.weight.dtype} {list(held.weight.shape)}: {what}")
         other = next(
             (one for one, at in codecs if at == scale and one.specs(held.shape)[SCALE].shape == found.shape), None
         )
         if other is not None and other.form.codes != codec.form.codes:
             what = f"is {codes}, its scales {scale} {list(found.shape)} are of {_FLOATS[other.form.codes]}"
-            return Fault("other-grid", name, f"{what}: {list(wanted.shape)} go with it")
+            return Fault("other-grid", name, f"{what}: {list(wanted.shape)} would go with it")
         if found.shape != wanted.shape:
-            what = f"its scales {scale} are {found.dtype} {list(found.shape)}, {list(wanted.shape)} go with it"
-            return Fault("wrong-scale", name, f"{held.weight.dtype} {list(held.weight.shape)}: {what}")
+            turned = ", and not turned" if found.shape == wanted.shape[::-1] else ""
+            what = f"does not go with {scale} {found.dtype} {list(found.shape)}: {list(wanted.shape)} would{turned}"
+            return Fault("wrong-scale", name, f"{held.weight.dtype} {list(held.weight.shape)} {what}")
     return None

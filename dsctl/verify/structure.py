@@ -176,7 +176,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def usual_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype in which most unquantized parameters are stored, but those that the release keeps in F32 or as integers."""
+    """The dtype in which most unquantized parameters are stored, without those that no release keeps in BF16."""
     found = Counter(
         piece.refs[0].spec.dtype
         for param, piece in params(checkpoint)
