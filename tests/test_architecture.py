@@ -23,9 +23,12 @@ PACKAGE = ROOT / "dsctl"
 
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
-    "codecs": ("CODECS", {"codec", "dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
+    "codecs": (
+        "CODECS",
+        {"codec", "dress", "e4m3", "facts", "grids", "native_fp4", "nibbles", "recasts", "scales", "search"},
+    ),
     "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
-    "models": ("MODELS", {"model"}),
+    "models": ("MODELS", {"deepseek_v4_config", "model"}),
     "stores": (
         "STORES",
         {
@@ -71,7 +74,8 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
-    "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.job", "work.values",
+    "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
+    "work.values",
 }  # fmt: skip
 
 # Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever

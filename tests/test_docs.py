@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STAND_INS = {
     "DeepSeek-V3.2": "tiny v3.2 DeepSeek-V3.2",
     "DeepSeek-V3.2-bf16": "convert DeepSeek-V3.2 DeepSeek-V3.2-bf16 --bf16",
+    "DeepSeek-V4-Flash": "tiny v4-flash DeepSeek-V4-Flash",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have

@@ -80,6 +80,13 @@ def kept_texts(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
 
 
+def own_side(checkpoint: Checkpoint) -> Original:
+    """What a side file of a checkpoint would tell of it, scales apart."""
+    texts = {INDEX: checkpoint.store.read(INDEX, 0, checkpoint.files[INDEX])} if INDEX in checkpoint.files else {}
+    files = {name: file for file, header in checkpoint.headers.items() for name in header.names}
+    return Original(checkpoint.headers, files, {}, texts, checkpoint.config or {})
+
+
 def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
     """What a side file tells.
 

@@ -53,9 +53,6 @@ class Plain:
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box
 
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError(f"scales of {self.name} do not follow from values")
-
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes of F16 and where they are infinite.
         return 4 * min(prod(shape), CHUNK) if self.dtype == "F16" and encoding else 0

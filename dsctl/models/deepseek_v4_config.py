@@ -96,7 +96,7 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
         "q_lora_rank": min(config["q_lora_rank"], sizes["hidden"]),
         "o_lora_rank": min(config["o_lora_rank"], sizes["hidden"]),
         "o_groups": min(config["o_groups"], heads),
-        "index_n_heads": heads,
+        "index_n_heads": min(config["index_n_heads"], heads),
         "index_topk": min(config["index_topk"], 64),
         _RATIOS: [*(ratios[layer % whole] for layer in range(layers)), *ratios[whole:]],
     }

@@ -15,7 +15,7 @@ from dsctl.core.header import PT, TensorSpec, build
 from dsctl.layouts.folders import folder
 from dsctl.layouts.naming import DIALECTS, Ending, endings
 from dsctl.plan.blocks import check_filled, check_joined
-from dsctl.plan.kept import saves, scales_of
+from dsctl.plan.kept import scales_of
 from dsctl.plan.plan import OutFile, Placed, PlacedPart, Want
 from dsctl.plan.target import Target
 
@@ -145,7 +145,7 @@ def out_files(
         size = len(header) + sum(spec.nbytes for spec in specs[file].values())
         literals = tuple((begins[tensor], data) for tensor, data in stated.get(file, {}).items())
         files.append(OutFile(file, header, size, literals))
-    if saves(target):
+    if target.saves:
         side = scales_of(target, placed.keys())
         offsets |= {(ORIGINAL, tensor): begin for tensor, begin in side.begins.items()}
         files.append(OutFile(ORIGINAL, side.header, side.size, side.literals))

@@ -90,9 +90,12 @@ def _recoded(target: Target, steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
-    twice = [step.read_bytes for step in steps if step.surveyed]
+    twice = [step.read_bytes for step in steps if step.surveyed and step.how == "recode"]
     if twice:
         yield f"{sum(twice):,} bytes are read twice: a global scale needs the largest magnitude before the first value"
+    twice = [step.reads[0].parts[1].spec.nbytes for step in steps if step.surveyed and step.how == "recast"]
+    if twice:
+        yield f"{sum(twice):,} bytes are read twice: a global scale needs the largest of all scales before the first"
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:
@@ -138,7 +141,8 @@ def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str,
 
 def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
     """The same steps; those that need it know which parameters share their largest magnitude."""
-    found = {step.name: step for step in steps if step.how == "recode" and step.writes[0].codec.surveys}
+    steps = list(_alike(steps, wants))
+    found = {step.name: step for step in steps if step.how != "move" and step.writes[0].codec.surveys}
     if not found:
         return steps
     partners: dict[str, tuple[Step, ...]] = {
@@ -148,6 +152,20 @@ def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
         together = tuple(found[param.name] for param in params)
         partners |= dict.fromkeys((param.name for param in params), together)
     return [step._replace(surveyed=partners.get(step.name, ())) for step in steps]
+
+
+def _alike(steps: list[Step], wants: Sequence[Want]) -> Iterator[Step]:
+    """The same steps; of those that share a survey all are recast, or none."""
+    recast_ = {step.name for step in steps if step.way is not None and step.way.surveys}
+    apart = {
+        param.name
+        for params in (fused(want.param for want in wants).values() if recast_ else ())
+        if 0 < len(recast_.intersection(param.name for param in params)) < len(params)
+        for param in params
+    }
+    for step in steps:
+        alone = step.name in apart and step.name in recast_
+        yield step._replace(how="recode", way=None) if alone else step
 
 
 def _refuse_overlap(steps: list[Step]) -> None:

@@ -17,8 +17,9 @@ RECIPE = "recipe"
 # The format of a request for what the releases of the architecture store.
 PUBLISHED = "published"
 # The formats for which a search finds better scales, and those whose scales have a format of their own.
-SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4")
-SCALED = ("fp8-block", PUBLISHED)
+SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4", "nvfp4-modelopt")
+BLOCKS = "fp8-block"
+SCALED = (BLOCKS, PUBLISHED)
 # The formats that hold some values of four-bit experts only where their scales are near one another.
 INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 

@@ -33,6 +33,7 @@ class JobFiles:
         self.context, self.source, self.scratch = context, source, scratch
         self.open: dict[str, int] = {}
         self.peaks: dict[str, torch.Tensor] = {}
+        self.largest: dict[str, int] = {}
         self.device = device(context.devices[0])
         self.gathered = Gathered(context.folder)
 

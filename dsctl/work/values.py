@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from dsctl.codecs import grids
-from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec
-from dsctl.codecs.recasts import Inexact
+from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec, Inexact
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError
 from dsctl.core.header import TensorSpec

@@ -33,7 +33,8 @@ def test_a_target_of_what_has_no_side_files(source: Checkpoint) -> None:
 @pytest.mark.parametrize("to", ["fp8-block", "published"])
 def test_what_was_decoded_comes_back(decoded: Checkpoint, to: str) -> None:
     target = target_of(decoded, Request(to))
-    assert target.original is not None and target.restores and target.kept == (target.original,)
+    assert target.original is not None and target.restores and target.kept[0] == target.original
+    assert [one.config for one in target.kept] == [target.original.config, decoded.config]
     assert target.formats.kept == BLOCKS
     assert target.notes == ("scales: ue8m0, kept ones of the original are used where they still fit",)
 
