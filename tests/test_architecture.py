@@ -25,10 +25,22 @@ PACKAGE = ROOT / "dsctl"
 TABLES = {
     "codecs": (
         "CODECS",
-        {"codec", "dress", "e4m3", "facts", "grids", "native_fp4", "nibbles", "recasts", "scales", "search"},
+        {
+            "codec",
+            "dress",
+            "e4m3",
+            "facts",
+            "grids",
+            "group_scales",
+            "native_fp4",
+            "nibbles",
+            "recasts",
+            "scales",
+            "search",
+        },
     ),
     "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
-    "models": ("MODELS", {"deepseek_v4_config", "model"}),
+    "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_dimensions", "deepseek_v4_faults", "model"}),
     "stores": (
         "STORES",
         {

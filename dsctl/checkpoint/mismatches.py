@@ -38,7 +38,7 @@ def mismatch(name: str, held: Stored, codecs: Sequence[tuple[Codec, str]], role:
     if found is not None:
         return found
     wanted = next((spec for codec, _ in floats if _is_of(weight, spec := codec.specs(held.shape)[CODES])), None)
-    shape = wanted.shape if wanted else held.shape
+    shape = wanted.shape if wanted and weight.shape != held.shape else held.shape
     if weight.shape != shape:
         return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(shape)}")
     others = ", ".join(f"{one} {t.dtype} {list(t.shape)}" for one, t in held.there.items() if t is not weight)

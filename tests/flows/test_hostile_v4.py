@@ -59,7 +59,7 @@ CASES: dict[str, tuple[str, Callable[[Folder, dict[str, Path]], object], str]] =
     "a scale grid turned": (FLASH, planted("a scale grid turned"), "[8, 128]: [128, 8] would, and not turned"),
     "an FP8 scale grid turned": (FLASH, planted("an FP8 scale grid turned"), "[2, 8]: [8, 2] would, and not turned"),
     "the byte 255": (FLASH, planted("the byte 255 among scales"), "block [0, 7] is nan (the byte 255)"),
-    "scales swapped": (FLASH, planted("the scales of two matrices swapped"), "w1.scale F8_E8M0 [256, 4]: [128, 8] would"),
+    "scales swapped": (FLASH, planted("the scales of two matrices swapped"), "F8_E8M0 [256, 4]: [128, 8] would"),
     "scales as numbers": (FLASH, planted("FP8 scales as numbers"), "in place of 2^-"),
     "a base's scales as numbers": (BASE, planted("a base's scales as numbers"), "in place of 2^-"),
     "four-bit scales as numbers": (FLASH, planted("FP4 scales as numbers"), f"{scale_of(EXPERT)} are F32"),

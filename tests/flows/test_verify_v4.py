@@ -93,10 +93,10 @@ def test_what_loaders_take_without_a_word_is_an_error(spoiled) -> None:
 def test_a_config_is_mended_and_no_weight_is_touched(name: str, spoiled, clean: dict[str, Path]) -> None:
     fault = PLANTED_V4[name]
     folder = spoiled(fault.release)
-    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     fault.plant(folder)
     dsctl("verify", folder.path, "--fix", "--strict")
-    after = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    after = {path.name: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert json.loads(before.pop("config.json")) == json.loads(after.pop("config.json"))
     assert before == after
 
