@@ -35,12 +35,19 @@ TABLES = {
             "native_fp4",
             "nibbles",
             "recasts",
+            "renumbered",
             "scales",
             "search",
         },
     ),
-    "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
-    "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_dimensions", "deepseek_v4_faults", "model"}),
+    "layouts": (
+        "LAYOUTS",
+        {"folders", "joins", "layout", "manifests", "naming", "native_config", "ranks", "recognition"},
+    ),
+    "models": (
+        "MODELS",
+        {"deepseek_v4_config", "deepseek_v4_dimensions", "deepseek_v4_faults", "deepseek_v4_vision", "model"},
+    ),
     "stores": (
         "STORES",
         {

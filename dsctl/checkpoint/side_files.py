@@ -46,6 +46,11 @@ class Original:
             name: spec for one in self.headers.values() for name, spec in zip(one.names, one.specs, strict=True)
         }  # fmt: skip
 
+    @property
+    def literals(self) -> dict[str, bytes]:
+        """What was kept beside the scales, as `kept_texts` gives it."""
+        return {_HEADER + file: header.raw for file, header in self.headers.items()} | self.texts
+
     def header(self, file: str, specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]] | None:
         """The bytes of a file's header and its tensors' offsets, where the file held exactly these tensors."""
         known = self.headers.get(file)

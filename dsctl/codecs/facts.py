@@ -43,7 +43,9 @@ FORMATS: dict[str, Format] = {
         None,
     ),
     "fp8-block": Format(f"{_ALL}, TensorRT-LLM, DeepSeek", "Hopper+", "itself, fp8-block-ct, fp8-block-e8m0", 31.6),
-    "fp8-block-e8m0": Format("transformers; SGLang for V4", "Hopper+", "fp8-block with ue8m0 scales; mxfp4 within 2^14", 31.5),
+    "fp8-block-e8m0": Format(
+        "transformers; SGLang for V4", "Hopper+", "fp8-block with ue8m0 scales; mxfp4 within 2^14", 31.5
+    ),
     "fp8-block-ct": Format(f"{_SERVERS}; transformers but for experts", "Hopper+", "itself, fp8-block", 31.6),
     "fp8-channel": Format(_ALL, "Ada+", "itself", 31.5),
     "int8-channel": Format("vLLM; SGLang but for experts", "Turing+", "itself", 41.2),

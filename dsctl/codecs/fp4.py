@@ -27,8 +27,10 @@ SILENT = (
     "transformers 5.24 loads routed experts in nvfp4 without a word, leaves out their global scale and computes wrong "
     "answers: serve them with vLLM or SGLang"
 )
+# The dtype of codes whose shape counts codes, not bytes: that of safetensors 0.8, torch's float4_e2m1fn_x2.
+LOGICAL = "F4"
 # Dtypes under which two codes in a byte, and E8M0, are stored.
-_CODES, _POWERS = ("U8", "I8"), ("U8", "F8_E8M0")
+_CODES, _POWERS = ("U8", "I8", LOGICAL), ("U8", "F8_E8M0")
 # The largest product of an E4M3 scale and an E2M1 code.
 REACH = 448.0 * 6.0
 
@@ -89,7 +91,8 @@ class Fp4:
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         scales = grid(shape, self.group)
-        codes = TensorSpec(self.codes_dtype, (shape[0], -(-shape[1] // 2)))
+        columns = shape[1] if self.codes_dtype == LOGICAL else -(-shape[1] // 2)
+        codes = TensorSpec(self.codes_dtype, (shape[0], columns))
         specs = {CODES: codes, SCALE: TensorSpec(self.scale_dtype, scales)}
         return specs | dict.fromkeys(self.parts[2:], TensorSpec("F32", () if self.multiplied else (1,)))
 
@@ -103,6 +106,7 @@ class Fp4:
         return reader if dict(stored) == reader.specs(shape) else None
 
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
+        # Of codes, in bytes.
         if part in (GLOBAL_SCALE, INPUT_SCALE):
             return Box.whole(() if self.multiplied else (1,))
         scales = grid_box(box, self.group, shape)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs.codec import VALUES, BadBlock, Form
+from dsctl.codecs.codec import VALUES, BadBlock, Form, Misaligned
 from dsctl.codecs.grids import CHUNK, chunks
 from dsctl.core.boxes import Box
-from dsctl.core.header import TensorSpec
+from dsctl.core.header import DTYPE_BITS, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Plain:
         return self.dtype.lower()
 
     @property
-    def plain(self) -> str:
+    def plain(self) -> str | None:
         return self.dtype
 
     @property
@@ -51,7 +51,13 @@ class Plain:
         return self if stored == self.specs(shape) else None
 
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
-        return box
+        bits = DTYPE_BITS[self.dtype]
+        if bits >= 8 or not shape:
+            return box
+        (*first, begin), (*last, end) = box.start, box.stop
+        if begin * bits % 8 or end * bits % 8:
+            raise Misaligned(f"{self.dtype} from {begin} to {end} of {shape[-1]} is not whole bytes")
+        return Box((*first, begin * bits // 8), (*last, end * bits // 8))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes of F16 and where they are infinite.

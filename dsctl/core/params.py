@@ -58,6 +58,13 @@ class Traits:
     scales: str = ""
 
 
+class Unit(NamedTuple):
+    """What attention is made of and no rank may hold a part of: how many there are, and what they are called."""
+
+    number: int
+    noun: str
+
+
 # Of a model of which its config tells everything.
 PLAIN_TRAITS = Traits()
 
@@ -103,8 +110,9 @@ class Family:
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
     `derived`: it follows from the config, and loaders that name their own modules have no place for it. `last`: where
     layers are dealt out over pipeline stages, it goes with the last of them. `below`: its values are whole numbers
-    from 0 up to this. Layers are counted through the model, those of multi-token prediction behind all others; names
-    count from `first_layer` on.
+    from 0 up to this. `variant` tells it from other families of its template, such as those of layers that compress
+    otherwise. Layers are counted through the model, those of multi-token prediction behind all others; names count
+    from `first_layer` on.
     """
 
     template: str
@@ -123,6 +131,7 @@ class Family:
     last: bool = False
     first_layer: int = 0
     below: int = 0
+    variant: str = ""
 
     @property
     def count(self) -> int:

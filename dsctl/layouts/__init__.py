@@ -18,8 +18,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 # What dsctl's own files, and people who knew it before, call the published layout.
 RECORDED = "hf"
-# Layouts that leave the MTP layer out unless it is asked for; the last has no place for it.
-WITHOUT_MTP = ("deepseek", "vllm")
 
 
 def layout_name(recorded: str) -> str:

@@ -10,7 +10,7 @@ from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import Family
 from dsctl.layouts import LAYOUTS, deepseek, layout_name, vllm
 from dsctl.layouts.folders import folder
-from dsctl.layouts.layout import Layout
+from dsctl.layouts.layout import Layout, native
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares, check
 
@@ -117,6 +117,8 @@ def _vllm(headers: Mapping[str, Header], families: Families, world: int, place: 
 
 def _joined(headers: Mapping[str, Header], families: Families) -> Layout:
     """The layout, of those with joined tensors, that has names for what is there."""
+    if native(families()):
+        return LAYOUTS["published"]
     names = {name for header in headers.values() for name in header.names}
     for layout in (LAYOUTS["fused"].arranged(families(), None), LAYOUTS["stacked"].arranged(families(), None)):
         first = [layout.slots(next(family.params()))[0].tensor for family in families() if family.fused]

@@ -14,16 +14,26 @@ from typing import Any
 
 import msgspec
 
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import DeepseekV3
-from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v4_config import (
+    DSPARK,
+    INDEXED,
+    MTP,
+    attention,
+    expected,
+    shrunk,
+    sliced,
+    units,
+    without_mtp,
+)  # fmt: skip
 from dsctl.models.deepseek_v4_dimensions import MOST_STAGES, Dimensions, dimensions
 from dsctl.models.deepseek_v4_faults import contradictions
+from dsctl.models.deepseek_v4_vision import vision_tower
 from dsctl.models.model import Contradiction
 
-# A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
-INDEXED = 4
 # Ends of names that a drafter of one kind alone has.
 _TELLING = {
     DSPARK: ("main_proj.weight", "main_norm.weight", "markov_w1.weight", "markov_w2.weight"),
@@ -51,7 +61,7 @@ def told(stored: Mapping[str, TensorSpec]) -> Traits:
         stages or None,
         _OWN in stored,
         "vision.norm.weight" in stored,
-        {"I8": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
+        {"I8": "e2m1", "F4": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
         scale.dtype if codes and scale else "",
     )
 
@@ -107,7 +117,8 @@ class _Block:
 
     def compressor(self, name: str, role: str, ratio: int, size: int, layers: tuple[int, ...]) -> Iterator[Family]:
         """What makes one entry of `size` of `ratio` tokens."""
-        width, where = (2 * size if ratio == INDEXED else size), {"layers": layers}
+        width = 2 * size if ratio == INDEXED else size
+        where = {"layers": layers, "variant": f"ratio {ratio}"}
         yield self.family(f"{name}.ape", (ratio, width), role, dtype="F32", **where)
         yield self.family(f"{name}.wkv.weight", (width, self.d.hidden_size), role, **where)
         yield self.family(f"{name}.wgate.weight", (width, self.d.hidden_size), role, **where)
@@ -210,29 +221,6 @@ def drafter(d: Dimensions, kind: str, stages: int, own: bool, vision: bool) -> I
     yield closing.family("confidence_head.proj.weight", (1, hidden + rank), "mtp")
 
 
-def vision_tower(d: Dimensions) -> Iterator[Family]:
-    """The parts that read images: moved as they are."""
-    size, inner, hidden = d.vision_dim, d.vision_inter_dim, d.hidden_size
-    blocks = tuple(range(d.vision_n_layers))
-
-    def both(name: str, rows: int, columns: int) -> Iterator[Family]:
-        yield Family(f"{name}.weight", (rows, columns), "vision")
-        yield Family(f"{name}.bias", (rows,), "vision")
-
-    yield from (Family(f"image_{name}", (hidden,), "vision") for name in ("start", "end", "newline", "pad"))
-    yield from both("vision.patch_embed.proj", size, 3 * d.vision_patch_size**2)
-    for block in blocks:
-        at = f"vision.blocks.{block}."
-        yield from (Family(f"{at}norm{number}.weight", (size,), "vision") for number in (1, 2))
-        yield from both(f"{at}attn.wqkv", 3 * size, size)
-        yield from both(f"{at}attn.wo", size, size)
-        yield Family(f"{at}mlp.w1.weight", (2 * inner, size), "vision")
-        yield Family(f"{at}mlp.w2.weight", (size, inner), "vision")
-    yield Family("vision.norm.weight", (size,), "vision")
-    yield from both("aligner.w1", hidden, size * d.vision_downsample_ratio**2)
-    yield from both("aligner.w2", hidden, hidden)
-
-
 class DeepseekV4(DeepseekV3):
     """V4-Flash and V4-Pro, their bases, and the releases with a block drafter."""
 
@@ -275,6 +263,12 @@ class DeepseekV4(DeepseekV3):
         fields = (("expert_dtype", (("e2m1", "fp4"), ("e4m3", "fp8"))),)
         experts = rest._replace(format=stored if base else "mxfp4", fields=fields)
         return dict.fromkeys(QUANTIZED, rest) | {"routed experts": experts}
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        return attention(config)
+
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return units(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 
 
 class Contradiction(NamedTuple):
@@ -48,8 +49,11 @@ class Model(Protocol):
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         """How its releases store what they quantize, by role; a role that is not there is quantized in none of them."""
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        """The attention heads that no rank may cut through, or None where the config does not say."""
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        """What no tensor-parallel cut of attention may split, such as heads; none where the config does not say."""
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        """The sizes that set what attention costs, or None where the config does not give them."""
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config for a checkpoint that has no multi-token-prediction layers."""

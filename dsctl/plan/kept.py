@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.odd_scales import ODD
-from dsctl.checkpoint.side_files import Side, kept_texts
+from dsctl.checkpoint.side_files import WHOLE, Side, kept_texts
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
@@ -63,13 +63,13 @@ def kept_scales(target: Target, want: Want) -> Region | None:
     own = _own_scales(want)
     if own is not None:
         return own
-    if target.original is None or want.codec != target.formats.kept:
+    name, shape = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE), want.param.shape
+    sides = (ORIGINAL, target.original, target.formats.kept), (WHOLE, target.whole, target.encoded)
+    known = ((file, side.scales.get(name)) for file, side, codec in sides if side and codec == want.codec)
+    file, ref = next(((file, ref) for file, ref in known if ref), ("", None))
+    if ref is None or ref.spec != want.codec.specs(shape)[SCALE]:
         return None
-    ref = target.original.scales.get(DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE))
-    if ref is None or ref.spec != want.codec.specs(want.param.shape)[SCALE]:
-        return None
-    shape = want.param.shape
-    part = Part(SCALE, ORIGINAL, ref.begin, ref.spec)
+    part = Part(SCALE, file, ref.begin, ref.spec)
     return Region(Box.whole(shape), want.codec, (part,), shape, (0,) * len(shape))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +32,8 @@ from dsctl.stores import INDEX, SIGNED
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
-def carried(target: Target) -> dict[str, int]:
-    """The source's other files, copied as they are, with their sizes."""
+def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
+    """The source's other files, copied as they are, with their sizes; none of those that are `made`."""
     checkpoint, request = target.checkpoint, target.request
     derived = checkpoint.layout.texts(checkpoint.config or {})
     replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
@@ -47,7 +47,7 @@ def carried(target: Target) -> dict[str, int]:
     return {
         file: size
         for file, size in checkpoint.files.items()
-        if file not in replaced and not file.endswith(WEIGHTS) and not file.startswith(folders)
+        if file not in replaced and file not in made and not file.endswith(WEIGHTS) and not file.startswith(folders)
     }
 
 

@@ -162,6 +162,8 @@ def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Findi
         mine = [one for one in groups if any(is_named(text, module, param) is not False for text in one.targets)]
         used |= {one.name for one in mine if is_quantized}
         if not is_quantized:
+            if checkpoint.layout.decoded(param.family):
+                continue
             if param.quantizable and mine and not any(is_named(text, module, param) is not False for text in spared):
                 others.append(_plain(param, piece.refs[0].spec.dtype, checkpoint))
         elif spares or not mine:

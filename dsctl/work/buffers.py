@@ -57,6 +57,7 @@ class JobFiles:
 
     def buffer(self, name: str, spec: TensorSpec) -> torch.Tensor:
         """An uninitialised tensor that is reused by the next call of the same name."""
+        spec = spec.in_bytes
         need = max(spec.nbytes, 1)
         have = self.scratch.get(name)
         if have is None or have.numel() < need or have.is_pinned() != self._pinned:

@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dsctl.codecs import SPELLINGS
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
 from dsctl.models.model import Contradiction
@@ -75,7 +76,10 @@ class Invented:
         fields = (("bank_kind", (("e2m1", "four"),)),)
         return {"mixer": blocks, "specialists": Published("mxfp4", "invented", fields=fields)}
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return ()
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from dsctl.core.attention import Sizes
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
@@ -53,6 +54,9 @@ class Toy:
         return {"mixer": Published("toy", "toy")}
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
+        return None
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
