@@ -44,7 +44,10 @@ TABLES = {
         "LAYOUTS",
         {"folders", "joins", "layout", "manifests", "naming", "native_config", "ranks", "recognition"},
     ),
-    "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_vision", "model"}),
+    "models": (
+        "MODELS",
+        {"deepseek_v4_config", "deepseek_v4_dimensions", "deepseek_v4_faults", "deepseek_v4_vision", "model"},
+    ),
     "stores": (
         "STORES",
         {

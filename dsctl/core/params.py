@@ -30,7 +30,8 @@ class Published(NamedTuple):
 
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
     that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from. `fields` are those
-    of `config.json`, beside `quantization_config`, that say so: by name their values by kind of codes (`Form.codes`).
+    of `config.json`, beside `quantization_config`, that say so: by name their values by kind of codes (`Form.codes`),
+    first the one that loaders take where the field is absent.
     """
 
     format: str

@@ -7,7 +7,7 @@ Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -286,6 +287,11 @@ class DeepseekV3:
         if d.mtp_layers:
             families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
         return families
+
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> Iterable[Contradiction]:
+        return ()
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")

@@ -32,10 +32,11 @@ def expected(config: Mapping[str, Any]) -> tuple[str, int]:
     stages = len(_ratios(config)) - layers if type(layers) is int else 0
     if stages <= 0:
         return "", 0
-    return (DSPARK if _speaks_of_blocks(config) else MTP), stages
+    return (DSPARK if speaks_of_blocks(config) else MTP), stages
 
 
-def _speaks_of_blocks(config: Mapping[str, Any]) -> bool:
+def speaks_of_blocks(config: Mapping[str, Any]) -> bool:
+    """Whether it has fields of a block drafter."""
     return any(field.startswith("dspark_") for field in config)
 
 

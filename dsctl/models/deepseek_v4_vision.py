@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dsctl.core.params import Family
 
 if TYPE_CHECKING:
-    from dsctl.models.deepseek_v4 import Dimensions
+    from dsctl.models.deepseek_v4_dimensions import Dimensions
 
 
 def vision_tower(d: Dimensions) -> Iterator[Family]:

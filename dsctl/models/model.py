@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+
+
+class Contradiction(NamedTuple):
+    """Something that a `config.json` says and that cannot be, or that tensors contradict: a stable code, and what."""
+
+    code: str
+    what: str
 
 
 class Model(Protocol):
@@ -25,6 +32,15 @@ class Model(Protocol):
 
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         """Every parameter of the model, MTP layers included.
+
+        Raises:
+            FormatError: a field that sets a shape is missing or absurd.
+        """
+
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> Iterable[Contradiction]:
+        """What is wrong with a config of which `families` can be told; `stored` are the checkpoint's tensors by name.
 
         Raises:
             FormatError: a field that sets a shape is missing or absurd.

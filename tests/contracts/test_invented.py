@@ -22,6 +22,7 @@ from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
+from dsctl.models.model import Contradiction
 from tests.support.command import call, dsctl
 
 Tensors = dict[str, torch.Tensor]
@@ -64,6 +65,11 @@ class Invented:
         for name, shape, split in (("up", (128, WIDTH), 0), ("down", (WIDTH, 128), 1)):
             family = f"{prefix}bank.{{expert}}.{name}.kernel"
             yield Family(family, shape, "specialists", True, split, experts=count, active=2, **where)
+
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> tuple[Contradiction, ...]:
+        return ()
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         blocks = Published("fp8-block-e8m0", "invented", "ue8m0", "as it was invented")
