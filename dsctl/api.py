@@ -23,14 +23,14 @@ from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
 from dsctl.codecs import CODECS
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
-from dsctl.layouts import WITHOUT_MTP, usual_ep
+from dsctl.layouts import usual_ep
 from dsctl.look.diff import Diff
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import recipe as named
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request
+from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, USUAL, Request
 
 if TYPE_CHECKING:
     from dsctl.look.comparison import Comparison
@@ -169,7 +169,7 @@ def _spread(request: Request, options: ConversionOptions) -> Request:
     mtp = options.get("mtp")
     return replace(
         request,
-        mtp="keep" if mtp or (mtp is None and request.layout not in WITHOUT_MTP) else "drop",
+        mtp=USUAL if mtp is None else "keep" if mtp else "drop",
         tp=(tp or 1) if tp or ep or pp else 0,
         ep=ep or usual_ep(request.layout, tp or 1),
         pp=pp or 1,

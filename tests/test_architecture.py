@@ -23,9 +23,38 @@ PACKAGE = ROOT / "dsctl"
 
 # Plug-in folder, its table, and the modules in it that are no plug-ins.
 TABLES = {
-    "codecs": ("CODECS", {"codec", "dress", "e4m3", "facts", "grids", "nibbles", "scales", "search"}),
-    "layouts": ("LAYOUTS", {"folders", "joins", "layout", "manifests", "naming", "ranks", "recognition"}),
-    "models": ("MODELS", {"deepseek_v4_config", "deepseek_v4_saved", "model"}),
+    "codecs": (
+        "CODECS",
+        {
+            "codec",
+            "dress",
+            "e4m3",
+            "facts",
+            "grids",
+            "group_scales",
+            "native_fp4",
+            "nibbles",
+            "recasts",
+            "renumbered",
+            "scales",
+            "search",
+        },
+    ),
+    "layouts": (
+        "LAYOUTS",
+        {"folders", "joins", "layout", "manifests", "naming", "native_config", "ranks", "recognition"},
+    ),
+    "models": (
+        "MODELS",
+        {
+            "deepseek_v4_config",
+            "deepseek_v4_dimensions",
+            "deepseek_v4_faults",
+            "deepseek_v4_saved",
+            "deepseek_v4_vision",
+            "model",
+        },
+    ),
     "stores": (
         "STORES",
         {
@@ -71,7 +100,8 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
-    "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.job", "work.values",
+    "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
+    "work.values",
 }  # fmt: skip
 
 # Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever

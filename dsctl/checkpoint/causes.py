@@ -21,6 +21,8 @@ WEIGHTS = ".safetensors"
 # What a file is found to be where another copy of it is needed.
 _FETCHED = ("missing-shard", "wrong-size", "broken-header", "lfs-pointer")
 
+BELONGS = "put the config.json beside the files that belongs to them"
+
 
 class Told(Protocol):
     """A fault or a finding: its code, and the file or tensor."""
@@ -40,17 +42,22 @@ def remedy(store: Store, found: Iterable[Told]) -> str | None:
         if len(files) == 1:
             return f"{command} --include {files[0]}` fetches that file alone"
         return f"{command}` fetches the {len(files)} files that are missing or broken and keeps the others"
-    if any(one.code == "wrong-config" for one in found):
-        return "put the config.json beside the files that belongs to them"
+    if any(
+        one.code == "wrong-config" or (one.code == "missing-tensor" and one.where == "config.json") for one in found
+    ):
+        return BELONGS
     return None
 
 
 def told(checkpoint: Checkpoint, faults: Iterable[Fault]) -> list[Fault]:
     """The same faults by their causes, the causes first; each sums up in `details` what follows from it."""
-    files, rest = of_files(checkpoint, list(faults))
+    said, faults = set(checkpoint.contradictions), list(faults)
+    files, rest = of_files(checkpoint, [fault for fault in faults if fault not in said])
     sizes, rest = of_config(checkpoint, rest)
     whole, rest = _of_layers(checkpoint, rest)
-    return [*files, *sizes, *whole, *_alike(rest)]
+    # A wrong size may be why a config contradicts itself.
+    config = [] if sizes else [fault for fault in faults if fault in said]
+    return [*files, *sizes, *config, *whole, *_alike(rest)]
 
 
 def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:

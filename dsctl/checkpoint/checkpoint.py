@@ -141,6 +141,18 @@ class Checkpoint:
         """How releases of its architecture store what they quantize, by role."""
         return {} if self.model is None or self.config is None else self.model.published(self.config, self.traits)
 
+    @cached_property
+    def contradictions(self) -> tuple[Fault, ...]:
+        """What the config says that cannot be, or that the tensors contradict.
+
+        Raises:
+            FormatError: a shape field of the config is missing or absurd.
+        """
+        if self.model is None or self.config is None:
+            return ()
+        found = self.model.contradictions(self.config, self.specs, self.traits)
+        return tuple(Fault(one.code, "config.json", one.what) for one in found)
+
     @property
     def contents(self) -> Contents:
         """What is matched: the stored tensors, and the parameters that they should be."""

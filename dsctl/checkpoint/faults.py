@@ -11,14 +11,22 @@ from dsctl.core.errors import FormatError
 # Faults that say something, but make nothing unreadable or ambiguous.
 NOTES = frozenset({
     "stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank",
+    "drafter-stages", "scale-fmt-missing",
 })  # fmt: skip
+
+# What comes first is why the others are there.
+CAUSES = ("missing-shard", "wrong-config", "compress-ratios", "drafter-config", "drafter-targets")
+# Of these, a config without a drafter has none.
+_OF_DRAFTERS = ("compress-ratios", "drafter-config", "drafter-targets")
+# Faults of how codes and scales were written.
+_WRITTEN = {"wrong-scale", "wrong-scale-dtype", "other-grid", "not-packed"}
 
 
 def summary(place: str, faults: list[Fault]) -> str:
     """One line for a list of faults: the only one, or how many of which kind; what others follow from comes first."""
     if len(faults) == 1:
         return f"{place}: {faults[0]}"
-    first = f"{faults[0]}; in all " if faults[0].code in ("missing-shard", "wrong-config") else ""
+    first = f"{faults[0]}; in all " if faults[0].code in CAUSES or faults[0].code in _WRITTEN else ""
     kinds: dict[str, int] = {}
     for fault in faults:
         kinds[fault.code] = kinds.get(fault.code, 0) + 1
@@ -27,9 +35,10 @@ def summary(place: str, faults: list[Fault]) -> str:
 
 def single_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
     """Everything that is wrong, as far as the headers tell, each thing for itself."""
+    own = *checkpoint.faults, *checkpoint.contradictions
     if checkpoint.regular is None:
-        return *checkpoint.faults, *checkpoint.survey.faults
-    return *checkpoint.faults, *undeclared(checkpoint.contents, checkpoint.regular.values())
+        return *own, *checkpoint.survey.faults
+    return *own, *undeclared(checkpoint.contents, checkpoint.regular.values())
 
 
 def known_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
@@ -56,6 +65,8 @@ def require_whole(
 
 def _of_mtp(checkpoint: Checkpoint, fault: Fault) -> bool:
     """Whether it is of an MTP layer, and would be no fault without that."""
+    if fault.code in _OF_DRAFTERS:
+        return True
     return fault.code == "missing-tensor" and fault in checkpoint.survey.mtp
 
 
@@ -72,6 +83,10 @@ def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault]) -> str
         return "carry them over as they are with --allow-extra"
     if kinds <= {"block-size", "format-not-declared", "declared-not-stored"}:
         return "`dsctl verify --fix` makes config.json say what is stored"
+    if told[0].code in CAUSES:
+        return causes.BELONGS
+    if kinds <= _WRITTEN:
+        return "take these tensors from the files that they were made from"
     if "missing-scale" in kinds:
-        return "FP8 codes mean nothing without their scales: fetch the files that should hold them again"
+        return "codes mean nothing without their scales: fetch the files that should hold them again"
     return None

@@ -43,6 +43,11 @@ class Group:
         return iter(self.some) if self.some else (param.name for param in self.family.params())
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """Its layers by their numbers in names."""
+        return tuple(layer - self.family.first_layer for layer in self.layers)
+
+    @property
     def params(self) -> list[Param]:
         """Every parameter."""
         some = set(self.some)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dsctl.checkpoint.mismatches import Stored, mismatch
 from dsctl.checkpoint.pieces import Fault, Piece, Survey
 from dsctl.codecs.codec import CODES, SCALE, Codec
 from dsctl.core.header import TensorRef, TensorSpec
@@ -20,7 +21,10 @@ from dsctl.layouts.manifests import MANIFEST
 from dsctl.layouts.naming import Ending, endings, stored_name
 
 # Faults of weights of which nobody can say whether they are quantized.
-_UNREAD = ("missing-weight", "missing-scale", "wrong-shape", "wrong-dtype", "wrong-scale")
+_UNREAD = (
+    "missing-weight", "missing-scale", "wrong-shape", "wrong-dtype", "wrong-scale", "not-packed", "other-grid",
+    "wrong-scale-dtype",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,27 +194,9 @@ def _why_not(contents: Contents, slot: Slot, param: Param) -> Fault:
         return Fault(code, name, "missing" + (" (MTP layer)" if param.family.mtp else ""))
     if weight is None:
         return Fault("missing-weight", name, "missing, although its scale is there")
-    unscaled = _unscaled(contents, slot, weight) if len(there) == 1 else None
-    if unscaled is not None:
-        what = {"e4m3": "FP8", "e2m1": "FP4"}[unscaled.form.codes]
-        return Fault(
-            "missing-scale", name, f"{what} without a scale: no tensor {contents.stored(slot.tensor, unscaled, SCALE)}"
-        )
-    if weight.shape != slot.container:
-        return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(slot.container)}")
-    others = ", ".join(f"{tensor} {t.dtype} {list(t.shape)}" for tensor, t in there.items() if tensor != slot.tensor)
-    if others:
-        return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
-    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of its role, {param.role}")
-
-
-def _unscaled(contents: Contents, slot: Slot, weight: TensorSpec) -> Codec | None:
-    """The first codec with float codes of which a tensor without a scale could be the codes."""
-    for codec in contents.codecs if len(slot.container) == 2 else ():
-        if codec.form.codes in ("e4m3", "e2m1") and contents.stored(slot.tensor, codec, CODES) == slot.tensor:
-            if codec.specs(slot.container)[CODES] == weight:
-                return codec
-    return None
+    codecs = [codec for codec in contents.codecs if contents.stored(slot.tensor, codec, CODES) == slot.tensor]
+    known = [(codec, contents.stored(slot.tensor, codec, SCALE)) for codec in codecs if SCALE in codec.parts]
+    return mismatch(name, Stored(slot.container, weight, there), known, param.role)
 
 
 def undeclared(contents: Contents, codecs: Iterable[Codec]) -> list[Fault]:

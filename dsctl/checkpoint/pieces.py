@@ -55,4 +55,4 @@ class Survey:
 
 # Parameters of which a tensor is not there, and all faults that a wrong name or shape can have.
 ABSENT = ("missing-tensor", "missing-weight", "missing-scale")
-SHAPED = (*ABSENT, "wrong-shape", "wrong-scale", "extra-tensor")
+SHAPED = (*ABSENT, "wrong-shape", "wrong-scale", "not-packed", "other-grid", "extra-tensor")

@@ -52,11 +52,38 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
         hint = "fp8-block-ct goes with the other formats of compressed-tensors"
         raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
     config, method = told[0], told[0]["quant_method"]
+    nvfp4 = next((one for one in configs.values() if dress.MOE_ALGORITHM in one), None)
+    if nvfp4 is not None:
+        config = config | nvfp4 | _of_experts(stored)
     spared = _spared(stored, method)
     if spared and method not in _SPARED:
         what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
         raise PlanError(what, hint="give every matrix that can be quantized this format")
     return config | {key: spared for key in _SPARED.get(method, ()) if spared}
+
+
+def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:
+    """Which modules ModelOpt's NVFP4 is for, by layer, and globs of those that it is not for.
+
+    Raises:
+        PlanError: it is for others than routed experts, which its loaders do not look for.
+    """
+    ours = [param for param, codec in stored if (codec.config() or {}).get(dress.MOE_ALGORITHM)]
+    if other := next((param for param in ours if not param.family.experts), None):
+        hint = "--recipe nvfp4-modelopt-experts, or nvfp4 for every matrix"
+        raise PlanError(f"nvfp4-modelopt is for routed experts alone, not for {other.name}", hint=hint)
+    size = next(codec.block[1] for param, codec in stored if param is ours[0])
+    layers = dict.fromkeys(name for param in ours for name in modules(param))
+    held = {param.template.partition("{layer}")[0] for param in ours}
+    globs: dict[str, None] = {}
+    for param, _ in stored:
+        head, mark, _ = param.template.partition("{layer}")
+        if linear(param) and param not in ours and mark and head not in held:
+            globs[f"{head}*"] = None
+        elif linear(param) and not param.family.experts:
+            globs[module_of(param._replace(name=param.template.format(layer="*")))] = None
+    quantized = {name: {"quant_algo": "NVFP4", "group_size": size} for name in layers}
+    return {"quantized_layers": quantized, "ignore": list(globs)}
 
 
 def _spared(stored: Sequence[tuple[Param, Codec]], method: str) -> list[str]:

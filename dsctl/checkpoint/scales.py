@@ -21,6 +21,11 @@ GAP_BYTES = 64 << 10
 RUN_BYTES = 32 << 20
 # Requests at once, where each costs a round trip.
 CONNECTIONS = 16
+_DAMAGED = "a scale must be finite and above zero: the file is damaged, download it again"
+# Dtypes of scales that are numbers, not exponents.
+NUMBERS = ("F32", "F16", "BF16")
+# E8M0's byte of 2^-111.
+_LEAST_BYTE = 16
 
 
 class BadScale(NamedTuple):
@@ -32,7 +37,13 @@ class BadScale(NamedTuple):
     value: float
 
     def __str__(self) -> str:
-        return f"{self.ref.name}: scale of block [{self.row}, {self.column}] is {self.value:g} (in {self.ref.file})"
+        return f"{self.ref.name}: {self.told} (in {self.ref.file})"
+
+    @property
+    def told(self) -> str:
+        """What it is; the one code of E8M0 that is no number."""
+        code = " (the byte 255)" if self.ref.spec.dtype in ("F8_E8M0", "U8") else ""
+        return f"scale of block [{self.row}, {self.column}] is {self.value:g}{code}"
 
 
 def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
@@ -116,6 +127,23 @@ def _read_run(store: Store, run: list[TensorRef]) -> Iterator[tuple[TensorRef, n
         yield ref, values.reshape(ref.spec.shape)
 
 
+def are_bytes(ref: TensorRef, scales: npt.NDArray[np.float32]) -> bool:
+    """Whether float scales are E8M0's bytes taken for numbers, 120 for 2^-7: whole numbers of a byte, most too large.
+
+    No block has a scale of 16 in weights that training gives, and none a byte below that but one of zeros.
+    """
+    if ref.spec.dtype not in NUMBERS or scales.ndim != 2 or not scales.size or are_powers_of_two(scales):
+        return False
+    bytes_ = (scales >= 0) & (scales < 255) & (scales == np.trunc(scales))
+    return bool(bytes_.all() and 2 * np.count_nonzero(scales >= _LEAST_BYTE) > scales.size)
+
+
+def bytes_told(ref: TensorRef, scales: npt.NDArray[np.float32]) -> str:
+    """What is to be said of such scales."""
+    largest = int(scales.max())
+    return f"holds the bytes of E8M0 scales as {ref.spec.dtype} numbers: {largest} in place of 2^{largest - 127}"
+
+
 def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | None:
     """The first scale that is NaN, infinite, zero or negative, or None. E4M3 scales, NVFP4's, may be zero."""
     good = ((scales >= 0) if ref.spec.dtype == "F8_E4M3" else (scales > 0)) & (scales < np.inf)
@@ -162,8 +190,14 @@ def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
     Raises:
         FormatError: every bad tensor named with its first bad block.
     """
-    found = [bad for ref, scales in read_scales(store, refs) if (bad := bad_scale(ref, scales))]
+    found, copied = [], False
+    for ref, scales in read_scales(store, refs):
+        if are_bytes(ref, scales):
+            found.append(f"{ref.name}: {bytes_told(ref, scales)} (in {ref.file})")
+            copied = True
+        elif bad := bad_scale(ref, scales):
+            found.append(str(bad))
     if found:
-        first = str(found[0]) if len(found) == 1 else f"{len(found)} scale tensors hold impossible scales"
-        hint = "a scale must be finite and above zero: the file is damaged, download it again"
-        raise FormatError(first, issues=[str(bad) for bad in found], hint=hint)
+        first = found[0] if len(found) == 1 else f"{len(found)} scale tensors hold impossible scales"
+        hint = "whoever wrote this file copied bytes as numbers: take the file it was made from" if copied else _DAMAGED
+        raise FormatError(first, issues=found, hint=hint)

@@ -46,6 +46,11 @@ class Original:
             name: spec for one in self.headers.values() for name, spec in zip(one.names, one.specs, strict=True)
         }  # fmt: skip
 
+    @property
+    def literals(self) -> dict[str, bytes]:
+        """What was kept beside the scales, as `kept_texts` gives it."""
+        return {_HEADER + file: header.raw for file, header in self.headers.items()} | self.texts
+
     def header(self, file: str, specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]] | None:
         """The bytes of a file's header and its tensors' offsets, where the file held exactly these tensors."""
         known = self.headers.get(file)
@@ -78,6 +83,13 @@ def kept_texts(checkpoint: Checkpoint) -> dict[str, bytes]:
         for file in ("config.json", INDEX)
         if file in checkpoint.files
     }
+
+
+def own_side(checkpoint: Checkpoint) -> Original:
+    """What a side file of a checkpoint would tell of it, scales apart."""
+    texts = {INDEX: checkpoint.store.read(INDEX, 0, checkpoint.files[INDEX])} if INDEX in checkpoint.files else {}
+    files = {name: file for file, header in checkpoint.headers.items() for name in header.names}
+    return Original(checkpoint.headers, files, {}, texts, checkpoint.config or {})
 
 
 def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:

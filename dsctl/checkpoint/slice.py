@@ -19,6 +19,7 @@ from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs import dress
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
 from dsctl.core.config_fields import SPARED_FIELDS
 from dsctl.core.errors import FormatError, PlanError
@@ -56,12 +57,16 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     kept = SliceCut(tuple(sorted(wanted)), tuple(sorted(set(experts))))
     if not {*kept.layers} <= {*main, *extra} or (mtp and not extra):
         raise PlanError(f"no such layer: there are {len(main)}, numbered from 0, and {len(extra)} MTP")
+    left = [layer for layer in extra if layer not in kept.layers]
+    if left and len(left) < len(extra) and any(one.mtp and len(one.layers) < len(extra) for one in checkpoint.families):
+        what = f"the drafter's {len(extra)} stages go together: {len(extra) - len(left)} of them would be left"
+        raise PlanError(what, hint="--layers 0-3,mtp keeps all of them, without mtp none is kept")
     if kept.layers[0] not in main:
         raise PlanError("no layer is left but MTP", hint="keep at least one other layer")
     if kept.experts and kept.experts[-1] >= there:
         raise PlanError(f"no expert {kept.experts[-1]}: there are {there}, numbered from 0")
     if len(kept.experts) == 1:
-        raise PlanError("one expert is too few: the router scores a group by its two best", hint="keep at least two")
+        raise PlanError("one expert is too few: routers choose among several", hint="keep at least two")
     return kept
 
 
@@ -111,12 +116,28 @@ def _survey(checkpoint: Checkpoint, params: Iterable[Param], sources: Mapping[st
         source = sources[param.name]
         pieces = checkpoint.survey.pieces.get(source.name)
         if pieces:
-            whole = source.shape == param.shape
-            survey.pieces[param.name] = pieces if whole else _rows(param, source, cover(pieces), cut)
+            survey.pieces[param.name] = _cut(param, source, pieces, cut)
             continue
         survey.missing.append(param)
         survey.faults.append(wrong.get(source.name) or Fault("missing-tensor", source.name, "missing"))
     return survey
+
+
+def _cut(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
+    """What the small model has of a parameter of the large one."""
+    if source.family.below != param.family.below:
+        return _renumbered(param, source, cover(pieces), cut)
+    return pieces if source.shape == param.shape else _rows(param, source, cover(pieces), cut)
+
+
+def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
+    """A table of experts by token, with the new numbers; its first columns where a token has fewer experts now."""
+    (piece, *more), (rows, columns) = pieces, param.shape
+    stored, whole = piece.codec.plain, piece.slot.region == Box.whole(source.shape)
+    if more or not whole or stored is None or rows != source.shape[0] or columns > source.shape[1]:
+        raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
+    slot = piece.slot._replace(region=Box.whole(param.shape))
+    return (piece._replace(slot=slot, codec=Renumbered(stored, source.family.below, cut.experts)),)
 
 
 def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:

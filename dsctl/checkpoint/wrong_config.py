@@ -108,6 +108,7 @@ def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
         _EXPERTS: (experts,),
         "n_shared_experts": (0, 1, 2),
         "moe_layer_freq": (1, 2),
+        "num_hash_layers": (3, 2, 1, 0),
     }
     for field, guesses in more.items():
         yield from (

@@ -39,7 +39,10 @@ Context = Annotated[
     typer.Option("--context", metavar="N", min=1, max=1 << 32, help="Tokens per sequence [the published context]."),
 ]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Sequences at a time.")]
-Kv = Annotated[str, typer.Option("--kv", metavar="FORMAT", help="How the cache keeps latents: bf16 or fp8.")]
+Kv = Annotated[
+    str | None,
+    typer.Option("--kv", metavar="FORMAT", help="Format of the KV cache: bf16 or fp8 [bf16; fp8 for V4]."),
+]
 
 
 @verb
@@ -52,7 +55,7 @@ def plan(
     gpu: Gpu = None,
     context: Context = None,
     batch: Batch = 1,
-    kv: Kv = "bf16",
+    kv: Kv = None,
     remote: Remote = False,
     local: Local = False,
     html: Html = None,
@@ -76,7 +79,7 @@ def plan(
     """
     if html is not None:
         ready(html, (source,))
-    if kv not in CACHE_FORMATS:
+    if kv is not None and kv not in CACHE_FORMATS:
         raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))
     check_formats(to or ())
     recipes = tuple(map(named_recipe, recipe or ()))

@@ -8,10 +8,10 @@ from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, RankOpti
 from dsctl.cli.options import parse_numbers
 from dsctl.codecs import CODECS
 from dsctl.core.errors import UsageError
-from dsctl.layouts import WITHOUT_MTP, usual_ep
+from dsctl.layouts import usual_ep
 from dsctl.plan.experts import placement
 from dsctl.plan.recipes import recipe
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
+from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, USUAL, Request, refuse_idle
 from dsctl.plan.spread import known_layout
 from dsctl.run.how import How
 
@@ -74,7 +74,7 @@ def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool
         ep=ep,
         pp=sizes.pp or 1,
         ranks=parse_numbers(which.rank, "--rank", "ranks"),
-        mtp="drop" if request.layout in WITHOUT_MTP and not mtp else request.mtp,
+        mtp=USUAL if request.mtp == "keep" and not mtp else request.mtp,
         placed=placement(which.expert_map) if which.expert_map else (),
     )
 

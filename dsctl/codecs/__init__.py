@@ -90,7 +90,9 @@ def readable(quantization: Mapping[str, Any] | None, published: Iterable[Publish
         for dialect in dict.fromkeys(one.dialect for one in published)
         for name in _MET.get(dialect, ())
     ]
-    return tuple(dict.fromkeys((*declared(quantization, published), *others, *ours, *met)))
+    # Blocks of another size than is declared are still found to be those of releases.
+    usual = [of_published(one) for one in published]
+    return tuple(dict.fromkeys((*declared(quantization, published), *others, *ours, *met, *usual)))
 
 
 def _method(codec: Codec) -> str | None:

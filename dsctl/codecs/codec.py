@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dsctl.core.boxes import Box
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 # The parts that a codec may store for a parameter. What each is called in a file, a dialect says (layouts/naming.py).
 VALUES, CODES, SCALE, GLOBAL_SCALE, SHAPE = "values", "codes", "scale", "global_scale", "shape"
+# The scale of activations, which loaders want beside the weights.
+INPUT_SCALE = "input_scale"
 # Those that hold scales.
 SCALES = (SCALE, GLOBAL_SCALE)
 # Marks before a part's name: scales of an earlier encoding, of an encoding by another codec, and a largest magnitude.
@@ -29,6 +32,14 @@ class BadBlock(Exception):
     def __init__(self, what: str, row: int, column: int) -> None:
         super().__init__(f"{what} in block [{row}, {column}]")
         self.what, self.row, self.column = what, row, column
+
+
+class Inexact(BadBlock):
+    """A block whose values another form cannot hold."""
+
+
+# What an audit counts where one form becomes another: blocks looked at, and those of them that lost something.
+SWEPT, INEXACT = "blocks_recast", "blocks_inexact"
 
 
 class Form(NamedTuple):
@@ -90,11 +101,16 @@ class Codec(Protocol):
 
     @property
     def scales_follow(self) -> bool:
-        """Whether `encode` makes most scales of an earlier encoding again, so that only the `odd` ones need be kept."""
+        """Whether `encode` makes most scales of an earlier encoding again, so that only the others need be kept.
+
+        `dsctl.codecs.native_fp4.odd` finds those.
+        """
 
     @property
     def scale_fmt(self) -> str | None:
         """What a config calls the format of its scales, `float32` or `ue8m0`; None where configs do not speak of it."""
+
+    def __hash__(self) -> int: ...
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         """What is stored for a parameter of this shape, by part."""
@@ -127,9 +143,6 @@ class Codec(Protocol):
             BadBlock: a value is NaN, infinite or too large for the format.
         """
 
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Which stored scales `encode` of the decoded values would not make: bool, of the grid's shape."""
-
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         """The most bytes that `encode`, or else `decode`, of a region of this shape takes on the processor.
 
@@ -143,6 +156,7 @@ class Codec(Protocol):
         """The `quantization_config` that tells loaders of this format, or None."""
 
 
+@lru_cache
 def moves_to(source: Codec, target: Codec) -> bool:
     """Whether bytes stored by one codec are already what another asks for, so that they can be moved."""
     held, wanted = source.form, target.form

@@ -11,6 +11,8 @@ from typing import Any, TypeGuard
 from dsctl.core.errors import FormatError
 
 METHOD = "compressed-tensors"
+# The field by which loaders know that routed experts are stored by ModelOpt.
+MOE_ALGORITHM = "moe_quant_algo"
 Arguments = dict[str, Any]
 
 
@@ -64,6 +66,19 @@ def fp8(block: tuple[int, int], scale_fmt: str | None) -> dict[str, Any]:
         "weight_block_size": list(block),
     }
     return said | ({"scale_fmt": "ue8m0"} if scale_fmt == "ue8m0" else {})
+
+
+def modelopt(size: int) -> dict[str, Any]:
+    """What ModelOpt adds to DeepSeek's own where routed experts alone are NVFP4, as vLLM and SGLang look for it.
+
+    vllm-project/vllm, models/deepseek_v4/quant_config.py; sgl-project/sglang pull request 25820.
+    """
+    return fp8((128, 128), "ue8m0") | {
+        "quant_algo": "MIXED_PRECISION",
+        MOE_ALGORITHM: "NVFP4",
+        "group_size": size,
+        "kv_cache_quant_algo": None,
+    }
 
 
 def config(format_: str, weights: Arguments, activations: Arguments | None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 compressed-tensors: mxfp4-pack-quantized stores `X.weight_packed` U8 [o, i/2] and `X.weight_scale` U8 (E8M0)
 [o, i/32]; nvfp4-pack-quantized stores `X.weight_packed` U8 [o, i/2], `X.weight_scale` F8_E4M3 [o, i/16] and
-`X.weight_global_scale` F32 [1], by which the product of code and scale is divided.
+`X.weight_global_scale` F32 [1], by which the product of code and scale is divided. NVIDIA's ModelOpt stores `X.weight`,
+`X.weight_scale`, `X.weight_scale_2` F32 [], by which it is multiplied, and `X.input_scale` F32 [].
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.codecs import dress, native_fp4, nibbles, search
-from dsctl.codecs.codec import CODES, GLOBAL_SCALE, KEPT, PEAK, SCALE, Form
+from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INPUT_SCALE, KEPT, PEAK, SCALE, Form
 from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
 from dsctl.codecs.scales import e4m3, exponents, powers
 from dsctl.core.boxes import Box
@@ -26,8 +27,10 @@ SILENT = (
     "transformers 5.24 loads routed experts in nvfp4 without a word, leaves out their global scale and computes wrong "
     "answers: serve them with vLLM or SGLang"
 )
+# The dtype of codes whose shape counts codes, not bytes: that of safetensors 0.8, torch's float4_e2m1fn_x2.
+LOGICAL = "F4"
 # Dtypes under which two codes in a byte, and E8M0, are stored.
-_CODES, _POWERS = ("U8", "I8"), ("U8", "F8_E8M0")
+_CODES, _POWERS = ("U8", "I8", LOGICAL), ("U8", "F8_E8M0")
 # The largest product of an E4M3 scale and an E2M1 code.
 REACH = 448.0 * 6.0
 
@@ -37,7 +40,8 @@ class Fp4:
     """E2M1 codes in groups of `size` columns; `search` looks for the scale of least error.
 
     `native`: scales are made by DeepSeek's rule, or those of an earlier encoding are used where they restore the
-    values, and zeros keep their signs.
+    values, and zeros keep their signs. `multiplied`: codes are multiplied by the global scale, and a scale of the
+    inputs, 1 unless somebody measured it, is stored beside it.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Fp4:
     codes_dtype: str = "U8"
     dialect: str = "compressed-tensors-packed"
     native: bool = False
+    multiplied: bool = False
     search: bool = field(default=False, compare=False)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
@@ -66,12 +71,14 @@ class Fp4:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return (CODES, SCALE, GLOBAL_SCALE) if self.surveys else (CODES, SCALE)
+        whole = (GLOBAL_SCALE, INPUT_SCALE) if self.multiplied else (GLOBAL_SCALE,)
+        return (CODES, SCALE, *whole) if self.surveys else (CODES, SCALE)
 
     @property
     def form(self) -> Form:
         if self.surveys:
-            return Form("e2m1", self.group, "E4M3", "code * scale / global scale")
+            product = "code * scale * global scale" if self.multiplied else "code * scale / global scale"
+            return Form("e2m1", self.group, "E4M3", product)
         return Form("e2m1", self.group, "E8M0", "code * scale", True)
 
     @property
@@ -84,9 +91,10 @@ class Fp4:
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         scales = grid(shape, self.group)
-        codes = TensorSpec(self.codes_dtype, (shape[0], -(-shape[1] // 2)))
+        columns = shape[1] if self.codes_dtype == LOGICAL else -(-shape[1] // 2)
+        codes = TensorSpec(self.codes_dtype, (shape[0], columns))
         specs = {CODES: codes, SCALE: TensorSpec(self.scale_dtype, scales)}
-        return specs | ({GLOBAL_SCALE: TensorSpec("F32", (1,))} if self.surveys else {})
+        return specs | dict.fromkeys(self.parts[2:], TensorSpec("F32", () if self.multiplied else (1,)))
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Fp4 | None:
         if set(stored) != set(self.parts) or not divides(shape, self.group):
@@ -98,8 +106,9 @@ class Fp4:
         return reader if dict(stored) == reader.specs(shape) else None
 
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
-        if part == GLOBAL_SCALE:
-            return Box.whole((1,))
+        # Of codes, in bytes.
+        if part in (GLOBAL_SCALE, INPUT_SCALE):
+            return Box.whole(() if self.multiplied else (1,))
         scales = grid_box(box, self.group, shape)
         if part == SCALE:
             return scales
@@ -142,7 +151,9 @@ class Fp4:
             return self._native(values, codes, stored)
         if self.surveys:
             widest = stored[PEAK] if PEAK in stored else peak(values)
-            stored[GLOBAL_SCALE].copy_(_global_scale(widest, values.dtype))
+            stored[GLOBAL_SCALE].copy_(self._global_scale(widest, values.dtype))
+            if self.multiplied:
+                stored[INPUT_SCALE].fill_(1.0)
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             magnitudes = values[rows].abs().float()
             largest = greatest(magnitudes, self.group, places.start)
@@ -164,15 +175,6 @@ class Fp4:
             restored += same
         counts = {"groups_restored": restored, "groups_computed": scales.numel() - restored}
         return {name: count for name, count in counts.items() if count}
-
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        import torch
-
-        codes, scales = stored[CODES].view(torch.uint8), stored[SCALE].view(torch.uint8)
-        found = torch.empty(scales.shape, dtype=torch.bool)
-        for rows, places in chunks(codes.shape[0], 2 * codes.shape[1], self.group):
-            found[places] = native_fp4.odd(codes[rows], scales[places])
-        return found
 
     def _scales(
         self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
@@ -203,7 +205,8 @@ class Fp4:
         """Scales for groups whose largest magnitude is this share of what it is."""
         largest = largest * share
         if self.surveys:
-            return _local_scales(largest, stored[GLOBAL_SCALE], dtype)
+            whole = stored[GLOBAL_SCALE]
+            return _local_scales(largest, 1 / whole if self.multiplied else whole, dtype)
         return exponents(largest, 2).view(stored[SCALE].dtype)
 
     def _restored(self, codes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -215,9 +218,20 @@ class Fp4:
         return out
 
     def _factors(self, scales: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
-        return powers(scales) if whole is None else e4m3(scales) / whole
+        if whole is None:
+            return powers(scales)
+        return e4m3(scales) * whole if self.multiplied else e4m3(scales) / whole
+
+    def _global_scale(self, peak: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """For a parameter of this largest magnitude: NVIDIA/Model-Optimizer divides, float32 (nvfp4_tensor.py)."""
+        if not self.multiplied:
+            return _global_scale(peak, dtype)
+        scale = peak / REACH
+        return scale.masked_fill_((scale == 0) | ~scale.isfinite(), 1.0).view(())
 
     def config(self) -> dict[str, Any] | None:
+        if self.multiplied:
+            return dress.modelopt(self.size)
         if not self.dialect.startswith(dress.METHOD):
             return dress.fp8((128, 128), "ue8m0")
         return dress.config(*dress.SCHEMES[self.name])
@@ -248,5 +262,6 @@ def _local_scales(largest: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype
 
 def formats() -> dict[str, Fp4]:
     """The formats of this kind by name."""
-    made = Fp4("mxfp4", 32, "U8"), Fp4("nvfp4", 16, "F8_E4M3")
+    nvfp4 = Fp4("nvfp4", 16, "F8_E4M3")
+    made = Fp4("mxfp4", 32, "U8"), nvfp4, replace(nvfp4, name="nvfp4-modelopt", dialect="modelopt", multiplied=True)
     return {codec.name: codec for codec in made}

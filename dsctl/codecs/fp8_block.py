@@ -93,9 +93,6 @@ class Fp8Block:
         start = tuple(a // size for a, size in zip(box.start, self.block, strict=True))
         return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)))
 
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError(f"scales of {self.name} do not follow from values")
-
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         if self.scale_fmt is None:
             return self._dressed.room(shape, width, encoding)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dsctl.codecs import nibbles
-from dsctl.codecs.grids import divided
+from dsctl.codecs.grids import chunks, divided
 from dsctl.codecs.scales import powers
 
 if TYPE_CHECKING:
@@ -80,7 +80,17 @@ def _restore(magnitudes: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor)
 
 
 def odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Which scales (uint8 [rows, groups]) of packed codes (uint8 [rows, columns / 2]) `encode` would not choose."""
+    """Which scales (E8M0 [rows, groups]) of packed codes ([rows, columns / 2]) `encode` would not choose: bool."""
+    import torch
+
+    codes, scales = codes.view(torch.uint8), scales.view(torch.uint8)
+    found = torch.empty(scales.shape, dtype=torch.bool)
+    for rows, places in chunks(codes.shape[0], 2 * codes.shape[1], (1, GROUP)):
+        found[places] = _odd(codes[rows], scales[places])
+    return found
+
+
+def _odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     import torch
 
     found = torch.index_select(_kinds(codes.device), 0, codes.reshape(-1).to(torch.int32)).view(*scales.shape, -1)

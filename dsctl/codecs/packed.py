@@ -93,9 +93,6 @@ class Packed:
         each = 32 // self.bits
         return Box((box.start[0], box.start[1] // each), (box.stop[0], box.stop[1] // each))
 
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError(f"scales of {self.name} do not follow from values")
-
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Quotients, their operand, and codes as bytes and as floats; a search has what they restore and all scales too.
         return (22 if self.search else 16) * chunk(shape, self.group)

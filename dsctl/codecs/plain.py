@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs.codec import VALUES, BadBlock, Form
+from dsctl.codecs.codec import VALUES, BadBlock, Form, Misaligned
 from dsctl.codecs.grids import CHUNK, chunks
 from dsctl.core.boxes import Box
-from dsctl.core.header import TensorSpec
+from dsctl.core.header import DTYPE_BITS, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ class Plain:
     """One tensor with the parameter's own name and shape. `exact`: values that would be rounded are refused."""
 
     dtype: str = "BF16"
-    exact: bool = False
+    exact: bool = field(default=False, kw_only=True)
     block: ClassVar[tuple[int, int]] = (1, 1)
     surveys: ClassVar[bool] = False
     dialect: ClassVar[str] = "deepseek"
@@ -42,7 +42,7 @@ class Plain:
         return self.dtype.lower()
 
     @property
-    def plain(self) -> str:
+    def plain(self) -> str | None:
         return self.dtype
 
     @property
@@ -56,10 +56,13 @@ class Plain:
         return self if stored == self.specs(shape) else None
 
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
-        return box
-
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError(f"scales of {self.name} do not follow from values")
+        bits = DTYPE_BITS[self.dtype]
+        if bits >= 8 or not shape:
+            return box
+        (*first, begin), (*last, end) = box.start, box.stop
+        if begin * bits % 8 or end * bits % 8:
+            raise Misaligned(f"{self.dtype} from {begin} to {end} of {shape[-1]} is not whole bytes")
+        return Box((*first, begin * bits // 8), (*last, end * bits // 8))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Magnitudes of F16 and where they are infinite; or values again, and where they are others.

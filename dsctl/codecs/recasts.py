@@ -16,8 +16,8 @@ from functools import lru_cache
 from math import lcm
 from typing import TYPE_CHECKING
 
-from dsctl.codecs import nibbles
-from dsctl.codecs.codec import CODES, SCALE, BadBlock, Codec
+from dsctl.codecs import group_scales, nibbles
+from dsctl.codecs.codec import CODES, INEXACT, SCALE, SWEPT, Codec, Inexact
 from dsctl.codecs.grids import chunk, chunks
 from dsctl.codecs.scales import powers
 
@@ -25,16 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 Stored = Mapping[str, "torch.Tensor"]
-# What an audit counts: blocks looked at, and those of them that lost something.
-SWEPT, INEXACT = "blocks_recast", "blocks_inexact"
 # 2^6 * 6 = 384 is E4M3's largest code of that mantissa; 2^14 below it, a code of 0.5 is the least subnormal.
 HEADROOM, DEEPEST = 6, 14
 # From here on every code becomes zero.
 _VANISHED = 24
-
-
-class Inexact(BadBlock):
-    """A block whose values the other form cannot hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +54,31 @@ class Recast:
         besides = self.source.room(shape, 4, False), self.target.room(shape, 4, True)
         return 4 * shape[0] * shape[1] + max(besides)
 
-    def write(self, held: Stored, out: Stored) -> dict[str, int]:
+    @property
+    def surveys(self) -> bool:
+        """Whether `write` wants the largest scale of the whole parameter, and of those that loaders fuse with it."""
+        return self.target.surveys
+
+    def write(self, held: Stored, out: Stored, largest: int | None = None) -> dict[str, int]:
         """Fill the parts of a region from those that the source stores; the counts go to the audit.
+
+        `largest` is that scale (E8M0) where it is wanted.
 
         Raises:
             Inexact: the first block that would lose something, where that is not allowed.
         """
+        if largest is not None:
+            return group_scales.regrouped(self.target, self.lossy, held, out, largest)
         four_bits = self.source.form.codes == "e2m1"
         return _widened(self, held, out) if four_bits else _rescaled(self, held, out)
 
 
+@lru_cache
 def recast(source: Codec, target: Codec, lossy: bool = False) -> Recast | None:
     """The way from one codec to another without decoding, where there is one."""
     held, wanted = source.form, target.form
+    if held.powers and held.codes == wanted.codes == "e2m1" and wanted.scale == "E4M3":
+        return Recast(source, target, lossy) if not held.group[1] % wanted.group[1] else None
     if not held.powers or wanted.codes != "e4m3":
         return None
     if held.codes == "e2m1":

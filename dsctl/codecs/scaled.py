@@ -78,9 +78,6 @@ class Scaled:
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
         return box if part == CODES else grid_box(box, self.group, shape)
 
-    def odd(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        raise NotImplementedError(f"scales of {self.name} do not follow from values")
-
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
         # Four floats per value: the largest magnitudes' or quotients, their operand, and codes as floats.
         return 16 * chunk(shape, self.group)

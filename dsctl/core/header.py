@@ -49,6 +49,14 @@ class TensorSpec(NamedTuple):
     def nbytes(self) -> int:
         return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
+    @property
+    def in_bytes(self) -> TensorSpec:
+        """The same bytes as whole ones: where elements are smaller, the last dimension counts bytes (U8)."""
+        bits = DTYPE_BITS[self.dtype]
+        if bits >= 8 or not self.shape:
+            return self
+        return TensorSpec("U8", (*self.shape[:-1], self.shape[-1] * bits // 8))
+
 
 class TensorRef(NamedTuple):
     """A stored tensor: its name, what it is, and where its bytes lie (`begin` to `end`, from the file's start)."""

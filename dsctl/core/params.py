@@ -30,7 +30,8 @@ class Published(NamedTuple):
 
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
     that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from. `fields` are those
-    of `config.json`, beside `quantization_config`, that say so: by name their values by kind of codes (`Form.codes`).
+    of `config.json`, beside `quantization_config`, that say so: by name their values by kind of codes (`Form.codes`),
+    first the one that loaders take where the field is absent.
     """
 
     format: str
@@ -55,6 +56,13 @@ class Traits:
     vision: bool = False
     experts: str = ""
     scales: str = ""
+
+
+class Unit(NamedTuple):
+    """What attention is made of and no rank may hold a part of: how many there are, and what they are called."""
+
+    number: int
+    noun: str
 
 
 # Of a model of which its config tells everything.
@@ -102,8 +110,9 @@ class Family:
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
     `derived`: it follows from the config, and loaders that name their own modules have no place for it. `last`: where
     layers are dealt out over pipeline stages, it goes with the last of them. `below`: its values are whole numbers
-    from 0 up to this. Layers are counted through the model, those of multi-token prediction behind all others; names
-    count from `first_layer` on.
+    from 0 up to this. `variant` tells it from other families of its template, such as those of layers that compress
+    otherwise. Layers are counted through the model, those of multi-token prediction behind all others; names count
+    from `first_layer` on.
     """
 
     template: str
@@ -122,6 +131,7 @@ class Family:
     last: bool = False
     first_layer: int = 0
     below: int = 0
+    variant: str = ""
 
     @property
     def count(self) -> int:

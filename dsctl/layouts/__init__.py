@@ -24,8 +24,6 @@ RECORDED = "hf"
 WIDENED = (NAME, MIXED)
 # What is to be said of quantized experts in a layout.
 SAID_OF_EXPERTS = {NAME: UNSCALED}
-# Layouts that leave the MTP layer out unless it is asked for; the last has no place for it.
-WITHOUT_MTP = ("deepseek", "vllm")
 
 
 def layout_name(recorded: str) -> str:

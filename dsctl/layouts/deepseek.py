@@ -3,6 +3,9 @@
 deepseek-ai/DeepSeek-V3 and DeepSeek-V3.2-Exp, inference/convert.py (names, what is cut, file names, no metadata),
 inference/generate.py (the files that it loads) and inference/model.py (`ModelArgs`, the fields of its config). What the
 published script leaves out, the MTP layer, is named by the same rules.
+
+V4 is published under the reference model's names. DeepSeek-V4-Flash and -0731, inference/convert.py: the drafter stays,
+without the embedding and the head that duplicate the model's; `wo_a` is decoded; four-bit codes are called F4.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Any, ClassVar
 
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
-from dsctl.layouts.layout import Slot
+from dsctl.layouts.layout import Slot, native
+from dsctl.layouts.native_config import native_config
 from dsctl.layouts.ranks import Shares
 
 CONFIG = "inference_config.json"
@@ -30,6 +34,8 @@ _SAME = frozenset((
     "layers", "{layer}", "norm", "gate", "experts", "{expert}", "shared_experts", "weight", "bias",
     "indexer", "wq_b", "wk", "k_norm", "weights_proj", "enorm", "hnorm", "eh_proj", "shared_head", "head",
 ))  # fmt: skip
+# Modules whose weights the reference model of V4 multiplies by as they are, with the dtype.
+_DECODED = {"wo_a": "BF16"}
 # Fields of the reference model's config and those of `config.json` that they are.
 _FIELDS = {
     "vocab_size": "vocab_size", "dim": "hidden_size", "inter_dim": "intermediate_size",
@@ -55,11 +61,13 @@ class Deepseek:
 
     shares: Shares | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    native: bool = False
     name: ClassVar[str] = "deepseek"
     metadata: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[bool] = False
     respelled: ClassVar[Mapping[str, str]] = {"deepseek": "v4"}
     dialects: ClassVar[tuple[str, ...]] = ()
+    spelled: ClassVar[Mapping[str, str]] = {"e2m1": "F4"}
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:
@@ -72,13 +80,16 @@ class Deepseek:
                 f"TP {ranks.tp} and PP {ranks.pp}, and deals experts out in blocks",
                 hint="name --tp alone, or choose --layout published",
             )
+        families = tuple(families)
+        if native(families):
+            return Deepseek(shares, {family.template: tuple(family.template.split(".")) for family in families}, True)
         names = {family.template: found for family in families if (found := _named(family.template))}
         return Deepseek(shares, names)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
         assert self.shares is not None
         family, world = param.family, self.shares.ranks.world
-        if family.derived:
+        if family.derived or (self.native and family.twin):
             return ()
         parts = self.names.get(family.template) or name_of(family.template)
         numbers = {"{layer}": str(param.number), "{expert}": str(param.expert)}
@@ -87,6 +98,13 @@ class Deepseek:
         return tuple(
             [Slot(file_of(rank, world), tensor, box, box.shape, origin) for rank, box in self.shares.boxes(param)]
         )
+
+    def decoded(self, family: Family) -> str:
+        parts = self.names.get(family.template, ())
+        return _DECODED.get(parts[-2], "") if len(parts) > 1 else ""
+
+    def drops_drafter(self, families: Iterable[Family]) -> bool:
+        return not native(families)
 
     def shard_of(self, file: str) -> str:
         return file
@@ -98,7 +116,8 @@ class Deepseek:
         return None
 
     def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
-        return {CONFIG: (json.dumps(inference_config(config), indent=4) + "\n").encode()}
+        made = native_config(config) if self.native else inference_config(config)
+        return {CONFIG: (json.dumps(made, indent=4) + "\n").encode()}
 
 
 def file_of(rank: int, world: int) -> str:

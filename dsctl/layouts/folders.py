@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dsctl.core.boxes import Box
 from dsctl.core.header import PT
-from dsctl.core.params import Param
+from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Shares
 
 
@@ -20,6 +20,7 @@ class RankFolders:
     alone: str = ""
     metadata: ClassVar[Mapping[str, str]] = PT
     dialects: ClassVar[tuple[str, ...]] = ()
+    spelled: ClassVar[Mapping[str, str]] = {}
 
     @property
     def foldered(self) -> bool:
@@ -30,6 +31,12 @@ class RankFolders:
         if self.shares is None:
             return [("", 0, Box.whole(param.shape))]
         return [(folder(rank), rank, box) for rank, box in self.shares.boxes(param)]
+
+    def decoded(self, family: Family) -> str:
+        return ""
+
+    def drops_drafter(self, families: Iterable[Family]) -> bool:
+        return False
 
     def shard_of(self, file: str) -> str:
         return "" if self.shares is None else self.alone or file.partition("/")[0]

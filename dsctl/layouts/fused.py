@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from dsctl.core.boxes import Box
+from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.folders import RankFolders
 from dsctl.layouts.joins import Join, joined, stack_of
-from dsctl.layouts.layout import Slot
+from dsctl.layouts.layout import Slot, native
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."
@@ -48,6 +49,11 @@ class Fused(RankFolders):
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Fused:
         families = tuple(families)
+        if native(families):
+            raise PlanError(
+                f"layout {self.name}: no loader reads DeepSeek V4's own names with tensors joined",
+                hint="choose --layout published, transformers or deepseek",
+            )
         names = stacked_names(families) if self.stacked else fused_names(families)
         return replace(self, shares=shares, alone=alone, joins=joined(families, names))
 

@@ -54,6 +54,10 @@ class Layout(Protocol):
         """The dialects of what it can name; none where it can name all."""
 
     @property
+    def spelled(self) -> Mapping[str, str]:
+        """The dtype that headers give codes of a kind (`Form.codes`), where it is another than their dialect's."""
+
+    @property
     def published(self) -> bool:
         """Whether it is that of the release itself, whole: every parameter under its own name in one name space."""
 
@@ -75,6 +79,12 @@ class Layout(Protocol):
             PlanError: the layout has no name for it.
         """
 
+    def decoded(self, family: Family) -> str:
+        """The dtype in which it stores a family's values as they are, whatever codes hold them elsewhere; "" if not."""
+
+    def drops_drafter(self, families: Iterable[Family]) -> bool:
+        """Whether it leaves out what drafts further tokens of such a model, unless that is asked for."""
+
     def shard_of(self, file: str) -> str:
         """The name space that a file's tensors belong to."""
 
@@ -86,6 +96,11 @@ class Layout(Protocol):
 
     def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
         """Further files that go with this arrangement of a model with this `config.json`."""
+
+
+def native(families: Iterable[Family]) -> bool:
+    """Whether a model is published under the names of DeepSeek's reference model, as V4 is."""
+    return any(family.template == "embed.weight" for family in families)
 
 
 def whole(param: Param, shard: str, tensor: str) -> Slot:

@@ -32,6 +32,10 @@ DIALECTS: dict[str, Dialect] = {
         "codes": ("", "_packed"), "scale": ("", "_scale"), "global_scale": ("", "_global_scale"),
         "shape": ("", "_shape"),
     }),
+    # NVIDIA/Model-Optimizer, its exported checkpoints; vllm-project/vllm, quantization/modelopt.py.
+    "modelopt": Dialect({
+        "scale": ("", "_scale"), "global_scale": ("", "_scale_2"), "input_scale": ("weight", "input_scale"),
+    }),
 }  # fmt: skip
 
 

@@ -10,13 +10,13 @@ from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import Family
 from dsctl.layouts import LAYOUTS, deepseek, layout_name, vllm
 from dsctl.layouts.folders import folder
-from dsctl.layouts.layout import Layout
+from dsctl.layouts.layout import Layout, native
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares, check
 from dsctl.layouts.transformers import is_marked, met
 
 # Tensors of these modules are in joined layouts only.
-_JOINED = ("gate_up_proj", "fused_qkv_a_proj", "fused_wqa_wkv", ".w13")
+_JOINED = ("gate_up_proj", "fused_qkv_a_proj")
 Families = Callable[[], tuple[Family, ...]]
 
 
@@ -41,13 +41,12 @@ def recognise(
         return _deepseek(headers, families, place)
     if kind == "vllm":
         return _vllm(headers, families, world, place)
-    if any(is_marked(name) for header in headers.values() for name in header.names):
-        layout = met(families(), {name for header in headers.values() for name in header.names})
-        if layout is not None:
-            return layout
-    if any(mark in name for header in headers.values() for name in header.names for mark in _JOINED):
-        return _joined(headers, families)
-    return LAYOUTS["published"]
+    joined = any(mark in name for header in headers.values() for name in header.names for mark in _JOINED)
+    if joined or any(is_marked(name) for header in headers.values() for name in header.names):
+        named = met(families(), {name for header in headers.values() for name in header.names})
+        if named is not None:
+            return named
+    return _joined(headers, families) if joined else LAYOUTS["published"]
 
 
 def of_ranks(files: Iterable[str]) -> str:
@@ -122,6 +121,8 @@ def _vllm(headers: Mapping[str, Header], families: Families, world: int, place: 
 
 def _joined(headers: Mapping[str, Header], families: Families) -> Layout:
     """The layout, of those with joined tensors, that has names for what is there."""
+    if native(families()):
+        return LAYOUTS["published"]
     names = {name for header in headers.values() for name in header.names}
     for layout in (LAYOUTS["fused"].arranged(families(), None), LAYOUTS["stacked"].arranged(families(), None)):
         first = [layout.slots(next(family.params()))[0].tensor for family in families() if family.fused]

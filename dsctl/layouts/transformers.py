@@ -144,7 +144,7 @@ def _joins(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[s
 
 def is_marked(name: str) -> bool:
     """Whether a tensor of this name makes it worth a look at all others."""
-    return any([mark in name and name.startswith(begin) for mark, begin in _MARKS])
+    return any(mark in name and name.startswith(begin) for mark, begin in _MARKS)
 
 
 def met(families: Iterable[Family], stored: Collection[str]) -> Transformers | None:

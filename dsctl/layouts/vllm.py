@@ -15,7 +15,7 @@ from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.fused import fused_names, joined_slot
 from dsctl.layouts.joins import Join, joined
-from dsctl.layouts.layout import Slot
+from dsctl.layouts.layout import Slot, native
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."
@@ -41,12 +41,18 @@ class Vllm:
     published: ClassVar[bool] = False
     respelled: ClassVar[Mapping[str, str]] = {}
     dialects: ClassVar[tuple[str, ...]] = ()
+    spelled: ClassVar[Mapping[str, str]] = {}
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:
         families = tuple(family for family in families if not family.mtp)
         if shares is None:
             raise PlanError("layout vllm is one of ranks", hint="dsctl shard SRC DST --layout vllm --tp N")
+        if native(families):
+            raise PlanError(
+                "layout vllm: knows the modules of vLLM's deepseek_v2.py, and none of DeepSeek V4's",
+                hint="let vLLM read the published layout, or choose --layout published or deepseek",
+            )
         ranks = shares.ranks
         if ranks.ep not in (1, ranks.tp) or ranks.pp != 1 or shares.placed:
             hint = "--tp N alone, or --tp N --ep N, as vLLM's --enable-expert-parallel"
@@ -65,6 +71,12 @@ class Vllm:
         return tuple(
             [joined_slot(join, param, self.shares, file_of(rank), rank, box) for rank, box in self.shares.boxes(param)]
         )
+
+    def decoded(self, family: Family) -> str:
+        return ""
+
+    def drops_drafter(self, families: Iterable[Family]) -> bool:
+        return True
 
     def shard_of(self, file: str) -> str:
         return file

@@ -17,7 +17,7 @@ from dsctl.core.errors import UsageError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Ranks, main_layers, stages
 from dsctl.layouts.ranks import check as check_ranks
-from dsctl.look.costs import Attention, attention, indexed_layers
+from dsctl.look.costs import BF16, Attention, Kept, attention, kept
 from dsctl.look.description import Description
 from dsctl.plan import recipes
 from dsctl.plan.cuts import Cut, illegal
@@ -33,21 +33,20 @@ USUAL_TP = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What sequences keep: `batch` of them with `context` tokens each, latents in a format of `CACHE_FORMATS`.
+    """What sequences keep: `batch` of them with `context` tokens each, entries in a format of `CACHE_FORMATS`.
 
     `why` says where `context` comes from: asked, published, max_position_embeddings or default.
     """
 
     attention: Attention | None
-    indexed: frozenset[int]
     context: int
     batch: int = 1
-    format: str = "bf16"
+    format: str = BF16
     why: str = "asked"
 
     @classmethod
-    def of(cls, description: Description, context: int | None, batch: int, format_: str) -> Cache:
-        """The cache of a description.
+    def of(cls, description: Description, context: int | None, batch: int, format_: str | None) -> Cache:
+        """The cache of a description, in the format usual for its attention where none is given.
 
         Without a context it is the published one, as far as the config allows it; if none is known, what the config
         allows; if it does not say, 4,096.
@@ -57,15 +56,17 @@ class Cache:
             context, why = published, "published"
         elif context is None:
             context, why = (longest, "max_position_embeddings") if longest else (UNKNOWN_CONTEXT, "default")
-        indexed = frozenset(indexed_layers(description))
-        return cls(attention(description), indexed, context, batch, format_, why)
+        found = attention(description)
+        return cls(found, context, batch, format_ or (found.usual if found else BF16), why)
 
-    def per_token(self, layer: int) -> int:
-        """Bytes per token in one layer."""
-        if self.attention is None:
-            return 0
-        keys = self.attention.indexer_bytes() if layer in self.indexed else 0
-        return self.attention.layer_bytes(self.format) + keys
+    def layer_bytes(self, layer: int) -> int:
+        """Bytes that one sequence keeps for one main layer."""
+        return self.attention.kept(layer, self.context, self.format).nbytes if self.attention else 0
+
+    @property
+    def sequence(self) -> Kept:
+        """What one sequence keeps, all main layers together."""
+        return kept(self.attention, self.context, self.format) if self.attention else Kept()
 
 
 class Load(NamedTuple):
@@ -160,17 +161,20 @@ def roles(description: Description, to: Formats) -> dict[str, dict[str, int]]:
 
 
 def kept_scales(description: Description, to: Formats) -> int:
-    """Bytes of the original scales that a decoding from blocks keeps aside, to restore them one day."""
+    """Bytes of the original scales that a decoding from blocks keeps aside, to restore them one day.
+
+    Of scales that follow from the values, as those of V4's experts do, the odd ones alone are kept: they do not count.
+    """
     total = 0
     for group, codec in () if to.rules else stored(description, to):
-        if group.codec.keeps_scales and codec.plain:
+        if group.codec.keeps_scales and codec.plain and not group.codec.scales_follow:
             _, *scales = group.specs.values()
             total += group.count * sum(scale.nbytes for scale in scales)
     return total
 
 
 def load(description: Description, ranks: Ranks, to: Formats, cache: Cache) -> Load:
-    """The fullest rank. MLA's cache is one latent for all heads: every tensor-parallel rank keeps the whole of it."""
+    """The fullest rank. All heads share what is cached: every tensor-parallel rank keeps the whole of it."""
     stage_of_layer = stage_of(description, ranks.pp)
     weights, caches = [0] * ranks.pp, [0] * ranks.pp
     for group, codec in stored(description, to):
@@ -179,9 +183,9 @@ def load(description: Description, ranks: Ranks, to: Formats, cache: Cache) -> L
             weights[-1 if group.family.last else 0] += each
         for layer in group.layers:
             weights[stage_of_layer.get(layer, ranks.pp - 1)] += each
-    tokens = -(-cache.batch // ranks.copies) * cache.context
+    sequences = -(-cache.batch // ranks.copies)
     for layer, stage in stage_of_layer.items():
-        caches[stage] += tokens * cache.per_token(layer)
+        caches[stage] += sequences * cache.layer_bytes(layer)
     fullest = max(range(ranks.pp), key=lambda stage: weights[stage] + caches[stage])
     return Load(ranks, weights[fullest], caches[fullest])
 
@@ -202,7 +206,7 @@ def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
 
 
 def cuts(description: Description, ranks: Ranks, to: Formats) -> Iterator[Cut]:
-    """The cuts that cannot be made: heads or a length do not divide, or a part would begin within a block."""
+    """The cuts that cannot be made: heads, groups or a length do not divide, or a part would begin within a block."""
     families = ((group.family, codec) for group, codec in stored(description, to))
     model = description.contents.model
-    yield from illegal(families, ranks, model.heads(description.config) if model else None)
+    yield from illegal(families, ranks, model.units(description.config) if model else ())

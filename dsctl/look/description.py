@@ -94,11 +94,17 @@ class Description:
 
     @property
     def active_values(self) -> int:
-        """Values that one token is multiplied with: the experts chosen for it, and no embedding, which is looked up.
+        """Values that one token is multiplied with: the experts chosen for it, and no embedding or table of experts by
+        token, which are looked up, and nothing that only images pass.
 
         Counted so, releases have the active parameters that their model cards give (V3: 36.6 B, "37B").
         """
         return sum(active(group) for group in self.known)
+
+    @property
+    def draft_layers(self) -> int:
+        """Layers that draft further tokens, as its tensors have them: `num_nextn_predict_layers` may say otherwise."""
+        return len({layer for group in self.known if group.family.mtp for layer in group.layers})
 
     @property
     def quantized(self) -> int:
@@ -117,7 +123,7 @@ class Description:
 def active(group: Group) -> int:
     """Values of a group that one token is multiplied with."""
     family = group.family
-    if family.mtp or family.role == "embedding":
+    if family.mtp or family.below or family.role in ("embedding", "vision"):
         return 0
     return group.values * family.active // family.experts if family.experts else group.values
 

@@ -15,7 +15,7 @@ from dsctl.look.description import Description
 from dsctl.look.notebook import html, table
 from dsctl.look.other_files import SIDE_FILES, FileChange, other_files
 from dsctl.look.templates import Template, TemplateChange, aspects, stored_tensors, templates
-from dsctl.look.totals import TotalChange, totals
+from dsctl.look.totals import TotalChange, cache_format, totals
 
 # The parts of a report that can be asked for alone.
 PARTS = ("config", "tensors", "totals", "files")
@@ -55,7 +55,7 @@ class Diff:
         return tuple(sorted(changes, key=lambda change: ("added", "removed", "changed").index(change.kind)))
 
     @cached_property
-    def templates(self) -> tuple[dict[str, Template], dict[str, Template]]:
+    def templates(self) -> tuple[dict[tuple[str, str], Template], dict[tuple[str, str], Template]]:
         return templates(self.a.groups), templates(self.b.groups)
 
     @cached_property
@@ -85,6 +85,11 @@ class Diff:
     @cached_property
     def attention(self) -> tuple[Attention | None, Attention | None]:
         return attention(self.a), attention(self.b)
+
+    @property
+    def cache_format(self) -> str:
+        """The format in which the caches of both sides are told."""
+        return cache_format(self.attention)
 
     @cached_property
     def totals(self) -> tuple[TotalChange, ...]:
@@ -136,6 +141,12 @@ class Diff:
     def same_parameters(self) -> bool:
         """Whether both sides have the same parameters, names and shapes, however they are stored."""
         return not self.added and not self.removed and not any(change.structural for change in self.changed)
+
+    @property
+    def renamed(self) -> bool:
+        """Whether no parameter has the same name on both sides: added and removed then tell nothing."""
+        before, after = self.templates
+        return bool(before) and bool(after) and before.keys().isdisjoint(after)
 
     @property
     def same_storage(self) -> bool:

@@ -6,17 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from dsctl.core.config_fields import CLERICAL_FIELDS
-from dsctl.look.costs import Attention
+from dsctl.look.costs import Attention, LatentAttention
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.totals import CONTEXTS
 
 Facts = dict[str, Any]
+# A drafter of another kind, of which other facts tell.
+BLOCKS = "dspark"
+
+
+def latent(attention: Attention | None) -> LatentAttention | None:
+    """The costs of latent attention, where they are that."""
+    return attention if isinstance(attention, LatentAttention) else None
 
 
 def indexer_gained(diff: Diff) -> Facts | None:
     """An indexer chooses the tokens to attend to, where attention was full: its sizes and what it saves."""
-    before, after = diff.attention
+    before, after = map(latent, diff.attention)
     if before is None or after is None or before.indexers or not after.indexers:
         return None
     saved = _saved(after)
@@ -26,35 +33,35 @@ def indexer_gained(diff: Diff) -> Facts | None:
 
 def indexer_lost(diff: Diff) -> Facts | None:
     """Attention is full where an indexer chose tokens: its sizes and what it saved."""
-    before, after = diff.attention
+    before, after = map(latent, diff.attention)
     if before is None or after is None or not before.indexers or after.indexers:
         return None
     saved = _saved(before)
     return saved and saved | {"own": "" if after == before.full() else " and in the sizes of the side that had one,"}
 
 
-def _saved(sparse: Attention) -> Facts | None:
+def _saved(sparse: LatentAttention) -> Facts | None:
     """An indexer's sizes, and what it saves beside full attention in the same sizes."""
     full, longest = sparse.full(), CONTEXTS[-1]
     if full.work(longest) <= sparse.work(longest) or full.read_bytes(longest) <= sparse.read_bytes(longest):
         return None
     return {
         "layers": sparse.indexers,
-        "heads": sparse.index_heads,
-        "topk": f"{sparse.topk:,}",
+        "heads": sparse.sizes.index_heads,
+        "topk": f"{sparse.sizes.topk:,}",
         "context": f"{longest:,}",
         "work": f"{full.work(longest) / sparse.work(longest):.1f}",
         "read": f"{full.read_bytes(longest) / sparse.read_bytes(longest):.1f}",
     }
 
 
-def _shared(after: Attention) -> str:
+def _shared(after: LatentAttention) -> str:
     if after.indexers == after.layers:
         return ""
     return f" The other {after.layers - after.indexers} layers attend to the tokens that an earlier one chose."
 
 
-def _cache(before: Attention, after: Attention) -> str:
+def _cache(before: LatentAttention, after: LatentAttention) -> str:
     kept, keys = (before.cache_bytes(), after.cache_bytes()), f"{after.index_bytes():,}"
     if kept[0] == kept[1]:
         return f"The KV cache stays, and the indexer's keys add {keys} bytes per token."
@@ -63,7 +70,7 @@ def _cache(before: Attention, after: Attention) -> str:
 
 def indexers_shared(diff: Diff) -> Facts | None:
     """How many layers choose tokens with an indexer of their own, if that changed."""
-    before, after = diff.attention
+    before, after = map(latent, diff.attention)
     if not before or not after or not before.indexers or not after.indexers:
         return None
     shared = before.indexers < before.layers, after.indexers < after.layers
@@ -135,7 +142,7 @@ def _many(number: int) -> str:
 def mtp_gained(diff: Diff) -> Facts | None:
     """Multi-token-prediction layers where there were none: how many, and their values."""
     had, groups = ([group for group in side.known if group.family.mtp] for side in (diff.a, diff.b))
-    if had or not groups:
+    if had or not groups or diff.b.traits.drafter == BLOCKS:
         return None
     layers = len({layer for group in groups for layer in group.layers})
     what = "a further layer" if layers == 1 else f"{layers} further layers"
@@ -148,10 +155,11 @@ def mtp_lost(diff: Diff) -> Facts | None:
 
 
 def router_bias(diff: Diff) -> Facts | None:
-    """The router has a correction bias and had none."""
+    """The router has a correction bias, one number for each expert, and had none."""
 
     def has(description: Description) -> bool:
-        return any("e_score_correction_bias" in group.family.template for group in description.known)
+        routers = (group.family for group in description.known if group.family.role == "router")
+        return any(len(family.shape) == 1 for family in routers)
 
     return {} if has(diff.b) and not has(diff.a) else None
 
@@ -174,7 +182,7 @@ def queries_compressed(diff: Diff) -> Facts | None:
     before, after = (side.config.get("q_lora_rank") for side in (diff.a, diff.b))
     if diff.a.model is None or diff.b.model is None or before is not None or type(after) is not int:
         return None
-    return {"rank": f"{after:,}"}
+    return {"rank": f"{after:,}", "as": ", as keys and values are" * (latent(diff.attention[1]) is not None)}
 
 
 def training_only(diff: Diff) -> Facts | None:

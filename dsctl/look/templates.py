@@ -18,7 +18,10 @@ STRUCTURE = frozenset({"shape", "layers", "experts", "split"})
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Everything on one side that goes by one template: an MTP layer's parameters together with the main model's."""
+    """Everything on one side that goes by one template: an MTP layer's parameters together with the main model's.
+
+    Families of a template that differ by more than their layers, such as compressors of 4 and of 128 tokens, are apart.
+    """
 
     name: str
     groups: tuple[Group, ...]
@@ -37,7 +40,8 @@ class Template:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(sorted({layer for group in self.groups for layer in group.layers}))
+        """The numbers of its layers in names."""
+        return tuple(sorted({number for group in self.groups for number in group.numbers}))
 
     @property
     def experts(self) -> int:
@@ -76,12 +80,12 @@ class TemplateChange(NamedTuple):
         return not STRUCTURE.isdisjoint(self.aspects)
 
 
-def templates(groups: Iterable[Group]) -> dict[str, Template]:
-    """Groups by their template, in the model's order."""
-    found: dict[str, list[Group]] = {}
+def templates(groups: Iterable[Group]) -> dict[tuple[str, str], Template]:
+    """Groups by their template and variant, in the model's order."""
+    found: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
-        found.setdefault(group.family.template, []).append(group)
-    return {name: Template(name, tuple(held)) for name, held in found.items()}
+        found.setdefault((group.family.template, group.family.variant), []).append(group)
+    return {key: Template(key[0], tuple(held)) for key, held in found.items()}
 
 
 def aspects(before: Template, after: Template) -> Iterator[str]:

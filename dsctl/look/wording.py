@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dsctl.codecs.codec import SCALE, Codec
+from dsctl.core.params import Traits
 
 
 def form(codec: Codec) -> str:
-    """A stored form in a few words: BF16; FP8 ue8m0. The usual 128x128 blocks and F32 scales go unsaid."""
+    """A stored form in a few words: BF16, FP8 ue8m0, FP8 E8M0; the usual 128x128 blocks and F32 go unsaid."""
     if not codec.scale_fmt:
         return codec.name if codec.quantized else codec.name.upper()
     words = ["FP8"]
     if codec.block != (128, 128):
         words.append(f"{codec.block[0]}x{codec.block[1]}")
-    if codec.scale_fmt == "ue8m0":
-        words.append("ue8m0")
     dtype = codec.specs(codec.block)[SCALE].dtype
-    return " ".join(words) + (f", {dtype} scales" if dtype != "F32" else "")
+    if dtype != "F32":
+        # E8M0 holds powers of two alone.
+        words.append(dtype.removeprefix("F8_"))
+    elif codec.scale_fmt == "ue8m0":
+        words.append("ue8m0")
+    return " ".join(words)
+
+
+def drafting(traits: Traits) -> str:
+    """What drafts further tokens, in words."""
+    return "the block drafter" if traits.drafter == "dspark" else "multi-token prediction"
+
+
+def short(template: str) -> str:
+    """A template without what those of main layers begin with, and without what weights end with."""
+    return template.removeprefix("model.").removeprefix("layers.{layer}.").removesuffix(".weight")
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -7,15 +7,18 @@ Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
 
+from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -207,10 +210,10 @@ def limited_tokens(config: Mapping[str, Any]) -> dict[str, int]:
     return {field: limit for field, limit in limits.items() if config.get(field) is not None}
 
 
-def heads(config: Mapping[str, Any]) -> int | None:
-    """`num_attention_heads`, where it is a number."""
-    count = config.get("num_attention_heads")
-    return count if type(count) is int else None
+def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...]:
+    """As many units as a field of the config says, where it is a positive number."""
+    number = config.get(field)
+    return (Unit(number, noun),) if type(number) is int and number > 0 else ()
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,11 +288,32 @@ class DeepseekV3:
             families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
         return families
 
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> Iterable[Contradiction]:
+        return ()
+
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return heads(config)
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return counted(config, "num_attention_heads", "heads")
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        fields = ("num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim")
+        sizes = whole_numbers(config, *fields)
+        if sizes is None:
+            return None
+        layers, heads, latent, rotary = sizes
+        found, indexed = Latent(layers, heads, latent, rotary), self.indexed(config)
+        chosen = whole_numbers(config, "index_n_heads", "index_head_dim", "index_topk") if indexed else None
+        if chosen is None:
+            return found
+        return replace(found, indexed=indexed, index_heads=chosen[0], index_size=chosen[1], topk=chosen[2])
+
+    def indexed(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """The main layers that choose what to attend to with an indexer of their own."""
+        return ()
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)

@@ -62,6 +62,9 @@ class DeepseekV32(DeepseekV3):
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return fp8_blocks("ue8m0", "as V3.1 and later releases store them")
 
+    def indexed(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        return tuple(range(config["num_hidden_layers"]))
+
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         small = shrunk(config, sizes)
         return small | {"index_n_heads": sizes["heads"], "index_topk": min(config["index_topk"], 64)}

@@ -10,78 +10,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
-from dsctl.core.errors import FormatError
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
-from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size
-from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, shrunk, sliced, without_mtp
-from dsctl.models.deepseek_v4_saved import released, restored
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.models.deepseek_v3 import DeepseekV3
+from dsctl.models.deepseek_v4_config import (
+    DSPARK,
+    INDEXED,
+    MTP,
+    attention,
+    expected,
+    shrunk,
+    sliced,
+    units,
+    without_mtp,
+)  # fmt: skip
+from dsctl.models.deepseek_v4_dimensions import MOST_STAGES, Dimensions, dimensions
+from dsctl.models.deepseek_v4_faults import contradictions
+from dsctl.models.deepseek_v4_saved import restored
+from dsctl.models.deepseek_v4_vision import vision_tower
+from dsctl.models.model import Contradiction
 
-# A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
-INDEXED = 4
 # Ends of names that a drafter of one kind alone has.
 _TELLING = {
     DSPARK: ("main_proj.weight", "main_norm.weight", "markov_w1.weight", "markov_w2.weight"),
     MTP: ("e_proj.weight", "h_proj.weight", "enorm.weight", "hnorm.weight"),
 }
 _STAGE, _OWN, _EXPERT = "mtp.{}.", "mtp.0.emb.tok_emb.weight", "layers.0.ffn.experts.0.w1."
-# A drafter has at most so many stages.
-MOST_STAGES = 64
 QUANTIZED = ("attention", "indexer", "shared experts", "mtp")
 _LAYER, _DRAFT = "layers.{layer}.", "mtp.{layer}."
-
-
-class Dimensions(msgspec.Struct, frozen=True):
-    """The fields of `config.json` that set names and shapes."""
-
-    vocab_size: Size
-    hidden_size: Size
-    moe_intermediate_size: Size
-    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    num_attention_heads: Size
-    head_dim: Size
-    q_lora_rank: Size
-    o_lora_rank: Size
-    o_groups: Size
-    n_routed_experts: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-    num_experts_per_tok: Size
-    index_n_heads: Size
-    index_head_dim: Size
-    hc_mult: Annotated[int, msgspec.Meta(ge=1, le=64)]
-    compress_ratios: tuple[Count, ...]
-    num_hash_layers: Count = 0
-    n_shared_experts: Count = 0
-    tie_word_embeddings: bool = False
-    dspark_target_layer_ids: tuple[Count, ...] | None = None
-    dspark_markov_rank: Size | None = None
-    vision_n_layers: Count = 32
-    vision_dim: Size = 1024
-    vision_inter_dim: Size = 2816
-    vision_patch_size: Size = 14
-    vision_downsample_ratio: Size = 3
-
-
-def dimensions(config: Mapping[str, Any]) -> Dimensions:
-    """Check and type the fields that set names and shapes.
-
-    Raises:
-        FormatError: one is missing, of the wrong type or absurd, or there are fewer compress_ratios than layers.
-    """
-    try:
-        found = msgspec.convert(released(config), Dimensions)
-    except msgspec.ValidationError as error:
-        raise FormatError(f"config.json: {error}") from None
-    if len(found.compress_ratios) < found.num_hidden_layers:
-        what = f"{len(found.compress_ratios)} entries for num_hidden_layers {found.num_hidden_layers}"
-        raise FormatError(f"config.json: compress_ratios has {what}: what kind a layer is cannot be told")
-    if found.num_attention_heads * found.head_dim % found.o_groups:
-        what = f"o_groups {found.o_groups} does not divide {found.num_attention_heads} heads of {found.head_dim}"
-        raise FormatError(f"config.json: {what}")
-    return found
 
 
 def told(stored: Mapping[str, TensorSpec]) -> Traits:
@@ -101,7 +62,7 @@ def told(stored: Mapping[str, TensorSpec]) -> Traits:
         stages or None,
         _OWN in stored,
         "vision.norm.weight" in stored,
-        {"I8": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
+        {"I8": "e2m1", "F4": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
         scale.dtype if codes and scale else "",
     )
 
@@ -157,7 +118,8 @@ class _Block:
 
     def compressor(self, name: str, role: str, ratio: int, size: int, layers: tuple[int, ...]) -> Iterator[Family]:
         """What makes one entry of `size` of `ratio` tokens."""
-        width, where = (2 * size if ratio == INDEXED else size), {"layers": layers}
+        width = 2 * size if ratio == INDEXED else size
+        where = {"layers": layers, "variant": f"ratio {ratio}"}
         yield self.family(f"{name}.ape", (ratio, width), role, dtype="F32", **where)
         yield self.family(f"{name}.wkv.weight", (width, self.d.hidden_size), role, **where)
         yield self.family(f"{name}.wgate.weight", (width, self.d.hidden_size), role, **where)
@@ -260,29 +222,6 @@ def drafter(d: Dimensions, kind: str, stages: int, own: bool, vision: bool) -> I
     yield closing.family("confidence_head.proj.weight", (1, hidden + rank), "mtp")
 
 
-def vision_tower(d: Dimensions) -> Iterator[Family]:
-    """The parts that read images: moved as they are."""
-    size, inner, hidden = d.vision_dim, d.vision_inter_dim, d.hidden_size
-    blocks = tuple(range(d.vision_n_layers))
-
-    def both(name: str, rows: int, columns: int) -> Iterator[Family]:
-        yield Family(f"{name}.weight", (rows, columns), "vision")
-        yield Family(f"{name}.bias", (rows,), "vision")
-
-    yield from (Family(f"image_{name}", (hidden,), "vision") for name in ("start", "end", "newline", "pad"))
-    yield from both("vision.patch_embed.proj", size, 3 * d.vision_patch_size**2)
-    for block in blocks:
-        at = f"vision.blocks.{block}."
-        yield from (Family(f"{at}norm{number}.weight", (size,), "vision") for number in (1, 2))
-        yield from both(f"{at}attn.wqkv", 3 * size, size)
-        yield from both(f"{at}attn.wo", size, size)
-        yield Family(f"{at}mlp.w1.weight", (2 * inner, size), "vision")
-        yield Family(f"{at}mlp.w2.weight", (size, inner), "vision")
-    yield Family("vision.norm.weight", (size,), "vision")
-    yield from both("aligner.w1", hidden, size * d.vision_downsample_ratio**2)
-    yield from both("aligner.w2", hidden, hidden)
-
-
 class DeepseekV4(DeepseekV3):
     """V4-Flash and V4-Pro, their bases, and the releases with a block drafter."""
 
@@ -298,7 +237,10 @@ class DeepseekV4(DeepseekV3):
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         kind, stages = expected(config)
-        kind, stages = traits.drafter or kind, stages if traits.stages is None else traits.stages
+        # A stage that only the config speaks of is a missing one; there never was a classic drafter of several.
+        if traits.stages is not None:
+            stages = traits.stages if traits.drafter == MTP else max(traits.stages, stages)
+        kind = traits.drafter or kind
         main = _Block(d, _LAYER, tuple(range(d.num_hidden_layers)))
         return (
             *outside(d),
@@ -306,6 +248,12 @@ class DeepseekV4(DeepseekV3):
             *(drafter(d, kind, stages, traits.own, traits.vision) if stages else ()),
             *(vision_tower(d) if traits.vision else ()),
         )
+
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> Iterator[Contradiction]:
+        checked = msgspec.structs.asdict(dimensions(config))
+        return contradictions({field: checked.get(field, value) for field, value in config.items()}, stored, traits)
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         # No release with a block drafter is a base: eight-bit experts there are somebody's repack of four-bit ones.
@@ -319,6 +267,12 @@ class DeepseekV4(DeepseekV3):
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return restored(config)
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        return attention(config)
+
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return units(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsctl.models.deepseek_v3 import limited_tokens
+from dsctl.core.attention import Compressed, whole_numbers
+from dsctl.core.params import Unit
+from dsctl.models.deepseek_v3 import counted, limited_tokens
 
+# A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
+INDEXED = 4
 MTP, DSPARK = "mtp", "dspark"
 _RATIOS, _TARGETS = "compress_ratios", "dspark_target_layer_ids"
 
@@ -28,11 +32,29 @@ def expected(config: Mapping[str, Any]) -> tuple[str, int]:
     stages = len(_ratios(config)) - layers if type(layers) is int else 0
     if stages <= 0:
         return "", 0
-    return (DSPARK if _speaks_of_blocks(config) else MTP), stages
+    return (DSPARK if speaks_of_blocks(config) else MTP), stages
 
 
-def _speaks_of_blocks(config: Mapping[str, Any]) -> bool:
+def speaks_of_blocks(config: Mapping[str, Any]) -> bool:
+    """Whether it has fields of a block drafter."""
     return any(field.startswith("dspark_") for field in config)
+
+
+def attention(config: Mapping[str, Any]) -> Compressed | None:
+    """The sizes of attention in the main layers, or None where the config does not give them."""
+    sizes = whole_numbers(
+        config, "num_attention_heads", "head_dim", "qk_rope_head_dim", "sliding_window", "index_n_heads",
+        "index_head_dim", "index_topk",
+    )  # fmt: skip
+    layers, ratios = config.get("num_hidden_layers"), _ratios(config)
+    if not sizes or type(layers) is not int or not all(type(ratio) is int and ratio >= 0 for ratio in ratios):
+        return None
+    return Compressed(tuple(ratios[:layers]), INDEXED, *sizes)
+
+
+def units(config: Mapping[str, Any]) -> tuple[Unit, ...]:
+    """Heads, and the groups through which what they give goes out: a group's matrices see its own heads alone."""
+    return (*counted(config, "num_attention_heads", "heads"), *counted(config, "o_groups", "output groups"))
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +117,7 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
         "q_lora_rank": min(config["q_lora_rank"], sizes["hidden"]),
         "o_lora_rank": min(config["o_lora_rank"], sizes["hidden"]),
         "o_groups": min(config["o_groups"], heads),
-        "index_n_heads": heads,
+        "index_n_heads": min(config["index_n_heads"], heads),
         "index_topk": min(config["index_topk"], 64),
         _RATIOS: [*(ratios[layer % whole] for layer in range(layers)), *ratios[whole:]],
     }

@@ -41,6 +41,9 @@ class GlmMoeDsa(DeepseekV3):
             return fp8_blocks("float32", why)
         return dict.fromkeys(QUANTIZED, Published("bf16", "deepseek", "float32", why))
 
+    def indexed(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        return indexed_layers(config, config["num_hidden_layers"])
+
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         small = shrunk(config, sizes)
         small |= {"index_n_heads": sizes["heads"], "index_topk": min(config["index_topk"], 64)}

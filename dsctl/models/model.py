@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+
+
+class Contradiction(NamedTuple):
+    """Something that a `config.json` says and that cannot be, or that tensors contradict: a stable code, and what."""
+
+    code: str
+    what: str
 
 
 class Model(Protocol):
@@ -29,11 +37,23 @@ class Model(Protocol):
             FormatError: a field that sets a shape is missing or absurd.
         """
 
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> Iterable[Contradiction]:
+        """What is wrong with a config of which `families` can be told; `stored` are the checkpoint's tensors by name.
+
+        Raises:
+            FormatError: a field that sets a shape is missing or absurd.
+        """
+
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         """How its releases store what they quantize, by role; a role that is not there is quantized in none of them."""
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        """The attention heads that no rank may cut through, or None where the config does not say."""
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        """What no tensor-parallel cut of attention may split, such as heads; none where the config does not say."""
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
+        """The sizes that set what attention costs, or None where the config does not give them."""
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config in the fields of the releases, where a program that saved it says it in others."""

@@ -1,13 +1,13 @@
-"""Which cuts a format can make: whole heads, equal lengths, whole blocks."""
+"""Which cuts a format can make: whole heads and groups, equal lengths, whole blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec, Misaligned
 from dsctl.core.boxes import Box
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Unit
 from dsctl.layouts.ranks import Ranks
 
 
@@ -25,21 +25,22 @@ class Cut(NamedTuple):
     blocks: bool = False
 
 
-def cut_of(family: Family, codec: Codec, parts: int, heads: int | None) -> Cut | None:
+def cut_of(family: Family, codec: Codec, parts: int, units: Sequence[Unit]) -> Cut | None:
     """Why a parameter of a family, stored by a codec, cannot be cut into so many parts; None where it can."""
     if family.split is None or parts == 1:
         return None
     length = family.shape[family.split]
-    uneven = _uneven(family, parts, heads)
+    uneven = _uneven(family, parts, units)
     why = uneven or _through_blocks(family, codec, parts)
     return Cut(family.template, family.split, length, parts, why, not uneven) if why else None
 
 
-def _uneven(family: Family, parts: int, heads: int | None) -> str:
+def _uneven(family: Family, parts: int, units: Sequence[Unit]) -> str:
     if family.split is None or parts == 1:
         return ""
-    if family.role == "attention" and heads and heads % parts:
-        return f"{heads} heads / {parts}"
+    split = next((unit for unit in units if unit.number % parts), None) if family.role == "attention" else None
+    if split is not None:
+        return f"{split.number} {split.noun} / {parts}"
     length = family.shape[family.split]
     return f"{length:,} / {parts}" if length % parts else ""
 
@@ -56,28 +57,28 @@ def _through_blocks(family: Family, codec: Codec, parts: int) -> str:
     return ""
 
 
-def illegal(stored: Iterable[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> Iterator[Cut]:
+def illegal(stored: Iterable[tuple[Family, Codec]], ranks: Ranks, units: Sequence[Unit]) -> Iterator[Cut]:
     """The first cut of every family that cannot be made."""
     seen: set[str] = set()
     for family, codec in stored:
-        cut = None if family.template in seen else cut_of(family, codec, ranks.cut(family), heads)
+        cut = None if family.template in seen else cut_of(family, codec, ranks.cut(family), units)
         if cut:
             seen.add(family.template)
             yield cut
 
 
 def legal_sizes(
-    stored: Iterable[tuple[Family, Codec]], ep: int | None, heads: int | None, most: int = 128
+    stored: Iterable[tuple[Family, Codec]], ep: int | None, units: Sequence[Unit], most: int = 128
 ) -> list[int]:
     """The tensor-parallel sizes up to `most` at which every cut can be made; `ep` None: as many as tp."""
     pairs = list(dict.fromkeys(stored))
-    return [size for size in range(1, most + 1) if _fits(pairs, Ranks(size, ep or size), heads)]
+    return [size for size in range(1, most + 1) if _fits(pairs, Ranks(size, ep or size), units)]
 
 
-def _fits(pairs: list[tuple[Family, Codec]], ranks: Ranks, heads: int | None) -> bool:
+def _fits(pairs: list[tuple[Family, Codec]], ranks: Ranks, units: Sequence[Unit]) -> bool:
     """Whether every cut can be made. What takes no look at blocks is looked at first."""
     if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
         return False
-    if any(family.experts % ranks.ep or _uneven(family, ranks.cut(family), heads) for family, _ in pairs):
+    if any(family.experts % ranks.ep or _uneven(family, ranks.cut(family), units) for family, _ in pairs):
         return False
-    return not any(True for _ in illegal(pairs, ranks, heads))
+    return not any(True for _ in illegal(pairs, ranks, units))

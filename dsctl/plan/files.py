@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
-from dsctl.checkpoint.side_files import WHOLE, Side, kept_texts
+from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp4 import SILENT
 from dsctl.core.errors import PlanError
@@ -15,9 +15,10 @@ from dsctl.core.header import PT, TensorSpec, build
 from dsctl.layouts.folders import folder
 from dsctl.layouts.naming import DIALECTS, Ending, endings
 from dsctl.plan.blocks import check_filled, check_joined
-from dsctl.plan.kept import saves, scales_of
+from dsctl.plan.kept import scales_of
 from dsctl.plan.plan import OutFile, Placed, PlacedPart, Want
 from dsctl.plan.target import Target
+from dsctl.plan.whole import whole_side
 
 # Files of tensors whose places nothing tells are at most so large.
 USUAL_SHARD = 5_000_000_000
@@ -128,7 +129,7 @@ def _regrouped(
 
 
 def out_files(
-    target: Target, placed: Mapping[str, tuple[Placed, ...]]
+    target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Placed, ...]]
 ) -> tuple[list[OutFile], dict[tuple[str, str], int]]:
     """Every safetensors file of the target with its header, and the offset of every tensor in it by file and name.
 
@@ -145,13 +146,14 @@ def out_files(
         size = len(header) + sum(spec.nbytes for spec in specs[file].values())
         literals = tuple((begins[tensor], data) for tensor, data in stated.get(file, {}).items())
         files.append(OutFile(file, header, size, literals))
-    if saves(target):
+    if target.saves:
         side = scales_of(target, placed.keys())
         offsets |= {(ORIGINAL, tensor): begin for tensor, begin in side.begins.items()}
         files.append(OutFile(ORIGINAL, side.header, side.size, side.literals))
-    if target.checkpoint.layout.published and not target.layout.published:
-        side = Side(kept_texts(target.checkpoint), {}, "the whole checkpoint that this folder holds parts of")
-        files.append(OutFile(WHOLE, side.header, side.size, side.literals))
+    whole = whole_side(target, wants)
+    if whole is not None:
+        offsets |= {(WHOLE, tensor): begin for tensor, begin in whole.begins.items()}
+        files.append(OutFile(WHOLE, whole.header, whole.size, whole.literals))
     return files, offsets
 
 

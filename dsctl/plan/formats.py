@@ -15,7 +15,7 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.params import OTHER, Family, Param, Published
 from dsctl.plan import recipes
-from dsctl.plan.recipes import Rule, chosen, named, takes
+from dsctl.plan.recipes import FOR_EXPERTS, Rule, chosen, named, takes
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SEARCHED, Request
 
 _WIDE, _NARROW = Plain("F32"), Plain("BF16")
@@ -52,7 +52,9 @@ class Formats:
         if self.request.to == PUBLISHED:
             form = self.published.get(param.role)
             released = param.quantizable and form is not None
-            return self._stored_as(self._released(form) if form else self.format, param.family, source, released)
+            return self._stored_as(self._released(form) if form else self._blocks[0], param.family, source, released)
+        if self.request.to in FOR_EXPERTS and not takes(self.format, param.family):
+            return source
         if self.request.to != RECIPE:
             return self._stored_as(self.format, param.family, source, takes(self.format, param.family))
         name = chosen(self.rules, param)

@@ -6,32 +6,20 @@ from collections.abc import Collection, Iterator
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.odd_scales import ODD
-from dsctl.checkpoint.side_files import Side, kept_texts
+from dsctl.checkpoint.side_files import WHOLE, Side, kept_texts
 from dsctl.codecs.codec import SCALE, Codec
-from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
 from dsctl.plan.plan import Want
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE
 from dsctl.plan.steps import Part, Region, Step, region_of
 from dsctl.plan.target import Target
-
-
-def saves(target: Target) -> bool:
-    """Whether the target keeps a side file with the scales that decoding makes redundant."""
-    checkpoint, request = target.checkpoint, target.request
-    if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
-        return False
-    if target.formats.format.plain:
-        return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
-    return any(codec.scales_follow and recast(codec, target.formats.format) for codec in checkpoint.stored_codecs)
 
 
 def gathers(target: Target, step: Step) -> bool:
     """Whether the odd ones of a parameter's scales are kept: they are found while it is converted."""
     read = step.reads[0]
     whole = len(step.reads) == 1 and read.container == step.shape
-    return step.how != "move" and read.codec.scales_follow and whole and saves(target)
+    return step.how != "move" and read.codec.scales_follow and whole and target.saves
 
 
 def scales_of(target: Target, names: Collection[str]) -> Side:
@@ -48,7 +36,7 @@ def scales_of(target: Target, names: Collection[str]) -> Side:
 
 def kept_parts(target: Target, want: Want, reads: tuple[Region, ...]) -> Iterator[tuple[str, Part]]:
     """The scales of a parameter that the side file keeps: name there and where they are read."""
-    if saves(target):
+    if target.saves:
         for piece, region in zip(want.pieces, reads, strict=True):
             if _kept_whole(target, piece.codec):
                 yield piece.refs[1].name, region.parts[1]
@@ -75,13 +63,13 @@ def kept_scales(target: Target, want: Want) -> Region | None:
     own = _own_scales(want)
     if own is not None:
         return own
-    if target.original is None or want.codec != target.formats.kept:
+    name, shape = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE), want.param.shape
+    sides = (ORIGINAL, target.original, target.formats.kept), (WHOLE, target.whole, target.encoded)
+    known = ((file, side.scales.get(name)) for file, side, codec in sides if side and codec == want.codec)
+    file, ref = next(((file, ref) for file, ref in known if ref), ("", None))
+    if ref is None or ref.spec != want.codec.specs(shape)[SCALE]:
         return None
-    ref = target.original.scales.get(DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE))
-    if ref is None or ref.spec != want.codec.specs(want.param.shape)[SCALE]:
-        return None
-    shape = want.param.shape
-    part = Part(SCALE, ORIGINAL, ref.begin, ref.spec)
+    part = Part(SCALE, file, ref.begin, ref.spec)
     return Region(Box.whole(shape), want.codec, (part,), shape, (0,) * len(shape))
 
 

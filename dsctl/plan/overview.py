@@ -13,17 +13,19 @@ from math import prod
 from dsctl.checkpoint.groups import Group, Known
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec, moves_to
+from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
 from dsctl.core.errors import PlanError
 from dsctl.core.params import OTHER, Param
 from dsctl.layouts.layout import Layout, Slot
 from dsctl.plan.blocks import Blocks, check_joined
 from dsctl.plan.formats import Formats, known_formats
+from dsctl.plan.laid import laid
 from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
 from dsctl.plan.selection import nothing_left, why_dropped
-from dsctl.plan.spread import Subject, arrangement, check_cuts, check_names
+from dsctl.plan.spread import Subject, arrangement, check_cuts, check_names, settled
 from dsctl.plan.steps import Part, Region, Step
 
 
@@ -63,12 +65,13 @@ def overview(known: Known, request: Request) -> Overview:
         raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
     refuse_idle(request)
     groups = [group for group in known.groups if group.family.role != OTHER]
-    heads = known.model.heads(known.config) if known.model else None
-    subject = Subject(known.place, tuple(group.family for group in groups), heads)
+    request = settled(request, [group.family for group in groups])
+    units = known.model.units(known.config) if known.model else ()
+    subject = Subject(known.place, tuple(group.family for group in groups), units)
     layout, formats = arrangement(subject, request), known_formats(known, request)
     notes = check(formats.rules, (param for group in groups for param in group.params)) if formats.rules else []
     parts = [part for group in groups for part in _parts(group, request, formats)]
-    stored = [(group, codec) for group, codec in parts if codec is not None]
+    stored = [(group, laid(layout, group.family, codec, {})) for group, codec in parts if codec is not None]
     legal = check_cuts(subject, request, layout, ((group.family, codec) for group, codec in stored))
     notes += check_names(layout, ((group.family, codec) for group, codec in stored))
     found = Overview(known.place, request, (*notes, *formats.notes), tuple(legal))
@@ -152,7 +155,9 @@ def _step(group: Group, codec: Codec, slots: Iterable[Slot]) -> Step:
     shape = group.family.shape
     read = _region(group.codec, Box.whole(shape), shape, (0,) * len(shape))
     writes = tuple(_region(codec, slot.region, slot.container, slot.at) for slot in slots)
-    how = "move" if moves_to(group.codec, codec) else "recode"
+    whole = all(write.box == read.box for write in writes)
+    recasts = whole and recast(group.codec, codec) is not None
+    how = "move" if moves_to(group.codec, codec) else "recast" if recasts else "recode"
     return Step(group.family.template, shape, how, (read,), writes)
 
 

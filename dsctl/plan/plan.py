@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.renumbered import NUMBERS
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
 from dsctl.layouts.layout import Slot
@@ -124,9 +125,8 @@ class Plan:
 
     @property
     def gathered_most(self) -> int:
-        """The most bytes that the file of gathered scales may take: all scales, and their names."""
-        scales = (step.reads[0].parts[1].spec.nbytes + GATHERED_NAME for step in self.steps if step.gathers)
-        return sum(scales)
+        """The most bytes that the file of gathered scales may take."""
+        return gathered_most(self.steps)
 
     @property
     def bytes_in(self) -> int:
@@ -152,6 +152,11 @@ class Plan:
         return sum(held.values())
 
 
+def gathered_most(steps: Iterable[Step]) -> int:
+    """The most bytes that the gathered scales of some steps may take: all of them, and their names."""
+    return sum(step.reads[0].parts[1].spec.nbytes + GATHERED_NAME for step in steps if step.gathers)
+
+
 def _shape(step: Step) -> Hashable:
     """What a step's buffers follow from, the same for parameters that are stored alike."""
     regions = tuple((one.box, one.codec, one.container, len(one.parts)) for one in (*step.reads, *step.writes))
@@ -164,6 +169,8 @@ def kind(step: Step) -> str:
     """What happens to a parameter, in one word of the audit."""
     if step.how != "recode":
         return {"move": "moved", "recast": "recast"}[step.how]
+    if step.reads[0].codec.form.codes == NUMBERS:
+        return "renumbered"
     before = step.reads[0].codec.quantized
     after = step.writes[0].codec.quantized
     return {(True, False): "dequantized", (False, True): "quantized", (True, True): "requantized"}.get(

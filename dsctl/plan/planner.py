@@ -8,8 +8,10 @@ from math import prod
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.faults import require_whole
+from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
+from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs.codec import moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
@@ -18,12 +20,17 @@ from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
-from dsctl.plan.plan import COUNTED, Dropped, Placed, PlacedPart, Plan, Want, fingerprint, kind
-from dsctl.plan.request import Request
+from dsctl.plan.plan import COUNTED, Dropped, Placed, PlacedPart, Plan, Want, fingerprint, gathered_most, kind
+from dsctl.plan.request import KEEP, Request
 from dsctl.plan.selection import wanted
+from dsctl.plan.spread import settled
 from dsctl.plan.steps import Copy, Part, Region, Step, region_of
 from dsctl.plan.target import Target, target_of
 from dsctl.plan.texts import carried, texts
+from dsctl.plan.whole import whole_copies
+
+# So many tensors of the whole that are gone are named.
+TOLD = 4
 
 
 def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
@@ -33,15 +40,17 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         FormatError: the checkpoint contradicts itself.
         UsageError, PlanError: the request makes no sense, or cannot be carried out on it.
     """
+    request = settled(request, checkpoint.families)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
     check_repeated(checkpoint)
     target = target_of(checkpoint, request)
     wants, dropped, sizes = wanted(target)
     placed, remarks = place(target, wants)
-    files, offsets = out_files(target, placed)
+    files, offsets = out_files(target, wants, placed)
     blocks = Blocks(target.layout.name, request.recode)
     steps = _steps(target, wants, placed, offsets, blocks)
-    notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_read_twice(steps)]
+    notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
+    notes += [*_gone(target, placed), *_renumbered(steps), *_read_twice(steps), *_gathered(steps)]
     _refuse_overlap(steps)
     steps.sort(key=source_order)
     return Plan(
@@ -51,7 +60,7 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         steps=steps,
         files=files,
         texts=texts(target, wants, placed),
-        carried=carried(target),
+        carried=carried(target, {file.name for file in files}),
         dropped=dropped,
         counts=_counts(steps, dropped, checkpoint),
         notes=notes,
@@ -89,10 +98,50 @@ def _recoded(target: Target, steps: Iterable[Step]) -> Iterator[str]:
         yield f"{sum(step.measured for step in steps):,} parameters recoded because of a cut"
 
 
+def _decoded(target: Target, wants: Sequence[Want]) -> Iterator[str]:
+    """What the layout alone has decoded; and what the source's had and nothing brings back."""
+    found = [target.layout.decoded(want.param.family) for want in wants if want.pieces[0].codec.quantized]
+    for dtype in dict.fromkeys(filter(None, found)):
+        yield f"layout {target.layout.name} holds {found.count(dtype):,} parameters decoded, as {dtype}"
+    before = target.checkpoint.layout
+    left = [want for want in wants if before.decoded(want.param.family) and not want.codec.quantized]
+    if left and target.request.to == KEEP and not target.layout.decoded(left[0].param.family):
+        what = f"{len(left):,} parameters stay {left[0].codec.plain}, as layout {before.name} holds them"
+        yield f"{what}: no {WHOLE} keeps their scales; --to published encodes them with new ones"
+
+
+def _gone(target: Target, placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[str]:
+    """What the whole had and its parts do not hold, where all that they hold becomes a whole again."""
+    if target.whole is None or not target.layout.published or target.request != Request(KEEP):
+        return
+    there = {part.tensor for places in placed.values() for one in places for part in one.parts}
+    if gone := [name for name in target.whole.files if name not in there]:
+        named = ", ".join(gone[:TOLD]) + (", ..." if len(gone) > TOLD else "")
+        yield f"the whole had {len(gone):,} tensors more, which these ranks do not hold: {named}"
+
+
+def _renumbered(steps: Iterable[Step]) -> Iterator[str]:
+    if count := sum(kind(step) == "renumbered" for step in steps):
+        tables = (
+            f"{count:,} tables of experts by token hold the new numbers"
+            if count > 1
+            else "1 table of experts by token holds the new numbers"
+        )
+        yield f"{tables}; a token's expert that is gone is replaced by one that is kept"
+
+
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
-    twice = [step.read_bytes for step in steps if step.surveyed]
+    twice = [step.read_bytes for step in steps if step.surveyed and step.how == "recode"]
     if twice:
         yield f"{sum(twice):,} bytes are read twice: a global scale needs the largest magnitude before the first value"
+    twice = [step.reads[0].parts[1].spec.nbytes for step in steps if step.surveyed and step.how == "recast"]
+    if twice:
+        yield f"{sum(twice):,} bytes are read twice: a global scale needs the largest of all scales before the first"
+
+
+def _gathered(steps: Iterable[Step]) -> Iterator[str]:
+    if most := gathered_most(steps):
+        yield f"{ODD}: at most {most:,} bytes, if not one scale followed from its group's values"
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:
@@ -121,8 +170,8 @@ def _part(part: PlacedPart, slot: Slot, offsets: Mapping[tuple[str, str], int]) 
     """A stored tensor's place; of stacked ones that of the slot's own."""
     offset = offsets[part.file, part.tensor]
     if slot.stack is None:
-        return Part(part.name, part.file, offset, part.spec)
-    spec = TensorSpec(part.spec.dtype, part.spec.shape[1:])
+        return Part(part.name, part.file, offset, part.spec.in_bytes)
+    spec = TensorSpec(part.spec.dtype, part.spec.shape[1:]).in_bytes
     return Part(part.name, part.file, offset + slot.stack[0] * spec.nbytes, spec)
 
 
@@ -132,13 +181,15 @@ def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str,
         return step
     kept = kept_parts(target, want, step.reads)
     copies = tuple(Copy(part, Part("", ORIGINAL, offsets[ORIGINAL, name], part.spec)) for name, part in kept)
+    copies += tuple(whole_copies(target, want, step.reads, offsets))
     known, odd = (None, None) if step.how == "recast" else (kept_scales(target, want), odd_scales(target, want))
     return step._replace(kept=known, odd=odd, copies=copies, gathers=gathers(target, step))
 
 
 def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
     """The same steps; those that need it know which parameters share their largest magnitude."""
-    found = {step.name: step for step in steps if step.how == "recode" and step.writes[0].codec.surveys}
+    steps = list(_alike(steps, wants))
+    found = {step.name: step for step in steps if step.how != "move" and step.writes[0].codec.surveys}
     if not found:
         return steps
     partners: dict[str, tuple[Step, ...]] = {
@@ -148,6 +199,20 @@ def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
         together = tuple(found[param.name] for param in params)
         partners |= dict.fromkeys((param.name for param in params), together)
     return [step._replace(surveyed=partners.get(step.name, ())) for step in steps]
+
+
+def _alike(steps: list[Step], wants: Sequence[Want]) -> Iterator[Step]:
+    """The same steps; of those that share a survey all are recast, or none."""
+    recast_ = {step.name for step in steps if step.way is not None and step.way.surveys}
+    apart = {
+        param.name
+        for params in (fused(want.param for want in wants).values() if recast_ else ())
+        if 0 < len(recast_.intersection(param.name for param in params)) < len(params)
+        for param in params
+    }
+    for step in steps:
+        alone = step.name in apart and step.name in recast_
+        yield step._replace(how="recode", way=None) if alone else step
 
 
 def _refuse_overlap(steps: list[Step]) -> None:
@@ -165,7 +230,8 @@ def _counts(steps: list[Step], dropped: list[Dropped], checkpoint: Checkpoint) -
     """The part of the audit that is known before the work: parameters by what happens to them."""
     counts = dict.fromkeys(COUNTED, 0)
     for step in steps:
-        counts[kind(step)] += 1
+        done = kind(step)
+        counts[done] = counts.get(done, 0) + 1
         counts["values"] += prod(step.shape)
     counts["dropped"] = len(dropped)
     counts["parameters"] = len(checkpoint.params) or len(steps) + len(dropped)

@@ -16,9 +16,12 @@ KEEP = "keep"
 RECIPE = "recipe"
 # The format of a request for what the releases of the architecture store.
 PUBLISHED = "published"
+# What is done with the drafter where nothing is asked for: what is usual for the layout, of such a model.
+USUAL = "usual"
 # The formats for which a search finds better scales, and those whose scales have a format of their own.
-SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4")
-SCALED = ("fp8-block", PUBLISHED)
+SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4", "nvfp4-modelopt")
+BLOCKS = "fp8-block"
+SCALED = (BLOCKS, PUBLISHED)
 # The formats that hold some values of four-bit experts only where their scales are near one another.
 INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 
@@ -32,12 +35,12 @@ class Request:
     """What was asked for; its JSON form is the request's identity.
 
     `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
-    empty. `search` asks for the scales of least error where a format has four bits. `layers` and `experts`, where
-    given, are the only ones wanted. `slice` tells what a renumbered source was cut from. `tp` is 0 for a whole
-    checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of which `ranks`, where
-    given, are the only ones written, and `placed` names the experts by place (dsctl/plan/experts.py). `recode`
-    allows what a cut leaves in parts of blocks to be encoded anew, `allow_inexact` blocks that another form does not
-    hold exactly.
+    empty. `mtp` is keep, drop or `USUAL`. `search` asks for the scales of least error where a format has four bits.
+    `layers` and `experts`, where given, are the only ones wanted. `slice` tells what a renumbered source was cut from.
+    `tp` is 0 for a whole checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of
+    which `ranks`, where given, are the only ones written, and `placed` names the experts by place
+    (dsctl/plan/experts.py). `recode` allows what a cut leaves in parts of blocks to be encoded anew, `allow_inexact`
+    blocks that another form does not hold exactly.
     """
 
     to: str

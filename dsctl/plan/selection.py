@@ -26,7 +26,7 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
         PlanError: nothing is left, a parameter is not all there, or ranks cannot share what is left.
     """
     kept, dropped = _asked_for(target)
-    found = [(param, target.formats.codec(param, pieces[0].codec) if pieces else None) for param, pieces in kept]
+    found = [(param, target.codec(param, pieces[0].codec) if pieces else None) for param, pieces in kept]
     codecs = {param.name: codec for param, codec in found if codec is not None}
     stored = [(param.family, codec) for param, codec in found if codec]
     sizes = check_cuts(target.subject, target.request, target.layout, stored)

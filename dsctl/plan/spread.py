@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Unit
 from dsctl.layouts import LAYOUTS, SAID_OF_EXPERTS, follows
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.plan.cuts import Cut, illegal, legal_sizes
 from dsctl.plan.experts import dealt_out
-from dsctl.plan.request import Request
+from dsctl.plan.request import USUAL, Request
 
 # The most parts of a kind.
 MOST = 4096
 
 
 class Subject(NamedTuple):
-    """A model that is to be spread: what a person calls it, its families, and the attention heads that no rank must
-    cut through."""
+    """A model that is to be spread: what a person calls it, its families, and what no rank must cut through."""
 
     place: str
     families: tuple[Family, ...]
-    heads: int | None
+    units: tuple[Unit, ...]
 
 
 def known_layout(request: Request) -> Layout:
@@ -38,6 +38,13 @@ def known_layout(request: Request) -> Layout:
     if request.layout not in LAYOUTS:
         raise PlanError(f"unknown layout {request.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
     return LAYOUTS[request.layout]
+
+
+def settled(request: Request, families: Iterable[Family]) -> Request:
+    """The request that says whether the drafter stays, where only the usual was asked for."""
+    if request.mtp != USUAL:
+        return request
+    return replace(request, mtp="drop" if known_layout(request).drops_drafter(families) else "keep")
 
 
 def arrangement(subject: Subject, request: Request) -> Layout:
@@ -100,8 +107,8 @@ def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Itera
     if layout.shares is None:
         return []
     pairs, ranks = list(dict.fromkeys(stored)), layout.shares.ranks
-    cuts = [cut for cut in illegal(pairs, ranks, subject.heads) if not (cut.blocks and request.recode)]
-    sizes = legal_sizes(pairs, None if follows(layout.name, ranks) else ranks.ep, subject.heads)
+    cuts = [cut for cut in illegal(pairs, ranks, subject.units) if not (cut.blocks and request.recode)]
+    sizes = legal_sizes(pairs, None if follows(layout.name, ranks) else ranks.ep, subject.units)
     if cuts:
         raise _refusal(cuts, sizes, ranks)
     return sizes

@@ -15,7 +15,8 @@ from dsctl.layouts.naming import DIALECTS
 
 
 class Part(NamedTuple):
-    """One stored tensor of a region: the codec's name for it, the file, the offset of its bytes, and what it is."""
+    """One stored tensor of a region: the codec's name for it, the file, the offset of its bytes, and what it is, with
+    whole bytes for elements."""
 
     name: str
     file: str
@@ -203,7 +204,7 @@ def region_of(piece: Piece) -> Region:
     """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
     stated = piece.codec.stated(piece.slot.container)
     parts = tuple(
-        Part(name, ref.file, ref.begin, ref.spec)
+        Part(name, ref.file, ref.begin, ref.spec.in_bytes)
         for name, ref in zip(piece.codec.parts, piece.refs, strict=True)
         if name not in stated
     )

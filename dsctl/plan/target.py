@@ -9,18 +9,21 @@ from functools import cached_property
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.odd_scales import OddScales, read_odd
 from dsctl.checkpoint.reading import read_header
-from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, read_side
+from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
 from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.recasts import recast
+from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
-from dsctl.core.params import Published
+from dsctl.core.params import Param, Published
 from dsctl.layouts import WIDENED
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.transformers import MIXED
 from dsctl.plan.formats import Formats, base_dtype
+from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
+from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
 from dsctl.plan.spread import Subject, arrangement
 from dsctl.stores import SIGNED
 
@@ -48,9 +51,36 @@ class Target:
         return self.original is not None and self.request.to in SCALED
 
     @cached_property
+    def saves(self) -> bool:
+        """Whether the target keeps a side file for the way back: with the scales that decoding makes redundant, or for
+        what is recast.
+        """
+        checkpoint, request = self.checkpoint, self.request
+        if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
+            return False
+        if self.formats.format.plain:
+            return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
+        return request.to == BLOCKS and any(recast(codec, self.formats.format) for codec in checkpoint.stored_codecs)
+
+    @cached_property
+    def encoded(self) -> Codec | None:
+        """The codec by which the whole stored what a layout decoded, where its scales are kept."""
+        return None if self.whole is None else _kept_codec(self.formats.published, self.whole)
+
+    def codec(self, param: Param, source: Codec) -> Codec:
+        """How the target stores a parameter that the source stores by a codec."""
+        if isinstance(source, Renumbered):
+            return source.written
+        if self.whole is not None and self.request.to == KEEP:
+            source = undone(param, source, self.whole.scales, self.encoded)
+        return laid(self.layout, param.family, self.formats.codec(param, source), self.checkpoint.layout.spelled)
+
+    @cached_property
     def kept(self) -> tuple[Original, ...]:
-        """What is known of the folder that the target is to be again."""
-        return tuple(one for one in (self.original if self.restores else None, self.whole) if one is not None)
+        """What is known of the folder that the target is to be again: the source itself, if it is stored so already."""
+        same = self.request.to in SCALED and self.checkpoint.layout.published
+        sides = self.original if self.restores else None, self.whole, own_side(self.checkpoint) if same else None
+        return tuple(one for one in sides if one is not None)
 
 
 def target_of(checkpoint: Checkpoint, request: Request) -> Target:
@@ -63,8 +93,8 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
     if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
         raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
     refuse_idle(request)
-    heads = checkpoint.model.heads(checkpoint.config) if checkpoint.model and checkpoint.config is not None else None
-    subject = Subject(checkpoint.store.place, checkpoint.families, heads)
+    units = checkpoint.model.units(checkpoint.config) if checkpoint.model and checkpoint.config is not None else ()
+    subject = Subject(checkpoint.store.place, checkpoint.families, units)
     layout = arrangement(subject, request)
     rules = tuple(Rule(*rule) for rule in request.rules)
     notes = check(rules, checkpoint.params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from dsctl.layouts import recorded_name
 from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
-from dsctl.plan.kept import saves
 from dsctl.plan.plan import Placed, PlacedPart, Want
 from dsctl.plan.request import KEEP, RECIPE
 from dsctl.plan.target import Target
@@ -33,14 +32,14 @@ from dsctl.stores import INDEX, SIGNED
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
-def carried(target: Target) -> dict[str, int]:
-    """The source's other files, copied as they are, with their sizes."""
+def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
+    """The source's other files, copied as they are, with their sizes; none of those that are `made`."""
     checkpoint, request = target.checkpoint, target.request
     derived = checkpoint.layout.texts(checkpoint.config or {})
     replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
     part = request.only or request.skip or request.layers or request.experts
     quantized = request.to == RECIPE or not target.formats.format.plain
-    if saves(target) or quantized or part or target.restores:
+    if target.saves or quantized or part or target.restores:
         replaced |= {ORIGINAL, ODD}
     if target.layout.published:
         replaced.add(WHOLE)
@@ -48,7 +47,7 @@ def carried(target: Target) -> dict[str, int]:
     return {
         file: size
         for file, size in checkpoint.files.items()
-        if file not in replaced and not file.endswith(WEIGHTS) and not file.startswith(folders)
+        if file not in replaced and file not in made and not file.endswith(WEIGHTS) and not file.startswith(folders)
     }
 
 
@@ -87,6 +86,8 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
     codec = target.formats.format
     edited = edit_config(without_mtp, codec, quantization_config([(want.param, want.codec) for want in wants]))
     _say_published(target, wants, edited)
+    if edited == config and target.layout.shares is None and target.checkpoint.layout.published:
+        return target.checkpoint.store.read("config.json", 0, target.checkpoint.files["config.json"])
     if target.restores and target.original:
         before = target.original.config
         if _decoded(target, before) == _decoded(target, config) and request.mtp == "keep":

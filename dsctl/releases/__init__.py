@@ -20,6 +20,8 @@ class Storage(msgspec.Struct, frozen=True):
     `total_size` is the sum of its tensors' bytes, `values` the number of their elements, scales included. `index_total`
     is what its own index says instead of `total_size`, where that is known to be another number. `scales_apart` are
     templates whose scales are not chosen as `scale_fmt` says. `traits` is what its tensors tell of its architecture.
+    `other_files` are what it has beside weights, index, config and tokenizer, as far as that is known; the headers of
+    one that is `bare` have no metadata.
     """
 
     formats: tuple[str, ...]
@@ -31,6 +33,8 @@ class Storage(msgspec.Struct, frozen=True):
     index_total: int | None = None
     scales_apart: tuple[str, ...] = ()
     traits: Traits = PLAIN_TRAITS
+    other_files: tuple[str, ...] = ()
+    bare: bool = False
 
     @property
     def counts_values(self) -> bool:

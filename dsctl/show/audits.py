@@ -19,6 +19,7 @@ DONE = {
     "requantized": "decoded and encoded again",
     "recast": "recast, exact: the same values in another form",
     "cast": "cast to another float dtype",
+    "renumbered": "given the new numbers of experts",
     "moved": "moved byte for byte",
     "dropped": "left out",
 }
@@ -53,7 +54,7 @@ def warn_of_values(audit: dict[str, Any], output: Output) -> None:
 def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     """Print the audit that `dsctl.json` keeps."""
     counts = audit["audit"]
-    said = [f"{counts[name]:,} {name}" for name in DONE if counts[name]]
+    said = [f"{counts[name]:,} {name}" for name in DONE if counts.get(name)]
     blocks = [f"{counts[name]:,} {words}" for name, words in _BLOCKS.items() if counts.get(name)]
     values = f"{counts['parameters']:,} parameters, {counts['values']:,} values"
     output.text(("audit", "bold"), f": {values}: {', '.join(said)}; {counts['unexplained']} unexplained")

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsctl.look.capacity import STORED
 from dsctl.look.description import Description
-from dsctl.look.wording import form
+from dsctl.look.wording import form, short
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
 
@@ -68,14 +68,26 @@ def _cache(facts: dict[str, Any]) -> Iterator[Section]:
     cache = facts["cache"]
     if cache is None:
         return
-    rows = [
-        (f"KV cache, {cache['format']}", cache["latent_bytes_per_token"], cache["latent_bytes"]),
-        ("indexer's keys, fp8", cache["index_bytes_per_token"], cache["index_bytes"]),
-    ]
+    growing = (("KV cache", cache["format"], "latent"), ("indexer's keys", cache["index_format"], "index"))
+    fixed = (("window", cache["format"], "window"), ("compressors' state", "f32", "state"))
     tokens = f"{plural(facts['batch'], 'sequence')} of {facts['context']:,} tokens"
-    columns = (Column(""), Column("per token", True), Column("all", True))
-    shown = tuple(Row((name, f"{each:,} B", size(whole))) for name, each, whole in rows if each)
-    yield Section("Cache", f"{tokens}; whole on every TP rank", columns, shown, tuple(_contexts(facts)))
+    per_sequence = any(cache[f"{key}_bytes"] for _, _, key in fixed)
+    columns = [Column(""), Column("per token", True), Column("per sequence", True), Column("all", True)]
+    rows = [
+        (f"{name}, {format_}", f"{cache[f'{key}_bytes_per_token']:,} B", "", size(cache[f"{key}_bytes"]))
+        for name, format_, key in growing
+        if cache[f"{key}_bytes_per_token"]
+    ]
+    rows += [
+        (f"{name}, {format_}", "", size(cache[f"{key}_bytes_per_sequence"]), size(cache[f"{key}_bytes"]))
+        for name, format_, key in fixed
+        if cache[f"{key}_bytes"]
+    ]
+    # Of what grows alone, nothing is told per sequence.
+    told = (0, 1, 2, 3) if per_sequence else (0, 1, 3)
+    shown = tuple(Row(tuple(row[place] for place in told)) for row in rows)
+    columns = [columns[place] for place in told]
+    yield Section("Cache", f"{tokens}; whole on every TP rank", tuple(columns), shown, tuple(_contexts(facts)))
 
 
 def _contexts(facts: dict[str, Any]) -> Iterator[str]:
@@ -109,8 +121,7 @@ def _cuts(facts: dict[str, Any]) -> Section:
     for name, of in facts["formats"].items():
         found: dict[tuple[str, str], list[str]] = {}
         for template, (spreads, why) in _refused(of["ranks"]).items():
-            short = template.removeprefix("model.layers.{layer}.").removesuffix(".weight")
-            found.setdefault((spreads, why), []).append(short)
+            found.setdefault((spreads, why), []).append(short(template))
         rows += [Row((name, spreads, why, ", ".join(which))) for (spreads, why), which in found.items()]
     if not rows:
         return Section("Cuts", "all parts are whole heads and blocks")

@@ -64,15 +64,21 @@ def _cuts_json(description: Description, ranks: Ranks, codec: Formats) -> list[d
 
 
 def _cache_json(cache: Cache) -> dict[str, Any] | None:
-    attention, tokens = cache.attention, cache.context * cache.batch
+    attention, kept = cache.attention, cache.sequence
     if attention is None:
         return None
     return {
         "format": cache.format,
+        "index_format": attention.keys,
         "latent_bytes_per_token": attention.cache_bytes(cache.format),
         "index_bytes_per_token": attention.index_bytes(),
-        "latent_bytes": attention.cache_bytes(cache.format) * tokens,
-        "index_bytes": attention.index_bytes() * tokens,
+        "latent_bytes": kept.entries * cache.batch,
+        "index_bytes": kept.keys * cache.batch,
+        "window_bytes_per_sequence": kept.window,
+        "state_bytes_per_sequence": kept.state,
+        "window_bytes": kept.window * cache.batch,
+        "state_bytes": kept.state * cache.batch,
+        "bytes": kept.nbytes * cache.batch,
     }
 
 

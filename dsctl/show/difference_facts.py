@@ -80,7 +80,7 @@ def _change_json(change: TemplateChange) -> dict[str, Any]:
 
 
 def _totals_json(diff: Diff) -> dict[str, Any]:
-    totals: dict[str, Any] = {}
+    totals: dict[str, Any] = {"cache_format": diff.cache_format}
     for total in diff.totals:
         if total.context is None:
             totals[total.key] = [total.before, total.after]

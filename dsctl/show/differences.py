@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from dsctl.show.templates import parameters, shortened
 from dsctl.show.totals import totals
 
 NAME_WIDTH = 30
+# A list of so many values, such as one for each layer, is told by how often it has each of a few.
+LONG, FEW = 12, 4
 
 
 def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
@@ -113,7 +116,9 @@ def _config(diff: Diff) -> Section:
 
 
 def _field(change: FieldChange) -> Row:
-    told = [_value(side) for side in (change.before, change.after) if side is not ABSENT]
+    sides = [side for side in (change.before, change.after) if side is not ABSENT]
+    many = any(isinstance(side, list) and len(side) > LONG for side in sides)
+    told = [_value(side, many) for side in sides]
     return Row((change.field, " → ".join(told), FIELDS.get(change.field, "")), change.kind)
 
 
@@ -128,11 +133,19 @@ def _clerical(changes: list[FieldChange]) -> Iterator[Row]:
             yield Row((top, plural(len(inner), "field"), ""), kinds.pop())
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, many: bool = False) -> str:
+    """A value in a few words; `many`: a list is told by how often it has each value, where it has few."""
+    if many and isinstance(value, list) and value and len(counted := _counts(value)) <= FEW:
+        return ", ".join(f"{number} x {text}" for text, number in counted.items())
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         text = value[0]
     return shortened(text)
+
+
+def _counts(values: Sequence[Any]) -> dict[str, int]:
+    """How often each value of a list stands in it, in the order in which they first do."""
+    return Counter(json.dumps(value, ensure_ascii=False) for value in values)
 
 
 def _counted(kinds: Sequence[str]) -> str:

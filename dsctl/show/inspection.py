@@ -8,13 +8,13 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from dsctl.checkpoint.groups import NUMBERS, Group
+from dsctl.checkpoint.groups import NUMBERS, Group, folded
 from dsctl.checkpoint.pieces import Fault
 from dsctl.codecs.codec import Codec
 from dsctl.core.visible import visible
 from dsctl.look.inspection import Fold, Inspection, Tensor, fold
-from dsctl.look.wording import form, ranges
-from dsctl.show.drawing.architecture import last_name, staged
+from dsctl.look.wording import drafting, form, ranges
+from dsctl.show.drawing.architecture import called, last_name, staged
 from dsctl.show.output import Output, count, plural, size
 from dsctl.show.sections import Column, Row, Section, show
 
@@ -109,7 +109,7 @@ def _facts(seen: Inspection) -> Section:
         rows.append(("stored as", ", ".join(forms)))
     if known:
         prediction = one.values - one.main_values
-        and_mtp = f", and {count(prediction)} of multi-token prediction" if prediction else ""
+        and_mtp = f", and {count(prediction)} of {drafting(one.traits)}" if prediction else ""
         rows.append(("values", f"{count(one.main_values)}, {count(one.active_values)} active per token{and_mtp}"))
         rows.append(("parameters", f"{one.parameters:,} in {plural(number, 'tensor')}"))
     else:
@@ -179,15 +179,25 @@ def drawn_tree(seen: Inspection) -> Tree:
     whole = sum(group.nbytes for group in one.groups) or 1
     drawn = Tree(Text(f"{visible(one.name)}  {size(whole)}  {visible(one.origin.sentence)}"))
     for stage, groups in staged(one.groups).items():
-        layers = ranges({layer for group in groups for layer in group.layers})
-        branch = drawn.add(_branch(f"{stage} {layers}".strip(), groups, whole))
+        layers = ranges({number for group in groups for number in group.numbers})
+        branch = drawn.add(_branch(f"{called(stage, one.traits)} {layers}".strip(), groups, whole))
         for role in dict.fromkeys(group.family.role for group in groups):
             members = [group for group in groups if group.family.role == role]
             twig = branch.add(_branch(role, members, whole))
-            for group in members:
-                what = f"{last_name(group.family.template)}  {_shape(group.family.shape)}  {form(group.codec)}"
-                twig.add(Text(f"{visible(what)}  {group.count:,} x" if group.count > 1 else visible(what)))
+            for (_, what), number in _leaves(members).items():
+                twig.add(Text(f"{visible(what)}  {number:,} x" if number > 1 else visible(what)))
     return drawn
+
+
+def _leaves(groups: Iterable[Group]) -> dict[tuple[str, str], int]:
+    """Projections in words, and how many parameters each is; those of vision's blocks, named one by one, as one."""
+    found: dict[tuple[str, str], int] = {}
+    for place, group in enumerate(groups):
+        name = group.family.template
+        apart = folded(name)[0] if group.family.role == "vision" else str(place)
+        key = apart, f"{last_name(name)}  {_shape(group.family.shape)}  {form(group.codec)}"
+        found[key] = found.get(key, 0) + group.count
+    return found
 
 
 def _branch(name: str, groups: list[Group], whole: int) -> Text:

@@ -76,7 +76,7 @@ def _ranks(found: Overview) -> Iterator[tuple[str, str]]:
 def _whole(found: Overview) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{found.counts['parameters']:,}"
     for name, words in DONE.items():
-        if found.counts[name]:
+        if found.counts.get(name):
             yield f"  {name}", f"{found.counts[name]:,} {words}"
     yield "read", f"{size(found.bytes_in)} of weights"
     yield "write", f"{size(found.bytes_out)} of weights; headers, index and other files come on top"

@@ -72,7 +72,7 @@ def _rows(setup: Setup, speeds: Speeds | None, free: int) -> Iterator[tuple[str,
         yield f"  {role}", ", ".join(f"{size(nbytes)} {name}" for name, nbytes in formats.items())
     yield "parameters", f"{plan.counts['parameters']:,} with {count(plan.counts['values'])} values"
     for name, words in DONE.items():
-        if plan.counts[name]:
+        if plan.counts.get(name):
             yield f"  {name}", f"{plan.counts[name]:,} {words}"
     yield "read", size(plan.bytes_in)
     written = f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(free)} free"

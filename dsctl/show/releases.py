@@ -27,7 +27,8 @@ def as_json(one: Description) -> dict[str, Any]:
         "main_values": one.main_values,
         "active_values": one.active_values,
         "layers": release.config.get("num_hidden_layers"),
-        "mtp_layers": release.config.get("num_nextn_predict_layers", 0),
+        "mtp_layers": one.draft_layers,
+        "drafter": _drafter(one),
         "context": release.config.get("max_position_embeddings"),
         "published_context": release.context,
         "formats": list(release.storage.formats),
@@ -44,17 +45,23 @@ def as_json(one: Description) -> dict[str, Any]:
     }
 
 
+def _drafter(one: Description) -> str | None:
+    """The kind of its layers that draft further tokens: mtp, or dspark; null where there are none."""
+    return (one.traits.drafter or "mtp") if one.draft_layers else None
+
+
 def table(known: Sequence[Description]) -> Section:
     """A row per release, and what its signs mean."""
     columns = (
-        Column("release"), Column("published"), Column("values", True), Column("active", True),
+        Column("release"), Column("published", rank=2), Column("values", True), Column("active", True),
         Column("layers", True, 1), Column("context", True), Column("stored as"), Column("bytes", True, 3),
         Column("licence", rank=4), Column("repository", rank=5),
     )  # fmt: skip
     rows = [Row(_cells(one)) for one in known]
     rows.append(Row(("context: as published; in brackets: max_position_embeddings of the config",), "note"))
     rows.append(Row(("*: its config was derived from another release, not read: --json names it",), "note"))
-    rows.append(Row(("+1: a multi-token-prediction layer, whose values are not counted here",), "note"))
+    drafting = "+1: a layer for multi-token prediction; +3: a block drafter; not in the values"
+    rows.append(Row((drafting,), "note"))
     return Section("", "", columns, tuple(rows))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dsctl.core.params import OTHER
 from dsctl.look.diff import Diff
 from dsctl.look.templates import ASPECTS, Template, TemplateChange
-from dsctl.look.wording import ranges
+from dsctl.look.wording import ranges, short
 from dsctl.show.output import count, plural, size
 from dsctl.show.sections import Column, Row, Section
 
@@ -106,7 +106,7 @@ def _aspect(template: Template, aspect: str) -> str:
 def _named(templates: list[Template], limit: int = 3) -> str:
     """Templates in a few words: their names where they are few, else how many of each role."""
     if len(templates) <= limit:
-        return ", ".join(t.name.removeprefix("model.layers.{layer}.").removesuffix(".weight") for t in templates)
+        return ", ".join(short(t.name) for t in templates)
     roles = [template.role for template in templates]
     return ", ".join(f"{role} ({roles.count(role)})" for role in dict.fromkeys(roles))
 

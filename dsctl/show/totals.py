@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsctl.look.costs import BF16
 from dsctl.look.diff import Diff
+from dsctl.look.diff_facts import BLOCKS
 from dsctl.look.totals import TotalChange
 from dsctl.show.output import size
 from dsctl.show.sections import Column, Row, Section
@@ -21,6 +23,7 @@ TOTALS = {
     "files": ("weight files", "Totals"),
     "cache_bytes": ("KV cache", "Per token of context"),
     "index_bytes": ("indexer's keys", "Per token of context"),
+    "fixed_bytes": ("window and compressors' state", "Per sequence"),
     "work": ("arithmetic", "Attention of one new token"),
     "read_bytes": ("cache read", "Attention of one new token"),
 }
@@ -29,20 +32,27 @@ TOTALS = {
 def totals(diff: Diff, titles: tuple[str, str]) -> Iterator[Section]:
     """Sums of both sides, and what a token costs; `titles` are what columns call the sides."""
     columns = (Column(), *(Column(title, True) for title in titles), Column("difference", True))
+    keys = dict.fromkeys(one.keys.upper() for one in diff.attention if one)
+    kept = "latents in BF16" if diff.cache_format == BF16 else f"entries in {diff.cache_format.upper()}"
+    form = ", in MLA's multi-query form" * (diff.cache_format == BF16)
     summaries = {
-        "Per token of context": "cache kept for it: latents in BF16, indexer keys in FP8",
-        "Attention of one new token": "while decoding, in MLA's multi-query form, after so many tokens (docs/costs.md)",
+        "Per token of context": f"cache kept for it: {kept}, indexer keys in {' and '.join(keys)}",
+        "Attention of one new token": f"while decoding{form}, after so many tokens (docs/costs.md)",
     }
+    blocks = any(side.traits.drafter == BLOCKS for side in (diff.a, diff.b))
+    names = {key: name for key, (name, _) in TOTALS.items()} | ({"main_values": "  without drafter"} if blocks else {})
     for heading in dict.fromkeys(heading for _, heading in TOTALS.values()):
         held = [total for total in diff.totals if TOTALS[total.key][1] == heading and (total.before or total.after)]
         if held and heading != "Totals" and all(total.before == total.after for total in held):
             yield Section(heading, "no difference")
         elif held:
-            yield Section(heading, summaries.get(heading, ""), columns, tuple(_total(total) for total in held))
+            yield Section(
+                heading, summaries.get(heading, ""), columns, tuple(_total(total, names[total.key]) for total in held)
+            )
 
 
-def _total(total: TotalChange) -> Row:
-    name = TOTALS[total.key][0] + (f" after {total.context:,}" if total.context else "")
+def _total(total: TotalChange, name: str) -> Row:
+    name += f" after {total.context:,}" if total.context else ""
     before, after = (_amount(value, total.unit) for value in (total.before, total.after))
     return Row((name, before, after, _difference(total)))
 

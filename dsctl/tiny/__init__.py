@@ -10,13 +10,14 @@ import filecmp
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
-from dsctl.core.header import TensorSpec, build
+from dsctl.core.header import PT, TensorSpec, build
 from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, StoredParam, TinyRecipe, blueprint
 from dsctl.tiny.texts import texts
@@ -92,7 +93,7 @@ def _present(plan: Blueprint, target: Path, seed: int) -> bool:
     """Whether the folder holds this checkpoint and nothing else; it is made once more beside it to tell."""
     names = _names(plan)
     try:
-        if not target.is_dir() or {path.name for path in target.iterdir()} != names:
+        if not target.is_dir() or _entries(target) != _with_folders(names):
             return False
         # Always of the same name, so that what a killed run left there is found.
         again = target.absolute().with_name(f".{target.name}-again")
@@ -109,7 +110,19 @@ def _present(plan: Blueprint, target: Path, seed: int) -> bool:
 
 def _names(plan: Blueprint) -> set[str]:
     """The files of a finished checkpoint."""
-    return {*plan.files, *texts(plan.release, plan.config), INDEX}
+    return {*plan.files, *texts(plan.release, plan.config, plan.other_files), INDEX}
+
+
+def _entries(folder: Path) -> set[str]:
+    """Everything below a folder by its name within it, folders with a slash behind; links are not followed."""
+    found = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
+    return {f"{name}/" if path.is_dir() and not path.is_symlink() else name for path, name in found}
+
+
+def _with_folders(names: Iterable[str]) -> set[str]:
+    """Files and the folders that they lie in."""
+    names = set(names)
+    return names | {f"{parent}/" for name in names for parent in Path(name).parents[:-1]}
 
 
 def _unfinished(target: Path, plan: Blueprint) -> bool:
@@ -118,10 +131,10 @@ def _unfinished(target: Path, plan: Blueprint) -> bool:
     if working.is_symlink() or not working.is_dir():
         return False
     names = _names(plan)
-    known = {*names, *(f"{name}.part" for name in plan.files), *(beside(Path(name)).name for name in names)}
-    outside, inside = ({path.name for path in folder.iterdir()} for folder in (target, working))
-    plain = all(not path.is_dir() or path == working for path in (*target.iterdir(), *working.iterdir()))
-    return plain and outside - {UNFINISHED} <= names and inside <= known
+    known = {*names, *(f"{name}.part" for name in plan.files), *(str(beside(Path(name))) for name in names)}
+    inside = _entries(working)
+    outside = {name for name in _entries(target) if name.partition("/")[0] != UNFINISHED}
+    return outside <= _with_folders(names) and inside <= _with_folders(known)
 
 
 def _claim(target: Path, plan: Blueprint) -> None:
@@ -138,9 +151,9 @@ def _claim(target: Path, plan: Blueprint) -> None:
 def _empty(target: Path) -> None:
     """Remove what an unfinished run left; its working folder comes last, for it tells whose the rest is."""
     working = target / UNFINISHED
-    for path in (*target.iterdir(), *(working.iterdir() if working.is_dir() else ())):
-        if path != working:
-            path.unlink()
+    found = [path for path in target.rglob("*") if path != working]
+    for path in sorted(found, key=lambda path: -len(path.parts)):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
     if working.is_dir():
         working.rmdir()
 
@@ -161,7 +174,7 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
     offsets: list[dict[str, int]] = []
     try:
         for part, tensors in zip(parts, specs, strict=True):
-            header, begins = build(tensors)
+            header, begins = build(tensors, {} if plan.bare else PT)
             files.append(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
             offsets.append(begins)
             write_all(files[-1], header, 0)
@@ -172,17 +185,26 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
         for descriptor in files:
             os.close(descriptor)
     index = json.dumps(plan.index(), indent=2) + "\n"
-    small = {**texts(plan.release, plan.config), INDEX: index}
+    small = {**texts(plan.release, plan.config, plan.other_files), INDEX: index}
     for name, text in small.items():
+        for folder in (working, target):
+            (folder / name).parent.mkdir(exist_ok=True)
         replace_file(working / name, text.encode())
     for part, name in zip(parts, plan.files, strict=True):
         os.rename(part, target / name)
     for name in small:
         os.rename(working / name, target / name)
     sync_folder(target)
-    working.rmdir()
-    sync_folder(target)
+    _remove_empty(working)
+    for folder in {(target / name).parent for name in small}:
+        sync_folder(folder)
     sync_folder(target.absolute().parent)
+
+
+def _remove_empty(folder: Path) -> None:
+    for inner in folder.iterdir():
+        inner.rmdir()
+    folder.rmdir()
 
 
 def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed: int) -> None:

@@ -79,7 +79,8 @@ class StoredParam(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A checkpoint before its values. `counts_values`: its index says what its release's says, see `index`."""
+    """A checkpoint before its values. `counts_values`: its index says what its release's says, see `index`; `bare`: the
+    headers have no metadata."""
 
     release: str
     config: dict[str, Any]
@@ -87,6 +88,8 @@ class Blueprint:
     stored: tuple[StoredParam, ...]
     files: tuple[str, ...]
     counts_values: bool = False
+    other_files: tuple[str, ...] = ()
+    bare: bool = False
 
     @property
     def places(self) -> Iterator[TensorPlace]:
@@ -124,7 +127,8 @@ def blueprint(name: str, recipe: TinyRecipe) -> Blueprint:
     count = 1 + max(place.file for item in stored for place in item.places.values())
     files = tuple(f"model-{number:05d}-of-{count:06d}.safetensors" for number in range(1, count + 1))
     counts_values = release.storage.counts_values and not recipe.bf16
-    return Blueprint(release.name, config, sizes, stored, files, counts_values)
+    storage = release.storage
+    return Blueprint(release.name, config, sizes, stored, files, counts_values, storage.other_files, storage.bare)
 
 
 def _as_released(codec: Codec, family: Family, release: Release) -> Codec:

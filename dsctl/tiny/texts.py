@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # The special tokens that the real tokenizers put first and last.
@@ -24,11 +24,12 @@ CARD = """# {release}, tiny
 Made by `dsctl tiny`: the names, dtypes, config keys and files of {release}, small dimensions, random weights.
 For trying out and testing what reads or converts checkpoints. It has learnt nothing.
 """
+OTHER = "# The release has a file of this name. What it holds is not part of this small checkpoint.\n"
 LICENCE = "These weights are random numbers and this tokenizer knows bytes only: use them as you like.\n"
 
 
-def texts(release: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """Every small file by name."""
+def texts(release: str, config: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, str]:
+    """Every small file by name; of `others` only that they belong to the release."""
     values: dict[str, Any] = {
         "config.json": config,
         "generation_config.json": _generation(config),
@@ -37,7 +38,11 @@ def texts(release: str, config: Mapping[str, Any]) -> dict[str, str]:
         "special_tokens_map.json": {"bos_token": BEGIN, "eos_token": END, "pad_token": END},
     }
     written = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in values.items()}
-    return written | {"README.md": CARD.format(release=release), "LICENSE": LICENCE}
+    return (
+        written
+        | {"README.md": CARD.format(release=release), "LICENSE": LICENCE}
+        | {name: "{}\n" if name.endswith(".json") else OTHER for name in others}
+    )
 
 
 def _generation(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from dsctl.verify.findings import Finding
 _FREE = STORAGE_FIELDS | CLERICAL_FIELDS - {"auto_map"}
 _OWN = ("config.json", INDEX, SIGNED, ORIGINAL)
 _TEXT_BYTES = 64 << 20
+_ABSENT = "absent"
+# Values of more characters are too long to be read beside each other.
+LONG = 100
 
 
 class Other(NamedTuple):
@@ -56,7 +59,7 @@ def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
     """Where a checkpoint is not what the other one is."""
     if checkpoint.config is not None:
         yield from _families(checkpoint, their)
-        yield from _config(checkpoint.config, their)
+        yield from _config(checkpoint, checkpoint.config, their)
     if their.release is not None:
         yield from _storage(checkpoint, their.release)
     if their.store is not None:
@@ -106,17 +109,31 @@ def _outlines(families: Iterable[Family]) -> dict[str, _FamilyOutline]:
     return found
 
 
-def _config(config: Mapping[str, Any], their: Other) -> Iterator[Finding]:
+def _config(checkpoint: Checkpoint, config: Mapping[str, Any], their: Other) -> Iterator[Finding]:
+    free = _FREE | {field for published in checkpoint.published.values() for field, _ in published.fields}
     for key in dict.fromkeys((*their.config, *config)):
-        if key in _FREE or (key in config and key in their.config and config[key] == their.config[key]):
+        if key in free or (key in config and key in their.config and config[key] == their.config[key]):
             continue
-        here = repr(config[key]) if key in config else "absent"
-        there = repr(their.config[key]) if key in their.config else "absent"
-        yield Finding("config-differs", key, f"{here} here, {there} in {their.name}")
+        here, there = config.get(key, _ABSENT), their.config.get(key, _ABSENT)
+        yield Finding("config-differs", key, _differing(here, there, their.name))
+
+
+def _differing(here: Any, there: Any, name: str) -> str:
+    """Two values, or of long lists where they part."""
+    told, other = (value if value is _ABSENT else repr(value) for value in (here, there))
+    if max(len(told), len(other)) <= LONG or not (isinstance(here, list) and isinstance(there, list)):
+        return f"{told} here, {other} in {name}"
+    if len(here) != len(there):
+        return f"{len(here)} entries here, {len(there)} in {name}"
+    at = next(place for place, pair in enumerate(zip(here, there, strict=True)) if pair[0] != pair[1])
+    return f"entry {at} is {here[at]!r} here, {there[at]!r} in {name}"
 
 
 def _storage(checkpoint: Checkpoint, release: Release) -> Iterator[Finding]:
     """Count and bytes of tensors, where the release stores the same formats and they are known."""
+    mine, theirs = checkpoint.traits, release.storage.traits
+    if (mine.experts, mine.scales) != (theirs.experts, theirs.scales):
+        return
     said = checkpoint.quantization or {}
     if said.get("quant_method") != (release.config.get("quantization_config") or {}).get("quant_method"):
         return

@@ -13,6 +13,7 @@ _TYPES = {
     "DeepseekV2ForCausalLM": ("deepseek_v2",),
     "DeepseekV3ForCausalLM": ("deepseek_v3", "kimi_k2"),
     "DeepseekV32ForCausalLM": ("deepseek_v32",),
+    "DeepseekV4ForCausalLM": ("deepseek_v4",),
     "GlmMoeDsaForCausalLM": ("glm_moe_dsa",),
 }
 _BIAS = "e_score_correction_bias"
@@ -58,6 +59,10 @@ def _is_other(architectures: Any, model_type: Any) -> bool:
     return bool(known) and not any(model_type in types for types in known)
 
 
+def _is_no_count(value: Any) -> bool:
+    return type(value) is not int or value < 1
+
+
 def _are_beyond(tokens: Any, vocabulary: int) -> bool:
     return not all(0 <= token < vocabulary for token in (tokens if isinstance(tokens, list) else [tokens]))
 
@@ -77,4 +82,9 @@ CHECKS = (
     Check(("eos_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
     Check(("bos_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
     Check(("pad_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
+    Check(("dspark_noise_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
+    Check(("dspark_block_size",), "is no number of tokens", _is_no_count),
+    Check(("sliding_window",), "is no number of tokens", _is_no_count),
+    Check(("hc_sinkhorn_iters",), "is no number of iterations", _is_no_count),
+    Check(("compress_rope_theta",), "is no positive number", lambda base: not (_is_number(base) and base > 0)),
 )

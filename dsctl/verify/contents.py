@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.codec import Codec
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
 from dsctl.core.progress import Advance
 from dsctl.verify.findings import Finding
 from dsctl.verify.seen import INTEGERS, KINDS, Seen, rows_of
 from dsctl.verify.structure import params, placed
+from dsctl.verify.tables import WHOLE, TableRead
 from dsctl.verify.values import block_scales, copies, duplicates, far, largest, unfilled, values
 
 BAND_BYTES = 2 << 20
@@ -60,14 +61,11 @@ def read_contents(
     held = list(params(checkpoint))
     owners = {ref.name: (param, piece.codec) for param, piece in held for ref in piece.refs[:1]}
     stacked = {ref.name for _, piece in held if piece.slot.stack for ref in piece.refs}
-    blocks = (
-        (name, codec) for name, (_, codec) in owners.items() if isinstance(codec, Fp8Block) and codec.keeps_scales
-    )
-    codecs = {name: codec for name, codec in blocks if name not in stacked}
+    codecs = {name: codec for name, (_, codec) in owners.items() if codec.scale_fmt and name not in stacked}
     copied = _copied(checkpoint)
     whole = frozenset(name for group in copied for _, name in group)
-    stated = dict(_stated(held))
-    reader = _ContentReader(checkpoint, frozenset(owners), codecs, whole, stated, digests, advance)
+    known = _Known(frozenset(owners), codecs, whole, dict(_stated(held)), dict(_tables(held)))
+    reader = _ContentReader(checkpoint, known, digests, advance)
     contents = ReadContents()
     seen: dict[_TensorName, Seen] = {}
     for read in reader.files():
@@ -82,6 +80,8 @@ def read_contents(
     sizes: dict[str, list[tuple[Seen, float]]] = {}
     for place, one in seen.items():
         param = owners[one.ref.name][0] if one.ref.name in owners else None
+        if place in known.tables:
+            continue
         found = list(values(one, param is not None and param.template.endswith("bias")))
         # A rank's tensor may have the name of another rank's parameter and be none itself.
         scale = scales.get(place)
@@ -93,10 +93,11 @@ def read_contents(
             sizes.setdefault(param.template, []).append((one, largest(one, decoded)))
     contents.findings += far(sizes)
     contents.findings += copies([seen[place] for place in group if place in seen] for group in copied)
-    weights = {one.ref.name: one for one in seen.values() if one.ref.name in owners and one.peaks.any()}
+    matrices = (one for place, one in seen.items() if place not in known.tables)
+    weights = {one.ref.name: one for one in matrices if one.ref.name in owners and one.peaks.any()}
     if checkpoint.layout.shares is None:
-        known = {name: param for name, (param, _) in owners.items()}
-        contents.findings += duplicates(weights, known, checkpoint.store)
+        params_ = {name: param for name, (param, _) in owners.items()}
+        contents.findings += duplicates(weights, params_, checkpoint.store)
     return contents
 
 
@@ -120,21 +121,36 @@ def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, 
                 yield (ref.file, ref.name), said[part]
 
 
+def _tables(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, int]]:
+    """The tables of whole numbers, and below what these are."""
+    for param, piece in held:
+        ref = piece.refs[0]
+        if param.family.below and ref.spec.dtype in WHOLE and len(ref.spec.shape) == 2:
+            yield (ref.file, ref.name), param.family.below
+
+
+class _Known(NamedTuple):
+    """What is known of tensors before they are read: which are weights, how some are coded, which are read whole, the
+    bytes that some must hold, and below what the whole numbers in tables are."""
+
+    weights: frozenset[str]
+    codecs: Mapping[str, Codec]
+    whole: frozenset[str]
+    stated: Mapping[_TensorName, bytes]
+    tables: Mapping[_TensorName, int]
+
+
 class _ContentReader:
     """Reads files on threads; all but Python's own bookkeeping runs without its lock."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        weights: frozenset[str],
-        codecs: Mapping[str, Fp8Block],
-        whole: frozenset[str],
-        stated: Mapping[_TensorName, bytes],
+        known: _Known,
         digests: Mapping[str, str],
         advance: Advance,
     ) -> None:
-        self.weights, self.whole, self.stated = weights, whole, stated
-        self.checkpoint, self.codecs, self.digests, self._advance = checkpoint, codecs, digests, advance
+        self.checkpoint, self.known, self.digests, self._advance = checkpoint, known, digests, advance
         self.store = checkpoint.store
         self._stop, self._lock = threading.Event(), threading.Lock()
 
@@ -161,22 +177,28 @@ class _ContentReader:
         self._done(at)
         buffer = np.empty(BAND_BYTES, np.uint8)
         for ref in tensors:
-            one = Seen.new(ref, self.codecs.get(ref.name), ref.name in self.whole) if self._tells(ref) else None
-            said = self.stated.get((file, ref.name))
+            known, place = self.known, (file, ref.name)
+            one = Seen.new(ref, known.codecs.get(ref.name), ref.name in known.whole) if self._tells(ref) else None
+            said = known.stated.get(place)
+            table = TableRead(ref, known.tables[place]) if place in known.tables else None
             for band, first in self._bands(ref, buffer):
                 if digest is not None:
                     digest.update(band.data)
                 if one is not None:
                     one.take(band, first)
+                if table is not None:
+                    table.take(band, first)
                 if said is not None and band.tobytes() != said:
                     findings.append(Finding("wrong-shape", ref.name, f"states {_numbers(ref, band)}, not its shape"))
+            if table is not None:
+                findings += table.findings()
             if one is not None and ref.nbytes:
                 seen.append(one)
         return _Read(file, digest.hexdigest() if digest else None, seen, findings)
 
     def _tells(self, ref: TensorRef) -> bool:
         """Whether a tensor's bits are looked at: those of floats, and integers that are a parameter's codes."""
-        return ref.spec.dtype in KINDS and (ref.spec.dtype not in INTEGERS or ref.name in self.weights)
+        return ref.spec.dtype in KINDS and (ref.spec.dtype not in INTEGERS or ref.name in self.known.weights)
 
     def _bands(self, ref: TensorRef, buffer: npt.NDArray[np.uint8]) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
         """A tensor's bytes in bands of whole rows, with the number of the first."""

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import disagreement
+from dsctl.checkpoint.pieces import Piece
 from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
-from dsctl.codecs import dress
+from dsctl.codecs import SPELLINGS, dress
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.config_fields import SPARED_FIELDS
 from dsctl.core.params import Param
@@ -16,6 +17,8 @@ from dsctl.layouts.naming import DIALECTS
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
 
+# What people call kinds of codes.
+_KINDS = {"e2m1": "E2M1, FP4", "e4m3": "E4M3, FP8"}
 # What compressed-tensors calls the same stored tensors (vllm-project/compressed-tensors, config/base.py).
 _ALIKE = {"naive-quantized": ("float-quantized", "int-quantized"), "mixed-precision": None}
 
@@ -33,9 +36,67 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
         if piece.codec.scale_fmt and piece.codec.form.scale == "BF16":
             name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
             yield Finding("scale-dtype", name, "is BF16, loaders expect F32")
+        yield from _spelled(param, piece)
+    yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
     if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
+
+
+def _spelled(param: Param, piece: Piece) -> Iterator[Finding]:
+    """Exponents stored under another dtype than the dialect has for them: who copies numbers takes 2^-7 for 120."""
+    codec = piece.codec
+    wanted = SPELLINGS.get(codec.dialect, {}).get("scale_dtype")
+    if codec.quantized and wanted and codec.form.scale == "E8M0":
+        stored = piece.refs[codec.parts.index(SCALE)].spec.dtype
+        if stored != wanted:
+            name = DIALECTS[codec.dialect].tensor(param.name, SCALE)
+            what = f"its scales {name} are {stored}, {wanted} in its releases: loaders may copy their bytes as numbers"
+            yield Finding("wrong-scale-dtype", param.name, what)
+
+
+class RoleField(NamedTuple):
+    """A field of `config.json` that says how a role is stored: what it says, and what is true.
+
+    `usual` is what loaders take it for where it is absent; `stored` are the kinds of codes that the role is stored in.
+    """
+
+    name: str
+    role: str
+    said: object
+    true: str | None
+    usual: str
+    stored: tuple[str, ...]
+
+
+def role_fields(checkpoint: Checkpoint) -> Iterator[RoleField]:
+    """Every such field of the architecture, for roles of which something is there."""
+    codes: dict[str, dict[str, None]] = {}
+    for param, piece in params(checkpoint):
+        codes.setdefault(param.role, {})[piece.codec.form.codes] = None
+    for role, published in checkpoint.published.items():
+        for name, values in published.fields:
+            stored = tuple(codes.get(role, ()))
+            said, true = (checkpoint.config or {}).get(name), dict(values).get(stored[0]) if len(stored) == 1 else None
+            if stored:
+                yield RoleField(name, role, said, true, values[0][1], stored)
+
+
+def _of_roles(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for field in role_fields(checkpoint):
+        kinds = " and ".join(_KINDS.get(kind, kind) for kind in field.stored)
+        if len(field.stored) > 1:
+            yield Finding("expert-dtype", field.name, f"{field.role} are stored as {kinds}: loaders take all for one")
+        elif field.said == field.true or (field.said is None and field.true == field.usual):
+            continue
+        elif field.said is None:
+            what = f"is absent, {field.role} are stored as {kinds}: vLLM takes them for {field.usual!r}"
+            yield Finding("expert-dtype-missing", field.name, what)
+        else:
+            true = repr(field.true) if field.true else "no value"
+            yield Finding(
+                "expert-dtype", field.name, f"is {field.said!r}, {field.role} are stored as {kinds}: {true} is true"
+            )
 
 
 def _fields(said: Mapping[str, Any], true: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -101,6 +162,8 @@ def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Findi
         mine = [one for one in groups if any(is_named(text, module, param) is not False for text in one.targets)]
         used |= {one.name for one in mine if is_quantized}
         if not is_quantized:
+            if checkpoint.layout.decoded(param.family):
+                continue
             if param.quantizable and mine and not any(is_named(text, module, param) is not False for text in spared):
                 others.append(_plain(param, piece.refs[0].spec.dtype, checkpoint))
         elif spares or not mine:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dsctl.checkpoint.checkpoint import Checkpoint
-from dsctl.checkpoint.scales import are_powers_of_two, bad_scale, read_scales
-from dsctl.codecs.codec import SCALES, Codec
+from dsctl.checkpoint.scales import NUMBERS, are_bytes, are_powers_of_two, bad_scale, bytes_told, read_scales
+from dsctl.codecs.codec import SCALE, SCALES, Codec
 from dsctl.core.header import TensorRef
 from dsctl.releases import releases
 from dsctl.verify.findings import Finding
@@ -57,10 +57,12 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
             continue
         powers = not refs[ref].scale_fmt or _are_powers(values)
         all_powers = all_powers and powers
+        if are_bytes(ref, values):
+            yield from placed(checkpoint, ref, [_bytes(ref, values)])
+            continue
         bad = bad_scale(ref, values)
         if bad is not None:
-            what = f"scale of block [{bad.row}, {bad.column}] is {bad.value:g}"
-            yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, what)])
+            yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, bad.told)])
             continue
         if ue8m0 and not powers:
             unrounded[ref] = Finding("not-power-of-two", ref.name, _not_a_power(values))
@@ -72,9 +74,27 @@ def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
             yield from _odd(ref, values)
     yield from _unrounded(checkpoint, unrounded)
     yield from _far(checkpoint, largest)
+    yield from _unread_bytes(checkpoint)
+    if any(fault.code == "scale-fmt-missing" for fault in checkpoint.contradictions):
+        return
     blocks = any(codec.scale_fmt for codec in refs.values())
     if blocks and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
+
+
+def _bytes(ref: TensorRef, values: npt.NDArray[np.float32]) -> Finding:
+    return Finding("scale-bytes", ref.name, bytes_told(ref, values))
+
+
+def _unread_bytes(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """The same of scales that no format has in this dtype."""
+    wrong = {fault.where for fault in checkpoint.survey.faults if fault.code == "wrong-scale-dtype"}
+    contents = checkpoint.contents
+    names = {contents.stored(weight, codec, SCALE) for weight in wrong for codec in contents.codecs}
+    refs = [ref for ref in checkpoint.tensors if ref.name in names and ref.spec.dtype in NUMBERS] if wrong else []
+    for ref, values in read_scales(checkpoint.store, refs):
+        if are_bytes(ref, values):
+            yield from placed(checkpoint, ref, [_bytes(ref, values)])
 
 
 def _unrounded(checkpoint: Checkpoint, found: Mapping[TensorRef, Finding]) -> Iterator[Finding]:

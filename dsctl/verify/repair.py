@@ -28,6 +28,7 @@ from dsctl.stores import INDEX, SIGNED, WORKING, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.against import Other
 from dsctl.verify.findings import Report
+from dsctl.verify.formats import role_fields
 from dsctl.verify.numbers import block_scales
 from dsctl.verify.opening import open_anyhow
 from dsctl.verify.signed import read_signed
@@ -37,7 +38,7 @@ COPY_BYTES = 8 << 20
 _INDEX_CODES = {"no-index", "index-wrong", "index-unknown", "total-size"}
 _CONFIG_CODES = {
     "format-not-declared", "declared-not-stored", "block-size", "scale-fmt-undeclared", "not-power-of-two",
-    "torch-dtype",
+    "torch-dtype", "scale-fmt-missing", "expert-dtype", "expert-dtype-missing",
 }  # fmt: skip
 
 
@@ -210,6 +211,14 @@ def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
     elif true != said:
         config["quantization_config"] = true
         changes.append(f"quantization_config becomes {json.dumps(true)}")
+    for field in role_fields(checkpoint):
+        if len(field.stored) > 1 or field.said == field.true:
+            continue
+        if field.true is None:
+            config.pop(field.name, None)
+        else:
+            config[field.name] = field.true
+        changes.append(f"{field.name} becomes {field.true}" if field.true else f"{field.name} removed")
     usual = TORCH_NAMES.get(usual_dtype(checkpoint))
     key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
     if usual and key in config and config[key] != usual:

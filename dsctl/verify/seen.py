@@ -14,7 +14,8 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.codecs.codec import Codec
+from dsctl.codecs.grids import grid
 from dsctl.core.header import TensorRef
 
 # Bands are looked at in pieces that stay in the cache.
@@ -36,7 +37,7 @@ class Kind(NamedTuple):
     huge: int
 
 
-INTEGERS = ("I8", "U8", "I32")
+INTEGERS = ("I8", "U8", "I32", "I64")
 KINDS = {
     "BF16": Kind("<u2", 0x7FFF, 0x7F80, 0x4980),
     "F16": Kind("<u2", 0x7FFF, 0x7C00, 0x7C00),
@@ -47,6 +48,7 @@ KINDS = {
     "I8": Kind("u1", 0xFF, 1 << 8, 1 << 8),
     "U8": Kind("u1", 0xFF, 1 << 8, 1 << 8),
     "I32": Kind("<u4", 0xFFFFFFFF, 1 << 32, 1 << 32),
+    "I64": Kind("<u8", (1 << 64) - 1, 1 << 64, 1 << 64),
 }
 
 
@@ -58,17 +60,17 @@ class Seen:
     """
 
     ref: TensorRef
-    codec: Fp8Block | None
+    codec: Codec | None
     peaks: npt.NDArray[np.uint64]
     whole: bool = False
     print: int = 0
     zeros: list[int] = field(default_factory=list)
 
     @classmethod
-    def new(cls, ref: TensorRef, codec: Fp8Block | None, whole: bool = False) -> Seen:
+    def new(cls, ref: TensorRef, codec: Codec | None, whole: bool = False) -> Seen:
         """Nothing seen yet."""
-        grid = codec.grid(ref.spec.shape) if codec else (rows_of(ref)[0], 1)
-        return cls(ref, codec, np.zeros(grid, np.dtype(KINDS[ref.spec.dtype].integer)), whole)
+        places = grid(ref.spec.shape, codec.block) if codec else (rows_of(ref)[0], 1)
+        return cls(ref, codec, np.zeros(places, np.dtype(KINDS[ref.spec.dtype].integer)), whole)
 
     def take(self, band: npt.NDArray[np.uint8], first: int) -> None:
         """Take the bytes of the next rows, of which the first has this number."""

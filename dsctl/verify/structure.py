@@ -27,6 +27,15 @@ _PARTIAL = (".part", ".incomplete", ".aria2", ".crdownload", ".tmp", ".safetenso
 # Where huggingface_hub keeps what it has not finished, beside a folder that it downloads into.
 _DOWNLOADS = os.path.join(".cache", "huggingface", "download")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+# What a release keeps in float32 and is not, by role: its code, and what comes of it. Of other roles it is a norm.
+_NARROWED = {
+    "router": ("router-bias-narrowed", ": experts are chosen with rounded biases"),
+    "hyper-connections": (
+        "hyper-connections-narrowed", ": what every layer reads of the residual streams, and writes, is rounded",
+    ),
+    "attention": ("float32-narrowed", ": every head's sink is rounded"),
+    "compressor": ("float32-narrowed", ": places within a compressed entry are rounded"),
+}  # fmt: skip
 # Which dtypes hold all values of another.
 _HOLDS = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
@@ -101,6 +110,7 @@ def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
     except FormatError as error:
         yield _bad_config(error)
         return
+    faults = [*faults, *checkpoint.contradictions]
     yield from (Finding(*fault) for fault in causes.told(checkpoint, faults) if fault.code != "missing-shard")
     yield from _dtypes(checkpoint)
 
@@ -153,27 +163,27 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
         if piece.codec.plain is None:
             continue
         stored, native = piece.refs[0].spec.dtype, param.family.dtype
-        expected = "F32" if native == "F32" else usual
+        expected = usual if native == "BF16" else native
         if stored == expected:
             continue
         if stored in _HOLDS.get(expected, ()):
             yield Finding("widened", param.name, f"is {stored}, its release has {native}: larger, nothing lost")
         elif native == "F32" and stored == usual:
-            bias = param.role == "router"
-            what = f"is {stored}, its release has F32" + (": experts are chosen with rounded biases" if bias else "")
-            yield Finding("router-bias-narrowed" if bias else "narrowed", param.name, what)
+            code, why = _NARROWED.get(param.role, ("narrowed", ""))
+            yield Finding(code, param.name, f"is {stored}, its release has F32{why}")
         else:
-            yield Finding("odd-dtype", param.name, f"is {stored}, the others are {usual}")
+            others = f"the others are {usual}" if native == "BF16" else f"its release has {native}"
+            yield Finding("odd-dtype", param.name, f"is {stored}, {others}")
     config = (checkpoint.config or {}).get("torch_dtype", (checkpoint.config or {}).get("dtype"))
     if usual in TORCH_NAMES and isinstance(config, str) and config != TORCH_NAMES[usual]:
         yield Finding("torch-dtype", "config.json", f"torch_dtype is {config}, unquantized weights are {usual}")
 
 
 def usual_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype in which most unquantized values are stored, those apart that the release keeps in F32."""
+    """The dtype in which most unquantized values are stored, without those that no release keeps in BF16."""
     found: Counter[str] = Counter()
     for param, piece in params(checkpoint):
-        if piece.codec.plain and param.family.dtype != "F32":
+        if piece.codec.plain and param.family.dtype == "BF16":
             found[piece.refs[0].spec.dtype] += param.family.values
     return max(found, key=lambda dtype: found[dtype], default="BF16")
 

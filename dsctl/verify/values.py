@@ -75,11 +75,22 @@ def block_scales(one: Seen, scale: TensorRef, store: Store) -> Floats:
 
 
 def unfilled(one: Seen, scale: TensorRef, scales: Floats) -> Iterator[Finding]:
-    """Blocks whose codes leave the upper half of FP8's range empty, although a scale is chosen to fill it."""
+    """Blocks whose codes leave the upper half of FP8's range empty, although a scale is chosen to fill it.
+
+    Not so of a matrix that four-bit codes were recast to: its scales are those of the groups of its blocks.
+    """
+    if _are_recast(one.peaks):
+        return
     loose = np.argwhere((one.peaks > 0) & (one.peaks < _HALF) & (scales > _LEAST_SCALE))
     if len(loose):
         what = f"{len(loose):,} of {scales.size:,} blocks use less than half of FP8's range: {_places(loose, one)}"
         yield Finding("scale-too-large", scale.name, what)
+
+
+def _are_recast(peaks: npt.NDArray[np.uint64]) -> bool:
+    """Whether all largest E4M3 codes are magnitudes of E2M1 times powers of two: no more than one bit of mantissa."""
+    values = as_float32(peaks.astype(np.uint8).tobytes(), "F8_E4M3")
+    return bool(np.isin(np.frexp(values)[0], (0.0, 0.5, 0.75)).all())
 
 
 def largest(one: Seen, scales: Floats | None = None) -> float:
@@ -105,7 +116,7 @@ def far(sizes: Mapping[str, list[tuple[Seen, float]]]) -> Iterator[Finding]:
 
 def copies(groups: Iterable[list[Seen]]) -> Iterator[Finding]:
     """Copies of one region, read whole, that do not hold the same bytes."""
-    for first, *others in groups:
+    for first, *others in filter(None, groups):
         for one in others:
             if one.print != first.print or not np.array_equal(one.peaks, first.peaks):
                 what = f"{one.ref.file} holds other bytes of it than {first.ref.file}"

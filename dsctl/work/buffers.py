@@ -33,6 +33,7 @@ class JobFiles:
         self.context, self.source, self.scratch = context, source, scratch
         self.open: dict[str, int] = {}
         self.peaks: dict[str, torch.Tensor] = {}
+        self.largest: dict[str, int] = {}
         self.device = device(context.devices[0])
         self.gathered = Gathered(context.folder)
 
@@ -56,6 +57,7 @@ class JobFiles:
 
     def buffer(self, name: str, spec: TensorSpec) -> torch.Tensor:
         """An uninitialised tensor that is reused by the next call of the same name."""
+        spec = spec.in_bytes
         need = max(spec.nbytes, 1)
         have = self.scratch.get(name)
         if have is None or have.numel() < need or have.is_pinned() != self._pinned:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from dsctl.checkpoint.odd_scales import ENTRY, MOST, piece_file
-from dsctl.codecs.codec import SCALE, Codec
+from dsctl.codecs import native_fp4
+from dsctl.codecs.codec import CODES, SCALE, Codec
 from dsctl.codecs.native_fp4 import NONE
 from dsctl.core.boxes import Box
 from dsctl.core.files import replace_file
@@ -36,7 +37,7 @@ class Gathered:
 
     def note(self, step: Step, band: Box, stored: dict[str, torch.Tensor]) -> None:
         """Note the odd scales of a band."""
-        odd = step.reads[0].codec.odd(stored)
+        odd = native_fp4.odd(stored[CODES], stored[SCALE])
         rows, columns = odd.nonzero(as_tuple=True)
         codes = stored[SCALE].view(torch.uint8)[rows, columns].numpy()
         places = (rows.numpy() + band.start[0]) * odd.shape[1] + columns.numpy()

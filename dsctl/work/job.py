@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from dsctl.codecs import grids
-from dsctl.codecs.codec import KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
+from dsctl.codecs import grids, group_scales
+from dsctl.codecs.codec import CODES, KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
 from dsctl.codecs.grids import chunks, peaks
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError, of_the_machine
@@ -81,7 +81,9 @@ def _step(step: Step, files: JobFiles, progress: Advance) -> dict[str, int]:
         whole = Box.whole(copy.read.spec.shape)
         files.write(copy.write, whole, files.read("copy", copy.read, whole))
     counts: dict[str, int] = {}
-    if step.surveyed and step.name not in files.peaks:
+    if step.surveyed and step.way is not None and step.name not in files.largest:
+        files.largest |= dict.fromkeys((one.name for one in step.surveyed), _largest_scale(step.surveyed, files))
+    elif step.surveyed and step.way is None and step.name not in files.peaks:
         peak = torch.stack([_peak(one, files) for one in step.surveyed]).amax(0)
         files.peaks |= {one.name: peak for one in step.surveyed}
     for band in _bands(step, files, step.span):
@@ -107,6 +109,25 @@ def _peak(step: Step, files: JobFiles) -> torch.Tensor:
             for rows, places in chunks(values.shape[0], values.shape[1], codec.block):
                 peak = torch.maximum(peak, peaks(values[rows], codec.block, places.start).amax())
     return peak
+
+
+def _largest_scale(steps: Iterable[Step], files: JobFiles) -> int:
+    """The largest scale (E8M0) of some parameters; groups of zeros left out where scales are far apart."""
+    found = [_bounds(step, files, False) for step in steps]
+    if max(top for _, top in found) - min(low for low, _ in found) > group_scales.LARGEST - group_scales.SMALLEST:
+        found = [_bounds(step, files, True) for step in steps]
+    return max(top for _, top in found)
+
+
+def _bounds(step: Step, files: JobFiles, filled: bool) -> tuple[int, int]:
+    """The least and the largest scale of a parameter; of groups alone that are not zeros, where `filled`."""
+    (source,), low, top = step.reads, 255, 0
+    for band in _bands(step, files, Box.whole(step.shape)):
+        parts = [part for part in source.parts if filled or part.name == SCALE]
+        held = {part.name: files.read(moved(0, part), part, source.place(part.name, band)) for part in parts}
+        least, most = group_scales.bounds(held[SCALE], held.get(CODES))
+        low, top = min(low, least), max(top, most)
+    return low, top
 
 
 def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], files: JobFiles) -> int:
@@ -175,19 +196,25 @@ def _joined(
 
 
 def _recast(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
-    (source,), way = step.reads, step.way
+    way = step.way
     assert way is not None
-    stored = {part.name: files.read(moved(0, part), part, source.place(part.name, band)) for part in source.parts}
+    stored = _stored(step, band, files)
     refuse_unlike_twins(step, 0, band, stored.values(), files)
     if step.gathers:
         files.gathered.note(step, band, stored)
     out = {part: files.buffer(f"out:{held_as(part)}", spec) for part, spec in way.target.specs(band.shape).items()}
     with placed(step, way.target, band):
-        counts = way.write(stored, out)
+        counts = way.write(stored, out, files.largest[step.name] if way.surveys else None)
     for region in step.writes:
         for part in region.parts:
             files.write(part, region.place(part.name, band), out[part.name])
     return counts
+
+
+def _stored(step: Step, band: Box, files: JobFiles) -> dict[str, torch.Tensor]:
+    """The stored tensors of a band of a parameter that is in one piece."""
+    (source,) = step.reads
+    return {part.name: files.read(moved(0, part), part, source.place(part.name, band)) for part in source.parts}
 
 
 def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:

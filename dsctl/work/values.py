@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from dsctl.codecs import grids
-from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec
+from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec, Inexact
 from dsctl.codecs.plain import Rounded
-from dsctl.codecs.recasts import Inexact
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError
 from dsctl.core.header import TensorSpec

@@ -17,10 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dsctl.codecs import SPELLINGS
+from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
+from dsctl.models.model import Contradiction
 from tests.support.command import call, dsctl
 
 Tensors = dict[str, torch.Tensor]
@@ -64,12 +66,20 @@ class Invented:
             family = f"{prefix}bank.{{expert}}.{name}.kernel"
             yield Family(family, shape, "specialists", True, split, experts=count, active=2, **where)
 
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> tuple[Contradiction, ...]:
+        return ()
+
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         blocks = Published("fp8-block-e8m0", "invented", "ue8m0", "as it was invented")
         fields = (("bank_kind", (("e2m1", "four"),)),)
         return {"mixer": blocks, "specialists": Published("mxfp4", "invented", fields=fields)}
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return ()
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:

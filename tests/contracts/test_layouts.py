@@ -10,8 +10,10 @@ import pytest
 
 from dsctl import models, releases
 from dsctl.codecs import CODECS
+from dsctl.codecs.plain import FLOATS
 from dsctl.core.boxes import Box, tiles
 from dsctl.core.errors import PlanError
+from dsctl.core.header import DTYPE_BITS
 from dsctl.core.params import Family, Param
 from dsctl.layouts import LAYOUTS
 from dsctl.layouts.layout import Layout, Slot
@@ -25,15 +27,13 @@ SPREADS = (
     None, Ranks(), Ranks(2), Ranks(8), Ranks(4, 4), Ranks(4, 2), Ranks(2, 8), Ranks(1, 4),
     Ranks(2, 2, 2), Ranks(1, 1, 3),
 )  # fmt: skip
-RELEASES = ("v2", "v3", "v3.2", "glm-5", "kimi-k2", "v4-flash", "v4-flash-0731")
-# The layouts that have no names for a release.
-UNNAMED = {("deepseek", "v4-flash"), ("deepseek", "v4-flash-0731")}
+RELEASES = ("v2", "v3", "v3.2", "glm-5", "kimi-k2", "v4-flash", "v4-flash-base", "v4-flash-0731")
 
 
 def families(release: str) -> tuple[Family, ...]:
-    config = releases.known(release).config
-    model = models.recognise(config)
-    return model.families(model.tiny(config, SIZES), releases.known(release).storage.traits)
+    known = releases.known(release)
+    model = models.recognise(known.config)
+    return model.families(model.tiny(known.config, SIZES), known.storage.traits)
 
 
 class Case(NamedTuple):
@@ -47,7 +47,7 @@ def cases() -> Iterator[pytest.ParameterSet]:
     for name, layout in LAYOUTS.items():
         for release in RELEASES:
             known = families(release)
-            for ranks in SPREADS if (name, release) not in UNNAMED else ():
+            for ranks in SPREADS:
                 try:
                     arranged = layout.arranged(known, Shares.of(known, ranks) if ranks else None)
                 except PlanError:
@@ -113,7 +113,7 @@ def test_names_of_scales_are_no_names_of_weights(case: Case) -> None:
         for part in codec.parts
         if part in dialect_of(case.layout, codec.dialect).endings
     }
-    assert not tensors & stored and len(stored) == 5 * len(tensors)
+    assert not tensors & stored and len(stored) == 7 * len(tensors)
 
 
 @pytest.mark.parametrize("ranks", [ranks for ranks in SPREADS if ranks], ids=str)
@@ -145,3 +145,24 @@ def test_an_expert_may_be_on_several_ranks() -> None:
     stacked = LAYOUTS["stacked"].arranged(known, shares)
     last = next(param for param in layer if param.expert == 7)
     assert [slot.stack for slot in stacked.slots(last)] == [(4, 5), (4, 5)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_layout_decodes_could_be_stored_so(case: Case) -> None:
+    decoded = {dtype for param in case.params if (dtype := case.layout.decoded(param.family))}
+    assert decoded <= set(FLOATS)
+    assert all(param.quantizable for param in case.params if case.layout.decoded(param.family))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_layout_that_drops_the_drafter_has_others_to_hold(case: Case) -> None:
+    known = {param.family for param in case.params}
+    if not case.layout.drops_drafter(known):
+        drafted = [param for param in case.params if param.family.mtp and not param.family.twin]
+        assert all(case.layout.slots(param) for param in drafted)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_codes_are_spelled_with_dtypes_that_headers_know(layout: Layout) -> None:
+    kinds = {codec.form.codes for codec in CODECS.values()}
+    assert layout.spelled.keys() <= kinds and set(layout.spelled.values()) <= DTYPE_BITS.keys()

@@ -376,7 +376,8 @@ def test_a_derived_config_is_said_wherever_something_rests_on_it(name: str) -> N
     assert "config.json" not in found["compared"] and f"config.json of {full}" in found["not_compared"]
     shard = dsctl("shard", name, "out", "--tp", "2", "--dry-run")
     assert "derived from another release, not read" in " ".join(shard.split())
-    assert name in facts("v3", "v3.2")["a"]["same_shapes_derived"] + facts("v3", "v3.2")["b"]["same_shapes_derived"]
+    sides = [found[side] for found in (facts("v3", "v3.2"), facts("v4-pro-0813", "r1")) for side in "ab"]
+    assert name in {alias for side in sides for alias in side["same_shapes_derived"]}
 
 
 def test_derived_configs_are_said_of_what_has_their_shapes() -> None:
@@ -433,3 +434,44 @@ def test_a_miniature_says_what_its_config_was_derived_from(tmp_path: Path) -> No
     made = call("tiny", "v3-0324", tmp_path / "small", *sizes)
     assert "config and storage derived from another release, not read" in " ".join(made.stderr.split())
     assert json.loads(dsctl("tiny", "v3-0324", tmp_path / "small", *sizes, "--json"))["origin"]["kind"] == "release"
+
+
+def test_long_lists_of_a_config_are_told_by_their_counts() -> None:
+    text = " ".join(dsctl("diff", "v4-flash", "v4-flash-0731", "--only", "config").split())
+    assert "compress_ratios 3 x 0, 21 x 4, 20 x 128 → 5 x 0, 21 x 4, 20 x 128" in text
+    assert "dspark_target_layer_ids [40, 41, 42]" in text
+    added = facts("v4-flash", "v4-flash-0731", "--only", "config")["config"]
+    assert added["changed"]["compress_ratios"][1][-4:] == [4, 0, 0, 0]
+
+
+def test_costs_of_compressed_attention_are_compared_in_one_format() -> None:
+    found = facts("v3.2", "v4-pro")
+    totals = found["totals"]
+    assert totals["cache_format"] == "fp8" and facts("v3", "v3.2")["totals"]["cache_format"] == "bf16"
+    assert totals["cache_bytes"] == [61 * 656, 4521.4375] and totals["index_bytes"] == [61 * 132, 510]
+    assert totals["fixed_bytes"] == [0, 61 * 128 * 584 + 18_710_528]
+    assert list(totals["work"]) == ["4096", "32768", "131072", "1048576"]
+    before, after = totals["work"]["1048576"]
+    assert before == 61 * (128 * 2 * 1088 * 2048 + 64 * 2 * 129 * 1_048_576)
+    entries = 30 * (128 + 1024) + 31 * (128 + 8192)
+    assert after == 4 * 128 * 512 * entries + 30 * 2 * 64 * 128 * 262_144
+    compressors = [t for t in found["templates"]["added"] if t["template"].endswith("attn.compressor.ape")]
+    assert [(t["shape"], t["count"]) for t in compressors] == [([4, 1024], 30), ([128, 512], 31)]
+    assert "Per sequence" in dsctl("diff", "v3.2", "v4-pro", "--only", "totals")
+    assert "Per sequence" not in dsctl("diff", "v3", "v3.2", "--only", "totals")
+
+
+def test_layers_of_a_drafter_go_by_the_numbers_in_their_names() -> None:
+    found = facts("v4-flash", "v4-flash-0731")["templates"]
+    assert {tuple(t["layers"]) for t in found["removed"]} == {(0,)}
+    assert {tuple(t["layers"]) for t in found["added"]} == {(0,), (2,)}
+    changes = {tuple(map(tuple, change["changes"]["layers"])) for change in found["changed"]}
+    assert changes == {((0,), (0, 1, 2)), ((0,), (2,))}
+
+
+def test_names_of_two_kinds_are_no_additions(tmp_path: Path) -> None:
+    """V3.2 and V4 share no name: a page says so, and does not count what was added."""
+    dsctl("diff", "v3.2", "v4-pro", "--html", tmp_path / "page.html", "--quiet")
+    text = (tmp_path / "page.html").read_text()
+    assert "No parameter has the same name on both sides" in text and "no box is marked" in text
+    assert "adds" not in text.partition('id="means"')[0] and 'class="box added"' not in text

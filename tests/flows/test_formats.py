@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from dsctl.api import open as open_checkpoint
 from dsctl.codecs import CODECS
 from dsctl.core.errors import FormatError, UsageError
 from dsctl.layouts.naming import tensors as tensors_of
-from dsctl.plan.recipes import ready
+from dsctl.plan.recipes import FOR_EXPERTS, ready
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
 
 QUANTIZED = sorted(CODECS.keys() - {"bf16", "f16", "f32"})
+EXPERT = "model.layers.1.mlp.experts.1.down_proj.weight"
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -94,7 +96,9 @@ def test_fp8_blocks_change_their_dress_without_loss(other: str, small: Path, tmp
     assert same(kept, {name: before[name] for name in kept})
 
 
-@pytest.mark.parametrize("format_", [name for name in QUANTIZED if not name.startswith("fp8-block")])
+@pytest.mark.parametrize(
+    "format_", [name for name in QUANTIZED if not name.startswith("fp8-block") and name not in FOR_EXPERTS]
+)
 def test_every_linear_module_is_either_stored_quantized_or_named(format_: str, plain: Path, tmp_path: Path) -> None:
     dsctl("convert", plain, tmp_path / "stored", "--to", format_)
     stored, said = tensors(tmp_path / "stored"), quantization(tmp_path / "stored")
@@ -108,6 +112,20 @@ def test_every_linear_module_is_either_stored_quantized_or_named(format_: str, p
     assert set(spared) == linear - quantized
     assert {"lm_head", "model.layers.1.mlp.gate", "model.layers.0.self_attn.indexer.weights_proj"} <= set(spared)
     assert {"model.layers.2.eh_proj", "model.layers.2.shared_head.head"} <= set(spared)
+
+
+@pytest.mark.parametrize("format_", FOR_EXPERTS)
+def test_what_is_not_of_experts_alone_is_named_by_a_glob(format_: str, plain: Path, tmp_path: Path) -> None:
+    dsctl("convert", plain, tmp_path / "stored", "--to", format_)
+    stored, said = tensors(tmp_path / "stored"), quantization(tmp_path / "stored")
+    linear = {name.removesuffix(".weight") for name, tensor in tensors(plain).items() if tensor.ndim == 2}
+    linear -= {name for name in linear if name.endswith("embed_tokens")}
+    quantized = {name for name in linear if f"{name}.weight_scale" in stored}
+    assert quantized == {name for name in linear if ".mlp.experts." in name}
+    spared = {name for name in linear if any(fnmatchcase(name, glob) for glob in said["ignore"])}
+    assert spared == linear - quantized
+    layers = {name.partition(".experts.")[0] + ".experts" for name in quantized}
+    assert said["quantized_layers"].keys() == layers and said["moe_quant_algo"] == "NVFP4"
 
 
 def test_what_loaders_fuse_shares_nvfp4s_global_scale(plain: Path, tmp_path: Path) -> None:
@@ -150,11 +168,12 @@ def test_ready_recipes_store_what_they_say(name: str, small: Path, tmp_path: Pat
     rules = ready()[name].rules
     expected = next(rule.format for rule in rules if rule.role == "routed experts")
     codec = CODECS[expected]
-    expert = tensors_of(codec.dialect, "model.layers.1.mlp.experts.1.down_proj.weight", codec.parts)
+    expert = tensors_of(codec.dialect, EXPERT, codec.parts)
     stored = tensors(tmp_path / "out")
     assert set(expert) <= stored.keys()
     assert stored["model.layers.1.mlp.gate.weight"].dtype == torch.bfloat16
-    assert stored["model.layers.0.self_attn.indexer.wk.weight"].dtype == torch.bfloat16
+    kept = torch.float8_e4m3fn if expected in FOR_EXPERTS else torch.bfloat16
+    assert stored["model.layers.0.self_attn.indexer.wk.weight"].dtype == kept
     plan = json.loads(dsctl("convert", small, tmp_path / "dry", "--recipe", name, "--dry-run", "--json"))
     assert plan["roles"]["routed experts"].keys() == {expected}
 
@@ -325,7 +344,7 @@ def test_a_recipe_keeps_the_kind_of_scales_that_the_source_has(small: Path, plai
 
 @pytest.mark.parametrize("format_", QUANTIZED)
 def test_nan_is_refused_by_name_and_block(format_: str, plain: Path, tmp_path: Path) -> None:
-    name = "model.layers.0.self_attn.o_proj.weight"
+    name = MATRIX_OF[format_]
     for path in plain.iterdir():
         (tmp_path / "bad").mkdir(exist_ok=True)
         (tmp_path / "bad" / path.name).write_bytes(path.read_bytes())
@@ -353,7 +372,7 @@ def test_groups_that_do_not_divide_are_refused_before_any_work(
 
 
 SCALE_OF = {name: tensors_of(CODECS[name].dialect, "", ["scale"])[0] for name in QUANTIZED}
-MATRIX = "model.layers.0.self_attn.o_proj.weight"
+MATRIX_OF = {name: EXPERT if name in FOR_EXPERTS else "model.layers.0.self_attn.o_proj.weight" for name in QUANTIZED}
 BAD_BYTES = {
     torch.float32: {"nan": b"\0\0\xc0\x7f", "zero": b"\0\0\0\0", "negative": b"\0\0\x80\xbf"},
     torch.bfloat16: {"nan": b"\xc0\x7f", "zero": b"\0\0", "negative": b"\x80\xbf"},
@@ -384,7 +403,7 @@ def test_every_format_is_found_right_and_its_bad_scales_are_named(format_: str, 
     dsctl("convert", plain, stored, "--to", format_)
     assert faults(stored) == []
     (stored / "dsctl.json").unlink()
-    scale = f"{MATRIX}{SCALE_OF[format_]}"
+    scale = f"{MATRIX_OF[format_]}{SCALE_OF[format_]}"
     for fault in ("nan", "zero", "negative"):
         raw = BAD_BYTES[tensors(stored)[scale].dtype].get(fault)
         if raw is None:

@@ -116,7 +116,7 @@ def test_a_release_is_told_from_its_description(release: Any) -> None:
         assert facts["tensors"] == release.storage.stored_tensors
     if release.storage.total_size:
         assert facts["bytes"] == release.storage.total_size
-    listed = told(release.alias[0], "--tensors", "*.layers.1.*", "--fold")["tensor_list"]
+    listed = told(release.alias[0], "--tensors", "*layers.1.*", "--fold")["tensor_list"]
     assert listed and all(one["numbers"][0] == [1] for one in listed)
 
 

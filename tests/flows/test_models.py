@@ -119,6 +119,43 @@ def test_json_has_every_release_with_its_sources() -> None:
     assert v3["index_total"] == 2 * v3["stored_values"] == 1_369_062_772_000 and v32["index_total"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "stages", "drafter", "active"),
+    [
+        ("v4-flash", 1, "mtp", 13.27), ("v4-flash-base", 1, "mtp", 13.27), ("v4-flash-dspark", 3, "dspark", 13.27),
+        ("v4-flash-0731", 3, "dspark", 13.27), ("v4-flash-vision-exp", 3, "dspark", 13.27), ("v4-pro", 1, "mtp", 48.85),
+        ("v4-pro-base", 1, "mtp", 48.85), ("v4-pro-dspark", 3, "dspark", 48.85), ("v4-pro-0813", 3, "dspark", 48.85),
+    ],
+)  # fmt: skip
+def test_stages_of_v4_s_drafters_are_counted_by_tensors(name: str, stages: int, drafter: str, active: float) -> None:
+    """num_nextn_predict_layers is 1 in releases with three. Published: 13 and 49 billion active parameters."""
+    one = next(one for one in json.loads(dsctl("models", "--json")) if name in one["alias"])
+    layers = 61 if "pro" in name else 43
+    assert (one["layers"], one["mtp_layers"], one["drafter"]) == (layers, stages, drafter)
+    assert round(one["active_values"] / 1e9, 2) == active
+    row = next(line.split() for line in dsctl("models").splitlines() if line.split()[0] in (name, f"{name}*"))
+    assert row[6] == f"{layers}+{stages}" and one["published_context"] == 1_048_576
+
+
+@pytest.mark.parametrize(
+    ("name", "dtypes"),
+    [
+        ("v4-flash", {"BF16": 433, "F32": 417, "F8_E4M3": 375, "F8_E8M0": 34_167, "I64": 3, "I8": 33_792}),
+        ("v4-flash-0731", {"BF16": 445, "F32": 433, "F8_E4M3": 390, "F8_E8M0": 35_718, "I64": 3, "I8": 35_328}),
+        ("v4-pro", {"BF16": 619, "F32": 590, "F8_E4M3": 528, "F8_E8M0": 71_952, "I64": 3, "I8": 71_424}),
+    ],
+)
+def test_tensors_of_v4_by_dtype(name: str, dtypes: dict[str, int]) -> None:
+    assert {total.name: total.number for total in inspect(name).dtypes} == dtypes
+
+
+def test_what_is_looked_up_or_sees_images_is_not_multiplied_with_a_token() -> None:
+    groups = describe("v4-flash-vision-exp").groups
+    idle = {g.family.template for g in groups if not active(g) and not g.family.mtp and g.family.role != "vision"}
+    assert idle == {"embed.weight", "layers.{layer}.ffn.gate.tid2eid"}
+    assert not any(active(group) for group in groups if group.family.role == "vision")
+
+
 def test_a_role_of_no_known_architecture_keeps_its_place_in_every_sum(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +164,7 @@ def test_a_role_of_no_known_architecture_keeps_its_place_in_every_sum(
     norm = [one for one in known if one.role == "norm"]
     renamed = tuple(replace(one, role="gauge") if one.role == "norm" else one for one in known)
     before = inspect("v3")
-    monkeypatch.setattr(MODELS["deepseek_v3"], "families", lambda config: renamed)
+    monkeypatch.setattr(MODELS["deepseek_v3"], "families", lambda config, traits: renamed)
     seen = inspect("v3")
     roles = {total.name: total for total in seen.roles}
     assert list(roles)[-1] == "gauge" and "norm" not in roles

@@ -162,10 +162,16 @@ def test_the_report_agrees_with_itself() -> None:
     found = facts("v3.2", "--context", "32768", "--batch", "4", "--gpu", "h200", "--to", "bf16")
     assert found["cache"] == {
         "format": "bf16",
+        "index_format": "fp8",
         "latent_bytes_per_token": 70_272,
         "index_bytes_per_token": 8_052,
         "latent_bytes": 70_272 * 131_072,
         "index_bytes": 8_052 * 131_072,
+        "window_bytes_per_sequence": 0,
+        "state_bytes_per_sequence": 0,
+        "window_bytes": 0,
+        "state_bytes": 0,
+        "bytes": (70_272 + 8_052) * 131_072,
     }
     ranks = found["formats"]["as stored"]["ranks"]
     assert [rank["tp"] for rank in ranks] == [1, 2, 4, 8, 16, 32]
@@ -232,6 +238,58 @@ def test_fp8_caches_have_a_row_per_kind_of_attention(source: str, row: int) -> N
     """vLLM 0.32: mla_attention.py, one byte for each of 512 + 64 values; flashmla_sparse.py, 512 + 4 x 4 + 2 x 64."""
     layers = describe(source).config["num_hidden_layers"]
     assert facts(source, "--kv", "fp8")["cache"]["latent_bytes_per_token"] == row * layers
+
+
+@pytest.mark.parametrize(
+    ("source", "latents", "keys", "window", "state"),
+    [
+        ("v4-flash", 3157.25, 357, 43 * 128 * 584, 12_206_080),
+        ("v4-pro", 4521.4375, 510, 61 * 128 * 584, 18_710_528),
+    ],
+)
+def test_compressed_caches_grow_and_have_a_fixed_part(
+    source: str, latents: float, keys: float, window: int, state: int
+) -> None:
+    found = facts(source, "--tp", "8", "--batch", "3")
+    tokens, kept = 3 * 1_048_576, found["cache"]
+    assert found["context"] == 1_048_576 and (kept["format"], kept["index_format"]) == ("fp8", "fp4")
+    assert (kept["latent_bytes_per_token"], kept["index_bytes_per_token"]) == (latents, keys)
+    assert (kept["latent_bytes"], kept["index_bytes"]) == (latents * tokens, keys * tokens)
+    assert (kept["window_bytes"], kept["state_bytes"]) == (3 * window, 3 * state)
+    # All heads share it: every tensor-parallel rank keeps the whole.
+    (rank,) = found["formats"]["as stored"]["ranks"]
+    assert rank["cache_bytes"] == kept["bytes"] == (latents + keys) * tokens + 3 * (window + state)
+    assert facts(source, "--tp", "8", "--kv", "bf16")["cache"]["latent_bytes_per_token"] > latents
+
+
+@pytest.mark.parametrize("source", ["v4-flash", "v4-pro", "v4-flash-0731"])
+def test_ranks_of_v4_hold_their_part_of_what_is_cut(source: str) -> None:
+    """Dimensions and ranges of experts as deepseek-ai/DeepSeek-V4-Flash inference/convert.py cuts them."""
+    described = describe(source)
+    names = ("embed.weight", "head.weight", "wq_b.weight", "wo_a.weight", "wo_b.weight", "attn_sink")
+    cut = ("weights_proj.weight", "markov_w1.weight", "markov_w2.weight", *names)
+    apart = [g for g in described.groups if g.family.experts or g.family.template.endswith(cut)]
+    whole = described.nbytes - sum(group.nbytes for group in apart)
+    for ranks in (Ranks(8), Ranks(8, 8)):
+        held = load(described, ranks, chosen(described), Cache.of(described, 1, 1, None)).weights
+        assert held == whole + sum(group.nbytes for group in apart) // 8
+
+
+def test_each_copy_keeps_the_caches_of_its_share_of_the_batch() -> None:
+    """With more expert-parallel ranks than tensor-parallel ones, each copy serves a share of the batch."""
+    described = describe("v4-flash")
+    one = Cache.of(described, 4096, 1, None)
+    each = load(described, Ranks(), chosen(described), one).cache
+    many = Cache.of(described, 4096, 16, None)
+    assert load(described, Ranks(4, 32), chosen(described), many).cache == 2 * each == 2 * one.sequence.nbytes
+
+
+def test_scales_that_follow_from_values_are_not_kept() -> None:
+    """The scales of V4-Flash's experts would be 8.9 GB; its BF16 values take 581,975,531,080 bytes."""
+    described = describe("v4-flash")
+    to = chosen(described, "bf16")
+    assert disk(described, to) - kept_scales(described, to) == 581_975_531_080
+    assert kept_scales(described, to) < 1 << 20
 
 
 def test_every_accelerator_has_its_source() -> None:

@@ -32,6 +32,7 @@ from tests.flows.planted import (
     misplaced,
     no_quantization,
 )
+from tests.flows.planted_v4 import PLANTED_V4
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
 
@@ -101,7 +102,7 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
 
 
 def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
-    planted = {fault.code for fault in PLANTED.values()}
+    planted = {fault.code for fault in (*PLANTED.values(), *PLANTED_V4.values())}
     assert CODES.keys() - planted == {
         "twin-equal",
         "other-storage",

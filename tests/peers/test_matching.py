@@ -251,7 +251,7 @@ def sglang_scheme(module: str, said: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("recipe", [*sorted(ready()), *DRESSED])
+@pytest.mark.parametrize("recipe", [*sorted(ready().keys() - {"nvfp4-modelopt-experts"}), *DRESSED])
 def test_compressed_tensors_configs_say_of_every_module_how_it_is_stored(
     recipe: str, release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

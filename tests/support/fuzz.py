@@ -46,15 +46,19 @@ class Corpus:
     root: Path
     scratch: Path
     kinds: dict[str, Path] = field(default_factory=dict)
+    whole: str = "v3.2"
+    beside: tuple[str, ...] = ("kimi-k2", "--bf16")
+    mixed: tuple[str, ...] = ("--recipe", "w4a8-experts")
+    split: tuple[str, ...] = ("--tp", "2", "--layout", "deepseek")
 
     def __post_init__(self) -> None:
         made = {
-            "whole": ("tiny", "v3.2", *SIZES),
-            "kimi": ("tiny", "kimi-k2", *SIZES, "--bf16"),
+            "whole": ("tiny", self.whole, *SIZES),
+            "beside": ("tiny", self.beside[0], *SIZES, *self.beside[1:]),
             "decoded": ("convert", self.root / "whole", "--bf16", "--workers", 1),
-            "mixed": ("convert", self.root / "decoded", "--recipe", "w4a8-experts", "--workers", 1),
+            "mixed": ("convert", self.root / "decoded", *self.mixed, "--workers", 1),
             "ranks": ("shard", self.root / "whole", "--tp", 2, "--workers", 1),
-            "mp": ("shard", self.root / "whole", "--tp", 2, "--layout", "deepseek", "--workers", 1),
+            "mp": ("shard", self.root / "whole", *self.split, "--workers", 1),
         }
         for name, (verb, first, *more) in made.items():
             dsctl(verb, first, self.root / name, *more)

@@ -22,6 +22,8 @@ from dsctl.core.files import read_small
 from dsctl.core.params import ROLES, Family, Param, in_order
 
 KEEP = "keep"
+# Formats that loaders look for in routed experts alone: everything else is kept beside them.
+FOR_EXPERTS = ("nvfp4-modelopt",)
 MAX_BYTES = 1 << 20
 _FOLDER = Path(__file__).parent
 
@@ -118,6 +120,8 @@ def takes(codec: Codec, family: Family) -> bool:
     `indexer.wk` while loading and join it with `weights_proj` (vllm-project/vllm, model_executor/models/deepseek_v2.py;
     sgl-project/sglang, models/deepseek_common/deepseek_weight_loader.py).
     """
+    if codec.name in FOR_EXPERTS and not family.experts:
+        return False
     return family.quantizable and ((codec.form.codes == "e4m3" and codec.block[0] > 1) or family.role != "indexer")
 
 
@@ -152,7 +156,8 @@ def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
 def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
     """Refuse rules that no parameter fits, or none that can be stored so; notes on what others leave out.
 
-    A role of other models is noted only: recipes are written for several of them.
+    A role of other models is noted only: recipes are written for several of them. So are the globs of those that come
+    with dsctl, of which nothing is said.
 
     Raises:
         UsageError: a role that neither this model nor `ROLES` has. PlanError: with every such rule in `issues`.
@@ -161,11 +166,14 @@ def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
     roles = in_order((*ROLES, *dict.fromkeys(param.role for param in known)))
     if unknown := [rule.role for rule in rules if rule.role and rule.role not in roles]:
         raise UsageError(f"recipe: unknown role {unknown[0]!r}", hint=f"known: {', '.join(roles)}")
+    several = tuple(rules) in {one.rules for one in ready().values()}
     for rule in rules:
         fitting = [param for param in known if rule.fits(param)]
         codec = Plain() if rule.format == KEEP else CODECS[rule.format]
         taken = [not codec.quantized or takes(codec, param.family) for param in fitting]
         left = next((param for param, fits in zip(fitting, taken, strict=True) if param.quantizable and not fits), None)
+        if not fitting and rule.match and several:
+            continue
         if not fitting and rule.match:
             issues.append(f"recipe: {rule}: no parameter fits")
         elif not fitting:

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsctl.checkpoint.groups import Group
-from dsctl.core.params import OTHER
+from dsctl.checkpoint.groups import Group, folded
+from dsctl.core.params import OTHER, Traits
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.wording import form, ranges
 
-PREDICTION = "Multi-token prediction"
-STAGES = ("Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
+PREDICTION, VISION = "Multi-token prediction", "Vision"
+STAGES = (VISION, "Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
 # A drawing ends with what branches off.
-DRAWN = ("Embedding", "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
+DRAWN = (VISION, "Embedding", "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
+# What a stage is called where its drafter is of another kind.
+CALLED = {(PREDICTION, "dspark"): "Block drafter"}
+# Modules without which the last name of their parameters tells too little.
+MODULES = frozenset({"aligner", "compressor", "confidence_head", "patch_embed"})
 
 
 class Element(NamedTuple):
     """One parameter of a stage: its last name, shape, how it is stored, in which of the stage's layers it is (empty:
     in all), and how it differs from the other side's, with the words for it: `kind` is added, removed, changed, or
-    stored where only how it is stored differs."""
+    stored where only how it is stored differs. `variant` tells it from others of its template."""
 
     template: str
     role: str
@@ -31,11 +35,23 @@ class Element(NamedTuple):
     some: str = ""
     kind: str = ""
     words: tuple[str, ...] = ()
+    variant: str = ""
+
+    @property
+    def key(self) -> str:
+        """What it goes by among the others of its stage."""
+        return keyed(self.template, self.variant)
+
+
+def keyed(template: str, variant: str) -> str:
+    """A template and its variant as one name."""
+    return f"{template} ({variant})" if variant else template
 
 
 class Stage(NamedTuple):
-    """A step of the way on one side: the embedding, layers of one kind, the head. `kind` is added or removed where the
-    other side lacks it, changed where it has another number of layers."""
+    """A step of the way on one side: the embedding, layers of one kind, the head. `layers` are their numbers in names.
+    `kind` is added or removed where the other side lacks it, changed where it has another number of layers; `called` is
+    its name, by the kind of drafter, and `unit` what its layers are called."""
 
     title: str
     layers: tuple[int, ...]
@@ -43,6 +59,8 @@ class Stage(NamedTuple):
     config: Mapping[str, Any]
     kind: str = ""
     words: str = ""
+    called: str = ""
+    unit: str = "layer"
 
 
 def stages(diff: Diff) -> list[tuple[Stage | None, Stage | None]]:
@@ -54,40 +72,51 @@ def stages(diff: Diff) -> list[tuple[Stage | None, Stage | None]]:
 def _stages(side: Description) -> dict[str, Stage]:
     found = {}
     for title, groups in staged(side.groups).items():
-        layers = tuple(sorted({layer for group in groups for layer in group.layers}))
-        found[title] = Stage(title, layers, tuple(_pieces(groups, layers)), side.config)
+        layers = tuple(sorted({number for group in groups for number in group.numbers}))
+        unit = "stage" if any(group.family.first_layer for group in groups) else "layer"
+        named = {"called": called(title, side.traits), "unit": unit}
+        found[title] = Stage(title, layers, tuple(_pieces(groups, layers)), side.config, **named)
     return found
 
 
+def called(title: str, traits: Traits) -> str:
+    """The name of a stage in a checkpoint with these traits."""
+    return CALLED.get((title, traits.drafter), title)
+
+
 def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Element]:
-    """A piece per template; one that is stored in several ways says them all."""
-    found: dict[str, list[Group]] = {}
+    """A piece per template and variant; one that is stored in several ways says them all. Blocks of vision, whose
+    parameters differ in a number alone, are one."""
+    found: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
-        found.setdefault(group.family.template, []).append(group)
-    for template, members in found.items():
+        template, variant = group.family.template, group.family.variant
+        template = folded(template)[0] if group.family.role == "vision" else template
+        found.setdefault((template, variant), []).append(group)
+    for (template, variant), members in found.items():
         family = members[0].family
-        held = {layer for group in members for layer in group.layers}
-        some = f"in layers {ranges(held)}" if held and held != set(layers) else ""
+        held = {number for group in members for number in group.numbers}
+        what = ("stage" if len(held) == 1 else "stages") if family.first_layer else "layers"
+        some = f"in {what} {ranges(held)}" if held and held != set(layers) else ""
         stored = " or ".join(dict.fromkeys(form(group.codec) for group in members))
         name = template if family.role == OTHER else last_name(template)
-        yield Element(template, family.role, name, family.shape, stored, family.experts, some)
+        yield Element(template, family.role, name, family.shape, stored, family.experts, some, variant=variant)
 
 
 def last_name(template: str) -> str:
-    """What a parameter is called within its module: q_a_proj, k_norm.bias."""
+    """What a parameter is called within its module: q_a_proj, k_norm.bias, compressor.ape."""
     parts = template.removesuffix(".weight").split(".")
-    return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
+    return ".".join(parts[-2:] if parts[-1] == "bias" or (parts[-2:-1] and parts[-2] in MODULES) else parts[-1:])
 
 
 def _marked(before: Stage | None, after: Stage | None) -> tuple[Stage | None, Stage | None]:
     if before is None or after is None:
         return before and _all(before, "removed"), after and _all(after, "added")
-    a, b = ({piece.template: piece for piece in stage.pieces} for stage in (before, after))
+    a, b = ({piece.key: piece for piece in stage.pieces} for stage in (before, after))
     many = tuple(len(stage.layers) for stage in (before, after))
-    kind, words = ("changed", f"{many[0]} → {many[1]} layers") if many[0] != many[1] else ("", "")
+    kind, words = ("changed", f"{many[0]} → {many[1]} {after.unit}s") if many[0] != many[1] else ("", "")
     sides = (
-        (before, tuple(_mark(piece, piece, b.get(piece.template), "removed") for piece in before.pieces)),
-        (after, tuple(_mark(piece, a.get(piece.template), piece, "added") for piece in after.pieces)),
+        (before, tuple(_mark(piece, piece, b.get(piece.key), "removed") for piece in before.pieces)),
+        (after, tuple(_mark(piece, a.get(piece.key), piece, "added") for piece in after.pieces)),
     )
     marked = [stage._replace(pieces=pieces, kind=kind, words=words) for stage, pieces in sides]
     return marked[0], marked[1]
@@ -115,7 +144,8 @@ def _changes(before: Element, after: Element) -> Iterator[str]:
     if before.experts != after.experts:
         yield f"{before.experts:,} → {after.experts:,} experts"
     if bool(before.some) != bool(after.some):
-        yield f"{before.some or 'in all layers'} → {after.some or 'in all layers'}"
+        everywhere = "in all stages" if "stage" in before.some + after.some else "in all layers"
+        yield f"{before.some or everywhere} → {after.some or everywhere}"
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -132,6 +162,8 @@ def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
         family = group.family
         if family.role == OTHER:
             found["Other"].append(group)
+        elif family.role == "vision":
+            found[VISION].append(group)
         elif family.mtp:
             found[PREDICTION].append(group)
         elif not family.layers:

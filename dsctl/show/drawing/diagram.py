@@ -8,9 +8,9 @@ from typing import Any
 
 from dsctl.look.diff import Diff
 from dsctl.look.wording import ranges
-from dsctl.show.drawing import parts
-from dsctl.show.drawing.architecture import PREDICTION, Element, Stage, stages
-from dsctl.show.drawing.pieces import GAP, MIDDLE, Drawn
+from dsctl.show.drawing import compressed, drafters, parts, vision
+from dsctl.show.drawing.architecture import PREDICTION, VISION, Element, Stage, stages
+from dsctl.show.drawing.pieces import GAP, MIDDLE, Drawn, streams
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet
 
 Pair = tuple[Stage | None, Stage | None]
@@ -34,7 +34,7 @@ def _alike(pairs: Sequence[Pair], part: tuple[str, ...]) -> dict[str, str]:
     like: dict[str, str] = {}
     for pair in sorted(pairs, key=lambda pair: -max(len(stage.layers) if stage else 0 for stage in pair)):
         title = _title(pair)
-        inside = [tuple(piece for piece in stage.pieces if piece.template in part) if stage else () for stage in pair]
+        inside = [tuple(piece for piece in stage.pieces if piece.key in part) if stage else () for stage in pair]
         # A stage that one side alone has is beside nothing: how its pieces differ does not count there.
         alone = [(side, tuple(map(_plain, pieces))) for side, pieces in enumerate(inside)]
         keys: list[Any] = (
@@ -68,10 +68,9 @@ def _side(sheet: Sheet, pairs: Sequence[Pair], side: int, like: Mapping[str, Map
         elif title == PREDICTION:
             if state:
                 _branch(sheet, state, y)
-        elif title != "Other":
+        elif title not in (VISION, "Other"):
             if last:
-                size = stage.config.get("hidden_size")
-                sheet.down(MIDDLE, last, y, f"{size:,}" if type(size) is int else "")
+                sheet.down(MIDDLE, last, y, streams(stage.config))
             last = y + height
             state = last - 16 if stage.layers else state
         y += height + GAP
@@ -92,9 +91,10 @@ def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, s
     """A frame with the stage's parts below each other; its height."""
     many = len(stage.layers)
     numbered = many and stage.title != "Other"
-    said = [Line(f"{stage.title} x {many:,}" if numbered else stage.title, "title")]
+    name = stage.called or stage.title
+    said = [Line(f"{name} x {many:,}" if numbered else name, "title")]
     if numbered:
-        said.append(Line(f"layer{'s' if many > 1 else ''} {ranges(stage.layers)}"))
+        said.append(Line(f"{stage.unit}{'s' if many > 1 else ''} {ranges(stage.layers)}"))
     if stage.words:
         said.append(Line(SIGNS[stage.kind] + stage.words, "mark"))
     frame = sheet.frame(EDGE, y, WIDTH - EDGE - 4, said, stage.kind)
@@ -105,7 +105,7 @@ def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, s
             if started:
                 # What begins with several ways has the heads of its own.
                 spread = any(templates == part and what not in like for what, part in SHARED.items())
-                sheet.down(MIDDLE, at, at + GAP, drawn.hidden, not spread)
+                sheet.down(MIDDLE, at, at + GAP, drawn.streams, not spread)
                 at += GAP
             at, started = draw(at), True
     height = drawn.row("whole", drawn.rest(at) + 12 - y)
@@ -133,4 +133,11 @@ def _parts(drawn: Drawn) -> tuple[tuple[tuple[str, ...], Callable[[float], float
         once("Router and experts", parts.experts),
         chain(*parts.PREDICTED),
         chain("model.norm.weight", "lm_head.weight"),
+        (vision.ALL, partial(vision.vision, drawn)),
+        ((compressed.EMBEDDING,), partial(compressed.embedding, drawn)),
+        (drafters.START, partial(drafters.prediction, drawn)),
+        (drafters.BLOCKS, partial(drafters.blocks, drawn)),
+        *((one.everything, partial(compressed.layer, drawn, one)) for one in (compressed.MAIN, compressed.DRAFT)),
+        (drafters.END, partial(drafters.drafted, drawn)),
+        (compressed.LAST.end, partial(compressed.collapsed, drawn, compressed.LAST)),
     )

@@ -4,10 +4,11 @@ of several tokens begins with. Each part is drawn from `y` down, and gives back 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from dsctl.show.drawing.architecture import Element
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
-from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
+from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 
 BETWEEN = 22
 LANE = (RIGHT - LEFT - 2 * BETWEEN) / 3
@@ -32,12 +33,21 @@ ATTENDING = (*KEYS, *QUERIES, *INDEXER, OUTPUT)
 ROUTER = f"{_MLP}gate.weight", f"{_MLP}gate.e_score_correction_bias"
 
 
+class Bank(NamedTuple):
+    """The parameters of a layer's experts: their router, the routed ones, the shared ones; the last of each is down."""
+
+    router: tuple[str, ...]
+    routed: tuple[str, ...]
+    shared: tuple[str, ...]
+
+
 def _gated(prefix: str) -> tuple[str, str, str]:
     return f"{prefix}gate_proj.weight", f"{prefix}up_proj.weight", f"{prefix}down_proj.weight"
 
 
 DENSE, SHARED, ROUTED = _gated(_MLP), _gated(f"{_MLP}shared_experts."), _gated(f"{_MLP}experts.{{expert}}.")
 EXPERTS = (*ROUTER, *ROUTED, *SHARED)
+BANK = Bank(ROUTER, ROUTED, SHARED)
 INPUT_NORM, MLP_NORM = f"{_LAYER}input_layernorm.weight", f"{_LAYER}post_attention_layernorm.weight"
 TOKEN = f"{_LAYER}embed_tokens.weight", f"{_LAYER}enorm.weight"
 STATE = f"{_LAYER}hnorm.weight", f"{_LAYER}eh_proj.weight"
@@ -84,7 +94,7 @@ def attention(drawn: Drawn, y: float) -> float:
     if indexer:
         ends.append((INDEX_AT + LANE / 2, _indexer(drawn, indexer, low), f"top {drawn.number('index_topk')}"))
         middles.append(INDEX_AT + LANE / 2)
-    _spread(drawn, top, low, middles)
+    spread(drawn, top, low, middles)
     bottom = top + drawn.row("paths", max(at for _, at, _ in ends) - top)
     if not indexer and drawn.other is not None and any(template in drawn.other for template in INDEXER):
         said = [Line("no indexer"), Line("nothing is chosen:"), Line("all earlier tokens count")]
@@ -102,7 +112,7 @@ def attention(drawn: Drawn, y: float) -> float:
     return y
 
 
-def _spread(drawn: Drawn, top: float, low: float, middles: Sequence[float]) -> None:
+def spread(drawn: Drawn, top: float, low: float, middles: Sequence[float]) -> None:
     """From the middle above to several places below."""
     drawn.sheet.line((MIDDLE, top), (MIDDLE, top + 8), head=False)
     drawn.sheet.line((min([*middles, MIDDLE]), top + 8), (max([*middles, MIDDLE]), top + 8), head=False)
@@ -195,7 +205,9 @@ def _core(drawn: Drawn, indexed: bool, y: float) -> float:
         Line(f"a query attends to {attended}"),
     ]
     kind = ""
-    if drawn.other is not None and indexed != any(template in drawn.other for template in INDEXER):
+    other = drawn.other or {}
+    latent = any(template in other for template in (*KEYS, *QUERIES))
+    if latent and indexed != any(template in other for template in INDEXER):
         kind = "changed"
         words = ("every earlier token", "chosen ones")
         said.append(Line(SIGNS[kind] + " → ".join(words if indexed == drawn.after else words[::-1]), "mark"))
@@ -206,14 +218,13 @@ def _core(drawn: Drawn, indexed: bool, y: float) -> float:
 
 def dense(drawn: Drawn, y: float) -> float:
     """A gated MLP: gate and up side by side, then down."""
-    return _mlp(drawn, drawn.take(*DENSE), LEFT + 60, y, RIGHT - LEFT - 120, "dense")
+    return _mlp(drawn, DENSE, drawn.take(*DENSE), (LEFT + 60, y), RIGHT - LEFT - 120, "dense")
 
 
-def _mlp(drawn: Drawn, pieces: Sequence[Element], x: float, y: float, width: float, key: str) -> float:
-    """Gate and up as one box where they are alike, then down; the inner size on the arrow."""
-    middle = x + width / 2
-    downs = (DENSE[-1], ROUTED[-1], SHARED[-1])
-    first, down = ([one for one in pieces if (one.template in downs) is last] for last in (False, True))
+def _mlp(drawn: Drawn, names: Sequence[str], pieces: Sequence[Element], at: Point, width: float, key: str) -> float:
+    """Gate and up as one box where they are alike, then down, the last of `names`; the inner size on the arrow."""
+    (x, y), middle = at, at[0] + width / 2
+    first, down = ([one for one in pieces if (one.template == names[-1]) is last] for last in (False, True))
     if not first:
         first, down = down, []
     height = drawn.row(f"{key} gate", needed(lines(first, width)))
@@ -227,35 +238,37 @@ def _mlp(drawn: Drawn, pieces: Sequence[Element], x: float, y: float, width: flo
     return y
 
 
-def experts(drawn: Drawn, y: float) -> float:
+def experts(drawn: Drawn, y: float, bank: Bank = BANK) -> float:
     """The router, the routed experts that it chooses among, and the shared ones; their sums are added."""
     sheet, top, low = drawn.sheet, y, y + 22
-    router, routed, shared = drawn.take(*ROUTER), drawn.take(*ROUTED), drawn.take(*SHARED)
+    router, routed, shared = (drawn.take(*names) for names in bank)
     chosen, many = drawn.number("num_experts_per_tok"), drawn.number("n_routed_experts")
     lanes = [(KEYS_AT, router), (QUERIES_AT, routed), (INDEX_AT, shared)]
-    _spread(drawn, top, low, [x + LANE / 2 for x, pieces in lanes if pieces])
-    ends = []
+    spread(drawn, top, low, [x + LANE / 2 for x, pieces in lanes if pieces])
+    ends, chosen_at = [], low
     if router:
         at = low
         for number, piece in enumerate(router):
             height = drawn.row(f"router {number}", needed(lines([piece], LANE, through(piece))))
             drawn.box([piece], KEYS_AT, at, LANE, height, through(piece))
             at += height + 8
-        said = wrapped(f"chooses {chosen} of {many} per token", LANE - 16)
+        hashed = [piece.some for piece in router if piece.stored == "I64"]
+        tables = f"; {hashed[0] or 'in all layers'} by the token alone" if hashed else ""
+        said = wrapped(f"chooses {chosen} of {many} per token{tables}", LANE - 16)
         sheet.down(KEYS_AT + LANE / 2, at - 8, at + 6)
         sheet.box(KEYS_AT, at + 6, LANE, needed(said), said, shape="pill")
-        middle = at + 6 + needed(said) / 2
-        if routed:
-            sheet.line((KEYS_AT + LANE, middle), (QUERIES_AT, middle))
+        chosen_at = at + 6 + needed(said) / 2
         ends.append(at + 6 + needed(said))
     per_token = f", {chosen} per token" if chosen else ""
     count = drawn.number("n_shared_experts")
-    for x, pieces, name, words in (
-        (QUERIES_AT, routed, "routed", f"{many} routed experts{per_token}"),
-        (INDEX_AT, shared, "shared", f"{count} shared expert{'s' * (count != '1')}, for every token"),
+    for x, names, pieces, name, words in (
+        (QUERIES_AT, bank.routed, routed, "routed", f"{many} routed experts{per_token}"),
+        (INDEX_AT, bank.shared, shared, "shared", f"{count} shared expert{'s' * (count != '1')}, for every token"),
     ):
         if pieces:
-            ends.append(_expert(drawn, pieces, x, low, name, words))
+            ends.append(_expert(drawn, names, pieces, (x, low), (name, words)))
+            if router and names is bank.routed:
+                _choice(drawn, chosen_at, ends[-1])
     bottom = top + drawn.row("experts", max(ends) - top)
     tails = [x + LANE / 2 for x, pieces in lanes[1:] if pieces]
     for x in tails:
@@ -267,12 +280,20 @@ def experts(drawn: Drawn, y: float) -> float:
     return bottom + 24 + needed(said)
 
 
-def _expert(drawn: Drawn, pieces: Sequence[Element], x: float, y: float, key: str, words: str) -> float:
+def _choice(drawn: Drawn, y: float, bottom: float) -> None:
+    """From the choice to the frame of the routed experts, which ends above it where a router has many parts."""
+    start, turn, end = KEYS_AT + LANE, KEYS_AT + LANE + BETWEEN / 2, min(y, bottom - 20)
+    elbow = ((turn, y), (turn, end)) if end < y else ()
+    drawn.sheet.line((start, y), *elbow, (QUERIES_AT, end))
+
+
+def _expert(drawn: Drawn, names: Sequence[str], pieces: Sequence[Element], at: Point, said: tuple[str, str]) -> float:
+    (x, y), (key, words) = at, said
     kind, pieces = whole(pieces)
     title = [line._replace(kind="title") for line in wrapped(words, LANE - 24, "title")]
     title += [Line(SIGNS[kind] + kind, "mark")] if kind else []
     frame = drawn.sheet.frame(x, y, LANE, title, kind)
-    at = y + drawn.row("expert titles", 10 + 15 * len(title))
-    bottom = _mlp(drawn, pieces, x + 8, at, LANE - 16, key) + 8
+    top = y + drawn.row("expert titles", 10 + 15 * len(title))
+    bottom = _mlp(drawn, names, pieces, (x + 8, top), LANE - 16, key) + 8
     drawn.sheet.close(frame, y + drawn.row("expert frames", bottom - y))
     return y + drawn.row("expert frames", bottom - y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from dsctl.show.drawing.architecture import Element, Stage
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
@@ -20,8 +21,8 @@ class Drawn:
 
     def __init__(self, sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, str], after: bool) -> None:
         self.sheet, self.title, self.config, self.like = sheet, stage.title, stage.config, like
-        self.left = {piece.template: piece for piece in whole(stage.pieces)[1]}
-        self.other = {piece.template: piece for piece in other.pieces} if other else None
+        self.left = {piece.key: piece for piece in whole(stage.pieces)[1]}
+        self.other = {piece.key: piece for piece in other.pieces} if other else None
         self.after = after
         self.places: dict[str, tuple[float, float]] = {}
 
@@ -29,17 +30,24 @@ class Drawn:
     def hidden(self) -> str:
         return self.number("hidden_size")
 
+    @property
+    def streams(self) -> str:
+        """What passes from layer to layer: the hidden size, times the residual streams where there are several."""
+        return streams(self.config)
+
     def number(self, field: str) -> str:
         """A number of config.json, or nothing."""
         value = self.config.get(field)
         return f"{value:,}" if type(value) is int else ""
 
     def has(self, templates: Iterable[str]) -> bool:
-        return any(template in self.left for template in templates)
+        wanted = set(templates)
+        return any(piece.template in wanted for piece in self.left.values())
 
     def take(self, *templates: str) -> list[Element]:
-        """Those of these that are there, and are drawn now."""
-        return [self.left.pop(template) for template in templates if template in self.left]
+        """Those of these that are there, every variant, and are drawn now."""
+        keys = [key for name in templates for key, piece in self.left.items() if piece.template == name]
+        return [self.left.pop(key) for key in keys]
 
     def row(self, key: str, needed: float) -> float:
         return self.sheet.row(f"{self.title}/{key}", needed)
@@ -50,7 +58,7 @@ class Drawn:
         kind = next(iter(kinds)) if len(kinds) == 1 else "changed"
         self.sheet.box(x, y, width, height, lines(pieces, width, note), kind=kind, hint=_hint(pieces))
         # Where its right side has its middle.
-        self.places |= {piece.template: (x + width, y + height / 2) for piece in pieces}
+        self.places |= {piece.key: (x + width, y + height / 2) for piece in pieces}
 
     def chain(self, templates: Iterable[str], y: float) -> float:
         """Boxes below each other in the middle, and the size of what passes between them."""
@@ -59,7 +67,7 @@ class Drawn:
             if number:
                 self.sheet.down(MIDDLE, y, y + GAP, self.hidden)
                 y += GAP
-            height = self.row(piece.template, needed(lines([piece], width, through(piece))))
+            height = self.row(piece.key, needed(lines([piece], width, through(piece))))
             self.box([piece], MIDDLE - width / 2, y, width, height, through(piece))
             y += height
         return y
@@ -80,7 +88,8 @@ class Drawn:
 
     def rest(self, y: float) -> float:
         """Whatever has no place of its own, three in a row."""
-        pieces, width = self.take(*list(self.left)), (RIGHT - LEFT - 20) / 3
+        pieces, width = list(self.left.values()), (RIGHT - LEFT - 20) / 3
+        self.left.clear()
         for start in range(0, min(len(pieces), MOST_OTHERS), 3):
             some = pieces[start : start + 3]
             height = max(needed(lines([piece], width, through(piece))) for piece in some)
@@ -92,6 +101,14 @@ class Drawn:
             self.sheet.label(MIDDLE, y + 16, f"and {len(pieces) - MOST_OTHERS:,} more, in the tables below", "middle")
             y += 20
         return y
+
+
+def streams(config: Mapping[str, Any]) -> str:
+    """How wide the state between layers is: 4,096; 4 x 4,096 with four residual streams; nothing if not known."""
+    size, many = config.get("hidden_size"), config.get("hc_mult")
+    if type(size) is not int:
+        return ""
+    return f"{many:,} x {size:,}" if type(many) is int else f"{size:,}"
 
 
 def lines(pieces: Sequence[Element], width: float, note: str = "") -> list[Line]:
@@ -123,12 +140,13 @@ def whole(pieces: Sequence[Element]) -> tuple[str, tuple[Element, ...]]:
 
 
 def through(piece: Element) -> str:
-    """What goes in and comes out: a matrix [out, in] takes its input from the last dimension, an embedding from its
-    first."""
-    shape = piece.shape if piece.role == "embedding" else piece.shape[::-1]
+    """What goes in and comes out: a matrix [out, in] takes its input from the last dimension, an embedding or another
+    table from its first."""
+    looked_up = piece.role == "embedding" or piece.stored == "I64"
+    shape = piece.shape if looked_up else piece.shape[::-1]
     return " → ".join(f"{size:,}" for size in shape)
 
 
 def _hint(pieces: Iterable[Element]) -> str:
-    found = (f"{one.template} {list(one.shape)} {one.stored} {one.some} {', '.join(one.words)}" for one in pieces)
+    found = (f"{one.key} {list(one.shape)} {one.stored} {one.some} {', '.join(one.words)}" for one in pieces)
     return "\n".join(text.strip() for text in found)

@@ -33,8 +33,10 @@ def _cards(facts: dict[str, Any]) -> Iterator[Card]:
     cache = facts["cache"]
     if cache:
         each = cache["latent_bytes_per_token"] + cache["index_bytes_per_token"]
-        whole = cache["latent_bytes"] + cache["index_bytes"]
-        yield Card("cache", size(whole), f"{each:,} B per token, {facts['batch']:,} x {facts['context']:,} tokens")
+        fixed = cache["window_bytes_per_sequence"] + cache["state_bytes_per_sequence"]
+        beside = f", {size(fixed)} per sequence" if fixed else ""
+        detail = f"{each:,} B per token{beside}, {facts['batch']:,} x {facts['context']:,} tokens"
+        yield Card("cache", size(cache["bytes"]), detail)
 
 
 def _fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:

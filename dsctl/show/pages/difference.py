@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dsctl.checkpoint.groups import Group
+from dsctl.look.costs import kept
 from dsctl.look.diff import Diff
+from dsctl.look.diff_facts import BLOCKS
 from dsctl.look.meanings import meanings
 from dsctl.look.templates import Template
-from dsctl.look.totals import CONTEXTS
+from dsctl.look.totals import contexts
 from dsctl.show.differences import sections, titles
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, curves
@@ -20,11 +22,14 @@ from dsctl.show.sections import printable
 from dsctl.show.totals import flop
 
 SHORTEST = 1024
-# The one context that cards, sentences and the terminal's table speak of.
-CONTEXT = CONTEXTS[-1]
 NAMED = 3
 # What has a name of its own.
-ROLES = {"indexer": "a lightning indexer", "mtp": "a projection"}
+ROLES = {
+    "indexer": "a lightning indexer", "mtp": "a projection", "compressor": "compressors",
+    "hyper-connections": "hyper-connections", "vision": "a vision tower",
+}  # fmt: skip
+# And in a drafter of another kind.
+DRAFTING = {"mtp": "a block drafter's own parts"}
 
 
 def difference(diff: Diff, only: str | None, tensors: bool) -> str:
@@ -45,38 +50,41 @@ def difference(diff: Diff, only: str | None, tensors: bool) -> str:
         meanings=meanings(diff) if only is None else (),
         charts=list(_charts(diff, names)) if only in (None, "totals") else [],
         sides=sides,
+        renamed=diff.renamed,
         kinds={box.kind for _, sheet in sides for box in sheet.boxes},
     )
 
 
 def _lead(diff: Diff, names: tuple[str, str]) -> str:
     """What happened, in a sentence or two, from the differences alone."""
-    said: list[str] = []
+    said = [f"{diff.headline} No parameter has the same name on both sides."] if diff.renamed else []
     for verb, templates in (("adds", diff.added), ("drops", diff.removed)):
-        if templates:
-            roles = _listed([f"{role} in {where}" if where else role for role, where in _roles(templates)])
+        if templates and not diff.renamed:
+            roles = _listed([f"{role} in {where}" if where else role for role, where in _roles(diff, templates)])
             said.append(f"{'It' if said else names[1]} {verb} {roles}: {_sizes(templates, diff.a.nbytes)}.")
     if not said:
         return diff.headline
-    before, after = diff.attention
-    if before and after and before.work(CONTEXT) != after.work(CONTEXT):
-        work = change(before.work(CONTEXT), after.work(CONTEXT))
+    context, (before, after) = _context(diff), diff.attention
+    if before and after and before.work(context) != after.work(context):
+        work = change(before.work(context), after.work(context))
         cache = change(_cached(diff)[0], _cached(diff)[1])
         told = "the same cache" if cache == "same" else f"cache per token: {cache}"
-        said.append(f"At {CONTEXT:,} tokens of context, attention arithmetic per token while decoding: {work}; {told}.")
-    if any(side.derived for side in (diff.a, diff.b)):
+        said.append(f"At {context:,} tokens of context, attention arithmetic per token while decoding: {work}; {told}.")
+    if any(side.derived for side in (diff.a, diff.b)) and not diff.renamed:
         said.append(diff.headline)
     return " ".join(said)
 
 
-def _roles(templates: Iterable[Template]) -> list[tuple[str, str]]:
+def _roles(diff: Diff, templates: Iterable[Template]) -> list[tuple[str, str]]:
     """Roles by size, and the layers that they are in: a lightning indexer, 61 layers and MTP."""
     found: dict[str, list[Group]] = {}
+    blocks = any(side.traits.drafter == BLOCKS for side in (diff.a, diff.b))
+    names = ROLES | (DRAFTING if blocks else {})
     for template in templates:
         for group in template.groups:
-            found.setdefault(ROLES.get(template.role, f"{template.role} parameters"), []).append(group)
+            found.setdefault(names.get(template.role, f"{template.role} parameters"), []).append(group)
     largest = sorted(found.items(), key=lambda one: -sum(group.values for group in one[1]))
-    return [(role, _where(groups)) for role, groups in largest]
+    return [(role, _where(groups, "drafter" if blocks else "MTP")) for role, groups in largest]
 
 
 def _listed(told: Sequence[str]) -> str:
@@ -84,9 +92,9 @@ def _listed(told: Sequence[str]) -> str:
     return ", ".join(told[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _where(groups: Sequence[Group]) -> str:
+def _where(groups: Sequence[Group], drafting: str) -> str:
     main, predicting = ({n for one in groups if one.family.mtp is mtp for n in one.layers} for mtp in (False, True))
-    told = [plural(len(main), "layer")] * bool(main) + ["MTP"] * bool(predicting)
+    told = [plural(len(main), "layer")] * bool(main) + [drafting] * bool(predicting)
     return " and ".join(told)
 
 
@@ -101,8 +109,8 @@ def _sizes(templates: Iterable[Template], whole: int) -> str:
 
 def _cards(diff: Diff) -> Iterator[Card]:
     for kind, templates in (("added", diff.added), ("removed", diff.removed)):
-        if templates:
-            roles = _roles(templates)
+        if templates and not diff.renamed:
+            roles = _roles(diff, templates)
             where = f"in {roles[0][1]}: " if len(roles) == 1 and roles[0][1] else ""
             yield Card(kind, _listed([role for role, _ in roles]), where + _sizes(templates, diff.a.nbytes), kind)
     if diff.changed:
@@ -122,20 +130,24 @@ def _changed(diff: Diff) -> str:
 
 
 def _attention(diff: Diff) -> Iterator[Card]:
-    before, after = diff.attention
+    context, held, (before, after) = _context(diff), diff.cache_format, diff.attention
     if not before or not after:
         return
     yield _number(
-        f"attention arithmetic while decoding at {CONTEXT:,} tokens",
-        before.work(CONTEXT), after.work(CONTEXT), flop,
+        f"attention arithmetic while decoding at {context:,} tokens",
+        before.work(context), after.work(context), flop,
     )  # fmt: skip
-    yield _number(
-        f"cache read while decoding at {CONTEXT:,} tokens", before.read_bytes(CONTEXT), after.read_bytes(CONTEXT), size
-    )
+    read = [one.read_bytes(context, held) for one in (before, after)]
+    yield _number(f"cache read while decoding at {context:,} tokens", read[0], read[1], size)
 
 
-def _cached(diff: Diff) -> tuple[int, int]:
-    a, b = (one.cache_bytes() + one.index_bytes() if one else 0 for one in diff.attention)
+def _context(diff: Diff) -> int:
+    """The one context that cards and sentences speak of: the longest of the terminal's table."""
+    return contexts(diff.a, diff.b)[-1]
+
+
+def _cached(diff: Diff) -> tuple[float, float]:
+    a, b = (one.cache_bytes(diff.cache_format) + one.index_bytes() if one else 0 for one in diff.attention)
     return a, b
 
 
@@ -154,16 +166,13 @@ def _charts(diff: Diff, names: tuple[str, str]) -> Iterator[Chart]:
     before, after = diff.attention
     if before is None or after is None:
         return
-    contexts = _contexts(diff)
-    places = [(context, f"{context // 1024:,}K") for context in contexts]
+    powers, told, form = _contexts(diff), _context(diff), diff.cache_format
+    places = [(context, f"{context // 1024:,}K") for context in powers]
     sides = dict(zip(names, (before, after), strict=True))
-    work = {name: [side.work(context) for context in contexts] for name, side in sides.items()}
-    read = {name: [side.read_bytes(context) for context in contexts] for name, side in sides.items()}
-    held = {
-        name: [(side.cache_bytes() + side.index_bytes()) * context for context in contexts]
-        for name, side in sides.items()
-    }
-    axis, at = "tokens of context", contexts.index(CONTEXT) if CONTEXT in contexts else len(contexts) - 1
+    work = {name: [side.work(context) for context in powers] for name, side in sides.items()}
+    read = {name: [side.read_bytes(context, form) for context in powers] for name, side in sides.items()}
+    held = {name: [kept(side, context, form).nbytes for context in powers] for name, side in sides.items()}
+    axis, at = "tokens of context", powers.index(told) if told in powers else len(powers) - 1
     yield curves("Attention's arithmetic for one more token, while decoding", places, work, flop, axis, at)
     yield curves("Cache read for one more token, while decoding", places, read, size, axis, at)
     yield curves("Cache held", places, held, size, axis, at)

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from dsctl.checkpoint.groups import NUMBERS, Group
 from dsctl.core.visible import visible
+from dsctl.look.diff import Diff
 from dsctl.look.inspection import Fold, Inspection, fold
 from dsctl.look.wording import ranges
 from dsctl.show.drawing import page
 from dsctl.show.drawing.architecture import last_name
 from dsctl.show.drawing.charts import Chart, areas
+from dsctl.show.drawing.diagram import diagrams
 from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
@@ -55,6 +57,9 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
         origin=visible(one.origin.sentence),
         cards=cards,
         charts=list(_charts(seen)),
+        # Beside itself nothing is marked.
+        sheet=diagrams(Diff(one, one))[0] if one.model is not None else None,
+        name=visible(one.name),
         tensors=list(map(_listed, fold(seen.tensors()))),
     )
 
@@ -89,7 +94,9 @@ def _layers(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
     for group in groups:
         for layer in group.layers:
             kind = "layers with experts" if layer in routed else "dense layers"
-            _add(found.setdefault(kind, {}), str(layer), group.nbytes / len(group.layers))
+            first = group.family.first_layer
+            kind, name = ("stages that draft", f"{layer - first}") if first else (kind, f"{layer}")
+            _add(found.setdefault(kind, {}), name, group.nbytes / len(group.layers))
         if not group.layers:
             _add(found.setdefault("outside of layers", {}), visible(last_name(group.family.template)), group.nbytes)
     return {kind: dict(sorted(members.items(), key=lambda one: one[0].zfill(6))) for kind, members in found.items()}

@@ -29,6 +29,7 @@ class Toy:
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
     keeps_scales: ClassVar[bool] = False
+    scales_follow: ClassVar[bool] = False
     scale_fmt: ClassVar[None] = None
 
     def specs(self, shape: tuple[int, ...]) -> dict[str, TensorSpec]:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from dsctl.core.attention import Sizes
 from dsctl.core.errors import FormatError
-from dsctl.core.params import Family, Published
+from dsctl.core.header import TensorSpec
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 
@@ -26,11 +28,15 @@ class Toy:
     """Layers that go down to a latent and up again."""
 
     name = "toy"
+    usual_sizes: Mapping[str, int] = {}
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == self.name
 
-    def families(self, config: Mapping[str, Any]) -> tuple[Family, ...]:
+    def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
+        return PLAIN_TRAITS
+
+    def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         try:
             d = msgspec.convert(config, Dimensions)
         except msgspec.ValidationError as error:
@@ -44,10 +50,13 @@ class Toy:
             Family("toy.head.weight", (d.vocab_size, d.hidden_size), "head", split=0, last=True),
         )
 
-    def published(self, config: Mapping[str, Any]) -> Mapping[str, Published]:
+    def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return {"mixer": Published("toy", "toy")}
 
     def heads(self, config: Mapping[str, Any]) -> int | None:
+        return None
+
+    def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_surplus_tensors_may_be_allowed(tmp_path: Path) -> None:
 def test_nothing_allows_codes_without_scales(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, SCALE)
     error = _refused(checkpoint, True, True, True)
-    assert error.hint == "FP8 codes mean nothing without their scales: fetch the files that should hold them again"
+    assert error.hint == "codes mean nothing without their scales: fetch the files that should hold them again"
     assert error.message.endswith(f"FP8 without a scale: no tensor {SCALE}")
 
 

@@ -146,7 +146,7 @@ def test_surplus_tensors() -> None:
         (
             {"layers.1.up.weight_scale_inv": TensorSpec("F32", (2, 3))},
             "wrong-scale",
-            "F8_E4M3 [256, 200] does not go with layers.1.up.weight_scale_inv F32 [2, 3]",
+            "F8_E4M3 [256, 200] does not go with layers.1.up.weight_scale_inv F32 [2, 3]: [2, 2] would",
         ),
         (
             {"layers.1.up.weight_scale_inv": TensorSpec("I32", (2, 2))},

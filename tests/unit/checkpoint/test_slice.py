@@ -63,8 +63,8 @@ def test_an_mtp_layer_alone_is_no_model(source: Checkpoint) -> None:
         ((-1,), False, (), "no such layer: there are 2, numbered from 0, and 1 MTP"),
         ((2,), False, (), "no layer is left but MTP"),
         ((0,), False, (4, 1), "no expert 4: there are 4, numbered from 0"),
-        ((0,), False, (1,), "one expert is too few: the router scores a group by its two best"),
-        ((0,), False, (1, 1), "one expert is too few: the router scores a group by its two best"),
+        ((0,), False, (1,), "one expert is too few: routers choose among several"),
+        ((0,), False, (1, 1), "one expert is too few: routers choose among several"),
     ],
 )
 def test_what_cannot_be_kept(

@@ -149,4 +149,4 @@ def invent(monkeypatch: pytest.MonkeyPatch) -> None:
     """V3's routers have an invented role."""
     known = MODELS["deepseek_v3"].families(find("v3").config)
     renamed = tuple(replace(family, role="gauge") if family.role == "router" else family for family in known)
-    monkeypatch.setattr(MODELS["deepseek_v3"], "families", lambda config: renamed)
+    monkeypatch.setattr(MODELS["deepseek_v3"], "families", lambda config, traits: renamed)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from dsctl.codecs import CODECS
+from dsctl.codecs import CODECS, in_dialect
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family
 from dsctl.models import MODELS, recognise
+from dsctl.releases import find
 
 RELEASES: dict[str, dict[str, Any]] = {
     file.name.removesuffix(".json"): json.loads(file.read_text())
@@ -22,8 +24,8 @@ RELEASES: dict[str, dict[str, Any]] = {
 
 
 def families(name: str) -> tuple[Family, ...]:
-    config = RELEASES[name]["config"]
-    return recognise(config).families(config)
+    release = find(RELEASES[name]["name"])
+    return recognise(release.config).families(release.config, release.storage.traits)
 
 
 def test_v3_is_the_audited_inventory() -> None:
@@ -58,12 +60,20 @@ def test_every_release_has_the_tensors_and_bytes_it_publishes(name: str) -> None
     assert recognise(release["config"]).name == release["architecture"]
     tensors = nbytes = 0
     for family in families(name):
-        fp8 = "fp8-block" in release["storage"]["formats"] and family.quantizable
-        specs = (CODECS["fp8-block"] if fp8 else Plain(family.dtype)).specs(family.shape)
+        specs = (_stored(family, release["storage"]["formats"])).specs(family.shape)
         tensors += family.count * len(specs)
         nbytes += family.count * sum(spec.nbytes for spec in specs.values())
     assert release["storage"]["stored_tensors"] in (None, tensors)
     assert release["storage"]["total_size"] in (None, nbytes)
+
+
+def _stored(family: Family, formats: list[str]) -> Codec:
+    """Four bits for routed experts where a release has them, FP8 blocks for whatever else it quantizes."""
+    four_bits = in_dialect(CODECS["mxfp4"], "v4")
+    blocks = next((CODECS[name] for name in ("fp8-block", "fp8-block-e8m0") if name in formats), None)
+    if not family.quantizable or blocks is None:
+        return Plain(family.dtype)
+    return four_bits if "mxfp4" in formats and family.role == "routed experts" else blocks
 
 
 @pytest.mark.parametrize("name", sorted(RELEASES))
@@ -79,8 +89,10 @@ def test_names_are_unique_and_twins_exist_with_the_same_shape(name: str) -> None
 
 @pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize("value", [None, -1, 0, 10**9, "many", 1.5, []])
-@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "kv_lora_rank"])
+@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "a rank"])
 def test_an_absurd_field_is_named(model: str, field: str, value: object) -> None:
-    config = next(r["config"] for r in RELEASES.values() if r["architecture"] == model) | {field: value}
+    config = next(r["config"] for r in RELEASES.values() if r["architecture"] == model)
+    field = next(name for name in ("kv_lora_rank", "o_lora_rank") if name in config) if field == "a rank" else field
+    config = config | {field: value}
     with pytest.raises(FormatError, match=field):
         MODELS[model].families(config)

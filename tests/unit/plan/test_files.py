@@ -237,7 +237,7 @@ def test_what_is_joined_must_be_of_one_dtype(source: Checkpoint) -> None:
     pairs = zip((one, other), parts, strict=True)
     placed = {param.name: (Placed(whole(param, "", "both"), (part,)),) for param, part in pairs}
     with pytest.raises(PlanError, match=r"^both: what it joins is stored as BF16 and F32$"):
-        out_files(target, placed)
+        out_files(target, (), placed)
 
 
 def test_experts_of_nvfp4_come_with_a_warning(plans: dict[str, Plan]) -> None:

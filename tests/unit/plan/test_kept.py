@@ -12,7 +12,7 @@ from dsctl.codecs import CODECS
 from dsctl.codecs.fp8_block import CT_BLOCKS, Fp8Block
 from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorSpec
-from dsctl.plan.kept import kept_scales, saves, scales_of
+from dsctl.plan.kept import kept_scales, scales_of
 from dsctl.plan.plan import Plan, Want
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
@@ -49,23 +49,23 @@ def _want(target: Target, codec: Fp8Block) -> Want:
     ],
 )
 def test_who_keeps_scales(source: Checkpoint, request_: Request, kept: bool) -> None:
-    assert saves(target_of(source, request_)) is kept
+    assert target_of(source, request_).saves is kept
     if request_.to != "recipe":
         assert (ORIGINAL in {file.name for file in make_plan(source, request_).files}) is kept
 
 
 def test_nothing_is_kept_of_what_has_no_scales(tmp_path: Path) -> None:
-    assert not saves(target_of(bf16(tmp_path), Request("f32")))
+    assert not target_of(bf16(tmp_path), Request("f32")).saves
 
 
 def test_nothing_is_kept_of_ranks(source: Checkpoint, tmp_path: Path) -> None:
     ranks = opened(lay_out(make_plan(source, Request("keep", tp=2)), tmp_path / "ranks"))
-    assert not saves(target_of(ranks, Request("bf16")))
+    assert not target_of(ranks, Request("bf16")).saves
 
 
 def test_scales_of_other_formats_are_not_kept(tmp_path: Path) -> None:
     quantized = opened(lay_out(make_plan(bf16(tmp_path / "src"), Request("int8-channel")), tmp_path / "dst"))
-    assert not saves(target_of(quantized, Request("bf16")))
+    assert not target_of(quantized, Request("bf16")).saves
 
 
 def test_the_scales_of_all_that_is_there_are_kept(source: Checkpoint) -> None:
@@ -132,8 +132,9 @@ def test_a_parameter_that_is_not_in_the_side_file_has_no_kept_scales(decoded: Ch
 
 
 def test_scales_of_another_dtype_are_those_of_the_source(tmp_path: Path) -> None:
-    files = files_of(FP8_CONFIG, replace(BLOCKS, scale_dtype="BF16"))
-    source = opened(write(tmp_path, FP8_CONFIG, files))
+    config = FP8_CONFIG | {"quantization_config": FP8_CONFIG["quantization_config"] | {"scale_fmt": "float32"}}
+    files = files_of(config, replace(BLOCKS, scale_dtype="BF16"))
+    source = opened(write(tmp_path, config, files))
     step = _step(make_plan(source, Request("fp8-block")))
     assert step.how == "recode" and step.kept is not None
     assert [part.name for part in step.kept.parts] == ["scale"]

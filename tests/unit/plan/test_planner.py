@@ -46,7 +46,7 @@ def test_a_plan_is_made_the_same_again(source: Checkpoint) -> None:
         (Request("keep", tp=2), "move"),
         (Request("fp8-block", scale_fmt="float32"), "move"),
         (Request("bf16"), "recode"),
-        (Request("fp8-block-e8m0"), "recode"),
+        (Request("fp8-block-e8m0"), "recast"),
     ],
 )
 def test_what_is_the_same_in_bits_is_moved(source: Checkpoint, request_: Request, how: str) -> None:

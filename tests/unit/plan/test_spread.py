@@ -8,7 +8,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.core.errors import DsctlError, FormatError, PlanError, UsageError
-from dsctl.core.params import Family
+from dsctl.core.params import Family, Unit
 from dsctl.layouts import LAYOUTS
 from dsctl.plan.request import Request
 from dsctl.plan.spread import MOST, Subject, arrangement, check_cuts
@@ -94,9 +94,9 @@ def test_layouts_say_whether_they_need_ranks(name: str) -> None:
     assert made == {"deepseek": ["", name], "vllm": ["", ""], "transformers": [name, ""]}.get(name, [name, name])
 
 
-def _check(request: Request, *stored: tuple[Family, Codec], heads: int | None = None) -> list[int]:
+def _check(request: Request, *stored: tuple[Family, Codec], units: tuple[Unit, ...] = ()) -> list[int]:
     families = (*(family for family, _ in stored), Family("l.{layer}", (2,), "norm", layers=(0,)))
-    subject = Subject("here", families, heads)
+    subject = Subject("here", families, units)
     return check_cuts(subject, request, arrangement(subject, request), stored)
 
 
@@ -135,6 +135,6 @@ def test_no_size_fits_if_not_even_one_part_does() -> None:
 
 def test_heads_are_never_cut() -> None:
     query = Family("q", (768, 256), "attention", True, 0)
-    assert _check(Request("keep", tp=2), (query, Plain()), heads=6) == [1, 2, 3, 6]
+    assert _check(Request("keep", tp=2), (query, Plain()), units=(Unit(6, "heads"),)) == [1, 2, 3, 6]
     with pytest.raises(PlanError, match="q: 768 into 4 parts: 6 heads / 4"):
-        _check(Request("keep", tp=4), (query, Plain()), heads=6)
+        _check(Request("keep", tp=4), (query, Plain()), units=(Unit(6, "heads"),))

@@ -10,6 +10,7 @@ import pytest
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.core.errors import DsctlError, FormatError, PlanError
+from dsctl.core.params import Unit
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.plan.target import target_of
@@ -27,13 +28,14 @@ def ranks(source: Checkpoint, tmp_path: Path) -> Checkpoint:
 def test_a_target_of_what_has_no_side_files(source: Checkpoint) -> None:
     target = target_of(source, Request("bf16"))
     assert (target.original, target.whole, target.restores, target.kept, target.notes) == (None, None, False, (), ())
-    assert target.subject.heads == 4 and target.subject.families == source.families
+    assert target.subject.units == (Unit(4, "heads"),) and target.subject.families == source.families
 
 
 @pytest.mark.parametrize("to", ["fp8-block", "published"])
 def test_what_was_decoded_comes_back(decoded: Checkpoint, to: str) -> None:
     target = target_of(decoded, Request(to))
-    assert target.original is not None and target.restores and target.kept == (target.original,)
+    assert target.original is not None and target.restores and target.kept[0] == target.original
+    assert [one.config for one in target.kept] == [target.original.config, decoded.config]
     assert target.formats.kept == BLOCKS
     assert target.notes == ("scales: ue8m0, kept ones of the original are used where they still fit",)
 

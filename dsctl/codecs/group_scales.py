@@ -1,0 +1,91 @@
+"""Scales of four-bit groups as E4M3 powers of two under a global one: MXFP4 becomes NVFP4, its codes as they are.
+
+A group of 32 becomes two of 16 of one scale. The largest scale of a parameter becomes 2^8; E4M3 has powers of two down
+to 2^-9, so that scales may differ by 2^17. Groups of zeros have any. Pure; torch is imported when called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INEXACT, INPUT_SCALE, SCALE, SWEPT, Codec, Inexact
+
+if TYPE_CHECKING:
+    import torch
+
+# The powers of two that E4M3 has.
+LARGEST, SMALLEST = 8, -9
+_BIAS = 127
+
+
+def bounds(scales: torch.Tensor, codes: torch.Tensor | None = None) -> tuple[int, int]:
+    """The least and the largest of scales (E8M0); with codes, of groups alone that hold more than zeros.
+
+    Where there is none, no scale is less or larger: (255, 0).
+    """
+    import torch
+
+    found = scales.view(torch.uint8)
+    if codes is not None:
+        found = found[_filled(codes, found.shape)]
+    return (int(found.amin()), int(found.amax())) if found.numel() else (255, 0)
+
+
+def _filled(codes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Which groups hold more than zeros, of either sign."""
+    import torch
+
+    magnitudes = codes.view(torch.uint8).bitwise_and(0x77)
+    return magnitudes.view(*shape, -1).amax(2).to(torch.bool)
+
+
+def regrouped(
+    target: Codec, lossy: bool, held: Mapping[str, torch.Tensor], out: Mapping[str, torch.Tensor], largest: int
+) -> dict[str, int]:
+    """Fill the parts of an NVFP4 region. `largest` is the largest scale of the parameter and of those fused with it.
+
+    Raises:
+        Inexact: the first group whose scale is too small, where losing its values is not allowed.
+    """
+    import torch
+
+    scales = held[SCALE].view(torch.uint8).to(torch.int32)
+    powers = scales.sub_(largest).add_(LARGEST)
+    below = powers < SMALLEST
+    lost = int(_lost(below, held[CODES], lossy, powers)) if bool(below.any()) else 0
+    out[CODES].view(torch.uint8).copy_(held[CODES].view(torch.uint8))
+    found = torch.index_select(
+        _codes(powers.device), 0, powers.clamp_(SMALLEST - 1, LARGEST).sub_(SMALLEST - 1).view(-1)
+    )
+    parts = target.form.group[1]
+    out[SCALE].view(torch.uint8).copy_(found.view(powers.shape).repeat_interleave(_GROUP // parts, 1))
+    exponent, multiplied = largest - LARGEST - _BIAS, INPUT_SCALE in out
+    out[GLOBAL_SCALE].fill_(2.0 ** (exponent if multiplied else -exponent))
+    if multiplied:
+        out[INPUT_SCALE].fill_(1.0)
+    return {SWEPT: powers.numel()} | ({INEXACT: lost} if lost else {})
+
+
+_GROUP = 32
+
+
+def _lost(below: torch.Tensor, codes: torch.Tensor, lossy: bool, powers: torch.Tensor) -> int:
+    losing = below & _filled(codes, below.shape)
+    if not lossy and bool(losing.any()):
+        row, column = losing.nonzero()[0].tolist()
+        far = LARGEST - int(powers[row, column])
+        what = f"a scale is 2^{far} below the largest: NVFP4 holds 2^{LARGEST - SMALLEST}"
+        raise Inexact(what, row, column)
+    return int(losing.sum())
+
+
+@lru_cache
+def _codes(device: torch.device) -> torch.Tensor:
+    """E4M3 codes (uint8) of nothing, and of the powers of two from `SMALLEST` to `LARGEST`."""
+    import torch
+
+    exponents = torch.arange(SMALLEST, LARGEST + 1, dtype=torch.float32, device=device)
+    powers = torch.cat((exponents.new_zeros(1), torch.exp2(exponents)))
+    return powers.to(torch.float8_e4m3fn).view(torch.uint8)

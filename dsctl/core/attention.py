@@ -1,0 +1,63 @@
+"""The sizes that set what attention costs, by kind. Models give them, `dsctl.look.costs` has the formulae. Data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Multi-head latent attention: all heads share one latent per token and the rotary part of the keys.
+
+    `indexed` are the main layers with an indexer of their own, `topk` is how many tokens a query then attends to; where
+    attention is full there are none.
+    """
+
+    layers: int
+    heads: int
+    latent: int
+    rotary: int
+    indexed: tuple[int, ...] = ()
+    index_heads: int = 0
+    index_size: int = 0
+    topk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """Attention to a window of tokens and, before it, to entries that stand for several tokens each.
+
+    `ratios` has an entry for each main layer: how many tokens become one, 0 where there is the window alone. Layers of
+    ratio `chosen` compress overlapping groups, and attend to the `topk` entries that an indexer of their own chooses;
+    all others attend to every entry. All heads share an entry of `size` values, `rotary` of which are the rotary part;
+    it serves as key and as value. Every head has a sink.
+    """
+
+    ratios: tuple[int, ...]
+    chosen: int
+    heads: int
+    size: int
+    rotary: int
+    window: int
+    index_heads: int
+    index_size: int
+    topk: int
+
+    @property
+    def layers(self) -> int:
+        return len(self.ratios)
+
+    def counted(self, ratio: int) -> int:
+        """How many layers have this ratio."""
+        return self.ratios.count(ratio)
+
+
+Sizes = Latent | Compressed
+
+
+def whole_numbers(config: Mapping[str, Any], *fields: str) -> list[int] | None:
+    """These fields of a config, or None where one of them is no whole number."""
+    found = [value for field in fields if type(value := config.get(field)) is int]
+    return found if len(found) == len(fields) else None

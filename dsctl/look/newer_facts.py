@@ -1,0 +1,264 @@
+"""The facts behind meanings that V4 brought: compression, streams, routing by token, four bits, drafters. As in
+`dsctl.look.diff_facts`, each function finds one difference and its numbers, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from dsctl import models
+from dsctl.checkpoint.groups import Group
+from dsctl.look.costs import Attention, CompressedAttention, costs, kept
+from dsctl.look.description import Description
+from dsctl.look.diff import Diff
+from dsctl.look.totals import MILLION
+from dsctl.releases import find
+
+Facts = dict[str, Any]
+
+# What the DeepSeek-V4 report (arXiv 2606.19348, section 1) says of a million tokens of context, in percent of
+# DeepSeek-V3.2: operations for one token, and bytes of cache.
+REPORTED = {"v4-pro": (27, 10), "v4-flash": (10, 7)}
+_BEFORE = "v3.2"
+
+
+def compressed(attention: Attention | None) -> CompressedAttention | None:
+    """The costs of compressed attention, where they are that."""
+    return attention if isinstance(attention, CompressedAttention) else None
+
+
+def compression_gained(diff: Diff) -> Facts | None:
+    """Entries that stand for several tokens, where every token had its own: by kind of layer."""
+    before, after = diff.attention
+    now = compressed(after)
+    if before is None or compressed(before) or now is None:
+        return None
+    one = now.sizes
+    return {"window": one.window, "kinds": _kinds(now), "heads": one.heads, "size": one.size}
+
+
+def compression_lost(diff: Diff) -> Facts | None:
+    """Every token has an entry of its own, where one stood for several."""
+    return compression_gained(Diff(diff.b, diff.a))
+
+
+def _kinds(attention: CompressedAttention) -> str:
+    """What layers attend to beside the window, by ratio."""
+    one = attention.sizes
+    said = []
+    for ratio in sorted({*one.ratios} - {0}):
+        which, by = "all", ""
+        if ratio == one.chosen:
+            which, by = f"the {one.topk:,} best", f", chosen by a lightning indexer of {one.index_heads} small heads"
+        many = one.counted(ratio)
+        layers = f"{many} layer{'s' * (many != 1)}"
+        said.append(f"in {layers} a query attends to {which} of the entries that stand for {ratio} tokens each{by}")
+    if one.counted(0):
+        said.append(f"in {one.counted(0)} there is the window alone")
+    return "; ".join(said)
+
+
+def compression_changed(diff: Diff) -> Facts | None:
+    """Layers are compressed otherwise, or the indexer chooses another number of entries."""
+    before, after = map(compressed, diff.attention)
+    if not before or not after:
+        return None
+    sides = [(one.sizes.ratios, one.sizes.topk, one.sizes.window) for one in (before, after)]
+    return {"before": _kinds(before), "after": _kinds(after)} if sides[0] != sides[1] else None
+
+
+def cache_per_token(diff: Diff) -> Facts | None:
+    """What a token adds to the cache, and what a sequence keeps beside it, where attention is compressed."""
+    before, after = diff.attention
+    if before is None or after is None or not (compressed(before) or compressed(after)):
+        return None
+    each = [_per_token(one, diff.cache_format) for one in (before, after)]
+    if each[0] == each[1]:
+        return None
+    fixed = kept(after, MILLION, diff.cache_format)
+    beside = f" A sequence keeps {_megabytes(fixed.window)} of window" if fixed.window else ""
+    beside += f" and {_megabytes(fixed.state)} of compressors' state beside it." if beside else ""
+    return {
+        "before": f"{each[0]:,.0f}", "after": f"{each[1]:,.0f}", "share": _share(each[1], each[0]),
+        "format": diff.cache_format.upper(), "fixed": beside, "reported": _reported(diff, 1),
+    }  # fmt: skip
+
+
+def work_per_token(diff: Diff) -> Facts | None:
+    """All arithmetic of a token at a million tokens of context, where attention is compressed."""
+    before, after = diff.attention
+    if before is None or after is None or not (compressed(before) or compressed(after)):
+        return None
+    whole = [whole_work(side, cost) for side, cost in ((diff.a, before), (diff.b, after))]
+    if before.work(MILLION) == after.work(MILLION):
+        return None
+    return {
+        "before": _giga(whole[0]), "after": _giga(whole[1]), "share": _share(whole[1], whole[0]),
+        "attention_before": _giga(before.work(MILLION)), "attention": _giga(after.work(MILLION)),
+        "context": f"{MILLION:,}", "reported": _reported(diff, 0),
+    }  # fmt: skip
+
+
+def whole_work(side: Description, cost: Attention) -> int:
+    """Operations for one token after a million: two for each active value, and attention's."""
+    return 2 * side.active_values + cost.work(MILLION)
+
+
+def _per_token(cost: Attention, format_: str) -> float:
+    return cost.cache_bytes(format_) + cost.index_bytes()
+
+
+def _reported(diff: Diff, place: int) -> str:
+    """What the report says of two models of these sizes, in percent, or nothing."""
+    if diff.attention[0] != _costs(_BEFORE):
+        return ""
+    found = [said[place] for alias, said in REPORTED.items() if diff.attention[1] == _costs(alias)]
+    unit = "" if place else ", as an estimate in equivalent FP8 operations; here all operations count the same"
+    return f" The report says {found[0]} %{unit}." if found else ""
+
+
+@cache
+def _costs(alias: str) -> Attention | None:
+    """The costs of a release's attention."""
+    config = find(alias).config
+    return costs(models.recognise(config).attention(config))
+
+
+def _share(after: float, before: float) -> str:
+    """10.5 % of that; 3.8 times as much."""
+    if not before:
+        return "not known"
+    return f"{100 * after / before:.1f} % of that" if after < before else f"{after / before:.1f} times as much"
+
+
+def _giga(number: float) -> str:
+    return f"{number / 1e9:,.1f} GFLOP"
+
+
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:.1f} MB"
+
+
+def _with_role(side: Description, role: str) -> list[Group]:
+    return [group for group in side.known if group.family.role == role]
+
+
+def streams_gained(diff: Diff) -> Facts | None:
+    """Hyper-connections, where there was one residual stream."""
+    if _with_role(diff.a, "hyper-connections") or diff.a.model is None:
+        return None
+    groups, many = _with_role(diff.b, "hyper-connections"), diff.b.config.get("hc_mult")
+    if not groups or type(many) is not int:
+        return None
+    values = sum(group.values for group in groups)
+    tensors = sum(group.count for group in groups)
+    return {"streams": many, "numbers": many * (many + 2), "tensors": f"{tensors:,}", "values": f"{values / 1e6:.1f}"}
+
+
+def streams_lost(diff: Diff) -> Facts | None:
+    """One residual stream, where there were several."""
+    return streams_gained(Diff(diff.b, diff.a))
+
+
+def grouped_output(diff: Diff) -> Facts | None:
+    """What heads give goes out through groups, where it went through one matrix."""
+    before, after = ([side.config.get(field) for field in ("o_groups", "o_lora_rank")] for side in (diff.a, diff.b))
+    if diff.a.model is None or before != [None, None] or not all(type(value) is int for value in after):
+        return None
+    return {"groups": after[0], "rank": f"{after[1]:,}"}
+
+
+def routed_by_token(diff: Diff) -> Facts | None:
+    """Layers that look a token's experts up, where there were none."""
+    tables = [[group for group in side.known if group.family.below] for side in (diff.a, diff.b)]
+    if tables[0] or not tables[1]:
+        return None
+    layers = len({layer for group in tables[1] for layer in group.layers})
+    return {"layers": layers, "chosen": tables[1][0].family.shape[-1]}
+
+
+def _experts(side: Description) -> set[str]:
+    """How routed experts are coded."""
+    return {group.codec.form.codes for group in _with_role(side, "routed experts")}
+
+
+def experts_narrowed(diff: Diff) -> Facts | None:
+    """Routed experts in four bits, where they took more."""
+    if not _experts(diff.a) or "e2m1" in _experts(diff.a) or _experts(diff.b) != {"e2m1"}:
+        return None
+    groups = [group for group in _with_role(diff.b, "routed experts") if not group.family.mtp]
+    nbytes = sum(group.nbytes for group in groups)
+    bits = 8 * nbytes / sum(group.values for group in groups)
+    group = groups[0].codec.form.group
+    return {"columns": group[1], "bits": f"{bits:.2f}", "share": f"{100 * nbytes / diff.b.nbytes:.0f}"}
+
+
+def experts_widened(diff: Diff) -> Facts | None:
+    """Routed experts in more than four bits, where they took four."""
+    if experts_narrowed(Diff(diff.b, diff.a)) is None:
+        return None
+    share = diff.b.nbytes / diff.a.nbytes if diff.same_parameters else None
+    told = " expert_dtype in config.json must say so." if _experts(diff.b) == {"e4m3"} else ""
+    return {"share": f", in {share:.2f} times the bytes" if share else "", "told": told}
+
+
+def _e8m0(side: Description) -> bool:
+    specs = (spec for group in side.known if group.codec.quantized for spec in group.specs.values())
+    return any(spec.dtype == "F8_E8M0" for spec in specs)
+
+
+def scales_as_bytes(diff: Diff) -> Facts | None:
+    """Scales are stored as exponents, where they were float32."""
+    return {} if diff.a.quantized and not _e8m0(diff.a) and _e8m0(diff.b) else None
+
+
+def _blocks(side: Description) -> bool:
+    return side.traits.drafter == "dspark" and bool(side.draft_layers)
+
+
+def drafter_gained(diff: Diff) -> Facts | None:
+    """A block drafter, where there was a prediction layer or nothing."""
+    if _blocks(diff.a) or not _blocks(diff.b) or diff.a.model is None:
+        return None
+    config, stages = diff.b.config, diff.b.draft_layers
+    said = config.get("num_nextn_predict_layers")
+    told = f" num_nextn_predict_layers says {said} all the same." if type(said) is int and said != stages else ""
+    values = sum(group.values for group in diff.b.known if group.family.mtp)
+    return {
+        "instead": "in place of the prediction layer" if diff.a.draft_layers else "where nothing was drafted",
+        "stages": stages, "values": f"{values / 1e9:.1f}", "block": _block(config), "told": told,
+    }  # fmt: skip
+
+
+def _block(config: Mapping[str, Any]) -> str:
+    size, layers = config.get("dspark_block_size"), config.get("dspark_target_layer_ids")
+    where = f" from the states of layers {', '.join(map(str, layers))}" if isinstance(layers, list) else ""
+    return f"{size if type(size) is int else 'several'} tokens at a time{where}"
+
+
+def drafter_lost(diff: Diff) -> Facts | None:
+    """No block drafter, where there was one."""
+    if not _blocks(diff.a) or _blocks(diff.b) or diff.b.model is None:
+        return None
+    left = "A prediction layer drafts the next token." if diff.b.draft_layers else "Nothing drafts tokens."
+    return {"stages": diff.a.draft_layers, "left": left}
+
+
+def _own(side: Description) -> bool:
+    return any(group.family.twin for group in side.known)
+
+
+def copies_gone(diff: Diff) -> Facts | None:
+    """The prediction layer has no copies of embedding and head, where it had them."""
+    if not _own(diff.a) or _own(diff.b) or not diff.b.draft_layers:
+        return None
+    return {"bytes": f"{sum(group.nbytes for group in diff.a.known if group.family.twin) / 1e9:.1f} GB"}
+
+
+def vision_gained(diff: Diff) -> Facts | None:
+    """Parts that read images, where there were none."""
+    before, after = (_with_role(side, "vision") for side in (diff.a, diff.b))
+    if before or not after or diff.a.model is None:
+        return None
+    return {"values": f"{sum(group.values for group in after) / 1e6:.0f}", "count": f"{sum(g.count for g in after):,}"}

@@ -1,0 +1,285 @@
+"""A layer of V4 in a block diagram: residual streams around attention and experts, compressors, grouped output.
+
+deepseek-ai/DeepSeek-V4-Flash inference/model.py. Each part is drawn from `y` down, and gives back where it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from dsctl.show.drawing import parts
+from dsctl.show.drawing.architecture import Element
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
+from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
+
+BETWEEN, WIDE = 12, 300
+SLIM = (RIGHT - LEFT - 3 * BETWEEN) / 4
+KEYS_AT, COMPRESSORS_AT, QUERIES_AT, INDEXER_AT = (LEFT + n * (SLIM + BETWEEN) for n in range(4))
+# The ratio of layers with an indexer.
+# Residual streams are drawn left of the parts that they pass, so far apart.
+STREAMS_AT, APART, MOST_STREAMS = 23, 2.5, 4
+
+
+def named(prefix: str, text: str) -> tuple[str, ...]:
+    """Names below a prefix, from words with spaces between."""
+    return tuple(prefix + name for name in text.split())
+
+
+class Layer(NamedTuple):
+    """The names of a layer's parameters, below a prefix."""
+
+    prefix: str
+
+    def site(self, what: str) -> tuple[str, ...]:
+        """The hyper-connection of a site (attn, ffn, head)."""
+        return tuple(f"{self.prefix}hc_{what}_{part}" for part in ("fn", "base", "scale"))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return named(self.prefix, "attn.wkv.weight attn.kv_norm.weight")
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        return named(self.prefix, "attn.wq_a.weight attn.q_norm.weight attn.wq_b.weight")
+
+    def compressor(self, module: str) -> tuple[str, ...]:
+        return named(f"{self.prefix}{module}compressor.", "ape wkv.weight wgate.weight norm.weight")
+
+    @property
+    def chooses(self) -> tuple[str, ...]:
+        return named(f"{self.prefix}attn.indexer.", "wq_b.weight weights_proj.weight")
+
+    @property
+    def sink(self) -> str:
+        return f"{self.prefix}attn.attn_sink"
+
+    @property
+    def output(self) -> tuple[str, ...]:
+        return named(f"{self.prefix}attn.", "wo_a.weight wo_b.weight")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return named(self.prefix, "attn_norm.weight ffn_norm.weight")
+
+    @property
+    def bank(self) -> parts.Bank:
+        gated, ffn = "w1.weight w3.weight w2.weight", f"{self.prefix}ffn."
+        router = named(f"{ffn}gate.", "weight tid2eid bias bias_vl")
+        return parts.Bank(router, named(f"{ffn}experts.{{expert}}.", gated), named(f"{ffn}shared_experts.", gated))
+
+    @property
+    def attending(self) -> tuple[str, ...]:
+        compressors = (*self.compressor("attn."), *self.chooses, *self.compressor("attn.indexer."))
+        return (*self.keys, *self.queries, *compressors, self.sink, *self.output)
+
+    @property
+    def end(self) -> tuple[str, ...]:
+        """The head of the streams, the last norm and the head."""
+        return (*self.site("head"), *named(self.prefix, "norm.weight head.weight"))
+
+    @property
+    def everything(self) -> tuple[str, ...]:
+        bank = (name for names in self.bank for name in names)
+        return (*self.site("attn"), *self.site("ffn"), *self.norms, *self.attending, *bank)
+
+
+MAIN, DRAFT, LAST = Layer("layers.{layer}."), Layer("mtp.{layer}."), Layer("")
+EMBEDDING = "embed.weight"
+
+
+def many_streams(drawn: Drawn) -> str:
+    """How many residual streams there are, or nothing."""
+    return drawn.number("hc_mult")
+
+
+def pill(drawn: Drawn, text: str, y: float, key: str, width: float = WIDE) -> float:
+    """Something computed, in the middle; where it ends."""
+    said = wrapped(text, width - 20)
+    height = drawn.row(key, needed(said))
+    drawn.sheet.box(MIDDLE - width / 2, y, width, height, said, shape="pill")
+    return y + height
+
+
+def embedding(drawn: Drawn, y: float) -> float:
+    """The embedding, and the streams that begin with it."""
+    y = drawn.chain((EMBEDDING,), y)
+    if not many_streams(drawn):
+        return y
+    drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+    return pill(drawn, f"the same {many_streams(drawn)} times: residual streams", y + GAP, "streams")
+
+
+def layer(drawn: Drawn, layer: Layer, y: float) -> float:
+    """Attention and experts, each between a hyper-connection that reads the streams and one that writes them."""
+    y = _site(drawn, layer, "attn", y, partial(_attention, drawn, layer))
+    drawn.sheet.down(MIDDLE, y, y + GAP, drawn.streams)
+    return _site(drawn, layer, "ffn", y + GAP, lambda at: parts.experts(drawn, at, layer.bank))
+
+
+def _site(drawn: Drawn, layer: Layer, what: str, y: float, inside: Callable[[float], float]) -> float:
+    """What reads one input from the streams, a norm, what is computed, and how that goes back to the streams."""
+    sheet, many = drawn.sheet, many_streams(drawn)
+    pieces, top = drawn.take(*layer.site(what)), y
+    if pieces:
+        note = f"hyper-connection: {many} streams → 1"
+        height = drawn.row(f"{what} streams", needed(lines(pieces, RIGHT - LEFT, note)))
+        drawn.box(pieces, LEFT, y, RIGHT - LEFT, height, note)
+        y += height
+        sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+        y += GAP
+    y = drawn.chain(layer.norms[what == "ffn" :][:1], y)
+    # What begins with several ways has the heads of its own.
+    sheet.down(MIDDLE, y, y + GAP, drawn.hidden, head=False)
+    y = inside(y + GAP)
+    if pieces:
+        sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+        end = pill(drawn, f"added to the {many} streams, which are mixed", y + GAP, f"{what} written", RIGHT - LEFT)
+        _streams(drawn, top + 14, (y + GAP + end) / 2)
+        return end
+    return y
+
+
+def _streams(drawn: Drawn, top: float, bottom: float) -> None:
+    """The residual streams past what is computed of them."""
+    many = drawn.config.get("hc_mult")
+    for number in range(min(many, MOST_STREAMS) if type(many) is int else 0):
+        x, off = STREAMS_AT + APART * number, APART * (MOST_STREAMS - number)
+        points = (LEFT, top - off + 6), (x, top - off + 6), (x, bottom + off - 6), (LEFT, bottom + off - 6)
+        drawn.sheet.line(*points, head=False)
+
+
+def column(drawn: Drawn, pieces: Iterable[Element], x: float, y: float, width: float, key: str = "") -> float:
+    """Boxes below each other, with what leaves each on the arrow to the next."""
+    before = ""
+    for number, piece in enumerate(pieces):
+        if number:
+            drawn.sheet.down(x + width / 2, y, y + GAP, before)
+            y += GAP
+        height = drawn.row(f"{key} {number}" if key else piece.key, needed(lines([piece], width)))
+        drawn.box([piece], x, y, width, height)
+        y, before = y + height, f"{piece.shape[0]:,}"
+    return y
+
+
+def _attention(drawn: Drawn, layer: Layer, y: float) -> float:
+    """Keys of the window, compressed entries, queries and what chooses among entries; then the core and the output."""
+    sheet, top, low = drawn.sheet, y, y + 22
+    keys, queries, sink = drawn.take(*layer.keys), drawn.take(*layer.queries), drawn.take(layer.sink)
+    compressors = drawn.take(*layer.compressor("attn."))
+    indexer = (drawn.take(*layer.chooses), drawn.take(*layer.compressor("attn.indexer.")))
+    ends = [(KEYS_AT + 20, column(drawn, keys, KEYS_AT, low, SLIM, "path"), drawn.number("head_dim"))]
+    if compressors:
+        ends.append((COMPRESSORS_AT + SLIM / 2, _compressors(drawn, compressors, low), drawn.number("head_dim")))
+    ends.append((QUERIES_AT + SLIM / 2, column(drawn, queries, QUERIES_AT, low, SLIM, "path"), _heads(drawn)))
+    if any(indexer):
+        ends.append((INDEXER_AT + SLIM / 2, _indexer(drawn, layer, indexer, low), f"top {drawn.number('index_topk')}"))
+    parts.spread(drawn, top, low, [KEYS_AT + SLIM / 2, *(x for x, _, _ in ends[1:])])
+    height = drawn.row("sink", needed(lines(sink, SLIM - 40))) if sink else 0
+    bottom = top + drawn.row("paths", max([ends[0][1] + 12 + height, *(at for _, at, _ in ends)]) - top)
+    if sink:
+        drawn.box(sink, KEYS_AT + 40, bottom - height, SLIM - 40, height)
+        sheet.down(KEYS_AT + 20 + SLIM / 2, bottom, bottom + GAP + 4)
+    for x, at, label in ends:
+        sheet.down(x, at, bottom + GAP + 4)
+        sheet.label(x + 5, bottom + 17, label)
+    y = bottom + GAP + 4
+    y += _core(drawn, y, bool(sink), layer == MAIN, {piece.variant for piece in indexer[1]})
+    return _output(drawn, layer, y)
+
+
+def _heads(drawn: Drawn) -> str:
+    return f"{drawn.number('num_attention_heads')} x {drawn.number('head_dim')}"
+
+
+def _frame(drawn: Drawn, title: str, pieces: Sequence[Element], x: float, y: float) -> tuple[int, float, list[Element]]:
+    """Begin a frame in a lane: what all of its pieces have in common is said once; where its inside begins."""
+    kind, inner = whole(pieces)
+    places = {piece.some for piece in inner}
+    said = wrapped(title, SLIM - 16, "title")
+    said += wrapped(places.pop(), SLIM - 16) if len(places) == 1 else []
+    said += [Line(SIGNS[kind] + kind, "mark")] if kind else []
+    frame = drawn.sheet.frame(x, y, SLIM, said, kind)
+    common = len({piece.some for piece in inner}) == 1
+    plain = [piece._replace(name=piece.name.removeprefix("compressor.")) for piece in inner]
+    return frame, y + 10 + 15 * len(said), [piece._replace(some="") if common else piece for piece in plain]
+
+
+def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
+    """A box for each ratio: which layers have it, and its parameters."""
+    frame, at, pieces = _frame(drawn, "Compressor", pieces, COMPRESSORS_AT, y)
+    for number, variant in enumerate(dict.fromkeys(piece.variant for piece in pieces)):
+        same = [piece for piece in pieces if piece.variant == variant]
+        note = f"{variant.removeprefix('ratio ')} tokens → 1"
+        height = drawn.row(f"compressor {number}", needed(lines(same, SLIM - 12, note)))
+        drawn.box(same, COMPRESSORS_AT + 6, at, SLIM - 12, height, note)
+        at += height + 6
+    drawn.sheet.close(frame, at + 2)
+    return at + 2
+
+
+def _indexer(drawn: Drawn, layer: Layer, both: tuple[list[Element], list[Element]], y: float) -> float:
+    """Queries from the latent beside it, weights of heads, keys of compressed entries, and what is chosen."""
+    sheet, inner, middle = drawn.sheet, SLIM - 12, INDEXER_AT + SLIM / 2
+    frame, at, pieces = _frame(drawn, "Lightning indexer", [*both[0], *both[1]], INDEXER_AT, y)
+    many = len(both[0])
+    groups = [*([piece] for piece in pieces[:many]), *([pieces[many:]] if pieces[many:] else [])]
+    for number, some in enumerate(groups):
+        note = f"{some[0].variant.removeprefix('ratio ')} tokens → 1 key" if some[0].variant else through(some[0])
+        height = drawn.row(f"indexer {number}", needed(lines(some, inner, note)))
+        start = drawn.places.get(layer.queries[1]) if some[0].template == layer.chooses[0] else None
+        if start is not None:
+            turn = start[0] + BETWEEN / 2
+            sheet.line(start, (turn, start[1]), (turn, at + height / 2), (INDEXER_AT + 6, at + height / 2))
+        drawn.box(some, INDEXER_AT + 6, at, inner, height, note)
+        at += height + 6
+    chosen = wrapped(f"scores every entry, keeps the top {drawn.number('index_topk')}", inner - 8)
+    sheet.down(middle, at - 6, at + 8)
+    sheet.box(INDEXER_AT + 6, at + 8, inner, needed(chosen), chosen, shape="pill")
+    sheet.close(frame, at + 16 + needed(chosen))
+    return at + 16 + needed(chosen)
+
+
+def _core(drawn: Drawn, y: float, sinks: bool, main: bool, chosen: set[str]) -> float:
+    """Where keys, entries, queries and the choice meet; what a query attends to, by kind of layer. An indexer chooses
+    among entries of the variants `chosen`."""
+    heads, window = drawn.number("num_attention_heads"), drawn.number("sliding_window")
+    said = [Line(f"Attention, {heads} heads{', each with a sink' * sinks}", "title")]
+    said.append(Line("one vector for all heads, key and value at once"))
+    ratios, count = drawn.config.get("compress_ratios"), drawn.config.get("num_hidden_layers")
+    kinds = ratios[:count] if main and isinstance(ratios, list) and type(count) is int else []
+    said.append(Line(f"a query attends to the {window} tokens before it"))
+    for ratio in sorted({ratio for ratio in kinds if type(ratio) is int and ratio}):
+        which = f"the top {drawn.number('index_topk')}" if f"ratio {ratio}" in chosen else "every one"
+        said.append(Line(f"in {kinds.count(ratio)} layers also to {which} of the entries for {ratio} tokens"))
+    height = drawn.row("core", needed(said))
+    drawn.sheet.box(LEFT, y, RIGHT - LEFT, height, said, shape="pill")
+    return height
+
+
+def _output(drawn: Drawn, layer: Layer, y: float) -> float:
+    """Heads go out in groups, each through a matrix of its own, and all together through the last."""
+    groups, rank, before = drawn.number("o_groups"), drawn.number("o_lora_rank"), _heads(drawn)
+    for number, piece in enumerate(drawn.take(*layer.output)):
+        drawn.sheet.down(MIDDLE, y, y + GAP, before)
+        grouped = f"{groups} groups, each {piece.shape[-1]:,} → {rank}" if piece.template == layer.output[0] else ""
+        note = grouped or through(piece)
+        height = drawn.row(f"output {number}", needed(lines([piece], WIDE, note)))
+        drawn.box([piece], MIDDLE - WIDE / 2, y + GAP, WIDE, height, note)
+        y, before = y + GAP + height, f"{groups} x {rank}"
+    return y
+
+
+def collapsed(drawn: Drawn, layer: Layer, y: float) -> float:
+    """The streams become one; last norm and head."""
+    pieces, rest = drawn.take(*layer.site("head")), layer.end[-2:]
+    if pieces:
+        note = f"{many_streams(drawn)} streams → 1"
+        height = drawn.row("head streams", needed(lines(pieces, WIDE, note)))
+        drawn.box(pieces, MIDDLE - WIDE / 2, y, WIDE, height, note)
+        y += height
+        if drawn.has(rest):
+            drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+            y += GAP
+    return drawn.chain(rest, y)

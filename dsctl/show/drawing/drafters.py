@@ -1,0 +1,88 @@
+"""What V4's drafters add to a layer in a block diagram: how they begin, and what they end with.
+
+deepseek-ai/DeepSeek-V4-Flash and DeepSeek-V4-Flash-0731, inference/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dsctl.show.drawing import parts
+from dsctl.show.drawing.architecture import Element
+from dsctl.show.drawing.compressed import BETWEEN, DRAFT, collapsed, column, named, pill
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
+from dsctl.show.drawing.sheet import SIGNS, Line, needed
+
+_DRAFT = DRAFT.prefix
+TOKEN = named(_DRAFT, "emb.tok_emb.weight enorm.weight e_proj.weight")
+STATE = named(_DRAFT, "hnorm.weight h_proj.weight")
+BLOCKS = named(_DRAFT, "main_proj.weight main_norm.weight")
+MARKOV = named(f"{_DRAFT}markov_head.", "markov_w1.weight markov_w2.weight")
+CONFIDENCE = f"{_DRAFT}confidence_head.proj.weight"
+START = (*TOKEN, *STATE)
+END = (*DRAFT.end, *MARKOV, CONFIDENCE)
+
+
+def prediction(drawn: Drawn, y: float) -> float:
+    """Prediction: the next token and the last layer's streams, each normed and projected, then added."""
+    width, low = MIDDLE - LEFT - BETWEEN, y + 16
+    ends = []
+    for x, names, note in ((LEFT, TOKEN, "the next token"), (RIGHT - width, STATE, "the last layer's streams")):
+        drawn.sheet.label(x + width / 2, y + 9, note, "middle")
+        ends.append((x + width / 2, column(drawn, drawn.take(*names), x, low, width)))
+    bottom = y + drawn.row("joined", max(at for _, at in ends) - y)
+    for end, (x, at) in zip((MIDDLE - 40, MIDDLE + 40), ends, strict=True):
+        drawn.sheet.line((x, at), (x, bottom + 12), (end, bottom + 12), (end, bottom + GAP + 4))
+    return _begun(drawn, y, pill(drawn, "sum", bottom + GAP + 4, "sum", 120))
+
+
+def _begun(drawn: Drawn, y: float, end: float) -> float:
+    """Where layers begin, on both sides alike, whatever drafts on each."""
+    bottom = y + drawn.row("begun", end - y)
+    if bottom > end:
+        drawn.sheet.down(MIDDLE, end, bottom, head=False)
+    return bottom
+
+
+def blocks(drawn: Drawn, y: float) -> float:
+    """A block drafter: the states of some layers side by side, projected to one."""
+    targets, size = drawn.config.get("dspark_target_layer_ids"), drawn.number("dspark_block_size")
+    which = ", ".join(map(str, targets)) if isinstance(targets, list) else "some layers"
+    drawn.sheet.label(MIDDLE, y + 9, f"states of layers {which} side by side; drafts {size} tokens at a time", "middle")
+    return _begun(drawn, y, drawn.chain(BLOCKS, y + 16))
+
+
+def drafted(drawn: Drawn, y: float) -> float:
+    """What a drafter ends with: one stream, the head, and beside it what a block drafter has."""
+    own = drawn.has([f"{_DRAFT}head.weight"])
+    y = collapsed(drawn, DRAFT, y)
+    if not own:
+        drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+        y = pill(drawn, "the main model's head", y + GAP, "main head")
+    markov, confidence = drawn.take(*MARKOV), drawn.take(CONFIDENCE)
+    if not markov and not confidence:
+        return y
+    width, low = MIDDLE - LEFT - BETWEEN, y + 22
+    both = ((LEFT, markov, "Markov head: the token before"), (RIGHT - width, confidence, "Confidence of a draft"))
+    parts.spread(drawn, y, low, [x + width / 2 for x, pieces, _ in both if pieces])
+    return max(_beside(drawn, pieces, (x, low), width, title) for x, pieces, title in both if pieces)
+
+
+def _beside(drawn: Drawn, pieces: Sequence[Element], at: tuple[float, float], width: float, title: str) -> float:
+    """Pieces in a frame; the first of several is a table that the token before is looked up in."""
+    (x, y), (kind, inner) = at, whole(pieces)
+    said = [Line(title, "title"), *([Line(SIGNS[kind] + kind, "mark")] if kind else [])]
+    frame = drawn.sheet.frame(x, y, width, said, kind)
+    y += 10 + 15 * len(said)
+    for number, piece in enumerate(inner):
+        rows, columns = piece.shape
+        if number:
+            drawn.sheet.down(x + width / 2, y, y + GAP, f"{columns:,}")
+            y += GAP
+        table = number == 0 and len(inner) > 1
+        note = f"{rows:,} → {columns:,}" if table else through(piece)
+        height = drawn.row(piece.key, needed(lines([piece], width - 16, note)))
+        drawn.box([piece], x + 8, y, width - 16, height, note)
+        y += height
+    drawn.sheet.close(frame, y + 8)
+    return y + 8

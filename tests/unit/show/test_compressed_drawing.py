@@ -1,0 +1,139 @@
+"""V4 in block diagrams: every parameter in a part of its own, nothing on top of another, both sides at one height."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from dsctl.checkpoint.groups import folded
+from dsctl.look.diff import Diff
+from dsctl.look.source import describe
+from dsctl.show.drawing.architecture import keyed, last_name
+from dsctl.show.drawing.diagram import diagrams
+from dsctl.show.drawing.pieces import Drawn
+from dsctl.show.drawing.sheet import WIDTH, Rectangle, Sheet
+
+NAMES = ("v4-flash", "v4-flash-base", "v4-pro-0813", "v4-flash-vision-exp")
+
+
+def drawn(name: str) -> Sheet:
+    one = describe(name)
+    return diagrams(Diff(one, one))[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_has_a_part_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[str] = []
+    rest = Drawn.rest
+
+    def noted(self: Drawn, y: float) -> float:
+        left.extend(self.left)
+        return rest(self, y)
+
+    monkeypatch.setattr(Drawn, "rest", noted)
+    hints = "\n".join(box.hint for box in drawn(name).boxes)
+    assert not left
+    for group in describe(name).groups:
+        family = group.family
+        template = folded(family.template)[0] if family.role == "vision" else family.template
+        assert f"{keyed(template, family.variant)} [" in hints
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_boxes_lie_within_frames_and_not_on_each_other(name: str) -> None:
+    boxes = drawn(name).boxes
+    inner = [box for box in boxes if box.shape != "frame"]
+    assert all(box.x >= 0 and box.x + box.width <= WIDTH and box.height > 0 for box in boxes)
+    assert not [(a.lines, b.lines) for a, b in combinations(inner, 2) if overlap(a, b)]
+    for frame in boxes:
+        if frame.shape == "frame":
+            across = [box for box in inner if overlap(frame, box) and not within(frame, box)]
+            assert not [(frame.lines, box.lines) for box in across]
+
+
+def overlap(a: Rectangle, b: Rectangle) -> bool:
+    across = a.x < b.x + b.width and b.x < a.x + a.width
+    return across and a.y < b.y + b.height and b.y < a.y + a.height
+
+
+def within(frame: Rectangle, box: Rectangle) -> bool:
+    across = frame.x <= box.x and box.x + box.width <= frame.x + frame.width
+    return across and frame.y <= box.y and box.y + box.height <= frame.y + frame.height
+
+
+def test_parts_are_drawn_as_what_they_are() -> None:
+    said = texts(drawn("v4-flash-0731"))
+    for text in (
+        "the same 4 times: residual streams",
+        "hyper-connection: 4 streams → 1, F32",
+        "added to the 4 streams, which are mixed",
+        "Compressor",
+        "4 tokens → 1",
+        "128 tokens → 1",
+        "Lightning",
+        "indexer",
+        "4 tokens → 1 key",
+        "Attention, 64 heads, each with a sink",
+        "a query attends to the 128 tokens before it",
+        "in 21 layers also to the top 512 of the entries for 4 tokens",
+        "in 20 layers also to every one of the entries for 128 tokens",
+        "8 groups, each 4,096 → 1,024, FP8 E8M0",
+        "129,280 → 6, I64",
+        "Block drafter x 3",
+        "stages 0-2",
+        "Markov head: the token before",
+        "the main model's head",
+    ):
+        assert text in said, text
+    streams = [arrow for arrow in drawn("v4-flash").arrows if not arrow.head and len(arrow.points) == 4]
+    # Four past attention and experts each, in the layers and in the prediction layer.
+    assert len(streams) == 2 * 2 * 4
+
+
+def test_a_base_has_its_own_embedding_and_head_in_its_prediction_layer() -> None:
+    said = texts(drawn("v4-flash-base"))
+    assert "emb.tok_emb" in said or "tok_emb" in said
+    assert "the main model's head" not in said and "Multi-token prediction x 1" in said
+
+
+def texts(sheet: Sheet) -> set[str]:
+    labels = {label.text for label in sheet.labels}
+    return labels | {line.text for box in sheet.boxes for line in box.lines}
+
+
+def test_compressors_of_both_ratios_are_compared_with_their_like() -> None:
+    for sheet in diagrams(Diff(describe("v4-flash"), describe("v4-pro"))):
+        marks = [line.text for box in sheet.boxes for line in box.lines if line.kind == "mark"]
+        assert "~ 43 → 61 layers" in marks and not any("1 → 1" in mark for mark in marks)
+        assert not any(mark.startswith(("+", "\N{MINUS SIGN}")) for mark in marks)
+
+
+def test_both_sides_stand_side_by_side() -> None:
+    a, b = diagrams(Diff(describe("v4-flash"), describe("v4-flash-0731")))
+    assert a.cuts == b.cuts and a.height == b.height
+    tops = [
+        {(part.title, box.hint.split("[")[0]): box.y for part in sheet.slices for box in part.boxes if box.hint}
+        for sheet in (a, b)
+    ]
+    both = tops[0].keys() & tops[1].keys()
+    assert len(both) > 30 and all(tops[0][name] == tops[1][name] for name in both)
+
+
+def test_nothing_is_said_of_attention_that_is_of_another_kind() -> None:
+    for sheet in diagrams(Diff(describe("v3.2"), describe("v4-pro"))):
+        assert not any("earlier token → " in text or "→ every earlier token" in text for text in texts(sheet))
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("layers.{layer}.attn.compressor.wkv.weight", "compressor.wkv"),
+        ("layers.{layer}.attn.compressor.ape", "compressor.ape"),
+        ("layers.{layer}.attn.wkv.weight", "wkv"),
+        ("aligner.w1.bias", "w1.bias"),
+        ("norm.weight", "norm"),
+    ],
+)
+def test_last_names_tell_compressors_apart(template: str, name: str) -> None:
+    assert last_name(template) == name
