@@ -46,7 +46,14 @@ TABLES = {
     ),
     "models": (
         "MODELS",
-        {"deepseek_v4_config", "deepseek_v4_dimensions", "deepseek_v4_faults", "deepseek_v4_vision", "model"},
+        {
+            "deepseek_v4_config",
+            "deepseek_v4_dimensions",
+            "deepseek_v4_faults",
+            "deepseek_v4_saved",
+            "deepseek_v4_vision",
+            "model",
+        },
     ),
     "stores": (
         "STORES",

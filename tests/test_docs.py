@@ -30,6 +30,7 @@ STAND_INS = {
     "DeepSeek-V3.2-bf16": "convert DeepSeek-V3.2 DeepSeek-V3.2-bf16 --bf16",
     "DeepSeek-V4-Flash": "tiny v4-flash DeepSeek-V4-Flash",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
+    "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
 # them.

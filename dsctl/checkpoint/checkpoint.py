@@ -19,6 +19,7 @@ from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import Manifest
 from dsctl.layouts.recognition import recognise
+from dsctl.layouts.transformers import first_expert
 from dsctl.models.model import Model
 from dsctl.stores import Store
 
@@ -79,7 +80,7 @@ class Checkpoint:
         if self.known_traits is not None or self.model is None or self.config is None:
             return self.known_traits or PLAIN_TRAITS
         named = dict.fromkeys(self.index or (), TensorSpec("", ()))
-        return self.model.traits(self.config, named | self.specs)
+        return self.model.traits(self.config, named | self.specs | first_expert(self.specs))
 
     @cached_property
     def families(self) -> tuple[Family, ...]:

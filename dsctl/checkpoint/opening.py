@@ -70,6 +70,7 @@ def open_checkpoint(store: Store) -> Checkpoint:
     if config is not None:
         try:
             model = models.recognise(config)
+            config = model.restored(config)
         except FormatError as error:
             faults.append(Fault("unknown-architecture", "config.json", error.message.partition(": ")[2]))
     elif store.files().keys() - headers.keys():

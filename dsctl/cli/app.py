@@ -14,7 +14,7 @@ from dsctl.version import __version__
 # Every verb, which is a function of the module of its name, with the first line of that function's docstring.
 VERBS = {
     "compare": "Compare the numbers of two checkpoints, in any formats.",
-    "convert": "Convert a checkpoint's weights to another format.",
+    "convert": "Convert a checkpoint's weights to another format, or give its tensors other names.",
     "diff": "Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.",
     "doctor": "Show versions and devices, measure disk and processor, and tell what this machine converts in an hour.",
     "download": "Download a release or a repository and compare every file with the hub's digests.",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsctl.cli.groups import FormatOptions, PartOptions, PrintOptions, RunOptions, verb
-from dsctl.cli.options import Local, NoKeep, Search, Source, Target
+from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, PrintOptions, RunOptions, verb
+from dsctl.cli.options import Local, Names, NoKeep, Search, Source, Target
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import KEEP
 
@@ -16,6 +16,7 @@ def convert(
     target: Target,
     *,
     formats: FormatOptions,
+    layout: Names = None,
     search: Search = False,
     no_keep_scales: NoKeep = False,
     part: PartOptions,
@@ -23,7 +24,7 @@ def convert(
     local: Local = False,
     printing: PrintOptions,
 ) -> None:
-    """Convert a checkpoint's weights to another format.
+    """Convert a checkpoint's weights to another format, or give its tensors other names.
 
     Tensors that the release keeps unquantized stay so. config.json and the index are updated; all other files are
     copied. A killed run is resumed by the same command.
@@ -36,13 +37,17 @@ def convert(
 
         dsctl convert DeepSeek-V3.2 V3.2-int4 --recipe w4a8-experts --search
 
+        dsctl convert DeepSeek-V4-Flash V4-Flash-hf --bf16 --layout transformers
+
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """
     # Loaded late: it takes longer than all of `--help`.
     from dsctl.cli.conversion import convert_to
-    from dsctl.cli.requests import converted
+    from dsctl.cli.requests import converted, laid_out
 
     request = replace(converted(formats, part), search=search, keep_scales=not no_keep_scales)
-    if request.to == KEEP:
-        raise UsageError("no target format", hint="--bf16, --fp8, --to FORMAT or --recipe NAME")
+    if layout is not None:
+        request = laid_out(request, LayoutOptions(layout))
+    elif request.to == KEEP:
+        raise UsageError("no target format", hint="--bf16, --fp8, --to FORMAT, --recipe NAME or --layout NAME")
     convert_to(source, target, request, run, printing.output(), local)

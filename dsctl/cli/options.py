@@ -207,6 +207,15 @@ Layout = Annotated[
         rich_help_panel=RANKS,
     ),
 ]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="How tensors are named: published (the release's own, the default), transformers, fused or stacked.",
+        rich_help_panel=WHAT,
+    ),
+]
 Rank = Annotated[
     str | None,
     typer.Option("--rank", metavar="N|A-B", help="Write only these ranks, such as 3 or 0-3,8.", rich_help_panel=RANKS),

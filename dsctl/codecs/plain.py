@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 FLOATS = ("BF16", "F16", "F32")
 
 
+class Rounded(BadBlock):
+    """A value that a shorter dtype does not hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """One tensor with the parameter's own name and shape."""
+    """One tensor with the parameter's own name and shape. `exact`: values that would be rounded are refused."""
 
     dtype: str = "BF16"
+    exact: bool = False
     block: ClassVar[tuple[int, int]] = (1, 1)
     surveys: ClassVar[bool] = False
     dialect: ClassVar[str] = "deepseek"
@@ -60,8 +65,8 @@ class Plain:
         return Box((*first, begin * bits // 8), (*last, end * bits // 8))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
-        # Magnitudes of F16 and where they are infinite.
-        return 4 * min(prod(shape), CHUNK) if self.dtype == "F16" and encoding else 0
+        # Magnitudes of F16 and where they are infinite; or values again, and where they are others.
+        return 8 * min(prod(shape), CHUNK) if (self.dtype == "F16" or self.exact) and encoding else 0
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
@@ -75,9 +80,12 @@ class Plain:
 
         Raises:
             BadBlock: a finite value overflows to infinity.
+            Rounded: `exact`, and a value is not what it was.
         """
         out = stored[VALUES]
         out.copy_(values)
+        if self.exact:
+            self._refuse_rounded(values, out)
         if self.dtype != "F16" or not out.numel():
             return {}
         whole = out.view(-1, 1) if out.dim() < 2 else out.view(len(out), -1)
@@ -91,6 +99,14 @@ class Plain:
                 row, column = overflow[0].tolist()
                 raise BadBlock("value too large for F16", row + rows.start, column)
         return {}
+
+    def _refuse_rounded(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        before, after = (one.reshape(-1, 1) if one.dim() < 2 else one.reshape(len(one), -1) for one in (values, out))
+        for rows, _ in chunks(before.shape[0], before.shape[1], (1, 1)):
+            other = (after[rows] != before[rows]) & ~before[rows].isnan()
+            if other.any():
+                row, column = other.nonzero()[0].tolist()
+                raise Rounded(f"value that {self.dtype} does not hold", row + rows.start, column)
 
     def config(self) -> dict[str, Any] | None:
         return None

@@ -7,6 +7,7 @@ from dsctl.layouts.fused import Fused
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.published import PublishedLayout
 from dsctl.layouts.ranks import Ranks
+from dsctl.layouts.transformers import MIXED, NAME, UNSCALED, Transformers
 from dsctl.layouts.vllm import Vllm
 
 LAYOUTS: dict[str, Layout] = {
@@ -15,9 +16,14 @@ LAYOUTS: dict[str, Layout] = {
     "fused": Fused(),
     "stacked": Fused(name="stacked", stacked=True),
     "vllm": Vllm(),
+    NAME: Transformers(),
 }
 # What dsctl's own files, and people who knew it before, call the published layout.
 RECORDED = "hf"
+# Layouts whose writer keeps in float32 what releases have in BF16, and that of a folder with names of two kinds.
+WIDENED = (NAME, MIXED)
+# What is to be said of quantized experts in a layout.
+SAID_OF_EXPERTS = {NAME: UNSCALED}
 
 
 def layout_name(recorded: str) -> str:

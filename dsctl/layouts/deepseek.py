@@ -67,6 +67,7 @@ class Deepseek:
     published: ClassVar[bool] = False
     respelled: ClassVar[Mapping[str, str]] = {"deepseek": "v4"}
     spelled: ClassVar[Mapping[str, str]] = {"e2m1": "F4"}
+    dialects: ClassVar[tuple[str, ...]] = ()
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:

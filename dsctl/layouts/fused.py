@@ -45,6 +45,7 @@ class Fused(RankFolders):
     stacked: bool = False
     joins: Mapping[tuple[str, bool], Join] = field(default_factory=dict)
     published: ClassVar[bool] = False
+    respelled: ClassVar[Mapping[str, str]] = {}
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Fused:
         families = tuple(families)

@@ -54,6 +54,10 @@ class Layout(Protocol):
         """The dtype that headers give codes of a kind (`Form.codes`), where it is another than their dialect's."""
 
     @property
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects of what it can name; none where it can name all."""
+
+    @property
     def published(self) -> bool:
         """Whether it is that of the release itself, whole: every parameter under its own name in one name space."""
 

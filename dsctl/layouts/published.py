@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ class PublishedLayout(RankFolders):
     """One name space over all files, or one per rank."""
 
     name: ClassVar[str] = "published"
+    respelled: ClassVar[Mapping[str, str]] = {}
 
     @property
     def published(self) -> bool:

@@ -13,9 +13,10 @@ from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout, native
 from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares, check
+from dsctl.layouts.transformers import is_marked, met
 
 # Tensors of these modules are in joined layouts only.
-_JOINED = ("gate_up_proj", "fused_qkv_a_proj")
+_JOINED = ("gate_up_proj", "fused_qkv_a_proj", "fused_wqa_wkv", ".w13")
 Families = Callable[[], tuple[Family, ...]]
 
 
@@ -40,6 +41,10 @@ def recognise(
         return _deepseek(headers, families, place)
     if kind == "vllm":
         return _vllm(headers, families, world, place)
+    if any(is_marked(name) for header in headers.values() for name in header.names):
+        layout = met(families(), {name for header in headers.values() for name in header.names})
+        if layout is not None:
+            return layout
     if any(mark in name for header in headers.values() for name in header.names for mark in _JOINED):
         return _joined(headers, families)
     return LAYOUTS["published"]

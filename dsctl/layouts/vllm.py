@@ -41,6 +41,7 @@ class Vllm:
     published: ClassVar[bool] = False
     respelled: ClassVar[Mapping[str, str]] = {}
     spelled: ClassVar[Mapping[str, str]] = {}
+    dialects: ClassVar[tuple[str, ...]] = ()
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:

@@ -315,6 +315,9 @@ class DeepseekV3:
         """The main layers that choose what to attend to with an indexer of their own."""
         return ()
 
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(config)
+
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)
 

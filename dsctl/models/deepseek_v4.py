@@ -31,6 +31,7 @@ from dsctl.models.deepseek_v4_config import (
 )  # fmt: skip
 from dsctl.models.deepseek_v4_dimensions import MOST_STAGES, Dimensions, dimensions
 from dsctl.models.deepseek_v4_faults import contradictions
+from dsctl.models.deepseek_v4_saved import restored
 from dsctl.models.deepseek_v4_vision import vision_tower
 from dsctl.models.model import Contradiction
 
@@ -269,6 +270,9 @@ class DeepseekV4(DeepseekV3):
 
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
         return units(config)
+
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return restored(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

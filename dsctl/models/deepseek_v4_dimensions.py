@@ -13,6 +13,7 @@ import msgspec
 
 from dsctl.core.errors import FormatError
 from dsctl.models.deepseek_v3 import Count, Size
+from dsctl.models.deepseek_v4_saved import released
 
 # A drafter has at most so many stages.
 MOST_STAGES = 64
@@ -56,7 +57,7 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         FormatError: one is missing, of the wrong type or absurd, or contradicts others.
     """
     try:
-        found = msgspec.convert(config, Dimensions)
+        found = msgspec.convert(released(config), Dimensions)
     except msgspec.ValidationError as error:
         raise FormatError(f"config.json: {error}", hint=_HINT) from None
     wrong = _wrong(found)

@@ -55,6 +55,9 @@ class Model(Protocol):
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         """The sizes that set what attention costs, or None where the config does not give them."""
 
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The same config in the fields of the releases, where a program that saved it says it in others."""
+
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config for a checkpoint that has no multi-token-prediction layers."""
 

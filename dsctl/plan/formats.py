@@ -18,12 +18,15 @@ from dsctl.plan import recipes
 from dsctl.plan.recipes import FOR_EXPERTS, Rule, chosen, named, takes
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SEARCHED, Request
 
+_WIDE, _NARROW = Plain("F32"), Plain("BF16")
+
 
 @dataclass(frozen=True)
 class Formats:
     """The choice of formats for one request. `stored` are the source's codecs; `base_dtype` is that of most of its
     plain values; `published` and `quantization` say what its releases store and what its config declares; `kept` is
-    the codec whose scales a side file keeps.
+    the codec whose scales a side file keeps. `widened`: whoever wrote the source keeps in float32 what releases have in
+    BF16.
     """
 
     request: Request
@@ -33,9 +36,17 @@ class Formats:
     published: Mapping[str, Published]
     quantization: Mapping[str, Any] | None = None
     kept: Codec | None = None
+    widened: bool = False
 
     def codec(self, param: Param, source: Codec) -> Codec:
         """How the target stores a parameter that the source stores by a codec."""
+        narrow = Plain(param.family.dtype)
+        if not (self.widened and source == _WIDE and narrow == _NARROW and self.base_dtype == narrow.dtype):
+            return self._codec(param, source)
+        codec = self._codec(param, narrow)
+        return replace(narrow, exact=True) if codec == narrow and self.request.to != codec.name else codec
+
+    def _codec(self, param: Param, source: Codec) -> Codec:
         if self.request.to == KEEP:
             return source
         if self.request.to == PUBLISHED:

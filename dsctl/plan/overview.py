@@ -25,7 +25,7 @@ from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
 from dsctl.plan.selection import nothing_left, why_dropped
-from dsctl.plan.spread import Subject, arrangement, check_cuts, settled
+from dsctl.plan.spread import Subject, arrangement, check_cuts, check_names, settled
 from dsctl.plan.steps import Part, Region, Step
 
 
@@ -73,6 +73,7 @@ def overview(known: Known, request: Request) -> Overview:
     parts = [part for group in groups for part in _parts(group, request, formats)]
     stored = [(group, laid(layout, group.family, codec, {})) for group, codec in parts if codec is not None]
     legal = check_cuts(subject, request, layout, ((group.family, codec) for group, codec in stored))
+    notes += check_names(layout, ((group.family, codec) for group, codec in stored))
     found = Overview(known.place, request, (*notes, *formats.notes), tuple(legal))
     if layout.shares is not None:
         found.nbytes, found.tensors = (dict.fromkeys(layout.shares.present, 0) for _ in range(2))

@@ -15,7 +15,7 @@ from dsctl.layouts.layout import Layout
 from dsctl.plan.blocks import covers, torn
 from dsctl.plan.plan import ELSEWHERE, MISSING, NOWHERE, Dropped, Want
 from dsctl.plan.request import Request
-from dsctl.plan.spread import check_cuts
+from dsctl.plan.spread import check_cuts, check_names
 from dsctl.plan.target import Target
 
 
@@ -28,8 +28,10 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
     kept, dropped = _asked_for(target)
     found = [(param, target.codec(param, pieces[0].codec) if pieces else None) for param, pieces in kept]
     codecs = {param.name: codec for param, codec in found if codec is not None}
-    sizes = check_cuts(target.subject, target.request, target.layout, [(p.family, c) for p, c in found if c])
-    notes = [f"tensor-parallel sizes that cut no block: {', '.join(map(str, sizes))}"] if sizes else []
+    stored = [(param.family, codec) for param, codec in found if codec]
+    sizes = check_cuts(target.subject, target.request, target.layout, stored)
+    notes = check_names(target.layout, stored)
+    notes += [f"tensor-parallel sizes that cut no block: {', '.join(map(str, sizes))}"] if sizes else []
     wants, incomplete = [], []
     for param, pieces in kept:
         slots = target.layout.slots(param)

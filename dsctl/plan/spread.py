@@ -9,8 +9,9 @@ from typing import NamedTuple
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Unit
-from dsctl.layouts import LAYOUTS, follows
+from dsctl.layouts import LAYOUTS, SAID_OF_EXPERTS, follows
 from dsctl.layouts.layout import Layout
+from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.plan.cuts import Cut, illegal, legal_sizes
 from dsctl.plan.experts import dealt_out
@@ -77,6 +78,22 @@ def _placed(subject: Subject, request: Request) -> dict[int, tuple[frozenset[int
     layers = tuple(sorted({layer for family in families for layer in family.layers}))
     main = len(main_layers(subject.families))
     return dealt_out(request.placed, layers, main, families[0].experts, request.ep)
+
+
+def check_names(layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[str]:
+    """Refuse formats that the layout has no names for; gives what is to be said of the others.
+
+    Raises:
+        PlanError: naming them.
+    """
+    known, experts = layout.dialects or tuple(DIALECTS), False
+    for family, codec in stored:
+        if codec.quantized and codec.dialect not in known:
+            hint = "--bf16, or a format of the releases: --to published, --fp8, or as stored"
+            raise PlanError(f"layout {layout.name} has no names for {codec.name}", hint=hint)
+        experts = experts or (bool(family.experts) and codec.quantized)
+    said = SAID_OF_EXPERTS.get(layout.name) if experts else None
+    return [f"warning: {said}"] if said else []
 
 
 def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[int]:

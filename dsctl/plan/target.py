@@ -17,7 +17,9 @@ from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
 from dsctl.core.params import Param, Published
+from dsctl.layouts import WIDENED
 from dsctl.layouts.layout import Layout
+from dsctl.layouts.transformers import MIXED
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
@@ -100,8 +102,10 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
     published = _published(checkpoint, original)
     formats = Formats(
         request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
-        checkpoint.quantization, _kept_codec(published, original),
+        checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
     )  # fmt: skip
+    if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
+        notes.append("no mtp.* is there: transformers does not load a drafter, so that none is in what it saves")
     odd = read_odd(checkpoint.store, checkpoint.files) if original else None
     return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
 

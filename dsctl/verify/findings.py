@@ -75,6 +75,7 @@ CODES: dict[str, Code] = {
     "float32-narrowed":     Code(ERROR),
     "narrowed":             Code(WARNING),
     "widened":              Code(NOTE),
+    "mixed-names":          Code(WARNING),
     "not-quantized":        Code(ERROR),
     "other-format":         Code(ERROR),
     "not-quantizable":      Code(WARNING),

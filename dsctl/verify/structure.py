@@ -17,6 +17,7 @@ from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
 from dsctl.layouts.manifests import MANIFEST
+from dsctl.layouts.transformers import MIXED
 from dsctl.stores import SIGNED, WORKING, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.findings import Finding
@@ -95,6 +96,9 @@ def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
     if shares and shares.said and MANIFEST in checkpoint.manifests:
         ranks = f"rank {', '.join(map(str, shares.present))} of {shares.ranks.world}"
         yield Finding("one-rank", checkpoint.store.place, f"{ranks} alone: what the others hold is not looked at")
+    if checkpoint.layout.name == MIXED:
+        what = "names of the release and of transformers are mixed, as it saves them: other loaders refuse them"
+        yield Finding("mixed-names", checkpoint.store.place, f"{what}; `dsctl convert SRC DST --layout published`")
     twice = list(_twice(checkpoint))
     yield from twice
     yield from _totals(checkpoint)
@@ -176,12 +180,11 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def usual_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype in which most unquantized parameters are stored, without those that no release keeps in BF16."""
-    found = Counter(
-        piece.refs[0].spec.dtype
-        for param, piece in params(checkpoint)
-        if piece.codec.plain and param.family.dtype == "BF16"
-    )
+    """The dtype in which most unquantized values are stored, without those that no release keeps in BF16."""
+    found: Counter[str] = Counter()
+    for param, piece in params(checkpoint):
+        if piece.codec.plain and param.family.dtype == "BF16":
+            found[piece.refs[0].spec.dtype] += param.family.values
     return max(found, key=lambda dtype: found[dtype], default="BF16")
 
 

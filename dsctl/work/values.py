@@ -9,6 +9,7 @@ import torch
 
 from dsctl.codecs import grids
 from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec, Inexact
+from dsctl.codecs.plain import Rounded
 from dsctl.core.boxes import Box
 from dsctl.core.errors import WorkError
 from dsctl.core.header import TensorSpec
@@ -112,6 +113,9 @@ def placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
         if isinstance(error, Inexact):
             hint = "--allow-inexact goes on, and counts the blocks that lose something"
             raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
+        if isinstance(error, Rounded):
+            hint = "--bf16 rounds such values"
+            raise WorkError(f"{step.name}: {error.what} at [{row}, {error.column}]", hint=hint) from None
         hint = f"`dsctl verify SRC --deep` lists every such value; to go on without it: --skip '{step.name}'"
         raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
 

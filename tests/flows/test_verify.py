@@ -110,6 +110,7 @@ def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
         "one-rank",
         "copies-differ",
         "scales-apart",
+        "mixed-names",
     }
     assert planted <= CODES.keys()
     assert len(PLANTED) > 60

@@ -91,7 +91,7 @@ def test_layouts_say_whether_they_need_ranks(name: str) -> None:
             made.append(arrangement(SUBJECT, Request("keep", layout=name, tp=tp, ep=2 if tp else 1)).name)
         except PlanError:
             made.append("")
-    assert made == {"deepseek": ["", name], "vllm": ["", ""]}.get(name, [name, name])
+    assert made == {"deepseek": ["", name], "vllm": ["", ""], "transformers": [name, ""]}.get(name, [name, name])
 
 
 def _check(request: Request, *stored: tuple[Family, Codec], units: tuple[Unit, ...] = ()) -> list[int]:
