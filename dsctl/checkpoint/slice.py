@@ -137,7 +137,7 @@ def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Sli
     if more or not whole or stored is None or rows != source.shape[0] or columns > source.shape[1]:
         raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
     slot = piece.slot._replace(region=Box.whole(param.shape))
-    return (piece._replace(slot=slot, codec=Renumbered(stored, source.family.below, cut.experts)),)
+    return (piece._replace(slot=slot, codec=Renumbered(stored, experts=source.family.below, kept=cut.experts)),)
 
 
 def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:

@@ -66,8 +66,8 @@ class Deepseek:
     metadata: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[bool] = False
     respelled: ClassVar[Mapping[str, str]] = {"deepseek": "v4"}
-    dialects: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {"e2m1": "F4"}
+    dialects: ClassVar[tuple[str, ...]] = ()
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:

@@ -19,8 +19,8 @@ class RankFolders:
     shares: Shares | None = None
     alone: str = ""
     metadata: ClassVar[Mapping[str, str]] = PT
-    dialects: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {}
+    dialects: ClassVar[tuple[str, ...]] = ()
 
     @property
     def foldered(self) -> bool:

@@ -50,12 +50,12 @@ class Layout(Protocol):
         """The dialects that this arrangement spells as another."""
 
     @property
-    def dialects(self) -> tuple[str, ...]:
-        """The dialects of what it can name; none where it can name all."""
-
-    @property
     def spelled(self) -> Mapping[str, str]:
         """The dtype that headers give codes of a kind (`Form.codes`), where it is another than their dialect's."""
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects of what it can name; none where it can name all."""
 
     @property
     def published(self) -> bool:

@@ -40,8 +40,8 @@ class Vllm:
     metadata: ClassVar[Mapping[str, str]] = {}
     published: ClassVar[bool] = False
     respelled: ClassVar[Mapping[str, str]] = {}
-    dialects: ClassVar[tuple[str, ...]] = ()
     spelled: ClassVar[Mapping[str, str]] = {}
+    dialects: ClassVar[tuple[str, ...]] = ()
     foldered: ClassVar[bool] = False
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:

@@ -265,14 +265,14 @@ class DeepseekV4(DeepseekV3):
         experts = rest._replace(format=stored if base else "mxfp4", fields=fields)
         return dict.fromkeys(QUANTIZED, rest) | {"routed experts": experts}
 
-    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return restored(config)
-
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return attention(config)
 
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
         return units(config)
+
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return restored(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

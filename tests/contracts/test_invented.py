@@ -82,6 +82,9 @@ class Invented:
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
 
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(config)
+
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config, "drafts": 0}
 

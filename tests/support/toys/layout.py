@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ class Toy(RankFolders):
 
     name: ClassVar[str] = "toy"
     published: ClassVar[bool] = False
+    respelled: ClassVar[Mapping[str, str]] = {}
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Toy:
         if shares is None:

@@ -10,7 +10,8 @@ import msgspec
 from dsctl.core.attention import Sizes
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits
+from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 
@@ -50,14 +51,22 @@ class Toy:
             Family("toy.head.weight", (d.vocab_size, d.hidden_size), "head", split=0, last=True),
         )
 
+    def contradictions(
+        self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
+    ) -> tuple[Contradiction, ...]:
+        return ()
+
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
         return {"mixer": Published("toy", "toy")}
 
-    def heads(self, config: Mapping[str, Any]) -> int | None:
-        return None
+    def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
+        return ()
 
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
         return None
+
+    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(config)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
