@@ -28,7 +28,8 @@ def made(*words: object) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "dsctl.json"}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -136,7 +136,8 @@ def test_experts_in_eight_bits_are_those_of_the_published_recast(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "dsctl.json"}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("release", ["v4-flash", "v4-flash-0731", "v4-flash-vision-exp", "v4-pro"])
