@@ -8,7 +8,6 @@ from dataclasses import replace
 from dsctl import models
 from dsctl.codecs import of_published
 from dsctl.codecs.codec import Codec
-from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
 from dsctl.core.params import Family
 from dsctl.models.model import Model
@@ -33,7 +32,7 @@ def _model(release: Release) -> Model:
 def _with_scales(codec: Codec, release: Release) -> Codec:
     """The codec with scales as the release has them, whatever its config says of them."""
     fmt = release.storage.scale_fmt
-    return replace(codec, scale_fmt=fmt) if fmt and isinstance(codec, Fp8Block) else codec
+    return replace(codec, scale_fmt=fmt) if fmt and codec.scale_fmt else codec  # type: ignore[type-var]
 
 
 def stored_codec(family: Family, quantized: Mapping[str, Codec]) -> Codec:

@@ -148,10 +148,11 @@ class Fp4:
 
         codes = stored[CODES].view(torch.uint8)
         if self.native:
-            return self._native(values, codes, stored)
+            return native_fp4.encode_all(values, codes, stored[SCALE], stored.get(KEPT + SCALE))
         if self.surveys:
             widest = stored[PEAK] if PEAK in stored else peak(values)
-            stored[GLOBAL_SCALE].copy_(self._global_scale(widest, values.dtype))
+            made = _second_scale(widest) if self.multiplied else _global_scale(widest, values.dtype)
+            stored[GLOBAL_SCALE].copy_(made)
             if self.multiplied:
                 stored[INPUT_SCALE].fill_(1.0)
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
@@ -163,18 +164,6 @@ class Fp4:
             signs = nibbles.signs(values[rows], magnitudes)
             nibbles.pack(nibbles.e2m1(magnitudes).bitwise_or_(signs), codes[rows])
         return {}
-
-    def _native(self, values: torch.Tensor, codes: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        import torch
-
-        scales, kept, restored = stored[SCALE].view(torch.uint8), stored.get(KEPT + SCALE), 0
-        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
-            peaks = greatest(values[rows].abs().float(), self.group, places.start)
-            known = None if kept is None else kept[places].view(torch.uint8)
-            scales[places], same = native_fp4.encode(values[rows], peaks, known, codes[rows])
-            restored += same
-        counts = {"groups_restored": restored, "groups_computed": scales.numel() - restored}
-        return {name: count for name, count in counts.items() if count}
 
     def _scales(
         self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
@@ -191,7 +180,7 @@ class Fp4:
             factors = self._factors(scales, stored.get(GLOBAL_SCALE))
             quotients = torch.empty_like(magnitudes)
             divided(magnitudes, factors, self.group, quotients)
-            return self._restored(nibbles.e2m1(quotients), factors)
+            return _restored(nibbles.e2m1(quotients), factors, self.group)
 
         return search.best(magnitudes, [scales, *tried], restored)
 
@@ -209,25 +198,10 @@ class Fp4:
             return _local_scales(largest, 1 / whole if self.multiplied else whole, dtype)
         return exponents(largest, 2).view(stored[SCALE].dtype)
 
-    def _restored(self, codes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        table = torch.tensor(nibbles.E2M1, device=codes.device)
-        out = torch.index_select(table, 0, codes.view(-1).to(torch.int32)).view(codes.shape)
-        multiplied(out, factors, self.group, out)
-        return out
-
     def _factors(self, scales: torch.Tensor, whole: torch.Tensor | None) -> torch.Tensor:
         if whole is None:
             return powers(scales)
         return e4m3(scales) * whole if self.multiplied else e4m3(scales) / whole
-
-    def _global_scale(self, peak: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """For a parameter of this largest magnitude: NVIDIA/Model-Optimizer divides, float32 (nvfp4_tensor.py)."""
-        if not self.multiplied:
-            return _global_scale(peak, dtype)
-        scale = peak / REACH
-        return scale.masked_fill_((scale == 0) | ~scale.isfinite(), 1.0).view(())
 
     def config(self) -> dict[str, Any] | None:
         if self.multiplied:
@@ -235,6 +209,21 @@ class Fp4:
         if not self.dialect.startswith(dress.METHOD):
             return dress.fp8((128, 128), "ue8m0")
         return dress.config(*dress.SCHEMES[self.name])
+
+
+def _restored(codes: torch.Tensor, factors: torch.Tensor, group: tuple[int, int]) -> torch.Tensor:
+    import torch
+
+    table = torch.tensor(nibbles.E2M1, device=codes.device)
+    out = torch.index_select(table, 0, codes.view(-1).to(torch.int32)).view(codes.shape)
+    multiplied(out, factors, group, out)
+    return out
+
+
+def _second_scale(peak: torch.Tensor) -> torch.Tensor:
+    """peak / (448 * 6), float32 []; 1 where that is none: NVIDIA/Model-Optimizer, nvfp4_tensor.py."""
+    scale = peak / REACH
+    return scale.masked_fill_((scale == 0) | ~scale.isfinite(), 1.0).view(())
 
 
 def _global_scale(peak: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dsctl.codecs import nibbles
-from dsctl.codecs.grids import chunks, divided
+from dsctl.codecs.grids import chunks, divided, greatest
 from dsctl.codecs.scales import powers
 
 if TYPE_CHECKING:
@@ -62,6 +62,26 @@ def encode(
     signs = bits.clamp(-8, 0).to(torch.uint8).bitwise_and_(8)
     nibbles.pack(nibbles.e2m1(quotients).bitwise_or_(signs), codes)
     return scales, restored
+
+
+def encode_all(
+    values: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, kept: torch.Tensor | None
+) -> dict[str, int]:
+    """Fill codes (uint8) and scales (E8M0) of a matrix; the counts go to the audit.
+
+    Raises:
+        BadBlock: a value is NaN or infinite, or 2^127 or more.
+    """
+    import torch
+
+    out, restored = scales.view(torch.uint8), 0
+    for rows, places in chunks(values.shape[0], values.shape[1], (1, GROUP)):
+        peaks = greatest(values[rows].abs().float(), (1, GROUP), places.start)
+        known = None if kept is None else kept[places].view(torch.uint8)
+        out[places], same = encode(values[rows], peaks, known, codes[rows])
+        restored += same
+    counts = {"groups_restored": restored, "groups_computed": out.numel() - restored}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _restore(magnitudes: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor) -> int:

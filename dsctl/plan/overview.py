@@ -51,7 +51,7 @@ class Overview:
     @property
     def converted(self) -> int:
         """Parameters that are decoded or encoded, those apart that a cut alone has recoded."""
-        kinds = ("dequantized", "quantized", "requantized", "cast")
+        kinds = ("dequantized", "quantized", "requantized", "recast", "cast")
         return sum(self.counts[name] for name in kinds) - sum(one.parameters for one in self.recoded)
 
 

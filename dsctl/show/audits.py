@@ -72,6 +72,11 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     output.text(how, f": {files}" + (f"; left out: {left}" if left else ""))
 
 
+def _exact(name: str, counts: dict[str, int]) -> str:
+    """That what was recast is exact, where every block was."""
+    return " (exact)" if name == "recast" and not {"blocks_inexact", "blocks_requantized"} & counts.keys() else ""
+
+
 def left_out(audit: dict[str, Any]) -> str:
     """What a result does not hold of its source: parameters by why, and ranks; empty where it holds all of it."""
     why = Counter(why for _, why in audit["dropped"])
