@@ -50,7 +50,12 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
     blocks = Blocks(target.layout.name, request.recode)
     steps = _steps(target, wants, placed, offsets, blocks)
     notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
-    notes += [*_gone(target, placed), *_renumbered(steps), *_read_twice(steps), *_gathered(steps)]
+    notes += [
+        *_gone(target, placed),
+        *(_renumbered(steps) if request.slice else ()),
+        *_read_twice(steps),
+        *_gathered(steps),
+    ]
     _refuse_overlap(steps)
     steps.sort(key=source_order)
     return Plan(

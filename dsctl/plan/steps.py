@@ -98,7 +98,15 @@ class Step(NamedTuple):
             yield from (step.odd,) if step.odd else ()
 
     @property
+    def is_uncut(self) -> bool:
+        """Whether it is read in one piece, and written so wherever it is written."""
+        first = self.reads[0]
+        return len(self.reads) == 1 and all(write.box == first.box for write in self.writes)
+
+    @property
     def read_bytes(self) -> int:
+        if self.is_uncut and not self.twins:
+            return sum([part.spec.nbytes for part in self.reads[0].parts])
         return sum(share(self.span, region) for region in self.regions_read)
 
     @property

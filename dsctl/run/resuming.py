@@ -68,7 +68,7 @@ def regain(route: Route, journal: Journal) -> RunState:
     # What a side file keeps of config.json and the index is written with its header, not by a job.
     lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
     forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
-    forgotten |= set(lost_pieces(jobs, target))
+    forgotten |= set(lost_pieces(jobs, target)) if plan.gathers else set()
     why = min(lost or new, default=ODD)
     while True:
         forgotten |= {job.number for job in jobs if not lost.isdisjoint(job.files)}

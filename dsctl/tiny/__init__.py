@@ -186,9 +186,10 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
             os.close(descriptor)
     index = json.dumps(plan.index(), indent=2) + "\n"
     small = {**texts(plan.release, plan.config, plan.other_files), INDEX: index}
+    inner = {Path(name).parent for name in small if "/" in name}
+    for folder in (start / one for one in sorted(inner) for start in (working, target)):
+        folder.mkdir()
     for name, text in small.items():
-        for folder in (working, target):
-            (folder / name).parent.mkdir(exist_ok=True)
         replace_file(working / name, text.encode())
     for part, name in zip(parts, plan.files, strict=True):
         os.rename(part, target / name)
@@ -196,7 +197,7 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
         os.rename(working / name, target / name)
     sync_folder(target)
     _remove_empty(working)
-    for folder in {(target / name).parent for name in small}:
+    for folder in (target / one for one in inner):
         sync_folder(folder)
     sync_folder(target.absolute().parent)
 
