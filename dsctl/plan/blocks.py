@@ -104,8 +104,9 @@ class Blocks:
     def _why(self, step: Step) -> tuple[str, str]:
         """Why the stored regions of a step, and why its moves, cut through blocks; empty where they do not."""
         if step.is_uncut and all(one.container == one.box.shape == step.shape for one in (*step.reads, *step.writes)):
-            return "", ""
-        key = (step.how, *map(_geometry, step.reads), None, *map(_geometry, step.writes))
+            key: tuple[object, ...] = (step.how, step.shape, step.reads[0].codec, *[one.codec for one in step.writes])
+        else:
+            key = (step.how, *map(_geometry, step.reads), None, *map(_geometry, step.writes))
         if key not in self._known:
             stored = next((why for region in (*step.reads, *step.writes) if (why := _torn_by(region, region))), "")
             stored = stored or next((why for region in step.writes if (why := _common(region))), "")
