@@ -6,9 +6,9 @@ import sys
 
 def main() -> None:
     """Run `dsctl`. An interrupt before it can answer one itself ends it without a traceback too."""
-    # A command lives for seconds and makes hundreds of thousands of small objects that stay, from its imports on:
+    # A command lives for seconds and makes up to millions of small objects that stay, from its imports on:
     # collecting finds nothing.
-    gc.set_threshold(200_000, 50, 50)
+    gc.set_threshold(1_000_000, 50, 50)
     try:
         from dsctl.cli import main as command
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from dsctl.checkpoint.mismatches import Stored, mismatch
@@ -25,6 +26,8 @@ _UNREAD = (
     "missing-weight", "missing-scale", "wrong-shape", "wrong-dtype", "wrong-scale", "not-packed", "other-grid",
     "wrong-scale-dtype",
 )  # fmt: skip
+# The codec, if any, that reads what is stored so: the number of `Contents.readers`, a shape and what the tensors are.
+_Matched = dict[tuple[object, ...], Codec | None]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,15 @@ class Contents:
         return tuple((codec, endings(self.layout, codec.dialect, codec.parts)) for codec in self.codecs)
 
     @cached_property
+    def readers(self) -> tuple[tuple[tuple[Ending, ...], tuple[Codec, ...]], ...]:
+        """The same, codecs together that follow one another and call their parts alike."""
+        ended = groupby(self.parts, key=lambda pair: tuple(ending for _, ending in pair[1]))
+        return tuple((ends, tuple(codec for codec, _ in pairs)) for ends, pairs in ended)
+
+    @cached_property
     def every_ending(self) -> tuple[Ending, ...]:
         """Every ending that a part of any of them has, once."""
-        return tuple(dict.fromkeys(ending for _, ends in self.parts for _, ending in ends))
+        return tuple(dict.fromkeys(ending for ends, _ in self.readers for ending in ends))
 
     def stored(self, tensor: str, codec: Codec, part: str) -> str:
         """What a part of what is kept in a tensor is called."""
@@ -95,7 +104,7 @@ def survey(contents: Contents) -> Survey:
     """Every parameter's pieces, and the tensors that belong to none."""
     found = Survey()
     unused = {shard: dict(names) for shard, names in contents.catalogue.items()}
-    matched: dict[tuple[object, ...], Codec] = {}
+    matched: _Matched = {}
     for param in (param for family in contents.families for param in family.params()):
         pieces = []
         for slot in contents.layout.slots(param):
@@ -129,7 +138,7 @@ def survey(contents: Contents) -> Survey:
 
 def misfits(contents: Contents, params: Iterable[Param]) -> int:
     """How many stored regions of some parameters are missing or wrong."""
-    matched: dict[tuple[object, ...], Codec] = {}
+    matched: _Matched = {}
     slots = ((slot, param) for param in params for slot in contents.layout.slots(param))
     return sum(isinstance(_piece(contents, slot, param, matched), Fault) for slot, param in slots)
 
@@ -154,10 +163,10 @@ def _forget(contents: Contents, slot: Slot, unused: dict[str, dict[str, TensorRe
         unused.get(slot.shard, {}).pop(slot.tensor.removesuffix(off) + on, None)
 
 
-def _piece(contents: Contents, slot: Slot, param: Param, matched: dict[tuple[object, ...], Codec]) -> Piece | Fault:
-    names = contents.catalogue.get(slot.shard, {})
-    for codec, ends in contents.parts:
-        refs = tuple([names.get(slot.tensor.removesuffix(off) + on) for _, (off, on) in ends])
+def _piece(contents: Contents, slot: Slot, param: Param, matched: _Matched) -> Piece | Fault:
+    names, tensor = contents.catalogue.get(slot.shard, {}), slot.tensor
+    for number, (ends, codecs) in enumerate(contents.readers):
+        refs = tuple([names.get(tensor.removesuffix(off) + on if on else tensor) for off, on in ends])
         if None in refs:
             continue
         found: tuple[TensorRef, ...] = refs  # type: ignore[assignment]
@@ -165,15 +174,19 @@ def _piece(contents: Contents, slot: Slot, param: Param, matched: dict[tuple[obj
             if any(ref.spec.shape[:1] != (slot.stack[1],) for ref in found):
                 continue
             found = tuple([unstacked(ref, *slot.stack) for ref in found])
-        key = (codec, slot.container, *[ref.spec for ref in found])
-        if key in matched:
-            return Piece(slot, matched[key], found)
-        specs = {part: ref.spec for part, ref in zip(codec.parts, found, strict=True)}
-        reader = codec.reads(slot.container, specs)
-        if reader is not None:
-            matched[key] = reader
+        key = (number, slot.container, *[ref.spec for ref in found])
+        if key not in matched:
+            matched[key] = _reader(codecs, slot.container, found)
+        if (reader := matched[key]) is not None:
             return Piece(slot, reader, found)
     return _why_not(contents, slot, param)
+
+
+def _reader(codecs: Iterable[Codec], shape: tuple[int, ...], refs: Iterable[TensorRef]) -> Codec | None:
+    """The first codec that reads what is so stored."""
+    specs = [ref.spec for ref in refs]
+    found = (codec.reads(shape, dict(zip(codec.parts, specs, strict=True))) for codec in codecs)
+    return next((reader for reader in found if reader is not None), None)
 
 
 def unstacked(ref: TensorRef, index: int, count: int) -> TensorRef:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dsctl.core.boxes import Box
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef
 from dsctl.stores import Store
@@ -21,9 +22,12 @@ GAP_BYTES = 64 << 10
 RUN_BYTES = 32 << 20
 # Requests at once, where each costs a round trip.
 CONNECTIONS = 16
+_COPIED = "whoever wrote this file copied bytes as numbers: take the file it was made from"
 _DAMAGED = "a scale must be finite and above zero: the file is damaged, download it again"
 # Dtypes of scales that are numbers, not exponents.
 NUMBERS = ("F32", "F16", "BF16")
+# Those of E8M0.
+EXPONENTS = ("F8_E8M0", "U8")
 # E8M0's byte of 2^-111.
 _LEAST_BYTE = 16
 
@@ -42,11 +46,11 @@ class BadScale(NamedTuple):
     @property
     def told(self) -> str:
         """What it is; the one code of E8M0 that is no number."""
-        code = " (the byte 255)" if self.ref.spec.dtype in ("F8_E8M0", "U8") else ""
+        code = " (the byte 255)" if self.ref.spec.dtype in EXPONENTS else ""
         return f"scale of block [{self.row}, {self.column}] is {self.value:g}{code}"
 
 
-def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
+def as_float32(raw: bytes | memoryview, dtype: str) -> npt.NDArray[np.float32]:
     """Stored scales (F32, F16, BF16, E8M0 as F8_E8M0 or U8, F8_E4M3; little endian) as float32.
 
     The E8M0 code 255 is NaN (OCP MX v1.0, 5.4.1), as E4M3's 0x7f and 0xff are.
@@ -59,10 +63,8 @@ def as_float32(raw: bytes, dtype: str) -> npt.NDArray[np.float32]:
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
     if dtype == "F8_E4M3":
         return _E4M3[np.frombuffer(raw, np.uint8)]
-    if dtype in ("F8_E8M0", "U8"):
-        codes = np.frombuffer(raw, np.uint8)
-        powers = np.ldexp(np.float32(1), np.minimum(codes, 254).astype(np.int32) - 127)
-        return np.where(codes == 255, np.float32("nan"), powers)
+    if dtype in EXPONENTS:
+        return _E8M0[np.frombuffer(raw, np.uint8)]
     raise FormatError(f"scales stored as {dtype} are not supported")
 
 
@@ -76,6 +78,7 @@ def _e4m3() -> npt.NDArray[np.float32]:
 
 
 _E4M3 = _e4m3()
+_E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32("nan"))
 
 
 def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
@@ -199,5 +202,20 @@ def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
             found.append(str(bad))
     if found:
         first = found[0] if len(found) == 1 else f"{len(found)} scale tensors hold impossible scales"
-        hint = "whoever wrote this file copied bytes as numbers: take the file it was made from" if copied else _DAMAGED
-        raise FormatError(first, issues=found, hint=hint)
+        raise FormatError(first, issues=found, hint=_COPIED if copied else _DAMAGED)
+
+
+def refuse_bad_box(ref: TensorRef, box: Box, raw: memoryview) -> None:
+    """Refuse an impossible scale in a box of a tensor, of which these are the bytes.
+
+    Raises:
+        FormatError: the first such scale is named.
+    """
+    if ref.spec.dtype in EXPONENTS and np.frombuffer(raw, np.uint8).max(initial=0) < 255:
+        return
+    scales = as_float32(raw, ref.spec.dtype).reshape(box.shape)
+    if are_bytes(ref, scales):
+        raise FormatError(f"{ref.name}: {bytes_told(ref, scales)} (in {ref.file})", hint=_COPIED)
+    if bad := bad_scale(ref, scales):
+        row, column = (*box.start, 0, 0)[:2]
+        raise FormatError(str(bad._replace(row=bad.row + row, column=bad.column + column)), hint=_DAMAGED)

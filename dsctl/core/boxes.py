@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from operator import sub
 
@@ -18,11 +19,11 @@ class Box:
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Box:
         """The box of a whole tensor of this shape."""
-        return cls((0,) * len(shape), tuple(shape))
+        return _whole(tuple(shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(map(sub, self.stop, self.start))
+        return tuple(map(sub, self.stop, self.start)) if any(self.start) else self.stop
 
     @property
     def size(self) -> int:
@@ -71,6 +72,11 @@ class Box:
             return
         for first in range(self.start[0], self.stop[0], rows):
             yield Box((first, *self.start[1:]), (min(first + rows, self.stop[0]), *self.stop[1:]))
+
+
+@lru_cache(4096)
+def _whole(shape: tuple[int, ...]) -> Box:
+    return Box((0,) * len(shape), shape)
 
 
 def tiles(boxes: Iterable[Box], whole: Box) -> bool:

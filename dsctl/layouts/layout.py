@@ -105,4 +105,5 @@ def native(families: Iterable[Family]) -> bool:
 
 def whole(param: Param, shard: str, tensor: str) -> Slot:
     """The slot of a parameter kept whole in a tensor of its own."""
-    return Slot(shard, tensor, Box.whole(param.shape), param.shape, (0,) * len(param.shape))
+    shape = param.family.shape
+    return Slot(shard, tensor, Box.whole(shape), shape, (0,) * len(shape))

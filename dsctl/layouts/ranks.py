@@ -7,7 +7,7 @@ ep > tp there are ep ranks in a stage, which hold ep / tp copies of what is no e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -114,14 +114,11 @@ class Shares:
 
     def boxes(self, param: Param) -> Iterator[tuple[int, Box]]:
         """Every present rank that holds something of a parameter, and what."""
-        family, ranks = param.family, self.ranks
-        stage, parts = self._stage(param), ranks.cut(param.family)
+        family, size = param.family, self.ranks.stage
+        stage, parts, holders = self._stage(param), self.ranks.cut(family), self._holders(param)
         for rank in self.present:
-            if rank // ranks.stage != stage:
-                continue
-            place = rank % ranks.stage
-            if not family.experts or self._holds(place // parts, param):
-                yield rank, share(family.shape, family.split, place % parts, parts)
+            if rank // size == stage and (holders is None or rank % size // parts in holders):
+                yield rank, share(family.shape, family.split, rank % size % parts, parts)
 
     def pattern(self, param: Param) -> tuple[int, int | None, int | None]:
         """What `boxes` depends on: parameters of one family for which it is equal are shared alike."""
@@ -141,12 +138,13 @@ class Shares:
             return last
         return 0 if param.layer is None else self.stage_of[param.layer]
 
-    def _holds(self, part: int, param: Param) -> bool:
-        assert param.expert is not None and param.layer is not None
+    def _holders(self, param: Param) -> Collection[int] | None:
+        """The `ep` parts that hold an expert; None of what every part holds."""
+        if param.expert is None or param.layer is None:
+            return None
         if param.layer in self.placed:
-            return param.expert in self.placed[param.layer][part]
-        each = param.family.experts // self.ranks.ep
-        return part * each <= param.expert < (part + 1) * each
+            return [part for part, held in enumerate(self.placed[param.layer]) if param.expert in held]
+        return (param.expert // (param.family.experts // self.ranks.ep),)
 
 
 def check(families: Iterable[Family], ranks: Ranks, place: str) -> None:

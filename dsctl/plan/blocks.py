@@ -21,6 +21,8 @@ TOLD = 100
 def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot, ...]) -> bool:
     """Whether pieces that do not overlap hold all that the slots want of a parameter."""
     boxes = [piece.slot.region for piece in pieces]
+    if len(boxes) == 1 and boxes[0].shape == shape:
+        return True
     if sum(box.size for box in boxes) == prod(shape):
         return True
     found = ((slot.region.size, [both.size for box in boxes if (both := box.intersect(slot.region))]) for slot in slots)
@@ -103,18 +105,20 @@ class Blocks:
 
     def _why(self, step: Step) -> tuple[str, str]:
         """Why the stored regions of a step, and why its moves, cut through blocks; empty where they do not."""
-        if step.is_uncut and all(one.container == one.box.shape == step.shape for one in (*step.reads, *step.writes)):
-            key: tuple[object, ...] = (step.how, step.shape, step.reads[0].codec, *[one.codec for one in step.writes])
+        regions = (*step.reads, *step.writes)
+        if step.is_uncut and all(one.container == one.box.shape == step.shape for one in regions):
+            key: tuple[object, ...] = (step.how, step.shape, *[one.codec for one in regions])
         else:
             key = (step.how, *map(_geometry, step.reads), None, *map(_geometry, step.writes))
-        if key not in self._known:
+        found = self._known.get(key)
+        if found is None:
             stored = next((why for region in (*step.reads, *step.writes) if (why := _torn_by(region, region))), "")
             stored = stored or next((why for region in step.writes if (why := _common(region))), "")
             stored = stored or (_of_several(step) if step.how == "recode" else "")
             moves = ((read, write) for read in step.reads for write in step.writes)
             moved = next((why for read, write in moves if (why := _torn_by(read, write) or _torn_by(write, read))), "")
-            self._known[key] = stored, moved if step.how == "move" else ""
-        return self._known[key]
+            found = self._known[key] = stored, moved if step.how == "move" else ""
+        return found
 
 
 def _geometry(region: Region) -> tuple[object, ...]:

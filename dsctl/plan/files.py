@@ -47,8 +47,9 @@ class _Placing:
         layout = self.target.layout
         own: dict[str, str] = {}
         for slot in want.slots:
-            check_joined(want.param.name, want.codec, slot)
             shares = slot.stack is not None or slot.container != slot.region.shape
+            if shares:
+                check_joined(want.param.name, want.codec, slot)
             homes, parts = self.shared if shares else own, []
             for name, (off, on), spec, stated in self._stored(want.codec, slot.container).parts:
                 tensor = slot.tensor.removesuffix(off) + on
@@ -72,14 +73,15 @@ class _Placing:
         target, piece = self.target, want.pieces[0]
         if target.restores and target.original and tensor in target.original.files:
             return target.original.files[tensor]
-        before, after = DIALECTS[piece.codec.dialect], DIALECTS[want.codec.dialect]
+        source = piece.codec
+        before, after = DIALECTS[source.dialect], DIALECTS[want.codec.dialect]
         if target.whole:
-            names = after.tensor(want.param.name, part), before.tensor(want.param.name, piece.codec.parts[0])
+            names = after.tensor(want.param.name, part), before.tensor(want.param.name, source.parts[0])
             known = next((file for name in names if (file := target.whole.files.get(name))), None)
             if known:
                 return known
-        same = part in piece.codec.parts and before.endings.get(part) == after.endings.get(part)
-        ref = piece.refs[piece.codec.parts.index(part) if same else 0]
+        same = before.endings.get(part) == after.endings.get(part) and part in (parts := source.parts)
+        ref = piece.refs[parts.index(part) if same else 0]
         return target.checkpoint.layout.home(ref.file) or ""
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
@@ -95,7 +96,7 @@ class Job(NamedTuple):
     files: tuple[str, ...]
 
 
-@dataclass(slots=True)
+@dataclass
 class Plan:
     """Steps in source order, output files, and everything else the target folder will hold.
 
@@ -123,12 +124,12 @@ class Plan:
         """Whether scales are gathered in a file of their own, whose size is known at the end alone."""
         return any(step.gathers for step in self.steps)
 
-    @property
+    @cached_property
     def gathered_most(self) -> int:
         """The most bytes that the file of gathered scales may take."""
         return gathered_most(self.steps)
 
-    @property
+    @cached_property
     def bytes_in(self) -> int:
         return sum(step.read_bytes for step in self.steps) + sum(self.carried.values())
 

@@ -12,19 +12,18 @@ from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
-from dsctl.codecs.codec import moves_to
+from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
-from dsctl.layouts.layout import Slot
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
-from dsctl.plan.plan import COUNTED, Dropped, Placed, PlacedPart, Plan, Want, fingerprint, gathered_most, kind
+from dsctl.plan.plan import COUNTED, Dropped, Placed, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import KEEP, Request
 from dsctl.plan.selection import wanted
 from dsctl.plan.spread import settled
-from dsctl.plan.steps import Copy, Part, Region, Step, region_of
+from dsctl.plan.steps import Copy, Part, Region, Step, are_all, region_of
 from dsctl.plan.target import Target, target_of
 from dsctl.plan.texts import carried, texts
 from dsctl.plan.whole import whole_copies
@@ -150,34 +149,30 @@ def _gathered(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:
-    writes = tuple(
-        Region(
-            place.slot.region,
-            want.codec,
-            tuple(_part(p, place.slot, offsets) for p in place.parts if p.stated is None),
-            place.slot.container,
-            place.slot.at,
-        )
-        for place in placed
-    )
+    writes = tuple([_written(want.codec, place, offsets) for place in placed])
     pieces = want.pieces
     if len(pieces) > 1 and not want.codec.surveys:
         pieces = tuple(p for p in pieces if any(p.slot.region.intersect(write.box) for write in writes))
     reads = tuple(map(region_of, pieces))
     how = "move" if all(moves_to(read.codec, want.codec) for read in reads) else "recode"
-    uncut = len(reads) == 1 and all(write.box == reads[0].box for write in writes)
+    uncut = len(reads) == 1 and are_all(reads[0].box, writes)
     way = recast(reads[0].codec, want.codec, lossy) if how == "recode" and uncut else None
     copies = tuple(twins(want.param.name, want.held, pieces))
-    return Step(want.param.name, want.param.shape, "recast" if way else how, reads, writes, twins=copies, way=way)
+    param, how = want.param, "recast" if way else how
+    return Step(param.name, param.family.shape, how, reads, writes, None, (), (), copies, False, way)
 
 
-def _part(part: PlacedPart, slot: Slot, offsets: Mapping[tuple[str, str], int]) -> Part:
-    """A stored tensor's place; of stacked ones that of the slot's own."""
-    offset = offsets[part.file, part.tensor]
-    if slot.stack is None:
-        return Part(part.name, part.file, offset, part.spec.in_bytes)
-    spec = TensorSpec(part.spec.dtype, part.spec.shape[1:]).in_bytes
-    return Part(part.name, part.file, offset + slot.stack[0] * spec.nbytes, spec)
+def _written(codec: Codec, place: Placed, offsets: Mapping[tuple[str, str], int]) -> Region:
+    """The region of a slot and the places of its stored tensors; of stacked ones, those of the slot's own."""
+    slot, parts = place.slot, []
+    for name, tensor, file, stored, stated in place.parts:
+        if stated is None:
+            offset, spec = offsets[file, tensor], stored.in_bytes
+            if slot.stack is not None:
+                spec = TensorSpec(stored.dtype, stored.shape[1:]).in_bytes
+                offset += slot.stack[0] * spec.nbytes
+            parts.append(Part(name, file, offset, spec))
+    return Region(slot.region, codec, tuple(parts), slot.container, slot.at)
 
 
 def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str, str], int]) -> Step:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece, cover
+from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorRef
@@ -26,28 +28,43 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
         PlanError: nothing is left, a parameter is not all there, or ranks cannot share what is left.
     """
     kept, dropped = _asked_for(target)
-    found = [(param, target.codec(param, pieces[0].codec) if pieces else None) for param, pieces in kept]
-    codecs = {param.name: codec for param, codec in found if codec is not None}
-    stored = [(param.family, codec) for param, codec in found if codec]
+    codecs = list(_codecs(target, kept))
+    stored = [(param.family, codec) for (param, _), codec in zip(kept, codecs, strict=True) if codec]
     sizes = check_cuts(target.subject, target.request, target.layout, stored)
     notes = check_names(target.layout, stored)
     notes += [f"tensor-parallel sizes that cut no block: {', '.join(map(str, sizes))}"] if sizes else []
     wants, incomplete = [], []
-    for param, pieces in kept:
+    for (param, pieces), codec in zip(kept, codecs, strict=True):
         slots = target.layout.slots(param)
         if not slots:
             dropped.append(Dropped(param.name, _why_nowhere(param, target.layout), prod(param.shape)))
             continue
         chosen = cover(pieces)
-        if not covers(chosen, param.shape, slots):
+        if codec is None or not covers(chosen, param.shape, slots):
             incomplete.append(param.name)
             continue
-        wants.append(Want(param, chosen, codecs[param.name], pieces, slots))
+        wants.append(Want(param, chosen, codec, pieces, slots))
     if incomplete:
         raise torn(target.checkpoint, incomplete)
     if not wants:
         raise nothing_left(target.request)
     return wants, dropped, notes
+
+
+def _codecs(target: Target, kept: Sequence[tuple[Param, tuple[Piece, ...]]]) -> Iterator[Codec | None]:
+    """How each of these is stored; None for those of which nothing is there."""
+    known: dict[tuple[int, int], Codec] = {}
+    for param, pieces in kept:
+        if not pieces:
+            yield None
+        elif target.told_by_name:
+            yield target.codec(param, pieces[0].codec)
+        else:
+            key = id(param.family), id(pieces[0].codec)
+            codec = known.get(key)
+            if codec is None:
+                codec = known[key] = target.codec(param, pieces[0].codec)
+            yield codec
 
 
 def nothing_left(request: Request) -> PlanError:

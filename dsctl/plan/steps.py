@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import lcm, prod
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import CODES, VALUES, Codec
 from dsctl.codecs.recasts import Recast
 from dsctl.core.boxes import Box
-from dsctl.core.header import TensorSpec
+from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.layouts.naming import DIALECTS
 
 
@@ -45,6 +45,11 @@ class Region(NamedTuple):
     def ending(self, part: Part) -> str:
         """What the codec's dialect puts behind a parameter's name for a part of it."""
         return DIALECTS[self.codec.dialect].tensor("", part.name)
+
+    def ref(self, name: str, part: Part) -> TensorRef:
+        """A stored tensor of the parameter of this name."""
+        tensor = DIALECTS[self.codec.dialect].tensor(name, part.name)
+        return TensorRef(tensor, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
 
 
 class Copy(NamedTuple):
@@ -100,8 +105,7 @@ class Step(NamedTuple):
     @property
     def is_uncut(self) -> bool:
         """Whether it is read in one piece, and written so wherever it is written."""
-        first = self.reads[0]
-        return len(self.reads) == 1 and all(write.box == first.box for write in self.writes)
+        return len(self.reads) == 1 and are_all(self.reads[0].box, self.writes)
 
     @property
     def read_bytes(self) -> int:
@@ -129,7 +133,7 @@ class Step(NamedTuple):
 
     @property
     def written_bytes(self) -> int:
-        return sum(copy.write.spec.nbytes for copy in self.copies) + sum(map(_written, self.writes))
+        return sum([copy.write.spec.nbytes for copy in self.copies]) + sum(map(_written, self.writes))
 
     def band_rows(self, band_bytes: int) -> int:
         """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
@@ -208,20 +212,26 @@ class Step(NamedTuple):
             yield "odd", 2 * prod(self.shape) // 32
 
 
+def are_all(box: Box, regions: Sequence[Region]) -> bool:
+    """Whether regions are of this box, all of them."""
+    return [region.box for region in regions].count(box) == len(regions)
+
+
 def region_of(piece: Piece) -> Region:
     """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
-    stated = piece.codec.stated(piece.slot.container)
-    parts = tuple(
+    slot, codec, refs = piece
+    stated = codec.stated(slot.container)
+    parts = [
         Part(name, ref.file, ref.begin, ref.spec.in_bytes)
-        for name, ref in zip(piece.codec.parts, piece.refs, strict=True)
+        for name, ref in zip(codec.parts, refs, strict=True)
         if name not in stated
-    )
-    return Region(piece.slot.region, piece.codec, parts, piece.slot.container, piece.slot.at)
+    ]
+    return Region(slot.region, codec, tuple(parts), slot.container, slot.at)
 
 
 def _written(region: Region) -> int:
     if region.container == region.box.shape:
-        return sum(part.spec.nbytes for part in region.parts)
+        return sum([part.spec.nbytes for part in region.parts])
     specs = region.codec.specs(region.box.shape)
     return sum(specs[part.name].nbytes for part in region.parts)
 

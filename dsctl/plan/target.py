@@ -67,6 +67,11 @@ class Target:
         """The codec by which the whole stored what a layout decoded, where its scales are kept."""
         return None if self.whole is None else _kept_codec(self.formats.published, self.whole)
 
+    @property
+    def told_by_name(self) -> bool:
+        """Whether `codec` may be another for parameters of one family that are stored alike."""
+        return bool(self.formats.rules) or self.whole is not None
+
     def codec(self, param: Param, source: Codec) -> Codec:
         """How the target stores a parameter that the source stores by a codec."""
         if isinstance(source, Renumbered):

@@ -23,7 +23,7 @@ from dsctl.work.buffers import CHUNK, DTYPES, JobFiles, bytes_of
 from dsctl.work.gathering import odd_scales
 from dsctl.work.readahead import ahead
 from dsctl.work.tasks import WORST, Context, Receipt, Seal, add
-from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins
+from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins, stored_parts
 
 # The buffers of this process, from one job to the next: fresh memory costs a tenth of a small job.
 _SCRATCH: dict[str, torch.Tensor] = {}
@@ -154,7 +154,7 @@ def _move(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
     for place, source in enumerate(step.reads):
         both = band.intersect(source.box)
         if both is not None:
-            tensors = [files.read(moved(place, part), part, source.place(part.name, both)) for part in source.parts]
+            tensors = list(stored_parts(step, place, both, files).values())
             held.append(_BandPart(source, both, tensors))
             refuse_unlike_twins(step, place, both, tensors, files)
     for region in step.writes:
@@ -198,7 +198,7 @@ def _joined(
 def _recast(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
     way = step.way
     assert way is not None
-    stored = _stored(step, band, files)
+    stored = stored_parts(step, 0, band, files)
     refuse_unlike_twins(step, 0, band, stored.values(), files)
     if step.gathers:
         files.gathered.note(step, band, stored)
@@ -209,12 +209,6 @@ def _recast(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
         for part in region.parts:
             files.write(part, region.place(part.name, band), out[part.name])
     return counts
-
-
-def _stored(step: Step, band: Box, files: JobFiles) -> dict[str, torch.Tensor]:
-    """The stored tensors of a band of a parameter that is in one piece."""
-    (source,) = step.reads
-    return {part.name: files.read(moved(0, part), part, source.place(part.name, band)) for part in source.parts}
 
 
 def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:

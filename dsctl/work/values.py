@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from dsctl.checkpoint.scales import refuse_bad_box
 from dsctl.codecs import grids
 from dsctl.codecs.codec import CODES, SCALE, SCALES, BadBlock, Codec, Inexact
 from dsctl.codecs.plain import Rounded
@@ -35,7 +36,7 @@ class Values:
         Raises:
             SourceError: they cannot be read. BadBlock: a scale cannot be one.
         """
-        return band_values(step, band, self._files)
+        return band_values(step, band, self._files, refuse=False)
 
     def scales(self, step: Step) -> Iterator[tuple[TensorSpec, torch.Tensor]]:
         """The stored block scales of everything that a step reads, each with what it is stored as."""
@@ -45,10 +46,27 @@ class Values:
                     yield part.spec, self._files.read("scales", part, region.place(part.name, region.box))
 
 
-def band_values(step: Step, band: Box, files: JobFiles, counts: dict[str, int] | None = None) -> torch.Tensor:
+def stored_parts(step: Step, place: int, box: Box, files: JobFiles, refuse: bool = True) -> dict[str, torch.Tensor]:
+    """The stored tensors of a box of what a step reads at this place.
+
+    Raises:
+        FormatError: `refuse`, and a scale among them cannot be one.
+    """
+    region, stored = step.reads[place], {}
+    for part in region.parts:
+        inner = region.place(part.name, box)
+        found = stored[part.name] = files.read(moved(place if step.how == "move" else 0, part), part, inner)
+        if refuse and part.name == SCALE:
+            refuse_bad_box(region.ref(step.name, part), inner, bytes_of(found))
+    return stored
+
+
+def band_values(
+    step: Step, band: Box, files: JobFiles, counts: dict[str, int] | None = None, refuse: bool = True
+) -> torch.Tensor:
     """A band's values, in the dtype of the target where that is plain, else in the source's own or float32.
 
-    `counts` is told how many decoded ones are not finite.
+    `counts` is told how many decoded ones are not finite; `refuse` is as in `stored_parts`.
     """
     dtype = step.decoded
     if dtype is None:
@@ -61,7 +79,7 @@ def band_values(step: Step, band: Box, files: JobFiles, counts: dict[str, int] |
         both = band.intersect(region.box)
         if both is None:
             continue
-        stored = {part.name: files.read(moved(0, part), part, region.place(part.name, both)) for part in region.parts}
+        stored = stored_parts(step, place, both, files, refuse)
         refuse_unlike_twins(step, place, both, stored.values(), files)
         if step.gathers:
             files.gathered.note(step, both, stored)

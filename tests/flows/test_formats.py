@@ -19,14 +19,10 @@ from dsctl.layouts.naming import tensors as tensors_of
 from dsctl.plan.recipes import FOR_EXPERTS, ready
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
+from tests.support.folders import tensors
 
 QUANTIZED = sorted(CODECS.keys() - {"bf16", "f16", "f32"})
 EXPERT = "model.layers.1.mlp.experts.1.down_proj.weight"
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: tensor for file in files for name, tensor in file.items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -18,13 +18,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dsctl.run import checks
 from tests.flows.planted import Folder, changed, drop
 from tests.flows.planted_v4 import BASE, BLOCKS, EXPERT, FLASH, HYPER, PLANTED_V4, TABLE, TARGETS, scale_of
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.folders import contents
 
 SMALL = {"layers": 3, "experts": 4, "hidden": 256, "heads": 2, "vocab": 32, "moe_intermediate": 128, "shards": 2}
 ODD = "odd-scales.dsctl"
+SCALES = scale_of(EXPERT)
 FORMAT = 20
 
 Entries = dict[str, tuple[str, list[int], bytes]]
@@ -116,6 +119,39 @@ def test_a_hostile_checkpoint_is_refused_in_a_line(name: str, clean: dict[str, P
         assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("release", "verb"),
+    [
+        (FLASH, ["convert", "--bf16"]),
+        (FLASH, ["convert", "--fp8"]),
+        (FLASH, ["convert", "--recipe", "nvfp4-modelopt-experts"]),
+        (FLASH, ["convert", "--to", "int4-group-32"]),
+        (FLASH, ["shard", "--ep", 2]),
+        (FLASH, ["shard", "--layout", "deepseek", "--tp", 2]),
+        (BASE, ["convert", "--bf16"]),
+    ],
+)
+def test_scales_too_many_to_be_looked_at_before_are_refused_when_read(
+    release: str, verb: list[Any], clean: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = Path(shutil.copytree(clean[release], tmp_path / "source")), tmp_path / "out"
+    spoiled = Folder(folder)
+    bad, told = (b"\xff", "is nan (the byte 255)") if release == FLASH else (b"\x00\x00\xc0\x7f", "is nan")
+    spoiled.poke(SCALES, 0, bad)
+    convert = [verb[0], folder, out, *verb[1:], "--workers", 1, "-q"]
+    before = call(*convert)
+    assert before.returncode == FORMAT and f"{SCALES}: scale of block [0, 0] {told}" in before.stderr
+    assert not out.exists()
+    monkeypatch.setattr(checks, "_scales", lambda plan: ([], []))
+    while_read = call(*convert)
+    assert (while_read.returncode, while_read.stderr) == (FORMAT, before.stderr)
+    assert out.exists() and not any(out.rglob("dsctl.json"))
+    shutil.copy(clean[release] / spoiled.file(SCALES).name, folder)
+    dsctl(*convert)
+    dsctl(verb[0], folder, tmp_path / "afresh", *verb[1:], "-q")
+    assert contents(out) == contents(tmp_path / "afresh")
+
+
 @pytest.fixture(scope="module")
 def odd(clean: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint of which the values do not tell some scales, and what was made of it."""
@@ -138,7 +174,6 @@ def entries(*pairs: tuple[int, int]) -> tuple[str, list[int], bytes]:
 
 
 COUNT, GRID = 128 * 8, [128, 8]
-SCALES = scale_of(EXPERT)
 KEPT: dict[str, Entries] = {
     "places beyond the grid": {SCALES: entries((COUNT, 120), (2**32 - 1, 5), (3, 7))},
     "other exponents": {SCALES: entries(*((place, place % 254) for place in range(200)))},

@@ -13,21 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
+from tests.support.folders import contents, tensors
 
 SMALL: dict[str, Any] = {"layers": 5, "experts": 2, "hidden": 256, "heads": 2, "vocab": 128, "moe_intermediate": 128}
 FLASH = "v4-flash"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = {path.name: path for path in folder.iterdir() if path.is_file()}
-    return {name: path.read_bytes() for name, path in sorted(files.items()) if name != "dsctl.json"}
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
 
 
 @pytest.mark.parametrize(

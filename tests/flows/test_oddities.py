@@ -22,6 +22,7 @@ from dsctl.verify.findings import Report
 from tests.flows.planted import INDEX, Folder
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.folders import contents
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 4, "vocab": 256, "intermediate": 256, "moe_intermediate": 256,
@@ -83,10 +84,6 @@ def odd(request: pytest.FixtureRequest, v3: Path, tmp_path: Path) -> tuple[set[s
 
 def check(folder: Path) -> Report:
     return verify(LocalFolder.at(folder))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "dsctl.json"}
 
 
 def test_it_is_a_note_and_no_verb_refuses_it(odd: tuple[set[str], Folder], tmp_path: Path) -> None:

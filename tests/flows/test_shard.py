@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from dsctl.api import open as dsctl_open
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails, run
+from tests.support.folders import contents, tensors
 
 # The smallest that TP 8 cuts between blocks.
 EVEN = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}
@@ -35,18 +36,6 @@ def quarters(even: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def source_of(kind: str, factory: pytest.TempPathFactory) -> Path:
     return tiny(factory, kind.removesuffix("-bf16"), bf16=kind.endswith("-bf16"), **EVEN)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in sorted(files.items()) if name != "dsctl.json"}
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
 
 
 def there_and_back(source: Path, folder: Path, *words: object) -> dict[str, int]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.faults import require_whole
@@ -27,6 +26,7 @@ from dsctl.tiny import make
 from dsctl.tiny.blueprint import TinyRecipe, blueprint, split
 from tests.support.checkpoints import tiny
 from tests.support.command import dsctl, dsctl_fails, run
+from tests.support.folders import tensors
 
 ALIASES = [release.alias[0] for release in releases()]
 
@@ -35,11 +35,6 @@ def opened(folder: Path) -> Checkpoint:
     checkpoint = open_checkpoint(LocalFolder.at(folder))
     require_whole(checkpoint)
     return checkpoint
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: tensor for file in files for name, tensor in file.items()}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from dsctl.plan import jobs as planning
 from tests.flows.test_claim import convert, stopped, told
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.folders import tensors
 
 SIZES = {
     "layers": 5, "experts": 4, "hidden": 256, "heads": 2, "vocab": 128, "moe_intermediate": 128, "shards": 3,
@@ -42,14 +43,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return found[release]
 
     return make
-
-
-def tensors(folder: Path) -> Tensors:
-    found: Tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-    return found
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], None]) -> None:

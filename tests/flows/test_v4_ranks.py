@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.folders import contents, tensors
 
 SIZES = {"layers": 4, "experts": 8, "hidden": 128, "heads": 4, "vocab": 512, "moe_intermediate": 128}
 TABLE = "layers.0.ffn.gate.tid2eid"
@@ -25,15 +25,6 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(*words: object) -> str:
     """What is said by a verb that writes, in this process."""
     return dsctl(*words, "--workers", 1)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +51,7 @@ def test_experts_go_where_a_map_says(tmp_path_factory: pytest.TempPathFactory, t
     source, rows = tiny(tmp_path_factory, "v4-flash", **SIZES), [[7, 6, 5, 4, 0, 3, 2, 1, 0, 7]] * 4
     (tmp_path / "map.json").write_text(json.dumps({"physical_to_logical_map": rows}))
     made("shard", source, tmp_path / "parts", "--ep", 2, "--expert-map", tmp_path / "map.json")
-    names = [all_tensors(tmp_path / "parts" / f"rank-0000{rank}").keys() for rank in (0, 1)]
+    names = [tensors(tmp_path / "parts" / f"rank-0000{rank}").keys() for rank in (0, 1)]
     assert all("layers.1.ffn.experts.7.w1.scale" in held for held in names)
     assert [f"layers.1.ffn.experts.{number}.w2.weight" in names[0] for number in (4, 3)] == [True, False]
     made("merge", tmp_path / "parts", tmp_path / "back")
@@ -93,7 +84,7 @@ def test_a_slice_of_layers_has_a_config_to_match(late: Path, tmp_path: Path) -> 
     assert config["num_hidden_layers"] == 2 and config["num_hash_layers"] == 1
     assert config["compress_ratios"] == [0, 128, 0, 0, 0]
     assert config["dspark_target_layer_ids"] == [0, 0, 1]
-    before, after = all_tensors(late), all_tensors(tmp_path / "out")
+    before, after = tensors(late), tensors(tmp_path / "out")
     assert {name for name in after if name.startswith("mtp.")} == {name for name in before if name.startswith("mtp.")}
     assert torch.equal(after["layers.1.attn.compressor.ape"], before["layers.3.attn.compressor.ape"])
     assert torch.equal(after[TABLE], before["layers.1.ffn.gate.tid2eid"])
@@ -104,7 +95,7 @@ def test_a_slice_without_the_drafter(late: Path, tmp_path: Path) -> None:
     made("slice", late, tmp_path / "out", "--layers", "0-3")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["compress_ratios"] == [0, 0, 4, 128] and config["num_nextn_predict_layers"] == 0
-    assert not [name for name in (*config, *all_tensors(tmp_path / "out")) if name.startswith(("dspark", "mtp."))]
+    assert not [name for name in (*config, *tensors(tmp_path / "out")) if name.startswith(("dspark", "mtp."))]
     assert call("verify", tmp_path / "out", "--ignore", "odd-dtype").returncode == 0
 
 
@@ -120,7 +111,7 @@ def test_a_slice_of_experts_renumbers_the_table_by_token(late: Path, tmp_path: P
     assert "3 tables of experts by token hold the new numbers" in said and " 3 renumbered," in said
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["n_routed_experts"], config["num_experts_per_tok"]) == (len(kept), min(4, len(kept)))
-    before, after = all_tensors(late), all_tensors(tmp_path / "out")
+    before, after = tensors(late), tensors(tmp_path / "out")
     for row, now in zip(before[TABLE].tolist(), after[TABLE].tolist(), strict=True):
         wanted = [kept.index(expert) if expert in kept else None for expert in row[: config["num_experts_per_tok"]]]
         for place, one in enumerate(wanted):

@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from compressed_tensors.entrypoints.convert import FP8BlockDequantizer, convert_checkpoint
-from safetensors.torch import load_file
 
 from tests.support.checkpoints import tiny
 from tests.support.command import dsctl
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: tensor for file in files for name, tensor in file.items()}
+from tests.support.folders import tensors
 
 
 @pytest.mark.parametrize("release", ["v3", "v3.2", "kimi-k2"])

@@ -17,6 +17,7 @@ from dsctl import releases
 from dsctl.layouts.deepseek import CONFIG, inference_config
 from tests.support.checkpoints import tiny
 from tests.support.command import dsctl
+from tests.support.folders import tensors
 
 SIZES = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}
 # A module within its layer -> its name and the dimension in which it is cut, None where every rank has it whole.
@@ -107,13 +108,9 @@ def test_files_of_the_published_mapping_are_merged(tmp_path_factory: pytest.Temp
     (foreign / "config.json").write_bytes((source / "config.json").read_bytes())
     dsctl("merge", foreign, tmp_path / "back", "--no-mtp", "--allow-missing")
     dsctl("convert", source, tmp_path / "wanted", "--fp8", "--no-mtp")
-    merged, wanted = all_tensors(tmp_path / "back"), all_tensors(tmp_path / "wanted")
+    merged, wanted = tensors(tmp_path / "back"), tensors(tmp_path / "wanted")
     assert merged.keys() == wanted.keys()
     assert all(torch.equal(merged[name].view(torch.uint8), wanted[name].view(torch.uint8)) for name in wanted)
-
-
-def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 V3 = {

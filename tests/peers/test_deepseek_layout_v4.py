@@ -20,6 +20,7 @@ from dsctl.layouts.deepseek import CONFIG
 from dsctl.layouts.native_config import native_config
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.folders import tensors
 
 SIZES = {"layers": 4, "experts": 8, "hidden": 128, "heads": 4, "vocab": 512, "moe_intermediate": 128}
 # Modules whose weight, and its scale, is cut, by the last words of their names.
@@ -55,13 +56,9 @@ def made(*words: object) -> str:
     return dsctl(*words, "--workers", 1)
 
 
-def all_tensors(folder: Path) -> Tensors:
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-
-
 def restated(source: Path, world: int, of_expert: Callable[[Expert], tuple[torch.Tensor, ...]]) -> Iterator[Tensors]:
     """What every rank holds, by the rules."""
-    stored, experts = all_tensors(source), json.loads((source / "config.json").read_text())["n_routed_experts"]
+    stored, experts = tensors(source), json.loads((source / "config.json").read_text())["n_routed_experts"]
     for rank in range(world):
         held: Tensors = {}
         for name, tensor in stored.items():
@@ -172,7 +169,7 @@ def test_an_embedding_and_a_head_of_the_drafter_are_told_to_be_gone(
     assert "left out: 2 parameters (no place in layout deepseek)" in said
     said = made("merge", tmp_path / "two", tmp_path / "back")
     assert f"the whole had 2 tensors more, which these ranks do not hold: {', '.join(SKIPPED)}" in said
-    before, after = all_tensors(source), all_tensors(tmp_path / "back")
+    before, after = tensors(source), tensors(tmp_path / "back")
     assert before.keys() - after.keys() == {*SKIPPED}
     assert all(torch.equal(one.view(torch.uint8), before[name].view(torch.uint8)) for name, one in after.items())
 
@@ -187,7 +184,7 @@ def test_files_of_the_published_rules_are_merged(tmp_path_factory: pytest.TempPa
     said = made("merge", foreign, tmp_path / "plain")
     assert "5 parameters stay BF16, as layout deepseek holds them: no whole.dsctl keeps their scales" in said
     made("merge", foreign, tmp_path / "back", "--to", "published")
-    before, after = all_tensors(source), all_tensors(tmp_path / "back")
+    before, after = tensors(source), tensors(tmp_path / "back")
     assert {name: (one.dtype, one.shape) for name, one in after.items()} == {
         name: (one.dtype, one.shape) for name, one in before.items()
     }

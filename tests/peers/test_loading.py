@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer, convert_checkpoint
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
 from tests.support.checkpoints import tiny
 from tests.support.command import dsctl
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return {name: tensor for file in files for name, tensor in file.items()}
+from tests.support.folders import tensors
 
 
 def both_ways(source: Path, folder: Path, *asked: str) -> tuple[Path, Path]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.folders import tensors
 
 SMALL: dict[str, Any] = {
     "layers": 5, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "moe_intermediate": 128, "aligned": True,
@@ -44,13 +44,6 @@ def load(folder: Path, run: bool = True) -> Loaded:
         return Loaded(model, None)
     with torch.no_grad():
         return Loaded(model, model(torch.arange(150)[None]).logits)
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -19,8 +19,10 @@ from dsctl.checkpoint.scales import (
     as_float32,
     bad_scale,
     read_scales,
+    refuse_bad_box,
     refuse_bad_scales,
 )
+from dsctl.core.boxes import Box
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.stores.local import LocalFolder
@@ -189,3 +191,28 @@ def test_counts_add_up(values: list[float], cut: int) -> None:
     both = ScaleCounts.of(array[:cut])
     both.add(ScaleCounts.of(array[cut:]))
     assert both == ScaleCounts.of(array) and sum(both.bins.values()) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raw", "told"),
+    [
+        ("F8_E8M0", b"\x01\xfe\x00\xff", r"scale of block \[5, 3\] is nan \(the byte 255\) \(in f\)$"),
+        ("U8", b"\x01\xff\x00\x01", r"scale of block \[4, 3\] is nan \(the byte 255\)"),
+        ("F32", np.array([1, 2, -4, 1], "<f4").tobytes(), r"scale of block \[5, 2\] is -4"),
+        ("BF16", np.array([1, 2, INF, 1], "<f4").view("<u2")[1::2].tobytes(), r"scale of block \[5, 2\] is inf"),
+        ("F32", np.array([120, 121, 119, 120], "<f4").tobytes(), "holds the bytes of E8M0 scales as F32 numbers"),
+    ],
+)
+def test_a_bad_scale_of_a_box_is_told_by_its_place_in_the_whole(dtype: str, raw: bytes, told: str) -> None:
+    ref = TensorRef("s", TensorSpec(dtype, (8, 4)), "f", 0, 0)
+    with pytest.raises(FormatError, match=told) as found:
+        refuse_bad_box(ref, Box((4, 2), (6, 4)), memoryview(raw))
+    assert found.value.hint
+
+
+def test_good_scales_of_a_box_are_no_reason_to_refuse() -> None:
+    box = Box((4, 2), (6, 4))
+    for dtype, raw in (("F8_E8M0", b"\x00\xfe\x7f\x01"), ("F8_E4M3", b"\x00\x01\x7e\x38"), ("F32", np.ones(4, "<f4"))):
+        ref = TensorRef("s", TensorSpec(dtype, (8, 4)), "f", 0, 0)
+        refuse_bad_box(ref, box, memoryview(raw).cast("B"))
+    refuse_bad_box(TensorRef("s", TensorSpec("U8", (0, 4)), "f", 0, 0), Box((0, 0), (0, 4)), memoryview(b""))

@@ -1,0 +1,20 @@
+"""What a folder holds: the bytes of its files, and its tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes by its place in the folder, but no audit: it names its source and a time."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder's own safetensors files by name."""
+    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: tensor for file in files for name, tensor in file.items()}
