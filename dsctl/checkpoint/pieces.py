@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from dsctl.codecs.codec import Codec
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
@@ -30,7 +32,7 @@ class Fault(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-class Piece(NamedTuple):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """A stored region of a parameter: its slot, the codec that reads it, and its tensors in the codec's order."""
 
     slot: Slot

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from msgspec import structs
+
 from dsctl.codecs import dress
 from dsctl.codecs.codec import Codec
 from dsctl.core.errors import PlanError
@@ -81,7 +83,7 @@ def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:
         if linear(param) and param not in ours and mark and head not in held:
             globs[f"{head}*"] = None
         elif linear(param) and not param.family.experts:
-            globs[module_of(param._replace(name=param.template.format(layer="*")))] = None
+            globs[module_of(structs.replace(param, name=param.template.format(layer="*")))] = None
     quantized = {name: {"quant_algo": "NVFP4", "group_size": size} for name in layers}
     return {"quantized_layers": quantized, "ignore": list(globs)}
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from msgspec import structs
+
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
@@ -136,8 +138,8 @@ def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Sli
     stored, whole = piece.codec.plain, piece.slot.region == Box.whole(source.shape)
     if more or not whole or stored is None or rows != source.shape[0] or columns > source.shape[1]:
         raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
-    slot = piece.slot._replace(region=Box.whole(param.shape))
-    return (piece._replace(slot=slot, codec=Renumbered(stored, experts=source.family.below, kept=cut.experts)),)
+    slot = structs.replace(piece.slot, region=Box.whole(param.shape))
+    return (structs.replace(piece, slot=slot, codec=Renumbered(stored, experts=source.family.below, kept=cut.experts)),)
 
 
 def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
@@ -147,11 +149,13 @@ def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut)
     if more or piece.slot.region != whole or param.shape != (len(cut.experts), *rest) or param.role != "router":
         raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
     return tuple(
-        piece._replace(
-            slot=piece.slot._replace(
+        structs.replace(
+            piece,
+            slot=structs.replace(
+                piece.slot,
                 region=Box((first, *(0,) * len(rest)), (last, *rest)),
                 at=(piece.slot.at[0] + cut.experts[first], *piece.slot.at[1:]),
-            )
+            ),
         )
         for first, last in _runs(cut.experts)
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.lost_files import of_files
 from dsctl.checkpoint.matching import misfits, stored_shape
@@ -86,7 +88,7 @@ def _samples(families: Iterable[Family]) -> Iterator[Param]:
         layers = tuple(dict.fromkeys(family.layers[at] for at in (0, len(family.layers) // 2, -1) if family.layers))
         for layer in layers or (None,):
             params = list(replace(family, layers=() if layer is None else (layer,)).params())
-            yield from (param._replace(family=family) for param in dict.fromkeys((*params[:1], *params[-1:])))
+            yield from (structs.replace(param, family=family) for param in dict.fromkeys((*params[:1], *params[-1:])))
 
 
 def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from operator import sub
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Box:
+
+class Box(msgspec.Struct, frozen=True, gc=False):
     """The indices i with start[d] <= i[d] < stop[d] for every dimension d."""
 
     start: tuple[int, ...]

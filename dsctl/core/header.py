@@ -58,7 +58,7 @@ class TensorSpec(NamedTuple):
         return TensorSpec("U8", (*self.shape[:-1], self.shape[-1] * bits // 8))
 
 
-class TensorRef(NamedTuple):
+class TensorRef(msgspec.Struct, frozen=True, gc=False):
     """A stored tensor: its name, what it is, and where its bytes lie (`begin` to `end`, from the file's start)."""
 
     name: str

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+import msgspec
+
 # The roles of known architectures, in the order of a printed table; `in_order` puts others behind them.
 ROLES = (
     "embedding", "attention", "compressor", "indexer", "dense mlp", "routed experts", "shared experts", "router",
@@ -69,7 +71,7 @@ class Unit(NamedTuple):
 PLAIN_TRAITS = Traits()
 
 
-class Param(NamedTuple):
+class Param(msgspec.Struct, frozen=True, gc=False):
     """One logical parameter: its name, its family, and which layer and expert it belongs to."""
 
     name: str

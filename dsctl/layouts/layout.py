@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
@@ -11,7 +13,7 @@ from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Shares
 
 
-class Slot(NamedTuple):
+class Slot(msgspec.Struct, frozen=True, gc=False):
     """A region of a parameter and its place: the shard (one name space of tensors), the tensor that contains it,
     the container's shape and where in it the region begins. `tensor` is the parameter's name there; what the parts of
     it are called, `dsctl.layouts.naming` says. `stack` is (index, count) where containers of one shape are stored

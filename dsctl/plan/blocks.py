@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 
+from msgspec import structs
+
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import CODES, VALUES, Codec, Misaligned
@@ -79,7 +81,7 @@ class Blocks:
         elif moved:
             before = self._recoded.get(template, Recoded(template, 0, moved))
             self._recoded[template] = before._replace(parameters=before.parameters + parameters)
-            return step._replace(how="recode", measured=True)
+            return structs.replace(step, how="recode", measured=True)
         return step
 
     @property

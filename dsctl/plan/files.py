@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec import structs
+
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs.codec import Codec
@@ -124,7 +126,7 @@ def _regrouped(
         shard = one.slot.shard
         home = f"model-{numbers[shard, one.slot.tensor]:05d}-of-{len(groups[shard]):06d}.safetensors"
         file = target.layout.file(shard, home)
-        return one._replace(parts=tuple(part._replace(file=file) for part in one.parts))
+        return structs.replace(one, parts=tuple(structs.replace(part, file=file) for part in one.parts))
 
     larger = sum(size > limit for sizes in groups.values() for size in sizes)
     return {name: tuple(map(moved, places)) for name, places in placed.items()}, larger

@@ -36,6 +36,8 @@ def _job(number: int, steps: list[Step]) -> Job:
     files: dict[str, None] = {}
     for step in steps:
         for region in step.writes:
-            files |= dict.fromkeys(part.file for part in region.parts)
-        files |= dict.fromkeys(copy.write.file for copy in step.copies)
+            for part in region.parts:
+                files[part.file] = None
+        for copy in step.copies:
+            files[copy.write.file] = None
     return Job(number, tuple(steps), tuple(files))

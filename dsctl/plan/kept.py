@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from msgspec import structs
+
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.side_files import WHOLE, Side, kept_texts
@@ -36,15 +38,14 @@ def scales_of(target: Target, names: Collection[str]) -> Side:
 
 def kept_parts(target: Target, want: Want, reads: tuple[Region, ...]) -> Iterator[tuple[str, Part]]:
     """The scales of a parameter that the side file keeps: name there and where they are read."""
-    if target.saves:
-        for piece, region in zip(want.pieces, reads, strict=True):
-            if _kept_whole(target, piece.codec):
-                yield piece.refs[1].name, region.parts[1]
+    for piece, region in zip(want.pieces, reads, strict=True):
+        if _kept_whole(target, piece.codec):
+            yield piece.refs[1].name, region.parts[1]
 
 
 def _kept_whole(target: Target, codec: Codec) -> bool:
     """Whether all scales of a parameter are kept: they are decoded with, and do not follow from the values."""
-    return bool(target.formats.format.plain) and codec.keeps_scales and not codec.scales_follow
+    return codec.keeps_scales and not codec.scales_follow and bool(target.formats.format.plain)
 
 
 def odd_scales(target: Target, want: Want) -> Part | None:
@@ -53,7 +54,7 @@ def odd_scales(target: Target, want: Want) -> Part | None:
         return None
     name = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE)
     ref = target.odd.of(name, want.codec.specs(want.param.shape)[SCALE])
-    return ref and Part(SCALE, ODD, ref.begin, ref.spec)
+    return None if ref is None else Part(SCALE, ODD, ref.begin, ref.spec)
 
 
 def kept_scales(target: Target, want: Want) -> Region | None:
@@ -80,4 +81,4 @@ def _own_scales(want: Want) -> Region | None:
     if len(want.pieces) > 1 or (held.codes, held.group) != (wanted.codes, wanted.group):
         return None
     region = region_of(piece)
-    return region._replace(parts=(region.parts[1],))
+    return structs.replace(region, parts=(region.parts[1],))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
+
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import Codec
@@ -32,7 +34,7 @@ COUNTED = (
 )  # fmt: skip
 
 
-class Want(NamedTuple):
+class Want(msgspec.Struct, frozen=True, gc=False):
     """A parameter that the target shall hold, the pieces that it is made from, and the codec that stores it.
 
     `held` are all pieces of it that the source holds, copies included; `slots` its places in the target's layout.
@@ -53,7 +55,7 @@ class Recoded(NamedTuple):
     why: str
 
 
-class PlacedPart(NamedTuple):
+class PlacedPart(msgspec.Struct, frozen=True, gc=False):
     """One stored tensor of the target: the codec's name for it, the tensor's, its file, what it is, and its bytes where
     these are known."""
 
@@ -64,7 +66,7 @@ class PlacedPart(NamedTuple):
     stated: bytes | None = None
 
 
-class Placed(NamedTuple):
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """A slot of the target and its stored tensors."""
 
     slot: Slot
@@ -170,13 +172,12 @@ def kind(step: Step) -> str:
     """What happens to a parameter, in one word of the audit."""
     if step.how != "recode":
         return {"move": "moved", "recast": "recast"}[step.how]
-    if step.reads[0].codec.form.codes == NUMBERS:
+    before, after = step.reads[0].codec, step.writes[0].codec
+    if before.quantized:
+        return "requantized" if after.quantized else "dequantized"
+    if before.form.codes == NUMBERS:
         return "renumbered"
-    before = step.reads[0].codec.quantized
-    after = step.writes[0].codec.quantized
-    return {(True, False): "dequantized", (False, True): "quantized", (True, True): "requantized"}.get(
-        (before, after), "cast"
-    )
+    return "quantized" if after.quantized else "cast"
 
 
 def fingerprint(checkpoint: Checkpoint, request: Request) -> str:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
+from msgspec import structs
+
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.odd_scales import ODD
@@ -165,13 +167,13 @@ def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, st
 def _written(codec: Codec, place: Placed, offsets: Mapping[tuple[str, str], int]) -> Region:
     """The region of a slot and the places of its stored tensors; of stacked ones, those of the slot's own."""
     slot, parts = place.slot, []
-    for name, tensor, file, stored, stated in place.parts:
-        if stated is None:
-            offset, spec = offsets[file, tensor], stored.in_bytes
+    for part in place.parts:
+        if part.stated is None:
+            offset, spec = offsets[part.file, part.tensor], part.spec.in_bytes
             if slot.stack is not None:
-                spec = TensorSpec(stored.dtype, stored.shape[1:]).in_bytes
+                spec = TensorSpec(part.spec.dtype, part.spec.shape[1:]).in_bytes
                 offset += slot.stack[0] * spec.nbytes
-            parts.append(Part(name, file, offset, spec))
+            parts.append(Part(part.name, part.file, offset, spec))
     return Region(slot.region, codec, tuple(parts), slot.container, slot.at)
 
 
@@ -179,11 +181,14 @@ def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str,
     """The step with the scales that it keeps, and those that it was kept."""
     if step.how == "move":
         return step
-    kept = kept_parts(target, want, step.reads)
-    copies = tuple(Copy(part, Part("", ORIGINAL, offsets[ORIGINAL, name], part.spec)) for name, part in kept)
-    copies += tuple(whole_copies(target, want, step.reads, offsets))
+    kept = kept_parts(target, want, step.reads) if target.saves else ()
+    copies = [Copy(part, Part("", ORIGINAL, offsets[ORIGINAL, name], part.spec)) for name, part in kept]
+    copies += whole_copies(target, want, step.reads, offsets)
     known, odd = (None, None) if step.how == "recast" else (kept_scales(target, want), odd_scales(target, want))
-    return step._replace(kept=known, odd=odd, copies=copies, gathers=gathers(target, step))
+    gathered = gathers(target, step)
+    if not (copies or known or odd or gathered):
+        return step
+    return structs.replace(step, kept=known, odd=odd, copies=tuple(copies), gathers=gathered)
 
 
 def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
@@ -198,7 +203,7 @@ def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
     for params in fused(want.param for want in wants if want.param.name in found).values():
         together = tuple(found[param.name] for param in params)
         partners |= dict.fromkeys((param.name for param in params), together)
-    return [step._replace(surveyed=partners.get(step.name, ())) for step in steps]
+    return [structs.replace(step, surveyed=partners.get(step.name, ())) for step in steps]
 
 
 def _alike(steps: list[Step], wants: Sequence[Want]) -> Iterator[Step]:
@@ -212,7 +217,7 @@ def _alike(steps: list[Step], wants: Sequence[Want]) -> Iterator[Step]:
     }
     for step in steps:
         alone = step.name in apart and step.name in recast_
-        yield step._replace(how="recode", way=None) if alone else step
+        yield structs.replace(step, how="recode", way=None) if alone else step
 
 
 def _refuse_overlap(steps: list[Step]) -> None:

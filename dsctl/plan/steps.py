@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import lcm, prod
-from typing import NamedTuple
+
+import msgspec
 
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import CODES, VALUES, Codec
@@ -14,7 +15,7 @@ from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.layouts.naming import DIALECTS
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """One stored tensor of a region: the codec's name for it, the file, the offset of its bytes, and what it is, with
     whole bytes for elements."""
 
@@ -24,7 +25,7 @@ class Part(NamedTuple):
     spec: TensorSpec
 
 
-class Region(NamedTuple):
+class Region(msgspec.Struct, frozen=True, gc=False):
     """A region of a parameter and its stored tensors. `container` and `at` place it, in the parameter's elements."""
 
     box: Box
@@ -52,21 +53,21 @@ class Region(NamedTuple):
         return TensorRef(tensor, part.spec, part.file, part.offset, part.offset + part.spec.nbytes)
 
 
-class Copy(NamedTuple):
+class Copy(msgspec.Struct, frozen=True, gc=False):
     """Bytes that also go elsewhere untouched: a kept scale."""
 
     read: Part
     write: Part
 
 
-class Twin(NamedTuple):
+class Twin(msgspec.Struct, frozen=True, gc=False):
     """A copy of the region that `reads[of]` is, kept elsewhere, which must hold the same bytes."""
 
     of: int
     region: Region
 
 
-class Step(NamedTuple):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """What is read once and what is written from it, for one parameter. `how` is move, recast (by `way`) or recode.
 
     `gathers`: scales that the way back would not find are told. `odd` are such scales of an earlier encoding.
@@ -219,11 +220,11 @@ def are_all(box: Box, regions: Sequence[Region]) -> bool:
 
 def region_of(piece: Piece) -> Region:
     """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
-    slot, codec, refs = piece
+    slot, codec = piece.slot, piece.codec
     stated = codec.stated(slot.container)
     parts = [
         Part(name, ref.file, ref.begin, ref.spec.in_bytes)
-        for name, ref in zip(codec.parts, refs, strict=True)
+        for name, ref in zip(codec.parts, piece.refs, strict=True)
         if name not in stated
     ]
     return Region(slot.region, codec, tuple(parts), slot.container, slot.at)

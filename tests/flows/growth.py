@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
@@ -67,9 +68,9 @@ def step(source: Codec, target: Codec, shape: tuple[int, int], folder: Path) -> 
     reads, writes = region(source, shape, "in"), region(target, shape, "out.part")
     fill(reads, folder, values=True)
     fill(writes, folder, values=False)
-    writes = writes._replace(parts=tuple(part._replace(file="out") for part in writes.parts))
+    writes = structs.replace(writes, parts=tuple(structs.replace(part, file="out") for part in writes.parts))
     one = Step("w", shape, "recode", (reads,), (writes,))
-    one = one._replace(surveyed=(one,) if target.surveys else ())
+    one = structs.replace(one, surveyed=(one,) if target.surveys else ())
     context = Context(LocalFolder(str(folder)), str(folder))
     planned = sum(one.buffers(BAND_BYTES).values())
     return planned, lambda: perform(Job(0, (one,), ("out",)), context, lambda nbytes: None)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.reading import read_header
@@ -103,12 +104,14 @@ def test_ranks_keep_the_whole(source: Checkpoint, tmp_path: Path) -> None:
 def test_scales_of_several_dtypes_are_of_no_codec(decoded: Checkpoint) -> None:
     original = _read(decoded)
     name, ref = next(iter(original.scales.items()))
-    other = ref._replace(spec=TensorSpec("BF16", ref.spec.shape))
+    other = structs.replace(ref, spec=TensorSpec("BF16", ref.spec.shape))
     mixed = Original(original.headers, original.files, {**original.scales, name: other}, {}, original.config)
     assert mixed.codec is None
     assert Original({}, {}, {}, {}, original.config).codec is None
     assert Original({}, {}, original.scales, {}, {}).codec is None
-    all_bf16 = {one: ref._replace(spec=TensorSpec("BF16", ref.spec.shape)) for one, ref in original.scales.items()}
+    all_bf16 = {
+        one: structs.replace(ref, spec=TensorSpec("BF16", ref.spec.shape)) for one, ref in original.scales.items()
+    }
     assert Original({}, {}, all_bf16, {}, original.config).codec == Fp8Block(scale_fmt="ue8m0", scale_dtype="BF16")
 
 

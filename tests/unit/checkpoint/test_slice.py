@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.slice import SliceCut, cut_of, sliced
@@ -224,6 +225,8 @@ def test_a_router_in_several_pieces_cannot_be_cut(source: Checkpoint) -> None:
     name = "model.layers.1.mlp.gate.weight"
     (piece,) = source.survey.pieces[name]
     halves = [Box((row, 0), (row + 2, 256)) for row in (0, 2)]
-    source.survey.pieces[name] = tuple(piece._replace(slot=piece.slot._replace(region=half)) for half in halves)
+    source.survey.pieces[name] = tuple(
+        structs.replace(piece, slot=structs.replace(piece.slot, region=half)) for half in halves
+    )
     with pytest.raises(PlanError, match=r"gate\.weight: \[4, 256\] cannot be cut to \[2, 256\]$"):
         sliced(source, SliceCut((1,), (0, 1)))

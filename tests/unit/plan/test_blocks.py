@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs import CODECS
@@ -138,7 +139,7 @@ def test_cuts_through_blocks_are_refused() -> None:
 
 def test_cuts_through_blocks_are_recoded_if_that_is_asked_for() -> None:
     blocks = Blocks("published", True)
-    found = [blocks.checked(_move(100)._replace(name=name), "template", 3) for name in ("one", "two")]
+    found = [blocks.checked(structs.replace(_move(100), name=name), "template", 3) for name in ("one", "two")]
     assert [(step.name, step.how, step.measured) for step in found] == [
         ("one", "recode", True),
         ("two", "recode", True),
@@ -164,7 +165,7 @@ def test_plain_values_are_cut_anywhere() -> None:
 def test_refusals_are_counted_and_not_all_told() -> None:
     blocks = Blocks("published", False)
     for number in range(TOLD + 5):
-        blocks.checked(_move(100)._replace(name=f"w{number}"), "w", 2)
+        blocks.checked(structs.replace(_move(100), name=f"w{number}"), "w", 2)
     with pytest.raises(PlanError, match=f"^{2 * (TOLD + 5)} parameters would be cut through blocks$") as found:
         blocks.refuse()
     assert len(found.value.issues) == TOLD
@@ -230,7 +231,7 @@ def test_what_is_stated_for_a_parameter_as_a_whole_cannot_be_joined() -> None:
     whole = Slot("", "w", Box.whole((4, 128)), (4, 128), (0, 0))
     check_joined("w", packed, whole)
     with pytest.raises(PlanError, match=r"^w: int4-group cannot be stored joined with others$"):
-        check_joined("w", packed, whole._replace(container=(8, 128)))
+        check_joined("w", packed, structs.replace(whole, container=(8, 128)))
     with pytest.raises(PlanError, match=r"^w: int4-group cannot be stored joined with others$"):
-        check_joined("w", packed, whole._replace(stack=(0, 2)))
-    check_joined("w", BLOCKS, whole._replace(container=(8, 128)))
+        check_joined("w", packed, structs.replace(whole, stack=(0, 2)))
+    check_joined("w", BLOCKS, structs.replace(whole, container=(8, 128)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from dsctl.codecs.plain import Plain
 from dsctl.core.boxes import Box
@@ -53,7 +54,7 @@ def test_a_step_larger_than_a_job_is_one_by_itself() -> None:
 
 def test_a_job_names_every_file_that_it_writes_once() -> None:
     scale = Part("scale", "kept", 0, TensorSpec("F32", (1,)))
-    copying = _step("3", 1, to="x")._replace(copies=(Copy(scale, scale),))
+    copying = structs.replace(_step("3", 1, to="x"), copies=(Copy(scale, scale),))
     (job,) = jobs_of([_step("1", 1, to="y"), _step("2", 1, to="x"), copying])
     assert job.files == ("y", "x", "kept")
     assert files_read(job) == {"a", "kept"}

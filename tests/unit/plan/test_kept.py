@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.codecs import CODECS
@@ -120,8 +121,8 @@ def test_kept_scales_of_other_blocks_are_not_used(decoded: Checkpoint, codec: Fp
 def test_no_kept_scales_are_used_for_a_parameter_of_another_shape(decoded: Checkpoint) -> None:
     target = target_of(decoded, Request("fp8-block"))
     want = _want(target, BLOCKS)
-    larger = want.param._replace(family=replace(want.param.family, shape=(640, 256)))
-    assert kept_scales(target, want._replace(param=larger)) is None
+    larger = structs.replace(want.param, family=replace(want.param.family, shape=(640, 256)))
+    assert kept_scales(target, structs.replace(want, param=larger)) is None
 
 
 def test_a_parameter_that_is_not_in_the_side_file_has_no_kept_scales(decoded: Checkpoint) -> None:

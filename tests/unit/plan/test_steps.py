@@ -8,6 +8,7 @@ from math import prod
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs import CODECS
@@ -122,10 +123,10 @@ def test_bytes_read_and_written() -> None:
     step = _step(BLOCKS, PLAIN)
     assert step.read_bytes == 300 * 200 + 3 * 2 * 4
     assert step.written_bytes == 2 * 300 * 200
-    twice = step._replace(twins=(Twin(0, step.reads[0]),))
+    twice = structs.replace(step, twins=(Twin(0, step.reads[0]),))
     assert twice.read_bytes == 2 * step.read_bytes and len(twice.regions_read) == 2
     scale = step.reads[0].parts[1]
-    kept = step._replace(copies=(Copy(scale, scale),))
+    kept = structs.replace(step, copies=(Copy(scale, scale),))
     assert kept.written_bytes == step.written_bytes + scale.spec.nbytes and kept.read_bytes == step.read_bytes
 
 
@@ -139,8 +140,8 @@ def test_parts_read_are_those_of_copies_twins_kept_scales_and_partners() -> None
     step = _step(BLOCKS, PLAIN)
     one, other, third = (Part(name, name, 0, TensorSpec("F32", (1,))) for name in ("kept", "copy", "partner"))
     kept = Region(Box.whole(SHAPE), BLOCKS, (one,), SHAPE, (0, 0))
-    partner = step._replace(copies=(Copy(third, third),))
-    full = step._replace(kept=kept, copies=(Copy(other, other),), surveyed=(partner,))
+    partner = structs.replace(step, copies=(Copy(third, third),))
+    full = structs.replace(step, kept=kept, copies=(Copy(other, other),), surveyed=(partner,))
     files = [part.file for part in full.parts_read]
     assert {"kept", "copy", "partner", "f"} == set(files) and files.count("f") == 4
 
@@ -190,7 +191,8 @@ def test_a_step_holds_a_band_of_values_and_what_is_written_of_it() -> None:
 def test_what_is_kept_copied_and_compared_is_held_whole() -> None:
     step = _step(PLAIN, BLOCKS)
     scale = Part(SCALE, "k", 0, TensorSpec("F32", (3, 2)))
-    step = step._replace(
+    step = structs.replace(
+        step,
         kept=Region(Box.whole(SHAPE), BLOCKS, (scale,), SHAPE, (0, 0)),
         copies=(Copy(scale, scale),),
         twins=(Twin(0, step.reads[0]),),
