@@ -5,67 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from dsctl.api import open as open_checkpoint
 from dsctl.plan import jobs as planning
 from tests.flows.test_claim import convert, stopped, told
-from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
-from tests.support.folders import tensors
+from tests.support.folders import contents, tensors
+from tests.support.unusual import Tensors, rewrite, same_files, unusual
 
-SIZES = {
-    "layers": 5, "experts": 4, "hidden": 256, "heads": 2, "vocab": 128, "moe_intermediate": 128, "shards": 3,
-}  # fmt: skip
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)
 EXPERT = "layers.3.ffn.experts.2.w1."
-
-Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A small checkpoint of a release; some groups of its experts have scales that do not follow from their values."""
-    found: dict[str, Path] = {}
-
-    def make(release: str) -> Path:
-        if release not in found:
-            folder = tmp_path_factory.mktemp("v4") / release
-            shutil.copytree(tiny(tmp_path_factory, release, **SIZES), folder)
-            rewrite(folder, unusual)
-            found[release] = folder
-        return found[release]
-
-    return make
-
-
-def rewrite(folder: Path, change: Callable[[Tensors], None]) -> None:
-    """Change stored tensors, in whatever files they are."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-        change(held)
-        save_file(held, file)
-
-
-def unusual(held: Tensors) -> None:
-    """Codes of zero with a sign, groups of small codes alone, groups of zeros with a large scale."""
-    for name, tensor in held.items():
-        if ".experts." not in name or tensor.dtype != torch.int8:
-            continue
-        codes = tensor.view(torch.uint8)
-        codes[0, :16] = 0x80
-        codes[1, 16:32] = 0x12
-        codes[2, :16] = 0x07
-        codes[5, :] = 0
-        if ".experts.1.w2." in name:
-            codes &= 0x99
+    """A small checkpoint of a release."""
+    return partial(unusual, tmp_path_factory)
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -81,12 +43,6 @@ def decoded(held: Tensors, name: str) -> torch.Tensor:
         values = E2M1[torch.stack((pairs & 15, pairs >> 4), -1).flatten(1).long()]
         return values * factors.repeat_interleave(32, 1)
     return codes.float().double() * factors.repeat_interleave(128, 0).repeat_interleave(128, 1)
-
-
-def same_files(one: Path, other: Path) -> None:
-    """Every file of one folder is in the other, byte for byte."""
-    for path in (path for path in one.rglob("*") if path.is_file()):
-        assert (other / path.relative_to(one)).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize(
@@ -262,3 +218,35 @@ def test_the_drafter_can_be_left_out(made: Callable[[str], Path], tmp_path: Path
     assert len(said["compress_ratios"]) == said["num_hidden_layers"] and said["num_nextn_predict_layers"] == 0
     assert not [field for field in said if field.startswith("dspark")]
     assert json.loads(dsctl("inspect", tmp_path / "out", "--json"))["faults"] == []
+
+
+def test_a_source_that_is_consumed_comes_back_whole(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = made("v4-flash-0731")
+    for way in ("--bf16", "--fp8"):
+        doomed = Path(shutil.copytree(source, tmp_path / f"doomed{way}"))
+        dsctl("convert", doomed, tmp_path / way, way, "--consume", "--consume", "--workers", 1)
+        assert not list(doomed.glob("*.safetensors")) and (doomed / "inference").is_dir()
+        dsctl("convert", source, tmp_path / f"kept{way}", way, "--workers", 1)
+        made_of_it = contents(tmp_path / way)
+        assert {name: data for name, data in made_of_it.items() if not name.startswith(".cache/")} == contents(
+            tmp_path / f"kept{way}"
+        )
+        dsctl("convert", tmp_path / way, tmp_path / f"back{way}", "--to", "published", "--workers", 1)
+        same_files(source, tmp_path / f"back{way}")
+
+
+def test_the_python_interface_is_the_command_line(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = open_checkpoint(made("v4-flash"))
+    dsctl("convert", made("v4-flash"), tmp_path / "theirs", "--fp8", "--scale-fmt", "float32", "--workers", 1)
+    audit = source.to("fp8-block", scale_fmt="float32", allow_inexact=True).run(tmp_path / "ours")
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+    assert audit["audit"]["recast"] and "blocks_inexact" not in audit["audit"]
+    assert source.compare(open_checkpoint(tmp_path / "ours")).total.same
+    assert not [finding for finding in source.verify(deep=True).findings if finding.severity == "error"]
+
+
+def test_formats_of_one_checkpoint_hold_the_same_values(made: Callable[[str], Path], tmp_path: Path) -> None:
+    source = made("v4-flash-0731")
+    dsctl("convert", source, tmp_path / "out", "--bf16", "--workers", 1)
+    found = json.loads(dsctl("compare", source, tmp_path / "out", "--json"))
+    assert found["total"]["identical"] is True and found["only_a"] == found["only_b"] == []
