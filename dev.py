@@ -30,6 +30,9 @@ TORCH = "torch>=2.7"
 # The tests keep up to 2 GB of files at a time; their processes take about 4 GB.
 SCRATCH_BYTES = 12 << 30
 EXTRAS = {"setup": "", "dev": "[dev]"}
+# One thread each: several workers of several threads would only wait for each other. What is compiled is kept: hundreds
+# of processes start.
+TESTED = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 class Failed(Exception):
@@ -121,10 +124,12 @@ def install(extra: str, choice: str) -> None:
     if any(file.is_file() and file.read_text() == wanted for file in enough):
         return
     install_torch(choice)
+    # Most of what only tests use is never imported: compiling all of it takes longer than installing it.
+    quick = ["--no-compile"] * (extra == "dev")
     # The other packages must take the torch that is there, not another build of it.
     CONSTRAINTS.write_text(f"torch=={torch_version()}  # {choice}\n")
     say(f"installing dsctl{EXTRAS[extra]} and what it needs")
-    run(*pip("install", "-q", "-c", CONSTRAINTS, "-e", f".{EXTRAS[extra]}"))
+    run(*pip("install", "-q", *quick, "-c", CONSTRAINTS, "-e", f".{EXTRAS[extra]}"))
     (VENV / f".dsctl-{extra}").write_text(_state(choice))
 
 
@@ -166,8 +171,7 @@ def test(choice: str, rest: list[str]) -> None:
     workers = min(4, os.cpu_count() or 1)
     spread = ["-n", str(workers)] if workers > 1 else []
     with scratch(rest) as place:
-        # One thread each: several workers of several threads would only wait for each other.
-        run(PYTHON, "-m", "pytest", "-q", *spread, *place, *rest, env={"OMP_NUM_THREADS": "1"})
+        run(PYTHON, "-m", "pytest", "-q", *spread, *place, *rest, env=TESTED)
 
 
 @contextmanager

@@ -40,28 +40,40 @@ class Formats:
 
     def codec(self, param: Param, source: Codec) -> Codec:
         """How the target stores a parameter that the source stores by a codec."""
-        narrow = Plain(param.family.dtype)
+        name = chosen(self.rules, param) if self.request.to == RECIPE else self.request.to
+        key = name, param.family, source
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._found(name, param.family, source)
+        return found
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, Family, Codec], Codec]:
+        """What was found before, by the format's name, the family and its codec in the source."""
+        return {}
+
+    def _found(self, name: str, family: Family, source: Codec) -> Codec:
+        narrow = Plain(family.dtype)
         if not (self.widened and source == _WIDE and narrow == _NARROW and self.base_dtype == narrow.dtype):
-            return self._codec(param, source)
-        codec = self._codec(param, narrow)
+            return self._codec(name, family, source)
+        codec = self._codec(name, family, narrow)
         return replace(narrow, exact=True) if codec == narrow and self.request.to != codec.name else codec
 
-    def _codec(self, param: Param, source: Codec) -> Codec:
+    def _codec(self, name: str, family: Family, source: Codec) -> Codec:
         if self.request.to == KEEP:
             return source
         if self.request.to == PUBLISHED:
-            form = self.published.get(param.role)
-            released = param.quantizable and form is not None
-            return self._stored_as(self._released(form) if form else self._blocks[0], param.family, source, released)
-        if self.request.to in FOR_EXPERTS and not takes(self.format, param.family):
+            form = self.published.get(family.role)
+            released = family.quantizable and form is not None
+            return self._stored_as(self._released(form) if form else self._blocks[0], family, source, released)
+        if self.request.to in FOR_EXPERTS and not takes(self.format, family):
             return source
         if self.request.to != RECIPE:
-            return self._stored_as(self.format, param.family, source, takes(self.format, param.family))
-        name = chosen(self.rules, param)
+            return self._stored_as(self.format, family, source, takes(self.format, family))
         if name == KEEP:
             return recipes.kept(self.rules, source)
         codec = self._named(name)
-        return self._stored_as(codec, param.family, source, takes(codec, param.family))
+        return self._stored_as(codec, family, source, takes(codec, family))
 
     def _stored_as(self, codec: Codec, family: Family, source: Codec, quantizable: bool) -> Codec:
         """How a format stores a parameter; what it does not quantize follows the source's or the release's dtype."""

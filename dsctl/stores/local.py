@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from dsctl.core.header import read_head
 
 # The headers of V3's files are about 75 kB.
 FIRST_READ = 128 << 10
+# Of a name with one of these it has to be seen where it leads.
+_PARTING = frozenset("/\\\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +150,25 @@ class LocalFolder:
         """A descriptor of the file, which is closed in the end; what the system refuses is told as a SourceError."""
         descriptor = None
         try:
-            # Without O_NONBLOCK, opening a pipe that somebody put in a file's place waits for a writer for ever.
-            descriptor = os.open(self.path(file), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = self._open(file)
             yield descriptor
         except OSError as error:
             raise refusal(f"{self.root}/{file}", error, SourceError) from None
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+    def _open(self, file: str) -> int:
+        # Without O_NONBLOCK, opening a pipe that somebody put in a file's place waits for a writer for ever.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        if _PARTING.isdisjoint(file) and file not in ("", ".", ".."):
+            try:
+                # What is no link and has a plain name is in the folder: no need to follow every part of its path.
+                return os.open(os.path.join(self.root, file), flags | os.O_NOFOLLOW)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+        return os.open(self.path(file), flags)
 
     def _bytes(self, descriptor: int, file: str, begin: int, end: int) -> bytes:
         parts: list[bytes] = []
