@@ -123,6 +123,8 @@ def install(extra: str, choice: str) -> None:
     enough = [VENV / f".dsctl-{name}" for name in {extra, "dev"}]
     if any(file.is_file() and file.read_text() == wanted for file in enough):
         return
+    # An older pip, as it comes with Python, may take a minute longer to find out what goes with what; it would do too.
+    works(*pip("install", "-q", "--upgrade", "pip"))
     install_torch(choice)
     # Most of what only tests use is never imported: compiling all of it takes longer than installing it.
     quick = ["--no-compile"] * (extra == "dev")
