@@ -50,6 +50,9 @@ class Recast:
         if self.source.form.codes == "e2m1":
             # Two codes a byte: an index of 32 bits, what is found, and a scale's place for each group.
             return 8 * chunk(shape, (self.target.form.group[0], self.source.form.group[1]))
+        if self.source.form.scale == "E8M0":
+            # A scale for each group of the target, spread over rows and then over columns.
+            return shape[0] * shape[1] // 8
         # Should scales be no powers of two: the values.
         besides = self.source.room(shape, 4, False), self.target.room(shape, 4, True)
         return 4 * shape[0] * shape[1] + max(besides)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from dsctl.codecs import CODECS
+from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
 from dsctl.plan.plan import BAND_BYTES, Job
 from dsctl.plan.steps import Part, Region, Step
@@ -24,6 +25,9 @@ from dsctl.stores.local import LocalFolder
 from dsctl.work.buffers import DTYPES
 from dsctl.work.job import perform
 from dsctl.work.tasks import Context
+
+# Formats that V4 stores in a way of its own.
+MET = ("mxfp4", "fp8-block-e8m0")
 
 
 def codecs() -> Iterator[tuple[str, Codec]]:
@@ -33,6 +37,19 @@ def codecs() -> Iterator[tuple[str, Codec]]:
             yield name, codec
         if hasattr(codec, "search"):
             yield f"{name} --search", replace(codec, search=True)  # type: ignore[type-var]
+
+
+def ways() -> Iterator[tuple[str, str, Codec, Codec]]:
+    """Format, direction, and from what to what: into every format and back, and those of V4 into others."""
+    plain = CODECS["bf16"]
+    for name, codec in (*codecs(), *((f"{name} of V4", in_dialect(CODECS[name], "v4")) for name in MET)):
+        yield name, "encode", plain, codec
+        if "search" not in name:
+            yield name, "decode", codec, plain
+    four, eight = (in_dialect(CODECS[name], "v4") for name in MET)
+    for target in (eight, CODECS["nvfp4"], CODECS["nvfp4-modelopt"]):
+        yield target.name, "recast from FP4", four, target
+    yield "mxfp8", "recast from FP8", eight, CODECS["mxfp8"]
 
 
 def region(codec: Codec, shape: tuple[int, int], file: str) -> Region:
@@ -69,8 +86,10 @@ def step(source: Codec, target: Codec, shape: tuple[int, int], folder: Path) -> 
     fill(reads, folder, values=True)
     fill(writes, folder, values=False)
     writes = structs.replace(writes, parts=tuple(structs.replace(part, file="out") for part in writes.parts))
-    one = Step("w", shape, "recode", (reads,), (writes,))
-    one = structs.replace(one, surveyed=(one,) if target.surveys else ())
+    way = recast(source, target)
+    one = Step("w", shape, "recast" if way else "recode", (reads,), (writes,), way=way)
+    (folder / ".dsctl").mkdir(exist_ok=True)
+    one = structs.replace(one, surveyed=(one,) if target.surveys else (), gathers=source.scales_follow)
     context = Context(LocalFolder(str(folder)), str(folder))
     planned = sum(one.buffers(BAND_BYTES).values())
     return planned, lambda: perform(Job(0, (one,), ("out",)), context, lambda nbytes: None)
@@ -108,17 +127,14 @@ def grown(first: Callable[[], object], work: Callable[[], object]) -> int:
 def measured(shapes: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """Format, direction and shape, with what was planned and what it took."""
     torch.set_num_threads(1)
-    plain = CODECS["bf16"]
     with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as large:
-        for name, codec in codecs():
-            ways = [("encode", plain, codec)] + ([] if "search" in name else [("decode", codec, plain)])
-            for way, source, target in ways:
-                _, first = step(source, target, (256, 256), Path(small))
-                first()
-                for shape in shapes:
-                    planned, work = step(source, target, shape, Path(large))
-                    took = grown(first, work)
-                    yield {"format": name, "way": way, "shape": shape, "planned": planned, "grown": took}
+        for name, way, source, target in ways():
+            _, first = step(source, target, (256, 256), Path(small))
+            first()
+            for shape in shapes:
+                planned, work = step(source, target, shape, Path(large))
+                took = grown(first, work)
+                yield {"format": name, "way": way, "shape": shape, "planned": planned, "grown": took}
 
 
 if __name__ == "__main__":
