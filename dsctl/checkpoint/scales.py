@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dsctl.codecs.codec import Codec
 from dsctl.core.boxes import Box
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef
@@ -28,6 +30,10 @@ _DAMAGED = "a scale must be finite and above zero: the file is damaged, download
 NUMBERS = ("F32", "F16", "BF16")
 # Those of E8M0.
 EXPONENTS = ("F8_E8M0", "U8")
+# Scales of groups are read where weights are not only if they take no more bytes than this: those of V4-Pro's experts
+# take 49 GB. A block of as many values as `LARGE` is no group.
+LOOKED_AT = 1 << 30
+LARGE = 1024
 # E8M0's byte of 2^-111.
 _LEAST_BYTE = 16
 
@@ -48,6 +54,12 @@ class BadScale(NamedTuple):
         """What it is; the one code of E8M0 that is no number."""
         code = " (the byte 255)" if self.ref.spec.dtype in EXPONENTS else ""
         return f"scale of block [{self.row}, {self.column}] is {self.value:g}{code}"
+
+
+def worth_a_look(refs: Mapping[TensorRef, Codec]) -> list[TensorRef]:
+    """The scale tensors that are read where weights are not: all, or those of blocks alone if groups have too many."""
+    many = {ref for ref, codec in refs.items() if 0 < prod(codec.form.group) < LARGE and ref.spec.values > 1}
+    return list(refs) if sum(ref.nbytes for ref in many) <= LOOKED_AT else [ref for ref in refs if ref not in many]
 
 
 def as_float32(raw: bytes | memoryview, dtype: str) -> npt.NDArray[np.float32]:

@@ -54,8 +54,8 @@ def verify(
 ) -> None:
     """Check a checkpoint against its config, its index and its architecture.
 
-    Headers and block scales are read, weights only with --deep. Exits with 50 if something is wrong. --fix mends
-    metadata and never changes a weight.
+    Headers and scales are read; weights, and group scales of more than 1 GiB, only with --deep. Exits with 50 if
+    something is wrong. --fix mends metadata and never changes a weight.
 
     Examples:
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from math import prod
 from pathlib import Path
 
-from dsctl.checkpoint.scales import refuse_bad_scales
-from dsctl.codecs.codec import SCALE, SCALES
+from dsctl.checkpoint.scales import refuse_bad_scales, worth_a_look
+from dsctl.codecs.codec import SCALES, Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.files import existing
 from dsctl.core.header import TensorRef
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import gone
 from dsctl.stores import Store
-
-# Scales of groups are looked at before a run where they take no more bytes than this, else while they are read: those
-# of V4-Pro's experts take 49 GB. A block of more values than a group is `LARGE`.
-LOOKED_AT = 1 << 30
-LARGE = 1024
 
 
 def check_space(plan: Plan, target: Path, most: int | None = None) -> None:
@@ -47,23 +41,19 @@ def check_source(plan: Plan, store: Store) -> None:
     """
     for name in plan.carried if not store.remote else ():
         store.read(name, 0, 0)
-    few, many = _scales(plan)
-    scales = few + many if sum(ref.nbytes for ref in many) <= LOOKED_AT else few
-    refuse_bad_scales(store, [ref for ref in scales if ref.file not in gone(store)])
+    refuse_bad_scales(store, [ref for ref in worth_a_look(_scales(plan)) if ref.file not in gone(store)])
 
 
-def _scales(plan: Plan) -> tuple[list[TensorRef], list[TensorRef]]:
-    """The scales that a plan computes with or moves: those of large blocks, and those of groups."""
-    few: list[TensorRef] = []
-    many: list[TensorRef] = []
-    for step in plan.steps:
-        for region in (*step.reads, *((step.kept,) if step.kept else ())):
-            if region.codec.quantized:
-                grouped = 0 < prod(region.codec.form.group) < LARGE
-                for part in region.parts:
-                    if part.name in SCALES:
-                        (many if grouped and part.name == SCALE else few).append(region.ref(step.name, part))
-    return few, many
+def _scales(plan: Plan) -> dict[TensorRef, Codec]:
+    """The scales that a plan computes with or moves, and the codecs that read them."""
+    regions = ((step, region) for step in plan.steps for region in (*step.reads, *((step.kept,) if step.kept else ())))
+    return {
+        region.ref(step.name, part): region.codec
+        for step, region in regions
+        if region.codec.quantized
+        for part in region.parts
+        if part.name in SCALES
+    }
 
 
 def _allocated(path: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from dsctl.show.output import Output, plural, size
+from dsctl.show.output import Output, count, plural, size
 from dsctl.verify.against import Other
 from dsctl.verify.findings import CODES, SEVERITIES, Report
 from dsctl.verify.repair import Mend
@@ -60,8 +60,9 @@ def _said(report: Report, their: Other | None) -> list[tuple[str, str]]:
     checked = report.checked
     known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
     lines = [("structure", known if checked.parameters else "files and headers only, for want of an architecture")]
-    if checked.scales:
-        lines.append(("scales", plural(checked.scales, "number")))
+    if checked.scales or checked.scales_unread:
+        left = f"; {count(checked.scales_unread)} of groups not checked: --deep reads them"
+        lines.append(("scales", plural(checked.scales, "number") + left * bool(checked.scales_unread)))
     if checked.against:
         lines.append(("against", their.origin.text if their else checked.against))
     if checked.signed:

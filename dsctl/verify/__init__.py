@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.scales import worth_a_look
 from dsctl.core.errors import FormatError
 from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED, Store
@@ -31,11 +32,12 @@ def verify(
     checkpoint = opened.checkpoint
     findings = [*structure.with_tensors(checkpoint, findings), *structure.tensors(checkpoint)]
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
-    scales = numbers.scale_refs(checkpoint) if surveyed else {}
+    all_scales = numbers.scale_refs(checkpoint) if surveyed else {}
+    scales = all_scales if deep else {ref: all_scales[ref] for ref in worth_a_look(all_scales)}
     if surveyed:
         findings += config.fields(checkpoint) if checkpoint.model else ()
         findings += formats(checkpoint)
-        findings += numbers.scales(checkpoint)
+        findings += numbers.scales(checkpoint, scales)
     if their is not None:
         findings += against(checkpoint, their)
     contents = ReadContents()
@@ -49,6 +51,7 @@ def verify(
         parameters=len(checkpoint.survey.pieces) if surveyed else 0,
         nbytes=sum(ref.nbytes for ref in refs),
         scales=sum(ref.spec.values for ref in scales),
+        scales_unread=sum(ref.spec.values for ref in all_scales.keys() - scales.keys()),
         signed=entries is not None,
         digests=contents.digests,
         contents=contents.nbytes,

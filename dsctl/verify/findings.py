@@ -128,13 +128,17 @@ class Finding(NamedTuple):
 
 
 class CheckScope(NamedTuple):
-    """What was looked at: files and tensors by their headers, scales as numbers, digests, bytes of weights."""
+    """What was looked at: files and tensors by their headers, scales as numbers, digests, bytes of weights.
+
+    `scales_unread` are those that were not: of groups, where there are too many of them.
+    """
 
     files: int = 0
     tensors: int = 0
     parameters: int = 0
     nbytes: int = 0
     scales: int = 0
+    scales_unread: int = 0
     signed: bool = False
     digests: int = 0
     contents: int = 0

@@ -46,9 +46,8 @@ def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
     return {ref: codec for ref, codec in scale_refs(checkpoint).items() if codec.scale_fmt}
 
 
-def scales(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Every scale that cannot be one, and whether `scale_fmt` tells the truth."""
-    refs = scale_refs(checkpoint)
+def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[Finding]:
+    """Every one of these scales that cannot be one, and whether `scale_fmt` tells the truth."""
     largest: dict[TensorRef, float] = {}
     unrounded: dict[TensorRef, Finding] = {}
     all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"

@@ -142,7 +142,7 @@ def test_scales_too_many_to_be_looked_at_before_are_refused_when_read(
     before = call(*convert)
     assert before.returncode == FORMAT and f"{SCALES}: scale of block [0, 0] {told}" in before.stderr
     assert not out.exists()
-    monkeypatch.setattr(checks, "_scales", lambda plan: ([], []))
+    monkeypatch.setattr(checks, "_scales", lambda plan: {})
     while_read = call(*convert)
     assert (while_read.returncode, while_read.stderr) == (FORMAT, before.stderr)
     assert out.exists() and not any(out.rglob("dsctl.json"))

@@ -13,7 +13,7 @@ from dsctl.verify import verify
 from dsctl.verify.against import other
 from dsctl.verify.findings import Report
 from tests.flows.planted import Folder, Planted
-from tests.flows.planted_v4 import BASE, BLOCKS, FLASH, PLANTED_V4
+from tests.flows.planted_v4 import BASE, BLOCKS, EXPERT, FLASH, PLANTED_V4, scale_of
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
 
@@ -109,3 +109,18 @@ def test_a_release_is_held_against_by_name(clean: dict[str, Path]) -> None:
     absent = [finding.where for finding in report.findings if "not in this architecture" in finding.what]
     assert {"mtp.{layer}.e_proj.weight", "mtp.{layer}.enorm.weight"} <= {*absent}
     assert not any(finding.code == "other-storage" for finding in check(clean[BASE], against="v4-flash").findings)
+
+
+def test_scales_that_are_too_many_are_left_to_a_deep_check_and_that_is_said(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(tiny(tmp_path_factory, FLASH), tmp_path / "source"))
+    Folder(source).poke(scale_of(EXPERT), 7, b"\xff")
+    monkeypatch.setattr("dsctl.checkpoint.scales.LOOKED_AT", 1000)
+    done = call("verify", source)
+    assert done.returncode == 0 and "of groups not checked: --deep reads them" in done.stdout
+    checked = json.loads(call("verify", source, "--json").stdout)["checked"]
+    assert checked["scales_unread"] > checked["scales"] > 0
+    found = call("verify", source, "--deep", "--json")
+    assert found.returncode == 50 and json.loads(found.stdout)["checked"]["scales_unread"] == 0
+    assert "bad-scale" in {one["code"] for one in json.loads(found.stdout)["findings"]}

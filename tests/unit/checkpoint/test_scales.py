@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dsctl.checkpoint import scales
 from dsctl.checkpoint.scales import (
     GAP_BYTES,
+    LOOKED_AT,
     ScaleCounts,
     are_powers_of_two,
     as_float32,
@@ -21,7 +22,9 @@ from dsctl.checkpoint.scales import (
     read_scales,
     refuse_bad_box,
     refuse_bad_scales,
+    worth_a_look,
 )
+from dsctl.codecs import CODECS
 from dsctl.core.boxes import Box
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef, TensorSpec
@@ -216,3 +219,17 @@ def test_good_scales_of_a_box_are_no_reason_to_refuse() -> None:
         ref = TensorRef("s", TensorSpec(dtype, (8, 4)), "f", 0, 0)
         refuse_bad_box(ref, box, memoryview(raw).cast("B"))
     refuse_bad_box(TensorRef("s", TensorSpec("U8", (0, 4)), "f", 0, 0), Box((0, 0), (0, 4)), memoryview(b""))
+
+
+@pytest.mark.parametrize(
+    ("each", "looked_at"), [(LOOKED_AT // 2, {"block", "group", "another", "whole"}), (LOOKED_AT, {"block", "whole"})]
+)
+def test_group_scales_are_left_out_only_where_there_are_too_many(each: int, looked_at: set[str]) -> None:
+    groups, blocks = CODECS["mxfp4"], CODECS["fp8-block"]
+    refs = {
+        TensorRef("block", TensorSpec("F32", (2 * LOOKED_AT // 4,)), "f", 0, 2 * LOOKED_AT): blocks,
+        TensorRef("group", TensorSpec("U8", (each,)), "f", 0, each): groups,
+        TensorRef("another", TensorSpec("U8", (each,)), "f", 0, each): groups,
+        TensorRef("whole", TensorSpec("F32", (1,)), "f", 0, 4): CODECS["nvfp4"],
+    }
+    assert {ref.name for ref in worth_a_look(refs)} == looked_at
