@@ -13,7 +13,8 @@ from dsctl.core.files import existing
 from dsctl.plan.plan import BAND_BYTES, Plan
 from dsctl.stores import Store
 
-# Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux).
+# Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux). A
+# kernel may map more of the libraries' files than that, some 60 MB, which it takes back when memory is wanted.
 WORKER_BYTES = 238 << 20
 # What of it several workers share, as forks of one process that has imported torch.
 SHARED_BYTES = 192 << 20

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,30 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 
 
+# Pages of libraries' files that a process with torch usually has mapped, and how many one has here.
+MAPPED = 80 << 20
+TORCH = """
+import torch
+print(next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssFile")))
+"""
+
+
+@cache
+def beyond() -> int:
+    """The bytes of libraries' files that are mapped here beyond what is usual.
+
+    A kernel maps along what it holds of a file in one piece, which depends on how that was written, and takes it back
+    when it wants the memory: no process needs it.
+    """
+    done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, check=True)
+    return max(0, int(done.stdout) - MAPPED)
+
+
 def peak(*arguments: object) -> int:
     """The resident bytes of a conversion at its largest, one worker in its own process."""
     command = [sys.executable, "-m", "dsctl", "convert", *map(str, arguments), "--workers", "1", "--quiet"]
     done = subprocess.run([sys.executable, "-c", STARTER, *command], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return int(done.stdout) - beyond()
 
 
 def test_a_large_tensor_needs_no_more_than_planned(huge: Path, tmp_path: Path) -> None:
@@ -102,7 +122,7 @@ def test_all_processes_together_take_no_more_than_planned(huge: Path, tmp_path: 
         most = max(most, share(process.pid))
         time.sleep(0.02)
     assert process.returncode == 0
-    assert planned * 0.7 < most < planned * 1.1, (most, planned)
+    assert planned * 0.7 < most - beyond() < planned * 1.1, (most, planned)
 
 
 def growths(*shapes: str) -> list[dict[str, Any]]:
