@@ -56,7 +56,7 @@ class BadScale(NamedTuple):
         return f"scale of block [{self.row}, {self.column}] is {self.value:g}{code}"
 
 
-def worth_a_look(refs: Mapping[TensorRef, Codec]) -> list[TensorRef]:
+def scales_to_check(refs: Mapping[TensorRef, Codec]) -> list[TensorRef]:
     """The scale tensors that are read where weights are not: all, or those of blocks alone if groups have too many."""
     many = {ref for ref, codec in refs.items() if 0 < prod(codec.form.group) < LARGE and ref.spec.values > 1}
     return list(refs) if sum(ref.nbytes for ref in many) <= LOOKED_AT else [ref for ref in refs if ref not in many]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dsctl.checkpoint.scales import refuse_bad_scales, worth_a_look
+from dsctl.checkpoint.scales import refuse_bad_scales, scales_to_check
 from dsctl.codecs.codec import SCALES, Codec
 from dsctl.core.errors import PlanError
 from dsctl.core.files import existing
@@ -41,7 +41,7 @@ def check_source(plan: Plan, store: Store) -> None:
     """
     for name in plan.carried if not store.remote else ():
         store.read(name, 0, 0)
-    refuse_bad_scales(store, [ref for ref in worth_a_look(_scales(plan)) if ref.file not in gone(store)])
+    refuse_bad_scales(store, [ref for ref in scales_to_check(_scales(plan)) if ref.file not in gone(store)])
 
 
 def _scales(plan: Plan) -> dict[TensorRef, Codec]:

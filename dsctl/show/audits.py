@@ -1,4 +1,4 @@
-"""How the result of a conversion is told: what was done, what is there, what was left out."""
+"""Print the result of a conversion: what was done, what was written, what was left out."""
 
 from __future__ import annotations
 

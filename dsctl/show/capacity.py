@@ -13,7 +13,7 @@ from dsctl.show.sections import Column, Row, Section
 
 
 def sections(description: Description, facts: dict[str, Any], recipes: Sequence[str]) -> Iterator[Section]:
-    """The report, part by part, from its numbers; `recipes` are told role by role."""
+    """The report, part by part, from its numbers; `recipes` are broken down by role."""
     yield Section("", description.origin.sentence)
     yield _weights(description, facts)
     yield from (_roles(name, facts["formats"][name]["roles"]) for name in recipes)
@@ -83,7 +83,7 @@ def _cache(facts: dict[str, Any]) -> Iterator[Section]:
         for name, format_, key in fixed
         if cache[f"{key}_bytes"]
     ]
-    # Of what grows alone, nothing is told per sequence.
+    # What only grows with tokens has no size per sequence.
     told = (0, 1, 2, 3) if per_sequence else (0, 1, 3)
     shown = tuple(Row(tuple(row[place] for place in told)) for row in rows)
     columns = [columns[place] for place in told]

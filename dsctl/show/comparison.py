@@ -1,4 +1,4 @@
-"""How a comparison of numbers is told, as text and as JSON."""
+"""Print a comparison of values, as text and as JSON."""
 
 from __future__ import annotations
 

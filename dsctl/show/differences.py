@@ -19,7 +19,7 @@ from dsctl.show.templates import parameters, shortened
 from dsctl.show.totals import totals
 
 NAME_WIDTH = 30
-# A list of so many values, such as one for each layer, is told by how often it has each of a few.
+# A list of at least so many values, such as one per layer, is shown as how often each value occurs.
 LONG, FEW = 12, 4
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsctl.checkpoint.checkpoint import Checkpoint
-from dsctl.checkpoint.scales import worth_a_look
+from dsctl.checkpoint.scales import scales_to_check
 from dsctl.core.errors import FormatError
 from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED, Store
@@ -33,7 +33,7 @@ def verify(
     findings = [*structure.with_tensors(checkpoint, findings), *structure.tensors(checkpoint)]
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
     all_scales = numbers.scale_refs(checkpoint) if surveyed else {}
-    scales = all_scales if deep else {ref: all_scales[ref] for ref in worth_a_look(all_scales)}
+    scales = all_scales if deep else {ref: all_scales[ref] for ref in scales_to_check(all_scales)}
     if surveyed:
         findings += config.fields(checkpoint) if checkpoint.model else ()
         findings += formats(checkpoint)

@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import Run
+from tests.hub.conftest import REPOSITORY, Run
 from tests.hub.server import Hub, one_in
 from tests.support.command import dsctl
 from tests.support.folders import contents
 from tests.support.unusual import same_files, unusual
 
-REPOSITORY = "acme/flash"
-
 
 @pytest.fixture(scope="module")
-def flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the hub holds."""
     return unusual(tmp_path_factory, "v4-flash-0731")
 
 
-@pytest.fixture
-def hub(flash: Path) -> Iterator[Hub]:
-    hub = Hub()
-    hub.publish(REPOSITORY, flash)
-    yield hub
-    hub.close()
-
-
-def test_a_download_is_the_repository_with_its_folders(hub: Hub, flash: Path, command: Run, tmp_path: Path) -> None:
+def test_a_download_is_the_repository_with_its_folders(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
     hub.fault = one_in(6, "reset", "503", "cut")
     done = command("download", REPOSITORY, tmp_path / "copy", "--json")
     assert done.returncode == 0, done.stderr
-    same_files(flash, tmp_path / "copy")
+    same_files(source, tmp_path / "copy")
     assert "inference/model.py" in json.loads(done.stdout)["verified"]
 
 
 @pytest.mark.parametrize("way", ["--bf16", "--fp8"])
 def test_a_conversion_from_a_hub_gives_the_folder_s_bytes(
-    hub: Hub, flash: Path, command: Run, way: str, tmp_path: Path
+    hub: Hub, source: Path, command: Run, way: str, tmp_path: Path
 ) -> None:
     done = command("convert", f"hf://{REPOSITORY}", tmp_path / "there", way, "--workers", 1)
     assert done.returncode == 0, done.stderr
-    dsctl("convert", flash, tmp_path / "here", way, "--workers", 1)
+    dsctl("convert", source, tmp_path / "here", way, "--workers", 1)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
@@ -56,11 +46,11 @@ def test_what_looks_reads_no_weights(hub: Hub, command: Run) -> None:
     assert hub.sent(".safetensors") < 4_000_000
 
 
-def test_a_slice_is_fetched_without_the_rest(hub: Hub, flash: Path, command: Run, tmp_path: Path) -> None:
+def test_a_slice_is_fetched_without_the_rest(hub: Hub, source: Path, command: Run, tmp_path: Path) -> None:
     done = command("slice", f"hf://{REPOSITORY}", tmp_path / "slice", "--layers", "0-3,mtp", "--experts", 2)
     assert done.returncode == 0, done.stderr
     said = json.loads((tmp_path / "slice" / "config.json").read_text())
     assert (said["num_hidden_layers"], said["n_routed_experts"]) == (4, 2)
     assert "nothing wrong found" in dsctl("verify", tmp_path / "slice")
-    weights = sum(path.stat().st_size for path in flash.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     assert hub.sent(".safetensors") < 0.9 * weights

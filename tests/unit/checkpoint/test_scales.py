@@ -22,7 +22,7 @@ from dsctl.checkpoint.scales import (
     read_scales,
     refuse_bad_box,
     refuse_bad_scales,
-    worth_a_look,
+    scales_to_check,
 )
 from dsctl.codecs import CODECS
 from dsctl.core.boxes import Box
@@ -232,4 +232,4 @@ def test_group_scales_are_left_out_only_where_there_are_too_many(each: int, look
         TensorRef("another", TensorSpec("U8", (each,)), "f", 0, each): groups,
         TensorRef("whole", TensorSpec("F32", (1,)), "f", 0, 4): CODECS["nvfp4"],
     }
-    assert {ref.name for ref in worth_a_look(refs)} == looked_at
+    assert {ref.name for ref in scales_to_check(refs)} == looked_at
