@@ -1,0 +1,27 @@
+"""A value out of a table, or a refusal that says which value was meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsctl.core.choices import choose
+from dsctl.core.errors import UsageError
+
+FORMATS = ("bf16", "fp8-block", "int4-group")
+
+
+def test_a_known_value_is_returned() -> None:
+    assert choose("bf16", FORMATS, "format", "--to") == "bf16"
+
+
+def test_a_near_miss_is_answered_with_what_was_meant() -> None:
+    with pytest.raises(UsageError) as refused:
+        choose("fp8-blok", FORMATS, "format", "--to")
+    assert refused.value.message == "--to: unknown format 'fp8-blok'"
+    assert refused.value.hint == "did you mean fp8-block? known: bf16, fp8-block, int4-group"
+
+
+def test_a_value_far_from_all_is_answered_with_the_table_alone() -> None:
+    with pytest.raises(UsageError) as refused:
+        choose("q", FORMATS, "format")
+    assert (refused.value.message, refused.value.hint) == ("unknown format 'q'", "known: bf16, fp8-block, int4-group")
