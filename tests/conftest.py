@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.forks import Launcher
 
 # pytest-xdist gives its workers a width of 80; without one, output has the width of a pipe.
 os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts `dsctl` with none of this machine's settings of hubs, and shorter waits between attempts."""
+    settings = {"dsctl.stores.hub_faults.FIRST_WAIT": 0.02}
+    unsettled = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    with Launcher(tmp_path_factory.mktemp("said"), unsettled, settings) as launcher:
+        yield launcher

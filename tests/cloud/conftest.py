@@ -32,6 +32,19 @@ def objects(server: Objects) -> Iterator[Objects]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files wait, for this process and those that it starts."""
+    monkeypatch.setenv("DSCTL_STAGING", str(tmp_path / "staging"))
+    return tmp_path / "staging"
+
+
+@pytest.fixture
+def settings(server: Objects, staging: Path) -> dict[str, str]:
+    """Variables with which a command finds the server, and where its files wait."""
+    return server.environment | {"DSCTL_STAGING": str(staging)}
+
+
 @pytest.fixture(scope="session")
 def remote(server: Objects, source: Path) -> str:
     """The URL of the small checkpoint."""

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,16 +18,9 @@ from dsctl.core.errors import WorkError
 from dsctl.stores import objects as room
 from dsctl.stores import uploads
 from tests.cloud.server import BUCKET, Objects
-from tests.flows.test_resume import command
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
-
-
-@pytest.fixture(autouse=True)
-def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files wait, for this process and those that it starts."""
-    monkeypatch.setenv("DSCTL_STAGING", str(tmp_path / "staging"))
-    return tmp_path / "staging"
+from tests.support.forks import Launcher
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +105,13 @@ def test_the_audit_comes_last(objects: Objects, source: Path) -> None:
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_killed_run_resumes_and_sends_no_file_twice(
-    objects: Objects, source: Path, expected: dict[str, bytes], staging: Path, torn: bool
+    objects: Objects,
+    source: Path,
+    expected: dict[str, bytes],
+    staging: Path,
+    torn: bool,
+    launcher: Launcher,
+    settings: dict[str, str],
 ) -> None:
     url, put = f"s3://{BUCKET}/killed-{torn}", []
 
@@ -121,12 +119,12 @@ def test_a_killed_run_resumes_and_sends_no_file_twice(
         if method == "PUT":
             put.append(path.rpartition("/")[2])
         if path.endswith("model-00003-of-000004.safetensors"):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill("driver")
             time.sleep(0.2)
 
     with objects.disturbed(watch):
-        process = subprocess.Popen([*command(source, Path("unused"))[:5], url, "--bf16"])
-        assert process.wait(60) == -signal.SIGKILL
+        process = launcher.start("convert", source, url, "--bf16", environment=settings)
+        assert process.wait(60).code == -signal.SIGKILL
     assert "dsctl.json" not in put
     first, put = set(put) - {"request.json", "model-00003-of-000004.safetensors"}, []
     for path in staging.rglob("model-00001-of-000004.safetensors") if torn else ():
@@ -188,7 +186,9 @@ def test_force_removes_only_what_dsctl_made(objects: Objects, source: Path, comp
     assert "model-00009.safetensors" not in objects.contents(prefix)
 
 
-def test_an_interrupt_ends_a_stalled_upload(objects: Objects, source: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ends_a_stalled_upload(
+    objects: Objects, source: Path, launcher: Launcher, settings: dict[str, str]
+) -> None:
     stalled, go_on = threading.Event(), threading.Event()
 
     def stall(method: str, path: str) -> None:
@@ -197,16 +197,16 @@ def test_an_interrupt_ends_a_stalled_upload(objects: Objects, source: Path, tmp_
             go_on.wait(60)
 
     with objects.disturbed(stall):
-        arguments = [*command(source, Path("unused"))[:5], f"s3://{BUCKET}/stalled", "--bf16"]
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        words = ("convert", source, f"s3://{BUCKET}/stalled", "--bf16")
+        process = launcher.start(*words, environment=settings)
         assert stalled.wait(60)
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
         try:
-            _, said = process.communicate(timeout=30)
+            done = process.wait(30)
         finally:
             go_on.set()
-    assert process.returncode == 130 and "same command" in said, said
+    assert done.code == 130 and "same command" in done.err, done.told()
     assert time.monotonic() - began < 5
 
 
@@ -334,11 +334,12 @@ def test_another_source_with_equal_headers_is_refused(objects: Objects, source: 
         dsctl("convert", source, url, "--bf16")
 
 
-def test_two_runs_at_once_are_one(objects: Objects, source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
-    url = f"s3://{BUCKET}/twice"
-    lines = [[*command(source, Path("unused"))[:5], url, "--bf16", "--workers", "1"] for _ in range(2)]
-    runs = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True, stdout=subprocess.PIPE) for line in lines]
-    ends = [(run.communicate(timeout=120)[1], run.returncode) for run in runs]
-    codes = sorted(code for _, code in ends)
-    assert codes in ([0, 40], [0, 0]) and not any("internal" in said or "Traceback" in said for said, _ in ends), ends
+def test_two_runs_at_once_are_one(
+    objects: Objects, source: Path, expected: dict[str, bytes], launcher: Launcher, settings: dict[str, str]
+) -> None:
+    words = ("convert", source, f"s3://{BUCKET}/twice", "--bf16", "--workers", "1")
+    runs = [launcher.start(*words, environment=settings) for _ in range(2)]
+    ends = [run.wait() for run in runs]
+    codes = sorted(done.code for done in ends)
+    assert codes in ([0, 40], [0, 0]) and not any("internal" in one.err or "Traceback" in one.err for one in ends), ends
     assert objects.contents("twice") == expected

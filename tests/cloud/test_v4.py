@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cloud.server import BUCKET, Objects
-from tests.flows.test_resume import command
 from tests.support.command import dsctl
 from tests.support.folders import contents
+from tests.support.forks import Launcher
 from tests.support.unusual import same_files, unusual
-
-
-@pytest.fixture(autouse=True)
-def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where files wait, for this process and those that it starts."""
-    monkeypatch.setenv("DSCTL_STAGING", str(tmp_path / "staging"))
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +33,20 @@ def test_from_store_to_store_and_back(objects: Objects, flash: Path, way: str, t
     same_files(flash, tmp_path / "back")
 
 
-def test_a_killed_run_keeps_the_scales_that_it_had_gathered(objects: Objects, flash: Path, tmp_path: Path) -> None:
+def test_a_killed_run_keeps_the_scales_that_it_had_gathered(
+    objects: Objects, flash: Path, tmp_path: Path, launcher: Launcher, settings: dict[str, str]
+) -> None:
     url = f"s3://{BUCKET}/killed-v4"
 
     def watch(method: str, path: str) -> None:
         if method == "PUT" and path.endswith("model-00002-of-000003.safetensors"):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill("driver")
             time.sleep(0.2)
 
     with objects.disturbed(watch):
-        process = subprocess.Popen([*command(flash, Path("unused"))[:5], url, "--bf16", "--workers", "1"])
-        assert process.wait(60) == -signal.SIGKILL
+        words = ("convert", flash, url, "--bf16", "--workers", "1")
+        process = launcher.start(*words, environment=settings)
+        assert process.wait(60).code == -signal.SIGKILL
     assert "dsctl.json" not in objects.contents("killed-v4")
     dsctl("convert", flash, url, "--bf16", "--workers", 1)
     dsctl("convert", flash, tmp_path / "here", "--bf16", "--workers", 1)

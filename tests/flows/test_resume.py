@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoints import tiny
-from tests.support.command import dsctl, run
-from tests.support.forks import children, cmdline
+from tests.support.command import call, dsctl
+from tests.support.forks import Launcher, Running, children, cmdline
 
 KILLS = 6
 
@@ -33,14 +33,11 @@ def command(source: Path, target: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dsctl", "convert", str(source), str(target), *more]
 
 
-def killed(arguments: list[str], after: float, how: signal.Signals = signal.SIGKILL) -> int:
-    """Start a command in a group of its own, kill it after some seconds, and give its exit code."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        return process.wait(after)
-    except subprocess.TimeoutExpired:
-        os.kill(process.pid, how)
-        return process.wait(20)
+def killed(running: Running, after: float) -> None:
+    """Kill a command after some seconds, unless it has ended."""
+    time.sleep(after)
+    running.kill("driver")
+    running.wait()
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +46,27 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    target = tmp_path_factory.mktemp("undisturbed") / "out"
-    began = time.monotonic()
-    assert run("convert", source, target, "--bf16").returncode == 0
-    return target, time.monotonic() - began
+def undisturbed(
+    source: Path, tmp_path_factory: pytest.TempPathFactory, launcher: Launcher
+) -> tuple[Path, dict[str, float]]:
+    """What a run makes that nothing disturbs, and the seconds that it takes by its number of workers."""
+    targets = {workers: tmp_path_factory.mktemp("undisturbed") / "out" for workers in ("1", "2")}
+    runs = {
+        workers: launcher.good("convert", source, target, "--bf16", "--workers", workers)
+        for workers, target in targets.items()
+    }
+    return targets["1"], {workers: done.seconds for workers, done in runs.items()}
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
-    source: Path, undisturbed: tuple[Path, float], tmp_path: Path, workers: str
+    source: Path, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, workers: str, launcher: Launcher
 ) -> None:
     whole, seconds = undisturbed
     chance, target = random.Random(int(workers)), tmp_path / "out"
     for _ in range(KILLS):
-        killed(command(source, target, "--bf16", "--workers", workers), chance.uniform(0.3, 1.0) * seconds)
+        running = launcher.start("convert", source, target, "--bf16", "--workers", workers)
+        killed(running, chance.uniform(0.1, 1.0) * seconds[workers])
         if not (target / "dsctl.json").exists():
             assert not (target / "config.json").exists() or (target / ".dsctl").exists()
     dsctl("convert", source, target, "--bf16", "--workers", workers)
@@ -71,7 +74,9 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("point", ["prepared", "first job", "first file", "before config", "before signing"])
-def test_stopped_at_every_moment(source: Path, undisturbed: tuple[Path, float], tmp_path: Path, point: str) -> None:
+def test_stopped_at_every_moment(
+    source: Path, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, point: str, launcher: Launcher
+) -> None:
     """The process ends itself, without any clean-up, right after a named step of the driver."""
     after = {
         "prepared": "dsctl.run.driver._prepare",
@@ -81,43 +86,23 @@ def test_stopped_at_every_moment(source: Path, undisturbed: tuple[Path, float], 
         "before signing": "dsctl.core.files.replace_file",
     }[point]
     times = {"before signing": 4}.get(point, 1)
-    script = f"""
-import os, sys
-import dsctl.run.driver, dsctl.run.journal
-from unittest import mock
-holder, _, name = {after!r}.rpartition(".")
-owner = dsctl.run.journal.Journal if holder.endswith("Journal") else sys.modules[holder]
-real, left = getattr(owner, name), [{times}]
-def ending(*arguments, **options):
-    result = real(*arguments, **options)
-    left[0] -= 1
-    if not left[0]:
-        os._exit(9)
-    return result
-setattr(owner, name, ending)
-if name == "replace_file":
-    dsctl.run.driver.replace_file = ending
-sys.argv = ["dsctl", "convert", {str(source)!r}, {str(tmp_path / "out")!r}, "--bf16"]
-from dsctl.cli import main
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 9, done.stderr
+    done = launcher.start("convert", source, tmp_path / "out", "--bf16", last=(after, times)).wait()
+    assert done.code == 9, done.told()
     assert not (tmp_path / "out" / "dsctl.json").exists()
     dsctl("convert", source, tmp_path / "out", "--bf16")
     assert contents(tmp_path / "out") == contents(undisturbed[0])
 
 
 def test_a_torn_last_line_of_the_journal_is_a_job_not_done(
-    source: Path, undisturbed: tuple[Path, float], tmp_path: Path
+    source: Path, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path, launcher: Launcher
 ) -> None:
     target = tmp_path / "out"
     journal = target / ".dsctl" / "journal.jsonl"
-    process = subprocess.Popen(command(source, target, "--bf16"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+    running = launcher.start("convert", source, target, "--bf16")
+    while not running.ended and not (journal.exists() and journal.stat().st_size):
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    running.kill("driver")
+    running.wait()
     if journal.exists():
         journal.write_bytes(journal.read_bytes()[:-7])
     dsctl("convert", source, target, "--bf16")
@@ -187,22 +172,22 @@ main()
     assert done.returncode == 130 and done.stderr == "error: interrupted\n"
 
 
-def test_a_second_process_is_refused_while_the_first_lives(source: Path, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_while_the_first_lives(source: Path, tmp_path: Path, launcher: Launcher) -> None:
     target = tmp_path / "out"
-    first = subprocess.Popen(command(source, target, "--bf16"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while first.poll() is None and not (target / ".dsctl" / "request.json").exists():
+    first = launcher.start("convert", source, target, "--bf16")
+    while not first.ended and not (target / ".dsctl" / "request.json").exists():
         time.sleep(0.002)
-    first.send_signal(signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGSTOP)
     try:
-        second = run("convert", source, target, "--bf16")
+        second = launcher.run("convert", source, target, "--bf16")
     finally:
-        first.send_signal(signal.SIGCONT)
-    assert second.returncode == 40 and f"process {first.pid}" in second.stderr
-    assert first.wait(60) == 0
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.code == 40 and f"process {first.pid}" in second.err
+    assert first.wait().code == 0
 
 
 def test_a_killed_worker_is_named_and_the_rest_resumes(
-    source: Path, undisturbed: tuple[Path, float], tmp_path: Path
+    source: Path, undisturbed: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
     arguments = command(source, tmp_path / "out", "--bf16", "--workers", "2")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -218,12 +203,12 @@ def test_a_killed_worker_is_named_and_the_rest_resumes(
     assert contents(tmp_path / "out") == contents(undisturbed[0])
 
 
-def test_another_source_behind_the_same_name_is_not_resumed(source: Path, tmp_path: Path) -> None:
+def test_another_source_behind_the_same_name_is_not_resumed(source: Path, tmp_path: Path, launcher: Launcher) -> None:
     target = tmp_path / "out"
-    killed(command(source, target, "--bf16", "--workers", "2"), 0.9)
+    killed(launcher.start("convert", source, target, "--bf16", "--workers", "2"), 0.2)
     (target / ".dsctl").mkdir(parents=True, exist_ok=True)
     (target / ".dsctl" / "request.json").write_text(json.dumps({"fingerprint": "another"}))
     (target / "dsctl.json").unlink(missing_ok=True)
-    done = run("convert", source, target, "--bf16")
+    done = call("convert", source, target, "--bf16")
     assert done.returncode == 40 and "--force" in done.stderr
     dsctl("convert", source, target, "--bf16", "--force")

@@ -35,14 +35,6 @@ def hub(source: Path) -> Iterator[Hub]:
     hub.close()
 
 
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Starts `dsctl` with none of this machine's settings of hubs, and shorter waits between attempts."""
-    settings = {"dsctl.stores.hub_faults.FIRST_WAIT": 0.02}
-    with Launcher(tmp_path_factory.mktemp("said"), unsettled(), settings) as launcher:
-        yield launcher
-
-
 def unsettled() -> dict[str, str]:
     """The environment without settings of hubs."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}

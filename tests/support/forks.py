@@ -129,15 +129,25 @@ class Launcher:
                     self._running.pop(said["ended"]).end(said["code"])
                 self._changed.notify_all()
 
-    def start(self, *arguments: Any, environment: Mapping[str, str] | None = None, stopped: bool = False) -> Running:
-        """Start `dsctl` with these arguments and more environment; `stopped`, it waits for SIGCONT before anything."""
+    def start(
+        self,
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+        stopped: bool = False,
+        last: tuple[str, int] = ("", 0),
+    ) -> Running:
+        """Start `dsctl` with these arguments and more environment.
+
+        `stopped`, it waits for SIGCONT before anything. `last` is a function, such as dsctl.run.driver.drive, and the
+        call of it after which the process ends with 9 and without any clean-up.
+        """
         self._number += 1
         words = tuple(map(str, arguments))
         out, err = (self._folder / f"{self._number}.{name}" for name in ("out", "err"))
         running = Running(words, 0, out, err, time.monotonic())
         asked = {
             "number": self._number, "arguments": words, "out": str(out), "err": str(err), "stopped": stopped,
-            "environment": dict(environment or {}), "settings": self._settings,
+            "environment": dict(environment or {}), "settings": self._settings, "last": last,
         }  # fmt: skip
         with self._changed:
             self._asked[self._number] = running

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import sys
@@ -97,6 +98,8 @@ def _become(asked: dict[str, Any]) -> NoReturn:
         for place, value in asked["settings"].items():
             module, _, name = place.rpartition(".")
             setattr(importlib.import_module(module), name, value)
+        if asked["last"][0]:
+            _end_after(*asked["last"])
         if asked["stopped"]:
             os.kill(os.getpid(), signal.SIGSTOP)
         sys.argv = ["dsctl", *asked["arguments"]]
@@ -112,6 +115,24 @@ def _become(asked: dict[str, Any]) -> NoReturn:
         code = 1
     finally:
         _end(code)
+
+
+def _end_after(place: str, times: int) -> None:
+    """End this process right after a call of a function, wherever its name stands for it."""
+    module, _, name = place.rpartition(".")
+    owner = pkgutil.resolve_name(module)
+    real, left = getattr(owner, name), [times]
+
+    def ending(*arguments: Any, **options: Any) -> Any:
+        result = real(*arguments, **options)
+        left[0] -= 1
+        if not left[0]:
+            os._exit(9)
+        return result
+
+    for holder in (owner, *(held for key, held in list(sys.modules.items()) if key.startswith("dsctl."))):
+        if getattr(holder, name, None) is real:
+            setattr(holder, name, ending)
 
 
 def _end(code: int) -> NoReturn:
