@@ -1,4 +1,4 @@
-"""`dsctl plan`: what it takes to hold and serve a checkpoint, from its description alone."""
+"""`dsctl plan`: the disk, memory and ranks that a checkpoint needs, from its description alone."""
 
 from __future__ import annotations
 
@@ -8,40 +8,36 @@ import typer
 
 from dsctl.cli.groups import PrintOptions, RankOptions, verb
 from dsctl.cli.options import Html, Local, Remote
+from dsctl.cli.sizing import Context, Gpu, MustFit, Reserved, accelerators
 from dsctl.cli.sources import located
-from dsctl.core.errors import UsageError
+from dsctl.core.choices import choose
+from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
-from dsctl.look.accelerators import ACCELERATORS, accelerator
-from dsctl.look.capacity import USUAL_TP, Cache, check, check_formats
+from dsctl.look.capacity import STORED, USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
 from dsctl.look.costs import CACHE_FORMATS
 from dsctl.look.description import Description
+from dsctl.look.fitting import Must, Reserve, Subject
 from dsctl.look.source import describe
 from dsctl.plan.recipes import recipe as named_recipe
 from dsctl.show.capacity import sections
 from dsctl.show.capacity_facts import Considered, as_json
 from dsctl.show.drawing import ready, save
+from dsctl.show.fits import spread_words, unmet
 from dsctl.show.sections import show
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
 To = Annotated[
-    list[str] | None, typer.Option("--to", metavar="FORMAT", help="A format to consider, such as bf16; repeatable.")
+    list[str] | None, typer.Option("--to", metavar="FORMAT", help="Consider this format, such as bf16; repeatable.")
 ]
 Recipe = Annotated[
     list[str] | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="A recipe to consider, with its bytes per role; repeatable."),
+    typer.Option("--recipe", metavar="NAME|FILE", help="Consider this recipe, with its bytes per role; repeatable."),
 ]
-Gpu = Annotated[
-    list[str] | None, typer.Option("--gpu", metavar="NAME", help="h100, h200, b200, mi300x, ...; repeatable.")
-]
-Context = Annotated[
-    int | None,
-    typer.Option("--context", metavar="N", min=1, max=1 << 32, help="Tokens per sequence [the published context]."),
-]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Sequences at a time.")]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Count this many sequences.")]
 Kv = Annotated[
     str | None,
-    typer.Option("--kv", metavar="FORMAT", help="Format of the KV cache: bf16 or fp8 [bf16; fp8 for V4]."),
+    typer.Option("--kv", metavar="FORMAT", help="Store the KV cache as bf16 or fp8 [bf16; fp8 for V4]."),
 ]
 
 
@@ -53,6 +49,8 @@ def plan(
     to: To = None,
     recipe: Recipe = None,
     gpu: Gpu = None,
+    reserve: Reserved = None,
+    must_fit: MustFit = None,
     context: Context = None,
     batch: Batch = 1,
     kv: Kv = None,
@@ -61,17 +59,21 @@ def plan(
     html: Html = None,
     printing: PrintOptions,
 ) -> None:
-    """Estimate disk, memory per rank and KV cache, and check which sizes of TP, EP and PP are possible.
+    """Estimate disk, per-GPU memory and KV cache, and check which TP, EP and PP sizes are valid.
 
-    Weights are not read; nothing is written.
+    Reads headers or the built-in description of a release, never weights. Writes nothing.
+
+    Exits 30 if no considered format can be split over the given --tp, --ep and --pp. Exits 50 if --must-fit is not met.
 
     Examples:
 
         dsctl plan v3.2
 
-        dsctl plan v3.2 --tp 8 --ep 8 --context 131072 --batch 16 --gpu h200
+        dsctl plan v3.2 --tp 8 --ep 8 --context 128k --batch 16 --gpu h200
 
         dsctl plan r1 --tp 32 --to bf16
+
+        dsctl plan v3.2 --must-fit h200x8
 
         dsctl plan v3.2 --recipe w4a8-experts --tp 8
 
@@ -79,30 +81,62 @@ def plan(
     """
     if html is not None:
         ready(html, (source,))
-    if kv is not None and kv not in CACHE_FORMATS:
-        raise UsageError(f"--kv: {kv!r} is unknown", hint=" or ".join(CACHE_FORMATS))
+    if kv is not None:
+        choose(kv, CACHE_FORMATS, "format", "--kv")
     check_formats(to or ())
     recipes = tuple(map(named_recipe, recipe or ()))
-    accelerators = [accelerator(name) for name in gpu] if gpu else list(ACCELERATORS.values())
+    devices, demands = accelerators(gpu), list(must_fit or ())
+    form = _must_format([*(to or ()), *(one.name for one in recipes)]) if demands else STORED
     description = describe(located(source, remote, local))
     if not description.known:
-        raise UsageError(f"{source}: its architecture is unknown, so that nothing can be said of cuts and caches")
-    spread, cache = _spread(description, ranks), Cache.of(description, context, batch, kv)
+        raise UsageError(f"{source}: the architecture is unknown, so that cuts and caches cannot be computed")
+    spreads, exact = _spreads(description, ranks)
+    if exact:
+        _check_counts(demands, spreads[0])
+    cache = Cache.of(description, context, batch, kv)
     formats = wanted_formats(description, tuple(to or ()), recipes)
-    facts = as_json(description, Considered(formats, spread, cache, accelerators))
-    output, found = printing.output(), list(sections(description, facts, [one.name for one in recipes]))
+    kept = reserve or Reserve()
+    facts = as_json(description, Considered(formats, spreads, cache, devices, kept, demands, form, exact))
+    output, found = printing.output(), list(sections(description, facts, [one.name for one in recipes], not gpu))
     output.data(facts)
     show(found, output)
     if html is not None:
         from dsctl.show.pages.capacity import capacity
 
         save(capacity(facts, description.origin.sentence, found[1:]), html)
+    cut = [one["ranks"][0] for one in facts["formats"].values() if exact and one["ranks"][0]["cuts"]]
+    if cut and len(cut) == len(formats):
+        sizes = {name: Subject.of(description, one, cache, kept).sizes(spreads[0].ep) for name, one in formats.items()}
+        work = "; ".join(f"{name}: {', '.join(map(str, fits)) or 'none'}" for name, fits in sizes.items())
+        what = f"{description.name}: cannot be split over {spread_words(cut[0])}: {cut[0]['cuts'][0]['why']}"
+        raise PlanError(what, hint=f"--tp sizes that work: {work}")
+    failed = unmet(facts)
+    if failed:
+        raise failed
 
 
-def _spread(description: Description, sizes: RankOptions) -> list[Ranks]:
-    """The numbers of ranks to weigh: those that are asked for, or the usual ones."""
+def _spreads(description: Description, sizes: RankOptions) -> tuple[list[Ranks], bool]:
+    """The numbers of ranks to consider, and whether a person gave them: one if so, else the usual ones."""
     if not any((sizes.tp, sizes.ep, sizes.pp)):
-        return [Ranks(number) for number in USUAL_TP]
+        return [Ranks(number) for number in USUAL_TP], False
     asked = Ranks(sizes.tp or 1, sizes.ep or 1, sizes.pp or 1)
     check(description, asked)
-    return [asked]
+    return [asked], True
+
+
+def _must_format(names: list[str]) -> str:
+    """The format that --must-fit is about: the given one, or as stored."""
+    if len(names) > 1:
+        raise UsageError(f"--must-fit: {len(names)} formats are given", hint="give at most one --to or --recipe")
+    return names[0] if names else STORED
+
+
+def _check_counts(demands: list[Must], ranks: Ranks) -> None:
+    """Refuse a demand for a different number of accelerators than there are ranks."""
+    for one in demands:
+        if one.count != ranks.world:
+            given = f"--tp {ranks.tp}, --ep {ranks.ep} and --pp {ranks.pp} make {ranks.world}"
+            raise UsageError(
+                f"--must-fit {one.text}: is for {one.count} ranks, but {given}",
+                hint="give matching sizes, or none of them to try every split",
+            )

@@ -1,11 +1,11 @@
-"""What it takes to hold and serve a checkpoint: bytes per rank, cache, disk, and which cuts go through blocks. Numbers.
+"""The memory that a checkpoint needs to be stored and served: bytes per rank, KV cache, disk, and illegal cuts. Numbers.
 
-How ranks share a model: dsctl/layouts/ranks.py. docs/costs.md tells more.
+dsctl/layouts/ranks.py defines how ranks share a model; docs/costs.md explains the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ from dsctl.checkpoint.groups import Group
 from dsctl.checkpoint.quantization import quantization_config
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
-from dsctl.core.errors import UsageError
-from dsctl.core.params import Family, Param
+from dsctl.core.choices import choose
+from dsctl.core.params import Family, Param, Unit
 from dsctl.layouts.ranks import Ranks, main_layers, stages
 from dsctl.layouts.ranks import check as check_ranks
 from dsctl.look.costs import BF16, Attention, Kept, attention, kept
@@ -26,16 +26,16 @@ from dsctl.plan.recipes import Recipe
 from dsctl.plan.request import KEEP, RECIPE, Request
 
 STORED = "as stored"
-# Tokens of context where nothing says how many.
+# The context in tokens if neither a release nor a config gives one.
 UNKNOWN_CONTEXT = 4096
 USUAL_TP = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What sequences keep: `batch` of them with `context` tokens each, entries in a format of `CACHE_FORMATS`.
+    """The KV cache of `batch` sequences with `context` tokens each, entries in a format of `CACHE_FORMATS`.
 
-    `why` says where `context` comes from: asked, published, max_position_embeddings or default.
+    `why` is the origin of `context`: asked, published, max_position_embeddings or default.
     """
 
     attention: Attention | None
@@ -46,10 +46,10 @@ class Cache:
 
     @classmethod
     def of(cls, description: Description, context: int | None, batch: int, format_: str | None) -> Cache:
-        """The cache of a description, in the format usual for its attention where none is given.
+        """The cache of a description. Without a format, it is the usual one of the description's attention.
 
-        Without a context it is the published one, as far as the config allows it; if none is known, what the config
-        allows; if it does not say, 4,096.
+        Without a context, the cache takes the published context if the config allows it, then the longest context that
+        the config allows, then 4,096 tokens.
         """
         published, longest, why = description.published_context, description.positions, "asked"
         if context is None and published is not None and published <= (longest or published):
@@ -60,21 +60,44 @@ class Cache:
         return cls(found, context, batch, format_ or (found.usual if found else BF16), why)
 
     def layer_bytes(self, layer: int) -> int:
-        """Bytes that one sequence keeps for one main layer."""
+        """Bytes of one sequence in one main layer."""
         return self.attention.kept(layer, self.context, self.format).nbytes if self.attention else 0
 
     @property
     def sequence(self) -> Kept:
-        """What one sequence keeps, all main layers together."""
+        """Bytes of one sequence in all main layers."""
         return kept(self.attention, self.context, self.format) if self.attention else Kept()
 
 
+class Stage(NamedTuple):
+    """The share of one rank of a pipeline stage: main layers, bytes of weights, bytes of cache per sequence."""
+
+    layers: int
+    weights: int
+    sequence: int
+
+
 class Load(NamedTuple):
-    """The fullest rank: bytes of weights and of caches."""
+    """The bytes that ranks hold, stage by stage; each rank caches `sequences` sequences of the batch."""
 
     ranks: Ranks
-    weights: int
-    cache: int
+    stages: tuple[Stage, ...]
+    sequences: int
+
+    @property
+    def fullest(self) -> Stage:
+        """The stage whose ranks hold most, weights and cache together."""
+        return max(self.stages, key=lambda stage: stage.weights + self.sequences * stage.sequence)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights on the fullest rank."""
+        return self.fullest.weights
+
+    @property
+    def cache(self) -> int:
+        """Bytes of cache on the fullest rank."""
+        return self.sequences * self.fullest.sequence
 
     @property
     def nbytes(self) -> int:
@@ -82,28 +105,29 @@ class Load(NamedTuple):
 
 
 def check(description: Description, ranks: Ranks) -> None:
-    """Refuse sizes that do not fit together or the model; raises as `dsctl.layouts.ranks.check`."""
+    """Refuse sizes that contradict each other or the model; raises as `dsctl.layouts.ranks.check`."""
     check_ranks((group.family for group in description.known), ranks, description.name)
 
 
 def check_formats(names: Iterable[str]) -> None:
-    """Refuse names of formats that there are not.
+    """Refuse unknown names of formats.
 
     Raises:
         UsageError: with the first of them.
     """
-    unknown = [name for name in names if name not in CODECS]
-    if unknown:
-        raise UsageError(f"--to: {unknown[0]!r} is unknown", hint=f"known: {', '.join(CODECS)}")
+    for name in names:
+        choose(name, CODECS, "format", "--to")
 
 
 def formats(
     description: Description, names: tuple[str, ...] = (), asked: tuple[Recipe, ...] = ()
 ) -> dict[str, Formats]:
-    """The choice for codecs and recipes by name, and for what is stored now: those named, or the two of most releases.
+    """The formats to consider, by name: as stored, then the codecs `names` and the recipes `asked`.
+
+    Without either, bf16 and fp8-block follow, unless the checkpoint is stored so.
 
     Raises:
-        UsageError: a name is unknown. PlanError: a recipe does not fit the parameters, or loaders.
+        UsageError: a name is unknown. PlanError: the parameters or the loaders do not support a recipe.
     """
     check_formats(names)
     stored = {group.codec for group in description.known if group.family.quantizable}
@@ -119,18 +143,18 @@ def formats(
 
 
 def _check(description: Description, to: Formats) -> None:
-    """Refuse what a conversion would refuse."""
+    """Refuse a recipe that a conversion would refuse."""
     recipes.check(to.rules, (param for group in description.known for param in group.params))
     quantization_config([(param, codec) for group, codec in stored(description, to) for param in group.params])
 
 
 def stored(description: Description, to: Formats) -> list[tuple[Group, Codec]]:
-    """Every group and how it would be stored after a conversion; groups are parted where a recipe parts them."""
+    """Every group with its codec after a conversion; a group that a recipe divides yields one pair per codec."""
     return [chosen for group in description.known for chosen in _parted(group, to)]
 
 
 def _parted(group: Group, to: Formats) -> Iterator[tuple[Group, Codec]]:
-    """The parts of a group for which there is one answer, and that."""
+    """The parts of a group that get the same codec, with that codec."""
     if not any(rule.match for rule in to.rules):
         yield group, to.codec(Param(group.family.template, group.family, None, None), group.codec)
         return
@@ -146,13 +170,13 @@ def nbytes(codec: Codec, shape: tuple[int, ...]) -> int:
 
 
 def disk(description: Description, to: Formats) -> int:
-    """Tensor bytes on disk in a format, kept scales included."""
+    """Tensor bytes on disk in a format, including kept scales."""
     tensors = sum(each for formats in roles(description, to).values() for each in formats.values())
     return tensors + kept_scales(description, to)
 
 
 def roles(description: Description, to: Formats) -> dict[str, dict[str, int]]:
-    """Tensor bytes by role and format, kept scales left out."""
+    """Tensor bytes by role and format, without kept scales."""
     found: dict[str, dict[str, int]] = {}
     for group, codec in stored(description, to):
         formats = found.setdefault(group.family.group, {})
@@ -161,9 +185,9 @@ def roles(description: Description, to: Formats) -> dict[str, dict[str, int]]:
 
 
 def kept_scales(description: Description, to: Formats) -> int:
-    """Bytes of the original scales that a decoding from blocks keeps aside, to restore them one day.
+    """Bytes of the original scales that a conversion from blocks keeps, so that the way back is exact.
 
-    Of scales that follow from the values, as those of V4's experts do, the odd ones alone are kept: they do not count.
+    If scales follow from the values, as those of V4's experts do, only the exceptions are kept. They are not counted.
     """
     total = 0
     for group, codec in () if to.rules else stored(description, to):
@@ -174,29 +198,37 @@ def kept_scales(description: Description, to: Formats) -> int:
 
 
 def load(description: Description, ranks: Ranks, to: Formats, cache: Cache) -> Load:
-    """The fullest rank. All heads share what is cached: every tensor-parallel rank keeps the whole of it."""
-    stage_of_layer = stage_of(description, ranks.pp)
-    weights, caches = [0] * ranks.pp, [0] * ranks.pp
-    for group, codec in stored(description, to):
+    """The bytes that ranks hold in a format."""
+    return load_of(stored(description, to), ranks, cache)
+
+
+def load_of(stored: Sequence[tuple[Group, Codec]], ranks: Ranks, cache: Cache) -> Load:
+    """The bytes that ranks hold of groups, each stored by its codec.
+
+    All heads share the cached vectors, so that every tensor-parallel rank keeps the whole cache of its sequences.
+    """
+    stage_of_layer = stages(main_layers(group.family for group, _ in stored), ranks.pp)
+    layers, weights, sequence = [0] * ranks.pp, [0] * ranks.pp, [0] * ranks.pp
+    for group, codec in stored:
         each = nbytes(codec, part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
         if not group.layers:
             weights[-1 if group.family.last else 0] += each
         for layer in group.layers:
             weights[stage_of_layer.get(layer, ranks.pp - 1)] += each
-    sequences = -(-cache.batch // ranks.copies)
     for layer, stage in stage_of_layer.items():
-        caches[stage] += sequences * cache.layer_bytes(layer)
-    fullest = max(range(ranks.pp), key=lambda stage: weights[stage] + caches[stage])
-    return Load(ranks, weights[fullest], caches[fullest])
+        layers[stage] += 1
+        sequence[stage] += cache.layer_bytes(layer)
+    shares = tuple(map(Stage, layers, weights, sequence))
+    return Load(ranks, shares, -(-cache.batch // ranks.copies))
 
 
 def stage_of(description: Description, pp: int) -> dict[int, int]:
-    """The stage of every main layer; MTP layers go with the last."""
+    """The pipeline stage of every main layer; MTP layers belong to the last stage."""
     return stages(main_layers(group.family for group in description.known), pp)
 
 
 def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
-    """The shape of what one rank holds of a parameter, the largest where it does not divide."""
+    """The shape of one rank's part of a parameter; the largest part if the length does not divide."""
     cut = ranks.cut(family)
     if family.split is None:
         return family.shape
@@ -206,7 +238,16 @@ def part(family: Family, ranks: Ranks) -> tuple[int, ...]:
 
 
 def cuts(description: Description, ranks: Ranks, to: Formats) -> Iterator[Cut]:
-    """The cuts that cannot be made: heads, groups or a length do not divide, or a part would begin within a block."""
-    families = ((group.family, codec) for group, codec in stored(description, to))
+    """The illegal cuts: heads, groups or a length do not divide, or a part would begin within a block."""
+    yield from cuts_of(description, stored(description, to), ranks)
+
+
+def cuts_of(description: Description, stored: Sequence[tuple[Group, Codec]], ranks: Ranks) -> Iterator[Cut]:
+    """The illegal cuts of groups, each stored by its codec."""
+    yield from illegal(((group.family, codec) for group, codec in stored), ranks, units(description))
+
+
+def units(description: Description) -> Sequence[Unit]:
+    """The heads and groups of the architecture's attention, which a cut keeps whole."""
     model = description.contents.model
-    yield from illegal(families, ranks, model.units(description.config) if model else ())
+    return model.units(description.config) if model else ()

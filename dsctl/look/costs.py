@@ -1,6 +1,6 @@
-"""What attention costs per token: cache bytes, bytes read and arithmetic, as functions of the context. Formulas only.
+"""The costs of attention per token: cache bytes, bytes read and arithmetic, as functions of the context. Formulas only.
 
-docs/costs.md has every formula with an example. Sources: MLA and its cache, DeepSeek-V2 paper (arXiv 2405.04434),
+docs/costs.md gives every formula with an example. Sources: MLA and its cache, DeepSeek-V2 paper (arXiv 2405.04434),
 sections 2.1.2 and 2.1.3; the indexer and the token selection, DeepSeek-V3.2 report, section 2.1; cache layouts,
 vllm-project/vllm v1/attention/backends/mla/flashmla_sparse.py and deepseek-ai/DeepSeek-V3.2-Exp inference/model.py;
 compressed attention, DeepSeek-V4 report (arXiv 2606.19348) and deepseek-ai/DeepSeek-V4-Flash inference/model.py.
@@ -18,24 +18,23 @@ from dsctl.core.attention import Compressed, Latent, Sizes
 if TYPE_CHECKING:
     from dsctl.look.description import Description
 
-# The FP8 latent cache of sparse attention keeps one float32 scale per so many values of the latent vector, and the
-# rotary part in BF16.
+# The FP8 latent cache of sparse attention: values of the latent vector per float32 scale. The rotary part is BF16.
 LATENT_GROUP = 128
-# The indexer's key cache has one float32 scale per so many FP8 values.
+# The key cache of an indexer: FP8 values per float32 scale.
 INDEX_GROUP = 128
-# Entries of compressed attention in FP8: one E8M0 scale per so many values, and as a whole so many bytes or a multiple.
+# FP8 entries of compressed attention: values per E8M0 scale, and the number of bytes that the size is a multiple of.
 ENTRY_GROUP, ENTRY_STEP = 64, 8
-# The keys of its indexer are FP4, with one E8M0 scale per so many values.
+# FP4 keys of its indexer: values per E8M0 scale.
 FP4_GROUP = 32
-# A group that a compressor has not finished is kept in float32: values, and scores that weigh them.
+# A compressor keeps an unfinished group in float32: values, and the scores that weight them.
 STATE_BYTES = 2 * 4
 BF16, FP8 = "bf16", "fp8"
 CACHE_FORMATS = (BF16, FP8)
 
 
 class Kept(NamedTuple):
-    """Bytes that a sequence keeps. `entries` and `keys` (of indexers) grow with the context; `window` and `state` (of
-    compressors) do not, once the context is as long as the window."""
+    """Bytes of one sequence. `entries` and `keys` (of indexers) grow with the context; `window` and `state` (of
+    compressors) stop growing when the context fills the window."""
 
     entries: int = 0
     keys: int = 0
@@ -48,7 +47,7 @@ class Kept(NamedTuple):
 
 
 class Attention(Protocol):
-    """The costs of attention of one kind. The prediction layers do not count."""
+    """The costs of one kind of attention, without MTP layers."""
 
     @property
     def layers(self) -> int:
@@ -56,31 +55,35 @@ class Attention(Protocol):
 
     @property
     def usual(self) -> str:
-        """The format of `CACHE_FORMATS` in which costs are told where none is asked for."""
+        """The default format of `CACHE_FORMATS`."""
 
     @property
     def keys(self) -> str:
         """The format of the indexers' keys."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether every token adds the same bytes to the cache, and a sequence adds no fixed bytes."""
+
     def cache_bytes(self, format_: str = BF16) -> float:
-        """Bytes that a token adds to the cache for good, all layers together, without the indexers' keys."""
+        """Bytes that a token adds to the cache in all layers, without the indexers' keys."""
 
     def index_bytes(self) -> float:
-        """Bytes that a token adds to the keys of all indexers together."""
+        """Bytes that a token adds to the keys of all indexers."""
 
     def kept(self, layer: int, context: int, format_: str = BF16) -> Kept:
-        """What a sequence of `context` tokens keeps for one main layer."""
+        """Bytes of a sequence of `context` tokens in one main layer."""
 
     def read_bytes(self, context: int, format_: str = BF16) -> int:
         """Bytes of cache that one new token reads."""
 
     def work(self, context: int) -> int:
-        """Floating-point operations of one new token that grow with the context; a multiply and an add are two."""
+        """Floating-point operations of one new token that grow with the context. A multiply-add counts as two."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
-    """MLA, with an indexer that chooses tokens or without."""
+    """MLA, with or without an indexer that selects tokens."""
 
     sizes: Latent
 
@@ -90,7 +93,7 @@ class LatentAttention:
 
     @property
     def indexers(self) -> int:
-        """Layers with an indexer of their own; 0 where attention is full."""
+        """Layers with an indexer of their own; 0 if attention is full."""
         return len(self.sizes.indexed)
 
     @property
@@ -101,12 +104,16 @@ class LatentAttention:
     def keys(self) -> str:
         return FP8
 
-    def layer_bytes(self, format_: str = BF16) -> int:
-        """Bytes of latent cache per token in one layer: kv_lora_rank + qk_rope_head_dim values, for all heads.
+    @property
+    def linear(self) -> bool:
+        return True
 
-        FP8 of full attention: every value as one byte, 576 in V3 (vLLM 0.32, mla_attention.py). FP8 of sparse
-        attention: the latent part as E4M3 with a float32 scale per 128 values, the rotary part still BF16; 656 in V3.2
-        (deepseek-ai/FlashMLA README; vLLM, flashmla_sparse.py).
+    def layer_bytes(self, format_: str = BF16) -> int:
+        """Bytes of latent cache per token in one layer: kv_lora_rank + qk_rope_head_dim values, shared by all heads.
+
+        FP8 with full attention stores every value in one byte: 576 in V3 (vLLM 0.32, mla_attention.py). FP8 with
+        sparse attention stores the latent part in E4M3 with a float32 scale per 128 values, and the rotary part in
+        BF16: 656 in V3.2 (deepseek-ai/FlashMLA README; vLLM, flashmla_sparse.py).
         """
         latent, rotary = self.sizes.latent, self.sizes.rotary
         if format_ == FP8 and not self.indexers:
@@ -116,7 +123,7 @@ class LatentAttention:
         return 2 * (latent + rotary)
 
     def indexer_bytes(self) -> int:
-        """Bytes of key cache per token of one indexer: an FP8 key, with a float32 scale per 128 values.
+        """Bytes of key cache per token of one indexer: an FP8 key with a float32 scale per 128 values.
 
         132 in V3.2 (deepseek-ai/DeepSeek-V3.2-Exp inference/model.py: k_cache, k_scale_cache).
         """
@@ -133,7 +140,7 @@ class LatentAttention:
         return Kept(self.layer_bytes(format_) * context, keys * context)
 
     def full(self) -> LatentAttention:
-        """The same sizes without an indexer: every query attends to every earlier token."""
+        """The same sizes with full attention: every query attends to every earlier token."""
         return LatentAttention(replace(self.sizes, indexed=(), index_heads=0, index_size=0, topk=0))
 
     def attended(self, context: int) -> int:
@@ -141,13 +148,13 @@ class LatentAttention:
         return min(context, self.sizes.topk) if self.sizes.topk else context
 
     def read_bytes(self, context: int, format_: str = BF16) -> int:
-        """The latents that it attends to, and every indexer key."""
+        """The latents that the token attends to, and every indexer key."""
         return self.cache_bytes(format_) * self.attended(context) + self.index_bytes() * context
 
     def work(self, context: int) -> int:
-        """Attention in MLA's multi-query form, per head and attended token: a dot product with latent and rotary part,
-        and a weighted sum of latents. That is how decoding runs; prefill in multi-head form takes less
-        (docs/costs.md). Indexer, per head and every token: a dot product, and its weighted sum.
+        """Attention in MLA's multi-query form, per head and attended token: a dot product with the latent and the
+        rotary part, and a weighted sum of latents. Decoding runs in this form; prefill in multi-head form takes less
+        (docs/costs.md). The indexer, per head and token: a dot product and its weighted sum.
         """
         one = self.sizes
         attention = one.layers * one.heads * 2 * (2 * one.latent + one.rotary) * self.attended(context)
@@ -156,7 +163,7 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True)
 class CompressedAttention:
-    """V4's attention: a window of tokens, and entries that stand for 4 or 128 tokens before it."""
+    """V4's attention: a window of tokens, and entries that each represent 4 or 128 earlier tokens."""
 
     sizes: Compressed
 
@@ -172,10 +179,14 @@ class CompressedAttention:
     def keys(self) -> str:
         return "fp4"
 
-    def entry_bytes(self, format_: str = FP8) -> int:
-        """Bytes of one entry, of the window or compressed, for all heads.
+    @property
+    def linear(self) -> bool:
+        return False
 
-        FP8: the rotary part in BF16, the rest E4M3 with an E8M0 scale per 64 values, filled up to a multiple of 8
+    def entry_bytes(self, format_: str = FP8) -> int:
+        """Bytes of one entry, in the window or compressed, shared by all heads.
+
+        FP8: the rotary part in BF16, the rest in E4M3 with an E8M0 scale per 64 values, padded to a multiple of 8
         bytes; 448 + 7 + 128 + 1 = 584 in V4 (vLLM's notes on V4 for XPU; arXiv 2606.19348).
         """
         size, rotary = self.sizes.size, self.sizes.rotary
@@ -185,7 +196,7 @@ class CompressedAttention:
         return -(-each // ENTRY_STEP) * ENTRY_STEP
 
     def key_bytes(self) -> int:
-        """Bytes of an indexer's key for one entry: FP4 with an E8M0 scale per 32 values; 64 + 4 = 68 in V4."""
+        """Bytes of one indexer key: FP4 with an E8M0 scale per 32 values; 64 + 4 = 68 in V4."""
         return -(-self.sizes.index_size // 2) + -(-self.sizes.index_size // FP4_GROUP)
 
     def cache_bytes(self, format_: str = BF16) -> float:
@@ -206,17 +217,17 @@ class CompressedAttention:
         return Kept(entry * many, keys, entry * window, self.state_bytes(ratio))
 
     def state_bytes(self, ratio: int) -> int:
-        """Bytes that the compressors of one layer keep of groups not finished, values and scores in float32.
+        """Bytes of unfinished groups in the compressors of one layer: values and scores in float32.
 
-        Overlapping groups have twice the tokens in twice the width, and a compressor of the indexer's keys beside
-        theirs (deepseek-ai/DeepSeek-V4-Flash inference/model.py: kv_state, score_state).
+        Overlapping groups have twice the tokens and twice the width; a second compressor makes the indexer's keys
+        (deepseek-ai/DeepSeek-V4-Flash inference/model.py: kv_state, score_state).
         """
         if ratio == self.sizes.chosen:
             return STATE_BYTES * 2 * ratio * 2 * (self.sizes.size + self.sizes.index_size)
         return STATE_BYTES * ratio * self.sizes.size
 
     def attended(self, ratio: int, context: int) -> int:
-        """Entries that a query attends to in a layer of this ratio: those of the window, and compressed ones."""
+        """Entries that a query attends to in a layer of this ratio: the window's and the compressed ones."""
         window = min(context, self.sizes.window)
         if not ratio:
             return window
@@ -224,14 +235,14 @@ class CompressedAttention:
         return window + (min(many, self.sizes.topk) if ratio == self.sizes.chosen else many)
 
     def read_bytes(self, context: int, format_: str = BF16) -> int:
-        """The entries that it attends to, and every indexer key."""
+        """The entries that the token attends to, and every indexer key."""
         one = self.sizes
         keys = one.counted(one.chosen) * self.key_bytes() * (context // one.chosen)
         return self.entry_bytes(format_) * sum(self.attended(ratio, context) for ratio in one.ratios) + keys
 
     def work(self, context: int) -> int:
-        """Per head and attended entry: a dot product and a weighted sum, both as wide as an entry. Indexer, per head
-        and entry: a dot product. Projections, compressors and norms do not grow with the context.
+        """Per head and attended entry: a dot product and a weighted sum, both as wide as an entry. The indexer, per
+        head and entry: a dot product. Projections, compressors and norms do not grow with the context.
         """
         one = self.sizes
         attention = 4 * one.heads * one.size * sum(self.attended(ratio, context) for ratio in one.ratios)
@@ -239,23 +250,23 @@ class CompressedAttention:
 
 
 def _number(value: Fraction) -> float:
-    """A whole number as one."""
+    """An int if the fraction is a whole number, else a float."""
     return value.numerator if value.denominator == 1 else float(value)
 
 
 def costs(sizes: Sizes | None) -> Attention | None:
-    """The costs of attention of these sizes."""
+    """The costs of attention with these sizes; None without sizes."""
     if sizes is None:
         return None
     return LatentAttention(sizes) if isinstance(sizes, Latent) else CompressedAttention(sizes)
 
 
 def attention(description: Description) -> Attention | None:
-    """The costs of a description's attention, or None where its config does not give the sizes."""
+    """The costs of a description's attention, or None if its config does not give the sizes."""
     model = models.MODELS[description.model] if description.model else None
     return costs(model.attention(description.config)) if model else None
 
 
 def kept(attention: Attention, context: int, format_: str = BF16) -> Kept:
-    """What a sequence of `context` tokens keeps, all main layers together."""
+    """Bytes of a sequence of `context` tokens in all main layers."""
     return Kept(*map(sum, zip(*(attention.kept(n, context, format_) for n in range(attention.layers)), strict=True)))

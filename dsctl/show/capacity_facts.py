@@ -1,4 +1,4 @@
-"""What it takes to hold and serve a checkpoint, as stable JSON: bytes per rank, what fits where, what cannot be cut."""
+"""The report of `dsctl plan` as stable JSON: bytes per rank, verdicts per accelerator, and illegal cuts."""
 
 from __future__ import annotations
 
@@ -8,34 +8,49 @@ from typing import Any
 
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import Accelerator
-from dsctl.look.capacity import Cache, Load, cuts, disk, load, roles
+from dsctl.look.capacity import Cache, Load, disk, roles
 from dsctl.look.description import Description
+from dsctl.look.fitting import FITS, NO, SPLIT, TIGHT, Fit, Must, Reserve, Subject, best, fit
+from dsctl.plan.cuts import Cut
 from dsctl.plan.formats import Formats
+
+# The machine's word for a verdict that is not `fits`.
+_WHY = {TIGHT: "reserve", NO: "memory", SPLIT: "cuts"}
 
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """What a checkpoint is weighed as and on: formats by name, numbers of ranks, a cache, accelerators."""
+    """The choices of a plan: formats by name, numbers of ranks, a cache, accelerators and a reserve.
+
+    `must` are demands, each for the format `must_format` and either for exactly the given ranks (`exact`) or for any
+    split.
+    """
 
     formats: dict[str, Formats]
     ranks: Sequence[Ranks]
     cache: Cache
     accelerators: Sequence[Accelerator]
+    reserve: Reserve
+    must: Sequence[Must] = ()
+    must_format: str = ""
+    exact: bool = False
 
 
 def as_json(description: Description, considered: Considered) -> dict[str, Any]:
-    """Every number of the report, as stable JSON: docs/costs.md says what is in it."""
-    cache = considered.cache
+    """Every number of the report as stable JSON; docs/costs.md describes the fields."""
+    cache, reserve = considered.cache, considered.reserve
+    subjects = {name: Subject.of(description, to, cache, reserve) for name, to in considered.formats.items()}
+    loads = {
+        name: [(one.load(ranks), one.cuts(ranks)) for ranks in considered.ranks] for name, one in subjects.items()
+    }
     formats = {
         name: {
-            "disk_bytes": disk(description, codec),
-            "roles": roles(description, codec),
-            "ranks": [
-                _rank_json(load(description, ranks, codec, cache)) | {"cuts": _cuts_json(description, ranks, codec)}
-                for ranks in considered.ranks
-            ],
+            "disk_bytes": disk(description, to),
+            "roles": roles(description, to),
+            "units": subjects[name].units,
+            "ranks": [_rank_json(load, cuts) for load, cuts in loads[name]],
         }
-        for name, codec in considered.formats.items()
+        for name, to in considered.formats.items()
     }
     return {
         "source": description.name,
@@ -48,19 +63,23 @@ def as_json(description: Description, considered: Considered) -> dict[str, Any]:
         "max_position_embeddings": description.positions,
         "batch": cache.batch,
         "cache": _cache_json(cache),
+        "reserve": {
+            "bytes": reserve.nbytes,
+            "share": None if reserve.nbytes is not None else float(reserve.share),
+            "from": "asked" if reserve.asked else "default",
+        },
         "formats": formats,
-        "accelerators": [_accelerator_json(one, formats) for one in considered.accelerators],
+        "accelerators": [_accelerator_json(one, loads, cache, reserve) for one in considered.accelerators],
+        "must_fit": [_must_json(one, considered, subjects[considered.must_format]) for one in considered.must],
     }
 
 
-def _rank_json(load: Load) -> dict[str, Any]:
+def _rank_json(load: Load, cuts: Sequence[Cut]) -> dict[str, Any]:
     ranks = load.ranks
     sizes = {"tp": ranks.tp, "ep": ranks.ep, "pp": ranks.pp, "world": ranks.world}
-    return sizes | {"weights_bytes": load.weights, "cache_bytes": load.cache, "bytes": load.nbytes}
-
-
-def _cuts_json(description: Description, ranks: Ranks, codec: Formats) -> list[dict[str, Any]]:
-    return [cut._asdict() for cut in cuts(description, ranks, codec)]
+    held = {"weights_bytes": load.weights, "cache_bytes": load.cache, "bytes": load.nbytes}
+    shares = {"sequences": load.sequences, "layers": load.fullest.layers}
+    return sizes | held | shares | {"cuts": [cut._asdict() for cut in cuts]}
 
 
 def _cache_json(cache: Cache) -> dict[str, Any] | None:
@@ -82,24 +101,55 @@ def _cache_json(cache: Cache) -> dict[str, Any] | None:
     }
 
 
-def _accelerator_json(one: Accelerator, formats: dict[str, Any]) -> dict[str, Any]:
-    """An accelerator, and by format the first spread that it holds: bytes left on the fullest rank.
+def _accelerator_json(
+    one: Accelerator, loads: dict[str, list[tuple[Load, list[Cut]]]], cache: Cache, reserve: Reserve
+) -> dict[str, Any]:
+    """An accelerator with its verdict by format: the best of the spreads, and each of them."""
+    kept = reserve.of(one.memory)
+    formats = {}
+    for name, pairs in loads.items():
+        fits = [fit(load, cuts, cache, one.memory, kept) for load, cuts in pairs]
+        formats[name] = _fit_json(best(fits)) | {"spreads": [_fit_json(each) for each in fits]}
+    return _device_json(one, kept) | {"formats": formats}
 
-    A spread with cuts that cannot be made does not count: `why` is cuts where all are such, whatever their bytes.
-    """
-    fits: dict[str, Any] = {}
-    for name, facts in formats.items():
-        whole = [rank for rank in facts["ranks"] if not rank["cuts"]]
-        held = [rank for rank in whole if rank["bytes"] <= one.memory]
-        best = min(held, key=lambda rank: rank["world"]) if held else None
-        short = max(0, min(rank["bytes"] for rank in whole or facts["ranks"]) - one.memory)
-        fits[name] = (
-            {
-                "fits": True,
-                **{key: best[key] for key in ("tp", "ep", "pp", "world")},
-                "left_bytes": one.memory - best["bytes"],
-            }
-            if best
-            else {"fits": False, "why": "memory" if whole else "cuts", "short_bytes": short}
-        )
-    return {"name": one.name, "memory_bytes": one.memory, "source": one.source, "formats": fits}
+
+def _device_json(one: Accelerator, kept: int) -> dict[str, Any]:
+    return {
+        "gpu": one.key,
+        "name": one.name,
+        "label_gb": one.label,
+        "memory_bytes": one.memory,
+        "source": one.source,
+        "bandwidth": one.bandwidth,
+        "fp8_units": one.fp8,
+        "fp4_units": one.fp4,
+        "reserve_bytes": kept,
+    }
+
+
+def _fit_json(one: Fit) -> dict[str, Any]:
+    """A verdict on ranks. `left_bytes` and `short_bytes` do not count the reserve."""
+    ranks, cut = one.ranks, one.verdict == SPLIT
+    return {
+        "verdict": one.verdict,
+        "fits": one.verdict == FITS,
+        "why": _WHY.get(one.verdict),
+        "tp": ranks.tp,
+        "ep": ranks.ep,
+        "pp": ranks.pp,
+        "world": ranks.world,
+        "left_bytes": None if cut or one.left < 0 else one.left,
+        "short_bytes": max(0, -one.left),
+        "tokens": one.tokens,
+        "sequences": one.sequences,
+    }
+
+
+def _must_json(must: Must, considered: Considered, subject: Subject) -> dict[str, Any]:
+    """A demand and its answer, with the number of accelerators that would be enough if these are not."""
+    one = must.accelerator
+    found = subject.hold(one, considered.ranks if considered.exact else list(subject.splits(must.count)))
+    more = None if considered.exact or found.verdict == FITS else subject.enough(one, must.count)
+    sizes = {"asked": must.text, "count": must.count, "format": considered.must_format}
+    enough = {"enough": more.ranks.world if more else must.count if found.verdict == FITS else None}
+    return sizes | _device_json(one, subject.reserve.of(one.memory)) | _fit_json(found) | enough

@@ -1,0 +1,161 @@
+"""Whether a checkpoint fits on accelerators, and how many tokens of KV cache fit beside it. Numbers.
+
+A rank fits if its weights, the cache of its sequences and the reserve are at most the memory. docs/costs.md explains
+the reserve and the tokens that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from typing import NamedTuple
+
+from dsctl.checkpoint.groups import Group
+from dsctl.codecs.codec import Codec
+from dsctl.layouts.ranks import Ranks, main_layers
+from dsctl.look.accelerators import Accelerator
+from dsctl.look.capacity import Cache, Load, cuts_of, load_of, stored, units
+from dsctl.look.description import Description
+from dsctl.plan.cuts import Cut, legal_sizes
+from dsctl.plan.formats import Formats
+
+FITS, TIGHT, NO, SPLIT = "fits", "tight", "no", "cannot be split"
+# A share of the memory: vLLM's gpu_memory_utilization was 0.9 for long and is 0.92 now. aiconfigurator's `other_mem`
+# is 3.5 GiB per GPU.
+USUAL_SHARE = Fraction(1, 10)
+# How far a search for enough accelerators doubles their number.
+DOUBLINGS = 5
+
+
+class Reserve(NamedTuple):
+    """Memory of each accelerator that must stay free: bytes, or if they are None a share of the memory."""
+
+    nbytes: int | None = None
+    share: Fraction = USUAL_SHARE
+    asked: bool = False
+
+    def of(self, memory: int) -> int:
+        """Bytes that stay free of `memory` bytes."""
+        return ceil(memory * self.share) if self.nbytes is None else self.nbytes
+
+
+class Fit(NamedTuple):
+    """How ranks fit on accelerators of one kind.
+
+    `left` is memory minus weights and cache on the fullest rank, in bytes; below 0, that many are missing. `sequences`
+    (of the cache's context) and `tokens` are the KV cache that fits beside weights and reserve, on all ranks together.
+    They are None if the cuts are illegal or the sizes of the attention unknown.
+    """
+
+    ranks: Ranks
+    verdict: str
+    left: int
+    tokens: int | None
+    sequences: int | None
+
+
+def fit(load: Load, cuts: Sequence[Cut], cache: Cache, memory: int, reserve: int) -> Fit:
+    """How ranks fit into `memory` bytes each, of which `reserve` stay free."""
+    left = memory - load.nbytes
+    if cuts:
+        return Fit(load.ranks, SPLIT, left, None, None)
+    verdict = FITS if left >= reserve else TIGHT if left >= 0 else NO
+    if cache.attention is None:
+        return Fit(load.ranks, verdict, left, None, None)
+    # Each copy serves sequences of its own, and each of its stages keeps a share of every one of them.
+    caching = [stage for stage in load.stages if stage.sequence]
+    rooms = [(max(0, memory - reserve - stage.weights), stage.sequence) for stage in caching]
+    sequences = load.ranks.copies * min(room // each for room, each in rooms)
+    if not cache.attention.linear:
+        return Fit(load.ranks, verdict, left, sequences * cache.context, sequences)
+    tokens = load.ranks.copies * min(room * cache.context // each for room, each in rooms)
+    return Fit(load.ranks, verdict, left, tokens, sequences)
+
+
+def best(fits: Sequence[Fit]) -> Fit:
+    """The fit with fewest ranks that fits, or is tight; else that which misses fewest bytes; else one with cuts."""
+    for verdict in (FITS, TIGHT):
+        held = [one for one in fits if one.verdict == verdict]
+        if held:
+            return min(held, key=lambda one: one.ranks.world)
+    return max([one for one in fits if one.verdict == NO] or fits, key=lambda one: one.left)
+
+
+class Must(NamedTuple):
+    """A demand: the checkpoint fits on `count` accelerators; `text` is how a person wrote it."""
+
+    text: str
+    accelerator: Accelerator
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A checkpoint in one format, with a cache and a reserve: everything that fitting needs but ranks and memory."""
+
+    description: Description
+    groups: Sequence[tuple[Group, Codec]]
+    cache: Cache
+    reserve: Reserve
+
+    @classmethod
+    def of(cls, description: Description, to: Formats, cache: Cache, reserve: Reserve) -> Subject:
+        return cls(description, stored(description, to), cache, reserve)
+
+    @property
+    def units(self) -> list[str]:
+        """The units that multiply such weights as they are stored: fp8, fp4."""
+        codes = {codec.form.codes for _, codec in self.groups}
+        return [unit for unit, code in (("fp8", "e4m3"), ("fp4", "e2m1")) if code in codes]
+
+    def load(self, ranks: Ranks) -> Load:
+        """The bytes that ranks hold."""
+        return load_of(self.groups, ranks, self.cache)
+
+    def cuts(self, ranks: Ranks) -> list[Cut]:
+        """The illegal cuts of these ranks."""
+        return list(cuts_of(self.description, self.groups, ranks))
+
+    def sizes(self, ep: int) -> list[int]:
+        """Tensor-parallel sizes without illegal cuts, for `ep` expert-parallel parts."""
+        families = [(group.family, codec) for group, codec in self.groups]
+        return legal_sizes(families, ep, units(self.description))
+
+    def splits(self, count: int) -> Iterator[Ranks]:
+        """Every split of `count` ranks whose experts and layers divide: fewest stages, then most TP, come first."""
+        families = [group.family for group, _ in self.groups]
+        experts = {family.experts for family in families if family.experts}
+        layers = len(main_layers(families))
+        for pp in _divisors(count):
+            stage = count // pp
+            shared = [Ranks(stage, ep, pp) for ep in _divisors(stage)]
+            copied = [Ranks(tp, stage, pp) for tp in reversed(_divisors(stage)[:-1])]
+            for ranks in (*shared, *copied) if pp <= layers else ():
+                if ranks.ep == 1 or (experts and not any(number % ranks.ep for number in experts)):
+                    yield ranks
+
+    def hold(self, accelerator: Accelerator, splits: Iterator[Ranks] | Sequence[Ranks]) -> Fit:
+        """The first of these splits that fits with the reserve kept; if none fits, the nearest one.
+
+        Cuts are looked up last, because they take longest.
+        """
+        memory, reserve = accelerator.memory, self.reserve.of(accelerator.memory)
+        found = [fit(self.load(ranks), (), self.cache, memory, reserve) for ranks in splits]
+        ordered = [one for one in found if one.verdict == FITS]
+        ordered += sorted((one for one in found if one.verdict != FITS), key=lambda one: -one.left)
+        legal = next((one for one in ordered if not self.cuts(one.ranks)), None)
+        return legal or ordered[0]._replace(verdict=SPLIT, tokens=None, sequences=None)
+
+    def enough(self, accelerator: Accelerator, count: int) -> Fit | None:
+        """The first fit on twice, four times, ... as many accelerators, or None."""
+        for power in range(1, DOUBLINGS + 1):
+            found = self.hold(accelerator, self.splits(count << power))
+            if found.verdict == FITS:
+                return found
+        return None
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
