@@ -108,7 +108,8 @@ def plan(
     if cut and len(cut) == len(formats):
         sizes = {name: Subject.of(description, one, cache, kept).sizes(spreads[0].ep) for name, one in formats.items()}
         work = "; ".join(f"{name}: {', '.join(map(str, fits)) or 'none'}" for name, fits in sizes.items())
-        what = f"{description.name}: cannot be split over {spread_words(cut[0])}: {cut[0]['cuts'][0]['why']}"
+        reasons = ", ".join(dict.fromkeys(one["why"] for one in cut[0]["cuts"]))
+        what = f"{description.name}: cannot be split over {spread_words(cut[0])}: {reasons}"
         raise PlanError(what, hint=f"--tp sizes that work: {work}")
     failed = unmet(facts)
     if failed:
@@ -134,9 +135,9 @@ def _must_format(names: list[str]) -> str:
 def _check_counts(demands: list[Must], ranks: Ranks) -> None:
     """Refuse a demand for a different number of accelerators than there are ranks."""
     for one in demands:
-        if one.count != ranks.world:
+        if one.number != ranks.world:
             given = f"--tp {ranks.tp}, --ep {ranks.ep} and --pp {ranks.pp} make {ranks.world}"
             raise UsageError(
-                f"--must-fit {one.text}: is for {one.count} ranks, but {given}",
+                f"--must-fit {one.text}: is for {one.number} ranks, but {given}",
                 hint="give matching sizes, or none of them to try every split",
             )

@@ -66,7 +66,8 @@ def parse_accelerator(text: str, option: str) -> Accelerator:
     number = _decimal(memory)
     held = int(number * GB) if number else parse_size(memory, option)
     if not name or not held or held >= 1 << 60:
-        raise UsageError(f"{option}: {text!r} is not a name with its memory", hint="write it as mycard=96 or h100=76GiB")
+        hint = "write it as mycard=96 or h100=76GiB"
+        raise UsageError(f"{option}: {text!r} is not a name with its memory", hint=hint)
     known = ACCELERATORS.get(key) or Accelerator(key, name, None, 0, None, None, None, "")
     return known.holding(held, f"given as {text}")
 

@@ -88,7 +88,7 @@ _ROWS: tuple[tuple[str, str, float, tuple[int, str], float, tuple[bool, bool]], 
     ("gaudi3", "Gaudi 3", 128, _tool(131_072, UNSEEN, "hl-smi total"), 3.7, ONLY_FP8),
     ("tpu-v5p", "TPU v5p", 95, (_gib(95.74), "the limit that XLA prints: 95.74 GiB"), 2.765, NEITHER),
     ("tpu-v6e", "TPU v6e", 32, (_gib(31.25), "the limit that XLA prints: 31.25 GiB"), 1.64, NEITHER),
-    ("tpu-v7", "TPU v7, core", 96, (_gib(94.75), "the limit that XLA prints: 94.75 GiB a core, 2 a chip"), 3.7, ONLY_FP8),
+    ("tpu-v7", "TPU v7, core", 96, (_gib(94.75), "the limit that XLA prints: 94.75 GiB per core"), 3.7, ONLY_FP8),
 )
 # fmt: on
 ACCELERATORS: dict[str, Accelerator] = {

@@ -1,4 +1,4 @@
-"""The memory that a checkpoint needs to be stored and served: bytes per rank, KV cache, disk, and illegal cuts. Numbers.
+"""The bytes that storing and serving a checkpoint takes: disk, ranks, KV cache; and illegal cuts. Numbers only.
 
 dsctl/layouts/ranks.py defines how ranks share a model; docs/costs.md explains the numbers.
 """

@@ -84,11 +84,11 @@ def best(fits: Sequence[Fit]) -> Fit:
 
 
 class Must(NamedTuple):
-    """A demand: the checkpoint fits on `count` accelerators; `text` is how a person wrote it."""
+    """A demand: the checkpoint fits on `number` accelerators; `text` is how a person wrote it."""
 
     text: str
     accelerator: Accelerator
-    count: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def sections(
         yield must(facts)
     yield from fits(facts, usual)
     if len(next(iter(facts["formats"].values()))["ranks"]) == 1:
-        yield per_rank(facts)
+        yield from per_rank(facts)
     yield from _cache(facts)
     yield _cuts(facts)
 

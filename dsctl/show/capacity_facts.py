@@ -40,9 +40,7 @@ def as_json(description: Description, considered: Considered) -> dict[str, Any]:
     """Every number of the report as stable JSON; docs/costs.md describes the fields."""
     cache, reserve = considered.cache, considered.reserve
     subjects = {name: Subject.of(description, to, cache, reserve) for name, to in considered.formats.items()}
-    loads = {
-        name: [(one.load(ranks), one.cuts(ranks)) for ranks in considered.ranks] for name, one in subjects.items()
-    }
+    loads = {name: [(one.load(ranks), one.cuts(ranks)) for ranks in considered.ranks] for name, one in subjects.items()}
     formats = {
         name: {
             "disk_bytes": disk(description, to),
@@ -148,8 +146,8 @@ def _fit_json(one: Fit) -> dict[str, Any]:
 def _must_json(must: Must, considered: Considered, subject: Subject) -> dict[str, Any]:
     """A demand and its answer, with the number of accelerators that would be enough if these are not."""
     one = must.accelerator
-    found = subject.hold(one, considered.ranks if considered.exact else list(subject.splits(must.count)))
-    more = None if considered.exact or found.verdict == FITS else subject.enough(one, must.count)
-    sizes = {"asked": must.text, "count": must.count, "format": considered.must_format}
-    enough = {"enough": more.ranks.world if more else must.count if found.verdict == FITS else None}
+    found = subject.hold(one, considered.ranks if considered.exact else list(subject.splits(must.number)))
+    more = None if considered.exact or found.verdict == FITS else subject.enough(one, must.number)
+    sizes = {"asked": must.text, "count": must.number, "format": considered.must_format}
+    enough = {"enough": more.ranks.world if more else must.number if found.verdict == FITS else None}
     return sizes | _device_json(one, subject.reserve.of(one.memory)) | _fit_json(found) | enough

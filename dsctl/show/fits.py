@@ -12,6 +12,8 @@ from dsctl.look.fitting import FITS, NO, SPLIT, TIGHT
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
 
+# The source of each accelerator's memory is printed for this many.
+FEW = 4
 COLUMNS = (
     Column("memory", True, 3),
     Column("verdict"),
@@ -36,12 +38,19 @@ def fits(facts: dict[str, Any], usual: bool) -> Iterator[Section]:
         rows = tuple(_row(name, devices[0], name) for name in names)
         yield Section("Fits?", summary, (Column("weights"), *COLUMNS), rows, notes)
         return
-    for number, name in enumerate(names):
-        rows = tuple(_row(one["name"], one, name) for one in devices)
-        words, told = (summary, ()) if not number else ("", ())
-        told = notes if number == len(names) - 1 else ()
+    for name in names:
         title = f"Fits {name}?" if name == STORED else f"Fits as {name}?"
-        yield Section(title, words, (Column(""), *COLUMNS), rows, told)
+        below = notes if name == names[-1] else ()
+        if all(one["formats"][name]["verdict"] == SPLIT for one in devices):
+            yield Section(title, f"no: {_tried(facts, name)} {SPLIT}", paragraphs=below)
+            continue
+        rows = tuple(_row(one["name"], one, name) for one in devices)
+        yield Section(title, summary, (Column(""), *COLUMNS), rows, below)
+        summary = ""
+
+
+def _tried(facts: dict[str, Any], name: str) -> str:
+    return ", ".join(map(spread_words, facts["formats"][name]["ranks"]))
 
 
 def _row(label: str, device: dict[str, Any], name: str) -> Row:
@@ -73,19 +82,21 @@ def _reserve(facts: dict[str, Any]) -> str:
 
 
 def _notes(facts: dict[str, Any], usual: bool) -> Iterator[str]:
-    """How to read the table: the fewest words that make every column unambiguous."""
+    """The meaning of the columns, the default reserve, and how to choose accelerators."""
     devices = facts["accelerators"]
-    each = [fit for one in devices for fit in one["formats"].values()]
+    verdicts = [fit for one in devices for fit in one["formats"].values() if fit["verdict"] != SPLIT]
+    if not verdicts:
+        return
     words = "Left: memory minus weights and cache on the fullest rank"
-    words += "; tight: less than the reserve is left." if any(fit["verdict"] == TIGHT for fit in each) else "."
-    if any(fit["tokens"] is not None for fit in each):
+    words += "; tight: less than the reserve is left." if any(fit["verdict"] == TIGHT for fit in verdicts) else "."
+    if facts["cache"]:
         fixed = facts["cache"]["window_bytes_per_sequence"]
         words += " Tokens: KV cache that fits beside weights and reserve, on all ranks together"
-        words += f", as whole sequences of {facts['context']:,}." if fixed else "."
+        words += f", in whole sequences of {facts['context']:,}." if fixed else "."
     yield words
     if facts["reserve"]["from"] == "default":
         yield (
-            "Reserve: 10% for activations, buffers and graphs, as vLLM's gpu_memory_utilization of 0.9; "
+            f"Reserve: {_reserve(facts)} for activations, buffers and graphs, as vLLM's gpu_memory_utilization of 0.9; "
             "--reserve SIZE|PERCENT changes it."
         )
     yield from _units(facts)
@@ -94,7 +105,7 @@ def _notes(facts: dict[str, Any], usual: bool) -> Iterator[str]:
             f"{len(devices)} of {len(ACCELERATORS)} accelerators are shown. Choose with --gpu NAME, such as gb200, "
             "h100-nvl or 910b, or --gpu NAME=GB."
         )
-    elif len(devices) <= 4:
+    elif len(devices) <= FEW:
         yield from (f"{one['name']}: {size(one['memory_bytes'])}, {one['source']}{_label(one)}." for one in devices)
 
 
@@ -104,45 +115,46 @@ def _label(device: dict[str, Any]) -> str:
 
 def _units(facts: dict[str, Any]) -> Iterator[str]:
     """The accelerators that hold these weights without units for them."""
-    used = {form for one in facts["formats"].values() for form in one["units"]}
-    for form in sorted(used, reverse=True):
-        lacking = [one["name"] for one in facts["accelerators"] if one[f"{form}_units"] is False]
+    used = {unit for one in facts["formats"].values() for unit in one["units"]}
+    for unit in sorted(used, reverse=True):
+        lacking = [one["name"] for one in facts["accelerators"] if one[f"{unit}_units"] is False]
         if lacking:
-            name = form.upper()
-            yield f"No {name} units: {', '.join(lacking)}. Kernels that decode {name} must exist there; see dsctl formats."
+            kind = unit.upper()
+            yield f"No {kind} units: {', '.join(lacking)}. They need kernels that decode {kind}; see dsctl formats."
 
 
-def per_rank(facts: dict[str, Any]) -> Section:
-    """The fullest rank as a sum, for one spread: weights, cache and reserve beside the memory."""
-    names, devices = list(facts["formats"]), facts["accelerators"]
-    ranks = [facts["formats"][name]["ranks"][0] for name in names]
-    first = ranks[0]
-    label = f"cache, {first['sequences']:,} of {plural(facts['batch'], 'sequence')}"
-    if first["pp"] > 1:
-        label += f", {first['layers']} layers"
+def per_rank(facts: dict[str, Any]) -> Iterator[Section]:
+    """The fullest rank as a sum, for a single spread: weights, cache and reserve beside the memory."""
+    formats, devices = facts["formats"], facts["accelerators"]
+    ranks = {name: of["ranks"][0] for name, of in formats.items() if not of["ranks"][0]["cuts"]}
+    if not ranks:
+        return
+    first = next(iter(ranks.values()))
+    cached = f"cache, {first['sequences']:,} of {plural(facts['batch'], 'sequence')}"
+    cached += f", {plural(first['layers'], 'layer')}" if first["pp"] > 1 else ""
+    columns = (Column(""), *(Column(name, True, rank=n) for n, name in enumerate(ranks)))
     rows = [
-        Row(("weights", *(size(one["weights_bytes"]) for one in ranks))),
-        Row((label, *(size(one["cache_bytes"]) for one in ranks))),
+        Row(("weights", *(size(one["weights_bytes"]) for one in ranks.values()))),
+        Row((cached, *(size(one["cache_bytes"]) for one in ranks.values()))),
     ]
     if len(devices) == 1:
         (one,) = devices
-        kept, memory = one["reserve_bytes"], size(one["memory_bytes"])
-        rows += [
-            Row((f"reserve, {one['name']}", *(size(kept) for _ in ranks))),
-            Row(("sum", *(size(rank["bytes"] + kept) for rank in ranks))),
-            Row((f"memory, {one['name']}", *(memory for _ in ranks))),
-        ]
+        rows.append(Row((f"reserve, {one['name']}", *(size(one["reserve_bytes"]) for _ in ranks))))
+        rows.append(Row(("sum", *(size(rank["bytes"] + one["reserve_bytes"]) for rank in ranks.values()))))
+        rows.append(Row((f"memory, {one['name']}", *(size(one["memory_bytes"]) for _ in ranks))))
     else:
-        rows.append(Row(("sum", *(size(rank["bytes"]) for rank in ranks))))
-        rows += [_with_reserve(one, ranks) for one in devices]
-    columns = (Column(""), *(Column(name, True, rank=n) for n, name in enumerate(names)))
-    return Section("Per rank", f"{spread_words(first)}, the fullest of {plural(first['world'], 'rank')}", columns, tuple(rows))
+        columns += (Column("memory", True),)
+        rows.append(Row(("sum", *(size(rank["bytes"]) for rank in ranks.values()))))
+        rows = [Row((*row.cells, "")) for row in rows]
+        rows += [_with_reserve(one, list(ranks.values())) for one in devices]
+    summary = f"{spread_words(first)}, the fullest of {plural(first['world'], 'rank')}"
+    yield Section("Per rank", summary, columns, tuple(rows))
 
 
 def _with_reserve(device: dict[str, Any], ranks: Sequence[dict[str, Any]]) -> Row:
-    kept, memory = device["reserve_bytes"], size(device["memory_bytes"])
-    sums = (f"{size(rank['bytes'] + kept)} of {memory}" for rank in ranks)
-    return Row((f"+ {size(kept)} reserve, {device['name']}", *sums))
+    kept = device["reserve_bytes"]
+    sums = (size(rank["bytes"] + kept) for rank in ranks)
+    return Row((f"+ {size(kept)} reserve, {device['name']}", *sums, size(device["memory_bytes"])))
 
 
 def must(facts: dict[str, Any]) -> Section:
@@ -181,7 +193,7 @@ def _unmet(source: str, one: dict[str, Any]) -> str:
         return f"{place}: {ranks} splits heads or quantization blocks"
     if one["verdict"] == TIGHT:
         return f"{place}: {ranks} leaves {size(one['left_bytes'])} per GPU, and the reserve is {kept}"
-    return f"{place}: {ranks} is {size(one['short_bytes'])} per GPU short, without the reserve of {kept}"
+    return f"{place}: {ranks} is {size(one['short_bytes'])} per GPU short, even without the reserve of {kept}"
 
 
 def _enough(one: dict[str, Any]) -> str:
