@@ -63,8 +63,11 @@ def parse_accelerator(text: str, option: str) -> Accelerator:
     key = name.lower()
     if not given:
         return ACCELERATORS[choose(key, ACCELERATORS, "accelerator", option)]
-    number = _decimal(memory)
-    held = int(number * GB) if number else parse_size(memory, option)
+    try:
+        number = _decimal(memory)
+        held = int(number * GB) if number is not None else parse_size(memory, option)
+    except UsageError:
+        held = None
     if not name or not held or held >= 1 << 60:
         hint = "write it as mycard=96 or h100=76GiB"
         raise UsageError(f"{option}: {text!r} is not a name with its memory", hint=hint)

@@ -46,6 +46,8 @@ PRINTED = (
     ("plan", "plan v3.2 --tp 8 --gpu h200"),
     ("plan", "plan small --to bf16 --ep 4"),
     ("plan", "plan small --recipe int8"),
+    ("plan", "plan v3.2 --tp 3 --gpu mycard=96.5 --reserve 4GiB"),
+    ("plan", "plan v4-flash --must-fit h100x1 --must-fit h200x8 --must-fit mycard=96x8"),
     ("models", "models"),
     ("formats", "formats"),
     ("tiny", "tiny v3 made --layers 2 --experts 2"),

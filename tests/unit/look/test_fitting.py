@@ -156,7 +156,7 @@ def test_every_possible_split_is_tried_once(count: int) -> None:
 def test_the_first_split_that_fits_is_chosen() -> None:
     one = subject(V32)
     assert one.hold(H200, one.splits(8)).ranks == Ranks(8)
-    # TP 32 goes through blocks and TP 32 EP 2 too; the experts stay whole enough at EP 4.
+    # TP 32 goes through the blocks of dense layers, whatever EP is.
     wide = one.hold(ACCELERATORS["l40s"], one.splits(32))
     assert wide.verdict == FITS and not one.cuts(wide.ranks) and wide.ranks.world == 32
     tried = [ranks for ranks in one.splits(32) if fitted(one, ranks, ACCELERATORS["l40s"].memory).verdict == FITS]
@@ -173,7 +173,7 @@ def test_the_nearest_split_is_chosen_if_none_fits() -> None:
     assert one.enough(replaced(1 << 20), 8) is None
 
 
-def test_a_split_that_cannot_be_is_said_to_be_one() -> None:
+def test_a_split_with_cuts_is_no_fit() -> None:
     one = subject(V32)
     found = one.hold(replaced(1 << 50), [Ranks(3)])
     assert (found.verdict, found.tokens, found.sequences) == (SPLIT, None, None)
