@@ -520,3 +520,11 @@ def test_a_demand_on_ranks_that_cannot_be_split_is_not_met() -> None:
     done = call("plan", "v3.2", "--tp", "32", "--must-fit", "b300x32")
     assert done.returncode == VerifyFailed.exit_code
     assert "TP 32 splits heads or quantization blocks" in done.stderr
+
+
+def test_the_page_on_costs_lists_every_accelerator() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    for one in ACCELERATORS.values():
+        units = ", ".join(name for name, has in (("FP8", one.fp8), ("FP4", one.fp4)) if has)
+        cells = (f"`{one.key}`", one.name, f"{one.label:g}", f"{one.memory / 1e9:.1f}", units, one.source)
+        assert f"| {' | '.join(cells)} |" in page
