@@ -34,10 +34,14 @@ Recipe = Annotated[
     list[str] | None,
     typer.Option("--recipe", metavar="NAME|FILE", help="Consider this recipe, with its bytes per role; repeatable."),
 ]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Count this many sequences.")]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Set the number of sequences at a time.")
+]
 Kv = Annotated[
     str | None,
-    typer.Option("--kv", metavar="FORMAT", help="Store the KV cache as bf16 or fp8 [bf16; fp8 for V4]."),
+    typer.Option(
+        "--kv", metavar="FORMAT", help="Set the format of the KV cache: bf16 or fp8. [default: bf16; fp8 for V4]"
+    ),
 ]
 
 
@@ -59,7 +63,7 @@ def plan(
     html: Html = None,
     printing: PrintOptions,
 ) -> None:
-    """Estimate disk, per-GPU memory and KV cache, and check which TP, EP and PP sizes are valid.
+    """Estimate disk, memory per rank and KV cache, and check which sizes of TP, EP and PP are possible.
 
     Reads headers or the built-in description of a release, never weights. Writes nothing.
 

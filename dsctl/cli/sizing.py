@@ -123,7 +123,7 @@ Reserved = Annotated[
         "--reserve",
         metavar="SIZE|PERCENT",
         parser=parse_reserve,
-        help="Keep this much of each GPU free for activations and buffers, such as 8% or 4GiB [10%].",
+        help="Keep this much of each GPU free for activations, such as 8% or 4GiB. [default: 10%]",
     ),
 ]
 MustFit = Annotated[
@@ -141,6 +141,6 @@ Context = Annotated[
         "--context",
         metavar="N",
         parser=_context,
-        help="Count this many tokens per sequence, such as 4096, 128k or 1m [the published context].",
+        help="Set the tokens per sequence, such as 128k or 1m. [default: the published context]",
     ),
 ]

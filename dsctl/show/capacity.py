@@ -12,6 +12,8 @@ from dsctl.show.fits import fits, must, per_rank, spread_words
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
 
+__all__ = ["sections", "spread_words"]
+
 
 def sections(
     description: Description, facts: dict[str, Any], recipes: Sequence[str], usual: bool = False

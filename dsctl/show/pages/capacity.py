@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dsctl.show.capacity import spread_words
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, stacks
-from dsctl.show.fits import spread_words
 from dsctl.show.output import count, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable

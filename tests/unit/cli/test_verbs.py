@@ -19,7 +19,7 @@ from dsctl.cli.options import RANKS, RUNNING, WHAT, WHICH
 from tests.support.command import verbs
 
 # The modules of the command line that are no verbs.
-OTHERS = {"app", "carrying", "conversion", "groups", "hints", "options", "requests", "slicing", "sources"}
+OTHERS = {"app", "carrying", "conversion", "groups", "hints", "options", "requests", "sizing", "slicing", "sources"}
 PANELS = {
     "convert": {WHAT, WHICH, RUNNING},
     "shard": {WHAT, WHICH, RANKS, RUNNING},
