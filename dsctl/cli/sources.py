@@ -19,7 +19,7 @@ def repository_of(text: str) -> str:
         name, mark, revision = text.partition("@")
         return releases.find(name).repository + mark + revision
     if not is_repository(text.removeprefix(SCHEME)):
-        raise UsageError(f"{text}: is not the name of a repository", hint="write it as org/name or org/name@revision")
+        raise UsageError(f"{text}: is not a repository name", hint="write it as org/name or org/name@revision")
     return text
 
 

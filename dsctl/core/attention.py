@@ -11,8 +11,8 @@ from typing import Any
 class Latent:
     """Multi-head latent attention: all heads share one latent per token and the rotary part of the keys.
 
-    `indexed` are the main layers with an indexer of their own, `topk` is how many tokens a query then attends to; where
-    attention is full there are none.
+    `indexed` lists the main layers that have their own indexer; `topk` is how many tokens a query then attends to. Both
+    are empty or 0 if attention is full.
     """
 
     layers: int
@@ -29,10 +29,10 @@ class Latent:
 class Compressed:
     """Attention to a window of tokens and, before it, to entries that stand for several tokens each.
 
-    `ratios` has an entry for each main layer: how many tokens become one, 0 where there is the window alone. Layers of
-    ratio `chosen` compress overlapping groups, and attend to the `topk` entries that an indexer of their own chooses;
-    all others attend to every entry. All heads share an entry of `size` values, `rotary` of which are the rotary part;
-    it serves as key and as value. Every head has a sink.
+    `ratios` has an entry for each main layer: how many tokens a compressed entry stands for, or 0 for the
+    window alone. Layers of ratio `chosen` compress overlapping groups, and attend to the `topk` entries that
+    their own indexer chooses; all other layers attend to every entry. All heads share an entry of `size` values, which
+    serves as key and as value; `rotary` of these values are the rotary part. Every head has a sink.
     """
 
     ratios: tuple[int, ...]
@@ -58,6 +58,6 @@ Sizes = Latent | Compressed
 
 
 def whole_numbers(config: Mapping[str, Any], *fields: str) -> list[int] | None:
-    """These fields of a config, or None where one of them is no whole number."""
+    """The values of these config fields, or None if one of them is not a whole number."""
     found = [value for field in fields if type(value := config.get(field)) is int]
     return found if len(found) == len(fields) else None

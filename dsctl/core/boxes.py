@@ -31,7 +31,7 @@ class Box(msgspec.Struct, frozen=True, gc=False):
         return prod(self.shape)
 
     def intersect(self, other: Box) -> Box | None:
-        """The indices in both, or None where there are none."""
+        """The intersection, or None if it is empty."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
         if any(a >= b for a, b in zip(start, stop, strict=True)):

@@ -3,14 +3,14 @@
     DsctlError                1   anything below; also a diff with --exit-code that differs
     |-- UsageError            2   the command line asks for something that does not exist
     |-- SourceError          10   the source cannot be found, opened or read
-    |-- FormatError          20   the source is there, but is not what it says it is
+    |-- FormatError          20   the source exists, but contradicts its format or its config
     |-- PlanError            30   the request cannot be carried out on this source
-    |-- ResumeError          40   the target folder belongs to another or a running request
-    |-- WorkError            41   reading, converting or writing failed on the way
-    |-- VerifyFailed         50   a check found something wrong
-    `-- Interrupted         130   Ctrl-C, or another request to end
+    |-- ResumeError          40   the target folder belongs to a different or a running request
+    |-- WorkError            41   reading, converting or writing failed during the run
+    |-- VerifyFailed         50   a check found problems
+    `-- Interrupted         130   Ctrl-C, or a different signal to stop
 
-Several faults of one kind are reported together in `issues`.
+Several problems of one kind are reported together in `issues`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-# The hint where a store does not answer. A verb that keeps what it has done adds that to it.
+# The hint if a store does not answer. A verb that keeps finished work adds that to it.
 LATER = "try again later"
 
 
 class DsctlError(Exception):
-    """Root of the tree: a message of one line, an optional hint and an optional list of single faults."""
+    """Root of the tree: a one-line message, an optional hint and an optional list of single problems."""
 
     exit_code = 1
 
@@ -66,7 +66,7 @@ class PlanError(DsctlError):
 
 
 class ResumeError(DsctlError):
-    """The target holds another request's work, or a living process is at it."""
+    """The target holds work of a different request, or a running process works on it."""
 
     exit_code = 40
 
@@ -78,26 +78,26 @@ class WorkError(DsctlError):
 
 
 class VerifyFailed(DsctlError):
-    """A check found something wrong."""
+    """A check found problems."""
 
     exit_code = 50
 
 
 class Interrupted(DsctlError):
-    """Ctrl-C, or another request to end."""
+    """Ctrl-C, or a different signal to stop."""
 
     exit_code = 130
 
 
 def words_of(error: OSError) -> str:
-    """The system's own words for what it refused, such as "Permission denied"."""
+    """The system's own message for a refused call, such as "Permission denied"."""
     return error.strerror or str(error)
 
 
 def of_the_machine(error: BaseException) -> WorkError | None:
-    """What to report if the machine lacks memory or the system refuses a call; None if it is something else.
+    """The error to report if the machine lacks memory or the system refuses a call; None for any other failure.
 
-    torch raises RuntimeErrors for memory that it cannot have: its CPU allocator (c10/core/impl/alloc_cpu.cpp) and a
+    torch raises RuntimeErrors if it cannot allocate memory: its CPU allocator (c10/core/impl/alloc_cpu.cpp) and a
     device (OutOfMemoryError). Python raises one for a thread that cannot start, and the loader an ImportError for a
     library that does not fit. A SystemError means that compiled code failed without saying why, as it does if memory
     runs out in the middle of it.
@@ -105,25 +105,25 @@ def of_the_machine(error: BaseException) -> WorkError | None:
     words = str(error)
     if isinstance(error, RuntimeError) and "can't start new thread" in words:
         return WorkError(
-            "the system starts no more threads", hint="raise the limit on processes (ulimit -u), or memory"
+            "the system cannot start more threads", hint="raise the limit on processes (ulimit -u), or memory"
         )
     if _lacks_memory(error, words):
         hint = "use fewer --workers or a smaller --max-memory, or free memory, and run the same command again"
-        return WorkError("this machine has too little memory for it", hint=hint)
+        return WorkError("this machine does not have enough memory", hint=hint)
     if isinstance(error, ImportError):
         what = str(error).splitlines()[0] if words else "its loading failed"
         hint = "memory may be too small for it, or the installation incomplete: install dsctl again"
         return WorkError(f"a library cannot be loaded: {what}", hint=hint)
     if isinstance(error, EOFError):
-        hint = "memory may have run out: fewer --workers, then the same command resumes"
-        return WorkError("another process that it needs has ended", hint=hint)
+        hint = "memory may have run out: use fewer --workers and run the same command again; it resumes"
+        return WorkError("a process that dsctl needs has ended", hint=hint)
     if isinstance(error, SystemError):
-        what = "a library failed and did not say why"
+        what = "a library failed without giving a reason"
         hint = "too little memory is the usual cause: fewer --workers or a smaller --max-memory; --debug shows where"
         return WorkError(what, hint=hint)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return WorkError(f"{where}{words_of(error)}", hint="the system refuses it; --debug shows where")
+        return WorkError(f"{where}{words_of(error)}", hint="the system refused a call; --debug shows where")
     return None
 
 

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: durable writes, files that are dsctl's own, and what the system refuses in words.
+"""Files are complete or absent: durable writes, dsctl's own files, and the system's refusals in words.
 
-A name under which dsctl keeps something may hold anything by now: a link, a pipe, a file with a second name. Only a
-regular file with one name is opened, and nothing is truncated before that is known.
+A path at which dsctl keeps a file may by now be a link, a pipe or a file with a second name. Only a regular file with
+one name is opened, and nothing is truncated before that is checked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dsctl.core.errors import DsctlError, ResumeError, WorkError, words_of
 
 _Kind = TypeVar("_Kind", bound=DsctlError)
 
-# What the name of an output ends in until it is whole; and that of a sibling that shall take a file's place.
+# The suffix of an output until it is complete, and of a sibling that will replace a file.
 PART, NEW = ".part", ".new"
 # The longest file of its own that dsctl reads.
 MOST_BYTES = 200_000_000
@@ -35,12 +35,12 @@ _HINTS = {
 
 
 def failure(path: str | Path, error: OSError) -> WorkError:
-    """What to raise if the system refuses to write: a WorkError whose hint depends on the reason."""
+    """The error for a refused write: a WorkError whose hint depends on the reason."""
     return refusal(path, error, WorkError, _HINTS.get(error.errno or 0))
 
 
 def refusal(path: str | Path, error: OSError, kind: type[_Kind], hint: str | None = None) -> _Kind:
-    """What to raise if the system refuses a call on a path: an error of this kind, with this hint."""
+    """The error for a refused call on a path: one of this kind, with this hint."""
     return kind(f"{path}: {words_of(error)}", hint=hint)
 
 
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
         finally:
             os.close(descriptor)
     except PermissionError:
-        # A folder may be written to and not be readable; then everything is synced.
+        # A folder can be writable without being readable; then everything is synced.
         os.sync()
     except OSError as error:
         raise failure(folder, error) from None
@@ -83,14 +83,14 @@ def _make_folder(folder: Path) -> None:
         try:
             os.mkdir(folder)
         except FileExistsError:
-            # Another run may have made it, and have removed it by now: one look must say what is there.
+            # A different run may have created and removed it since: one call must decide.
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISDIR(os.lstat(folder).st_mode) and not folder.is_dir():
                     raise
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of the bytes at an offset, however few the system takes at a time.
+    """Write all of the bytes at an offset, even if the system takes only a few per call.
 
     Raises:
         OSError: it takes no more of them.
@@ -99,15 +99,15 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, offset)
         if not count:
-            raise OSError(errno.EIO, "the system writes nothing")
+            raise OSError(errno.EIO, "the system wrote no bytes")
         view, offset = view[count:], offset + count
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a file that dsctl keeps under this name. Nothing is followed, waited for or truncated.
+    """Open a file that dsctl keeps at this path. It follows no link, waits for nothing and truncates nothing.
 
     Raises:
-        OSError: there is no such file, or it is a link, a pipe, a folder, or a file with a second name.
+        OSError: the file does not exist, or is a link, a pipe, a folder or a file with a second name.
     """
     with contextlib.suppress(FileNotFoundError):
         _refuse_foreign(path, os.lstat(path))
@@ -129,10 +129,10 @@ def _refuse_foreign(path: Path, status: os.stat_result) -> None:
 
 
 def read_own(path: Path) -> bytes:
-    """The bytes of a file that dsctl keeps under this name.
+    """The bytes of a file that dsctl keeps at this path.
 
     Raises:
-        OSError: as `open_own`; or it is longer than any that dsctl writes.
+        OSError: as `open_own`; or the file is longer than any that dsctl writes.
     """
     with open(open_own(path, os.O_RDONLY), "rb") as file:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
@@ -143,7 +143,7 @@ def read_own(path: Path) -> bytes:
 def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
     """Write a whole file so that a reader sees all of it or none: sibling, fsync, rename, fsync of the folder.
 
-    Gives the sha256 of what was written.
+    Returns the SHA-256 of the written bytes.
 
     Raises:
         WorkError: the folder cannot be written.
@@ -154,12 +154,12 @@ def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
 
 
 def beside(path: Path) -> Path:
-    """The sibling in which a file's new bytes wait until they are whole."""
+    """The sibling that holds a file's new bytes until they are complete."""
     return path.with_name(path.name + NEW)
 
 
 def write_beside(path: Path, data: bytes | Iterable[bytes], mode: int | None = None) -> str:
-    """Write and fsync the sibling that shall take a file's place, with these permissions. Gives its sha256.
+    """Write and fsync the sibling that will replace a file, with these permissions; return its SHA-256.
 
     Raises:
         WorkError: the folder cannot be written.
@@ -183,7 +183,7 @@ def write_beside(path: Path, data: bytes | Iterable[bytes], mode: int | None = N
 
 
 def take_place(path: Path) -> None:
-    """Put a file's finished sibling in its place.
+    """Replace a file with its finished sibling.
 
     Raises:
         WorkError: the folder cannot be written.
@@ -197,10 +197,10 @@ def take_place(path: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Change files of a folder, in which nothing may be left behind, beside no other dsctl that does.
+    """Hold the lock of a folder while its files are changed: only one dsctl at a time may do that.
 
     Raises:
-        ResumeError: another one is at it. WorkError: the folder cannot be opened.
+        ResumeError: a different dsctl holds the lock. WorkError: the folder cannot be opened.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -210,7 +210,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            what = "another dsctl is changing files of this folder"
+            what = "another dsctl is changing files in this folder"
             raise ResumeError(f"{folder}: {what}", hint="wait for it to end") from None
         except OSError:
             # Not every file system can lock a folder that is open for reading only.
@@ -221,7 +221,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def existing(path: Path) -> Path:
-    """The path, or its nearest parent that exists."""
+    """The path, or its nearest existing parent."""
     while not path.exists():
         path = path.parent
     return path
@@ -231,7 +231,7 @@ def read_small(path: str | Path, most: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it cannot be read, is a folder, a device or a pipe, or has more bytes.
+        OSError: it cannot be read, is a folder, a device or a pipe, or is longer.
     """
     # Without O_NONBLOCK, opening a pipe waits for a writer for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -36,7 +36,7 @@ PT = {"format": "pt"}
 
 
 class TensorSpec(NamedTuple):
-    """What a stored tensor is: dtype by its safetensors name, and shape."""
+    """Dtype (by its safetensors name) and shape of a stored tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def in_bytes(self) -> TensorSpec:
-        """The same bytes as whole ones: where elements are smaller, the last dimension counts bytes (U8)."""
+        """The same bytes as a U8 spec if elements are smaller than a byte: the last dimension then counts bytes."""
         bits = DTYPE_BITS[self.dtype]
         if bits >= 8 or not self.shape:
             return self
@@ -59,7 +59,7 @@ class TensorSpec(NamedTuple):
 
 
 class TensorRef(msgspec.Struct, frozen=True, gc=False):
-    """A stored tensor: its name, what it is, and where its bytes lie (`begin` to `end`, from the file's start)."""
+    """A stored tensor: its name, its spec, and the range of its bytes (`begin` to `end`, from the file's start)."""
 
     name: str
     spec: TensorSpec
@@ -76,7 +76,7 @@ class TensorRef(msgspec.Struct, frozen=True, gc=False):
 class Header:
     """A parsed header of a file: its tensors in file order, its metadata, its size with the 8 length bytes, its JSON.
 
-    `names` and `specs` go together; `nbytes` is what all tensors take.
+    `names` and `specs` have the same order; `nbytes` is the size of all tensors together.
     """
 
     file: str
@@ -89,7 +89,7 @@ class Header:
 
     @cached_property
     def tensors(self) -> dict[str, TensorRef]:
-        """Every tensor by name. Made when asked for: a command that only looks needs no object per tensor."""
+        """Every tensor by name. Built on first use: a command that only looks needs no object per tensor."""
         tensors, at = {}, self.size
         sizes = {spec: spec.nbytes for spec in self.kinds}
         for name, spec in zip(self.names, self.specs, strict=True):
@@ -99,11 +99,11 @@ class Header:
 
     @cached_property
     def kinds(self) -> Counter[TensorSpec]:
-        """How many tensors there are of each dtype and shape."""
+        """The number of tensors of each dtype and shape."""
         return Counter(self.specs)
 
 
-# The defaults of a field that is not there are none that a tensor can have.
+# Defaults that no tensor can have mark absent fields.
 class _Entry(msgspec.Struct, gc=False):
     dtype: str = ""
     shape: tuple[int, ...] = (-1,)
@@ -158,7 +158,7 @@ def header_length(prefix: bytes, file: str, file_size: int) -> int:
 
 
 def read_head(read: Callable[[int, int], bytes], file: str, size: int, first_read: int) -> bytes:
-    """A file's length prefix and header JSON, in one read of at most `first_read` bytes where it is that short.
+    """A file's length prefix and header JSON, in one read if they fit in `first_read` bytes.
 
     Raises:
         FormatError: as `header_length`.
@@ -200,7 +200,7 @@ def _decoded(raw: bytes, file: str) -> tuple[dict[str, _Entry], dict[str, str]]:
     try:
         entries = _entries(raw)
         metadata = _metadata(raw) if entries.pop("__metadata__", None) else {}
-        # An entry takes ten quotation marks: more of them are a repeated or foreign key, or marks within a name.
+        # An entry has ten quotation marks: more of them mean a repeated or foreign key, or a quotation mark in a name.
         plain = 10 * len(entries) + 4 * len(metadata) + 2 * (_META_FIRST[1:-1] in raw)
         if raw.count(b'"') != plain:
             json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, file))
@@ -235,7 +235,7 @@ def _metadata(raw: bytes) -> dict[str, str]:
 
 
 def _laid_out(entries: Mapping[str, _Entry], file: str) -> tuple[list[TensorSpec], int | None]:
-    """Every entry's spec, and where the last tensor ends: None if they overlap, leave holes or are in another order."""
+    """Every entry's spec, and where the last tensor ends: None if they overlap, leave holes or are out of order."""
     known: dict[tuple[str, tuple[int, ...]], tuple[TensorSpec, int]] = {}
     specs: list[TensorSpec] = []
     at, contiguous = 0, True
@@ -272,14 +272,14 @@ def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     if len(shape) > 8 or any(n < 0 or n >= 1 << 48 for n in shape) or prod(shape) >= 1 << 60:
         raise ValueError(f"impossible shape {list(shape)}")
     if prod(shape) * DTYPE_BITS[dtype] % 8:
-        raise ValueError(f"{dtype} of shape {list(shape)} is no whole number of bytes")
+        raise ValueError(f"{dtype} of shape {list(shape)} is not a whole number of bytes")
     return TensorSpec(dtype, shape)
 
 
 def _offset_fault(entries: Mapping[str, _Entry], room: int | None) -> str:
-    """What is wrong with the offsets of entries sorted by them, of which there are `room` bytes.
+    """The problems of these entries' offsets; the entries are sorted by offset, and `room` bytes are available.
 
-    A tensor that is wrong in itself is told before one that only lies beside it.
+    A tensor that is wrong in itself comes before one that only lies beside it.
     """
     for name, entry in entries.items():
         begin, end = entry.data_offsets

@@ -1,4 +1,4 @@
-"""Lists that a person gives: globs and numbers, checked."""
+"""Lists that a caller gives, globs and numbers, are checked here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dsctl.core.errors import UsageError
 
 
 def globs(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
-    """The globs of an option; a string is one glob, not a sequence of letters.
+    """The globs of an option. A string is one glob, not a sequence of letters.
 
     Raises:
-        UsageError: it holds something else than strings.
+        UsageError: an element is not a string.
     """
     found = (given,) if isinstance(given, str) else _members(name, given)
     for glob in found:
@@ -26,7 +26,7 @@ def numbers(name: str, given: Iterable[int]) -> tuple[int, ...]:
     """The numbers of an option.
 
     Raises:
-        UsageError: it is text, or holds something else than integers.
+        UsageError: it is a string, or an element is not an integer.
     """
     found = (given,) if isinstance(given, str | bytes) else _members(name, given)
     try:

@@ -1,4 +1,4 @@
-"""What a model is made of: parameters, and families of those that differ only in layer and expert. Data."""
+"""A model's parameters, and families of parameters that differ only in layer and expert number. Data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-# The roles of known architectures, in the order of a printed table; `in_order` puts others behind them.
+# The roles of known architectures, in the order of a printed table; `in_order` appends any others.
 ROLES = (
     "embedding", "attention", "compressor", "indexer", "dense mlp", "routed experts", "shared experts", "router",
     "hyper-connections", "norm", "head", "mtp", "vision",
@@ -21,7 +21,7 @@ OTHER = "other"
 
 
 def in_order(roles: Iterable[str]) -> list[str]:
-    """Every role once: those of `ROLES` first, then any others in the order given, `OTHER` last."""
+    """Every role once: those of `ROLES` first, then any others in the given order, `OTHER` last."""
     found = list(dict.fromkeys(roles))
     place = {role: number for number, role in enumerate(ROLES)} | {OTHER: len(ROLES) + 1}
     return sorted(found, key=lambda role: place.get(role, len(ROLES)))
@@ -31,9 +31,9 @@ class Published(NamedTuple):
     """How releases of an architecture store the parameters of a role that they quantize.
 
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
-    that of FP8, stored or asked for, where configs speak of one; `why` says what that follows from. `fields` are those
-    of `config.json`, beside `quantization_config`, that say so: by name their values by kind of codes (`Form.codes`),
-    first the one that loaders take where the field is absent.
+    the scale format of FP8, stored or requested, if configs have such a field; `why` gives the reason. `fields` are the
+    fields of `config.json` outside `quantization_config` that declare the format: for each name its values by kind of
+    codes (`Form.codes`), first the one that loaders assume if the field is absent.
     """
 
     format: str
@@ -45,11 +45,11 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a checkpoint's tensors tell of it and `config.json` does not, or not truly.
+    """Facts that only a checkpoint's tensors show: `config.json` omits them or gets them wrong.
 
-    `drafter` is the kind of what drafts further tokens, `stages` how many there are (None: as the config has it);
-    `own`: it has an embedding and a head of its own; `vision`: there are parts that read images. `experts` is how
-    routed experts are coded (`Form.codes`) and `scales` the dtype of their scales, empty where that is not told.
+    `drafter` is the kind of drafter, `stages` the number of its stages (None: as in the config); `own`: the drafter has
+    its own embedding and head; `vision`: the model has parts that read images. `experts` is the code of routed experts
+    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it.
     """
 
     drafter: str = ""
@@ -61,13 +61,13 @@ class Traits:
 
 
 class Unit(NamedTuple):
-    """What attention is made of and no rank may hold a part of: how many there are, and what they are called."""
+    """Units of attention that no rank may split: how many there are, and their name."""
 
     number: int
     noun: str
 
 
-# Of a model of which its config tells everything.
+# For a model whose config has all the facts.
 PLAIN_TRAITS = Traits()
 
 
@@ -81,7 +81,7 @@ class Param(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def number(self) -> int | None:
-        """The layer's number in the name."""
+        """The layer number that the name contains."""
         return None if self.layer is None else self.layer - self.family.first_layer
 
     @property
@@ -103,18 +103,17 @@ class Param(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Parameters that differ only in layer and expert.
+    """Parameters that differ only in layer and expert number.
 
-    `split` is the dimension that tensor parallelism cuts (None: every rank holds the whole). `dtype` is the stored
-    dtype of a release where it is not quantized. `layers` is empty for parameters outside the layers; `experts` is
-    the number of routed experts, 0 where there are none. `role` says what the parameter does; `mtp` marks those of a
+    `split` is the dimension that tensor parallelism cuts (None: every rank holds the whole). `dtype` is what a release
+    stores if the parameter is not quantized. `layers` is empty for parameters outside the layers; `experts` is
+    the number of routed experts, or 0. `role` says what the parameter does; `mtp` marks the parameters of a
     multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
-    `derived`: it follows from the config, and loaders that name their own modules have no place for it. `last`: where
-    layers are dealt out over pipeline stages, it goes with the last of them. `below`: its values are whole numbers
-    from 0 up to this. `variant` tells it from other families of its template, such as those of layers that compress
-    otherwise. Layers are counted through the model, those of multi-token prediction behind all others; names count
-    from `first_layer` on.
+    `derived`: it follows from the config, and loaders that name their own modules do not store it. `last`: it goes with
+    the last pipeline stage. `below`: its values are whole numbers from 0 up to this number. `variant` separates it from
+    other families with the same template, such as those of layers with a different compression. Layers are numbered
+    through the model, MTP layers after all others; names count from `first_layer` on.
     """
 
     template: str
@@ -146,7 +145,7 @@ class Family:
 
     @property
     def group(self) -> str:
-        """The role under which totals are printed: an MTP layer's parameters count as `mtp`."""
+        """The role under which totals are printed: all parameters of an MTP layer count as `mtp`."""
         return "mtp" if self.mtp else self.role
 
     def names(self) -> list[str]:
@@ -172,5 +171,5 @@ class Family:
                 yield Param(next(names), self, layer, expert)
 
     def named(self, template: str, layer: int | None, expert: int | None = None) -> str:
-        """Another template, such as that of a joined module, with the numbers of a parameter of this family."""
+        """A different template, such as that of a joined module, with the numbers of a parameter of this family."""
         return template.format(layer=None if layer is None else layer - self.first_layer, expert=expert)

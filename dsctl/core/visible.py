@@ -1,6 +1,6 @@
-"""Text from files, hubs and arguments made harmless where a person reads it: control characters are spelled out.
+"""Make text from files, hubs and arguments harmless to read: control characters are spelled out.
 
-Anybody may have written a name or a value: it must not steer a terminal, end a line or turn the direction of writing.
+Anyone may have written a name or a value: it must not control a terminal, end a line or change the writing direction.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ LONGEST = 2000
 
 
 def visible(text: str) -> str:
-    """Text in one line, its control characters spelled out as Python escapes them; cut where it is absurdly long."""
+    """Text in one line, with control characters spelled out as Python escapes them; absurdly long text is cut."""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)"
     return spelled(text)
@@ -18,21 +18,21 @@ def visible(text: str) -> str:
 def spelled(text: str) -> str:
     """Text with everything spelled out that `str.isprintable` refuses.
 
-    Those are control characters (also DEL and C1), marks of direction and others without a shape, separators of lines
-    and paragraphs, halves of surrogate pairs, and white space other than U+0020.
+    These are control characters (including DEL and C1), invisible and direction marks, line and paragraph separators,
+    halves of surrogate pairs, and white space other than U+0020.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def spelled_lines(text: str) -> str:
-    """The same for text of several lines, whose line feeds stay."""
+    """The same for text of several lines; line feeds stay."""
     return "\n".join(map(spelled, text.split("\n")))
 
 
 def spelled_json(text: str, ascii_only: bool = False) -> str:
-    r"""JSON in which the same characters stand as JSON's own escapes (\u202e); its line feeds stay.
+    r"""JSON in which the same characters are written as JSON's own escapes (\u202e); line feeds stay.
 
-    Outside of strings JSON is ASCII, so whatever is escaped here lies within one.
+    Outside strings JSON is ASCII, so every escaped character lies within a string.
     """
 
     def stays(part: str) -> bool:

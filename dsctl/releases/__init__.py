@@ -1,4 +1,4 @@
-"""Published releases: one JSON file each, with the sources of what it says. Data only."""
+"""Published releases: one JSON file each, with a source for every fact. Data only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from dsctl.core.params import PLAIN_TRAITS, Traits
 
 
 class Storage(msgspec.Struct, frozen=True):
-    """How a release is stored: formats by their codecs' names, how its scales are chosen, and its sizes where known.
+    """How a release is stored: formats by their codecs' names, how its scales are chosen, and its known sizes.
 
     `total_size` is the sum of its tensors' bytes, `values` the number of their elements, scales included. `index_total`
-    is what its own index says instead of `total_size`, where that is known to be another number. `scales_apart` are
-    templates whose scales are not chosen as `scale_fmt` says. `traits` is what its tensors tell of its architecture.
-    `other_files` are what it has beside weights, index, config and tokenizer, as far as that is known; the headers of
-    one that is `bare` have no metadata.
+    is the number in its own index if that is known to be different from `total_size`. `scales_apart` lists templates
+    whose scales do not follow `scale_fmt`. `traits` are facts that only its tensors show. `other_files` lists known
+    files beside weights, index, config and tokenizer; `bare`: its headers have no metadata.
     """
 
     formats: tuple[str, ...]
@@ -43,11 +42,11 @@ class Storage(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """What is known of a release: names, where and when it was published, its config, how it is stored.
+    """The built-in description of a release: names, place and date of publication, config, storage.
 
-    `sources` says where each field was read; `unknown` names the fields for which no source was found, `derived` those
-    that were not read but follow from another release's, which the sources name. `context` is the published one, in
-    tokens; `max_position_embeddings` of the config can be larger.
+    `sources` gives the source of each field; `unknown` lists the fields without a source, `derived` those that were
+    not read but follow from a different release, which the sources name. `context` is the published context length in
+    tokens; the config's `max_position_embeddings` can be larger.
     """
 
     alias: tuple[str, ...]
@@ -66,36 +65,36 @@ class Release(msgspec.Struct, frozen=True):
 
     @property
     def config_derived(self) -> bool:
-        """Whether its config was not read, but follows from another release's."""
+        """Whether its config was not read, but derived from a different release's."""
         return "config" in self.derived
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name it goes by, in lower case."""
+        """All of its names, in lower case."""
         return tuple(name.lower() for name in (*self.alias, self.name, self.repository))
 
 
 @cache
 def releases() -> tuple[Release, ...]:
-    """Every known release, oldest first; those without a known date last. All files together take under 1 ms."""
+    """Every known release, oldest first; those without a known date last. Reading all files takes under 1 ms."""
     decoder = msgspec.json.Decoder(Release)
     found = (decoder.decode(file.read_bytes()) for file in Path(__file__).parent.glob("*.json"))
     return tuple(sorted(found, key=lambda release: (release.date or "9999", release.name)))
 
 
 def known(text: str) -> Release | None:
-    """The release of this alias, name or repository, whatever its case, or None."""
+    """The release with this alias, name or repository (case does not matter), or None."""
     wanted = text.strip().lower()
     return next((release for release in releases() if wanted in release.names), None)
 
 
 def meant(text: str) -> Release | None:
-    """The release that a SRC means by its name, or None: what exists on this machine comes first."""
+    """The release that a SRC means, or None. A folder or file of that name on this machine comes first."""
     return None if os.path.exists(text) else known(text)
 
 
 def nearest(text: str) -> tuple[str, ...]:
-    """Aliases of names that look like this text or hold it; every release's first alias where none does."""
+    """Aliases similar to this text or containing it; if there are none, every release's first alias."""
     by_name = {name: release.alias[0] for release in releases() for name in release.names}
     wanted = text.strip().lower()
     close = get_close_matches(wanted, by_name, n=4, cutoff=0.5)
@@ -105,10 +104,10 @@ def nearest(text: str) -> tuple[str, ...]:
 
 
 def find(text: str) -> Release:
-    """The release of this alias, name or repository, whatever its case.
+    """The release with this alias, name or repository (case does not matter).
 
     Raises:
-        UsageError: there is none, with the nearest names.
+        UsageError: it is not known; the hint has the nearest names.
     """
     release = known(text)
     if release is None:

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from."""
+"""Sources of a checkpoint's bytes: folders, hubs and object stores."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ WORKING = ".dsctl"
 
 
 class Store(Protocol):
-    """A place that holds files. Frozen and picklable: every worker opens what it needs itself."""
+    """A place that holds files. Frozen and picklable: every worker opens its own files."""
 
     @property
     def place(self) -> str:
-        """What a person calls it."""
+        """The name that a person uses for it."""
 
     def files(self) -> dict[str, int]:
         """Every file by its relative name (slashes), with its size in bytes."""
 
     @property
     def remote(self) -> bool:
-        """Whether every read costs a round trip, so that reads are worth merging and doing ahead."""
+        """Whether every read costs a round trip, so that merging and reading ahead pay off."""
 
     @property
     def revision(self) -> str:
-        """What pins the contents, such as a commit; empty where files may change."""
+        """The identifier that pins the contents, such as a commit; empty if files may change."""
 
     def head(self, file: str, size: int) -> bytes:
         """A safetensors file's length prefix and header JSON.
 
         Raises:
             SourceError: they cannot be read.
-            FormatError: they do not fit in the file, or are absurdly long.
+            FormatError: the header does not fit in the file, or is absurdly long.
         """
 
     def read(self, file: str, begin: int, end: int) -> bytes:
@@ -51,7 +51,7 @@ class Store(Protocol):
         """
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        """Fill the buffer with a file's bytes from `begin` on; raises like `read`."""
+        """Fill the buffer with a file's bytes from `begin` on; raises as `read` does."""
 
 
 STORES = {"local": LocalFolder, "hub": HubRepository, "objects": ObjectFolder}
@@ -63,7 +63,7 @@ def store_at(text: str | Path) -> Store:
     What exists on this machine comes first.
 
     Raises:
-        SourceError: there is nothing there, or it cannot be reached.
+        SourceError: the place is empty or does not exist, or cannot be reached.
     """
     said = path_of(str(text))
     if is_url(said) and not said.startswith(SCHEME) and not os.path.exists(said):
@@ -79,7 +79,7 @@ def store_at(text: str | Path) -> Store:
 
 
 def separate(store: Store, target: str) -> bool:
-    """Whether a target is neither the place of a store, nor inside it, nor around it."""
+    """Whether a target is outside the place of a store and does not contain it."""
     if isinstance(store, LocalFolder):
         return not overlap(store.root, target)
     return not isinstance(store, ObjectFolder) or not overlap(store.url, target)

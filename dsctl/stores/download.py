@@ -26,20 +26,20 @@ CHUNK = 4 << 20
 
 
 class CheckedFile(NamedTuple):
-    """A file that is there and is what the hub says; `digest` is of the kind that the listing gives."""
+    """A local file that matches the hub's listing; `digest` is of the kind that the listing gives."""
 
     name: str
     size: int
     digest: str
 
 
-# What is done with each file, as long as the second says that it is still wanted.
+# The work on each file; the second argument says whether it is still wanted.
 Task = Callable[[HubFile, Callable[[], bool]], CheckedFile | str]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be downloaded: files of one commit, into a folder of one's own or, without one, the hub's cache."""
+    """Files of one commit to download, into a given folder or, without one, the hub's cache."""
 
     repository: HubRepository
     folder: Path | None
@@ -47,7 +47,7 @@ class Order:
 
     @property
     def place(self) -> Path:
-        """The folder that holds the files in the end."""
+        """The folder that will hold the files."""
         return self.folder or self.repository.snapshot()
 
     @property
@@ -56,7 +56,7 @@ class Order:
 
     @property
     def lacking(self) -> tuple[HubFile, ...]:
-        """The files that are not there with their full size."""
+        """The files that are missing or shorter than listed."""
         return tuple(listed for listed in self.files if _size(self.place / listed.name) != listed.size)
 
 
@@ -70,21 +70,21 @@ def _size(path: Path) -> int | None:
 def order(
     text: str, folder: Path | None, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()
 ) -> Order:
-    """What downloading `org/name[@revision]` means; globs match names with their folders.
+    """The files to download for `org/name[@revision]`; globs match names with their folders.
 
     Raises:
-        SourceError: no such repository or revision, no access, or offline.
-        PlanError: no file is left, or the folder is a file. UsageError: these are not globs.
+        SourceError: the repository or revision does not exist, access is denied, or the hub is offline.
+        PlanError: no file is selected, or the folder is a file. UsageError: these are not globs.
     """
     include, exclude = globs("include", include), globs("exclude", exclude)
     store = store_at(text if text.startswith(SCHEME) else SCHEME + text)
     if not isinstance(store, HubRepository):
-        raise SourceError(f"{text}: cannot be compared with the hub while offline", hint="unset HF_HUB_OFFLINE")
+        raise SourceError(f"{text}: cannot compare with the hub while offline", hint="unset HF_HUB_OFFLINE")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise PlanError(f"{folder}: exists and is not a folder")
     files = tuple(listed for listed in store.listing if _wanted(listed.name, include, exclude))
     if not files:
-        raise PlanError(f"{store.place}: no file is left", hint="check the globs of --include and --exclude")
+        raise PlanError(f"{store.place}: no file is selected", hint="check the globs of --include and --exclude")
     return Order(store, folder, files)
 
 
@@ -94,10 +94,10 @@ def _wanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
 
 
 def check_room(order: Order) -> None:
-    """Refuse a download for which the disk has no room.
+    """Refuse a download that does not fit on the disk.
 
     Raises:
-        PlanError: with how much is needed and how much is free.
+        PlanError: it does not fit; the message has the needed and the free bytes.
     """
     place = next(path for path in (order.place, *order.place.absolute().parents) if path.exists())
     free, needed = shutil.disk_usage(place).free, sum(listed.size for listed in order.lacking)
@@ -109,22 +109,22 @@ def check_room(order: Order) -> None:
 
 
 def download(order: Order, report: Callable[[CheckedFile], None] = lambda checked: None) -> list[CheckedFile]:
-    """Download what is lacking and check every file; one that is wrong is downloaded once more.
+    """Download missing files and check every file; a wrong one is downloaded once more.
 
     Raises:
-        PlanError: the disk has no room.
-        SourceError: a file cannot be had.
-        VerifyFailed: a file is wrong twice, with every such file in `issues`.
+        PlanError: the disk is too small.
+        SourceError: a file cannot be downloaded.
+        VerifyFailed: a file was wrong twice; `issues` lists every such file.
     """
     check_room(order)
     return _each(order, lambda listed, going: _fetched(order, listed, going), report)
 
 
 def verify(order: Order, report: Callable[[CheckedFile], None] = lambda checked: None) -> list[CheckedFile]:
-    """Check what is there already against the hub's listing; nothing is downloaded.
+    """Compare local files with the hub's listing; nothing is downloaded.
 
     Raises:
-        VerifyFailed: with every missing or wrong file in `issues`.
+        VerifyFailed: a file is missing or wrong; `issues` lists all of them.
     """
     return _each(order, lambda listed, going: _checked(order.place / listed.name, listed), report)
 
@@ -142,7 +142,7 @@ def _each(order: Order, task: Task, report: Callable[[CheckedFile], None]) -> li
             report(found)
     if wrong:
         what = wrong[0] if len(wrong) == 1 else f"{order.place}: {len(wrong)} files are missing or wrong"
-        raise VerifyFailed(what, issues=sorted(wrong), hint="download it again: what is right is kept")
+        raise VerifyFailed(what, issues=sorted(wrong), hint="download it again: correct files are kept")
     return sorted(good)
 
 
@@ -160,7 +160,7 @@ def _fetched(order: Order, listed: HubFile, going: Callable[[], bool]) -> Checke
 
 
 def _checked(path: Path, listed: HubFile) -> CheckedFile | str:
-    """The file where it is right, or what is wrong with it."""
+    """The file if it is correct, else its problem."""
     size = _size(path)
     if size is None:
         return f"{listed.name}: missing"
@@ -171,7 +171,7 @@ def _checked(path: Path, listed: HubFile) -> CheckedFile | str:
         return f"{listed.name}: the hub lists no digest to compare with"
     found = _digest(path, size, git_blob=listed.sha256 is None)
     if found != expected:
-        return f"{listed.name}: its contents are not the hub's ({found[:12]}, the hub lists {expected[:12]})"
+        return f"{listed.name}: its contents differ from the hub's ({found[:12]}, the hub lists {expected[:12]})"
     return CheckedFile(listed.name, size, found)
 
 

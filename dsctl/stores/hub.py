@@ -22,8 +22,8 @@ from dsctl.stores.objects import shown
 
 SCHEME = "hf://"
 ENDPOINT = "HF_ENDPOINT"
-# The headers of V3's files are about 75 kB; a second request reads what is missing of a longer one. All of them
-# together are to stay below 2 % of what is least often asked for, the indexers of V3.2.
+# The headers of V3's files have about 75 kB; a second request reads the rest of a longer one. All first reads together
+# should stay below 2 % of the smallest usual request, the indexers of V3.2.
 FIRST_READ = 80 << 10
 MAX_CACHED_JSON = 64 << 20
 
@@ -38,20 +38,20 @@ def is_repository(text: str) -> bool:
 
 
 def split(text: str) -> tuple[str, str]:
-    """Repository and revision (`main` where none is given) of `[hf://]org/name[@revision]`."""
+    """Repository and revision (default: `main`) of `[hf://]org/name[@revision]`."""
     repository, _, revision = text.removeprefix(SCHEME).partition("@")
     return repository.strip("/"), revision or "main"
 
 
 @dataclass(frozen=True, slots=True)
 class HubRepository:
-    """One commit of a repository and its listing. Files that the hub's cache holds are read from there."""
+    """One commit of a repository and its listing. Files in the hub's cache are read from there."""
 
     repository: str
     commit: str
     endpoint: str
     listing: tuple[HubFile, ...]
-    # The branch or tag that was asked for.
+    # The requested branch or tag.
     named: str = ""
 
     @classmethod
@@ -59,7 +59,7 @@ class HubRepository:
         """The repository that `[hf://]org/name[@revision]` names; its snapshot in the cache when offline.
 
         Raises:
-            SourceError: no such repository or revision, no access, or the hub cannot be reached.
+            SourceError: the repository or revision does not exist, access is denied, or the hub cannot be reached.
         """
         check_settings()
         repository, revision = split(text)
@@ -121,11 +121,11 @@ class HubRepository:
         raise SourceError(f"{self.place}: no file {file}")
 
     def cached(self, file: str) -> bool:
-        """Whether the hub's cache holds a file in full."""
+        """Whether the hub's cache holds the complete file."""
         return self._cached(file) is not None
 
     def _cached(self, file: str) -> LocalFolder | None:
-        """The snapshot in the hub's cache, where it holds this file in full."""
+        """The snapshot in the hub's cache, if it holds the complete file."""
         folder = _client().cached(self.repository, self.commit, self._listed(file))
         return None if folder is None else LocalFolder(folder)
 
@@ -135,13 +135,13 @@ class HubRepository:
         """Download a whole file into a folder, or into the hub's cache, and give its path; resumed where begun.
 
         Raises:
-            SourceError: it cannot be had. WorkError: it cannot be written. Interrupted: `going` says no more.
+            SourceError: it cannot be downloaded. WorkError: it cannot be written. Interrupted: `going` returns false.
         """
         wanted = WantedFile(self.repository, self.named or self.commit, file, self.endpoint, self._range(file, 0))
         return _client().fetch(wanted, folder, anew, going)
 
     def snapshot(self) -> Path:
-        """Where the hub's cache keeps this commit, whether it does so already or not."""
+        """The folder in which the hub's cache keeps this commit; it may not exist yet."""
         return _client().snapshot(self.repository, self.commit)
 
     def _range(self, file: str, begin: int) -> HubRange:
@@ -153,18 +153,18 @@ class HubRepository:
         self.fetch(file)
         local = self._cached(file)
         if local is None:
-            raise SourceError(f"{self.place}/{file}: the hub sends another size than it listed")
+            raise SourceError(f"{self.place}/{file}: the hub sent a different size than it listed")
         return local
 
     def _kept(self, name: str) -> Path:
-        """Where small things read from this commit are kept, in the place that huggingface_hub keeps for libraries."""
+        """The folder for small files of this commit, in the place that huggingface_hub reserves for libraries."""
         host = urlsplit(shown(self.endpoint)).netloc.replace(":", "-")
         owner = f"{host}--{self.repository.replace('/', '--')}"
         return _client().assets(owner, self.commit) / name.replace("/", "--")
 
 
 class HubClient(Protocol):
-    """What `dsctl.stores.hub_client` does; a module, so that the hub's library is loaded when it is needed."""
+    """The module `dsctl.stores.hub_client`, loaded on first use because the hub's library is slow to import."""
 
     def opened(self, repository: str, revision: str, where: str) -> OpenedCommit | str: ...
 
@@ -190,20 +190,20 @@ def _client() -> HubClient:
 
 
 def check_settings() -> None:
-    """Refuse settings with which huggingface_hub cannot even be imported, or could reach nothing.
+    """Refuse settings with which huggingface_hub cannot be imported or cannot reach a hub.
 
     Raises:
-        SourceError: HF_ENDPOINT is not an address, or another variable of huggingface_hub's is not what it takes.
+        SourceError: HF_ENDPOINT is not an address, or huggingface_hub refuses a different variable of its own.
     """
     address = os.environ.get(ENDPOINT)
     if address is not None and not _is_address(address):
         hint = "write it as https://huggingface.co or http://localhost:8090"
-        raise SourceError(f"{ENDPOINT}: {shown(address)!r} is not the address of a hub", hint=hint)
+        raise SourceError(f"{ENDPOINT}: {shown(address)!r} is not a hub's address", hint=hint)
     try:
         import huggingface_hub.constants  # noqa: F401  reads the environment
     except ValueError as error:
-        hint = "check the variables of the environment that begin with HF_"
-        raise SourceError(f"huggingface_hub does not take its settings: {error}", hint=hint) from None
+        hint = "check the environment variables that begin with HF_"
+        raise SourceError(f"huggingface_hub refuses its settings: {error}", hint=hint) from None
 
 
 def _is_address(text: str) -> bool:
@@ -215,7 +215,7 @@ def _is_address(text: str) -> bool:
 
 
 def show_progress(shown: bool) -> None:
-    """Let huggingface_hub draw its progress bars, or not."""
+    """Turn huggingface_hub's progress bars on or off."""
     check_settings()
     _client().show_progress(shown)
 
@@ -228,7 +228,7 @@ def _load(path: Path) -> bytes | None:
 
 
 def _save(path: Path, data: bytes | bytearray) -> None:
-    """Keep what was read, if that is possible: a later command reads it again where it is not."""
+    """Keep the bytes if possible; if not, a later command reads them again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent)
@@ -238,7 +238,7 @@ def _save(path: Path, data: bytes | bytearray) -> None:
 
 
 def reach(seconds: float = 5.0) -> Reached:
-    """Ask the hub for anything at all. Nothing that is wrong with it is an error here."""
+    """Ask the hub for a trivial answer. A failure is a result here, not an error."""
     try:
         check_settings()
     except SourceError as error:

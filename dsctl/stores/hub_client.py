@@ -1,4 +1,4 @@
-"""What `dsctl.stores.hub` needs of huggingface_hub, which takes a third of a second to load: loaded when needed."""
+"""The part of `dsctl.stores.hub` that uses huggingface_hub. It takes a third of a second to load, so it loads late."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def opened(repository: str, revision: str, where: str) -> OpenedCommit | str:
     """A revision's commit and its listing; when offline, the folder of its snapshot in the hub's cache.
 
     Raises:
-        SourceError: no such repository or revision, no access, the hub cannot be reached, or it is not in the cache.
+        SourceError: the repository or revision does not exist or is not in the cache, access is denied, or the hub
+            cannot be reached.
     """
-    # Its warnings name signed addresses; what matters of them is told in our own errors.
+    # Its warnings contain signed addresses; our own errors report the causes.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if constants.is_offline_mode():
         return _snapshot_here(repository, revision)
@@ -50,10 +51,10 @@ def _snapshot_here(repository: str, revision: str) -> str:
 
 
 def fill(wanted: HubRange, buffer: memoryview) -> bool:
-    """Fill the buffer with a file's bytes, and say whether that was possible: not if only whole files can be had.
+    """Fill the buffer with a file's bytes; return False if the hub serves whole files only.
 
     Raises:
-        SourceError: the bytes cannot be had, or the hub serves another file than it listed.
+        SourceError: the bytes cannot be read, or the hub serves a different file than it listed.
     """
     try:
         hub_requests.fill(wanted, buffer)
@@ -63,7 +64,7 @@ def fill(wanted: HubRange, buffer: memoryview) -> bool:
 
 
 def cached(repository: str, commit: str, listed: HubFile) -> str | None:
-    """The folder of the snapshot in the hub's cache, if that holds this file in full."""
+    """The folder of the snapshot in the hub's cache, if it holds the complete file."""
     path = try_to_load_from_cache(repository, listed.name, revision=commit)
     if not isinstance(path, str) or os.stat(path).st_size != listed.size:
         return None
@@ -76,22 +77,22 @@ def fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Callable[[
 
 
 def snapshot(repository: str, commit: str) -> Path:
-    """Where the hub's cache keeps a commit, whether it does so already or not."""
+    """The folder in which the hub's cache keeps a commit; it may not exist yet."""
     return hub_files.cache_of(repository) / "snapshots" / commit
 
 
 def assets(owner: str, commit: str) -> Path:
-    """Where huggingface_hub has libraries keep small things of a commit."""
+    """The folder in which huggingface_hub lets libraries keep small files of a commit."""
     return cached_assets_path("dsctl", namespace=owner, subfolder=commit)
 
 
 def show_progress(shown: bool) -> None:
-    """Let huggingface_hub draw its progress bars, or not."""
+    """Turn huggingface_hub's progress bars on or off."""
     (enable_progress_bars if shown else disable_progress_bars)()
 
 
 def reach(seconds: float) -> Reached:
-    """Ask the hub for anything at all. Nothing that is wrong with it is an error here."""
+    """Ask the hub for a trivial answer. A failure is a result here, not an error."""
     api = HfApi(library_name="dsctl", library_version=__version__)
     token = get_token() is not None
     if constants.is_offline_mode():
@@ -100,7 +101,7 @@ def reach(seconds: float) -> Reached:
         guard()
         api.model_info("deepseek-ai/DeepSeek-V3.2", timeout=seconds)
     except HfHubHTTPError as error:
-        # An answer is an answer, whatever it says.
+        # Any answer, even a refusal, shows that the hub can be reached.
         return Reached(shown(api.endpoint), error.response is not None, "", token)
     except SourceError as error:
         return Reached(shown(api.endpoint), False, error.message, token)

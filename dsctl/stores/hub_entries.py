@@ -1,4 +1,4 @@
-"""What a hub's listing says of a file, and what is asked for of a file. Plain values."""
+"""Entries of a hub's listing, and requested byte ranges. Plain values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class HubRange(NamedTuple):
-    """Bytes of one file of one commit: what the listing says it holds, and where a person would look for it."""
+    """A requested file of one commit: its listed size and digest, and the address that a person would open."""
 
     url: str
     begin: int
@@ -16,7 +16,7 @@ class HubRange(NamedTuple):
 
 
 class HubFile(NamedTuple):
-    """What the hub's listing says of a file: its size, and the sha256 of an LFS file or the SHA-1 of a git blob."""
+    """A file in the hub's listing: its size, and the SHA-256 of an LFS file or the SHA-1 of a git blob."""
 
     name: str
     size: int
@@ -25,7 +25,7 @@ class HubFile(NamedTuple):
 
 
 class WantedFile(NamedTuple):
-    """A file of a commit, the branch or tag that was asked for, and where to find its bytes."""
+    """A file of a commit, the requested branch or tag, and the address of its bytes."""
 
     repository: str
     named: str
@@ -47,7 +47,7 @@ class OpenedCommit(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Whether the hub answers: its address, why it does not, and whether a token is at hand."""
+    """Whether the hub answers: its address, the reason if it does not, and whether a token is set."""
 
     endpoint: str
     reached: bool

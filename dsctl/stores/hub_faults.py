@@ -1,4 +1,4 @@
-"""Faults of a hub, in words: which of them pass, how long to wait for the next attempt, and which never will."""
+"""Failures of a hub, in words: which are temporary, how long to wait before a retry, and which are final."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRANSIENT = frozenset({408, 409, 416, 425, 429, 500, 502, 503, 504, 520, 521, 52
 
 
 class Doubtful(Exception):
-    """An answer that contradicts itself or what was asked; the next one may be right."""
+    """An answer that contradicts itself or the request; a retry may be correct."""
 
 
 FAULTS = (httpx2.TransportError, httpx2.TooManyRedirects, HfHubHTTPError, HFValidationError, OSError, RuntimeError)
@@ -44,7 +44,7 @@ def persist(where: str, call: Callable[[], T]) -> T:
     """Call until it succeeds, waiting longer each time.
 
     Raises:
-        SourceError: the fault will not pass, or did not in `ATTEMPTS` attempts.
+        SourceError: the failure is final, or `ATTEMPTS` attempts failed.
     """
     attempt = 1
     while True:
@@ -60,7 +60,7 @@ def pause(where: str, error: Exception, attempt: int) -> None:
     """Wait before the next attempt.
 
     Raises:
-        SourceError: there is no use in one.
+        SourceError: a retry is useless.
     """
     lasting = explain(where, error)
     if lasting is not None:
@@ -79,7 +79,7 @@ def _seconds(error: Exception, attempt: int) -> float:
 
 
 def _asked(retry_after: str) -> float:
-    """Seconds to wait by a Retry-After header: a number of them, or a date (RFC 9110, 10.2.3); 0 for anything else."""
+    """The wait that a Retry-After header asks for, in seconds: a number or a date (RFC 9110, 10.2.3); else 0."""
     if retry_after.isdecimal():
         return float(retry_after)
     try:
@@ -105,7 +105,7 @@ def _words(error: Exception) -> str:
 
 
 def explain(where: str, error: Exception) -> SourceError | None:
-    """The error to report where trying again is of no use, else None."""
+    """The error to report if a retry is useless, else None."""
     if isinstance(error, OfflineModeIsEnabled) or (isinstance(error, OSError) and constants.is_offline_mode()):
         return SourceError(f"{where}: not in the cache, and offline", hint="unset HF_HUB_OFFLINE to reach the hub")
     for kind, what, hint in _LASTING:
@@ -124,7 +124,7 @@ def explain(where: str, error: Exception) -> SourceError | None:
 
 
 def spoils(error: OSError) -> bool:
-    """Whether huggingface_hub found that what it had downloaded of a file is not part of that file."""
+    """Whether huggingface_hub found that a partial download does not belong to the file."""
     if isinstance(error, HfHubHTTPError):
         return int(error.response.status_code) == 416
     return error.errno is None and not isinstance(error, (*_CONNECTION, LocalEntryNotFoundError))
@@ -135,7 +135,7 @@ _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 _LASTING: tuple[tuple[type[Exception], str, str | None], ...] = (
     (GatedRepoError, "its owner asks you to accept terms first", f"accept them on its page, then {_LOGIN}"),
     (RepositoryNotFoundError, "no such repository, or a private one", f"check the name; if it is private, {_LOGIN}"),
-    (RevisionNotFoundError, "no such revision", "name a branch, a tag or a commit after @"),
-    (RemoteEntryNotFoundError, "no such file at this revision", None),
-    (HFValidationError, "is not the name of a repository", "write it as org/name or org/name@revision"),
+    (RevisionNotFoundError, "no such revision", "write a branch, a tag or a commit after @"),
+    (RemoteEntryNotFoundError, "this revision does not have the file", None),
+    (HFValidationError, "is not a repository name", "write it as org/name or org/name@revision"),
 )

@@ -1,7 +1,7 @@
-"""Whole files of a repository, kept where huggingface_hub keeps them, in a folder or in its cache.
+"""Whole files of a repository, stored where huggingface_hub stores them: in a folder or in its cache.
 
-huggingface_hub places them and keeps its records; the bytes of what it would get over plain HTTP come from here, so
-that what arrived before a fault, a stall or a kill is on the disk and not asked for again. Xet is left to hf_xet.
+huggingface_hub places the files and keeps its records. Files that it would download by plain HTTP are downloaded here,
+so that bytes that arrived before a failure, a stall or a kill stay on the disk. Xet is left to hf_xet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Going = Callable[[], bool]
 
 
 class _Paths(NamedTuple):
-    """Where a file grows, where it ends, and what is locked meanwhile."""
+    """The path at which a file grows, its final path, and the lock held meanwhile."""
 
     partial: Path
     final: Path
@@ -46,7 +46,7 @@ def fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) -> 
     """Download a file into a folder, or into the hub's cache, and give its path.
 
     Raises:
-        SourceError: it cannot be had. WorkError: it cannot be written. Interrupted: it is no longer wanted.
+        SourceError: it cannot be downloaded. WorkError: it cannot be written. Interrupted: it is no longer wanted.
     """
     try:
         return _fetch(wanted, folder, anew, going)
@@ -56,7 +56,7 @@ def fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) -> 
 
 def _fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) -> Path:
     if folder is None:
-        # By this the commit is found offline. A cache that cannot be written may still hold the file.
+        # The reference lets offline commands find the commit. A read-only cache may still hold the file.
         with contextlib.suppress(OSError):
             _cache_commit_hash_for_specific_revision(str(cache_of(wanted.repository)), wanted.named, wanted.commit)
     there = None if anew else _there(wanted, folder)
@@ -69,7 +69,7 @@ def _fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) ->
     etag = str(known.etag)
     paths = _in_folder(folder, wanted.file, etag) if folder else _in_cache(wanted.repository, etag)
     with WeakFileLock(paths.lock):
-        # Another process may have brought it meanwhile, or another commit have had the same.
+        # A different process may have downloaded it meanwhile, or a different commit may have the same file.
         if anew or not _whole(paths.final, wanted):
             _grow(wanted, paths.partial, anew, going)
             os.replace(paths.partial, paths.final)
@@ -82,7 +82,7 @@ def _fetch(wanted: WantedFile, folder: Path | None, anew: bool, going: Going) ->
 
 
 def _there(wanted: WantedFile, folder: Path | None) -> Path | None:
-    """The file where it is already, with its full size."""
+    """The file if it is present with its full size."""
     path = (folder or cache_of(wanted.repository) / "snapshots" / wanted.commit) / wanted.file
     return path if _whole(path, wanted) else None
 
@@ -95,7 +95,7 @@ def _metadata(wanted: WantedFile) -> HfFileMetadata:
     known = get_hf_file_metadata(wanted.bytes.url, headers=request_headers(), endpoint=wanted.endpoint)
     etag = known.etag or ""
     if not etag or etag.strip(".") != etag or not set(etag) <= _PLAIN:
-        raise Doubtful("the hub names no tag by which to keep the file")
+        raise Doubtful("the hub's answer has no entity tag for the file")
     return known
 
 
@@ -116,7 +116,7 @@ def _in_cache(repository: str, etag: str) -> _Paths:
 
 
 def _grow(wanted: WantedFile, path: Path, anew: bool, going: Going) -> None:
-    """Append to a file what it lacks; `anew` drops what it has."""
+    """Append the missing bytes to a file; `anew` starts it over."""
     size = wanted.bytes.size
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab") as file:
@@ -136,7 +136,7 @@ def _grow(wanted: WantedFile, path: Path, anew: bool, going: Going) -> None:
 
 
 def _by_hub(wanted: WantedFile, folder: Path | None, anew: bool) -> Path:
-    """Let huggingface_hub get the file, or find what is there of it."""
+    """Let huggingface_hub download the file or find the part that is present."""
     spoilt = anew
 
     def download() -> str:

@@ -1,4 +1,4 @@
-"""The token goes to the hub's own address only, and every request says that dsctl makes it."""
+"""Send the token to the hub's own address only, and identify dsctl in every request."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _USER_AGENT = "dsctl/"
 
 
 def request_headers() -> dict[str, str]:
-    """Headers of every request: who asks, and the token that huggingface_hub knows."""
+    """Headers of every request: the client's name, and huggingface_hub's token."""
     return dict(build_hf_headers(library_name="dsctl", library_version=__version__))
 
 
 def guard() -> None:
-    """Keep the token to the endpoint's own origin (scheme, host and port), whoever asks on dsctl's behalf.
+    """Restrict the token to the endpoint's own origin (scheme, host and port) in all requests that dsctl causes.
 
-    huggingface_hub sends it along wherever the hub's answers lead: redirects, `Link` headers, routes for new Xet
+    huggingface_hub sends it wherever the hub's answers lead: redirects, `Link` headers, routes for new Xet
     tokens. Requests of other libraries over the same session are left alone.
     """
     hooks = get_session().event_hooks
@@ -39,16 +39,16 @@ def _elsewhere(url: httpx2.URL) -> bool:
 
 
 def _withhold(request: httpx2.Request) -> None:
-    """Send no token to another origin. The storage that files are redirected to has signed addresses of its own."""
+    """Do not send the token to a different origin. Redirects to storage use signed addresses."""
     if _ours(request) and _elsewhere(request.url):
         request.headers.pop("Authorization", None)
 
 
 def _refuse_elsewhere(response: httpx2.Response) -> None:
-    """Refuse an answer that names another origin for what is asked with the token.
+    """Refuse an answer that sends a request with the token to a different origin.
 
     Raises:
-        SourceError: the next page, or the route to a new Xet token, is elsewhere.
+        SourceError: the next page, or the route to a new Xet token, has a different origin.
     """
     if not _ours(response.request):
         return
@@ -60,9 +60,11 @@ def _refuse_elsewhere(response: httpx2.Response) -> None:
     for what, link in named.items():
         if not link:
             continue
-        # huggingface_hub asks the endpoint in place of the hub's own address.
+        # huggingface_hub replaces the hub's own address by the endpoint.
         route = link.startswith(constants.HUGGINGFACE_CO_URL_HOME) and "Xet" in what
         if not route and _elsewhere(response.url.join(link)):
             there, here = shown(link.partition("?")[0]), shown(constants.ENDPOINT)
-            hint = "a mirror that is set up well names itself: set HF_ENDPOINT to the hub that has the repository"
-            raise SourceError(f"{here}: names {there} for {what}: no other origin is asked", hint=hint)
+            hint = (
+                "a correctly configured mirror uses its own address: set HF_ENDPOINT to the hub that has the repository"
+            )
+            raise SourceError(f"{here}: names {there} for {what}: dsctl only asks the hub's own origin", hint=hint)

@@ -1,4 +1,4 @@
-"""What a hub says of a repository: the commit that a name stands for, and every file of that commit."""
+"""A hub's listing of a repository: the commit of a revision, and every file of that commit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dsctl.version import __version__
 MOST_PAGES = 1000
 # SHA-256 in hexadecimal; git's usual SHA-1 is shorter.
 LONGEST_COMMIT = 64
-# Bytes of a file's name that a file system takes (255) without what huggingface_hub appends to it while it works, and
-# of a path below a folder whose own path is long (Linux: 4,096 in all).
+# Longest file name in bytes (255) less the suffix that huggingface_hub appends to downloads, and longest path below
+# a folder whose own path is long (Linux: 4,096 in all).
 LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
-# What version control, caches and dsctl itself keep their records in.
+# Folders in which version control, caches and dsctl itself keep records.
 RESERVED = frozenset({".git", ".dsctl", ".cache"})
 
 
@@ -42,10 +42,10 @@ class _ListedEntry(msgspec.Struct):
 
 
 def commit_of(repository: str, revision: str) -> str:
-    """The commit that a branch, a tag or a commit's own name stands for.
+    """The commit of a branch, a tag or a commit's own name.
 
     Raises:
-        Doubtful: the answer names none.
+        Doubtful: the answer has no commit.
     """
     api, timeout = HfApi(library_name="dsctl", library_version=__version__), constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
@@ -55,7 +55,7 @@ def commit_of(repository: str, revision: str) -> str:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Doubtful(f"the hub's answer is not valid: {type(error).__name__}") from None
     if not (commit.isascii() and commit.isalnum() and len(commit) <= LONGEST_COMMIT):
-        raise Doubtful("the hub names no commit")
+        raise Doubtful("the hub's answer has no commit")
     return commit
 
 
@@ -64,7 +64,7 @@ def tree(repository: str, commit: str) -> tuple[HubFile, ...]:
 
     Raises:
         SourceError: a name leads out of the repository.
-        Doubtful: the answer is no listing.
+        Doubtful: the answer is not a listing.
     """
     where = f"{repository}@{commit[:12]}"
     url = f"{constants.ENDPOINT}/api/models/{repository}/tree/{commit}?recursive=true&expand=false"
@@ -87,10 +87,10 @@ def _listed(entry: _ListedEntry) -> HubFile:
 
 
 def _pages(url: str, where: str) -> Iterator[list[Any]]:
-    """The pages of a listing, each of which names the next.
+    """The pages of a listing; each page has the address of the next.
 
     Raises:
-        SourceError: there is no end to them, or one is to be had from another origin only.
+        SourceError: the listing does not end, or a page has a different origin.
     """
     seen: set[str] = set()
     while url:
@@ -106,10 +106,10 @@ def _pages(url: str, where: str) -> Iterator[list[Any]]:
 
 
 def refuse_names(names: Iterable[str], where: str) -> None:
-    """Refuse a listing that could not be written as files below a folder, or would write what is not a checkpoint's.
+    """Refuse a listing whose files cannot be written below a folder, or would overwrite records there.
 
     Raises:
-        SourceError: with the first such name, spelled out.
+        SourceError: the message spells out the first such name.
     """
     folders: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -128,12 +128,12 @@ def refuse_names(names: Iterable[str], where: str) -> None:
 
 
 def _unusable(name: str) -> str:
-    """What is wrong with a file's name by itself, if anything."""
+    """The problem of a single file name, or an empty string."""
     parts = name.split("/")
     if "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
         return "leads out of the repository"
     if not name.isprintable():
-        return "is no printable text"
+        return "is not printable text"
     if reserved := [part for part in parts if part.casefold() in RESERVED]:
         return f"lies in {reserved[0]}, which is not part of a repository"
     if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
@@ -141,4 +141,4 @@ def _unusable(name: str) -> str:
     return ""
 
 
-_REFUSED = "nothing was read or written: tell whoever keeps this repository or hub"
+_REFUSED = "nothing was read or written: report this to the owner of the repository or hub"

@@ -1,4 +1,4 @@
-"""Bytes of a hub's files by range, whatever its faults: stalls, resets, short answers and lying ones."""
+"""Read byte ranges of a hub's files in spite of stalls, resets, short answers and false ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dsctl.stores.hub_entries import HubRange
 from dsctl.stores.hub_faults import FAULTS, Doubtful, pause
 from dsctl.stores.hub_guard import guard, request_headers
 
-# Below this many bytes per second, over as long as silence is borne, an answer counts as stalled and is taken up again
-# on another connection.
+# An answer slower than this (bytes per second), measured over one time-out, counts as stalled; it continues on a new
+# connection.
 SLOWEST = 16 << 10
-# A server that ignores ranges sends the whole file: this much of it is skipped rather than the file kept.
+# A server that ignores ranges sends the whole file: up to this many leading bytes are skipped.
 SKIPPED_BYTES = 4 << 20
 
 
@@ -30,8 +30,8 @@ def fill(wanted: HubRange, buffer: memoryview) -> None:
     """Fill the buffer with a file's bytes from `wanted.begin` on.
 
     Raises:
-        SourceError: the bytes cannot be had, or the hub serves another file than it listed.
-        RangesIgnored: only the whole file can be had, and the bytes are far from its start.
+        SourceError: the bytes cannot be read, or the hub serves a different file than it listed.
+        RangesIgnored: the hub serves whole files only, and the bytes are far from the start.
     """
     at = 0
     with closing(arriving(wanted, wanted.begin + len(buffer))) as chunks:
@@ -41,11 +41,11 @@ def fill(wanted: HubRange, buffer: memoryview) -> None:
 
 
 def arriving(wanted: HubRange, end: int, skippable: int = SKIPPED_BYTES) -> Generator[bytes, None, None]:
-    """A file's bytes from `wanted.begin` to `end` as they arrive; what came before a fault is not asked for again.
+    """A file's bytes from `wanted.begin` to `end` as they arrive; a retry does not read them again.
 
     Raises:
-        SourceError: the bytes cannot be had, or the hub serves another file than it listed.
-        RangesIgnored: only the whole file can be had, and more than `skippable` bytes of it come before.
+        SourceError: the bytes cannot be read, or the hub serves a different file than it listed.
+        RangesIgnored: the hub serves whole files only, and more than `skippable` bytes come before.
     """
     at, attempt = wanted.begin, 1
     while at < end:
@@ -65,7 +65,7 @@ def _refuse_short(lacking: int) -> None:
 
 
 def _chunks(wanted: HubRange, begin: int, end: int, skippable: int) -> Iterator[bytes]:
-    """The bytes [begin, end) as they arrive; fewer where the connection ends early."""
+    """The bytes [begin, end) as they arrive; fewer if the connection ends early."""
     guard()
     patience = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     headers = request_headers() | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
@@ -86,14 +86,14 @@ def _chunks(wanted: HubRange, begin: int, end: int, skippable: int) -> Iterator[
 
 
 class _Pace:
-    """Measures an answer over one stretch of time after another."""
+    """Measures the speed of an answer over successive intervals."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._began, self._nbytes = time.monotonic(), 0
 
     def keep(self, nbytes: int) -> None:
-        """So many bytes have arrived.
+        """Count this many bytes that arrived.
 
         Raises:
             ReadTimeout: they come too slowly.
@@ -108,17 +108,19 @@ class _Pace:
 
 
 def _checked(response: httpx2.Response, wanted: HubRange, begin: int, end: int, skippable: int) -> int:
-    """How many bytes of an answer precede those that were asked for."""
+    """The number of bytes in an answer before the requested ones."""
     for answer in (*response.history, response):
         commit = answer.headers.get("x-repo-commit")
         if commit is not None and commit != wanted.commit:
-            raise SourceError(f"{wanted.where}: the hub answers with commit {commit[:12]}: another was asked for")
+            raise SourceError(
+                f"{wanted.where}: the hub answered with commit {commit[:12]}: a different one was requested"
+            )
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise Doubtful("the answer is compressed, which was not asked for")
+        raise Doubtful("the answer is compressed, which was not requested")
     length = response.headers.get("content-length")
     if response.status_code == 200:
         if length not in (None, str(wanted.size)):
-            raise Doubtful(f"the hub sends a file of {length} bytes, it listed {wanted.size:,}")
+            raise Doubtful(f"the hub sent a file of {length} bytes, it listed {wanted.size:,}")
         if begin > skippable:
             raise RangesIgnored
         return begin

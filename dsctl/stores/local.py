@@ -14,9 +14,9 @@ from dsctl.core.errors import SourceError
 from dsctl.core.files import refusal
 from dsctl.core.header import read_head
 
-# The headers of V3's files are about 75 kB.
+# The headers of V3's files have about 75 kB.
 FIRST_READ = 128 << 10
-# Of a name with one of these it has to be seen where it leads.
+# A name with one of these must be resolved to see whether it stays inside.
 _PARTING = frozenset("/\\\0")
 
 
@@ -24,7 +24,7 @@ _PARTING = frozenset("/\\\0")
 class LocalFolder:
     """A folder by its resolved path; `only` restricts it to one file.
 
-    Files that cannot be reached, as links may be, are an error, or left out where it is `lenient`.
+    A file that cannot be reached, such as a broken link, is an error; if `lenient`, it is omitted.
     """
 
     root: str
@@ -36,7 +36,7 @@ class LocalFolder:
         """The folder at a path, or the folder of a single safetensors file.
 
         Raises:
-            SourceError: there is nothing there, or it cannot be read.
+            SourceError: the path does not exist or cannot be read.
         """
         place = Path(path)
         try:
@@ -65,7 +65,7 @@ class LocalFolder:
         return dict(sorted(found.items()))
 
     def unreachable(self) -> dict[str, str]:
-        """What is wrong with every name that `files` refuses or leaves out."""
+        """The problem of every name that `files` refuses or omits."""
         lost: dict[str, SourceError] = {}
         if not self.only:
             self._walk("", {}, lost)
@@ -83,7 +83,7 @@ class LocalFolder:
         for entry in entries:
             name = f"{folder}{entry.name}"
             if not name.isprintable():
-                raise SourceError(f"{self.root}: file name {name!r} is no printable text", hint="rename the file")
+                raise SourceError(f"{self.root}: file name {name!r} is not printable text", hint="rename the file")
             if entry.is_dir(follow_symlinks=False):
                 # Version control and caches are not part of a checkpoint.
                 if entry.name not in (".git", ".dsctl", ".cache", "__pycache__"):
@@ -147,7 +147,7 @@ class LocalFolder:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[int]:
-        """A descriptor of the file, which is closed in the end; what the system refuses is told as a SourceError."""
+        """Open the file for the block; the system's refusals become SourceErrors."""
         descriptor = None
         try:
             descriptor = self._open(file)
@@ -159,11 +159,11 @@ class LocalFolder:
                 os.close(descriptor)
 
     def _open(self, file: str) -> int:
-        # Without O_NONBLOCK, opening a pipe that somebody put in a file's place waits for a writer for ever.
+        # Without O_NONBLOCK, opening a pipe in the place of a file would wait for a writer forever.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         if _PARTING.isdisjoint(file) and file not in ("", ".", ".."):
             try:
-                # What is no link and has a plain name is in the folder: no need to follow every part of its path.
+                # A plain name that is not a link lies in the folder: its path needs no resolving.
                 return os.open(os.path.join(self.root, file), flags | os.O_NOFOLLOW)
             except OSError as error:
                 if error.errno != errno.ELOOP:
@@ -181,8 +181,8 @@ class LocalFolder:
 
 
 def _lost(entry: os.DirEntry[str], error: OSError) -> SourceError:
-    """What to say of a file that cannot be reached: of a link that leads nowhere, where to."""
+    """The error for a file that cannot be reached; for a broken link it has the link's target."""
     if not entry.is_symlink():
         return refusal(entry.path, error, SourceError)
-    hint = "download the checkpoint again: what a link in a hub's cache leads to may have been deleted"
+    hint = "download the checkpoint again: the file behind a link in a hub's cache may have been deleted"
     return refusal(f"{entry.path}: is a link to {os.readlink(entry.path)}", error, SourceError, hint)

@@ -1,7 +1,7 @@
 """A folder in an object store or on any other file system that fsspec knows (s3://, gs://, ...), read by ranges.
 
-Endpoint and credentials are found where each store's own library looks for them (AWS_PROFILE, AWS_ENDPOINT_URL,
-~/.aws, application default credentials, ~/.config/fsspec) and never told.
+Endpoint and credentials come from the places where each store's own library looks for them (AWS_PROFILE,
+AWS_ENDPOINT_URL, ~/.aws, application default credentials, ~/.config/fsspec). They are never printed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dsctl.core.header import read_head
 
 T = TypeVar("T")
 
-# The headers of V3's files are about 75 kB.
+# The headers of V3's files have about 75 kB.
 FIRST_READ = 128 << 10
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.25, 8.0
-# A request may take this many seconds and one more for each so many bytes; then it has stalled and is asked again.
+# A request may take `PATIENCE` seconds plus one for every `SLOWEST` bytes; after that it has stalled and is retried.
 PATIENCE, SLOWEST = 30.0, 256 << 10
-# What tells one state of an object from the next, the most exact first.
+# Fields that change with an object's contents, the most exact first.
 _IDENTITIES = ("ETag", "etag", "generation", "md5Hash", "content_md5", "LastModified", "mtime", "created")
 _PASSED_BY = frozenset({".git", ".dsctl", ".cache", "__pycache__"})
 
@@ -33,7 +33,7 @@ def is_url(text: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
+    """A URL without its possibly secret parts: user, password, query."""
     return "::".join(map(_shown, url.split("::")))
 
 
@@ -44,7 +44,7 @@ def _shown(link: str) -> str:
 
 
 class ListedObject(NamedTuple):
-    """An object by its relative name: its size, and what pins its contents."""
+    """A listed object: its size, and an identifier that changes with its contents."""
 
     name: str
     size: int
@@ -63,7 +63,7 @@ class ObjectFolder:
         """The folder, or the single safetensors file, that a URL names.
 
         Raises:
-            SourceError: there is nothing there, no access, no such scheme, or its library is not installed.
+            SourceError: the place is empty, access is denied, the scheme is unknown, or its library is not installed.
         """
         url = text if text.endswith("://") else text.rstrip("/")
         if url.endswith(".safetensors"):
@@ -71,7 +71,9 @@ class ObjectFolder:
         else:
             listing = listed(url)
         if not listing:
-            raise SourceError(f"{shown(url)}: no such folder, or an empty one", hint="check bucket, path and profile")
+            raise SourceError(
+                f"{shown(url)}: the folder does not exist or is empty", hint="check bucket, path and profile"
+            )
         return cls(url.rpartition("/")[0] if url.endswith(".safetensors") else url, tuple(listing))
 
     @property
@@ -86,7 +88,7 @@ class ObjectFolder:
     def revision(self) -> str:
         """A digest of the listing: if anything under any of its names changes, so does the revision.
 
-        Unfinished targets keep it: the text that it is a digest of must stay as it is.
+        Unfinished targets store this digest, so its input text must not change.
         """
         said = [f"Listed(name={one.name!r}, size={one.size!r}, identity={one.identity!r})" for one in self.listing]
         text = f"({', '.join(said)}{',' * (len(said) == 1)})"
@@ -113,7 +115,7 @@ class ObjectFolder:
 
 
 def _range(url: str, known: ListedObject, begin: int, end: int) -> bytes:
-    """Bytes of an object that is, after they were read, still the one that was listed."""
+    """Bytes of an object that is unchanged after the read."""
     system, path = opened(f"{url}/{known.name}")
     data = bytes(system.cat_file(path, start=begin, end=end, **deadline(system, end - begin)))
     if identity(system.info(path, **deadline(system))) != known.identity:
@@ -124,19 +126,19 @@ def _range(url: str, known: ListedObject, begin: int, end: int) -> bytes:
 
 
 def listed(url: str, below: str = "") -> list[ListedObject]:
-    """Every object below a URL, or only those at or below another within it, by name; none where there is nothing.
+    """Every object below a URL by name, or only those at or below a path within it; empty if there are none.
 
     Raises:
-        SourceError: no access, an unusable name, or the store cannot be reached.
+        SourceError: access is denied, a name is unusable, or the store cannot be reached.
         UsageError: the URL has a query, which cannot be part of the names within.
     """
     if "?" in url:
-        raise UsageError(f"{shown(url)}: a folder's URL has no query", hint="leave out what follows the question mark")
+        raise UsageError(f"{shown(url)}: a folder's URL has no query", hint="remove the part after the question mark")
 
     def look() -> dict[str, Mapping[str, Any]]:
         system, path = opened(below or url)
         try:
-            # A walk passes by what it cannot list: only asking for the folder itself tells why there is nothing.
+            # A walk skips folders that it cannot list: only a request for the folder itself shows the reason.
             return dict(system.find(path, detail=True, **deadline(system)) or _nothing(system, path))
         except FileNotFoundError:
             return {}
@@ -145,7 +147,7 @@ def listed(url: str, below: str = "") -> list[ListedObject]:
     found: list[ListedObject] = []
     for path, info in persist(shown(url), look).items():
         name = path.removeprefix(root)
-        # A key that ends in a slash is how consoles draw an empty folder.
+        # Consoles represent an empty folder by a key that ends in a slash.
         if path.startswith(root) and not name.endswith("/") and name and _PASSED_BY.isdisjoint(name.split("/")):
             _refuse_outside(name, shown(url))
             found.append(ListedObject(name, int(info["size"]), identity(info)))
@@ -159,41 +161,41 @@ def _nothing(system: Any, path: str) -> dict[str, Mapping[str, Any]]:
 
 def _refuse_outside(name: str, where: str) -> None:
     if not name.isprintable() or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-        raise SourceError(f"{where}: object name {name!r} is no file name within a folder")
+        raise SourceError(f"{where}: object name {name!r} is not a file name within a folder")
 
 
 def identity(info: Mapping[str, Any]) -> str:
-    """What pins an object's contents: its size, and its entity tag or the best that the store tells instead."""
+    """An identifier of an object's contents: its size, and its entity tag or the best substitute that the store has."""
     tags = (f"{key} {info[key]}" for key in _IDENTITIES if info.get(key))
     return f"{info.get('size')} {next(tags, '')}".rstrip()
 
 
 def opened(url: str) -> tuple[Any, str]:
-    """The file system of a URL, which remembers no listings, and the URL's path in it.
+    """The file system of a URL, without a cache of listings, and the URL's path in it.
 
     Raises:
-        SourceError: no such scheme, its library is not installed, or the URL names nothing.
+        SourceError: the scheme is unknown, its library is not installed, or the URL has no host and no file.
     """
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
     try:
         system, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        hint = "pip install 'dsctl[cloud]'" if url.startswith("s3") else "install the library that it names"
+        hint = "pip install 'dsctl[cloud]'" if url.startswith("s3") else "install the library in this message"
         raise SourceError(f"{shown(url)}: {error}", hint=hint) from None
-    except Exception as error:  # noqa: BLE001  each file system refuses what it cannot be made of in its own way
-        what = "names neither a file nor a host" if isinstance(error, TypeError) else _words(error)
+    except Exception as error:  # noqa: BLE001  each file system has its own exceptions for bad arguments
+        what = "has neither a host nor a file" if isinstance(error, TypeError) else _words(error)
         raise SourceError(f"{shown(url)}: {what}", hint="s3://bucket/path, gs://bucket/path, ...") from None
     return system, str(path)
 
 
 def deadline(system: Any, nbytes: int = 0) -> dict[str, float]:
-    """The option that ends a request of so many bytes when it has stalled, where the file system takes one."""
+    """The option that ends a stalled request of `nbytes` bytes, if the file system has one."""
     return {"timeout": patience(nbytes)} if getattr(system, "async_impl", False) else {}
 
 
 def patience(nbytes: int) -> float:
-    """Seconds after which a request of so many bytes has stalled."""
+    """Seconds after which a request of this size counts as stalled."""
     return PATIENCE + nbytes / SLOWEST
 
 
@@ -206,14 +208,14 @@ def persist(
     """Call until it succeeds, waiting longer each time.
 
     Raises:
-        SourceError, or another `kind`: the fault will not pass, or did not in `ATTEMPTS` attempts.
+        SourceError, or a different `kind`: the failure is final, or `ATTEMPTS` attempts failed.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
         except DsctlError:
             raise
-        except Exception as error:  # noqa: BLE001  each store's library raises errors of its own
+        except Exception as error:  # noqa: BLE001  each store's library has its own exceptions
             what, hint = _lasting(error)
             if what is not None:
                 raise kind(f"{where}: {what}", hint=hint) from None
@@ -225,23 +227,23 @@ def persist(
 
 
 def _lasting(error: Exception) -> tuple[str | None, str | None]:
-    """What to report, with a hint, where trying again is of no use; else nothing."""
+    """The message and hint to report if a retry is useless; else empty."""
     name = type(error).__name__
     if isinstance(error, FileNotFoundError):
-        return "no such object or bucket", None
+        return "the object or bucket does not exist", None
     if isinstance(error, PermissionError) or "Credential" in name or "Auth" in name:
         return f"the store refuses access ({name})", _LOGIN
     lasting = isinstance(error, (TypeError, ValueError)) or any(word in name for word in _LASTING)
     return (_words(error), None) if lasting else (None, None)
 
 
-# In the names of errors that each store's library has of its own.
+# Parts of the names of each store library's own errors.
 _LASTING = ("Profile", "Validation", "Region", "Config", "UnknownService")
-_LOGIN = "credentials are taken from the usual places: AWS_PROFILE, ~/.aws, application default credentials"
+_LOGIN = "credentials come from the usual places: AWS_PROFILE, ~/.aws, application default credentials"
 
 
 def _words(error: Exception) -> str:
-    """What went wrong, in words that hold no address: those may be signed."""
+    """The failure in words without an address, because addresses may be signed."""
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "no answer in time"
     if "Connect" in type(error).__name__:

@@ -1,4 +1,4 @@
-"""Whether two places are one, whatever they are called: schemes have several names, paths links, URLs chains."""
+"""Find out whether two names mean the same place: schemes have aliases, paths have links, URLs have chains."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ HERE = ("file", "local")
 
 
 class StorePlace(NamedTuple):
-    """A folder: what kind of file system it is in, at which host where that is told, and its path there."""
+    """A folder: its kind of file system, its host if known, and its path there."""
 
     kind: str
     host: str
     path: str
 
     def overlaps(self, other: StorePlace) -> bool:
-        """Whether one is the other, or inside it."""
+        """Whether one equals the other or lies inside it."""
         if self.kind != other.kind or (self.host and other.host and self.host != other.host):
             return False
         return self.path.startswith(other.path) or other.path.startswith(self.path)
 
 
 def path_of(text: str) -> str:
-    """What a text names on this machine without the scheme that says so; anything else as it is.
+    """A local path without its `file://` scheme; any other text unchanged.
 
     Raises:
-        UsageError: it is no URL, and longer than a path or a name can be.
+        UsageError: it is not a URL, and is longer than a path or a name can be.
     """
     try:
         os.lstat(text)
@@ -48,12 +48,12 @@ def path_of(text: str) -> str:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two paths or URLs name one place, or one inside the other. Nothing is asked of any store.
+    """Whether two paths or URLs mean the same place or one lies inside the other. No store is asked.
 
-    A chained URL names the places of all of its links.
+    A chained URL stands for the places of all of its links.
 
     Raises:
-        ValueError, ImportError: fsspec knows no such scheme, or lacks its library.
+        ValueError, ImportError: fsspec does not know the scheme, or its library is not installed.
     """
     theirs = _places(other)
     return any(place.overlaps(their) for place in _places(one) for their in theirs)
@@ -72,7 +72,7 @@ def _place(link: str) -> StorePlace | None:
         return None if link in available_protocols() else _here(link)
     system = get_filesystem_class(link.partition("://")[0])
     kind = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
-    path = str(system._strip_protocol(link))  # noqa: SLF001  what every file system has, by no public name
+    path = str(system._strip_protocol(link))  # noqa: SLF001  every file system has it, but not under a public name
     if kind in HERE:
         return _here(path)
     host = system._get_kwargs_from_urls(link).get("host", "")  # noqa: SLF001  as above
@@ -84,5 +84,5 @@ def _here(path: str) -> StorePlace:
 
 
 def _slashed(path: str) -> str:
-    """A path that begins and ends in one slash, so that what lies within begins with it."""
+    """A path that begins and ends with one slash, so that paths inside it begin with it."""
     return f"/{path.strip('/')}/".replace("//", "/")

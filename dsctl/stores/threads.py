@@ -1,4 +1,4 @@
-"""Threads for work that waits on a network: given up, not waited for, where the block that uses them ends early."""
+"""Threads for work that waits on a network. They are abandoned if the block that uses them ends early."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Threads:
             thread.start()
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
-        """Have a task done, and give what will hold its result or its exception."""
+        """Submit a task; return the future of its result or exception."""
         future: Future[T] = Future()
         self._tasks.put((future, task))
         return future
 
     def going(self) -> bool:
-        """Whether what the tasks make is still wanted."""
+        """Whether the results of the tasks are still wanted."""
         return not self._ended.is_set()
 
     def end(self) -> None:
-        """Begin nothing more. Tasks under way may ask `going`."""
+        """Start no further task. Running tasks can check `going`."""
         self._ended.set()
         while True:
             try:
@@ -52,7 +52,7 @@ class Threads:
                 continue
             try:
                 future.set_result(task())
-            except BaseException as error:  # noqa: BLE001  whoever asks for the result gets it
+            except BaseException as error:  # noqa: BLE001  the caller of the future gets it
                 future.set_exception(error)
 
 

@@ -1,4 +1,4 @@
-"""One object at a time of a folder in an object store: sent, read back, removed, its unfinished parts given back."""
+"""Send, read, remove single objects of a folder in an object store, and abort unfinished uploads."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import Any
 from dsctl.core.errors import WorkError
 from dsctl.stores.objects import deadline, opened, patience, persist, shown
 
-# One request's part of a file, and how many of them are held and sent at once.
+# Bytes of one part of an upload, and the number of parts in memory and in flight at once.
 PART_BYTES, PARTS = 16 << 20, 4
-# What is held of files on their way.
+# The most bytes of uploads held in memory.
 SENT_BYTES = PART_BYTES * PARTS
-# Seconds between looks at whether the run has ended whose file is on its way, and for giving that file's parts back.
+# Seconds between checks for the end of the run during an upload, and seconds for aborting the upload's parts.
 GLANCE, LEAVE = 0.2, 1.0
 _ENDED = "the run has ended"
 
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """The folder at a URL. Requests are tried again; all of them end when `stop` is called."""
+    """The folder at a URL. Requests are retried; all of them end when `stop` is called."""
 
     url: str
     _stopped: Event = field(default_factory=Event)
 
     def place(self, name: str) -> str:
-        """What a person calls an object: its URL without what may be secret in it."""
+        """The printable name of an object: its URL without its possibly secret parts."""
         return f"{shown(self.url)}/{name}"
 
     def stop(self) -> None:
-        """Give up what is on its way, and begin nothing more."""
+        """Abort running uploads and start no further one."""
         self._stopped.set()
 
     def send(self, name: str, path: Path) -> int:
-        """Send a file of this machine, whole or not at all, and give its size in bytes.
+        """Send a local file completely or not at all; return its size in bytes.
 
         Raises:
             WorkError: it cannot be sent, or the run has ended.
@@ -58,7 +58,7 @@ class Uploads:
         persist(self.place(name), lambda: system.pipe_file(path, data, **deadline(system)), WorkError)
 
     def read(self, name: str) -> bytes | None:
-        """All bytes of a small object, or None if there is no such object.
+        """All bytes of a small object, or None if it does not exist.
 
         Raises:
             WorkError: it cannot be read.
@@ -74,7 +74,7 @@ class Uploads:
         return persist(self.place(name), read, WorkError)
 
     def remove(self, name: str) -> None:
-        """Remove an object; it may be gone already.
+        """Remove an object; it may already be absent.
 
         Raises:
             WorkError: it cannot be removed.
@@ -88,9 +88,9 @@ class Uploads:
         persist(self.place(name), remove, WorkError)
 
     def abort(self, name: str = "", seconds: float | None = None) -> None:
-        """Give back the parts of an object's unfinished uploads, or of all in the folder, if the store lists them.
+        """Abort unfinished uploads of an object, or of all objects in the folder, if the store lists them.
 
-        Each request may take so many seconds.
+        Each request may take `seconds`.
         """
         system, path = opened(f"{self.url}/{name}")
         if not hasattr(system, "list_multipart_uploads"):
@@ -123,9 +123,9 @@ class Uploads:
 
 @dataclass(slots=True)
 class _Heed:
-    """A request that ends when the run does, and has stalled if it makes no progress for some seconds.
+    """A request that ends with the run, and counts as stalled if it makes no progress for some seconds.
 
-    It is what fsspec calls a callback.
+    It serves as an fsspec callback.
     """
 
     stopped: Event
@@ -133,14 +133,14 @@ class _Heed:
     _told: float = 0.0
 
     def set_size(self, size: int) -> None:
-        """How much there is."""
+        """The size of the transfer, which is not used."""
 
     def relative_update(self, inc: int = 1) -> None:
-        """So much more is done."""
+        """Note that bytes moved."""
         self._told = time.monotonic()
 
     def call(self, system: Any, name: str, *arguments: Any, **options: Any) -> Any:
-        """What the request gives.
+        """Carry out a request and return its result.
 
         Raises:
             TimeoutError: it has stalled. WorkError: the run has ended.

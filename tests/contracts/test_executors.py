@@ -138,7 +138,7 @@ def test_a_device_whose_memory_is_too_small_is_told(plan: Plan, store: Store, tm
 
 def test_a_library_that_fails_without_a_word_is_told(plan: Plan, store: Store, tmp_path: Path) -> None:
     failed = patch.object(work, "_step", side_effect=SystemError("error return without exception set"))
-    with failed, pytest.raises(WorkError, match="a library failed and did not say why"):
+    with failed, pytest.raises(WorkError, match="a library failed without giving a reason"):
         work.perform(plan.jobs[0], Context(store, str(tmp_path)), lambda nbytes: None)
 
 

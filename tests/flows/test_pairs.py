@@ -100,7 +100,7 @@ def test_a_folder_is_consumed_by_one_run_at_a_time(source: Path, tmp_path: Path)
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        told(convert(source, tmp_path / "out", *CONSUME), 40, "another dsctl is changing files of this folder")
+        told(convert(source, tmp_path / "out", *CONSUME), 40, "another dsctl is changing files in this folder")
     finally:
         os.close(descriptor)
     assert (source / FIRST).exists()

@@ -210,7 +210,7 @@ def test_the_end_of_a_process_beside_it_is_told(source: Path, monkeypatch: pytes
         raise EOFError
 
     monkeypatch.setattr("dsctl.look.inspection.inspect", gone)
-    refused(call("inspect", source), 41, "another process that it needs has ended")
+    refused(call("inspect", source), 41, "a process that dsctl needs has ended")
 
 
 def test_what_the_system_refuses_is_no_fault_of_dsctl(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_an_address_that_is_none_is_refused_at_once(environment: dict[str, str],
     variables = environment | {"HF_ENDPOINT": address}
     for line in (["inspect", f"hf://{REPOSITORY}"], ["download", REPOSITORY, tmp_path / "x"]):
         done = run(*line, env=variables)
-        refused(done, "HF_ENDPOINT", "is not the address of a hub")
+        refused(done, "HF_ENDPOINT", "is not a hub's address")
         assert "secret" not in done.stderr
 
 
@@ -241,4 +241,4 @@ def test_a_doctor_says_that_an_address_is_none(environment: dict[str, str], tmp_
 
 def test_a_setting_that_huggingface_hub_does_not_take_is_told(environment: dict[str, str]) -> None:
     done = run("inspect", f"hf://{REPOSITORY}", env=environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "soon"})
-    refused(done, "huggingface_hub does not take its settings", "soon", "HF_")
+    refused(done, "huggingface_hub refuses its settings", "soon", "HF_")

@@ -70,7 +70,7 @@ def test_remote_reads_a_release_s_repository(hub: Hub, source: Path, command: Ru
 
 def test_remote_is_for_releases_and_repositories(command: Run) -> None:
     refused = command("inspect", "acme/small/extra", "--remote")
-    assert refused.returncode == 2 and "is not the name of a repository" in refused.stderr
+    assert refused.returncode == 2 and "is not a repository name" in refused.stderr
 
 
 def test_headers_are_little_beside_what_is_asked_for_most_sparingly() -> None:

@@ -142,7 +142,7 @@ def test_a_private_repository_without_a_token_is_refused(hub: Hub, environment: 
 
 def test_another_commit_than_the_pinned_one_is_refused(hub: Hub, environment: dict[str, str]) -> None:
     hub.fault = lambda number, method, path: "commit" if "/resolve/" in path else None
-    assert "another was asked for" in probe(environment)["message"]
+    assert "a different one was requested" in probe(environment)["message"]
 
 
 def test_a_fault_that_lasts_ends_in_an_error(hub: Hub, environment: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ def test_a_library_that_fails_without_a_word_is_not_a_fault_of_dsctl() -> None:
     """Compiled code does that if memory runs out in the middle of it."""
     error = of_the_machine(SystemError("error return without exception set"))
     assert isinstance(error, WorkError) and error.exit_code == 41
-    assert error.message == "a library failed and did not say why"
+    assert error.message == "a library failed without giving a reason"
     assert error.hint is not None and error.hint.startswith("too little memory is the usual cause")
 
 
