@@ -109,7 +109,7 @@ def of_the_machine(error: BaseException) -> WorkError | None:
         )
     if _lacks_memory(error, words):
         hint = "use fewer --workers or a smaller --max-memory, or free memory, and run the same command again"
-        return WorkError("this machine does not have enough memory", hint=hint)
+        return WorkError("this machine has too little memory", hint=hint)
     if isinstance(error, ImportError):
         what = str(error).splitlines()[0] if words else "its loading failed"
         hint = "memory may be too small for it, or the installation incomplete: install dsctl again"

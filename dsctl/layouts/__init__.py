@@ -1,4 +1,4 @@
-"""The table of layouts, and what is usual for each."""
+"""The table of layouts, and the defaults of each."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ LAYOUTS: dict[str, Layout] = {
     "vllm": Vllm(),
     NAME: Transformers(),
 }
-# What dsctl's own files, and people who knew it before, call the published layout.
+# The published layout's older name, which dsctl's own files and older scripts may use.
 RECORDED = "hf"
-# Layouts whose writer keeps in float32 what releases have in BF16, and that of a folder with names of two kinds.
+# Layouts whose writer stores float32 where releases store BF16, and the layout of a folder with two kinds of names.
 WIDENED = (NAME, MIXED)
-# What is to be said of quantized experts in a layout.
+# Warnings about quantized experts, by layout.
 SAID_OF_EXPERTS = {NAME: UNSCALED}
 
 
 def layout_name(recorded: str) -> str:
-    """The name of a layout that a file or a person may call as it was called before."""
+    """The current name of a layout that may be given by its older name."""
     return "published" if recorded == RECORDED else recorded
 
 
 def recorded_name(name: str) -> str:
-    """What a layout is called in files, which older versions read too."""
+    """The layout's name in files, which older versions of dsctl can read."""
     return RECORDED if name == "published" else name
 
 
 def usual_ep(name: str, tp: int) -> int:
-    """The expert-parallel parts of a layout where none are asked for: DeepSeek's has as many as ranks."""
+    """The default number of expert-parallel parts: in DeepSeek's layout the number of ranks."""
     return tp if name == "deepseek" else 1
 
 
 def follows(name: str, ranks: Ranks) -> bool:
-    """Whether a layout so spread has as many expert-parallel parts as tensor-parallel ranks, whatever their number."""
+    """Whether a layout always has as many expert-parallel parts as tensor-parallel ranks."""
     return name == "deepseek" or (name == "vllm" and ranks.ep == ranks.tp > 1)

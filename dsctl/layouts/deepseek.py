@@ -1,8 +1,8 @@
 """DeepSeek's inference layout: one file per rank, with the names of its reference model.
 
-deepseek-ai/DeepSeek-V3 and DeepSeek-V3.2-Exp, inference/convert.py (names, what is cut, file names, no metadata),
-inference/generate.py (the files that it loads) and inference/model.py (`ModelArgs`, the fields of its config). What the
-published script leaves out, the MTP layer, is named by the same rules.
+deepseek-ai/DeepSeek-V3 and DeepSeek-V3.2-Exp, inference/convert.py (names, cuts, file names, no metadata),
+inference/generate.py (the files that it loads) and inference/model.py (`ModelArgs`, the fields of its config). The
+published script omits the MTP layer; here it is named by the same rules.
 
 V4 is published under the reference model's names. DeepSeek-V4-Flash and -0731, inference/convert.py: the drafter stays,
 without the embedding and the head that duplicate the model's; `wo_a` is decoded; four-bit codes are called F4.
@@ -22,7 +22,7 @@ from dsctl.layouts.native_config import native_config
 from dsctl.layouts.ranks import Shares
 
 CONFIG = "inference_config.json"
-# Parts of a published name -> those of the reference model's. Parts that both have are in `_SAME`.
+# Parts of a published name -> parts of the reference model's name. Parts that both share are in `_SAME`.
 _PARTS = {
     "self_attn": "attn", "mlp": "ffn", "embed_tokens": "embed", "lm_head": "head",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -34,9 +34,9 @@ _SAME = frozenset((
     "layers", "{layer}", "norm", "gate", "experts", "{expert}", "shared_experts", "weight", "bias",
     "indexer", "wq_b", "wk", "k_norm", "weights_proj", "enorm", "hnorm", "eh_proj", "shared_head", "head",
 ))  # fmt: skip
-# Modules whose weights the reference model of V4 multiplies by as they are, with the dtype.
+# Modules that the reference model of V4 keeps unquantized, with their dtype.
 _DECODED = {"wo_a": "BF16"}
-# Fields of the reference model's config and those of `config.json` that they are.
+# Fields of the reference model's config, and the fields of `config.json` with the same meaning.
 _FIELDS = {
     "vocab_size": "vocab_size", "dim": "hidden_size", "inter_dim": "intermediate_size",
     "moe_inter_dim": "moe_intermediate_size", "n_layers": "num_hidden_layers",
@@ -48,7 +48,7 @@ _FIELDS = {
     "v_head_dim": "v_head_dim", "index_n_heads": "index_n_heads", "index_head_dim": "index_head_dim",
     "index_topk": "index_topk",
 }  # fmt: skip
-# What the reference model takes for granted of its rotary embedding, and where config.json says otherwise.
+# The rotary embedding's constants in the reference model, and the fields of config.json that may differ from them.
 _ROTARY = {
     "original_seq_len": ("original_max_position_embeddings", 4096), "rope_factor": ("factor", 40),
     "beta_fast": ("beta_fast", 32), "beta_slow": ("beta_slow", 1), "mscale": ("mscale", 1.0),
@@ -57,7 +57,7 @@ _ROTARY = {
 
 @dataclass(frozen=True, slots=True)
 class Deepseek:
-    """One name space and one file per rank; experts are dealt out in as many parts as there are ranks."""
+    """One name space and one file per rank; experts are assigned in as many parts as there are ranks."""
 
     shares: Shares | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -72,13 +72,13 @@ class Deepseek:
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:
         if shares is None:
-            raise PlanError("layout deepseek is one of ranks", hint="dsctl shard SRC DST --layout deepseek --tp N")
+            raise PlanError("layout deepseek needs ranks", hint="dsctl shard SRC DST --layout deepseek --tp N")
         ranks = shares.ranks
         if ranks.ep != ranks.tp or ranks.pp != 1 or shares.placed:
             raise PlanError(
-                f"layout deepseek has as many expert-parallel parts as tensor-parallel ranks, not EP {ranks.ep} with "
-                f"TP {ranks.tp} and PP {ranks.pp}, and deals experts out in blocks",
-                hint="name --tp alone, or choose --layout published",
+                f"layout deepseek needs as many expert-parallel parts as tensor-parallel ranks, not EP {ranks.ep} with "
+                f"TP {ranks.tp} and PP {ranks.pp}, and assigns experts in contiguous blocks",
+                hint="give --tp alone, or choose --layout published",
             )
         families = tuple(families)
         if native(families):
@@ -121,12 +121,12 @@ class Deepseek:
 
 
 def file_of(rank: int, world: int) -> str:
-    """The file of a rank."""
+    """The file name of a rank."""
     return f"model{rank}-mp{world}.safetensors"
 
 
 def rank_of(file: str) -> tuple[int, int] | None:
-    """The rank and the number of ranks that a file's name tells, if it is the name of a rank's file."""
+    """The rank and the number of ranks in a file's name, if it is the name of a rank's file."""
     head, _, tail = file.removesuffix(".safetensors").partition("-mp")
     digits = head.removeprefix("model"), tail
     if not all(one.isascii() and one.isdecimal() and len(one) < 5 for one in digits):
@@ -139,16 +139,16 @@ def name_of(template: str) -> tuple[str, ...]:
     """The parts of the reference model's name for a family.
 
     Raises:
-        PlanError: it has none.
+        PlanError: the reference model does not have this family.
     """
     found = _named(template)
     if not found:
-        raise PlanError(f"layout deepseek has no name for {template}", hint="--skip leaves it out")
+        raise PlanError(f"layout deepseek does not have {template}", hint="leave it out with --skip")
     return found
 
 
 def _named(template: str) -> tuple[str, ...]:
-    """The same, empty where there is no name."""
+    """The same, empty if the reference model does not have the family."""
     parts = template.split(".")
     parts = parts[parts[0] == "model" :]
     known = all(part in _PARTS or part in _SAME for part in parts)
@@ -156,7 +156,7 @@ def _named(template: str) -> tuple[str, ...]:
 
 
 def inference_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that the reference `generate.py` reads, from a `config.json`."""
+    """The config that the reference `generate.py` reads, made from a `config.json`."""
     said = {name: config[field] for name, field in _FIELDS.items() if config.get(field) is not None}
     rotary = config.get("rope_scaling")
     for name, (key, usual) in _ROTARY.items():

@@ -1,4 +1,4 @@
-"""Files that are called as the whole checkpoint's: in one name space, or in a folder per rank."""
+"""Files with the whole checkpoint's names: in one name space, or in a folder per rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsctl.layouts.ranks import Shares
 
 @dataclass(frozen=True, slots=True)
 class RankFolders:
-    """What layouts have in common whose ranks have a folder each. `alone` is that folder where nothing else is read."""
+    """The common part of layouts with a folder per rank. `alone` is that folder if only one rank's folder is read."""
 
     shares: Shares | None = None
     alone: str = ""
@@ -27,7 +27,7 @@ class RankFolders:
         return self.shares is not None
 
     def held(self, param: Param) -> list[tuple[str, int, Box]]:
-        """Which region of a parameter is where: folder ("" for the whole), rank and region."""
+        """The regions of a parameter: folder ("" for the whole checkpoint), rank and region."""
         if self.shares is None:
             return [("", 0, Box.whole(param.shape))]
         return [(folder(rank), rank, box) for rank, box in self.shares.boxes(param)]
@@ -52,5 +52,5 @@ class RankFolders:
 
 
 def folder(rank: int) -> str:
-    """The name of a rank's folder."""
+    """The folder name of a rank."""
     return f"rank-{rank:05d}"

@@ -1,4 +1,4 @@
-"""Published names with what loaders join already joined: `gate_up_proj`, `fused_qkv_a_proj`; or experts stacked.
+"""Published names with the matrices joined that loaders join (`gate_up_proj`, `fused_qkv_a_proj`), or experts stacked.
 
 vllm-project/vllm, model_executor/models/deepseek_v2.py (`stacked_params_mapping`): the rows of gate above those of up,
 those of q_a above those of kv_a, on every rank. huggingface/transformers 5, models/deepseek_v3 (`gate_up_proj`
@@ -23,7 +23,7 @@ _EXPERT = "{expert}."
 
 
 def fused_names(families: Iterable[Family]) -> dict[str, str]:
-    """Every joined module's weight by the templates of what is joined in it."""
+    """The weight of every joined module, by the templates of its members."""
     return {family.template: f"{family.fused}.weight" for family in families if family.fused}
 
 
@@ -39,7 +39,7 @@ def stacked_names(families: Iterable[Family]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Fused(RankFolders):
-    """The published layout, in one name space or a folder per rank, with joined tensors; or `stacked`: experts."""
+    """The published layout with joined tensors, in one name space or a folder per rank; `stacked`: experts stacked."""
 
     name: str = "fused"
     stacked: bool = False
@@ -51,7 +51,7 @@ class Fused(RankFolders):
         families = tuple(families)
         if native(families):
             raise PlanError(
-                f"layout {self.name}: no loader reads DeepSeek V4's own names with tensors joined",
+                f"layout {self.name}: no loader reads joined tensors under DeepSeek V4's own names",
                 hint="choose --layout published, transformers or deepseek",
             )
         names = stacked_names(families) if self.stacked else fused_names(families)
@@ -63,7 +63,7 @@ class Fused(RankFolders):
 
 
 def joined_slot(join: Join, param: Param, shares: Shares | None, shard: str, rank: int, box: Box) -> Slot:
-    """A rank's share of a parameter in the tensor that it is joined in."""
+    """A rank's share of a parameter in its joined tensor."""
     parts = shares.ranks.cut(param.family) if shares else 1
     container, at = join.container(box, parts) if box.start else ((), ())
     tensor = join.tensor(param)

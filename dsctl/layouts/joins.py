@@ -1,4 +1,4 @@
-"""Parameters joined into one tensor: rows of several one below the other, and experts stacked along a new dimension."""
+"""Parameters joined into one tensor: stacked row-wise, or experts stacked along a new dimension."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dsctl.layouts.ranks import Shares
 
 
 class Join(NamedTuple):
-    """A family's place in the tensor that it shares: the tensor's name as a template, whether experts are stacked in
-    it, and the families whose rows come before and after.
+    """A family's place in a shared tensor: the tensor's name as a template, whether experts are stacked in it, and the
+    families whose rows come before and after.
     """
 
     template: str
@@ -25,7 +25,7 @@ class Join(NamedTuple):
         return param.family.named(self.template, param.layer, param.expert)
 
     def container(self, box: Box, parts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shape of the joined rows, and where a share of the family begins in them; each is cut into `parts`."""
+        """The shape of the joined rows, and the first row of the family's share; every family is cut into `parts`."""
         above, below = _rows(self.before, parts), _rows(self.after, parts)
         shape, rest = box.shape, len(box.shape) - 1
         return (above + shape[0] + below, *shape[1:]), (above, *(0,) * rest)
@@ -36,8 +36,8 @@ def _rows(families: Iterable[Family], parts: int) -> int:
 
 
 def joined(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[str, bool], Join]:
-    """For every family that has a name, by template and whether it is of an MTP layer, the tensor that it shares with
-    those of the same name; a name without {expert} of a family with experts stands for stacked ones.
+    """The shared tensor of every named family, by template and whether the family is an MTP layer's. Families
+    with the same name share a tensor; if a family with experts has a name without {expert}, its experts are stacked.
     """
     found: dict[tuple[str, bool], Join] = {}
     groups: dict[tuple[str, bool], list[Family]] = {}
@@ -52,7 +52,7 @@ def joined(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[s
 
 
 def stack_of(shares: Shares | None, rank: int, layer: int, expert: int, experts: int) -> tuple[int, int]:
-    """Which of the stacked experts of a rank one is, and how many there are."""
+    """The position of an expert among a rank's stacked experts, and their number."""
     if shares is None:
         return expert, experts
     held = shares.experts(rank, layer, experts)

@@ -1,4 +1,4 @@
-"""Where regions of parameters live: a layout says it, for reading and for writing alike."""
+"""Places of parameters' regions. A layout defines them, for reading and for writing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dsctl.layouts.ranks import Shares
 
 class Slot(msgspec.Struct, frozen=True, gc=False):
     """A region of a parameter and its place: the shard (one name space of tensors), the tensor that contains it,
-    the container's shape and where in it the region begins. `tensor` is the parameter's name there; what the parts of
-    it are called, `dsctl.layouts.naming` says. `stack` is (index, count) where containers of one shape are stored
+    the container's shape and the region's start in it. `tensor` is the parameter's name there; `dsctl.layouts.naming`
+    names its parts. `stack` is (index, count) where containers of one shape are stored
     stacked along a new first dimension, as routed experts may be, and None where the container is the tensor.
     """
 
@@ -28,14 +28,14 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     stack: tuple[int, int] | None = None
 
     def stacked(self, spec: TensorSpec) -> TensorSpec:
-        """What the stored tensor is, of which this slot's part is `spec`."""
+        """The spec of the stored tensor that contains this slot's part `spec`."""
         return spec if self.stack is None else TensorSpec(spec.dtype, (self.stack[1], *spec.shape))
 
 
 class Layout(Protocol):
-    """One arrangement of a checkpoint's tensors. `shares` says what ranks hold, or is None where there are none.
+    """One arrangement of a checkpoint's tensors. `shares` says which rank holds what, or is None without ranks.
 
-    `metadata` is what its files' headers say of themselves.
+    `metadata` is the `__metadata__` of its files' headers.
     """
 
     @property
@@ -49,63 +49,63 @@ class Layout(Protocol):
 
     @property
     def respelled(self) -> Mapping[str, str]:
-        """The dialects that this arrangement spells as another."""
+        """Dialects that this arrangement replaces, each with its replacement."""
 
     @property
     def spelled(self) -> Mapping[str, str]:
-        """The dtype that headers give codes of a kind (`Form.codes`), where it is another than their dialect's."""
+        """The dtype of codes in headers, by kind (`Form.codes`), if it differs from the dialect's."""
 
     @property
     def dialects(self) -> tuple[str, ...]:
-        """The dialects of what it can name; none where it can name all."""
+        """The dialects that it can name; empty if it can name all."""
 
     @property
     def published(self) -> bool:
-        """Whether it is that of the release itself, whole: every parameter under its own name in one name space."""
+        """Whether it is the release's own: every parameter under its own name, whole, in one name space."""
 
     @property
     def foldered(self) -> bool:
-        """Whether every shard is a folder that is complete in itself."""
+        """Whether every shard is a folder with its own config and index."""
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Layout:
-        """This arrangement of these families; `alone` names the shard whose folder is all that is read.
+        """This arrangement for these families; `alone` names the shard if only its folder is read.
 
         Raises:
-            PlanError: it has no ranks, or needs them, or does not go with such sizes or models.
+            PlanError: it cannot have ranks, or needs them, or does not support these sizes or this model.
         """
 
     def slots(self, param: Param) -> tuple[Slot, ...]:
-        """Every place where the parameter, or a region of it, is kept.
+        """Every place of the parameter or a region of it.
 
         Raises:
-            PlanError: the layout has no name for it.
+            PlanError: the layout does not have the parameter.
         """
 
     def decoded(self, family: Family) -> str:
-        """The dtype in which it stores a family's values as they are, whatever codes hold them elsewhere; "" if not."""
+        """The dtype in which it stores a family unquantized even if a release quantizes it; "" if it does not."""
 
     def drops_drafter(self, families: Iterable[Family]) -> bool:
-        """Whether it leaves out what drafts further tokens of such a model, unless that is asked for."""
+        """Whether it omits the drafter of such a model by default."""
 
     def shard_of(self, file: str) -> str:
-        """The name space that a file's tensors belong to."""
+        """The name space of a file's tensors."""
 
     def file(self, shard: str, home: str) -> str:
-        """The file of a shard's tensor which the whole checkpoint keeps in the file `home`."""
+        """The file of a shard for a tensor that the whole checkpoint stores in the file `home`."""
 
     def home(self, file: str) -> str | None:
-        """The file in which the whole checkpoint keeps a file's tensors, where its name tells that."""
+        """The whole checkpoint's file for the tensors of a shard's file, if the file name shows it."""
 
     def texts(self, config: Mapping[str, Any]) -> dict[str, bytes]:
-        """Further files that go with this arrangement of a model with this `config.json`."""
+        """Additional files of this arrangement, for a model with this `config.json`."""
 
 
 def native(families: Iterable[Family]) -> bool:
-    """Whether a model is published under the names of DeepSeek's reference model, as V4 is."""
+    """Whether a model is published under the reference model's names, as V4 is."""
     return any(family.template == "embed.weight" for family in families)
 
 
 def whole(param: Param, shard: str, tensor: str) -> Slot:
-    """The slot of a parameter kept whole in a tensor of its own."""
+    """The slot of a whole parameter in its own tensor."""
     shape = param.family.shape
     return Slot(shard, tensor, Box.whole(shape), shape, (0,) * len(shape))

@@ -1,4 +1,4 @@
-"""What a rank's folder says of itself: the layout, the sizes, and which boxes of which parameters it holds."""
+"""The manifest of a rank's folder: the layout, the sizes, and the boxes of parameters that it holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 
 
 class Held(msgspec.Struct):
-    """Parameters of one family of which a rank holds the same box: `box` is (start, stop) of each dimension."""
+    """Parameters of one family for which a rank holds the same box: `box` is (start, stop) of each dimension."""
 
     template: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class Held(msgspec.Struct):
 
 
 class Manifest(msgspec.Struct):
-    """One rank's share; `dealt` says that experts are not in contiguous blocks."""
+    """One rank's share; `dealt`: experts are not assigned in contiguous blocks."""
 
     layout: str
     rank: Number
@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct):
 
 
 def manifest(layout: str, rank: int, ranks: Ranks, dealt: bool, held: Iterable[tuple[Param, Box]]) -> Manifest:
-    """What a rank holds, families with equal boxes together."""
+    """A rank's holdings, families with equal boxes grouped."""
     return Manifest(layout, rank, ranks.tp, ranks.ep, ranks.pp, dealt, tuple(_folded(held)))
 
 
@@ -75,12 +75,12 @@ def decode(raw: bytes, file: str) -> Manifest:
     """A manifest from its JSON.
 
     Raises:
-        FormatError: it is none, or contradicts itself.
+        FormatError: it is not a manifest, or contradicts itself.
     """
     try:
         found = msgspec.json.decode(raw, type=Manifest)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file}: is no manifest of a rank: {error}") from None
+        raise FormatError(f"{file}: is not a rank's manifest: {error}") from None
     ranks = found.ranks
     if not found.rank < ranks.world <= MOST or max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
         raise FormatError(f"{file}: there is no rank {found.rank} of TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}")
@@ -88,7 +88,7 @@ def decode(raw: bytes, file: str) -> Manifest:
 
 
 def dealt(manifests: Iterable[Manifest]) -> dict[int, tuple[frozenset[int], ...]]:
-    """Which experts the parts of every layer hold, as far as these manifests tell; empty where they are in blocks."""
+    """The experts of every layer's parts, as far as these manifests show; empty for contiguous blocks."""
     found: dict[int, list[set[int]]] = {}
     for one in manifests:
         if not one.dealt:
@@ -104,15 +104,15 @@ def spread(manifests: Mapping[str, Manifest], place: str) -> Ranks:
     """The sizes that all manifests agree on.
 
     Raises:
-        FormatError: they do not.
+        FormatError: they disagree.
     """
     kinds = {(one.layout, one.tp, one.ep, one.pp, one.dealt): file for file, one in manifests.items()}
     if len(kinds) > 1:
         one, other = list(kinds.values())[:2]
-        raise FormatError(f"{place}: {one} and {other} are of different ways to share a model")
+        raise FormatError(f"{place}: {one} and {other} split a model in different ways")
     numbers: dict[int, str] = {}
     for file, manifest_ in manifests.items():
         if manifest_.rank in numbers:
-            raise FormatError(f"{place}: {numbers[manifest_.rank]} and {file} are both of rank {manifest_.rank}")
+            raise FormatError(f"{place}: {numbers[manifest_.rank]} and {file} are both for rank {manifest_.rank}")
         numbers[manifest_.rank] = file
     return next(iter(manifests.values())).ranks

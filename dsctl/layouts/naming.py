@@ -1,17 +1,17 @@
-"""What the parts of a stored parameter are called, by dialect. A part's name is the parameter's, with another end."""
+"""Names of a stored parameter's parts, by dialect. A part's name is the parameter's name with a different ending."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
-# By part: what is taken off the end of the parameter's name, and what is put there.
+# By part: the ending to remove from the parameter's name, and the ending to add.
 Ending = tuple[str, str]
 _ITSELF: Ending = ("", "")
 
 
 class Dialect(NamedTuple):
-    """The endings of parts. A part that it does not name, such as values stored as they are, has the bare name."""
+    """The endings of parts. A part without an entry, such as unquantized values, has the parameter's own name."""
 
     endings: Mapping[str, Ending]
 
@@ -46,23 +46,23 @@ def tensors(dialect: str, parameter: str, parts: Iterable[str]) -> list[str]:
 
 
 class Speaks(Protocol):
-    """Whoever names tensors: `respelled` are the dialects that it spells as another."""
+    """An object that names tensors: `respelled` maps dialects to their replacements."""
 
     @property
     def respelled(self) -> Mapping[str, str]: ...
 
 
 def dialect_of(layout: Speaks, dialect: str) -> Dialect:
-    """The dialect that a layout uses in place of another."""
+    """The dialect that a layout uses for a codec's dialect."""
     return DIALECTS[layout.respelled.get(dialect, dialect)]
 
 
 def endings(layout: Speaks, dialect: str, parts: Iterable[str]) -> tuple[tuple[str, Ending], ...]:
-    """The endings of some parts, for whoever names many."""
+    """The endings of some parts, to name many tensors quickly."""
     known = dialect_of(layout, dialect).endings
     return tuple((part, known.get(part, _ITSELF)) for part in parts)
 
 
 def stored_name(layout: Speaks, tensor: str, dialect: str, part: str) -> str:
-    """What a layout calls a part of what it keeps in a tensor."""
+    """A layout's name for a part of a tensor."""
     return dialect_of(layout, dialect).tensor(tensor, part)

@@ -1,4 +1,4 @@
-"""The config that DeepSeek's reference `generate.py` of V4 reads, from a `config.json`.
+"""The config that V4's reference `generate.py` reads, made from a `config.json`.
 
 deepseek-ai/DeepSeek-V4-Flash, inference/config.json and inference/model.py (`ModelArgs`); DeepSeek-V4-Flash-0731, which
 adds the stages of its drafter and the fields that begin with `dspark_`.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _RATIOS = "compress_ratios"
-# Fields of the reference model's config and those of `config.json` that they are.
+# Fields of the reference model's config, and the fields of `config.json` with the same meaning.
 _FIELDS = {
     "vocab_size": "vocab_size", "dim": "hidden_size", "moe_inter_dim": "moe_intermediate_size",
     "n_layers": "num_hidden_layers", "n_hash_layers": "num_hash_layers", "n_heads": "num_attention_heads",
@@ -24,14 +24,14 @@ _FIELDS = {
     "dspark_block_size": "dspark_block_size", "dspark_noise_token_id": "dspark_noise_token_id",
     "dspark_target_layer_ids": "dspark_target_layer_ids", "dspark_markov_rank": "dspark_markov_rank",
 }  # fmt: skip
-# Those of its rotary embedding.
+# The same for its rotary embedding.
 _ROTARY = {
     "original_seq_len": "original_max_position_embeddings", "rope_factor": "factor", "beta_fast": "beta_fast",
     "beta_slow": "beta_slow",
 }  # fmt: skip
-# What it takes for granted and does not say.
+# Constants of the reference model that its config does not have.
 _USUAL = {"norm_eps": ("rms_norm_eps", 1e-6), "hc_eps": ("hc_eps", 1e-6)}
-# It takes one stage for granted.
+# One stage is its default.
 _STAGES = "n_mtp_layers"
 
 

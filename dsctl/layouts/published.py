@@ -1,4 +1,4 @@
-"""The published layout: every parameter under its own name, in files joined by an index; or a folder of it per rank."""
+"""The published layout: every parameter under its own name, in files joined by an index; or in a folder per rank."""
 
 from __future__ import annotations
 

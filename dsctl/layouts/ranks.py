@@ -1,8 +1,8 @@
-"""Who holds what when a model is spread over ranks: numbers and boxes, no names.
+"""Shares of a model by rank: numbers and boxes, no names.
 
 Ranks: a model is cut into `pp` stages of consecutive layers; within a stage attention and dense matrices are cut over
-`tp` ranks, and routed experts are dealt out in `ep` parts. With ep <= tp an expert is cut over tp / ep ranks; with
-ep > tp there are ep ranks in a stage, which hold ep / tp copies of what is no expert, each for a share of the batch.
+`tp` ranks, and routed experts are assigned in `ep` parts. With ep <= tp an expert is cut over tp / ep ranks; with
+ep > tp a stage has ep ranks, which hold ep / tp copies of everything except the experts, each for a share of the batch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dsctl.core.boxes import Box
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.params import Family, Param
 
-# So many missing ranks are named.
+# The most missing ranks that a message lists.
 NAMED = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """How a model is spread: tensor, expert and pipeline parallel sizes."""
+    """Tensor, expert and pipeline parallel sizes."""
 
     tp: int = 1
     ep: int = 1
@@ -39,45 +39,45 @@ class Ranks:
 
     @property
     def copies(self) -> int:
-        """Copies of what is no expert, each serving a share of the batch."""
+        """Copies of everything except the experts, each serving a share of the batch."""
         return max(1, self.ep // self.tp)
 
     @property
     def expert_cut(self) -> int:
-        """Ranks that one expert is cut over."""
+        """The number of ranks over which an expert is cut."""
         return max(1, self.tp // self.ep)
 
     def cut(self, family: Family) -> int:
-        """Ranks that one parameter of a family is cut over, where it is cut."""
+        """The number of ranks over which a family's parameters are cut, if they are cut."""
         return self.expert_cut if family.experts else self.tp
 
 
 def stages(layers: Sequence[int], pp: int) -> dict[int, int]:
-    """The pipeline stage of every layer: runs as equal as can be, the first ones longer."""
+    """The pipeline stage of every layer: runs of nearly equal length, longer ones first."""
     size, longer = divmod(len(layers), pp)
     numbers = (stage for stage in range(pp) for _ in range(size + (stage < longer)))
     return dict(zip(layers, numbers, strict=True))
 
 
 def main_layers(families: Iterable[Family]) -> tuple[int, ...]:
-    """Numbers of the main model's layers."""
+    """The main model's layer numbers."""
     return tuple(sorted({layer for family in families if not family.mtp for layer in family.layers}))
 
 
 @lru_cache(1 << 16)
 def share(shape: tuple[int, ...], dimension: int | None, index: int, parts: int) -> Box:
-    """Part `index` of `parts` of a shape along one dimension, or the whole. Equal ones are one object."""
+    """Part `index` of `parts` of a shape along one dimension, or the whole. Equal boxes are one object."""
     whole = Box.whole(shape)
     return whole if dimension is None or parts == 1 else whole.part(dimension, index, parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What each rank holds of a model.
+    """Each rank's share of a model.
 
-    `stage_of` is every main layer's pipeline stage (an MTP layer goes with the last); `present` are the ranks that
-    are spoken of. `placed` names, for a layer, the experts of each of its `ep` parts, one of which may be in several;
-    layers that it does not name deal them out in contiguous blocks.
+    `stage_of` is every main layer's pipeline stage (MTP layers go with the last); `present` are the ranks under
+    consideration. `placed` lists, for a layer, the experts of each of its `ep` parts; an expert may be in several
+    parts. Layers without an entry assign experts in contiguous blocks.
     """
 
     ranks: Ranks
@@ -87,12 +87,12 @@ class Shares:
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """The ranks that are not spoken of."""
+        """The ranks that are not present."""
         return tuple(sorted({*range(self.ranks.world)}.difference(self.present)))
 
     @property
     def said(self) -> str:
-        """Which ranks are absent, in words: ranks 1, 3 of 4 are missing. Empty where none is."""
+        """The absent ranks in words, such as "ranks 1, 3 of 4 are missing"; empty if all are present."""
         numbers = self.absent
         if not numbers:
             return ""
@@ -108,12 +108,12 @@ class Shares:
         present: tuple[int, ...] = (),
         placed: Mapping[int, tuple[frozenset[int], ...]] | None = None,
     ) -> Shares:
-        """The shares of a model's families; all ranks where none are named."""
+        """The shares of a model's families; `present` defaults to all ranks."""
         layers = stages(main_layers(families), ranks.pp)
         return cls(ranks, layers, present or tuple(range(ranks.world)), placed or {})
 
     def boxes(self, param: Param) -> Iterator[tuple[int, Box]]:
-        """Every present rank that holds something of a parameter, and what."""
+        """Every present rank that holds a part of a parameter, with that part."""
         family, size = param.family, self.ranks.stage
         stage, parts, holders = self._stage(param), self.ranks.cut(family), self._holders(param)
         for rank in self.present:
@@ -121,11 +121,11 @@ class Shares:
                 yield rank, share(family.shape, family.split, rank % size % parts, parts)
 
     def pattern(self, param: Param) -> tuple[int, int | None, int | None]:
-        """What `boxes` depends on: parameters of one family for which it is equal are shared alike."""
+        """The key of `boxes`: parameters of one family with equal keys have the same shares."""
         return self._stage(param), param.expert, param.layer if param.layer in self.placed else None
 
     def experts(self, rank: int, layer: int, count: int) -> list[int]:
-        """The experts of a layer that a rank holds, or holds parts of, in order; there are `count` in all."""
+        """The experts of a layer that a rank holds wholly or partly, in order; the layer has `count` experts."""
         part = rank % self.ranks.stage // self.ranks.expert_cut
         if layer in self.placed:
             return sorted(self.placed[layer][part])
@@ -139,7 +139,7 @@ class Shares:
         return 0 if param.layer is None else self.stage_of[param.layer]
 
     def _holders(self, param: Param) -> Collection[int] | None:
-        """The `ep` parts that hold an expert; None of what every part holds."""
+        """The `ep` parts that hold an expert; None for a parameter that every part holds."""
         if param.expert is None or param.layer is None:
             return None
         if param.layer in self.placed:
@@ -148,10 +148,10 @@ class Shares:
 
 
 def check(families: Iterable[Family], ranks: Ranks, place: str) -> None:
-    """Refuse sizes that do not fit together or the model, whose `place` is what a person calls it.
+    """Refuse sizes that contradict each other or the model; `place` names the model in messages.
 
     Raises:
-        UsageError: tp and ep do not divide one another. PlanError: the model has no such parts.
+        UsageError: tp and ep do not divide one another. PlanError: the model cannot be split so.
     """
     families = tuple(families)
     if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
@@ -160,8 +160,8 @@ def check(families: Iterable[Family], ranks: Ranks, place: str) -> None:
     for number in sorted(experts):
         if number % ranks.ep:
             fits = ", ".join(str(part) for part in range(1, number + 1) if number % part == 0)
-            what = f"{place}: {number} experts cannot be dealt out in {ranks.ep} equal parts"
-            raise PlanError(what, hint=f"parts that fit: {fits}")
+            what = f"{place}: {number} experts cannot be split into {ranks.ep} equal parts"
+            raise PlanError(what, hint=f"possible numbers of parts: {fits}")
     if ranks.ep > 1 and not experts:
         raise PlanError(f"{place}: has no experts for --ep {ranks.ep}", hint="leave --ep out")
     layers = len(main_layers(families))

@@ -1,4 +1,4 @@
-"""Which layout a checkpoint's files are in, told by the manifests of its ranks, or by names of files and tensors."""
+"""Recognize a checkpoint's layout by its ranks' manifests, or by the names of its files and tensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dsctl.layouts.manifests import MANIFEST, Manifest, dealt, spread
 from dsctl.layouts.ranks import Ranks, Shares, check
 from dsctl.layouts.transformers import is_marked, met
 
-# Tensors of these modules are in joined layouts only.
+# Tensors of these modules exist in joined layouts only.
 _JOINED = ("gate_up_proj", "fused_qkv_a_proj")
 Families = Callable[[], tuple[Family, ...]]
 
 
 def manifest_files(files: Iterable[str]) -> list[str]:
-    """The files that are manifests: one in a folder of a rank, or one in each such folder."""
+    """The manifests among these files: the one of a rank's folder, or one in each rank's folder."""
     parts = [(file, file.split("/")) for file in files if file.rpartition("/")[2] == MANIFEST]
     return [file for file, names in parts if len(names) == 1 or (len(names) == 2 and names[0].startswith("rank-"))]
 
@@ -29,7 +29,7 @@ def manifest_files(files: Iterable[str]) -> list[str]:
 def recognise(
     headers: Mapping[str, Header], manifests: Mapping[str, Manifest], families: Families, place: str
 ) -> Layout:
-    """The layout of a checkpoint with these safetensors files and manifests; `place` is what a person calls it.
+    """The layout of a checkpoint with these safetensors files and manifests; `place` names it in messages.
 
     Raises:
         FormatError: the manifests contradict each other.
@@ -50,7 +50,7 @@ def recognise(
 
 
 def of_ranks(files: Iterable[str]) -> str:
-    """The layout, if any, that has one file for each rank by names such as these; ranks may be missing if it tells."""
+    """The layout, if any, with one file per rank under such names; ranks may be missing if names show the number."""
     names = frozenset(files)
     worlds = {place and place[1] for place in map(deepseek.rank_of, names)}
     if len(worlds) == 1 and None not in worlds:
@@ -59,10 +59,10 @@ def of_ranks(files: Iterable[str]) -> str:
 
 
 def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares:
-    """What ranks hold of a model.
+    """The ranks' shares of a model.
 
     Raises:
-        FormatError: it cannot be shared so.
+        FormatError: the model cannot be split so.
     """
     try:
         check(families(), ranks, place)
@@ -71,12 +71,12 @@ def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares
     for family in families():
         length = 0 if family.split is None else family.shape[family.split]
         if length % ranks.cut(family):
-            raise FormatError(f"{place}: {family.template}: {length:,} is not shared by {ranks.cut(family)} ranks")
+            raise FormatError(f"{place}: {family.template}: {length:,} is not a multiple of {ranks.cut(family)} ranks")
     return Shares.of(families(), ranks, **more)
 
 
 def _deepseek(files: Iterable[str], families: Families, place: str) -> Layout:
-    """The layout of these ranks' files, of which some may not be there."""
+    """The layout of these ranks' files; some files may be missing."""
     places = [found for file in files if (found := deepseek.rank_of(file))]
     present, world = tuple(sorted(rank for rank, _ in places)), places[0][1]
     if len(present) < world and not families():
@@ -97,12 +97,12 @@ def _told(manifests: Mapping[str, Manifest], families: Families, place: str) -> 
         return LAYOUTS[name].arranged(families(), shares, folder(one.rank))
     for file, said in manifests.items():
         if file != f"{folder(said.rank)}/{MANIFEST}":
-            raise FormatError(f"{file}: is of rank {said.rank}, in another's folder")
+            raise FormatError(f"{file}: is for rank {said.rank}, in a different rank's folder")
     return LAYOUTS[name].arranged(families(), shares)
 
 
 def _vllm(headers: Mapping[str, Header], families: Families, world: int, place: str) -> Layout:
-    """vLLM's files, with experts whole or cut, as the first of the stacked ones is."""
+    """vLLM's files; the first stacked experts show whether experts are whole or cut."""
     stored = headers[vllm.file_of(0)].tensors
     dealt_out = all(family.experts % world == 0 for family in families())
     layout = LAYOUTS["vllm"]
@@ -120,7 +120,7 @@ def _vllm(headers: Mapping[str, Header], families: Families, world: int, place: 
 
 
 def _joined(headers: Mapping[str, Header], families: Families) -> Layout:
-    """The layout, of those with joined tensors, that has names for what is there."""
+    """The layout with joined tensors whose names match these tensors."""
     if native(families()):
         return LAYOUTS["published"]
     names = {name for header in headers.values() for name in header.names}

@@ -1,10 +1,10 @@
-"""The names that transformers gives to the parameters of DeepSeek V4, whole, with a layer's experts stacked.
+"""transformers' names for the parameters of DeepSeek V4: whole tensors, with the experts of a layer stacked.
 
 huggingface/transformers 5.24: models/deepseek_v4/modeling_deepseek_v4.py (modules, `gate_up_proj` [experts, 2 * inner,
 hidden] and `down_proj` [experts, hidden, inner]), integrations/finegrained_fp8.py (scales: `weight_scale_inv`,
-`gate_up_proj_scale_inv`), conversion_mapping.py (`deepseek_v4`: what it renames on loading). Saving undoes a renaming
-where some tensor needed it on loading, and one of them wrongly, so that its folders mix its names with those of the
-releases. Of other models' published names it renames nothing and stacks experts.
+`gate_up_proj_scale_inv`), conversion_mapping.py (`deepseek_v4`: renaming on loading). On saving it undoes a renaming
+only if a tensor needed it on loading, and undoes one wrongly: its folders mix its own names with the releases' names.
+For other models it keeps the published names and stacks experts.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Shares
 
 NAME, MIXED = "transformers", "transformers-mixed"
-# What is to be said of quantized experts in this layout.
+# Warning about quantized experts in this layout.
 UNSCALED = (
-    "transformers 5.24 reads quantized experts under its own names on a GPU only: without one it leaves their scales "
-    "out. There, load the published layout, or convert to bf16"
+    "transformers 5.24 reads quantized experts under its own names only on a GPU: without one it ignores their "
+    "scales. There, load the published layout, or convert to bf16"
 )
 _OURS, _THEIRS = "v4", "deepseek"
 _CODES, _SCALE = "codes", "scale"
 
 
 class _Module(NamedTuple):
-    """Parameters with a common beginning, in releases and in transformers: its own beginnings, the one of its modules
-    first, and by the ends of names those of its own.
+    """Parameters with a common prefix, in releases and in transformers: transformers' prefixes, its modules' first, and
+    its endings by the releases' endings.
     """
 
     released: str
@@ -45,7 +45,7 @@ class _Module(NamedTuple):
     parts: Mapping[str, tuple[str, ...]]
 
     def spellings(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Every name in a release, with all that it may have, transformers' own first."""
+        """Every name in a release, with all names that it may have in transformers' files, its own first."""
         for part, others in self.parts.items():
             yield f"{self.released}{part}", tuple(map("".join, product(self.names, (*others, part))))
 
@@ -103,16 +103,16 @@ def _spellings() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"layers.{{layer}}.{released}", tuple(map("".join, product(heads, (*together, *names))))
 
 
-# The templates of V4's releases, and every template under which transformers' files may have them, its own first.
+# The templates of V4's releases, and every template that transformers' files may use for them, its own first.
 SPELLINGS: dict[str, tuple[str, ...]] = dict(_spellings())
-# What names of such a folder have in them that none of a release has beside this beginning.
+# Parts of names in such a folder that releases never have after this prefix.
 _MARKS = (("hc", "model."), ("_hc.", "layers."), (".self_attn.", "layers."), (".attn.norm.", "layers."))
 
 
 @dataclass(frozen=True, slots=True)
 class Transformers(RankFolders):
-    """One name space with transformers' own names, or those of a folder that it has saved; what it has no name for
-    keeps that of the release.
+    """One name space with transformers' own names, or those of a folder that it saved; parameters that it does not have
+    keep the release's names.
     """
 
     name: str = NAME
@@ -125,7 +125,7 @@ class Transformers(RankFolders):
         families = tuple(families)
         if shares is not None:
             hint = "dsctl convert SRC DST --layout transformers"
-            raise PlanError("layout transformers is of a whole checkpoint, not of ranks", hint=hint)
+            raise PlanError("layout transformers holds a whole checkpoint, not ranks", hint=hint)
         own = {family.template: SPELLINGS[family.template][0] for family in families if family.template in SPELLINGS}
         return replace(self, joins=_joins(families, own or stacked_names(families)))
 
@@ -135,7 +135,7 @@ class Transformers(RankFolders):
 
 
 def _joins(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[str, bool], Join]:
-    """Where families of these names are; those with experts share a name that does not tell them apart."""
+    """The shared tensors of families with these names; experts of a family share one name."""
     stacked = {
         family.template: names[family.template] for family in families if family.template in names and family.experts
     }
@@ -143,12 +143,12 @@ def _joins(families: Sequence[Family], names: Mapping[str, str]) -> dict[tuple[s
 
 
 def is_marked(name: str) -> bool:
-    """Whether a tensor of this name makes it worth a look at all others."""
+    """Whether a tensor of this name suggests such a folder, so that all names should be checked."""
     return any(mark in name and name.startswith(begin) for mark, begin in _MARKS)
 
 
 def met(families: Iterable[Family], stored: Collection[str]) -> Transformers | None:
-    """The arrangement of a folder with tensors of these names; None where they are those of a release."""
+    """The arrangement of a folder with these tensors; None if they have the releases' names."""
     known = [family for family in families if family.template in SPELLINGS]
     found: dict[str, str | None] = {}
     for family in known:
@@ -164,7 +164,7 @@ def met(families: Iterable[Family], stored: Collection[str]) -> Transformers | N
 
 
 def _spelling(family: Family, stored: Collection[str]) -> str | None:
-    """The first of a family's templates under which it is there."""
+    """The first of a family's templates that is present."""
     for template in SPELLINGS[family.template]:
         if any(_has(family, template, stored, dialect, _CODES) for dialect in DIALECTS):
             return template
@@ -172,13 +172,13 @@ def _spelling(family: Family, stored: Collection[str]) -> str | None:
 
 
 def _has(family: Family, template: str, stored: Collection[str], dialect: str, part: str) -> bool:
-    """Whether a part of some layer's parameter of a family is there."""
+    """Whether a part of one of a family's parameters is present."""
     tensors = (family.named(template, layer, 0) for layer in family.layers or (None,))
     return any(DIALECTS[dialect].tensor(tensor, part) in stored for tensor in tensors)
 
 
 def first_expert(stored: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """What tells how experts are coded, the first matrix of the first one, under its names in a release."""
+    """The first matrix of the first expert, under its names in a release: it shows how experts are coded."""
     template = "layers.{layer}.ffn.experts.{expert}.w1.weight"
     released = template.format(layer=0, expert=0)
     for name in (one.format(layer=0, expert=0) for one in SPELLINGS[template]):

@@ -1,4 +1,4 @@
-"""vLLM's sharded state: one file per rank with its modules' parameters. docs/layouts.md tells which loads it.
+"""vLLM's sharded state: one file per rank with its modules' parameters. docs/layouts.md says which versions load it.
 
 vllm-project/vllm, model_executor/model_loader/sharded_state_loader.py (file names, no metadata; tensors are copied into
 the state dict of the model before its weights are processed), model_executor/models/deepseek_v2.py (joined modules) and
@@ -47,19 +47,19 @@ class Vllm:
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:
         families = tuple(family for family in families if not family.mtp)
         if shares is None:
-            raise PlanError("layout vllm is one of ranks", hint="dsctl shard SRC DST --layout vllm --tp N")
+            raise PlanError("layout vllm needs ranks", hint="dsctl shard SRC DST --layout vllm --tp N")
         if native(families):
             raise PlanError(
-                "layout vllm: knows the modules of vLLM's deepseek_v2.py, and none of DeepSeek V4's",
+                "layout vllm: only the modules of vLLM's deepseek_v2.py are supported, not DeepSeek V4's",
                 hint="let vLLM read the published layout, or choose --layout published or deepseek",
             )
         ranks = shares.ranks
         if ranks.ep not in (1, ranks.tp) or ranks.pp != 1 or shares.placed:
-            hint = "--tp N alone, or --tp N --ep N, as vLLM's --enable-expert-parallel"
-            raise PlanError(f"layout vllm: TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp} is not looked after", hint=hint)
+            hint = "give --tp N alone, or --tp N --ep N, as vLLM's --enable-expert-parallel"
+            raise PlanError(f"layout vllm: TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp} is not supported", hint=hint)
         if any(family.role == "indexer" for family in families):
             raise PlanError(
-                "layout vllm: vLLM joins the indexer's wk, decoded, with weights_proj in some versions only",
+                "layout vllm: only some versions of vLLM join the indexer's wk, decoded, with weights_proj",
                 hint="let vLLM read the published layout, or choose --layout published",
             )
         return Vllm(shares, joined(families, _names(families)))
@@ -92,5 +92,5 @@ class Vllm:
 
 
 def file_of(rank: int) -> str:
-    """The file of a rank."""
+    """The file name of a rank."""
     return f"model-rank-{rank}-part-0.safetensors"

@@ -1,4 +1,4 @@
-"""The table of models, and which of them a `config.json` is of."""
+"""The table of models, and the choice of one by `config.json`."""
 
 from __future__ import annotations
 

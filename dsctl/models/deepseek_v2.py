@@ -1,4 +1,4 @@
-"""DeepSeek V2, V2-Lite, V2.5: MLA and MoE without the router bias, the MTP layer and FP8.
+"""DeepSeek V2, V2-Lite, V2.5: MLA and MoE, but no router bias, MTP layer or FP8.
 
 Names and shapes: modeling_deepseek.py of the deepseek-ai/DeepSeek-V2 and DeepSeek-V2-Lite model repositories.
 """

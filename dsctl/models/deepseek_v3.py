@@ -1,7 +1,7 @@
 """DeepSeek V3: MLA attention, a few dense layers, then MoE layers with shared experts, and MTP layers.
 
 Shapes and names: deepseek-ai/DeepSeek-V3 README_WEIGHTS.md and inference/model.py; modeling_deepseek.py of the model
-repository. What is quantized: README_WEIGHTS.md; the router bias is float32 (huggingface/transformers pull 42580).
+repository. Quantized matrices: README_WEIGHTS.md; the router bias is float32 (huggingface/transformers pull 42580).
 Split dimensions: deepseek-ai/DeepSeek-V3 inference/convert.py.
 """
 
@@ -82,7 +82,7 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
 _MTP = "num_nextn_predict_layers"
 # Fields with an entry for each of the main layers.
 _PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
-# What releases in FP8 quantize matrices of.
+# The roles whose matrices FP8 releases quantize.
 QUANTIZED = ("attention", "indexer", "dense mlp", "routed experts", "shared experts")
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
@@ -131,7 +131,7 @@ def gated(prefix: str, hidden: int, inner: int, role: str, **where: Any) -> list
 
 
 def experts(d: Dimensions, layers: tuple[int, ...], mtp: bool, bias: bool) -> list[Family]:
-    """A MoE layer: router, its bias where it has one (DeepSeek-V3 paper, section 2.1.2), shared and routed experts."""
+    """A MoE layer: router, its bias if it has one (DeepSeek-V3 paper, section 2.1.2), shared and routed experts."""
     count, inner = d.n_routed_experts or 0, d.moe_intermediate_size
     families = [Family(f"{_MLP}gate.weight", (count, d.hidden_size), "router", layers=layers, mtp=mtp)]
     if bias:
@@ -156,7 +156,8 @@ def outside(d: Dimensions) -> list[Family]:
 
 
 def multi_token_prediction(d: Dimensions, twins: bool = True) -> list[Family]:
-    """What an MTP layer adds to a MoE layer; its twins duplicate the main embedding and head (README_WEIGHTS.md)."""
+    """The parameters that an MTP layer adds to a MoE layer; its twins duplicate the main embedding and head
+    (README_WEIGHTS.md)."""
     if not d.mtp_layers:
         return []
     where: dict[str, Any] = {"layers": d.mtp_layers, "mtp": True}
@@ -176,7 +177,7 @@ def multi_token_prediction(d: Dimensions, twins: bool = True) -> list[Family]:
 
 
 def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A copy of the config with small dimensions; head and latent sizes that make the ragged blocks stay real.
+    """A copy of the config with small dimensions; head and latent sizes stay real, because they cause partial blocks.
 
     `sizes` may hold layers, experts, hidden, heads, vocab, intermediate, moe_intermediate.
     """
@@ -205,24 +206,24 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
 
 
 def limited_tokens(config: Mapping[str, Any]) -> dict[str, int]:
-    """The special tokens of a config, as the small tokenizer numbers them."""
+    """The special tokens of a config, with the small tokenizer's numbers."""
     limits = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     return {field: limit for field, limit in limits.items() if config.get(field) is not None}
 
 
 def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...]:
-    """As many units as a field of the config says, where it is a positive number."""
+    """The number of units in a config field, if it is a positive number."""
     number = config.get(field)
     return (Unit(number, noun),) if type(number) is int and number > 0 else ()
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config with no multi-token-prediction layers, where it speaks of them."""
+    """The same config without multi-token-prediction layers, if it has the field."""
     return {**config, **({_MTP: 0} if _MTP in config else {})}
 
 
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-    """The config with the fields that layers and experts set made true."""
+    """The config with the fields adapted that depend on layers and experts."""
     whole = config["num_hidden_layers"]
     main = [layer for layer in layers if layer < whole]
     small = dict(config) | {"num_hidden_layers": len(main)}
@@ -253,7 +254,7 @@ def _routing(config: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def fp8_blocks(scale_fmt: str, why: str) -> dict[str, Published]:
-    """The published form of releases that quantize to FP8 by blocks: the matrices of these roles, all alike."""
+    """The published form of releases that quantize to FP8 by blocks: all matrices of these roles in the same form."""
     return dict.fromkeys(QUANTIZED, Published("fp8-block", "deepseek", scale_fmt, why))
 
 
@@ -261,7 +262,7 @@ class DeepseekV3:
     """V3, R1 and V3.1."""
 
     name = "deepseek_v3"
-    # What `architectures` says, where it decides.
+    # The entry of `architectures`, for models that it identifies.
     architecture: str | None = "DeepseekV3ForCausalLM"
     usual_sizes: Mapping[str, int] = MappingProxyType({})
 
@@ -312,7 +313,7 @@ class DeepseekV3:
         return replace(found, indexed=indexed, index_heads=chosen[0], index_size=chosen[1], topk=chosen[2])
 
     def indexed(self, config: Mapping[str, Any]) -> tuple[int, ...]:
-        """The main layers that choose what to attend to with an indexer of their own."""
+        """The main layers that have their own indexer."""
         return ()
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:

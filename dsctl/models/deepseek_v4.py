@@ -35,7 +35,7 @@ from dsctl.models.deepseek_v4_saved import restored
 from dsctl.models.deepseek_v4_vision import vision_tower
 from dsctl.models.model import Contradiction
 
-# Ends of names that a drafter of one kind alone has.
+# Endings of names that only one kind of drafter has.
 _TELLING = {
     DSPARK: ("main_proj.weight", "main_norm.weight", "markov_w1.weight", "markov_w2.weight"),
     MTP: ("e_proj.weight", "h_proj.weight", "enorm.weight", "hnorm.weight"),
@@ -46,7 +46,7 @@ _LAYER, _DRAFT = "layers.{layer}.", "mtp.{layer}."
 
 
 def told(stored: Mapping[str, TensorSpec]) -> Traits:
-    """What the names and dtypes of a checkpoint's tensors tell of it.
+    """Facts that the names and dtypes of a checkpoint's tensors show.
 
     `num_nextn_predict_layers` does not count the stages of a drafter: releases with three say 1.
     """
@@ -71,14 +71,14 @@ _HEADS = ("", "markov_head.")
 
 
 def _has_stage(stored: Mapping[str, TensorSpec], number: int) -> bool:
-    """Whether something of a drafter's stage is there."""
+    """Whether a parameter of a drafter's stage is present."""
     stage = _STAGE.format(number)
     return any(f"{stage}{name}" in stored for name in ("attn_norm.weight", "attn.wkv.weight", "ffn.gate.weight"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Layers that have the same parts: their names' prefix, their numbers, and how many tokens they compress."""
+    """Layers with the same parts: the prefix of their names, their numbers, and their compression ratio."""
 
     d: Dimensions
     prefix: str
@@ -86,7 +86,7 @@ class _Block:
     first: int = 0
 
     def at(self, layers: tuple[int, ...] | None = None) -> dict[str, Any]:
-        """What their families say of where they are."""
+        """The placement fields of their families."""
         return {
             "layers": self.layers if layers is None else layers, "first_layer": self.first, "mtp": self.first > 0,
         }  # fmt: skip
@@ -98,7 +98,7 @@ class _Block:
         return self.family(f"{name}.weight", (size,), "norm")
 
     def attention(self) -> Iterator[Family]:
-        """Keys and values are one vector of `head_dim` for all heads; what heads give goes out through groups."""
+        """Keys and values are one vector of `head_dim` for all heads; the heads' outputs pass through groups."""
         d = self.d
         query, wide = d.num_attention_heads * d.head_dim, d.o_groups * d.o_lora_rank
         for name, shape, split in (
@@ -117,7 +117,7 @@ class _Block:
         yield self.norm("ffn_norm", d.hidden_size)
 
     def compressor(self, name: str, role: str, ratio: int, size: int, layers: tuple[int, ...]) -> Iterator[Family]:
-        """What makes one entry of `size` of `ratio` tokens."""
+        """The parameters that compress `ratio` tokens to one entry of `size` values."""
         width = 2 * size if ratio == INDEXED else size
         where = {"layers": layers, "variant": f"ratio {ratio}"}
         yield self.family(f"{name}.ape", (ratio, width), role, dtype="F32", **where)
@@ -141,7 +141,7 @@ class _Block:
             yield from self.compressor("attn.indexer.compressor", "indexer", ratio, d.index_head_dim, layers)
 
     def hyper_connections(self, sites: Sequence[str]) -> Iterator[Family]:
-        """`hc_mult` residual streams: what a site reads, writes and mixes of them (24 numbers for 4), in float32."""
+        """`hc_mult` residual streams: how a site reads, writes and mixes them (24 numbers for 4), in float32."""
         streams = self.d.hc_mult
         for site in sites:
             numbers, scales = (streams, 1) if site == "head" else (streams * (streams + 2), 3)
@@ -150,7 +150,7 @@ class _Block:
                 yield self.family(f"hc_{site}_{part}", shape, "hyper-connections", dtype="F32")
 
     def experts(self, vision: bool) -> Iterator[Family]:
-        """Router, shared and routed experts; the first `num_hash_layers` choose by token and have no bias for it."""
+        """Router, shared and routed experts; the first `num_hash_layers` layers choose by token, without a bias."""
         d = self.d
         hashed = () if self.first else tuple(layer for layer in self.layers if layer < d.num_hash_layers)
         biased = self.layers if vision else tuple(layer for layer in self.layers if layer not in hashed)
@@ -187,7 +187,7 @@ class _Block:
 
 
 def outside(d: Dimensions) -> Iterator[Family]:
-    """Embedding, the head that makes one of all residual streams, last norm and head."""
+    """Embedding, the reduction of all residual streams to one, last norm and head."""
     yield Family("embed.weight", (d.vocab_size, d.hidden_size), "embedding", split=0)
     yield Family("norm.weight", (d.hidden_size,), "norm", last=True)
     yield from (replace(family, last=True) for family in _Block(d, "", ()).hyper_connections(("head",)))
@@ -196,7 +196,7 @@ def outside(d: Dimensions) -> Iterator[Family]:
 
 
 def drafter(d: Dimensions, kind: str, stages: int, own: bool, vision: bool) -> Iterator[Family]:
-    """The stages that draft further tokens: layers without compression, and what each kind adds to them."""
+    """The drafter's stages: layers without compression, and the parameters that each kind of drafter adds."""
     first = d.num_hidden_layers
     layers = tuple(range(first, first + stages))
     block = _Block(d, _DRAFT, layers, first)
@@ -227,7 +227,7 @@ class DeepseekV4(DeepseekV3):
 
     name = "deepseek_v4"
     architecture = "DeepseekV4ForCausalLM"
-    # So many have layers of every kind.
+    # The smallest number of layers that includes every kind.
     usual_sizes: Mapping[str, int] = MappingProxyType({"layers": 5})
 
     def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
@@ -237,7 +237,7 @@ class DeepseekV4(DeepseekV3):
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         kind, stages = expected(config)
-        # A stage that only the config speaks of is a missing one; there never was a classic drafter of several.
+        # A stage that only the config mentions is missing; no release has a classic drafter with several stages.
         if traits.stages is not None:
             stages = traits.stages if traits.drafter == MTP else max(traits.stages, stages)
         kind = traits.drafter or kind
@@ -256,7 +256,7 @@ class DeepseekV4(DeepseekV3):
         return contradictions({field: checked.get(field, value) for field, value in config.items()}, stored, traits)
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
-        # No release with a block drafter is a base: eight-bit experts there are somebody's repack of four-bit ones.
+        # No release with a block drafter is a base: eight-bit experts there come from a repack of four-bit experts.
         eight_bits = traits.experts == "e4m3" and traits.scales == "F32" and traits.drafter != DSPARK
         base = traits.own or eight_bits
         stored, who = ("fp8-block", "V4-Flash-Base") if base else ("fp8-block-e8m0", "V4-Flash")

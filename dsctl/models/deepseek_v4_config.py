@@ -1,4 +1,4 @@
-"""The `config.json` of DeepSeek V4: what it says of the drafter, and the same for a part or a small model. Pure.
+"""The `config.json` of DeepSeek V4: its drafter, and the config of a part or of a small model. Pure.
 
 What each field means: deepseek-ai/DeepSeek-V4-Flash-0731, config.json and inference/model.py.
 """
@@ -12,7 +12,7 @@ from dsctl.core.attention import Compressed, whole_numbers
 from dsctl.core.params import Unit
 from dsctl.models.deepseek_v3 import counted, limited_tokens
 
-# A layer that compresses four tokens into one overlaps with the next, and chooses what to attend to with an indexer.
+# Layers of this ratio compress overlapping groups and choose entries with an indexer.
 INDEXED = 4
 MTP, DSPARK = "mtp", "dspark"
 _RATIOS, _TARGETS = "compress_ratios", "dspark_target_layer_ids"
@@ -24,9 +24,9 @@ def _ratios(config: Mapping[str, Any]) -> list[Any]:
 
 
 def expected(config: Mapping[str, Any]) -> tuple[str, int]:
-    """The kind of drafter that a config speaks of, and how many stages: an entry of `compress_ratios` for each.
+    """The kind of drafter in a config, and the number of its stages: one entry of `compress_ratios` for each.
 
-    `num_nextn_predict_layers` counts none: it is 1 in releases with three stages.
+    `num_nextn_predict_layers` does not count stages: it is 1 in releases with three.
     """
     layers = config.get("num_hidden_layers")
     stages = len(_ratios(config)) - layers if type(layers) is int else 0
@@ -36,12 +36,12 @@ def expected(config: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def speaks_of_blocks(config: Mapping[str, Any]) -> bool:
-    """Whether it has fields of a block drafter."""
+    """Whether the config has a block drafter's fields."""
     return any(field.startswith("dspark_") for field in config)
 
 
 def attention(config: Mapping[str, Any]) -> Compressed | None:
-    """The sizes of attention in the main layers, or None where the config does not give them."""
+    """The sizes of attention in the main layers, or None if the config does not have them."""
     sizes = whole_numbers(
         config, "num_attention_heads", "head_dim", "qk_rope_head_dim", "sliding_window", "index_n_heads",
         "index_head_dim", "index_topk",
@@ -53,7 +53,7 @@ def attention(config: Mapping[str, Any]) -> Compressed | None:
 
 
 def units(config: Mapping[str, Any]) -> tuple[Unit, ...]:
-    """Heads, and the groups through which what they give goes out: a group's matrices see its own heads alone."""
+    """Heads, and the groups of the output projection: a group's matrices read only its own heads."""
     return (*counted(config, "num_attention_heads", "heads"), *counted(config, "o_groups", "output groups"))
 
 
@@ -68,8 +68,8 @@ def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-    """The config with what layers and experts set made true: the kinds of layers, those that choose experts by token,
-    the number of stages, and the layers that a block drafter looks at.
+    """The config adapted to layers and experts: the kinds of layers, those that choose experts by token, the number of
+    stages, and the layers that a block drafter reads.
     """
     whole, ratios = config["num_hidden_layers"], _ratios(config)
     main = [layer for layer in layers if layer < whole]
@@ -87,19 +87,19 @@ def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[i
 
 
 def _targets(before: Sequence[int], main: Sequence[int]) -> list[int]:
-    """The layers that a drafter looks at, by their new numbers; the last ones where one of them is gone."""
+    """The new numbers of the layers that a drafter reads; the last layers if one of them was removed."""
     if set(before) <= set(main):
         return [main.index(layer) for layer in before]
     return _last(len(before), len(main))
 
 
 def _last(count: int, layers: int) -> list[int]:
-    """The numbers of the last layers, the first again and again where there are not so many."""
+    """The numbers of the last `count` layers; the first one is repeated if there are fewer."""
     return [max(0, layers - count + place) for place in range(count)]
 
 
 def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """A copy of the config with small dimensions; the sizes of a head, of compression and of streams stay real.
+    """A copy of the config with small dimensions; sizes of heads, compression and streams stay real.
 
     `sizes` may hold layers, experts, hidden, heads, vocab, moe_intermediate.
     """

@@ -1,6 +1,6 @@
 """The fields of `config.json` that set names and shapes of DeepSeek V4, checked and typed. Pure.
 
-deepseek-ai/DeepSeek-V4-Flash, config.json and inference/model.py; of the parts that read images,
+deepseek-ai/DeepSeek-V4-Flash, config.json and inference/model.py; for the parts that read images,
 deepseek-ai/DeepSeek-V4-Flash-Vision-Exp.
 """
 
@@ -15,9 +15,9 @@ from dsctl.core.errors import FormatError
 from dsctl.models.deepseek_v3 import Count, Size
 from dsctl.models.deepseek_v4_saved import released
 
-# A drafter has at most so many stages.
+# The most stages of a drafter.
 MOST_STAGES = 64
-_HINT = "put the config.json beside the files that belongs to them"
+_HINT = "put the matching config.json beside the files"
 
 
 class Dimensions(msgspec.Struct, frozen=True):
@@ -67,11 +67,11 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
 
 
 def _wrong(d: Dimensions) -> str:
-    """What no checkpoint can have, if anything."""
+    """The first impossible combination of fields, or an empty string."""
     ratios, layers = len(d.compress_ratios), d.num_hidden_layers
     if ratios < layers:
         what = f"{ratios} entries for num_hidden_layers {layers}"
-        return f"compress_ratios has {what}: what kind a layer is cannot be told"
+        return f"compress_ratios has {what}: the kind of some layers is unknown"
     if ratios > layers + MOST_STAGES:
         what = f"{ratios:,} entries for {layers} layers and a drafter's stages"
         return f"compress_ratios has {what}: no drafter has more than {MOST_STAGES}"

@@ -1,7 +1,7 @@
-"""The `config.json` that transformers saves of DeepSeek V4, said again in the fields of the releases. Pure.
+"""Translate the `config.json` that transformers saves for DeepSeek V4 to the releases' fields. Pure.
 
 huggingface/transformers 5.24, models/deepseek_v4/configuration_deepseek_v4.py: `__post_init__` turns the releases'
-fields into its own, which are what it saves, and `mtp.*` is not loaded.
+fields into its own fields, which it saves, and `mtp.*` is not loaded.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dsctl.models.deepseek_v4_config import without_mtp
 
 _RATIOS, _KINDS, _ROUTING, _RATES = "compress_ratios", "layer_types", "mlp_layer_types", "compress_rates"
 _ROPE, _SLIDING, _INDEXED = "rope_parameters", "sliding_attention", "compressed_sparse_attention"
-# How many tokens a layer of a kind makes one of, where the config does not say; one with an indexer always so many.
+# Compression ratios by kind of layer if the config has none; a layer with an indexer always has this one.
 _USUAL = {_INDEXED: 4, "heavily_compressed_attention": 128}
-# Fields of its own that say nothing where they have these values.
+# Its own fields that have no meaning with these values.
 _NEUTRAL = {
     "mlp_bias": False, "output_router_logits": False, "pad_token_id": None, "router_aux_loss_coef": 0.001,
     "router_jitter_noise": 0.0,
@@ -26,12 +26,12 @@ _OWN = (_KINDS, _ROUTING, _RATES, _ROPE, "partial_rotary_factor", "dtype")
 
 
 def released(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as a release has it; one that has the releases' fields stays as it is.
+    """A config with a release's fields; a config that already has them is returned unchanged.
 
-    Drafters are not in it: transformers leaves them out of what it saves.
+    It has no drafter, because transformers does not save one.
 
     Raises:
-        FormatError: it says something that a release's fields cannot say.
+        FormatError: it has a setting that a release's fields cannot express.
     """
     if _RATIOS in config or _KINDS not in config:
         return dict(config)
@@ -52,7 +52,7 @@ def released(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same where it can be said so, else the config as it is."""
+    """The same if it can be translated, else the unchanged config."""
     try:
         return released(config)
     except FormatError:
@@ -64,7 +64,7 @@ def _ratios(config: Mapping[str, Any]) -> list[int]:
     rates = config.get(_RATES)
     ratios = {_SLIDING: 0, **_USUAL, **(rates if isinstance(rates, dict) else {})}
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise FormatError(f"config.json: {_KINDS} is no list of num_hidden_layers {layers} kinds")
+        raise FormatError(f"config.json: {_KINDS} is not a list of num_hidden_layers {layers} kinds")
     found = []
     for layer, kind in enumerate(kinds):
         ratio = ratios.get(kind) if isinstance(kind, str) else None
@@ -76,7 +76,7 @@ def _ratios(config: Mapping[str, Any]) -> list[int]:
 
 
 def _hashed(config: Mapping[str, Any]) -> int:
-    """How many layers choose experts by token: the first ones, in a release."""
+    """The number of layers that choose experts by token; in releases these are the first layers."""
     kinds = config.get(_ROUTING)
     if not isinstance(kinds, list):
         raise FormatError(f"config.json: no {_ROUTING} says which layers choose experts by token")
@@ -87,7 +87,7 @@ def _hashed(config: Mapping[str, Any]) -> int:
 
 
 def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a release says of rotary embeddings: that of layers that compress is scaled, all others' is not."""
+    """A release's rotary embedding fields: only layers that compress have a scaled embedding."""
     both = config.get(_ROPE)
     main, compress = (both.get(name) for name in ("main", "compress")) if isinstance(both, dict) else (None, None)
     if not isinstance(main, dict) or not isinstance(compress, dict):
@@ -109,7 +109,7 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quantized(quantization: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The `quantization_config` without what says nothing, and the experts' dtype beside it, where releases have it."""
+    """The `quantization_config` without meaningless fields, and the experts' dtype beside it, as releases have it."""
     rest = {name: value for name, value in quantization.items() if (name, value) not in _SILENT}
     kind = rest.pop("expert_dtype", None)
     if rest.get("quant_method") == "fp8":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def vision_tower(d: Dimensions) -> Iterator[Family]:
-    """The parts that read images: moved as they are."""
+    """The parts that read images; they are copied unchanged."""
     size, inner, hidden = d.vision_dim, d.vision_inter_dim, d.hidden_size
     blocks = tuple(range(d.vision_n_layers))
 

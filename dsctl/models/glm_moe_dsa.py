@@ -1,6 +1,6 @@
-"""GLM-5: DeepSeek V3.2's attention and experts in dimensions of its own; later releases share indexers between layers.
+"""GLM-5: DeepSeek V3.2's attention and experts with different dimensions; later releases share indexers between layers.
 
-zai-org/GLM-5; the published tensor listings of GLM-5.1 and GLM-5.2. The MTP layer brings no embedding and no head.
+zai-org/GLM-5; the published tensor listings of GLM-5.1 and GLM-5.2. The MTP layer has no embedding and head.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class GlmMoeDsa(DeepseekV3):
 
 
 def indexed_layers(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    """The layers that hold an indexer of their own: all, or those whose `indexer_types` entry is `full`.
+    """The layers with their own indexer: all, or those whose `indexer_types` entry is `full`.
 
     Raises:
-        FormatError: `indexer_types` does not say one of `full` and `shared` for every layer.
+        FormatError: `indexer_types` does not have `full` or `shared` for every layer.
     """
     types = config.get("indexer_types")
     if types is None:
         return tuple(range(layers))
     if not isinstance(types, list) or len(types) != layers or any(kind not in ("full", "shared") for kind in types):
-        raise FormatError(f"config.json: indexer_types must name full or shared for each of {layers} layers")
+        raise FormatError(f"config.json: indexer_types must have full or shared for each of {layers} layers")
     return tuple(layer for layer, kind in enumerate(types) if kind == "full")

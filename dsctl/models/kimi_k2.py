@@ -21,7 +21,7 @@ class KimiK2(DeepseekV3):
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
         name = "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
-        # Half of hidden size per head, as the plain Llama rotary embedding would have it; [56] in the release.
+        # Half of the hidden size per head, as in the plain Llama rotary embedding; [56] in the release.
         size = d.hidden_size // d.num_attention_heads // 2
         rotary = Family(name, (size,), "attention", layers=tuple(range(d.num_hidden_layers)), derived=True)
         return (*super().families(config, traits), rotary)

@@ -1,4 +1,4 @@
-"""What exists: a model yields its parameters from `config.json`. Names are generated here and never parsed."""
+"""The interface of models: a model yields its parameters from `config.json`. Names are generated, never parsed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 
 
 class Contradiction(NamedTuple):
-    """Something that a `config.json` says and that cannot be, or that tensors contradict: a stable code, and what."""
+    """An impossible field of `config.json`, or one that tensors contradict: a stable code and a description."""
 
     code: str
     what: str
@@ -21,14 +21,14 @@ class Model(Protocol):
     """One architecture."""
 
     name: str
-    # What a small checkpoint of it has, where that is not the usual.
+    # Default sizes of its small checkpoint that differ from the usual ones.
     usual_sizes: Mapping[str, int]
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        """Whether this `config.json` is of this architecture."""
+        """Whether this `config.json` has this architecture."""
 
     def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
-        """What a checkpoint's tensors, by name, tell of it beside its config."""
+        """Facts that a checkpoint's tensors (by name) show beside its config."""
 
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         """Every parameter of the model, MTP layers included.
@@ -40,29 +40,29 @@ class Model(Protocol):
     def contradictions(
         self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec], traits: Traits
     ) -> Iterable[Contradiction]:
-        """What is wrong with a config of which `families` can be told; `stored` are the checkpoint's tensors by name.
+        """Problems of a config whose `families` are known; `stored` are the checkpoint's tensors by name.
 
         Raises:
             FormatError: a field that sets a shape is missing or absurd.
         """
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
-        """How its releases store what they quantize, by role; a role that is not there is quantized in none of them."""
+        """How its releases store quantized roles; a role without an entry is not quantized."""
 
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
-        """What no tensor-parallel cut of attention may split, such as heads; none where the config does not say."""
+        """Units of attention that a tensor-parallel cut may not split, such as heads; empty if not in the config."""
 
     def attention(self, config: Mapping[str, Any]) -> Sizes | None:
-        """The sizes that set what attention costs, or None where the config does not give them."""
+        """The sizes that determine the cost of attention, or None if the config does not have them."""
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The same config in the fields of the releases, where a program that saved it says it in others."""
+        """The same config with the releases' fields, if a program saved it with different ones."""
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The same config for a checkpoint that has no multi-token-prediction layers."""
+        """The same config for a checkpoint without multi-token-prediction layers."""
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-        """The same config for some layers, by their numbers through the model, and some experts; none means all."""
+        """The same config for these layers, numbered through the model, and these experts; empty means all."""
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         """The same config with small dimensions: `sizes` holds layers, experts, hidden, heads, vocab."""

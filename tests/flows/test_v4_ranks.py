@@ -63,7 +63,10 @@ def test_experts_go_where_a_map_says(tmp_path_factory: pytest.TempPathFactory, t
     [
         ("--tp 8", "4 heads / 8"),
         ("--tp 2 --ep 1", "64 = 0.5 x 128"),
-        ("--tp 2 --layout vllm", "layout vllm: knows the modules of vLLM's deepseek_v2.py, and none of DeepSeek V4's"),
+        (
+            "--tp 2 --layout vllm",
+            "layout vllm: only the modules of vLLM's deepseek_v2.py are supported, not DeepSeek V4's",
+        ),
         ("--tp 2 --layout fused", "layout fused: no loader reads DeepSeek V4's own names with tensors joined"),
         ("--tp 2 --layout stacked", "layout stacked: no loader reads DeepSeek V4's own names with tensors joined"),
         ("--tp 2 --ep 4 --layout deepseek", "has as many expert-parallel parts as tensor-parallel ranks"),

@@ -23,7 +23,7 @@ class Toy(RankFolders):
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Toy:
         if shares is None:
-            raise PlanError("layout toy is one of ranks", hint="dsctl shard SRC DST --layout toy --tp N")
+            raise PlanError("layout toy needs ranks", hint="dsctl shard SRC DST --layout toy --tp N")
         return Toy(shares, alone)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:

@@ -45,7 +45,7 @@ def test_shares_are_of_all_ranks_unless_some_are_named(tp: int, ep: int, pp: int
         (Request("keep", tp=1, ep=0), PlanError, "TP 1, EP 0, PP 1: sizes are from 1 to 4,096"),
         (Request("keep", tp=1, pp=0), PlanError, "TP 1, EP 1, PP 0: sizes are from 1 to 4,096"),
         (Request("keep", tp=3, ep=2), UsageError, "--tp 3 with --ep 2: one must be a multiple of the other"),
-        (Request("keep", tp=3, ep=3), PlanError, "here: 4 experts cannot be dealt out in 3 equal parts"),
+        (Request("keep", tp=3, ep=3), PlanError, "here: 4 experts cannot be split into 3 equal parts"),
         (Request("keep", tp=1, pp=3), PlanError, "here: 2 layers are too few for --pp 3"),
         (Request("keep", tp=2, ranks=(0, 2)), PlanError, "no rank 2: there are 2, numbered from 0"),
         (Request("keep", tp=2, ranks=(-1,)), PlanError, "no rank -1: there are 2, numbered from 0"),
