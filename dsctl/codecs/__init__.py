@@ -1,4 +1,4 @@
-"""The table of formats, and which of them a `quantization_config` speaks of. One file per kind of format beside it."""
+"""The table of formats, and the choice of formats by `quantization_config`. One file per kind of format beside it."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ CODECS: dict[str, Codec] = {
 }
 
 
-# What each dialect stores where others use another dtype for the same bits: codes of four bits, and E8M0; and whether
-# scales are made by DeepSeek's rule.
+# Dtypes by dialect, where dialects use different dtypes for the same bits: four-bit codes and E8M0; and whether scales
+# follow DeepSeek's rule.
 NATIVE = "v4"
 SPELLINGS: dict[str, dict[str, Any]] = {NATIVE: {"codes_dtype": "I8", "scale_dtype": "F8_E8M0", "native": True}}
-# Formats met under a dialect beside those that a release of the checkpoint's own kind stores.
+# Formats that occur under a dialect beside those that a release of the same kind stores.
 _MET = {NATIVE: ("mxfp4", "fp8-block-e8m0")}
 
 
 def in_dialect(codec: Codec, dialect: str) -> Codec:
-    """The same form as another dialect names and spells it."""
+    """The same form in a different dialect."""
     if isinstance(codec, Fp4) and not codec.surveys:
         return replace(codec, dialect=dialect, **SPELLINGS.get(dialect, {}))
     return replace(codec, dialect=dialect) if codec.quantized else codec  # type: ignore[type-var]
 
 
 def of_published(published: Published, quantization: Mapping[str, Any] | None = None) -> Codec:
-    """The codec of what a release stores; a `quantization_config` may name other blocks and scales than most have.
+    """The codec of a release's format; a `quantization_config` may declare different blocks and scales.
 
     Raises:
         FormatError: see `declared`.
@@ -57,10 +57,10 @@ def of_published(published: Published, quantization: Mapping[str, Any] | None = 
 
 
 def declared(quantization: Mapping[str, Any] | None, published: Iterable[Published] = ()) -> tuple[Codec, ...]:
-    """The codecs that a `quantization_config` speaks of, in its order, in the dialect of what the releases store.
+    """The codecs that a `quantization_config` declares, in its order, in the releases' dialect.
 
     Raises:
-        FormatError: it names a method's block or group that no codec knows.
+        FormatError: it declares a block or group that no codec supports.
     """
     if not quantization:
         return ()
@@ -72,10 +72,10 @@ def declared(quantization: Mapping[str, Any] | None, published: Iterable[Publish
 
 
 def readable(quantization: Mapping[str, Any] | None, published: Iterable[Published] = ()) -> tuple[Codec, ...]:
-    """The codecs to try on stored tensors: those declared, then all others that could be meant.
+    """The codecs to try on stored tensors: the declared ones, then all other candidates.
 
-    Floats tell themselves what they are. Integers under one method may be anything under another (FP8 codes have been
-    stored as such), so where the config names a method that some codec knows, they are read by that method alone.
+    The dtype of floats identifies them. The same integers can mean different things under different methods (even FP8
+    codes have been stored as integers), so if the config declares a supported method, only that method is tried.
 
     Raises:
         FormatError: see `declared`.
@@ -90,7 +90,7 @@ def readable(quantization: Mapping[str, Any] | None, published: Iterable[Publish
         for dialect in dict.fromkeys(one.dialect for one in published)
         for name in _MET.get(dialect, ())
     ]
-    # Blocks of another size than is declared are still found to be those of releases.
+    # A wrongly declared block size does not hide the releases' own blocks.
     usual = [of_published(one) for one in published]
     return tuple(dict.fromkeys((*declared(quantization, published), *others, *ours, *met, *usual)))
 
@@ -107,7 +107,7 @@ def _of_weights(weights: Mapping[str, Any]) -> Codec:
     """The codec of one config group's weights.
 
     Raises:
-        FormatError: none is.
+        FormatError: no codec matches.
     """
     for codec in CODECS.values():
         if dress.same(weights, codec.config()):
@@ -117,4 +117,4 @@ def _of_weights(weights: Mapping[str, Any]) -> Codec:
         other = replace(packed_, name=f"int{packed_.bits}-group-{size}", size=size) if dress.sensible(size) else packed_
         if dress.same(weights, other.config()):
             return other
-    raise FormatError(f"config.json: weights of {dress.told(weights)} are no format that dsctl knows")
+    raise FormatError(f"config.json: weights of {dress.told(weights)} are not a supported format")

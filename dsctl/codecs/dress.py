@@ -1,4 +1,4 @@
-"""What a `quantization_config` says of each format: compressed-tensors', written and read, and DeepSeek's. No torch.
+"""The `quantization_config` of each format: compressed-tensors', written and read, and DeepSeek's. No torch.
 
 Fields and values: vllm-project/compressed-tensors, quantization/quant_scheme.py (presets), quantization/quant_args.py.
 """
@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from dsctl.core.errors import FormatError
 
 METHOD = "compressed-tensors"
-# The field by which loaders know that routed experts are stored by ModelOpt.
+# The field by which loaders recognize routed experts stored by ModelOpt.
 MOE_ALGORITHM = "moe_quant_algo"
 Arguments = dict[str, Any]
 
@@ -32,13 +32,13 @@ def grouped(kind: str, bits: int, size: int, **more: Any) -> Arguments:
 
 
 def dynamic(kind: str, bits: int, strategy: str, **more: Any) -> Arguments:
-    """Activations, quantized when they come."""
+    """Activations, quantized dynamically."""
     return arguments(kind, bits, strategy, dynamic=True, observer=None, **more)
 
 
 _E8M0 = {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
 _E4M3 = {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
-# By codec: the format, how weights are quantized, how activations are.
+# By codec: the format, the quantization of weights, the quantization of activations.
 SCHEMES: dict[str, tuple[str, Arguments, Arguments | None]] = {
     "fp8-block-ct": (
         "float-quantized",
@@ -58,7 +58,7 @@ SCHEMES: dict[str, tuple[str, Arguments, Arguments | None]] = {
 
 
 def fp8(block: tuple[int, int], scale_fmt: str | None) -> dict[str, Any]:
-    """DeepSeek's own `quantization_config`, of FP8 by blocks; it speaks for four-bit experts beside them, too."""
+    """DeepSeek's own `quantization_config` for FP8 by blocks; it also covers four-bit experts."""
     said: dict[str, Any] = {
         "activation_scheme": "dynamic",
         "fmt": "e4m3",
@@ -69,7 +69,7 @@ def fp8(block: tuple[int, int], scale_fmt: str | None) -> dict[str, Any]:
 
 
 def modelopt(size: int) -> dict[str, Any]:
-    """What ModelOpt adds to DeepSeek's own where routed experts alone are NVFP4, as vLLM and SGLang look for it.
+    """ModelOpt's additions to DeepSeek's config if only routed experts are NVFP4, as vLLM and SGLang expect them.
 
     vllm-project/vllm, models/deepseek_v4/quant_config.py; sgl-project/sglang pull request 25820.
     """
@@ -82,7 +82,7 @@ def modelopt(size: int) -> dict[str, Any]:
 
 
 def config(format_: str, weights: Arguments, activations: Arguments | None) -> dict[str, Any]:
-    """A `quantization_config` for a checkpoint all of whose linear modules are of one format."""
+    """A `quantization_config` for a checkpoint whose linear modules all have one format."""
     return {
         "config_groups": {"group_0": group(format_, weights, activations, ["Linear"])},
         "format": format_,
@@ -95,7 +95,7 @@ def config(format_: str, weights: Arguments, activations: Arguments | None) -> d
 
 
 def group(format_: str, weights: Arguments, activations: Arguments | None, targets: list[str]) -> dict[str, Any]:
-    """One config group: which modules are stored how."""
+    """One config group: modules and their format."""
     return {
         "format": format_,
         "input_activations": activations,
@@ -109,10 +109,10 @@ _TELLING = ("num_bits", "type", "strategy", "group_size", "block_structure", "sy
 
 
 def weights(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What each config group says of its weights.
+    """The weights entry of each config group.
 
     Raises:
-        FormatError: there is no group, or one says nothing.
+        FormatError: there is no group, or a group has no weights entry.
     """
     groups = quantization.get("config_groups")
     found = list(groups.values()) if isinstance(groups, dict) else []
@@ -123,7 +123,7 @@ def weights(quantization: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def same(said: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
-    """Whether a config group's weights are stored as those of a codec's own config."""
+    """Whether a config group's weights match those of a codec's own config."""
     if config is None or config.get("quant_method") != METHOD or said.get("actorder"):
         return False
     ours = config["config_groups"]["group_0"]["weights"]
@@ -131,7 +131,7 @@ def same(said: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
 
 
 def sensible(size: object) -> TypeGuard[int]:
-    """Whether this can be a group's number of columns."""
+    """Whether this is a valid number of columns of a group."""
     return type(size) is int and 0 < size <= 1 << 16 and size % 8 == 0
 
 

@@ -22,15 +22,15 @@ Block = tuple[int, int]
 BLOCK: Block = (128, 128)
 LARGEST = 448.0
 SMALLEST_PEAK = 1e-4
-# Scales whose product with each bias used below neither overflows nor loses bits; others take the plain formula.
+# Scales whose product with each bias used below neither overflows nor loses bits; other scales use the plain formula.
 ORDINARY = (2.0**-100, 2.0**8)
-# Values quantized at a time, in whole rows: few enough for the cache, enough to outweigh the cost of torch's calls.
+# Values quantized at a time, in whole rows: small enough for the cache, large enough to outweigh the cost of calls.
 CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class _Float:
-    """A float dtype: its integer, the shift that moves E4M3's fields into its own, log2 of the bias then missing."""
+    """A float dtype: its integer type, the shift that aligns E4M3's fields, log2 of the bias that is then missing."""
 
     integer: torch.dtype
     sign: int
@@ -39,7 +39,7 @@ class _Float:
 
 
 class NotFinite(ValueError):
-    """A value is NaN or infinite: in which block."""
+    """A value is NaN or infinite; it has the block."""
 
     def __init__(self, row: int, column: int) -> None:
         super().__init__(f"NaN or infinity in block [{row}, {column}]")
@@ -47,7 +47,7 @@ class NotFinite(ValueError):
 
 
 def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> None:
-    """Write float32(code) * scale into `out`. NaN codes give NaN, of the sign and payload that torch's cast gives."""
+    """Write float32(code) * scale into `out`. NaN codes give NaN, with the sign and payload of torch's cast."""
     columns = scales.shape[1] * block[1]
     height = min(len(codes), block[0], max(1, PIECE // max(1, columns)))
     words = out.new_empty((height, columns), dtype=_float(out).integer)
@@ -57,7 +57,7 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: 
 
 
 def decode_rows(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
-    """The same for one scale per row, [rows, 1], each a value that bfloat16 holds; `out` is bfloat16."""
+    """The same for one scale per row, [rows, 1], each exact in bfloat16; `out` is bfloat16."""
     import torch
 
     if codes.device.type != "cpu" or _has_nan(codes) or not _ordinary(scales):
@@ -69,14 +69,14 @@ def decode_rows(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) ->
 
 
 def _widen(codes: torch.Tensor, words: torch.Tensor, into: _Float) -> None:
-    """Move each code's fields to where a wider float has them; what is missing is the bias."""
+    """Move each code's fields to their places in a wider float; the bias is still missing."""
     import torch
 
     words.copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
 
 
 def encode(values: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False) -> torch.Tensor:
-    """Fill `out` with codes and return their scales, as `recipe` makes them.
+    """Fill `out` with codes and return their scales by `recipe`.
 
     Raises:
         NotFinite: a value is NaN or infinite.
@@ -112,7 +112,7 @@ def encode_kept(values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, b
 def encode_restoring(
     values: torch.Tensor, kept: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode with the kept scales where that loses nothing, by the recipe elsewhere; return scales and where kept.
+    """Encode with the kept scales where that is exact, else by the recipe; return scales and a mask of kept ones.
 
     Raises:
         NotFinite: a value is NaN or infinite.
@@ -135,13 +135,13 @@ def encode_restoring(
 def recipe(peaks: torch.Tensor, power_of_two: bool) -> torch.Tensor:
     """The scales of blocks from their largest magnitudes (float32): max(peak, 1e-4) / 448, or the power of two above.
 
-    deepseek-ai/DeepGEMM deep_gemm/utils/math.py, per_block_cast_to_fp8 and ceil_to_ue8m0. Of these the scales alone:
-    that function multiplies by their reciprocals, and where they are no powers of two some codes differ.
+    deepseek-ai/DeepGEMM deep_gemm/utils/math.py, per_block_cast_to_fp8 and ceil_to_ue8m0. Only the scales follow it:
+    that function multiplies by reciprocals, and if scales are not powers of two, some codes differ.
     """
     import torch
 
     clamped = peaks.clamp_min(SMALLEST_PEAK)
-    # By a tensor: torch on CUDA divides by a number as a product with its reciprocal.
+    # Divide by a tensor: torch on CUDA replaces division by a number with a product by its reciprocal.
     scales = clamped / torch.full_like(clamped, LARGEST)
     if not power_of_two:
         return scales
@@ -149,15 +149,15 @@ def recipe(peaks: torch.Tensor, power_of_two: bool) -> torch.Tensor:
 
 
 def is_power_of_two(scales: torch.Tensor) -> torch.Tensor:
-    """Where a scale is a power of two: bool, same shape."""
+    """Mask of the scales that are powers of two: bool, same shape."""
     import torch
 
-    # In float64, where float32's subnormals are normal.
+    # In float64, float32's subnormals are normal numbers.
     return torch.frexp(scales.double()).mantissa == 0.5
 
 
 def bad_scales(scales: torch.Tensor) -> tuple[int, int, float] | None:
-    """Row, column and value of the first scale that is NaN, infinite, zero or negative, if any is."""
+    """Row, column and value of the first scale that is NaN, infinite, zero or negative, or None."""
     bad = (~((scales > 0) & scales.isfinite())).nonzero()
     if not len(bad):
         return None
@@ -187,9 +187,9 @@ def _bands(matrix: torch.Tensor, block: Block) -> Iterator[tuple[int, slice]]:
 
 
 def room(shape: tuple[int, int], block: Block, width: int, encoding: bool) -> int:
-    """The most bytes that encoding, or else decoding, takes beside what it is given; `width` is that of a value."""
+    """The most bytes that encoding, or else decoding, needs beside its arguments; `width` is the size of a value."""
     columns = -(-shape[1] // block[1]) * block[1]
-    # Columns that are not whole blocks are decoded beside the words.
+    # Columns of a partial block are decoded separately.
     words = width * (1 if columns == shape[1] else 2)
     if not encoding:
         return max(8, words) * chunk((shape[0], columns), block)
@@ -205,7 +205,7 @@ def _spread(scales: torch.Tensor, columns: int, size: int) -> torch.Tensor:
 def _decode_band(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, words: torch.Tensor) -> None:
     """Decode at most one row of blocks; `words` is integer scratch, padded to whole blocks.
 
-    Each code's fields are moved to where `out.dtype` has them, subnormals included; scale and missing bias do the rest.
+    Each code's fields are moved to their places in `out.dtype`, subnormals included; scale and missing bias follow.
     """
     import torch
 
@@ -223,7 +223,7 @@ def _decode_band(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, w
 
 
 def _has_nan(codes: torch.Tensor) -> bool:
-    """Whether 0x7f or 0xff is there: the greatest byte with a sign, or without."""
+    """Whether 0x7f or 0xff occurs: the largest signed or unsigned byte."""
     import torch
 
     return int(codes.view(torch.int8).amax()) == 0x7F or int(codes.amax()) == 0xFF
@@ -235,7 +235,7 @@ def _ordinary(scales: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Scratch:
-    """What encoding needs, padded to whole blocks of columns: the words of a band, and the rest for a chunk of rows."""
+    """Scratch memory of encoding, padded to whole blocks of columns: words for a band, the rest for a chunk of rows."""
 
     size: int
     words: torch.Tensor
@@ -260,14 +260,14 @@ class _Scratch:
         columns, words = values.shape[1], self.words[: len(values)]
         words[:, columns:] = 0
         torch.abs(values, out=words.view(values.dtype)[:, :columns])
-        # Magnitudes order as their bits do, with infinity and NaN on top.
+        # Magnitudes have the same order as their bits, with infinity and NaN on top.
         peaks = words.amax(0).view(-1, self.size).amax(1).view(values.dtype).float()
         if not peaks.isfinite().all():
             raise NotFinite(index, int(peaks.isfinite().logical_not().nonzero()[0]))
         return replace(self, words=words), peaks
 
     def quantize(self, values: torch.Tensor, peaks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the codes of the loaded band, using up what was loaded."""
+        """Write the codes of the loaded band; this overwrites the loaded values."""
         import torch
 
         if not (scales >= ORDINARY[0]).all():
@@ -276,7 +276,7 @@ class _Scratch:
                 quotients = values[rows].float() / each
                 out[rows].copy_(quotients.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn).view(torch.uint8))
             return
-        # The recipe's own scales never need it: their quotients round to 448.
+        # The recipe's own scales never need clamping: their quotients round to 448 at most.
         saturate = bool((peaks > scales * (LARGEST + 1)).any())
         step = len(self.codes)
         for begin in range(0, len(values), step):
@@ -308,7 +308,7 @@ class _Scratch:
         out.copy_(words[:, :columns]).add_(codes[:, :columns])
 
     def reproduced(self, values: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Where codes and scales give the band's values bit for bit: bool [blocks]."""
+        """Mask of the blocks whose codes and scales give the band's values bit for bit: bool [blocks]."""
         columns = values.shape[1]
         words = self.words[:, :columns]
         _decode_band(codes, scales, words.view(values.dtype), self.words)

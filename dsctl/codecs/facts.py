@@ -1,4 +1,4 @@
-"""What is known of each format beside its bytes: who loads it, where it runs, what it keeps. Data, no torch."""
+"""Facts about each format beside its bytes: loaders, hardware, losses. Data, no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 from dsctl.codecs import CODECS
 from dsctl.codecs.fp4 import SILENT
 
-# Large enough that what a matrix stores once (a global scale, a shape) no longer counts.
+# Large enough that parts stored once per matrix (a global scale, a shape) do not count.
 _SIDE = 8192
 
 
 class Format(NamedTuple):
-    """Loaders (as docs/formats.md explains them), hardware (`Hopper+`: it and later ones), what is kept without loss.
+    """Loaders (as docs/formats.md explains them), hardware (`Hopper+`: Hopper and later), lossless sources.
 
     `snr` is the signal-to-noise ratio in decibels of normally distributed float32 values after encoding and decoding,
-    `searched` the same with `--search`; None where nothing is lost, or there is nothing to search. Measured by
-    `python -m tests.tools.snr`. `warning` is what a loader gets wrong without a word.
+    `searched` the same with `--search`; None if the format is exact or has no search. Measured by
+    `python -m tests.tools.snr`. `warning` describes a silent error of a loader.
     """
 
     loaders: str
@@ -61,6 +61,6 @@ FORMATS: dict[str, Format] = {
 
 
 def bits(name: str) -> float:
-    """Bits per value, scales included, of a large matrix."""
+    """Bits per value of a large matrix, scales included."""
     specs = CODECS[name].specs((_SIDE, _SIDE))
     return sum(spec.nbytes for spec in specs.values()) * 8 / _SIDE**2

@@ -22,14 +22,14 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-# What a loader gets wrong without a word: tried with transformers 5.24.
+# A silent error, observed with transformers 5.24.
 SILENT = (
     "transformers 5.24 loads routed experts in nvfp4 without a word, leaves out their global scale and computes wrong "
     "answers: serve them with vLLM or SGLang"
 )
 # The dtype of codes whose shape counts codes, not bytes: that of safetensors 0.8, torch's float4_e2m1fn_x2.
 LOGICAL = "F4"
-# Dtypes under which two codes in a byte, and E8M0, are stored.
+# Dtypes for two codes in a byte, and for E8M0.
 _CODES, _POWERS = ("U8", "I8", LOGICAL), ("U8", "F8_E8M0")
 # The largest product of an E4M3 scale and an E2M1 code.
 REACH = 448.0 * 6.0
@@ -37,11 +37,11 @@ REACH = 448.0 * 6.0
 
 @dataclass(frozen=True, slots=True)
 class Fp4:
-    """E2M1 codes in groups of `size` columns; `search` looks for the scale of least error.
+    """E2M1 codes in groups of `size` columns; `search` finds the scale with the least error.
 
-    `native`: scales are made by DeepSeek's rule, or those of an earlier encoding are used where they restore the
-    values, and zeros keep their signs. `multiplied`: codes are multiplied by the global scale, and a scale of the
-    inputs, 1 unless somebody measured it, is stored beside it.
+    `native`: scales follow DeepSeek's rule, or come from an earlier encoding if they restore the values, and zeros keep
+    their signs. `multiplied`: codes are multiplied by the global scale, and an input scale, 1 unless measured, is
+    stored beside it.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Fp4:
 
     @property
     def surveys(self) -> bool:
-        """Whether there is a global scale: it is that of E4M3 scales, which hold no large numbers."""
+        """Whether there is a global scale: E4M3 scales need one, because they cannot hold large numbers."""
         return self.scale_dtype == "F8_E4M3"
 
     @property
@@ -106,7 +106,7 @@ class Fp4:
         return reader if dict(stored) == reader.specs(shape) else None
 
     def box(self, part: str, box: Box, shape: tuple[int, ...]) -> Box:
-        # Of codes, in bytes.
+        # Bytes of codes.
         if part in (GLOBAL_SCALE, INPUT_SCALE):
             return Box.whole(() if self.multiplied else (1,))
         scales = grid_box(box, self.group, shape)
@@ -115,7 +115,7 @@ class Fp4:
         return Box((box.start[0], box.start[1] // 2), (box.stop[0], box.stop[1] // 2))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
-        # Magnitudes, exponents, signs and codes; a search has quotients, what they restore and all scales too.
+        # Magnitudes, exponents, signs and codes; a search also has quotients, restored values and all scales.
         return (22 if self.search or self.native else 14) * chunk(shape, self.group)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
@@ -125,7 +125,7 @@ class Fp4:
         """code * 2^(scale - 127), or code * (scale / global scale), rounded once to `out`'s dtype.
 
         Raises:
-            BadBlock: a scale is NaN, infinite or negative, or the global scale zero too.
+            BadBlock: a scale is NaN, infinite or negative, or the global scale is zero.
         """
         import torch
 
@@ -139,7 +139,7 @@ class Fp4:
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; quotients rounded to the nearest code, ties to even.
 
-        `stored` may hold `PEAK`: the largest magnitude that the global scale is made for (default: the values').
+        `stored` may hold `PEAK`: the largest magnitude for the global scale (default: the values' own).
 
         Raises:
             BadBlock: a value is NaN or infinite.
@@ -191,7 +191,7 @@ class Fp4:
     def _made(
         self, largest: torch.Tensor, share: float, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> torch.Tensor:
-        """Scales for groups whose largest magnitude is this share of what it is."""
+        """Scales for groups as if their largest magnitude were this share of it."""
         largest = largest * share
         if self.surveys:
             whole = stored[GLOBAL_SCALE]
@@ -221,7 +221,7 @@ def _restored(codes: torch.Tensor, factors: torch.Tensor, group: tuple[int, int]
 
 
 def _second_scale(peak: torch.Tensor) -> torch.Tensor:
-    """peak / (448 * 6), float32 []; 1 where that is none: NVIDIA/Model-Optimizer, nvfp4_tensor.py."""
+    """peak / (448 * 6), float32 []; 1 if that is zero: NVIDIA/Model-Optimizer, nvfp4_tensor.py."""
     scale = peak / REACH
     return scale.masked_fill_((scale == 0) | ~scale.isfinite(), 1.0).view(())
 

@@ -1,7 +1,7 @@
-"""FP8 by blocks: E4M3 codes [o, i] and one scale per block [ceil(o/b), ceil(i/b)] that the codes are multiplied by.
+"""FP8 by blocks: E4M3 codes [o, i], multiplied by one scale per block [ceil(o/b), ceil(i/b)].
 
-deepseek-ai/DeepSeek-V3 README_WEIGHTS.md. compressed-tensors stores the same form under other names, and makes its
-scales by another rule.
+deepseek-ai/DeepSeek-V3 README_WEIGHTS.md. compressed-tensors stores the same form under different names, and chooses
+scales by a different rule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-# Powers of two from here on come from values of more than 1.75 * 2^127, whose codes may be rounded to 2^128.
+# Powers of two from this one on come from values above 1.75 * 2^127, whose codes may round to 2^128.
 TOO_LARGE = 2.0**120
 
 
@@ -28,7 +28,7 @@ TOO_LARGE = 2.0**120
 class Fp8Block:
     """E4M3 with block scales: `scale_fmt` float32 (any value) or ue8m0 (powers of two); `scale_dtype` as stored.
 
-    Without a `scale_fmt`, configs do not speak of one, and scales are made by compressed-tensors' rule, not DeepSeek's.
+    Without a `scale_fmt`, configs have no such field and scales follow compressed-tensors' rule, not DeepSeek's.
     """
 
     block: tuple[int, int] = (128, 128)
@@ -58,7 +58,7 @@ class Fp8Block:
 
     @classmethod
     def declared(cls, quantization: Mapping[str, Any]) -> tuple[Fp8Block, ...]:
-        """The codec of a `quantization_config` with quant_method fp8 and a `weight_block_size`."""
+        """The codec for a `quantization_config` with quant_method fp8 and a `weight_block_size`."""
         if quantization.get("quant_method") != "fp8":
             return ()
         size = quantization.get("weight_block_size")
@@ -118,10 +118,10 @@ class Fp8Block:
         e4m3.decode(stored[CODES].view(torch.uint8), scales, out, self.block)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """amax per block / 448, rounded up to a power of two where ue8m0; kept scales where they reproduce the values.
+        """amax per block / 448, rounded up to a power of two for ue8m0; kept scales if they reproduce the values.
 
-        Kept scales of another format are rounded where ue8m0. Its own need not be: releases that declare ue8m0 have
-        some that are not (deepseek-ai/DeepSeek-V3 issue 961: `o_proj` of V3.1).
+        Kept scales of a different format are rounded for ue8m0. Its own are used unchanged: releases that declare ue8m0
+        have some scales that are not powers of two (deepseek-ai/DeepSeek-V3 issue 961: `o_proj` of V3.1).
 
         Raises:
             BadBlock: a value is NaN or infinite, or would be decoded to infinity.
@@ -140,7 +140,7 @@ class Fp8Block:
             else:
                 kept = given.to(torch.float32)
                 refuse_bad(kept)
-                # A scale that cannot be kept gives way to one that can: 1 restores what it restores.
+                # An unusable kept scale is replaced by 1, which restores only what 1 restores.
                 if others is not None and power_of_two:
                     kept = torch.where(e4m3.is_power_of_two(kept), kept, 1.0)
                 scales, same = e4m3.encode_restoring(values, kept, codes, self.block, power_of_two)
@@ -165,12 +165,12 @@ class Fp8Block:
         return dress.fp8(self.block, self.scale_fmt)
 
 
-# The same form under compressed-tensors' names, with scales made by its rule in the dtype of the weights.
+# The same form with compressed-tensors' names, scales by its rule in the dtype of the weights.
 CT_BLOCKS = Fp8Block(scale_fmt=None, scale_dtype="BF16", dialect="compressed-tensors")
 
 
 def refuse_bad(scales: torch.Tensor) -> None:
-    """Refuse a scale that cannot be one, naming its block."""
+    """Refuse an impossible scale, with its block."""
     bad = e4m3.bad_scales(scales)
     if bad is not None:
         row, column, value = bad

@@ -1,4 +1,4 @@
-"""Values that share scales: groups of `group` = (rows, columns), where 0 columns means the whole row. Pure.
+"""Groups of values that share a scale: groups of `group` = (rows, columns), where 0 columns means the whole row. Pure.
 
 A grid has one scale per group: [ceil(rows / group rows), ceil(columns / group columns)]. Groups of one row must divide
 the columns; blocks of several rows may be cut short at the edges. Torch is imported when called.
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 GroupShape = tuple[int, int]
-# Values quantized at a time: few enough for the cache, enough to outweigh the cost of torch's calls.
+# Values quantized at a time: small enough for the cache, large enough to outweigh the cost of torch's calls.
 CHUNK = 1 << 19
-# Values of one row of blocks that are worked on at a time.
+# Values of one row of blocks processed at a time.
 PIECE = 1 << 20
-# From here on, what scales and codes make of a value may be beyond float32.
+# Products of scales and codes may overflow float32 from this value on.
 TOO_LARGE = 2.0**127
-# Runs of fewer values than this torch is slow with in 16 bits: for maxima, and for quotients and products.
+# Below this run length torch is slow in 16 bits: for maxima, and for quotients and products.
 FEW_TO_SEARCH = 128
 FEW_TO_DIVIDE = 32
 
@@ -36,12 +36,12 @@ def grid(shape: tuple[int, ...], group: GroupShape) -> tuple[int, int]:
 
 
 def divides(shape: tuple[int, ...], group: GroupShape) -> bool:
-    """Whether this is a matrix that groups can cover: blocks may be cut short at its edges, groups of one row not."""
+    """Whether groups can cover this matrix: blocks may be partial at its edges, groups of one row may not."""
     return len(shape) == 2 and (group[0] > 1 or not group[1] or shape[1] % group[1] == 0)
 
 
 def grid_box(box: Box, group: GroupShape, shape: tuple[int, ...]) -> Box:
-    """The scales of a region of the matrix; a scale of a whole row belongs to every part of the row.
+    """The box of scales of a region of the matrix; a row's scale belongs to every part of the row.
 
     Raises:
         Misaligned: the region cuts a group, or groups of one row do not divide the columns.
@@ -65,13 +65,13 @@ def chunks(rows: int, columns: int, group: GroupShape) -> Iterator[tuple[slice, 
 
 
 def chunk(shape: tuple[int, ...], group: GroupShape) -> int:
-    """The most values of a matrix of this shape that codecs work on at a time. Rows are never cut."""
+    """The most values of a matrix of this shape that codecs process at a time. Rows are never cut."""
     rows, columns = shape
     return min(rows * columns, max(CHUNK, columns, min(PIECE, group[0] * columns)))
 
 
 def pieces(rows: slice, columns: int) -> Iterator[slice]:
-    """Runs of about `PIECE` values of a row of blocks, which may have many more than that."""
+    """Runs of about `PIECE` values of a row of blocks, which can be much longer."""
     step = max(1, PIECE // max(1, columns))
     return (slice(row, min(row + step, rows.stop)) for row in range(rows.start, rows.stop, step))
 
@@ -103,7 +103,7 @@ def _highest(values: torch.Tensor, rows: slice) -> torch.Tensor:
 
 
 def greatest(magnitudes: torch.Tensor, group: GroupShape, first: int = 0) -> torch.Tensor:
-    """The largest of each group of one row, float32 [grid], of values without a sign; otherwise as `peaks`.
+    """The largest of each group of one row, float32 [grid], for unsigned values; otherwise as `peaks`.
 
     Raises:
         BadBlock: a value is NaN or infinite, or 2^127 or more.
@@ -122,7 +122,7 @@ def _finite(largest: torch.Tensor, first: int) -> torch.Tensor:
 
 
 def peak(values: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude of all, float32 [1]; NaN or infinity where one is among them."""
+    """The largest magnitude of all, float32 [1]; NaN or infinity if it occurs."""
     import torch
 
     if not values.numel():
@@ -132,7 +132,7 @@ def peak(values: torch.Tensor) -> torch.Tensor:
 
 
 def _bits(magnitudes: torch.Tensor) -> torch.Tensor:
-    """Values without a sign as integers, which order as they do, with infinity and NaN on top."""
+    """Unsigned values as integers with the same order, infinity and NaN on top."""
     import torch
 
     return magnitudes.view(torch.int32 if magnitudes.dtype == torch.float32 else torch.int16)
@@ -146,7 +146,7 @@ def divided(values: torch.Tensor, factors: torch.Tensor, group: GroupShape, out:
     import torch
 
     if group[0] == 1:
-        # The float32 quotient, rounded, is the same.
+        # The rounded float32 quotient is the same.
         shape, short = (factors.numel(), -1), 0 < group[1] < FEW_TO_DIVIDE
         values, factors = (values.float(), factors.float()) if short else (values, factors)
         torch.div(values.view(shape), factors.view(-1, 1), out=out.view(shape))
@@ -207,14 +207,14 @@ def spread(factors: torch.Tensor, columns: int, width: int) -> torch.Tensor:
 
 
 def refuse_bad(scales: torch.Tensor, zero: bool = False) -> None:
-    """Refuse a scale that is NaN, infinite or negative, or zero where that is none either.
+    """Refuse a scale that is NaN, infinite or negative, or zero if zeros are not allowed.
 
     Raises:
         BadBlock: the first such scale.
     """
     if not scales.numel():
         return
-    least, most = float(scales.amin()), float(scales.amax())  # of which both are NaN where one is among them
+    least, most = float(scales.amin()), float(scales.amax())  # both are NaN if a NaN occurs
     if (least > 0 or (zero and least == 0)) and most < inf:
         return
     good = ((scales >= 0) if zero else (scales > 0)) & scales.isfinite()
@@ -229,7 +229,7 @@ def _blocks(values: torch.Tensor, group: GroupShape) -> Iterator[slice]:
 
 
 def _padded(peaks: torch.Tensor, width: int) -> torch.Tensor:
-    """The largest of each group of columns, the last of which may be short."""
+    """The largest of each group of columns; the last group may be partial."""
     import torch
 
     missing = -len(peaks) % width

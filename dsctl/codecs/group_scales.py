@@ -1,7 +1,8 @@
-"""Scales of four-bit groups as E4M3 powers of two under a global one: MXFP4 becomes NVFP4, its codes as they are.
+"""Scales of four-bit groups as E4M3 powers of two under a global one: MXFP4 becomes NVFP4 with unchanged codes.
 
-A group of 32 becomes two of 16 of one scale. The largest scale of a parameter becomes 2^8; E4M3 has powers of two down
-to 2^-9, so that scales may differ by 2^17. Groups of zeros have any. Pure; torch is imported when called.
+A group of 32 becomes two groups of 16 with the same scale. The largest scale of a parameter becomes 2^8; E4M3 has
+powers of two down to 2^-9, so scales may differ by 2^17. Groups of zeros may have any scale. Pure; torch is imported
+when called.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _BIAS = 127
 
 
 def bounds(scales: torch.Tensor, codes: torch.Tensor | None = None) -> tuple[int, int]:
-    """The least and the largest of scales (E8M0); with codes, of groups alone that hold more than zeros.
+    """The smallest and the largest scale (E8M0); with codes, only of groups that are not all zeros.
 
-    Where there is none, no scale is less or larger: (255, 0).
+    Without any such group it is (255, 0).
     """
     import torch
 
@@ -34,7 +35,7 @@ def bounds(scales: torch.Tensor, codes: torch.Tensor | None = None) -> tuple[int
 
 
 def _filled(codes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Which groups hold more than zeros, of either sign."""
+    """Mask of the groups that are not all zeros (of either sign)."""
     import torch
 
     magnitudes = codes.view(torch.uint8).bitwise_and(0x77)
@@ -47,7 +48,7 @@ def regrouped(
     """Fill the parts of an NVFP4 region. `largest` is the largest scale of the parameter and of those fused with it.
 
     Raises:
-        Inexact: the first group whose scale is too small, where losing its values is not allowed.
+        Inexact: a group's scale is too small and losses are not allowed; it has the first such group.
     """
     import torch
 
@@ -83,7 +84,7 @@ def _lost(below: torch.Tensor, codes: torch.Tensor, lossy: bool, powers: torch.T
 
 @lru_cache
 def _codes(device: torch.device) -> torch.Tensor:
-    """E4M3 codes (uint8) of nothing, and of the powers of two from `SMALLEST` to `LARGEST`."""
+    """E4M3 codes (uint8) of zero, and of the powers of two from `SMALLEST` to `LARGEST`."""
     import torch
 
     exponents = torch.arange(SMALLEST, LARGEST + 1, dtype=torch.float32, device=device)

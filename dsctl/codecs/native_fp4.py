@@ -1,9 +1,10 @@
-"""E2M1 in groups of 32 as DeepSeek V4 stores it: scales by its rule, those of an earlier encoding, zeros with a sign.
+"""E2M1 in groups of 32 as DeepSeek V4 stores it: scales by its rule or from an earlier encoding, and signed zeros.
 
 deepseek-ai/DeepSeek-V4-Flash inference/kernel.py (`fp4_quant_kernel`): a group's scale is 2^ceil(log2(peak * (1/6))),
-the peak at least 6 * 2^-126. Values that such a group was decoded to do not tell 3 at one scale from 6 at half of it.
-What was rounded from a peak above 3 holds odd halves as a rule: where there is none, so that every value is a code at
-the larger scale too, that is taken. `odd` finds the groups for which this is wrong. Torch is imported when called.
+the peak at least 6 * 2^-126. Decoded values do not show whether a largest value was 3 at one scale or 6
+at half of it. A group that was rounded from a peak above 3 usually has odd halves: if it has none, so that every value
+is also a code at the larger scale, the larger scale is used. `odd` finds the groups for which this is wrong. Torch is
+imported when called.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
     import torch
 
 LEAST_PEAK = 6 * 2.0**-126
-# The scale of a group of zeros: that of the least peak.
+# The scale of a group of zeros: the scale of the smallest peak.
 ZEROS = 1
-# No scale: a group of which none is kept.
+# Marks a group without a kept scale.
 NONE = 255
-# Scales beyond these are kept whatever their groups hold: products with codes may be no ordinary numbers.
+# Scales outside this range are always kept: their products with codes may be subnormal or infinite.
 ORDINARY = (4, 250)
 GROUP = 32
 
 
 def exponents(peaks: torch.Tensor) -> torch.Tensor:
-    """E8M0 codes (uint8) for groups of these largest magnitudes (float32): DeepSeek's rule."""
+    """E8M0 codes (uint8) for groups with these largest magnitudes (float32), by DeepSeek's rule."""
     import torch
 
     scaled = peaks.clamp_min(LEAST_PEAK) * torch.tensor(1 / 6, dtype=torch.float32)
@@ -41,8 +42,8 @@ def encode(
 ) -> tuple[torch.Tensor, int]:
     """Fill `codes` (uint8 [rows, columns / 2]) from values ([rows, columns]) with groups of these peaks (float32).
 
-    `kept` are E8M0 codes of an earlier encoding, `NONE` where there is none. Gives the scales (uint8) and how many
-    groups were restored with a kept one.
+    `kept` are E8M0 codes of an earlier encoding, or `NONE`. Returns the scales (uint8) and the number of groups that
+    were restored with a kept scale.
     """
     import torch
 
@@ -51,7 +52,7 @@ def encode(
     quotients = torch.empty_like(magnitudes)
     divided(magnitudes, powers(scales), (1, GROUP), quotients)
     groups = quotients.view(-1, GROUP)
-    # All of them 0, 1, 2, 3, 4 or 6, the largest 6: codes at twice the scale as well.
+    # All are 0, 1, 2, 3, 4 or 6, the largest 6: they are also codes at twice the scale.
     double = ((groups == groups.trunc()) & (groups != 5)).all(1) & (groups.amax(1) == 6)
     double = double.view(scales.shape) & (scales < 254)
     scales += double
@@ -85,7 +86,7 @@ def encode_all(
 
 
 def _restore(magnitudes: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor) -> int:
-    """Put kept scales in place of others for the groups that they restore exactly; how many these are."""
+    """Use kept scales for the groups that they restore exactly; return the number of these groups."""
     import torch
 
     places = (kept != NONE).nonzero().view(-1)
@@ -100,7 +101,7 @@ def _restore(magnitudes: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor)
 
 
 def odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Which scales (E8M0 [rows, groups]) of packed codes ([rows, columns / 2]) `encode` would not choose: bool."""
+    """Mask of the scales (E8M0 [rows, groups]) of packed codes ([rows, columns / 2]) that `encode` would not choose."""
     import torch
 
     codes, scales = codes.view(torch.uint8), scales.view(torch.uint8)
@@ -122,7 +123,7 @@ def _odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @lru_cache
 def _kinds(device: torch.device) -> torch.Tensor:
-    """By byte: the larger magnitude of its two codes, and 8 where one of them is 0.5 or 1.5."""
+    """By byte: the larger magnitude of its two codes, or 8 if one of them is 0.5 or 1.5."""
     import torch
 
     pairs = torch.arange(256, dtype=torch.int32, device=device)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-# A float32 at which one step of the mantissa is 1: what is added to it is rounded to nearest even.
+# At this float32 one step of the mantissa is 1: a sum with it is rounded to nearest even.
 MAGIC = 1.5 * 2.0**23
 
 
@@ -21,12 +21,12 @@ def pack(codes: torch.Tensor, out: torch.Tensor) -> None:
     import torch
 
     pairs = codes.view(torch.int16)
-    # A copy to fewer bits keeps the lower ones.
+    # A copy to fewer bits keeps the lower bits.
     out.view(torch.int8).copy_(pairs.bitwise_or_(pairs >> 4))
 
 
 def split(packed: torch.Tensor) -> torch.Tensor:
-    """Packed codes (uint8, contiguous) one by one, int8 from 0 to 15, twice as many columns."""
+    """Unpacked codes, int8 from 0 to 15, from packed ones (uint8, contiguous); twice as many columns."""
     import torch
 
     pairs = packed.to(torch.int16)
@@ -56,7 +56,7 @@ def unpacked(packed: torch.Tensor, table: tuple[float, ...], dtype: torch.dtype)
 
 @lru_cache
 def _pairs(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """What each of the 256 bytes means: two values as one integer."""
+    """The two values of each of the 256 bytes, as one integer."""
     import torch
 
     values = torch.tensor(table, dtype=dtype, device=device)
@@ -65,9 +65,10 @@ def _pairs(table: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
 
 
 def integers(quotients: torch.Tensor, bits: int, out: torch.Tensor) -> None:
-    """Fill `out` (uint8 or int8) with quotients rounded to nearest even, beyond the range of `bits` bits to its ends.
+    """Fill `out` (uint8 or int8) with quotients rounded to nearest even and clamped to `bits` bits.
 
-    In uint8 they are counted from the least, in int8 from zero. Quotients are finite, of any float dtype, and used up.
+    In uint8 they are offset by half the range, in int8 signed. Quotients are finite, of any float dtype, and
+    overwritten.
     """
     import torch
 
@@ -86,9 +87,9 @@ def signs(values: torch.Tensor, quotients: torch.Tensor) -> torch.Tensor:
 
 
 def e2m1(quotients: torch.Tensor) -> torch.Tensor:
-    """Codes (uint8) of float32 magnitudes, rounded to nearest even, beyond 6 to 6. Uses them up.
+    """Codes (uint8) of float32 magnitudes, rounded to nearest even and clamped to 6. Overwrites them.
 
-    Rounded by an addition, as dsctl/codecs/e4m3.py does it: a magnitude in [2^e, 2^(e+1)) plus 2^(e+22) ends where
+    Rounded by an addition, as in dsctl/codecs/e4m3.py: a magnitude in [2^e, 2^(e+1)) plus 2^(e+22) ends where
     E2M1 ends, and its low byte counts steps of the mantissa. Holding e at 0 or above makes subnormals. The field of the
     exponent, twice 127 + e, leaves the code's byte 2 short.
     """

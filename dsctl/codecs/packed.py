@@ -1,4 +1,4 @@
-"""Integers packed into words of 32 bits, with a scale per group: INT4 and INT8 weights beside float activations.
+"""Integers packed into words of 32 bits, with a scale per group: INT4 and INT8 weights with float activations.
 
 compressed-tensors' pack-quantized: `X.weight_packed` I32 [o, i * bits / 32], element n of a word in bits n * `bits`
 upwards, offset by half the range; `X.weight_scale` BF16 [o, i / group]; `X.weight_shape` I64 [2].
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Symmetric integers of `bits` bits in groups of `size` columns; `search` looks for the scale of least error."""
+    """Symmetric integers of `bits` bits in groups of `size` columns; `search` finds the scale with the least error."""
 
     name: str
     bits: int
@@ -94,7 +94,7 @@ class Packed:
         return Box((box.start[0], box.start[1] // each), (box.stop[0], box.stop[1] // each))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
-        # Quotients, their operand, and codes as bytes and as floats; a search has what they restore and all scales too.
+        # Quotients, their operand, and codes as bytes and as floats; a search also has restored values and all scales.
         return (22 if self.search else 16) * chunk(shape, self.group)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
@@ -115,7 +115,7 @@ class Packed:
             decode(packed[rows], factors[places], out[rows])
 
     def _exact(self, factors: torch.Tensor, out: torch.Tensor) -> bool:
-        """Whether 128 + code, times a factor, is a float32: both have 8 bits, and it is not too large."""
+        """Whether 128 + code, times a factor, is exact in float32: both have 8 bits, without overflow."""
         import torch
 
         narrow = self.bits == 4 and self.scale_dtype == "BF16" and self.size >= FEW_TO_DIVIDE
@@ -167,7 +167,7 @@ class Packed:
         return out
 
     def _codes(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Rounded quotients counted from the least, uint8."""
+        """Rounded quotients, offset by half the range, uint8."""
         import torch
 
         dtype = values.dtype if scales.dtype == values.dtype else torch.float32

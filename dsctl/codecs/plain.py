@@ -1,4 +1,4 @@
-"""Values stored as they are, in one tensor of a float dtype."""
+"""Unquantized values in one tensor of a float dtype."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FLOATS = ("BF16", "F16", "F32")
 
 
 class Rounded(BadBlock):
-    """A value that a shorter dtype does not hold."""
+    """A value that a shorter dtype cannot hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """One tensor with the parameter's own name and shape. `exact`: values that would be rounded are refused."""
+    """One tensor with the parameter's own name and shape. `exact`: refuse values that would be rounded."""
 
     dtype: str = "BF16"
     exact: bool = field(default=False, kw_only=True)
@@ -65,7 +65,7 @@ class Plain:
         return Box((*first, begin * bits // 8), (*last, end * bits // 8))
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
-        # Magnitudes of F16 and where they are infinite; or values again, and where they are others.
+        # Magnitudes of F16 and a mask of infinite ones; or values again and a mask of different ones.
         return 8 * min(prod(shape), CHUNK) if (self.dtype == "F16" or self.exact) and encoding else 0
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ class Plain:
 
         Raises:
             BadBlock: a finite value overflows to infinity.
-            Rounded: `exact`, and a value is not what it was.
+            Rounded: `exact`, and a value would change.
         """
         out = stored[VALUES]
         out.copy_(values)
@@ -91,7 +91,7 @@ class Plain:
         whole = out.view(-1, 1) if out.dim() < 2 else out.view(len(out), -1)
         before = values.reshape(whole.shape)
         for rows, _ in chunks(whole.shape[0], whole.shape[1], (1, 1)):
-            # Infinities are rare: where there is none, the values need no look.
+            # Infinities are rare: without one, the values need no check.
             if not (infinite := whole[rows].isinf()).any():
                 continue
             overflow = (infinite & before[rows].isfinite()).nonzero()
@@ -106,7 +106,7 @@ class Plain:
             other = (after[rows] != before[rows]) & ~before[rows].isnan()
             if other.any():
                 row, column = other.nonzero()[0].tolist()
-                raise Rounded(f"value that {self.dtype} does not hold", row + rows.start, column)
+                raise Rounded(f"value that {self.dtype} cannot hold", row + rows.start, column)
 
     def config(self) -> dict[str, Any] | None:
         return None

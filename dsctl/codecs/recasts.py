@@ -1,11 +1,11 @@
-"""From one form to another that holds the same values, undecoded: codes are moved or looked up, scales rewritten.
+"""Recast one form to a different one with the same values, without decoding: move or look up codes, rewrite scales.
 
-Every block is looked at; one whose values the other form cannot hold is refused by its place, or counted where that is
-allowed. Pure; torch is imported when called.
+Every block is checked. A block whose values the other form cannot hold is refused with its position, or counted if that
+is allowed. Pure; torch is imported when called.
 
 E2M1 to E4M3 by blocks is deepseek-ai/DeepSeek-V4-Flash inference/convert.py (`cast_e2m1fn_to_e4m3fn`): a block's scale
-is its largest group's / 2^6, so that a code of 6 becomes 384. E4M3 has powers of two down to 2^-9: of a group whose
-scale is smaller by 2^14, 0.5 becomes just that.
+is its largest group's / 2^6, so that a code of 6 becomes 384. E4M3 has powers of two down to 2^-9: in a group whose
+scale is smaller by 2^14, 0.5 becomes exactly that.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 Stored = Mapping[str, "torch.Tensor"]
 # 2^6 * 6 = 384 is E4M3's largest code of that mantissa; 2^14 below it, a code of 0.5 is the least subnormal.
 HEADROOM, DEEPEST = 6, 14
-# From here on every code becomes zero.
+# From this distance on every code becomes zero.
 _VANISHED = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Recast:
-    """A way from one codec to another; `lossy` allows blocks that lose something, and counts them."""
+    """A recast from one codec to a different one; `lossy` allows inexact blocks and counts them."""
 
     source: Codec
     target: Codec
@@ -41,34 +41,34 @@ class Recast:
 
     @property
     def block(self) -> tuple[int, int]:
-        """Rows and columns in which no block of either is cut."""
+        """The granularity in rows and columns that cuts no block of either codec."""
         one, other = self.source.block, self.target.block
         return lcm(one[0], other[0]), lcm(one[1], other[1])
 
     def room(self, shape: tuple[int, ...]) -> int:
-        """The most bytes that `write` takes beside what it is given."""
+        """The most bytes that `write` needs beside its arguments."""
         if self.source.form.codes == "e2m1":
-            # Two codes a byte: an index of 32 bits, what is found, and a scale's place for each group.
+            # Two codes a byte: an index of 32 bits, the found codes, and a scale's position for each group.
             return 8 * chunk(shape, (self.target.form.group[0], self.source.form.group[1]))
         if self.source.form.scale == "E8M0":
             # A scale for each group of the target, spread over rows and then over columns.
             return shape[0] * shape[1] // 8
-        # Should scales be no powers of two: the values.
+        # If scales are not powers of two: the decoded values.
         besides = self.source.room(shape, 4, False), self.target.room(shape, 4, True)
         return 4 * shape[0] * shape[1] + max(besides)
 
     @property
     def surveys(self) -> bool:
-        """Whether `write` wants the largest scale of the whole parameter, and of those that loaders fuse with it."""
+        """Whether `write` needs the largest scale of the whole parameter and of those that loaders fuse with it."""
         return self.target.surveys
 
     def write(self, held: Stored, out: Stored, largest: int | None = None) -> dict[str, int]:
-        """Fill the parts of a region from those that the source stores; the counts go to the audit.
+        """Fill the parts of a region from the source's parts; the counts go to the audit.
 
-        `largest` is that scale (E8M0) where it is wanted.
+        `largest` is that largest scale (E8M0), if needed.
 
         Raises:
-            Inexact: the first block that would lose something, where that is not allowed.
+            Inexact: a block would lose values and that is not allowed; it has the first such block.
         """
         if largest is not None:
             return group_scales.regrouped(self.target, self.lossy, held, out, largest)
@@ -78,7 +78,7 @@ class Recast:
 
 @lru_cache
 def recast(source: Codec, target: Codec, lossy: bool = False) -> Recast | None:
-    """The way from one codec to another without decoding, where there is one."""
+    """The recast from one codec to a different one, or None if it does not exist."""
     held, wanted = source.form, target.form
     if held.powers and held.codes == wanted.codes == "e2m1" and wanted.scale == "E4M3":
         return Recast(source, target, lossy) if not held.group[1] % wanted.group[1] else None
@@ -130,10 +130,10 @@ def _spread(blocks: torch.Tensor, shape: torch.Size, rows: int, each: int) -> to
 
 
 def _losing(way: Recast, codes: torch.Tensor, below: torch.Tensor, each: int, first: int) -> int:
-    """How many blocks lose something: a group is too far below the largest, and its codes are not all zero.
+    """The number of inexact blocks: a group is too far below the largest, and its codes are not all zero.
 
     Raises:
-        Inexact: one does, and may not.
+        Inexact: there is one and it is not allowed.
     """
     import torch
 
@@ -156,7 +156,7 @@ def _losing(way: Recast, codes: torch.Tensor, below: torch.Tensor, each: int, fi
 
 @lru_cache
 def _table(device: torch.device) -> torch.Tensor:
-    """For how far a group's scale is below what 2^6 is at, and a byte of two codes: the two E4M3 codes (int16)."""
+    """The two E4M3 codes (int16) by a group's distance below the scale of 2^6 and by a byte of two codes."""
     import torch
 
     codes = _wide(device)
@@ -174,21 +174,21 @@ def _wide(device: torch.device) -> torch.Tensor:
 
 @lru_cache
 def _losses(device: torch.device) -> torch.Tensor:
-    """For the same: whether one of the two codes is no longer what it was (bool)."""
+    """By the same: whether one of the two codes changed its value (bool)."""
     import torch
 
     values = torch.tensor(nibbles.E2M1, device=device)
     factors = torch.exp2(HEADROOM - torch.arange(_VANISHED + 1, dtype=torch.float32, device=device))
     lost = _wide(device).view(torch.float8_e4m3fn).float() != values * factors[:, None]
-    # So far below, every code but zero is lost.
+    # At this distance every code except zero is lost.
     lost[_VANISHED] = values != 0
     return (lost.repeat(1, 16) | lost.repeat_interleave(16, 1)).view(-1)
 
 
 def _rescaled(way: Recast, held: Stored, out: Stored) -> dict[str, int]:
-    """E4M3 codes as they are, each under the same power of two, written otherwise or for a part of its block.
+    """Unchanged E4M3 codes with the same powers of two in a different dtype or for parts of a block.
 
-    Scales that are no powers of two, against what their config says, are decoded and encoded anew.
+    Blocks whose scales are not powers of two, although their config says so, are decoded and quantized again.
     """
     import torch
 
@@ -203,7 +203,7 @@ def _rescaled(way: Recast, held: Stored, out: Stored) -> dict[str, int]:
 
 
 def exact_exponents(scales: torch.Tensor) -> torch.Tensor | None:
-    """E8M0 codes of scales, or None where one of them is no power of two that E8M0 has."""
+    """E8M0 codes of scales, or None if one of them is not a power of two in the range of E8M0."""
     import torch
 
     if scales.dtype == torch.float8_e8m0fnu:
@@ -223,7 +223,7 @@ def _recoded(way: Recast, held: Stored, out: Stored) -> dict[str, int]:
 
 
 def _store(out: torch.Tensor, exponents: torch.Tensor) -> None:
-    """Write E8M0 codes (uint8) as the target stores scales."""
+    """Write E8M0 codes (uint8) in the target's scale dtype."""
     import torch
 
     if out.dtype == torch.float32:

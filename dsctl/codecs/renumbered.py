@@ -1,6 +1,6 @@
-"""Tables of experts by token, read for a model that holds some of the experts: by their new numbers.
+"""Tables of experts by token with new expert numbers, for a model that keeps some of the experts.
 
-Which experts a token goes to, where its layer does not choose by a score: deepseek-ai/DeepSeek-V4-Flash
+The experts of each token in layers that do not choose by a score: deepseek-ai/DeepSeek-V4-Flash
 inference/model.py (`Gate`, `tid2eid` [vocabulary, experts per token]).
 """
 
@@ -17,17 +17,17 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-# Rows that are looked at together.
+# Rows processed at a time.
 ROWS = 4096
 NUMBERS = "numbers of experts"
 
 
 @dataclass(frozen=True, slots=True)
 class Renumbered(Plain):
-    """Whole numbers below `experts`, of which the experts `kept` have new ones, in order.
+    """Whole numbers below `experts`; the experts `kept` get new numbers, in order.
 
-    In a row, an expert that is gone gives way to the first of those kept that the row does not have yet, so that the
-    experts of a token stay different ones.
+    In a row, a removed expert is replaced by the first kept one that the row does not have yet, so that the experts of
+    a token stay different.
     """
 
     experts: int = 0
@@ -43,21 +43,21 @@ class Renumbered(Plain):
 
     @property
     def written(self) -> Plain:
-        """How the new numbers are stored."""
+        """The codec of the new numbers."""
         return Plain(self.dtype)
 
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> None:
         return None
 
     def room(self, shape: tuple[int, ...], width: int, encoding: bool) -> int:
-        # Which of the kept experts a row has, as bool and as integers, and the row's numbers.
+        # A mask of the kept experts in a row, as bool and as integers, and the row's numbers.
         return min(shape[0], ROWS) * (2 * len(self.kept) + 32 * shape[1])
 
     def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
-        """The new numbers, in a float dtype that holds them all.
+        """The new numbers, in a float dtype that represents all of them exactly.
 
         Raises:
-            BadBlock: a number is that of no expert.
+            BadBlock: a number is not an expert's.
         """
         import torch
 
@@ -73,11 +73,11 @@ class Renumbered(Plain):
 
 
 def _filled(numbers: torch.Tensor, kept: int) -> torch.Tensor:
-    """The same numbers (int64 [rows, columns]), with others of the row's in place of -1."""
+    """The same numbers (int64 [rows, columns]), with unused ones of the row in place of -1."""
     import torch
 
     held = torch.zeros((len(numbers), kept + 1), dtype=torch.bool)
-    # What is gone counts as one more, which no row can get.
+    # A removed expert counts as an extra one that no row can get.
     held.scatter_(1, numbers.where(numbers >= 0, kept), True)
     held[:, kept] = True
     for column in numbers.unbind(1):

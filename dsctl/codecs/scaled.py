@@ -1,4 +1,4 @@
-"""Eight-bit codes in a tensor of their own beside a tensor of scales, one per row, block or group.
+"""Eight-bit codes in one tensor and scales in a second one, one scale per row, block or group.
 
 Shapes, for W [o, i]: codes F8_E4M3 or I8 [o, i]; scales BF16 or F32 [o, 1], [ceil(o/128), ceil(i/128)], or for MXFP8
 E8M0 in U8 [o, i/32]. compressed-tensors 0.20 calls these float-quantized, int-quantized and mxfp8-quantized; INT8 by
@@ -32,7 +32,7 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-# Dtypes under which E8M0 is stored.
+# Dtypes for E8M0.
 _POWERS = ("U8", "F8_E8M0")
 SCALE_DTYPES = {"BF16": ("BF16", "F32"), "F32": ("BF16", "F32"), "U8": ("U8", "F8_E8M0"), "F8_E8M0": ("U8", "F8_E8M0")}
 
@@ -158,7 +158,7 @@ def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, 
     if group[0] > 1:
         e4m3.decode(codes, factors, out, group)
         return
-    # Groups of one row, one behind the other, are the blocks of one long row.
+    # Groups of one row in sequence are the blocks of one long row.
     groups = factors.numel(), -1
     if out.dtype == torch.bfloat16 and _holds(out.dtype, factors):
         e4m3.decode_rows(codes.view(groups), factors.view(-1, 1), out.view(groups))
@@ -168,7 +168,7 @@ def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, 
 
 
 def _holds(dtype: torch.dtype, factors: torch.Tensor) -> bool:
-    """Whether a dtype holds float32 factors exactly, so that products in it round as those in float32 do."""
+    """Whether a dtype holds these float32 factors exactly, so that its products round as in float32."""
     import torch
 
     return torch.equal(factors.to(dtype).float(), factors)

@@ -1,4 +1,4 @@
-"""How a group's scale follows from its largest magnitude. Pure; peaks are float32 of any shape.
+"""Rules for a group's scale from its largest magnitude. Pure; peaks are float32 of any shape.
 
 compressed-tensors (vllm-project/compressed-tensors, quantization/utils/helpers.py, calculate_qparams) divides in the
 dtype of the weights, which for bfloat16 is float32 arithmetic rounded once; zero scales become the dtype's epsilon.
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# sgl-project/sglang, layers/quantization/int8_kernel.py: the least magnitude that a scale is made for.
+# sgl-project/sglang, layers/quantization/int8_kernel.py: the smallest magnitude for which a scale is made.
 INT8_PEAK = 1e-10
 
 
 def fraction(peaks: torch.Tensor, of: float, dtype: torch.dtype) -> torch.Tensor:
-    """peak / `of`, rounded to `dtype`; where that is zero, the dtype's epsilon."""
+    """peak / `of`, rounded to `dtype`; the dtype's epsilon in place of zero."""
     import torch
 
-    # By a tensor: torch on CUDA divides by a number as a product with its reciprocal.
+    # Divide by a tensor: torch on CUDA replaces division by a number with a product by its reciprocal.
     scales = (peaks / torch.full_like(peaks, of)).to(dtype)
     return scales.masked_fill_(scales == 0, torch.finfo(dtype).eps)
 
@@ -28,8 +28,8 @@ def fraction(peaks: torch.Tensor, of: float, dtype: torch.dtype) -> torch.Tensor
 def exponents(peaks: torch.Tensor, largest: int) -> torch.Tensor:
     """E8M0 codes (uint8) for elements whose largest power of two is 2^`largest`.
 
-    The exponent of the peak, one more where its mantissa is 1.75 or above, as compressed-tensors has it
-    (quantization/utils/mxfp_utils.py). OCP MX v1.0, section 6.3, has the exponent alone, which saturates more.
+    The exponent of the peak, plus one if its mantissa is 1.75 or above, as in compressed-tensors
+    (quantization/utils/mxfp_utils.py). OCP MX v1.0, section 6.3, uses the exponent alone, which saturates more often.
     """
     import torch
 
@@ -45,14 +45,14 @@ def powers(codes: torch.Tensor) -> torch.Tensor:
 
 
 def e4m3(codes: torch.Tensor) -> torch.Tensor:
-    """What E4M3 codes (float8_e4m3fn) are in float32."""
+    """The float32 values of E4M3 codes (float8_e4m3fn)."""
     import torch
 
     return _looked_up(codes, torch.float8_e4m3fn)
 
 
 def _looked_up(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Codes of eight bits in a table: torch's own casts of them are several times slower."""
+    """Look eight-bit codes up in a table: torch's own casts of them are several times slower."""
     import torch
 
     places = codes.view(torch.uint8).reshape(-1).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Scales of least squared error, group by group, without data: the grid is stated, ties go to the plain rule."""
+"""Find scales with the least squared error, group by group, without data; ties go to the plain rule."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# What is tried beside the plain rule: scales made for these shares of the group's largest magnitude.
+# Candidates beside the plain rule: scales for these shares of the group's largest magnitude.
 SHARES = tuple(n / 32 for n in range(20, 36) if n != 32)
-# Columns that are searched at a time: every try makes temporary values, and the allocator keeps what is freed.
+# Columns searched at a time: every try makes temporary values, and the allocator keeps freed memory.
 COLUMNS = 1 << 17
 
 
@@ -19,9 +19,9 @@ def best(
     tried: Sequence[torch.Tensor],
     restored: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Of several grids of scales, for each group of columns the one that restores its values with least squared error.
+    """Choose, for each group of columns, the scale from several grids that restores its values with the least error.
 
-    `restored(values, scales)` gives what values become when stored with these scales, float32 of their shape.
+    `restored(values, scales)` returns the values after storing them with these scales, float32 of the same shape.
     """
     import torch
 

@@ -115,7 +115,7 @@ def test_values_that_a_release_would_not_hold_are_refused(mixed: Path, tmp_path:
     save_file(found, weights, {"format": "pt"})
     said = call("convert", tmp_path / "tuned", tmp_path / "out", "--layout", "published")
     assert said.returncode == 41
-    assert "layers.1.attn.kv_norm.weight: value that BF16 does not hold" in said.stderr and "--bf16" in said.stderr
+    assert "layers.1.attn.kv_norm.weight: value that BF16 cannot hold" in said.stderr and "--bf16" in said.stderr
     dsctl("convert", tmp_path / "tuned", tmp_path / "rounded", "--bf16", "--workers", 1)
     assert tensors(tmp_path / "rounded")["layers.1.attn.kv_norm.weight"].dtype == torch.bfloat16
 

@@ -67,9 +67,9 @@ def test_experts_go_where_a_map_says(tmp_path_factory: pytest.TempPathFactory, t
             "--tp 2 --layout vllm",
             "layout vllm: only the modules of vLLM's deepseek_v2.py are supported, not DeepSeek V4's",
         ),
-        ("--tp 2 --layout fused", "layout fused: no loader reads DeepSeek V4's own names with tensors joined"),
-        ("--tp 2 --layout stacked", "layout stacked: no loader reads DeepSeek V4's own names with tensors joined"),
-        ("--tp 2 --ep 4 --layout deepseek", "has as many expert-parallel parts as tensor-parallel ranks"),
+        ("--tp 2 --layout fused", "layout fused: no loader reads joined tensors under DeepSeek V4's own names"),
+        ("--tp 2 --layout stacked", "layout stacked: no loader reads joined tensors under DeepSeek V4's own names"),
+        ("--tp 2 --ep 4 --layout deepseek", "needs as many expert-parallel parts as tensor-parallel ranks"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -25,5 +25,5 @@ def test_values_that_the_shorter_dtype_holds_are_kept() -> None:
 
 @pytest.mark.parametrize("value", [1.001, 3.4e38, 1e-45])
 def test_one_that_would_be_rounded_is_named_by_its_place(value: float) -> None:
-    with pytest.raises(Rounded, match=r"BF16 does not hold in block \[2, 0\]"):
+    with pytest.raises(Rounded, match=r"BF16 cannot hold in block \[2, 0\]"):
         stored(1.0, 2.0, value)

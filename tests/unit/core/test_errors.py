@@ -25,11 +25,11 @@ def test_a_library_that_fails_without_a_word_is_not_a_fault_of_dsctl() -> None:
     [
         (MemoryError(), "too little memory"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "too little memory"),
-        (RuntimeError("can't start new thread"), "no more threads"),
+        (RuntimeError("can't start new thread"), "more threads"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
         (ImportError("libtorch.so: failed to map segment"), "too little memory"),
         (ImportError("no such symbol\nand more"), "cannot be loaded: no such symbol"),
-        (EOFError(), "another process"),
+        (EOFError(), "a process that dsctl needs"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
     ],
 )
