@@ -1,1 +1,1 @@
-"""What is there: open a checkpoint, match its tensors with the parameters of a model, look at part of it. No torch."""
+"""Open a checkpoint, match its tensors with a model's parameters, view a part of it. No torch."""

@@ -24,13 +24,13 @@ from dsctl.models.model import Model
 from dsctl.stores import Store
 
 MAX_PARAMS = 4_000_000
-# A config may describe so many more parameters than there are tensors: naming each as missing has its price.
+# The largest surplus of described parameters over stored tensors: listing each one as missing takes time.
 UNHELD_PARAMS = 500_000
 ORIGINAL = "original.dsctl"
 
 
 class View(NamedTuple):
-    """Where a checkpoint that is part of another has its pieces: what is found there is not found by its own names."""
+    """The pieces of a checkpoint that is a view of a different one: they cannot be found by the view's own names."""
 
     layout: Layout
     survey: Survey
@@ -40,7 +40,7 @@ class View(NamedTuple):
 class Checkpoint:
     """A checkpoint as its files describe it; `survey` matches it against its architecture.
 
-    `known_traits` are given for one that is part of another: its own headers would tell the other's.
+    `known_traits` are set for a view of a different checkpoint, because the headers are the other one's.
     """
 
     store: Store
@@ -57,7 +57,7 @@ class Checkpoint:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where its parameters are.
+        """The layout of its parameters.
 
         Raises:
             FormatError: the manifests of its ranks contradict each other.
@@ -76,7 +76,7 @@ class Checkpoint:
 
     @cached_property
     def traits(self) -> Traits:
-        """What names and dtypes of its tensors, those of lost files too, tell of the architecture."""
+        """Facts about the architecture that names and dtypes of its tensors show, including tensors of lost files."""
         if self.known_traits is not None or self.model is None or self.config is None:
             return self.known_traits or PLAIN_TRAITS
         named = dict.fromkeys(self.index or (), TensorSpec("", ()))
@@ -84,7 +84,7 @@ class Checkpoint:
 
     @cached_property
     def families(self) -> tuple[Family, ...]:
-        """The architecture's parameter families, or none where the architecture is unknown.
+        """The architecture's parameter families; empty if the architecture is unknown.
 
         Raises:
             FormatError: a shape field of the config is missing or absurd.
@@ -97,7 +97,9 @@ class Checkpoint:
             raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
         held = sum(len(header.names) for header in self.headers.values())
         if described > UNHELD_PARAMS + 20 * held:
-            raise FormatError(f"config.json: describes {described:,} parameters, the files hold only {held:,} tensors")
+            raise FormatError(
+                f"config.json: describes {described:,} parameters, but the files hold only {held:,} tensors"
+            )
         return families
 
     @cached_property
@@ -106,7 +108,7 @@ class Checkpoint:
 
     @cached_property
     def catalogue(self) -> dict[str, dict[str, TensorRef]]:
-        """Every stored tensor by shard and name. Where two files hold one name, the index decides."""
+        """Every stored tensor by shard and name. If two files have the same name, the index decides."""
         catalogue: dict[str, dict[str, TensorRef]] = {}
         for file, header in self.headers.items():
             names = catalogue.setdefault(self.layout.shard_of(file), {})
@@ -138,12 +140,12 @@ class Checkpoint:
 
     @property
     def published(self) -> Mapping[str, Published]:
-        """How releases of its architecture store what they quantize, by role."""
+        """How releases of its architecture store quantized roles."""
         return {} if self.model is None or self.config is None else self.model.published(self.config, self.traits)
 
     @cached_property
     def contradictions(self) -> tuple[Fault, ...]:
-        """What the config says that cannot be, or that the tensors contradict.
+        """Impossible fields of the config, and fields that the tensors contradict.
 
         Raises:
             FormatError: a shape field of the config is missing or absurd.
@@ -155,7 +157,7 @@ class Checkpoint:
 
     @property
     def contents(self) -> Contents:
-        """What is matched: the stored tensors, and the parameters that they should be."""
+        """The two sides to match: the stored tensors and the expected parameters."""
         return Contents(
             self.store.place, self.model is not None, self.families, self.layout, self.codecs, self.catalogue,
             self.quantization, tuple(self.manifests),
@@ -167,23 +169,23 @@ class Checkpoint:
 
     @cached_property
     def stored_codecs(self) -> tuple[Codec, ...]:
-        """The codecs by which its parameters are stored, each once."""
+        """The codecs of its stored parameters, each once."""
         return tuple(dict.fromkeys(piece.codec for pieces in self.survey.pieces.values() for piece in pieces))
 
     @property
     def values_stored(self) -> Iterator[tuple[Codec, int]]:
-        """Each piece's codec, and how many values are in its first stored part."""
+        """Each piece's codec, and the number of values in its first stored part."""
         return ((one.codec, one.refs[0].spec.values) for pieces in self.survey.pieces.values() for one in pieces)
 
     @cached_property
     def regular(self) -> dict[Family, Codec] | None:
-        """How each family is stored, or None where `survey` has to look at every tensor: see `matching.regular`."""
+        """How each family is stored, or None if `survey` must look at every tensor: see `matching.regular`."""
         clash = len(self.specs) != sum(len(header.names) for header in self.headers.values())
         return None if clash or not self.families else regular(self.contents, self.specs)
 
     @cached_property
     def nbytes(self) -> int:
-        """What all stored tensors take: the true `total_size` of the index."""
+        """The bytes of all stored tensors: the correct `total_size` of the index."""
         return sum(header.nbytes for header in self.headers.values())
 
     @cached_property
@@ -203,7 +205,7 @@ class Checkpoint:
 
     @cached_property
     def original(self) -> Header | None:
-        """The header of the side file that keeps what a conversion replaced, if there is one."""
+        """The header of the side file with the scales that a conversion replaced, or None."""
         if ORIGINAL not in self.files:
             return None
         return read_header(self.store, ORIGINAL, self.files[ORIGINAL])

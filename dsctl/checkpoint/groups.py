@@ -1,4 +1,4 @@
-"""What a checkpoint holds, family by family: parameters that are stored alike, by codec. No weights, no torch."""
+"""The contents of a checkpoint by family: groups of parameters with the same storage. No weights, no torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dsctl.releases import Release
 if TYPE_CHECKING:
     from dsctl.checkpoint.checkpoint import Checkpoint
 
-# What a folded name calls its numbers, in their order.
+# The number placeholders of a folded name, in order.
 NUMBERS = ("{layer}", "{expert}")
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parameters of one family that are stored alike: how many, in which layers, as how many tensors and bytes.
+    """Parameters of one family with the same storage: their count, layers, tensors and bytes.
 
-    `some` names them where they are not the whole family.
+    `some` lists them if they are not the whole family.
     """
 
     family: Family
@@ -44,7 +44,7 @@ class Group:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Its layers by their numbers in names."""
+        """Its layers, by their numbers in names."""
         return tuple(layer - self.family.first_layer for layer in self.layers)
 
     @property
@@ -54,7 +54,7 @@ class Group:
         return [param for param in self.family.params() if not some or param.name in some]
 
     def part(self, params: Sequence[Param]) -> Group:
-        """The group of some of its parameters."""
+        """The group restricted to these parameters."""
         layers = tuple(dict.fromkeys(param.layer for param in params if param.layer is not None))
         some = () if len(params) == self.family.count else tuple(param.name for param in params)
         tensors, nbytes = (len(params) * number // self.count for number in (self.tensors, self.nbytes))
@@ -66,14 +66,14 @@ class Group:
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        """What one parameter is stored as, by the codec's parts."""
+        """The stored specs of one parameter, by the codec's parts."""
         return self.codec.specs(self.family.shape)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a checkpoint without its files: what a person calls it, its config and model, what it holds,
-    and what that tells of the architecture."""
+    """A description of a checkpoint without its files: its printed name, config, model and groups, and facts that the
+    tensors show about the architecture."""
 
     place: str
     config: Mapping[str, Any]
@@ -88,7 +88,7 @@ class Known:
 
 
 def whole(family: Family, codec: Codec) -> Group:
-    """A family that is all stored alike."""
+    """A family with the same storage for all of its parameters."""
     specs = codec.specs(family.shape).values()
     nbytes = sum(spec.nbytes for spec in specs)
     return Group(family, codec, family.layers, family.count, family.count * len(specs), family.count * nbytes)
@@ -110,7 +110,7 @@ def _found(checkpoint: Checkpoint) -> Iterator[Group]:
 
 
 def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
-    """Tensors that belong to no parameter, those alike but for their numbers together."""
+    """Tensors that do not belong to a parameter, grouped if they differ only in numbers."""
     found: dict[tuple[str, TensorSpec], list[TensorRef]] = {}
     for ref in extra:
         found.setdefault((folded(ref.name)[0], ref.spec), []).append(ref)
@@ -123,7 +123,7 @@ def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
 
 
 def folded(name: str) -> tuple[str, tuple[int, ...]]:
-    """A name of unknown making for display: its numbers as marks, and the numbers."""
+    """An unknown name for display: numbers replaced by placeholders, and the numbers."""
     parts = name.split(".")
     numbers: list[int] = []
     for place, part in enumerate(parts):
@@ -134,14 +134,14 @@ def folded(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
-    """What an open checkpoint holds."""
+    """The contents of an open checkpoint."""
     if checkpoint.regular is not None:
         return tuple(whole(family, codec) for family, codec in checkpoint.regular.items())
     return (*_found(checkpoint), *_others(checkpoint.survey.extra))
 
 
 def groups_of_release(release: Release) -> tuple[Group, ...]:
-    """What a release holds, from its config and how it is known to be stored."""
+    """The contents of a release, from its config and its known storage."""
     quantized = quantized_roles(release)
     families = models.recognise(release.config).families(release.config, release.storage.traits)
     return tuple(whole(family, stored_codec(family, quantized)) for family in families)

@@ -1,7 +1,7 @@
-"""Match what a checkpoint stores against its architecture: every parameter's pieces, what is missing, surplus or wrong.
+"""Match a checkpoint's tensors with its architecture: every parameter's pieces; missing, surplus and wrong tensors.
 
-A checkpoint whose families are each stored alike and whole, as published ones are, is told without an object per
-tensor (`regular`); `survey` finds the pieces of any other.
+If every family is complete and has one form of storage, as in published checkpoints, `regular` describes it without an
+object per tensor; `survey` finds the pieces of any other checkpoint.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dsctl.layouts.layout import Layout, Slot
 from dsctl.layouts.manifests import MANIFEST
 from dsctl.layouts.naming import Ending, endings, stored_name
 
-# Faults of weights of which nobody can say whether they are quantized.
+# Faults of weights that may or may not be quantized.
 _UNREAD = (
     "missing-weight", "missing-scale", "wrong-shape", "wrong-dtype", "wrong-scale", "not-packed", "other-grid",
     "wrong-scale-dtype",
 )  # fmt: skip
-# The codec, if any, that reads what is stored so: the number of `Contents.readers`, a shape and what the tensors are.
+# The codec, if any, for stored tensors: by the index in `Contents.readers`, a shape and the tensors' specs.
 _Matched = dict[tuple[object, ...], Codec | None]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The stored tensors of a checkpoint by shard and name, and what they should be: families, layout and codecs.
+    """The stored tensors of a checkpoint by shard and name, and the expectation: families, layout and codecs.
 
-    `place` is what a person calls it. `known` is whether the families are those of a known architecture.
+    `place` is its printed name. `known`: the families belong to a known architecture.
     """
 
     place: str
@@ -48,27 +48,27 @@ class Contents:
 
     @cached_property
     def parts(self) -> tuple[tuple[Codec, tuple[tuple[str, Ending], ...]], ...]:
-        """Every codec to try, with the endings of its parts in this layout."""
+        """Every codec to try, with its parts' endings in this layout."""
         return tuple((codec, endings(self.layout, codec.dialect, codec.parts)) for codec in self.codecs)
 
     @cached_property
     def readers(self) -> tuple[tuple[tuple[Ending, ...], tuple[Codec, ...]], ...]:
-        """The same, codecs together that follow one another and call their parts alike."""
+        """The same, with consecutive codecs grouped if their parts have the same names."""
         ended = groupby(self.parts, key=lambda pair: tuple(ending for _, ending in pair[1]))
         return tuple((ends, tuple(codec for codec, _ in pairs)) for ends, pairs in ended)
 
     @cached_property
     def every_ending(self) -> tuple[Ending, ...]:
-        """Every ending that a part of any of them has, once."""
+        """Every ending of any part, once."""
         return tuple(dict.fromkeys(ending for ends, _ in self.readers for ending in ends))
 
     def stored(self, tensor: str, codec: Codec, part: str) -> str:
-        """What a part of what is kept in a tensor is called."""
+        """The name of a part of a tensor."""
         return stored_name(self.layout, tensor, codec.dialect, part)
 
 
 def regular(contents: Contents, specs: Mapping[str, TensorSpec]) -> dict[Family, Codec] | None:
-    """How each family is stored, where that is the same for all of it, and nothing is missing, surplus or wrong.
+    """How each family is stored, if each has one form of storage and nothing is missing, surplus or wrong; else None.
 
     `specs` is every stored tensor by name.
     """
@@ -85,7 +85,7 @@ def regular(contents: Contents, specs: Mapping[str, TensorSpec]) -> dict[Family,
 
 
 def _alike(contents: Contents, family: Family, specs: Mapping[str, TensorSpec]) -> Codec | None:
-    """The codec that reads every parameter of a family, all of them stored with the dtype and shapes of the first."""
+    """The codec of a family whose parameters all have the dtypes and shapes of the first one."""
     names = family.names()
     for codec, ends in contents.parts:
         first = {part: spec for part, (off, on) in ends if (spec := specs.get(names[0].removesuffix(off) + on))}
@@ -101,7 +101,7 @@ def _alike(contents: Contents, family: Family, specs: Mapping[str, TensorSpec]) 
 
 
 def survey(contents: Contents) -> Survey:
-    """Every parameter's pieces, and the tensors that belong to none."""
+    """Every parameter's pieces, and the tensors that do not belong to a parameter."""
     found = Survey()
     unused = {shard: dict(names) for shard, names in contents.catalogue.items()}
     matched: _Matched = {}
@@ -137,14 +137,14 @@ def survey(contents: Contents) -> Survey:
 
 
 def misfits(contents: Contents, params: Iterable[Param]) -> int:
-    """How many stored regions of some parameters are missing or wrong."""
+    """The number of missing or wrong regions of these parameters."""
     matched: _Matched = {}
     slots = ((slot, param) for param in params for slot in contents.layout.slots(param))
     return sum(isinstance(_piece(contents, slot, param, matched), Fault) for slot, param in slots)
 
 
 def stored_shape(contents: Contents, param: Param) -> tuple[int, ...] | None:
-    """The shape of the tensor that has a whole parameter's name; None where there is none."""
+    """The shape of the tensor with a whole parameter's name, or None if it does not exist."""
     for slot in contents.layout.slots(param):
         ref = contents.catalogue.get(slot.shard, {}).get(slot.tensor)
         if ref is not None and slot.container == param.shape and slot.stack is None:
@@ -153,7 +153,7 @@ def stored_shape(contents: Contents, param: Param) -> tuple[int, ...] | None:
 
 
 def missing_ranks(contents: Contents) -> list[Fault]:
-    """Ranks whose parts are not there, in a folder that is for all of them."""
+    """Ranks whose parts are missing in a folder for all ranks."""
     shares, alone = contents.layout.shares, MANIFEST in contents.manifests
     return [Fault("missing-rank", contents.place, shares.said)] if shares and shares.said and not alone else []
 
@@ -183,14 +183,14 @@ def _piece(contents: Contents, slot: Slot, param: Param, matched: _Matched) -> P
 
 
 def _reader(codecs: Iterable[Codec], shape: tuple[int, ...], refs: Iterable[TensorRef]) -> Codec | None:
-    """The first codec that reads what is so stored."""
+    """The first codec that reads tensors with these specs."""
     specs = [ref.spec for ref in refs]
     found = (codec.reads(shape, dict(zip(codec.parts, specs, strict=True))) for codec in codecs)
     return next((reader for reader in found if reader is not None), None)
 
 
 def unstacked(ref: TensorRef, index: int, count: int) -> TensorRef:
-    """One of the tensors that are stored stacked along a first dimension."""
+    """One tensor of a stack along the first dimension."""
     spec = TensorSpec(ref.spec.dtype, ref.spec.shape[1:])
     each = ref.nbytes // count
     return TensorRef(ref.name, spec, ref.file, ref.begin + index * each, ref.begin + (index + 1) * each)
@@ -213,7 +213,7 @@ def _why_not(contents: Contents, slot: Slot, param: Param) -> Fault:
 
 
 def undeclared(contents: Contents, codecs: Iterable[Codec]) -> list[Fault]:
-    """Where `quantization_config` and the codecs that read the weights disagree."""
+    """Contradictions between `quantization_config` and the codecs that read the weights."""
     found = set(codecs)
     configs = {codec: config for codec in found if (config := codec.config()) is not None}
     says = contents.quantization
@@ -232,7 +232,7 @@ def undeclared(contents: Contents, codecs: Iterable[Codec]) -> list[Fault]:
 
 
 def disagreement(says: Mapping[str, Any], configs: Iterable[Mapping[str, Any]], key: str) -> Iterator[Fault]:
-    """Where a field of `quantization_config` is none that the stored formats' own configs have."""
+    """A field of `quantization_config` that contradicts the configs of the stored formats."""
     wanted = dict.fromkeys(sorted(config[key] for config in configs if key in config))
     if says and wanted and says.get(key) not in [*wanted]:
         what = f"{key} is {says.get(key)!r}, weights are stored for {', '.join(map(repr, wanted))}"

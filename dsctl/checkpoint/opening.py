@@ -1,4 +1,4 @@
-"""Where a checkpoint is opened from."""
+"""Open a checkpoint from a folder, a file, a release's repository or a URL."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def source_at(text: str) -> Store:
-    """The store of a source; a release's name stands for its repository where there is no such folder.
+    """The store of a source; a release's name means its repository if there is no such folder.
 
     Raises:
-        SourceError: there is nothing there, or it cannot be reached.
+        SourceError: it does not exist or cannot be reached.
     """
     release = releases.meant(text)
     return store_at(release.repository if release else text)
@@ -38,16 +38,18 @@ TOLD = 10_000
 
 
 def weights_at(source: str | Path) -> Store:
-    """The store of a SRC whose bytes are wanted: a release known by its name alone has none here.
+    """The store of a SRC whose bytes are needed; a release's name alone is refused, because its weights are not here.
 
     Raises:
-        SourceError: there is nothing there, or it cannot be reached.
+        SourceError: it does not exist or cannot be reached.
     """
     release = None if os.path.exists(source) or is_repository(str(source)) else releases.known(str(source))
     if release is not None:
         fetched = f"`dsctl download {release.alias[0]} FOLDER` fetches them"
         hint = f"{fetched}, hf://{release.repository} reads them from there"
-        raise SourceError(f"{source}: {release.name} is known by its description, its weights are not here", hint=hint)
+        raise SourceError(
+            f"{source}: {release.name} is known only by its built-in description; its weights are not here", hint=hint
+        )
     return store_at(source)
 
 
@@ -55,7 +57,7 @@ def open_checkpoint(store: Store) -> Checkpoint:
     """Read config, index and all headers of a store; weights are not read.
 
     Raises:
-        SourceError: nothing there, or unreadable.
+        SourceError: it does not exist or cannot be read.
         FormatError: a file's own structure is broken (a missing shard or tensor is a fault, not an error, here).
     """
     files = store.files()
@@ -149,7 +151,7 @@ def _index_faults(index: Mapping[str, str] | None, headers: Mapping[str, Header]
 
 
 def _told(code: str, what: str, found: Sequence[tuple[str, str]]) -> Iterator[Fault]:
-    """A fault for each name and file, up to a number that anybody would read."""
+    """A fault for each name and file, up to a readable number."""
     for name, file in found[:TOLD]:
         yield Fault(code, name, what.format(file))
     if len(found) > TOLD:
@@ -157,7 +159,7 @@ def _told(code: str, what: str, found: Sequence[tuple[str, str]]) -> Iterator[Fa
 
 
 def _agree(index: Mapping[str, str], headers: Mapping[str, Header]) -> bool:
-    """Whether the index names exactly the headers' tensors, each in its file."""
+    """Whether the index has exactly the headers' tensors, each in its file."""
     if len(index) != sum(len(header.names) for header in headers.values()):
         return False
     return all(list(map(index.get, header.names)).count(file) == len(header.names) for file, header in headers.items())

@@ -1,4 +1,4 @@
-"""Where what is known of a checkpoint comes from: the files in a place, or a built-in description."""
+"""The origin of a description: the files in a place, or a built-in description."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dsctl.stores.objects import is_url
 
 
 class Origin(NamedTuple):
-    """Where a description comes from; `text` says it in a few words.
+    """The origin of a description; `text` is a short phrase for it.
 
-    `kind` is that of the description. `revision` is a hub's commit. `derived` names what was not read, but follows
-    from another release: `config`, or fields of `storage`.
+    `kind` is the description's. `revision` is a hub's commit. `derived` lists facts that were not read but follow from
+    a different release: `config`, or fields of `storage`.
     """
 
     kind: str
@@ -23,7 +23,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of_release(cls, release: Release) -> Origin:
-        """A release's: dsctl's own data."""
+        """The origin of a release: dsctl's own data."""
         stored = any(field.startswith("storage.") for field in release.derived)
         words = ["config"] * release.config_derived + ["storage"] * stored
         remark = f" ({' and '.join(words)} derived from another release, not read)" if words else ""
@@ -32,8 +32,8 @@ class Origin(NamedTuple):
 
     @classmethod
     def of_files(cls, read: str, place: str, name: str) -> Origin:
-        """Of what was read (in words) in the place of a store, which a person calls `name`."""
-        # A place on this machine is an absolute path.
+        """The origin of files that were read (in words) from a store; `name` is its printed name."""
+        # A local place is an absolute path.
         if place.startswith("/"):
             where = f"of file {name}" if place.endswith(".safetensors") else f"in folder {name}"
             return cls("folder", place, None, (), f"{read} {where}")
@@ -44,5 +44,5 @@ class Origin(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """A line to stand above what is shown."""
+        """A line to print above a report."""
         return f"From {self.text}."

@@ -1,4 +1,4 @@
-"""What a checkpoint is found to hold: pieces of parameters, faults, and both together. Data."""
+"""The result of matching a checkpoint: pieces of parameters and faults. Data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dsctl.layouts.layout import Slot
 
 
 def cover(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-    """One piece for every region: of copies the first. The regions of one layout are equal or apart."""
+    """One piece for every region; of several copies the first. Regions of one layout are equal or disjoint."""
     if len(pieces) == 1:
         return pieces
     return tuple({piece.slot.region: piece for piece in reversed(pieces)}.values())[::-1]
 
 
 class Fault(NamedTuple):
-    """Something a checkpoint's files get wrong: a stable code, where, and what; `details` is what follows from it."""
+    """A problem of a checkpoint's files: a stable code, a place and a description; `details` lists its consequences."""
 
     code: str
     where: str
@@ -46,7 +46,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Survey:
-    """Every parameter's pieces, the tensors that belong to none, and what is wrong, `mtp` with an MTP layer."""
+    """Every parameter's pieces, the tensors without a parameter, and the faults; `mtp`: it has an MTP layer."""
 
     pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
     missing: list[Param] = field(default_factory=list)
@@ -55,6 +55,6 @@ class Survey:
     mtp: set[Fault] = field(default_factory=set)
 
 
-# Parameters of which a tensor is not there, and all faults that a wrong name or shape can have.
+# Faults of missing tensors, and all faults that a wrong name or shape can cause.
 ABSENT = ("missing-tensor", "missing-weight", "missing-scale")
 SHAPED = (*ABSENT, "wrong-shape", "wrong-scale", "not-packed", "other-grid", "extra-tensor")

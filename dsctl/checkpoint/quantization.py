@@ -1,12 +1,12 @@
 """The `quantization_config` of a checkpoint whose parameters are stored in these formats. Pure, no torch.
 
-What loaders ask of it: vllm-project/vllm, model_executor/layers/quantization (compressed_tensors, fp8: modules fused at
-loading must share a format, and modules left out must be named); sgl-project/sglang, layers/quantization.
+Requirements of loaders: vllm-project/vllm, model_executor/layers/quantization (compressed_tensors, fp8: modules fused
+at loading must share a format, and unquantized modules must be listed); sgl-project/sglang, layers/quantization.
 
-Two dialects name modules. compressed-tensors takes names, and after `re:` regular expressions. `fp8` and
-`blockwise_int8` take names alone, and hold a layer's routed experts as one module, `mlp.experts`: that is what is
-looked for (vLLM and SGLang, `is_layer_skipped`; transformers, `should_convert_module`). Loaders that do not take a
-joined module apart again look for its own name, so that is given beside those of its parts.
+Two dialects name modules. compressed-tensors accepts names, and regular expressions after `re:`. `fp8` and
+`blockwise_int8` accept only names, and loaders look for a layer's routed experts as one module, `mlp.experts` (vLLM and
+SGLang, `is_layer_skipped`; transformers, `should_convert_module`). Some loaders look for a joined module's own name, so
+it is listed beside the names of its parts.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dsctl.core.errors import PlanError
 from dsctl.core.params import Param
 
 _WEIGHT = ".weight"
-# Classes of modules that a target may name.
+# Classes of modules that may be targets.
 LINEAR = "Linear"
-# Patterns that repeat no group and hold at most two repetitions take time that grows with the cube of a name at most.
+# Patterns without repeated groups and with at most two repetitions take at most cubic time in a name's length.
 _LONGEST_PATTERN = 4096
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _INT8 = "blockwise_int8"
-# vLLM and SGLang read the first key, their older versions it alone; transformers reads the second.
+# vLLM and SGLang read the first key (older versions only this one); transformers reads the second.
 _SPARED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
-# SGLang's name for what vLLM, and a family's `fused`, calls by the shorter one (models/deepseek_v2.py of both).
+# SGLang's name for the module that vLLM and a family's `fused` call by a shorter one (both: models/deepseek_v2.py).
 _ALSO_JOINED = {"fused_qkv_a_proj": "fused_qkv_a_proj_with_mqa"}
 
 
 def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any] | None:
-    """What `config.json` says of these parameters, or None where none is quantized.
+    """The `quantization_config` for these parameters, or None if none is quantized.
 
     Raises:
-        PlanError: no one `quantization_config` can say it, or loaders would not read it.
+        PlanError: one `quantization_config` cannot declare them, or loaders would not read it.
     """
     configs = {codec: config for codec in dict.fromkeys(codec for _, codec in stored) if (config := codec.config())}
     if not configs:
@@ -60,20 +60,20 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
     spared = _spared(stored, method)
     if spared and method not in _SPARED:
         what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
-        raise PlanError(what, hint="give every matrix that can be quantized this format")
+        raise PlanError(what, hint="use this format for every quantizable matrix")
     return config | {key: spared for key in _SPARED.get(method, ()) if spared}
 
 
 def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:
-    """Which modules ModelOpt's NVFP4 is for, by layer, and globs of those that it is not for.
+    """The modules in ModelOpt's NVFP4, by layer, and globs of all others.
 
     Raises:
-        PlanError: it is for others than routed experts, which its loaders do not look for.
+        PlanError: a module in NVFP4 is not a routed expert; loaders expect only those.
     """
     ours = [param for param, codec in stored if (codec.config() or {}).get(dress.MOE_ALGORITHM)]
     if other := next((param for param in ours if not param.family.experts), None):
         hint = "--recipe nvfp4-modelopt-experts, or nvfp4 for every matrix"
-        raise PlanError(f"nvfp4-modelopt is for routed experts alone, not for {other.name}", hint=hint)
+        raise PlanError(f"nvfp4-modelopt supports only routed experts, not {other.name}", hint=hint)
     size = next(codec.block[1] for param, codec in stored if param is ours[0])
     layers = dict.fromkeys(name for param in ours for name in modules(param))
     held = {param.template.partition("{layer}")[0] for param in ours}
@@ -89,23 +89,25 @@ def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:
 
 
 def _spared(stored: Sequence[tuple[Param, Codec]], method: str) -> list[str]:
-    """The modules left out of `fp8` or `blockwise_int8`, where what a release quantizes is among them.
+    """The modules that `fp8` or `blockwise_int8` must skip, if modules that a release quantizes are among them.
 
-    transformers leaves the head out by itself only where no list is given, so that for `fp8` it has every linear one.
+    transformers skips the head by itself only without a list, so the list for `fp8` has every linear module.
     """
     plain = [param for param, codec in stored if not codec.quantized]
     asked = [param for param in plain if param.quantizable]
     if method == _INT8 and any(param.family.experts for param in asked):
-        what = "int8-block: its one loader, SGLang, takes routed experts in no other format beside it"
-        raise PlanError(what, hint="give them int8-block too, or the rest another format: int8-channel, fp8-block")
+        what = "int8-block: its only loader, SGLang, needs routed experts in the same format"
+        raise PlanError(
+            what, hint="use int8-block for them too, or a different format for the rest: int8-channel, fp8-block"
+        )
     wanted = asked if method == _INT8 else [param for param in plain if asked and linear(param)]
     return list(dict.fromkeys(name for param in wanted for name in modules(param)))
 
 
 def modules(param: Param) -> Iterator[str]:
-    """The modules as which loaders may look for a parameter: its own, or all experts' of its layer; and the joined one.
+    """The modules under which loaders may look for a parameter: its own or its layer's experts, and the joined module.
 
-    Naming experts one by one would say nothing more, in tens of thousands of names.
+    Listing single experts would add tens of thousands of names without information.
     """
     if param.family.experts:
         yield param.family.named(param.template.partition(".{expert}")[0], param.layer)
@@ -115,7 +117,7 @@ def modules(param: Param) -> Iterator[str]:
 
 
 def _joined(param: Param) -> Iterator[str]:
-    """The names of the module into which loaders join a parameter, experts' apart."""
+    """The names of the module into which loaders join a parameter, except experts."""
     if param.family.experts or not param.family.fused:
         return
     name = param.family.named(param.family.fused, param.layer)
@@ -140,18 +142,18 @@ def _dressed(stored: Sequence[tuple[Param, Codec]], configs: Mapping[Codec, dict
 
 
 def linear(param: Param) -> bool:
-    """Whether loaders hold a parameter as the weight of a linear module."""
+    """Whether loaders store a parameter as the weight of a linear module."""
     named = param.quantizable or param.name.endswith(_WEIGHT)
     return len(param.shape) == 2 and param.role != "embedding" and named
 
 
 def module_of(param: Param) -> str:
-    """The module whose weight a parameter is; of others, their own name."""
+    """The module of a weight; for other parameters their own name."""
     return param.name.rpartition(".")[0] if linear(param) else param.name
 
 
 def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
-    """Names of the modules marked, and of no other told, in compressed-tensors' dialect: experts as `re:` patterns."""
+    """Entries for the marked modules alone, in compressed-tensors' dialect: experts as `re:` patterns."""
     families: dict[str, list[tuple[Param, bool]]] = {}
     joined: list[str] = []
     for param, mark in told:
@@ -181,7 +183,7 @@ def _pattern(template: str, layers: str) -> str:
 
 
 def fused(params: Iterable[Param]) -> dict[tuple[str, int | None, int | None], list[Param]]:
-    """Parameters that loaders join into one module, by that module's name, layer and expert."""
+    """Parameters that loaders join into one module, by the module's name, layer and expert."""
     together: dict[tuple[str, int | None, int | None], list[Param]] = {}
     for param in params:
         if param.family.fused:
@@ -190,7 +192,7 @@ def fused(params: Iterable[Param]) -> dict[tuple[str, int | None, int | None], l
 
 
 def _refuse_mixed_fusions(stored: Sequence[tuple[Param, Codec]]) -> None:
-    """Refuse formats that differ within what loaders fuse: pairs of projections, and a layer's routed experts."""
+    """Refuse different formats within a fused module: pairs of projections, and a layer's routed experts."""
     codecs = {param.name: codec for param, codec in stored}
     issues = []
     for (module, layer, expert), params in fused(param for param, _ in stored).items():
@@ -205,16 +207,16 @@ def _refuse_mixed_fusions(stored: Sequence[tuple[Param, Codec]]) -> None:
     for layer, found in experts.items():
         if len(found) > 1:
             names = ", ".join(sorted(codec.name for codec in found))
-            issues.append(f"layer {layer}: loaders hold its routed experts in one format, not in {names}")
+            issues.append(f"layer {layer}: loaders need its routed experts in one format, not in {names}")
     if issues:
-        first = issues[0] if len(issues) == 1 else f"{len(issues)} fused modules would be of several formats"
-        raise PlanError(first, issues=issues, hint="let one rule of the recipe cover what is fused")
+        first = issues[0] if len(issues) == 1 else f"{len(issues)} fused modules would have several formats"
+        raise PlanError(first, issues=issues, hint="use one rule of the recipe for all members of a fused module")
 
 
 def is_named(text: str, module: str, param: Param) -> bool | None:
-    """Whether an entry names a module: itself, what it lies in, its class, or a pattern after `re:`.
+    """Whether an entry matches a module: by its name, a parent, its class, or a pattern after `re:`.
 
-    None where a pattern might take forever, or is none.
+    None if a pattern is invalid or could take too long.
     """
     if text == LINEAR:
         return linear(param)
@@ -235,5 +237,5 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
 
 
 def texts(value: object) -> tuple[str, ...]:
-    """The texts of what should be a list of them."""
+    """The strings of a value that should be a list of strings."""
     return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, list) else ()

@@ -1,4 +1,4 @@
-"""What the folder of every rank repeats of the whole, and must say the same: `config.json`. No torch."""
+"""Every rank's config.json must equal the whole checkpoint's. No torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CONFIG = "config.json"
 
 
 def check_repeated(checkpoint: Checkpoint) -> None:
-    """Refuse ranks of which one has another `config.json` than the whole.
+    """Refuse ranks whose `config.json` differs from the whole checkpoint's.
 
     Raises:
-        FormatError: with both files and the fields in which they differ, for every such rank.
+        FormatError: for every such rank it has both files and the fields that differ.
     """
     files = [file.removesuffix(MANIFEST) + CONFIG for file in checkpoint.manifests if file != MANIFEST]
     if not files or checkpoint.config is None:
@@ -29,8 +29,8 @@ def check_repeated(checkpoint: Checkpoint) -> None:
         if config is not None and config != checkpoint.config
     ]
     if issues:
-        what = issues[0] if len(issues) == 1 else f"{len(issues):,} ranks have another {CONFIG}"
-        hint = "ranks are of one model: put the same config.json beside them and into their folders"
+        what = issues[0] if len(issues) == 1 else f"{len(issues):,} ranks have a different {CONFIG}"
+        hint = "all ranks belong to one model: put the same config.json beside them and into their folders"
         raise FormatError(f"{checkpoint.store.place}: {what}", hint=hint, issues=issues)
 
 

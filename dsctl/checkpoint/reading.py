@@ -1,4 +1,4 @@
-"""Read JSON and safetensors headers of a store, and refuse what is not what it should be. No torch."""
+"""Read JSON and safetensors headers of a store, and refuse malformed ones. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 200_000_000
 
 
 def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, Any] | None:
-    """A JSON object from a store, or None where the file is absent.
+    """A JSON object from a store, or None if the file is absent.
 
     Raises:
         FormatError: not JSON, not an object, a key twice, or absurdly long.
@@ -37,10 +37,10 @@ def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, An
 
 
 def strict_json(raw: bytes, file: str) -> Any:
-    """JSON that can be written again and means the same to every reader.
+    """Parse JSON that can be written again and means the same to every reader.
 
     Raises:
-        FormatError: a key twice. ValueError: not JSON, or a number or text that JSON in UTF-8 does not have.
+        FormatError: a key appears twice. ValueError: not JSON, or a number or text that UTF-8 JSON cannot express.
         RecursionError: it is nested too deep.
     """
     text = raw.decode()
@@ -75,7 +75,7 @@ def _unique(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
 
 
 def check_name(file: str, where: str) -> None:
-    """Refuse a shard's name that is no safetensors file inside the folder.
+    """Refuse a shard name that is not a safetensors file inside the folder.
 
     Raises:
         FormatError: it is not.
@@ -86,7 +86,7 @@ def check_name(file: str, where: str) -> None:
 
 
 def read_header(store: Store, file: str, size: int) -> Header:
-    """One file's header, in one read where it is short and two where it is not.
+    """One file's header, in one read if it is short and two if not.
 
     Raises:
         FormatError: see `dsctl.core.header.parse`.
@@ -96,16 +96,16 @@ def read_header(store: Store, file: str, size: int) -> Header:
 
 
 def _parsed(head: bytes, file: str, size: int) -> Header:
-    # A store may have kept the head from an earlier time.
+    # A store may have kept the header from an earlier state of the file.
     header_length(head[:8], file, size)
     return parse(head[8:], file, size)
 
 
 def read_headers(store: Store, files: Mapping[str, int]) -> dict[str, Header]:
-    """The headers of several files, read in parallel; every broken one is named.
+    """The headers of several files, read in parallel; the error lists every broken one.
 
     Raises:
-        FormatError, SourceError: as `read_header`; several at once as issues of one error.
+        FormatError, SourceError: as `read_header`; several are issues of one error.
     """
     from concurrent.futures import wait
 

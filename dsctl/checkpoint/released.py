@@ -1,4 +1,4 @@
-"""How a release known by name stores the parameters of its architecture. No torch."""
+"""The storage of a known release's parameters. No torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dsctl.releases import Release
 
 
 def quantized_roles(release: Release) -> Mapping[str, Codec]:
-    """The codec of each role that a release quantizes; none where its config declares nothing quantized.
+    """The codec of each role that a release quantizes; empty if its config declares nothing quantized.
 
     Raises:
-        FormatError: the config declares a format that is not known.
+        FormatError: the config declares an unknown format.
     """
     quantization = release.config.get("quantization_config")
     published = _model(release).published(release.config, release.storage.traits) if quantization else {}
@@ -30,12 +30,12 @@ def _model(release: Release) -> Model:
 
 
 def _with_scales(codec: Codec, release: Release) -> Codec:
-    """The codec with scales as the release has them, whatever its config says of them."""
+    """The codec with the release's scales, even if its config declares different ones."""
     fmt = release.storage.scale_fmt
     return replace(codec, scale_fmt=fmt) if fmt and codec.scale_fmt else codec  # type: ignore[type-var]
 
 
 def stored_codec(family: Family, quantized: Mapping[str, Codec]) -> Codec:
-    """The codec of a family, where these roles are quantized."""
+    """The codec of a family, given the codecs of quantized roles."""
     codec = quantized.get(family.role)
     return codec if codec is not None and family.quantizable else Plain(family.dtype)

@@ -1,4 +1,4 @@
-"""Block scales as numbers, read without torch: what makes one impossible, and whether it is a power of two."""
+"""Block scales as numbers, read without torch: impossible scales and powers of two."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dsctl.core.header import TensorRef
 from dsctl.stores import Store
 from dsctl.stores.threads import threads
 
-# Neighbouring scales are read together; a gap up to this size costs less than another request.
+# Neighbouring scales are read together; a gap up to this size costs less than a second request.
 GAP_BYTES = 64 << 10
 RUN_BYTES = 32 << 20
-# Requests at once, where each costs a round trip.
+# Requests at once if each costs a round trip.
 CONNECTIONS = 16
-_COPIED = "whoever wrote this file copied bytes as numbers: take the file it was made from"
+_COPIED = "a program copied bytes as numbers: use the file from which this one was made"
 _DAMAGED = "a scale must be finite and above zero: the file is damaged, download it again"
 # Dtypes of scales that are numbers, not exponents.
 NUMBERS = ("F32", "F16", "BF16")
-# Those of E8M0.
+# Dtypes of E8M0 scales.
 EXPONENTS = ("F8_E8M0", "U8")
-# Scales of groups are read where weights are not only if they take no more bytes than this: those of V4-Pro's experts
-# take 49 GB. A block of as many values as `LARGE` is no group.
+# Without reading weights, group scales are read only up to this many bytes: V4-Pro's experts have 49 GB of them. A
+# block of at least `LARGE` values is not a group.
 LOOKED_AT = 1 << 30
 LARGE = 1024
 # E8M0's byte of 2^-111.
@@ -39,7 +39,7 @@ _LEAST_BYTE = 16
 
 
 class BadScale(NamedTuple):
-    """A scale that cannot be one, and its block."""
+    """An impossible scale and its block."""
 
     ref: TensorRef
     row: int
@@ -51,13 +51,13 @@ class BadScale(NamedTuple):
 
     @property
     def told(self) -> str:
-        """What it is; the one code of E8M0 that is no number."""
+        """The scale in words; for E8M0 the one code that is not a number."""
         code = " (the byte 255)" if self.ref.spec.dtype in EXPONENTS else ""
         return f"scale of block [{self.row}, {self.column}] is {self.value:g}{code}"
 
 
 def scales_to_check(refs: Mapping[TensorRef, Codec]) -> list[TensorRef]:
-    """The scale tensors that are read where weights are not: all, or those of blocks alone if groups have too many."""
+    """The scale tensors to read without weights: all, or only those of blocks if groups have too many."""
     many = {ref for ref, codec in refs.items() if 0 < prod(codec.form.group) < LARGE and ref.spec.values > 1}
     return list(refs) if sum(ref.nbytes for ref in many) <= LOOKED_AT else [ref for ref in refs if ref not in many]
 
@@ -81,7 +81,7 @@ def as_float32(raw: bytes | memoryview, dtype: str) -> npt.NDArray[np.float32]:
 
 
 def _e4m3() -> npt.NDArray[np.float32]:
-    """What each code means: a sign, four bits of exponent with the bias 7, three bits of mantissa."""
+    """The value of each code: a sign, four bits of exponent with bias 7, three bits of mantissa."""
     codes = np.arange(128, dtype=np.int32)
     exponents, mantissas = codes >> 3, codes & 7
     values = np.ldexp(np.where(exponents, mantissas + 8, mantissas).astype(np.float32), np.maximum(exponents, 1) - 10)
@@ -94,7 +94,7 @@ _E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32("nan
 
 
 def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[TensorRef, npt.NDArray[np.float32]]]:
-    """Every scale tensor's values, in its own shape; neighbours in a file are read with one request.
+    """Every scale tensor's values in its shape; neighbours in a file are read with one request.
 
     Raises:
         SourceError: a file cannot be read.
@@ -121,7 +121,7 @@ def _batches(runs: Iterable[list[TensorRef]], size: int) -> Iterator[list[list[T
 
 
 def _runs(refs: Iterable[TensorRef]) -> Iterator[list[TensorRef]]:
-    """Neighbours, to be read together."""
+    """Neighbours that are read together."""
     run: list[TensorRef] = []
     for ref in sorted(refs, key=lambda ref: (ref.file, ref.begin)):
         if run and (
@@ -143,9 +143,9 @@ def _read_run(store: Store, run: list[TensorRef]) -> Iterator[tuple[TensorRef, n
 
 
 def are_bytes(ref: TensorRef, scales: npt.NDArray[np.float32]) -> bool:
-    """Whether float scales are E8M0's bytes taken for numbers, 120 for 2^-7: whole numbers of a byte, most too large.
+    """Whether float scales are E8M0 bytes copied as numbers, 120 for 2^-7: whole numbers of a byte, mostly too large.
 
-    No block has a scale of 16 in weights that training gives, and none a byte below that but one of zeros.
+    Trained weights never have a block scale of 16 or more, and only blocks of zeros have a byte below 16.
     """
     if ref.spec.dtype not in NUMBERS or scales.ndim != 2 or not scales.size or are_powers_of_two(scales):
         return False
@@ -154,7 +154,7 @@ def are_bytes(ref: TensorRef, scales: npt.NDArray[np.float32]) -> bool:
 
 
 def bytes_told(ref: TensorRef, scales: npt.NDArray[np.float32]) -> str:
-    """What is to be said of such scales."""
+    """The message about such scales."""
     largest = int(scales.max())
     return f"holds the bytes of E8M0 scales as {ref.spec.dtype} numbers: {largest} in place of 2^{largest - 127}"
 
@@ -171,8 +171,7 @@ def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | Non
 
 @dataclass(slots=True)
 class ScaleCounts:
-    """How many scales there are, how many are powers of two, and how many by the power of two at or below them; zeros
-    and what is no number stand in no bin."""
+    """Counts of scales: all, powers of two, and by the power of two at or below them (not zeros and non-numbers)."""
 
     number: int = 0
     powers: int = 0
@@ -180,7 +179,7 @@ class ScaleCounts:
 
     @staticmethod
     def of(scales: npt.NDArray[np.float32]) -> ScaleCounts:
-        """Of one tensor's scales."""
+        """The counts of one tensor's scales."""
         usual = scales[np.isfinite(scales) & (scales > 0)]
         mantissas, exponents = np.frexp(usual)
         places, numbers = np.unique(exponents - 1, return_counts=True)
@@ -188,14 +187,14 @@ class ScaleCounts:
         return ScaleCounts(scales.size, int((mantissas == 0.5).sum()), bins)
 
     def add(self, other: ScaleCounts) -> None:
-        """Take in another's."""
+        """Add the counts of a second tensor."""
         self.number, self.powers = self.number + other.number, self.powers + other.powers
         for place, number in other.bins.items():
             self.bins[place] = self.bins.get(place, 0) + number
 
 
 def are_powers_of_two(scales: npt.NDArray[np.float32]) -> bool:
-    """Whether every scale is a power of two, as ue8m0 demands."""
+    """Whether every scale is a power of two, as ue8m0 requires."""
     return bool(np.all(np.frexp(scales)[0] == 0.5))
 
 
@@ -203,7 +202,7 @@ def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
     """Read all scales and refuse impossible ones before anything is written.
 
     Raises:
-        FormatError: every bad tensor named with its first bad block.
+        FormatError: it lists every bad tensor with its first bad block.
     """
     found, copied = [], False
     for ref, scales in read_scales(store, refs):
@@ -218,10 +217,10 @@ def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
 
 
 def refuse_bad_box(ref: TensorRef, box: Box, raw: memoryview) -> None:
-    """Refuse an impossible scale in a box of a tensor, of which these are the bytes.
+    """Refuse an impossible scale in these bytes of a box of a tensor.
 
     Raises:
-        FormatError: the first such scale is named.
+        FormatError: it has the first such scale.
     """
     if ref.spec.dtype in EXPONENTS and np.frombuffer(raw, np.uint8).max(initial=0) < 255:
         return

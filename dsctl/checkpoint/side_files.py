@@ -1,7 +1,7 @@
-"""Side files that keep what a folder was made from: headers, config and index of the source, and scales. No torch.
+"""Side files with the originals of a folder: headers, config and index of the source, and scales. No torch.
 
-`original.dsctl` is of a change of format and keeps the scales that decoding makes redundant; `whole.dsctl` is of a
-change of layout. Both are safetensors files, so that any reader can look into them.
+`original.dsctl` follows a change of format and keeps the scales that decoding makes redundant; `whole.dsctl` follows a
+change of layout. Both are safetensors files, so any reader can open them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What a side file says of the folder that another was made from."""
+    """A side file's record of the source folder."""
 
     headers: dict[str, Header]
     files: dict[str, str]
@@ -41,18 +41,18 @@ class Original:
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        """Every tensor that the folder had."""
+        """Every tensor of the source folder."""
         return {
             name: spec for one in self.headers.values() for name, spec in zip(one.names, one.specs, strict=True)
         }  # fmt: skip
 
     @property
     def literals(self) -> dict[str, bytes]:
-        """What was kept beside the scales, as `kept_texts` gives it."""
+        """The kept texts, as `kept_texts` returns them."""
         return {_HEADER + file: header.raw for file, header in self.headers.items()} | self.texts
 
     def header(self, file: str, specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]] | None:
-        """The bytes of a file's header and its tensors' offsets, where the file held exactly these tensors."""
+        """The bytes of a file's header and its tensors' offsets, if the file had exactly these tensors; else None."""
         known = self.headers.get(file)
         if known is None or {name: ref.spec for name, ref in known.tensors.items()} != specs:
             return None
@@ -60,13 +60,13 @@ class Original:
         return prefix + known.raw, {name: ref.begin for name, ref in known.tensors.items()}
 
     def index(self, files: Mapping[str, Mapping[str, TensorSpec]]) -> bytes | None:
-        """The index as it was written, where these files hold exactly the tensors of those that it was written for."""
+        """The original index, if these files hold exactly the original tensors; else None."""
         same = files.keys() == self.headers.keys() and all(self.header(file, specs) for file, specs in files.items())
         return self.texts.get(INDEX) if same else None
 
 
 class Side:
-    """A side file to be written: its bytes but for the scales, which are copied to their offsets."""
+    """A side file to write: its bytes except the scales, which are copied to their offsets."""
 
     def __init__(self, literals: Mapping[str, bytes], scales: Mapping[str, TensorSpec], what: str) -> None:
         specs = {name: TensorSpec("U8", (len(data),)) for name, data in literals.items()} | dict(scales)
@@ -76,7 +76,7 @@ class Side:
 
 
 def kept_texts(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """What a side file keeps of a checkpoint: the header of every file, config.json and the index."""
+    """The texts that a side file keeps: the header of every file, config.json and the index."""
     literals = {_HEADER + file: header.raw for file, header in checkpoint.headers.items()}
     return literals | {
         file: checkpoint.store.read(file, 0, checkpoint.files[file])
@@ -86,14 +86,14 @@ def kept_texts(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def own_side(checkpoint: Checkpoint) -> Original:
-    """What a side file of a checkpoint would tell of it, scales apart."""
+    """The record that a side file of this checkpoint would have, without scales."""
     texts = {INDEX: checkpoint.store.read(INDEX, 0, checkpoint.files[INDEX])} if INDEX in checkpoint.files else {}
     files = {name: file for file, header in checkpoint.headers.items() for name in header.names}
     return Original(checkpoint.headers, files, {}, texts, checkpoint.config or {})
 
 
 def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
-    """What a side file tells.
+    """Read a side file's record.
 
     Raises:
         FormatError: it contradicts itself.
@@ -133,9 +133,9 @@ def _broken(file: str, what: str) -> FormatError:
 
 
 def is_altered(checkpoint: Checkpoint, file: str) -> bool:
-    """Whether a side file on this machine has another SHA-256 than the one that the folder's `dsctl.json` gives it.
+    """Whether a local side file's SHA-256 differs from the one in the folder's `dsctl.json`.
 
-    Not known, and so False, where there is no `dsctl.json`, or none that speaks of it, and for remote sources.
+    False if that is unknown: without `dsctl.json`, if it does not list the side file, and for remote sources.
 
     Raises:
         SourceError: the side file cannot be read. FormatError: `dsctl.json` is not JSON.

@@ -1,7 +1,7 @@
-"""A small checkpoint cut from a real one: some layers, renumbered, and some experts, with router and config to match.
+"""Cut a small checkpoint from a real one: some layers, renumbered, and some experts, with matching router and config.
 
-The result is a view: a checkpoint whose parameters are the small model's and whose pieces lie in the large one's
-files, so that planning and running know nothing of it. No torch.
+The result is a view: its parameters are the small model's, its pieces lie in the large model's files, so planning and
+running need no special case. No torch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.params import Param
 from dsctl.layouts.ranks import main_layers
 
-# Faults of a source that the small checkpoint's own survey reports again where they matter to it.
+# Faults of a source that the small checkpoint's own survey reports again if they concern it.
 _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
 
 
 @dataclass(frozen=True, slots=True)
 class SliceCut:
-    """What to keep: layers (an MTP layer by its number), in order, and routed experts; empty means all."""
+    """The kept layers (an MTP layer by its number), in order, and routed experts; empty means all."""
 
     layers: tuple[int, ...]
     experts: tuple[int, ...]
@@ -44,10 +44,10 @@ class SliceCut:
 
 
 def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> SliceCut:
-    """What to keep of a checkpoint: layers by number, all MTP layers where `mtp`, experts by number.
+    """The cut of a checkpoint to these layers, all MTP layers if `mtp`, and these experts, by number.
 
     Raises:
-        PlanError: the architecture is unknown, or a layer or an expert is that it does not have.
+        PlanError: the architecture is unknown, or does not have a layer or an expert.
         FormatError: a shape field of the config is missing or absurd.
     """
     if checkpoint.config is None or not checkpoint.families:
@@ -62,9 +62,9 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     left = [layer for layer in extra if layer not in kept.layers]
     if left and len(left) < len(extra) and any(one.mtp and len(one.layers) < len(extra) for one in checkpoint.families):
         what = f"the drafter's {len(extra)} stages go together: {len(extra) - len(left)} of them would be left"
-        raise PlanError(what, hint="--layers 0-3,mtp keeps all of them, without mtp none is kept")
+        raise PlanError(what, hint="--layers 0-3,mtp keeps all stages; without mtp all are dropped")
     if kept.layers[0] not in main:
-        raise PlanError("no layer is left but MTP", hint="keep at least one other layer")
+        raise PlanError("only the MTP layer would be left", hint="keep at least one main layer")
     if kept.experts and kept.experts[-1] >= there:
         raise PlanError(f"no expert {kept.experts[-1]}: there are {there}, numbered from 0")
     if len(kept.experts) == 1:
@@ -73,11 +73,11 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
 
 
 def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
-    """The small checkpoint as a view of the large one; `cut` is what `cut_of` gave for this one.
+    """The small checkpoint as a view of the large one; `cut` comes from `cut_of` for this checkpoint.
 
     Raises:
-        PlanError: it has parameters that cannot be cut so.
-        FormatError: its ranks have other configs, or a shape field of the small config is absurd.
+        PlanError: a parameter cannot be cut so.
+        FormatError: its ranks have different configs, or a shape field of the small config is absurd.
     """
     assert checkpoint.config is not None and checkpoint.model is not None
     check_repeated(checkpoint)
@@ -93,14 +93,14 @@ def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
         manifests={},
         files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, ODD, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
-        # Where things are is told of the large model.
+        # The places of pieces are the large model's.
         view=View(checkpoint.layout, survey),
         known_traits=traits,
     )
 
 
 def _sources(checkpoint: Checkpoint, params: Iterable[Param], cut: SliceCut) -> Iterator[tuple[str, Param]]:
-    """For each parameter of the small model, by name, the parameter of the large one that it is cut from."""
+    """For each parameter of the small model, by name, the parameter of the large one from which it is cut."""
     known = {(param.template, param.layer, param.expert): param for param in checkpoint.params}
     for param in params:
         layer = None if param.layer is None else cut.layers[param.layer]
@@ -126,14 +126,14 @@ def _survey(checkpoint: Checkpoint, params: Iterable[Param], sources: Mapping[st
 
 
 def _cut(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
-    """What the small model has of a parameter of the large one."""
+    """The small model's part of a parameter of the large one."""
     if source.family.below != param.family.below:
         return _renumbered(param, source, cover(pieces), cut)
     return pieces if source.shape == param.shape else _rows(param, source, cover(pieces), cut)
 
 
 def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
-    """A table of experts by token, with the new numbers; its first columns where a token has fewer experts now."""
+    """A table of experts by token with new numbers; only its first columns if a token now has fewer experts."""
     (piece, *more), (rows, columns) = pieces, param.shape
     stored, whole = piece.codec.plain, piece.slot.region == Box.whole(source.shape)
     if more or not whole or stored is None or rows != source.shape[0] or columns > source.shape[1]:
@@ -143,7 +143,7 @@ def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Sli
 
 
 def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
-    """The rows of the kept experts in a parameter that has one row per expert."""
+    """The kept experts' rows of a parameter with one row per expert."""
     (piece, *more), rest = pieces, source.shape[1:]
     whole = Box.whole(source.shape)
     if more or piece.slot.region != whole or param.shape != (len(cut.experts), *rest) or param.role != "router":
@@ -162,7 +162,7 @@ def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut)
 
 
 def _runs(numbers: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Where consecutive numbers stand: [3, 4, 9] gives (0, 2), (2, 3)."""
+    """Runs of consecutive numbers, as ranges of positions: [3, 4, 9] gives (0, 2), (2, 3)."""
     breaks = [place for place, (one, two) in enumerate(pairwise(numbers), 1) if two != one + 1]
     yield from pairwise((0, *breaks, len(numbers)))
 
@@ -170,9 +170,9 @@ def _runs(numbers: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 def _skipping(
     config: dict[str, Any], checkpoint: Checkpoint, cut: Sequence[tuple[Param, Param]], survey: Survey
 ) -> dict[str, Any]:
-    """The small config, whose quantization_config gives the modules that it leaves alone their new names.
+    """The small config; its quantization_config lists unquantized modules by their new names.
 
-    `cut` are the small model's parameters, each with the one that it is cut from. Modules that are gone are not named.
+    `cut` has the small model's parameters, each with the one from which it is cut. Removed modules are not listed.
     """
     if checkpoint.quantization is None:
         return config
@@ -183,7 +183,7 @@ def _skipping(
         if isinstance(said.get(field), list):
             if not all(isinstance(name, str) for name in said[field]):
                 what = f"config.json: quantization_config.{field} holds something that is not a module's name"
-                raise FormatError(what, hint="`dsctl verify` checks the config, with --fix it is written anew")
+                raise FormatError(what, hint="`dsctl verify` checks the config, and --fix rewrites it")
             names = [renamed.get(name, name) for name in said[field] if name not in known or name in renamed]
             said[field] = list(dict.fromkeys(names))
     stored = [(param, source, pieces[0].codec) for param, source in cut if (pieces := survey.pieces.get(param.name))]
@@ -195,9 +195,9 @@ def _skipping(
 
 
 def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Codec]]) -> dict[str, Any]:
-    """The groups and exceptions of compressed-tensors for these parameters, by what is said of those they are cut from.
+    """The groups and exceptions of compressed-tensors for these parameters, from those of the original parameters.
 
-    Patterns hold numbers of layers, and a group of which nothing is left would be of nothing.
+    Patterns contain layer numbers, and a group without remaining modules must be dropped.
     """
 
     def patterned(entries: Any) -> list[str]:
@@ -218,5 +218,5 @@ def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Code
 
 
 def _modules(param: Param) -> tuple[str, ...]:
-    """Every name under which a config may leave a parameter's module alone; experts may be named one by one."""
+    """Every name under which a config may list a parameter's module as unquantized; experts may be listed singly."""
     return (module_of(param), *modules(param))

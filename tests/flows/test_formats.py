@@ -250,7 +250,7 @@ def test_the_first_rule_that_fits_decides(plain: Path, tmp_path: Path) -> None:
         ('[[rule]]\nrole = "indexer"\nformat = "int4-group"', 30, "loaders read the indexer in FP8 blocks"),
         ('[[rule]]\nmatch = "*.indexer.*"\nformat = "fp8-channel"', 30, "loaders read the indexer in FP8 blocks"),
         ('[[rule]]\nmatch = "*.gate_proj.weight"\nformat = "mxfp4"', 30, "loaders fuse"),
-        ('[[rule]]\nrole = "attention"\nformat = "int8-block"', 30, "SGLang, takes routed experts in no other format"),
+        ('[[rule]]\nrole = "attention"\nformat = "int8-block"', 30, "SGLang, needs routed experts in the same format"),
         ('[[rule]]\nmatch = "*.experts.1.*"\nformat = "mxfp4"', 30, "routed experts in one format"),
         (
             '[[rule]]\nrole = "routed experts"\nformat = "mxfp4"\n[[rule]]\nrole = "attention"\nformat = "int8-block"',

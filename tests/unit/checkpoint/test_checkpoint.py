@@ -81,7 +81,7 @@ def test_a_config_that_describes_absurdly_much_is_refused(tmp_path: Path) -> Non
 def test_a_config_that_describes_far_more_than_is_there_is_refused(tmp_path: Path) -> None:
     config = BF16_CONFIG | {"num_hidden_layers": 400, "n_routed_experts": 600}
     checkpoint = opened(write(tmp_path, config, files_of(BF16_CONFIG)))
-    with pytest.raises(FormatError, match=r"describes [\d,]+ parameters, the files hold only"):
+    with pytest.raises(FormatError, match=r"describes [\d,]+ parameters, but the files hold only"):
         _ = checkpoint.families
 
 

@@ -94,7 +94,7 @@ def test_sglang_s_blocks_name_what_is_quantizable_alone() -> None:
 
 
 def test_sglang_s_blocks_take_no_experts_of_another_format() -> None:
-    with pytest.raises(PlanError, match="takes routed experts in no other format beside it") as found:
+    with pytest.raises(PlanError, match="needs routed experts in the same format") as found:
         quantization_config(_stored(CODECS["int8-block"], routed_experts=Plain()))
     assert found.value.exit_code == 30 and found.value.hint is not None
 
@@ -144,16 +144,16 @@ def test_what_loaders_fuse_must_be_of_one_format() -> None:
     assert found.value.message == (
         "layers.1.mlp.both: loaders fuse layers.1.mlp.up.weight nvfp4, layers.1.mlp.side.weight mxfp4"
     )
-    assert found.value.hint == "let one rule of the recipe cover what is fused"
+    assert found.value.hint == "use one rule of the recipe for all members of a fused module"
 
 
 def test_the_experts_of_a_layer_must_be_of_one_format() -> None:
     mixed = {"layers.1.mlp.experts.0.up.weight", "layers.2.mlp.experts.1.up.weight"}
     stored = [(param, Plain() if param.name in mixed else codec) for param, codec in _stored(CODECS["mxfp4"])]
-    with pytest.raises(PlanError, match=r"^2 fused modules would be of several formats$") as found:
+    with pytest.raises(PlanError, match=r"^2 fused modules would have several formats$") as found:
         quantization_config(stored)
     assert found.value.issues == tuple(
-        f"layer {layer}: loaders hold its routed experts in one format, not in bf16, mxfp4" for layer in (1, 2)
+        f"layer {layer}: loaders need its routed experts in one format, not in bf16, mxfp4" for layer in (1, 2)
     )
 
 

@@ -69,7 +69,7 @@ def test_a_field_that_one_of_them_lacks(folder: Path) -> None:
 def test_all_ranks_of_another_config_are_named(folder: Path) -> None:
     for rank in (0, 1):
         _edit(folder, rank, FP8_CONFIG | {"vocab_size": rank})
-    with pytest.raises(FormatError, match="2 ranks have another config") as found:
+    with pytest.raises(FormatError, match="2 ranks have a different config") as found:
         check_repeated(opened(folder))
     assert len(found.value.issues) == 2
 

@@ -52,7 +52,7 @@ def test_what_is_kept(
 
 
 def test_an_mtp_layer_alone_is_no_model(source: Checkpoint) -> None:
-    with pytest.raises(PlanError, match="no layer is left but MTP") as found:
+    with pytest.raises(PlanError, match="only the MTP layer would be left") as found:
         cut_of(source, (), True, ())
     assert found.value.hint == "keep at least one other layer"
 
@@ -62,7 +62,7 @@ def test_an_mtp_layer_alone_is_no_model(source: Checkpoint) -> None:
     [
         ((3,), False, (), "no such layer: there are 2, numbered from 0, and 1 MTP"),
         ((-1,), False, (), "no such layer: there are 2, numbered from 0, and 1 MTP"),
-        ((2,), False, (), "no layer is left but MTP"),
+        ((2,), False, (), "only the MTP layer would be left"),
         ((0,), False, (4, 1), "no expert 4: there are 4, numbered from 0"),
         ((0,), False, (1,), "one expert is too few: routers choose among several"),
         ((0,), False, (1, 1), "one expert is too few: routers choose among several"),
