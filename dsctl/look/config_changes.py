@@ -1,4 +1,4 @@
-"""Which fields of two config.json differ. Pure."""
+"""The fields in which two config.json differ. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ABSENT = object()
 
 
 class FieldChange(NamedTuple):
-    """A field of config.json, nested ones by their path; `ABSENT` on the side that lacks it."""
+    """A field of config.json, by its path if it is nested; `ABSENT` on the side that does not have it."""
 
     field: str
     before: Any
@@ -23,12 +23,12 @@ class FieldChange(NamedTuple):
 
     @property
     def top(self) -> str:
-        """The field of the outermost object that it lies in."""
+        """The field of the outermost object that contains it."""
         return self.field.partition(".")[0]
 
 
 def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[FieldChange]:
-    """Every field that is on one side alone or differs, in the order of the first side, then of the second."""
+    """Every field that differs or that only one side has, in the order of the first side, then of the second."""
     ours, theirs = flattened(before), flattened(after)
     return [
         FieldChange(name, ours.get(name, ABSENT), theirs.get(name, ABSENT))
@@ -38,7 +38,7 @@ def config_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config with nested objects' fields by their path: `rope_scaling.factor`."""
+    """A config with the fields of nested objects by their path: `rope_scaling.factor`."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -49,5 +49,5 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def same(before: Any, after: Any) -> bool:
-    """Equality as JSON has it: 1 and 1.0 are one number, but true is none."""
+    """Equality as JSON defines it: 1 and 1.0 are the same number, but true is not a number."""
     return isinstance(before, bool) == isinstance(after, bool) and bool(before == after)

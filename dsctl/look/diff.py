@@ -1,4 +1,4 @@
-"""What differs between two checkpoints, as data: config fields, parameters by template, storage, totals. No weights."""
+"""The differences between two checkpoints as data: config, parameters by template, storage, totals. No weights."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from dsctl.core.header import TensorSpec
 from dsctl.look.config_changes import FieldChange, config_changes
 from dsctl.look.costs import Attention, attention
 from dsctl.look.description import Description
-from dsctl.look.notebook import html, table
+from dsctl.look.notebook import html, plain, table
 from dsctl.look.other_files import SIDE_FILES, FileChange, other_files
+from dsctl.look.side_texts import Texts, texts_of_folders, texts_of_releases
 from dsctl.look.templates import Template, TemplateChange, aspects, stored_tensors, templates
 from dsctl.look.totals import TotalChange, cache_format, totals
 
-# The parts of a report that can be asked for alone.
+# The parts of a report that can be shown alone.
 PARTS = ("config", "tensors", "totals", "files")
 
 VERDICTS = {
-    "architecture": "A different architecture.",
-    "sizes": "The same architecture with other sizes or parts.",
-    "parts": "The same architecture, but not all of its parameters are there on both sides.",
-    "storage": "The same parameters in a different storage format.",
-    "config": "The same parameters in the same storage format; only config.json differs.",
-    "files": "The same parameters, storage format and config.json; other files differ.",
-    "nothing": "The same parameters, storage format and config.json.",
+    "architecture": "Different architecture.",
+    "sizes": "Same architecture, different sizes or parts.",
+    "parts": "Same architecture, but not all of its parameters are present on both sides.",
+    "storage": "Same parameters, different storage format.",
+    "config": "Same parameters and storage format; only config.json differs.",
+    "files": "Same parameters, storage format and config.json; other files differ.",
+    "nothing": "No difference: same parameters, storage format and config.json.",
 }
-# The same where a side's config was not read, but derived: nothing can be said of its config.json.
+# The same if the config of a side was not read, but derived: its config.json is not known.
 VERDICTS_DERIVED = {
-    "config": "The same parameters in the same storage format; only the config differs.",
+    "config": "Same parameters and storage format; only the config differs.",
+    "files": "Same parameters and storage format; other files differ.",
     "nothing": "No difference between the descriptions.",
 }
 
 
-@dataclass
+@dataclass(repr=False)
 class Diff:
-    """Two descriptions, and what differs between them."""
+    """Two descriptions and their differences. `str` gives the table, `verdict` the largest difference in a word."""
 
     a: Description
     b: Description
@@ -47,7 +49,7 @@ class Diff:
     def config(self) -> tuple[FieldChange, ...]:
         """Fields of config.json that differ: added, removed, changed, each in the order of the files.
 
-        Those that set nothing are left out where one side's were not read, but derived.
+        Fields without effect are left out if the config of a side was not read, but derived.
         """
         changes = config_changes(self.a.config, self.b.config)
         if self.a.derived or self.b.derived:
@@ -76,7 +78,7 @@ class Diff:
 
     @property
     def tensors(self) -> Iterator[tuple[str, TensorSpec | None, TensorSpec | None]]:
-        """Every stored tensor that is on one side alone, or of another dtype or shape on the other."""
+        """Every stored tensor that only one side has, or whose dtype or shape differs."""
         before, after = dict(stored_tensors(self.a.groups)), dict(stored_tensors(self.b.groups))
         for name in before | after:
             if before.get(name) != after.get(name):
@@ -88,7 +90,7 @@ class Diff:
 
     @property
     def cache_format(self) -> str:
-        """The format in which the caches of both sides are told."""
+        """The format in which the caches of both sides are counted."""
         return cache_format(self.attention)
 
     @cached_property
@@ -97,19 +99,19 @@ class Diff:
 
     @property
     def itself(self) -> bool:
-        """Whether both sides are read from one place, so that nothing can differ."""
+        """Whether both sides are read from the same place, so that no difference is possible."""
         return (self.a.kind, self.a.place) == (self.b.kind, self.b.place)
 
     @property
     def origin(self) -> str:
-        """Where both sides come from, in a sentence or two."""
+        """The origin of both sides, in a sentence or two."""
         if self.itself:
             return f"A and B are the same: {self.a.origin.text}."
         return f"A: {self.a.origin.text}. B: {self.b.origin.text}."
 
     @cached_property
     def files(self) -> tuple[FileChange, ...] | None:
-        """Files beside the weights, by kind; None where a side is not a folder on this machine.
+        """Files beside the weights, by kind; None if a side is not a folder on this machine.
 
         Raises:
             SourceError: a file cannot be read.
@@ -118,18 +120,33 @@ class Diff:
             return None
         return tuple(other_files(self.a.place, self.b.place))
 
+    @cached_property
+    def texts(self) -> Texts:
+        """Differences in tokenizer, special tokens, chat template and generation config: read from two folders, or
+        known of two releases; none if neither is the case.
+
+        Raises:
+            SourceError: a folder cannot be listed.
+        """
+        if self.files is not None:
+            same = {name for one in self.files for name in one.same}
+            return texts_of_folders(self.a.place, self.b.place, same)
+        if self.a.release and self.b.release:
+            return texts_of_releases(self.a.release, self.b.release)
+        return Texts()
+
     @property
     def compared(self) -> tuple[str, ...]:
-        """What was compared, in words."""
+        """The parts that were compared, in words."""
         config = () if self._unread else ("config.json",)
-        files = tuple(SIDE_FILES) if self.files is not None else ()
+        files = tuple(SIDE_FILES) if self.files is not None else self.texts.compared
         return (*config, "names", "shapes", "dtypes", *files)
 
     @property
     def not_compared(self) -> tuple[str, ...]:
-        """What was not looked at, in words."""
+        """The parts that were not compared, in words."""
         files = tuple(SIDE_FILES) if self.files is None else ()
-        return ("values of weights", *self._unread, *files)
+        return ("values of weights", *self._unread, *(kind for kind in files if kind not in self.texts.compared))
 
     @property
     def _unread(self) -> tuple[str, ...]:
@@ -139,12 +156,12 @@ class Diff:
 
     @property
     def same_parameters(self) -> bool:
-        """Whether both sides have the same parameters, names and shapes, however they are stored."""
+        """Whether both sides have the same parameters with the same shapes, in any storage format."""
         return not self.added and not self.removed and not any(change.structural for change in self.changed)
 
     @property
     def renamed(self) -> bool:
-        """Whether no parameter has the same name on both sides: added and removed then tell nothing."""
+        """Whether no parameter has the same name on both sides: then all are added or removed."""
         before, after = self.templates
         return bool(before) and bool(after) and before.keys().isdisjoint(after)
 
@@ -154,7 +171,7 @@ class Diff:
 
     @property
     def verdict(self) -> str:
-        """The most that differs: a key of `VERDICTS`, which says it in a sentence."""
+        """The largest difference: a key of `VERDICTS`, which has a sentence for it."""
         if not self.same_parameters:
             return "sizes" if self.a.model == self.b.model else "architecture"
         if (self.a.missing, self.a.part) != (self.b.missing, self.b.part):
@@ -167,22 +184,22 @@ class Diff:
 
     @property
     def headline(self) -> str:
-        """The verdict in a sentence, with the sides whose config it rests on although it was not read."""
+        """The verdict in a sentence, with the sides whose config was derived, not read."""
         derived = dict.fromkeys(side.name for side in (self.a, self.b) if side.derived)
         if derived:
             said = VERDICTS_DERIVED.get(self.verdict, VERDICTS[self.verdict])
             return f"{said} Config of {' and '.join(derived)}: derived, not read."
         if self.verdict == "nothing" and not self.a.config and not self.b.config:
-            return "The same parameters in the same storage format; neither side has a config.json."
+            return "No difference: same parameters and storage format. Neither side has a config.json."
         return VERDICTS[self.verdict]
 
     @property
     def differs(self) -> bool:
-        """Whether anything that was compared differs; names, dates, places and the number of files do not count."""
+        """Whether any compared part differs; names, dates, places and the number of weight files do not count."""
         return self.verdict != "nothing"
 
     def differs_in(self, part: str | None) -> bool:
-        """Whether one of `PARTS` differs; without one, whether any does."""
+        """Whether one of `PARTS` differs; any of them if `part` is None."""
         if part == "config":
             return bool(self.config)
         if part == "tensors":
@@ -190,26 +207,33 @@ class Diff:
         if part == "totals":
             return any(total.differs for total in self.totals)
         if part == "files":
-            return any(one.differs for one in self.files or ())
+            return any(one.differs for one in self.files or ()) or (self.files is None and bool(self.texts.changes))
         return self.differs
 
+    def __repr__(self) -> str:
+        return f"<Diff {self.a.name} → {self.b.name}: {self.verdict}>"
+
+    def __str__(self) -> str:
+        """Origin, verdict and tables as text."""
+        parts = "".join(f"\n{plain(*part)}" for part in _tables(self))
+        return f"{self.origin}\n\n{self.a.name} → {self.b.name}   {self.headline}\n{parts}".rstrip()
+
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        return _shown(self)
+        """The same for a notebook."""
+        parts = "".join(table(*part) for part in _tables(self))
+        said = "".join(f"<p>{html(text)}</p>" for text in (self.origin, self.headline))
+        return f"<h3>{html(self.a.name)} → {html(self.b.name)}</h3>{said}{parts}"
 
 
-def _shown(diff: Diff) -> str:
+def _tables(diff: Diff) -> Iterator[tuple[str, tuple[str, ...], list[tuple[object, ...]]]]:
+    """Title, columns and rows of each table."""
     columns = ("template", "shape", "stored as", "parameters", "values", "bytes")
     changed = [(one.after.name, ", ".join(one.aspects), one.before.stored, one.after.stored) for one in diff.changed]
     totals = [(one.key, one.context, one.before, one.after) for one in diff.totals]
-    parts = (
-        table("Added", columns, _rows(diff.added)),
-        table("Removed", columns, _rows(diff.removed)),
-        table("Changed", ("template", "in", "stored before", "after"), changed),
-        table("Totals", ("what", "context", diff.a.name, diff.b.name), totals),
-    )
-    said = "".join(f"<p>{html(text)}</p>" for text in (diff.origin, diff.headline))
-    return f"<h3>{html(diff.a.name)} → {html(diff.b.name)}</h3>{said}{''.join(parts)}"
+    yield "Added", columns, list(_rows(diff.added))
+    yield "Removed", columns, list(_rows(diff.removed))
+    yield "Changed", ("template", "in", "stored before", "after"), list(changed)
+    yield "Totals", ("total", "context", diff.a.name, diff.b.name), list(totals)
 
 
 def _rows(templates: Iterable[Template]) -> Iterator[tuple[object, ...]]:

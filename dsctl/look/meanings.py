@@ -1,4 +1,4 @@
-"""What known differences mean: one table entry per difference, said only where it is found, each with its source."""
+"""The meaning of known differences: one table entry per difference, shown only if it is found, each with its source."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import (
     Facts,
+    chat_template,
     dequantized,
     indexer_gained,
     indexer_lost,
@@ -21,6 +22,7 @@ from dsctl.look.diff_facts import (
     router_bias,
     scales_free,
     scales_rounded,
+    tokens_renumbered,
     training_only,
 )
 from dsctl.look.newer_facts import (
@@ -42,51 +44,51 @@ from dsctl.look.newer_facts import (
     work_per_token,
 )
 
-# One phrase per field of config.json whose name does not say it.
+# One phrase for each field of config.json whose name does not explain it.
 FIELDS: dict[str, str] = {
-    "compress_ratios": "tokens that an entry of each layer stands for",
+    "compress_ratios": "tokens per cache entry, by layer",
     "compress_rope_theta": "rotary base of compressed layers",
     "dspark_block_size": "tokens that the drafter drafts at a time",
     "dspark_markov_rank": "width of the drafter's Markov head",
-    "dspark_noise_token_id": "token in place of those to draft",
+    "dspark_noise_token_id": "placeholder for tokens to draft",
     "dspark_target_layer_ids": "layers whose states the drafter reads",
-    "expert_dtype": "how routed experts are stored",
-    "first_k_dense_replace": "layers at the start without experts",
+    "expert_dtype": "storage format of routed experts",
+    "first_k_dense_replace": "dense layers at the start",
     "hc_mult": "residual streams",
-    "hc_sinkhorn_iters": "rounds that balance the mixing of streams",
-    "head_dim": "width of a head",
-    "index_head_dim": "width of an indexer head",
-    "index_n_heads": "heads of the indexer",
+    "hc_sinkhorn_iters": "iterations that balance the stream mixing",
+    "head_dim": "head width",
+    "index_head_dim": "indexer head width",
+    "index_n_heads": "indexer heads",
     "index_topk": "tokens that a query attends to",
-    "index_topk_freq": "every so many layers choose their own tokens",
-    "indexer_types": "which layers have an indexer of their own",
-    "intermediate_size": "width of a dense MLP",
-    "kv_lora_rank": "width of the latent that is cached",
+    "index_topk_freq": "one in this many layers chooses its tokens",
+    "indexer_types": "layers with an indexer of their own",
+    "intermediate_size": "dense MLP width",
+    "kv_lora_rank": "width of the cached latent",
     "max_position_embeddings": "positions that the config allows",
-    "moe_intermediate_size": "width of an expert",
-    "n_group": "groups that experts are chosen by",
-    "n_routed_experts": "experts per layer",
-    "n_shared_experts": "experts that every token passes",
-    "num_experts_per_tok": "experts chosen per token",
-    "num_hash_layers": "layers at the start that choose experts by token",
-    "num_nextn_predict_layers": "multi-token-prediction layers",
-    "o_groups": "groups that heads go out through",
-    "o_lora_rank": "width of a group's output",
-    "q_lora_rank": "width that queries are compressed to",
+    "moe_intermediate_size": "expert width",
+    "n_group": "expert groups",
+    "n_routed_experts": "routed experts per layer",
+    "n_shared_experts": "shared experts per layer",
+    "num_experts_per_tok": "active experts per token",
+    "num_hash_layers": "layers that choose experts by token",
+    "num_nextn_predict_layers": "MTP layers",
+    "o_groups": "groups of the output projection",
+    "o_lora_rank": "output width of a group",
+    "q_lora_rank": "width of compressed queries",
     "quantization_config.scale_fmt": "how scales are chosen",
     "quantization_config.weight_block_size": "block that shares a scale",
-    "rope_scaling.factor": "how far the context was stretched",
+    "rope_scaling.factor": "factor of the context extension",
     "routed_scaling_factor": "weight of the routed experts' sum",
     "sliding_window": "tokens that every layer attends to",
     "swiglu_limit": "limit of an expert's activations",
-    "scoring_func": "how the router scores",
-    "topk_group": "groups that a token's experts come from",
+    "scoring_func": "router scoring function",
+    "topk_group": "expert groups active per token",
     "topk_method": "how experts are chosen",
 }
 
 
 class Meaning(NamedTuple):
-    """A difference by its key: `facts` finds it and what its text tells of it, or None where it is not there."""
+    """A known difference by its key: `facts` finds it and the numbers in its text, or None if it is absent."""
 
     key: str
     facts: Callable[[Diff], Facts | None]
@@ -103,7 +105,7 @@ class Said(NamedTuple):
 
 
 def meanings(diff: Diff) -> tuple[Said, ...]:
-    """What the differences found mean, in the table's order."""
+    """The meanings of the differences found, in the table's order."""
     found = ((meaning, meaning.facts(diff)) for meaning in MEANINGS)
     return tuple(Said(m.key, m.text.format_map(facts), m.source) for m, facts in found if facts is not None)
 
@@ -115,15 +117,15 @@ _DRAFTING = "deepseek-ai/DeepSeek-V4-Flash-0731, config.json, inference/model.py
 MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "compression-gained", compression_gained,
-        "Compressed attention: every layer attends to a window of the last {window} tokens, and beside it, {kinds}. "
-        "All {heads} heads share one vector of {size} values per entry, key and value at once, and each head has a "
-        "sink, a logit of its own in the softmax.",
+        "Compressed attention: every layer attends to a window of the last {window} tokens. Beside the window, "
+        "{kinds}. All {heads} heads share one vector of {size} values per entry, which is key and value at once. Each "
+        "head has a sink: its own logit in the softmax.",
         f"{_V4}, section 2.3; {_CODE}",
     ),
     Meaning(
         "compression-lost", compression_lost,
-        "No compression: every token has a latent of its own in the cache, and there is no window and no sink. Before, "
-        "{kinds}.",
+        "No compression: every token has its own latent in the cache, without a window or sinks. Before, beside the "
+        "window, {kinds}.",
         f"{_V4}, section 2.3; {_CODE}",
     ),
     Meaning(
@@ -133,111 +135,113 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "cache-compressed", cache_per_token,
-        "A token adds {after} bytes to the cache, {before} before ({format}, with the keys of indexers): {share}."
-        "{reported}{fixed}",
+        "Cache per token: {before} → {after} bytes ({format}, with indexer keys), {share}.{reported}{fixed}",
         f"{_V4}, section 1; docs/costs.md",
     ),
     Meaning(
         "work-compressed", work_per_token,
-        "After {context} tokens of context a new token takes {after}, {before} before: {share}. Attention takes "
-        "{attention} of them, {attention_before} before; the rest is two for each active value.{reported}",
+        "Arithmetic of a new token after {context} tokens: {before} → {after} in all, {share}; attention alone, "
+        "{attention_before} → {attention}. The rest is two operations per active value. After {short} tokens: "
+        "{early_before} → {early} in all; attention alone, {early_attention_before} → {early_attention}.{reported}",
         f"{_V4}, section 1; docs/costs.md",
     ),
     Meaning(
         "streams-gained", streams_gained,
-        "Hyper-connections: {streams} residual streams pass through the layers instead of one. Attention and experts "
-        "each read one input from them, and a mixture of {numbers} numbers, computed for every token, writes back. "
-        "These {tensors} tensors ({values} million values) are float32 and must stay so.",
+        "Hyper-connections: {streams} residual streams instead of one pass through the layers. Attention and experts "
+        "each read one input that is mixed from them, and write back through a mixture of {numbers} numbers that is "
+        "computed for every token. These {tensors} tensors ({values} million values) are float32 and must stay so.",
         f"{_V4}, section 2.2; {_CODE}; huggingface/transformers issue 46167",
     ),
     Meaning(
         "streams-lost", streams_lost,
-        "One residual stream, {streams} with hyper-connections before.",
+        "Residual streams: {streams} with hyper-connections → 1.",
         f"{_V4}, section 2.2",
     ),
     Meaning(
         "grouped-output", grouped_output,
-        "Grouped output projection: what the heads give goes out in {groups} groups, each through {rank} values of its "
-        "own, before one matrix joins them. A cut over ranks must keep groups whole.",
+        "Grouped output projection: the outputs of the heads pass through {groups} groups, each {rank} values wide, "
+        "before one matrix joins them. Tensor parallelism must keep groups whole.",
         f"{_CODE} and inference/convert.py",
     ),
     Meaning(
         "routed-by-token", routed_by_token,
-        "The first {layers} layers look up the {chosen} experts of a token in a table of whole numbers (tid2eid, I64): "
-        "the router there only weighs them and has no bias. No layer is dense.",
+        "The first {layers} layers look up the {chosen} experts of a token in an integer table (tid2eid, I64). Their "
+        "router only weighs these experts and has no bias. There are no dense layers.",
         f"{_V4}, section 2.1; {_CODE}",
     ),
     Meaning(
         "experts-narrowed", experts_narrowed,
-        "Routed experts are stored in four bits (E2M1, two codes in a byte, with a scale for every {columns} columns): "
-        "{bits} bits per value, {share} % of all bytes. What takes their I8 tensors for integers reads nonsense.",
+        "Routed experts are stored in four bits: E2M1, two codes per byte, with a scale for every {columns} columns. "
+        "They take {bits} bits per value and {share} % of all bytes. A loader that reads their I8 tensors as integers "
+        "gets meaningless weights.",
         f"{_V4}, section 3; ml-explore/mlx-lm issue 1192",
     ),
     Meaning(
         "experts-widened", experts_widened,
-        "Routed experts no longer take four bits{share}.{told}",
+        "Routed experts are no longer stored in four bits{share}.{told}",
         "vllm-project/vllm issue 42970",
     ),
     Meaning(
         "scales-as-bytes", scales_as_bytes,
-        "Scales are stored as E8M0: one byte e that means 2^(e - 127). Copied as a number into a float32 parameter it "
-        "makes fluent nonsense, and nothing fails.",
+        "Scales are stored as E8M0: one byte e that means 2^(e - 127). A loader that copies the byte as a number into "
+        "a float32 parameter reports no error, and the model produces fluent nonsense.",
         "vllm-project/vllm issues 43416 and 51946",
     ),
     Meaning(
         "drafter-gained", drafter_gained,
-        "A block drafter of {stages} stages {instead}: {values} billion values, which draft {block}.{told} "
-        "Count the stages by their names, mtp.0 to the last: a loader that takes "
-        "them for multi-token prediction drafts nothing right.",
+        "A block drafter of {stages} stages {instead}: {values} billion values that draft {block}.{told} "
+        "Count the stages by their names, from mtp.0 to the last. A loader that treats them as multi-token prediction "
+        "drafts wrong tokens.",
         f"{_DRAFTING}; vllm-project/vllm issues 52165 and 52111",
     ),
     Meaning(
         "drafter-lost", drafter_lost,
-        "No block drafter: its {stages} stages are gone. {left} The main model does not need them.",
+        "No block drafter: its {stages} stages are removed. {left} The main model does not need them.",
         _DRAFTING,
     ),
     Meaning(
         "copies-gone", copies_gone,
-        "The prediction layer has no embedding and head of its own any more ({bytes} of copies): a loader must give it "
-        "the main model's, or nothing that it drafts is accepted.",
+        "The MTP layer no longer has its own copies of embedding and head ({bytes}). A loader must use the main "
+        "model's, or no drafted token is accepted.",
         "vllm-project/vllm issue 43456",
     ),
     Meaning(
         "vision-gained", vision_gained,
-        "It reads images: {count} parameters with {values} million values turn patches into tokens, and every router "
-        "has a second bias for them. The architecture's name in config.json stays the same.",
+        "Image input: {count} parameters with {values} million values turn patches into tokens, and every router has a "
+        "second bias for them. The architecture's name in config.json stays the same.",
         "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp, config.json and tensor names",
     ),
     Meaning(
         "indexer-gained", indexer_gained,
         "Sparse attention: in {layers} layers a lightning indexer of {heads} small heads scores every earlier token, "
-        "and attention then looks at the {topk} best alone.{shared} At {context} tokens of context{own} a new token "
-        "takes {work} times less attention arithmetic while decoding and reads {read} times less cache. {cache}",
+        "and attention uses only the {topk} best.{shared} At {context} tokens of context{own} a new token takes {work} "
+        "times less attention arithmetic while decoding ({whole} for the whole token) and reads {read} times less "
+        "cache. At {short} tokens attention takes {short_work}, the whole token {short_whole}. {cache}",
         f"{_V32}, section 2.1; docs/costs.md",
     ),
     Meaning(
         "indexer-lost", indexer_lost,
-        "Attention is full again: no indexer, every query attends to every earlier token. At {context} tokens of "
-        "context{own} a new token takes {work} times more attention arithmetic while decoding and reads {read} times "
-        "more cache.",
+        "Full attention: without an indexer, every query attends to every earlier token. At {context} tokens of "
+        "context{own} a new token takes {work} times more attention arithmetic while decoding ({whole} for the whole "
+        "token) and reads {read} times more cache. At {short} tokens attention takes {short_work}, the whole token "
+        "{short_whole}.",
         f"{_V32}, section 2.1; docs/costs.md",
     ),
     Meaning(
         "indexers-shared", indexers_shared,
-        "Of {layers} layers {after} choose tokens with an indexer of their own, {before} before; a layer without one "
-        "attends to the tokens that an earlier layer chose.",
+        "Layers with an indexer of their own: {before} → {after} of {layers}. The others use the tokens that an "
+        "earlier layer chose.",
         "config.json, indexer_types",
     ),
     Meaning(
         "scales-rounded", scales_rounded,
-        "FP8 scales are powers of two (ue8m0). BF16 then holds every code times its scale exactly, so that decoding "
-        "rounds nothing. Whoever quantizes again must round a scale before computing codes with it, and keep scale_fmt "
-        "in config.json.",
+        "FP8 scales are powers of two (ue8m0). BF16 holds every code times its scale exactly, so decoding does not "
+        "round. To quantize again, round each scale before computing codes with it, and keep scale_fmt in config.json.",
         "deepseek-ai/DeepSeek-V3.1 model card; deepseek-ai/DeepGEMM, per_block_cast_to_fp8",
     ),
     Meaning(
         "scales-free", scales_free,
-        "FP8 scales are any float32 numbers, no longer powers of two alone (ue8m0): decoding to BF16 rounds.",
+        "FP8 scales are any float32 numbers, not only powers of two (ue8m0): decoding to BF16 rounds.",
         "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md",
     ),
     Meaning(
@@ -247,42 +251,40 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "dequantized", dequantized,
-        "{count} matrices that were {format} with scales are plain now{share}. They load without {format} kernels.",
+        "{count} matrices that were {format} with scales are now plain{share}. They load without {format} kernels.",
         "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md",
     ),
     Meaning(
         "norms-widened", norms_widened,
-        "Norms are stored in float32 instead of BF16: a cast of the whole checkpoint to BF16 may round them.",
+        "Norms are stored in float32 instead of BF16. Casting the whole checkpoint to BF16 may round them.",
         "tensor listing of deepseek-ai/DeepSeek-V3.2",
     ),
     Meaning(
         "mtp-gained", mtp_gained,
-        "Multi-token prediction: {layers} with {values} values to draft the token after next, copies of embedding and "
-        "head apart. That serves for speculative decoding; without it they need not be loaded.",
+        "Multi-token prediction: {layers} with {values} values, not counting copies of embedding and head, to draft "
+        "the token after next. Only speculative decoding needs to load it.",
         f"{_V3}, section 2.2",
     ),
     Meaning(
         "mtp-lost", mtp_lost,
-        "No multi-token-prediction layer: its {values} values of its own are gone, and with them what speculative "
-        "decoding drafts with. The main model does not need it.",
+        "No MTP layer: its own {values} values are removed, so speculative decoding cannot draft with them. The main "
+        "model does not need it.",
         f"{_V3}, section 2.2",
     ),
     Meaning(
         "router-bias", router_bias,
-        "The router has a correction bias that evens out how often experts are chosen, in place of a loss term. "
-        "Releases keep it in float32, and it must stay so: rounding it changes which experts are chosen.",
+        "The router has a correction bias that balances how often experts are chosen, instead of a loss term. "
+        "Releases store it in float32, and it must stay float32: rounding it changes which experts are chosen.",
         f"{_V3}, section 2.1.2; vllm-project/vllm pull request 23640",
     ),
     Meaning(
         "experts", numbers_of("n_routed_experts", "num_experts_per_tok"),
-        "{n_routed_experts_b} routed experts per layer, {num_experts_per_tok_b} of them per token; "
-        "{n_routed_experts_a} and {num_experts_per_tok_a} before.",
+        "Routed experts per layer: {n_routed_experts}; active per token: {num_experts_per_tok}.",
         "config.json",
     ),
     Meaning(
         "heads", numbers_of("num_attention_heads"),
-        "{num_attention_heads_b} attention heads, {num_attention_heads_a} before. The KV cache does not depend on "
-        "them: all heads share what it keeps.",
+        "Attention heads: {num_attention_heads}. The KV cache does not depend on them, because all heads share it.",
         f"{_V2}, section 2.1",
     ),
     Meaning(
@@ -292,20 +294,31 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "vocabulary", numbers_of("vocab_size"),
-        "Another vocabulary, {vocab_size_b} entries after {vocab_size_a}: tokenizers, embeddings and heads do not go "
-        "together, and neither do draft models.",
+        "Vocabulary: {vocab_size}. Tokenizers, embeddings, heads and draft models of the two sides are not "
+        "interchangeable.",
         "config.json",
     ),
     Meaning(
         "context", numbers_of("max_position_embeddings"),
-        "config.json allows {max_position_embeddings_b} positions (max_position_embeddings), "
-        "{max_position_embeddings_a} before. The context that a model card publishes can be shorter.",
+        "Positions that config.json allows (max_position_embeddings): {max_position_embeddings}. The context length on "
+        "the model card can be shorter.",
         "config.json",
     ),
     Meaning(
+        "chat-template", chat_template,
+        "Chat template: {before} → {after}.{note}",
+        "the files, or the model cards of the releases; strands-rl/strands-sglang pull request 24",
+    ),
+    Meaning(
+        "tokens-renumbered", tokens_renumbered,
+        "Special tokens have different numbers: {tokens}. Update stop lists and parsers that use the numbers.",
+        "the files, or the sources of the releases' special tokens (dsctl models --json)",
+    ),
+    Meaning(
         "training-only", training_only,
-        "By what dsctl knows of both, only the training differs: {compared} agree, apart from fields that set nothing. "
-        "Not looked at: {not_compared}. Before one replaces the other in a loader, compare those in two folders.",
+        "As far as the built-in descriptions go, only the training differs: {compared} agree, apart from fields "
+        "without effect. Not compared: {not_compared}. Compare those in two folders before you replace one by the "
+        "other in a loader.",
         "config.json and tensor inventory of both",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The facts behind meanings that V4 brought: compression, streams, routing by token, four bits, drafters. As in
+"""The facts behind V4's meanings: compression, residual streams, routing by token, four-bit experts, drafters. As in
 `dsctl.look.diff_facts`, each function finds one difference and its numbers, or None."""
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dsctl.checkpoint.groups import Group
 from dsctl.look.costs import Attention, CompressedAttention, costs, kept
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
-from dsctl.look.totals import MILLION
+from dsctl.look.totals import CONTEXTS, MILLION, token_work
 from dsctl.releases import find
 
 Facts = dict[str, Any]
 
-# What the DeepSeek-V4 report (arXiv 2606.19348, section 1) says of a million tokens of context, in percent of
+# Figures of the DeepSeek-V4 report (arXiv 2606.19348, section 1) for a million tokens of context, in percent of
 # DeepSeek-V3.2: operations for one token, and bytes of cache.
 REPORTED = {"v4-pro": (27, 10), "v4-flash": (10, 7)}
 _BEFORE = "v3.2"
 
 
 def compressed(attention: Attention | None) -> CompressedAttention | None:
-    """The costs of compressed attention, where they are that."""
+    """The costs of attention if it is compressed attention, or None."""
     return attention if isinstance(attention, CompressedAttention) else None
 
 
 def compression_gained(diff: Diff) -> Facts | None:
-    """Entries that stand for several tokens, where every token had its own: by kind of layer."""
+    """Cache entries stand for several tokens in B, for one in A: by kind of layer."""
     before, after = diff.attention
     now = compressed(after)
     if before is None or compressed(before) or now is None:
@@ -39,12 +39,12 @@ def compression_gained(diff: Diff) -> Facts | None:
 
 
 def compression_lost(diff: Diff) -> Facts | None:
-    """Every token has an entry of its own, where one stood for several."""
+    """Cache entries stand for one token in B, for several in A."""
     return compression_gained(Diff(diff.b, diff.a))
 
 
 def _kinds(attention: CompressedAttention) -> str:
-    """What layers attend to beside the window, by ratio."""
+    """The entries that layers attend to beside the window, by ratio."""
     one = attention.sizes
     said = []
     for ratio in sorted({*one.ratios} - {0}):
@@ -55,12 +55,12 @@ def _kinds(attention: CompressedAttention) -> str:
         layers = f"{many} layer{'s' * (many != 1)}"
         said.append(f"in {layers} a query attends to {which} of the entries that stand for {ratio} tokens each{by}")
     if one.counted(0):
-        said.append(f"in {one.counted(0)} there is the window alone")
+        said.append(f"{one.counted(0)} layers attend only to the window")
     return "; ".join(said)
 
 
 def compression_changed(diff: Diff) -> Facts | None:
-    """Layers are compressed otherwise, or the indexer chooses another number of entries."""
+    """Layers have different compression, or the indexer chooses a different number of entries."""
     before, after = map(compressed, diff.attention)
     if not before or not after:
         return None
@@ -69,7 +69,7 @@ def compression_changed(diff: Diff) -> Facts | None:
 
 
 def cache_per_token(diff: Diff) -> Facts | None:
-    """What a token adds to the cache, and what a sequence keeps beside it, where attention is compressed."""
+    """Bytes that a token adds to the cache, and that a sequence keeps in any case, if attention is compressed."""
     before, after = diff.attention
     if before is None or after is None or not (compressed(before) or compressed(after)):
         return None
@@ -77,8 +77,8 @@ def cache_per_token(diff: Diff) -> Facts | None:
     if each[0] == each[1]:
         return None
     fixed = kept(after, MILLION, diff.cache_format)
-    beside = f" A sequence keeps {_megabytes(fixed.window)} of window" if fixed.window else ""
-    beside += f" and {_megabytes(fixed.state)} of compressors' state beside it." if beside else ""
+    beside = f" Each sequence also keeps {_megabytes(fixed.window)} for the window" if fixed.window else ""
+    beside += f" and {_megabytes(fixed.state)} of compressor state." if beside else ""
     return {
         "before": f"{each[0]:,.0f}", "after": f"{each[1]:,.0f}", "share": _share(each[1], each[0]),
         "format": diff.cache_format.upper(), "fixed": beside, "reported": _reported(diff, 1),
@@ -86,23 +86,21 @@ def cache_per_token(diff: Diff) -> Facts | None:
 
 
 def work_per_token(diff: Diff) -> Facts | None:
-    """All arithmetic of a token at a million tokens of context, where attention is compressed."""
+    """All arithmetic of a token, at a million tokens of context and at few, if attention is compressed."""
     before, after = diff.attention
     if before is None or after is None or not (compressed(before) or compressed(after)):
         return None
-    whole = [whole_work(side, cost) for side, cost in ((diff.a, before), (diff.b, after))]
     if before.work(MILLION) == after.work(MILLION):
         return None
+    sides, short = ((diff.a, before), (diff.b, after)), CONTEXTS[0]
+    whole, early = ([token_work(side.active_values, cost, n) for side, cost in sides] for n in (MILLION, short))
     return {
         "before": _giga(whole[0]), "after": _giga(whole[1]), "share": _share(whole[1], whole[0]),
         "attention_before": _giga(before.work(MILLION)), "attention": _giga(after.work(MILLION)),
         "context": f"{MILLION:,}", "reported": _reported(diff, 0),
+        "short": f"{short:,}", "early_before": _giga(early[0]), "early": _giga(early[1]),
+        "early_attention_before": _giga(before.work(short)), "early_attention": _giga(after.work(short)),
     }  # fmt: skip
-
-
-def whole_work(side: Description, cost: Attention) -> int:
-    """Operations for one token after a million: two for each active value, and attention's."""
-    return 2 * side.active_values + cost.work(MILLION)
 
 
 def _per_token(cost: Attention, format_: str) -> float:
@@ -110,11 +108,11 @@ def _per_token(cost: Attention, format_: str) -> float:
 
 
 def _reported(diff: Diff, place: int) -> str:
-    """What the report says of two models of these sizes, in percent, or nothing."""
+    """The report's figure for two models of these sizes, in percent, or nothing."""
     if diff.attention[0] != _costs(_BEFORE):
         return ""
     found = [said[place] for alias, said in REPORTED.items() if diff.attention[1] == _costs(alias)]
-    unit = "" if place else ", as an estimate in equivalent FP8 operations; here all operations count the same"
+    unit = "" if place else ", an estimate in equivalent FP8 operations; here all operations count the same"
     return f" The report says {found[0]} %{unit}." if found else ""
 
 
@@ -145,7 +143,7 @@ def _with_role(side: Description, role: str) -> list[Group]:
 
 
 def streams_gained(diff: Diff) -> Facts | None:
-    """Hyper-connections, where there was one residual stream."""
+    """Hyper-connections in B, one residual stream in A."""
     if _with_role(diff.a, "hyper-connections") or diff.a.model is None:
         return None
     groups, many = _with_role(diff.b, "hyper-connections"), diff.b.config.get("hc_mult")
@@ -157,12 +155,12 @@ def streams_gained(diff: Diff) -> Facts | None:
 
 
 def streams_lost(diff: Diff) -> Facts | None:
-    """One residual stream, where there were several."""
+    """One residual stream in B, several in A."""
     return streams_gained(Diff(diff.b, diff.a))
 
 
 def grouped_output(diff: Diff) -> Facts | None:
-    """What heads give goes out through groups, where it went through one matrix."""
+    """The output projection is split into groups in B, one matrix in A."""
     before, after = ([side.config.get(field) for field in ("o_groups", "o_lora_rank")] for side in (diff.a, diff.b))
     if diff.a.model is None or before != [None, None] or not all(type(value) is int for value in after):
         return None
@@ -170,7 +168,7 @@ def grouped_output(diff: Diff) -> Facts | None:
 
 
 def routed_by_token(diff: Diff) -> Facts | None:
-    """Layers that look a token's experts up, where there were none."""
+    """Layers that look up the experts of a token, in B only."""
     tables = [[group for group in side.known if group.family.below] for side in (diff.a, diff.b)]
     if tables[0] or not tables[1]:
         return None
@@ -179,12 +177,12 @@ def routed_by_token(diff: Diff) -> Facts | None:
 
 
 def _experts(side: Description) -> set[str]:
-    """How routed experts are coded."""
+    """The codes of routed experts."""
     return {group.codec.form.codes for group in _with_role(side, "routed experts")}
 
 
 def experts_narrowed(diff: Diff) -> Facts | None:
-    """Routed experts in four bits, where they took more."""
+    """Routed experts take four bits in B, more in A."""
     if not _experts(diff.a) or "e2m1" in _experts(diff.a) or _experts(diff.b) != {"e2m1"}:
         return None
     groups = [group for group in _with_role(diff.b, "routed experts") if not group.family.mtp]
@@ -195,11 +193,11 @@ def experts_narrowed(diff: Diff) -> Facts | None:
 
 
 def experts_widened(diff: Diff) -> Facts | None:
-    """Routed experts in more than four bits, where they took four."""
+    """Routed experts take more than four bits in B, four in A."""
     if experts_narrowed(Diff(diff.b, diff.a)) is None:
         return None
     share = diff.b.nbytes / diff.a.nbytes if diff.same_parameters else None
-    told = " expert_dtype in config.json must say so." if _experts(diff.b) == {"e4m3"} else ""
+    told = " expert_dtype in config.json must match." if _experts(diff.b) == {"e4m3"} else ""
     return {"share": f", in {share:.2f} times the bytes" if share else "", "told": told}
 
 
@@ -209,7 +207,7 @@ def _e8m0(side: Description) -> bool:
 
 
 def scales_as_bytes(diff: Diff) -> Facts | None:
-    """Scales are stored as exponents, where they were float32."""
+    """Scales are stored as exponents in B, as float32 in A."""
     return {} if diff.a.quantized and not _e8m0(diff.a) and _e8m0(diff.b) else None
 
 
@@ -218,15 +216,15 @@ def _blocks(side: Description) -> bool:
 
 
 def drafter_gained(diff: Diff) -> Facts | None:
-    """A block drafter, where there was a prediction layer or nothing."""
+    """A block drafter in B; in A an MTP layer or no drafter."""
     if _blocks(diff.a) or not _blocks(diff.b) or diff.a.model is None:
         return None
     config, stages = diff.b.config, diff.b.draft_layers
     said = config.get("num_nextn_predict_layers")
-    told = f" num_nextn_predict_layers says {said} all the same." if type(said) is int and said != stages else ""
+    told = f" num_nextn_predict_layers still says {said}." if type(said) is int and said != stages else ""
     values = sum(group.values for group in diff.b.known if group.family.mtp)
     return {
-        "instead": "in place of the prediction layer" if diff.a.draft_layers else "where nothing was drafted",
+        "instead": "replaces the MTP layer" if diff.a.draft_layers else "is added",
         "stages": stages, "values": f"{values / 1e9:.1f}", "block": _block(config), "told": told,
     }  # fmt: skip
 
@@ -238,10 +236,10 @@ def _block(config: Mapping[str, Any]) -> str:
 
 
 def drafter_lost(diff: Diff) -> Facts | None:
-    """No block drafter, where there was one."""
+    """A block drafter in A and none in B."""
     if not _blocks(diff.a) or _blocks(diff.b) or diff.b.model is None:
         return None
-    left = "A prediction layer drafts the next token." if diff.b.draft_layers else "Nothing drafts tokens."
+    left = "An MTP layer drafts the next token." if diff.b.draft_layers else "No part drafts tokens."
     return {"stages": diff.a.draft_layers, "left": left}
 
 
@@ -250,14 +248,14 @@ def _own(side: Description) -> bool:
 
 
 def copies_gone(diff: Diff) -> Facts | None:
-    """The prediction layer has no copies of embedding and head, where it had them."""
+    """The MTP layer has copies of embedding and head in A, not in B."""
     if not _own(diff.a) or _own(diff.b) or not diff.b.draft_layers:
         return None
     return {"bytes": f"{sum(group.nbytes for group in diff.a.known if group.family.twin) / 1e9:.1f} GB"}
 
 
 def vision_gained(diff: Diff) -> Facts | None:
-    """Parts that read images, where there were none."""
+    """Parts that read images, in B only."""
     before, after = (_with_role(side, "vision") for side in (diff.a, diff.b))
     if before or not after or diff.a.model is None:
         return None

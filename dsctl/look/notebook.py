@@ -1,4 +1,4 @@
-"""Tables as HTML for notebooks: what `_repr_html_` of a diff and of an inspection is made of. Pure."""
+"""Tables as text for `print` and as HTML for notebooks. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dsctl.core.visible import visible
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A heading and a table under it, whole numbers with separators; nothing where there are no rows."""
+    """A heading and a table under it in HTML, whole numbers with separators; an empty text if there are no rows."""
     lines = ["".join(f"<td>{_cell(value)}</td>" for value in row) for row in rows]
     if not lines:
         return ""
@@ -18,10 +18,29 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     return f"<h4>{html(title)}</h4><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def plain(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The same as text, in aligned columns, numbers to the right."""
+    held = [tuple(row) for row in rows]
+    if not held:
+        return ""
+    lines = [tuple(map(visible, columns)), *(tuple(map(_text, row)) for row in held)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [all(isinstance(row[n], int | float | None) for row in held) for n in range(len(columns))]
+    aligned = (
+        "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in cells)
+        for cells in (zip(line, widths, right, strict=True) for line in lines)
+    )
+    return "\n".join((title, *(f"  {line}".rstrip() for line in aligned))) + "\n"
+
+
 def html(text: str) -> str:
-    """Text as HTML shows it: no markup, control characters spelled out."""
+    """Text for HTML: without markup, control characters spelled out."""
     return escape(visible(text))
 
 
 def _cell(value: object) -> str:
-    return f"{value:,}" if type(value) is int else html("" if value is None else str(value))
+    return escape(_text(value))
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if type(value) is int else visible("" if value is None else str(value))

@@ -1,4 +1,4 @@
-"""Files beside weights and config that decide how a model is used, compared byte for byte."""
+"""Files beside weights and config that decide how a model is used, compared byte by byte."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from dsctl.stores.local import LocalFolder
 
-# Globs of each kind of file. A chat template may lie in tokenizer_config.json.
+# Globs of each kind of file. A chat template can also be in tokenizer_config.json, or be Python code.
 SIDE_FILES = {
     "tokenizer": ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken"),
-    "chat template": ("chat_template*",),
+    "chat template": ("chat_template*", "assets/chat_template*", "additional_chat_templates/*"),
     "generation config": ("generation_config.json",),
     "code": ("*.py",),
 }
@@ -19,7 +19,7 @@ READ_BYTES = 8 << 20
 
 
 class FileChange(NamedTuple):
-    """Files of one kind of `SIDE_FILES`, compared byte for byte: names that differ, and names on one side alone."""
+    """Files of one kind of `SIDE_FILES`, compared byte by byte: the same, different, and on one side only."""
 
     kind: str
     same: tuple[str, ...]

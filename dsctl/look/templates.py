@@ -1,4 +1,4 @@
-"""Parameters of one side by their template, and what of a template differs between two sides. Pure."""
+"""The parameters of one side by template, and the aspects in which a template differs between two sides. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dsctl.core.header import TensorSpec
 from dsctl.layouts.naming import tensors
 from dsctl.look.wording import form
 
-# What a template's difference can be in, in the order in which it is shown. The first four are architecture.
+# The aspects in which a template can differ, in the order of the report. The first four are architecture.
 ASPECTS = ("shape", "layers", "experts", "split", "stored", "count")
 STRUCTURE = frozenset({"shape", "layers", "experts", "split"})
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Everything on one side that goes by one template: an MTP layer's parameters together with the main model's.
+    """All parameters of one side with the same template: those of an MTP layer together with the main model's.
 
-    Families of a template that differ by more than their layers, such as compressors of 4 and of 128 tokens, are apart.
+    Families of a template that differ in more than their layers, such as compressors of 4 and of 128 tokens, are
+    separate.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Template:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The numbers of its layers in names."""
+        """The numbers of its layers, as names have them."""
         return tuple(sorted({number for group in self.groups for number in group.numbers}))
 
     @property
@@ -69,7 +70,7 @@ class Template:
 
 
 class TemplateChange(NamedTuple):
-    """A template on both sides, and in which of `ASPECTS` they differ."""
+    """A template on both sides, and those of `ASPECTS` in which it differs."""
 
     before: Template
     after: Template

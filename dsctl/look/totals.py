@@ -1,4 +1,4 @@
-"""Numbers of two descriptions side by side: counts, bytes, and what a token costs at some contexts."""
+"""Numbers of two descriptions side by side: counts, bytes, and the cost of a token at several context lengths."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 from dsctl.look.costs import BF16, FP8, Attention, kept
 from dsctl.look.description import Description
 
-# Tokens of context at which the costs of one more token are told.
+# Context lengths, in tokens, at which the cost of one more token is given.
 CONTEXTS = (4_096, 32_768, 131_072)
-# Told of as well where a side can hold them.
+# One more such length, if a side supports it.
 MILLION = 1 << 20
 
 
 class TotalChange(NamedTuple):
-    """One number on both sides; `unit` is count, bytes or flop. None where it is not known. Bytes per token need not be
-    whole: an entry may stand for several tokens.
+    """One number on both sides, None if it is not known; `unit` is count, bytes or flop. Bytes per token can have a
+    fraction, because an entry can stand for several tokens.
 
-    `context` is the number of tokens before the one that is counted for.
+    `context` is the number of tokens before the one that is counted.
     """
 
     key: str
@@ -30,13 +30,13 @@ class TotalChange(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether both are known and differ. How many files hold the weights is not a difference."""
+        """Whether both are known and differ. The number of weight files is not a difference."""
         known = self.before is not None and self.after is not None
         return known and self.before != self.after and self.key != "files"
 
 
 def totals(a: Description, b: Description, costs: tuple[Attention | None, Attention | None]) -> Iterator[TotalChange]:
-    """Every total of two descriptions, in the order in which they are shown; `costs` are those of their attention."""
+    """Every total of two descriptions, in the order of the report; `costs` are the costs of their attention."""
     for key in ("parameters", "values", "main_values", "active_values", "quantized", "tensors"):
         yield TotalChange(key, "count", getattr(a, key), getattr(b, key))
     yield TotalChange("nbytes", "bytes", a.nbytes, b.nbytes)
@@ -51,9 +51,22 @@ def totals(a: Description, b: Description, costs: tuple[Attention | None, Attent
     yield change("index_bytes", "bytes", lambda one: one.index_bytes())
     yield change("fixed_bytes", "bytes", lambda one: _fixed(one, held))
     for context in said:
+        before, after = map(partial(_token_work, context), (a, b), costs)
+        yield TotalChange("token_work", "flop", before, after, context)
+    for context in said:
         yield change("work", "flop", partial(_work, context), context)
     for context in said:
         yield change("read_bytes", "bytes", partial(_read, context, held), context)
+
+
+def token_work(active: int, costs: Attention, context: int) -> int:
+    """Floating-point operations of one new token after `context` tokens: two for each of its `active` values, and the
+    part of attention that grows with the context (docs/costs.md)."""
+    return 2 * active + costs.work(context)
+
+
+def _token_work(context: int, side: Description, costs: Attention | None) -> int | None:
+    return None if costs is None else token_work(side.active_values, costs, context)
 
 
 def _work(context: int, costs: Attention) -> int:
@@ -65,17 +78,17 @@ def _read(context: int, format_: str, costs: Attention) -> int:
 
 
 def _fixed(costs: Attention, format_: str) -> int:
-    """Bytes that a sequence keeps beside what grows with it."""
+    """Bytes that a sequence keeps whatever its length: window and compressor state."""
     whole = kept(costs, MILLION, format_)
     return whole.window + whole.state
 
 
 def cache_format(costs: Iterable[Attention | None]) -> str:
-    """The format in which the caches of both sides are told: FP8 where that is usual for one of them."""
+    """The format in which the caches of both sides are counted: FP8 if it is usual for one of them."""
     return FP8 if any(one is not None and one.usual == FP8 for one in costs) else BF16
 
 
 def contexts(a: Description, b: Description) -> tuple[int, ...]:
-    """Tokens of context at which the costs of one more token are told of both."""
+    """The context lengths, in tokens, at which the cost of one more token is given for both sides."""
     longest = max(side.published_context or side.positions or 0 for side in (a, b))
     return (*CONTEXTS, MILLION) if longest >= MILLION else CONTEXTS

@@ -1,4 +1,4 @@
-"""Stored forms and runs of numbers in a few words."""
+"""Stored formats, ratios and runs of numbers in a few words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dsctl.core.params import Traits
 
 
 def form(codec: Codec) -> str:
-    """A stored form in a few words: BF16, FP8 ue8m0, FP8 E8M0; the usual 128x128 blocks and F32 go unsaid."""
+    """A stored format in a few words: BF16, FP8 ue8m0, FP8 E8M0. The usual blocks of 128x128 and F32 scales are left
+    out."""
     if not codec.scale_fmt:
         return codec.name if codec.quantized else codec.name.upper()
     words = ["FP8"]
@@ -17,7 +18,7 @@ def form(codec: Codec) -> str:
         words.append(f"{codec.block[0]}x{codec.block[1]}")
     dtype = codec.specs(codec.block)[SCALE].dtype
     if dtype != "F32":
-        # E8M0 holds powers of two alone.
+        # E8M0 holds only powers of two.
         words.append(dtype.removeprefix("F8_"))
     elif codec.scale_fmt == "ue8m0":
         words.append("ue8m0")
@@ -25,17 +26,29 @@ def form(codec: Codec) -> str:
 
 
 def drafting(traits: Traits) -> str:
-    """What drafts further tokens, in words."""
+    """The part that drafts further tokens, in words."""
     return "the block drafter" if traits.drafter == "dspark" else "multi-token prediction"
 
 
+def ratio(number: float) -> str:
+    """How many times as much: two digits after the point below 2, one above."""
+    return f"{number:.2f}" if number < 2 else f"{number:,.1f}"
+
+
+def times(before: float, after: float) -> str:
+    """13.3 times less; 1.25 times more; the same."""
+    if before == after:
+        return "the same"
+    return f"{ratio(max(before, after) / min(before, after))} times {'less' if before > after else 'more'}"
+
+
 def short(template: str) -> str:
-    """A template without what those of main layers begin with, and without what weights end with."""
+    """A template without the prefix of main layers and without `.weight`."""
     return template.removeprefix("model.").removeprefix("layers.{layer}.").removesuffix(".weight")
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Numbers with runs folded, even ones with a step: 0-61; 0-2, 6-78 by 4; 1, 5."""
+    """Numbers with runs folded, also runs with a step: 0-61; 0-2, 6-78 by 4; 1, 5."""
     left, said = sorted(numbers), []
     while left:
         run = 1

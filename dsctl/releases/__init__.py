@@ -46,7 +46,9 @@ class Release(msgspec.Struct, frozen=True):
 
     `sources` gives the source of each field; `unknown` lists the fields without a source, `derived` those that were
     not read but follow from a different release, which the sources name. `context` is the published context length in
-    tokens; the config's `max_position_embeddings` can be larger.
+    tokens; the config's `max_position_embeddings` can be larger. `chat_template` is the file that turns messages into a
+    prompt, a Jinja template or Python code, and `tokens` has the numbers of some special tokens; both are set only if a
+    source has them.
     """
 
     alias: tuple[str, ...]
@@ -62,6 +64,8 @@ class Release(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...]
     derived: tuple[str, ...] = ()
     context: int | None = None
+    chat_template: str | None = None
+    tokens: dict[str, int] = {}
 
     @property
     def config_derived(self) -> bool:

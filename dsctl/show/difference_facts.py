@@ -1,17 +1,19 @@
-"""A diff as stable JSON: docs/diff.md says what is in it."""
+"""A diff as stable JSON, described in docs/diff.md."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from dsctl.look.config_changes import ABSENT
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.meanings import meanings
+from dsctl.look.side_texts import TextChange
 from dsctl.look.templates import Template, TemplateChange
 
 
 def as_json(diff: Diff, only: str | None, tensors: bool) -> dict[str, Any]:
-    """The report as stable JSON: docs/diff.md says what is in it."""
+    """The report as stable JSON, described in docs/diff.md."""
     facts: dict[str, Any] = {
         "origins": {"a": _origin_json(diff.a), "b": _origin_json(diff.b), "same": diff.itself},
         "differs": diff.differs_in(only),
@@ -36,6 +38,8 @@ def as_json(diff: Diff, only: str | None, tensors: bool) -> dict[str, Any]:
         facts["totals"] = _totals_json(diff)
     if only in (None, "files"):
         facts["files"] = None if diff.files is None else [one._asdict() for one in diff.files]
+        facts["contents"] = [_content_json(change) for change in diff.texts.changes]
+        facts["unread"] = list(diff.texts.problems)
     if only is None:
         facts["meanings"] = [said._asdict() for said in meanings(diff)]
     return facts
@@ -67,6 +71,11 @@ def _config_json(diff: Diff) -> dict[str, Any]:
         one = {"added": change.after, "removed": change.before}
         kinds[change.kind][change.field] = one.get(change.kind, [change.before, change.after])
     return kinds
+
+
+def _content_json(change: TextChange) -> dict[str, Any]:
+    sides = {side: None if value is ABSENT else value for side, value in zip("ab", change[2:4], strict=True)}
+    return {"kind": change.kind, "field": change.what, "change": change.sign or "moved"} | sides
 
 
 def _template_json(template: Template) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A diff as sections for people: what `dsctl diff` prints."""
+"""A diff as sections for people: the output of `dsctl diff`. The answer comes first, then the tables."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from dsctl.look.meanings import FIELDS, meanings
 from dsctl.releases import Release
 from dsctl.show.output import plural
 from dsctl.show.sections import Column, Row, Section
+from dsctl.show.side_files import files
 from dsctl.show.templates import parameters, shortened
 from dsctl.show.totals import totals
 
 NAME_WIDTH = 30
-# A list of at least so many values, such as one per layer, is shown as how often each value occurs.
+# A list longer than LONG, such as one with a value per layer, is shown as counts if it has at most FEW values.
 LONG, FEW = 12, 4
 
 
 def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
-    """The report's parts, in order; with `only`, that part alone."""
+    """The report's parts, in order; with `only`, that part alone. Without differences, a sentence."""
     yield Section("", diff.origin)
+    if only is None and not diff.differs:
+        yield Section(" → ".join(titles(diff)), diff.headline, paragraphs=tuple(_compared(diff)))
+        return
     if only is None:
+        yield Section(" → ".join(titles(diff)), diff.headline)
+        yield from _meanings(diff)
         yield _identity(diff)
     if only in (None, "config"):
         yield _config(diff)
@@ -36,10 +42,8 @@ def sections(diff: Diff, only: str | None, tensors: bool) -> Iterator[Section]:
             yield _tensors(diff)
     if only in (None, "totals"):
         yield from totals(diff, titles(diff))
-    if only == "files" or (only is None and diff.files is not None):
-        yield _files(diff)
-    if only is None:
-        yield from _meanings(diff)
+    if only == "files" or (only is None and (diff.files is not None or diff.texts.changes)):
+        yield from files(diff)
 
 
 def _short(description: Description) -> str:
@@ -48,12 +52,12 @@ def _short(description: Description) -> str:
 
 
 def _cropped(name: str) -> str:
-    """A name or path that may be long: its end says most."""
+    """A name or path, cut at its beginning if it is long."""
     return name if len(name) <= NAME_WIDTH else "…" + name[-NAME_WIDTH + 1 :]
 
 
 def titles(diff: Diff) -> tuple[str, str]:
-    """What columns call the two sides."""
+    """The column titles of the two sides."""
     a, b = _short(diff.a), _short(diff.b)
     return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
 
@@ -63,11 +67,15 @@ def _identity(diff: Diff) -> Section:
     sides = [dict(_facts(side)) for side in (diff.a, diff.b)]
     names = dict.fromkeys([*sides[0], *sides[1]])
     rows = tuple(Row((name, sides[0].get(name, ""), sides[1].get(name, ""))) for name in names)
-    notes = [note for side, title in ((diff.a, a), (diff.b, b)) for note in _notes(side, title)]
-    if any("*" in cell for row in rows for cell in row.cells):
-        notes.append("*: its config was derived, not read.")
-    notes.append(f"Compared: {', '.join(diff.compared)}. Not compared: {', '.join(diff.not_compared)}.")
-    return Section(f"{a} → {b}", diff.headline, (Column(), Column(a), Column(b)), rows, tuple(notes))
+    notes = ["*: its config was derived, not read."] if any("*" in cell for row in rows for cell in row.cells) else []
+    return Section("Sides", "", (Column(), Column(a), Column(b)), rows, (*notes, *_compared(diff)))
+
+
+def _compared(diff: Diff) -> Iterator[str]:
+    """Notes on each side, and what was compared."""
+    for side, title in zip((diff.a, diff.b), titles(diff), strict=True):
+        yield from _notes(side, title)
+    yield f"Compared: {', '.join(diff.compared)}. Not compared: {', '.join(diff.not_compared)}."
 
 
 def _facts(side: Description) -> Iterator[tuple[str, str]]:
@@ -75,33 +83,35 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
     label = kind if kind in ("folder", "store") else "repository"
     yield label, _cropped(side.name) if kind == "folder" else side.place
     if side.release:
-        yield "published", side.release.date or "date not known"
+        yield "published", side.release.date or "not known"
         yield "licence", side.release.licence or "not known"
     yield "architecture", side.model or "unknown"
     alike = [starred(release, release.alias[0]) for release in side.alike if release is not side.release]
     if alike:
         more = f" and {len(alike) - 3} more" if len(alike) > 4 else ""
-        yield "same shapes", ", ".join(alike[: 3 if more else 4]) + more
+        yield "same architecture as", ", ".join(alike[: 3 if more else 4]) + more
 
 
 def starred(release: Release, name: str) -> str:
-    """A name, with a star where the release's config was derived: its shapes were not read."""
+    """A name, with a star if the release's config was derived, so that its shapes were not read."""
     return name + "*" * ("config" in release.derived)
 
 
 def _notes(side: Description, title: str) -> Iterator[str]:
     if side.derived:
         reason = side.release.sources["config"][0].removeprefix("derived: ") if side.release else ""
-        yield f"{title}: its config.json was not read, but derived: {reason}."
+        yield f"{title}: config.json was derived, not read: {reason}."
     for template in side.release.storage.scales_apart if side.release else ():
-        yield f"{title}: scales of {template} are no powers of two, unlike all others."
+        yield f"{title}: the scales of {template} are not powers of two, unlike all others."
     if side.part:
         yield f"{title}: {side.part}."
     if side.missing:
         first = ", ".join(side.missing[:2]) + (", ..." if len(side.missing) > 2 else "")
-        yield f"{title}: {plural(len(side.missing), 'parameter')} of its architecture missing ({first})."
+        missing = plural(len(side.missing), "parameter")
+        yield f"{title}: {missing} of its architecture {'is' if len(side.missing) == 1 else 'are'} missing ({first})."
     if side.faults:
-        yield f"{title}: {plural(len(side.faults), 'remark')} on its files ({side.faults[0]}); `dsctl verify` has all."
+        problems = plural(len(side.faults), "problem")
+        yield f"{title}: {problems} in its files ({side.faults[0]}); `dsctl verify` lists all of them."
 
 
 def _config(diff: Diff) -> Section:
@@ -110,7 +120,7 @@ def _config(diff: Diff) -> Section:
     rows = [_field(change) for change in telling] + list(_clerical(clerical))
     columns = (Column("field"), Column("value"), Column("", rank=1))
     unread = [side.name for side in (diff.a, diff.b) if side.derived]
-    derived = f"; that of {' and '.join(dict.fromkeys(unread))} is derived, not read" if unread else ""
+    derived = f"; config of {' and '.join(dict.fromkeys(unread))}: derived, not read" if unread else ""
     summary = (_counted([row.kind for row in rows]) or "no difference") + derived
     return Section("Config", summary, columns, tuple(rows))
 
@@ -118,12 +128,12 @@ def _config(diff: Diff) -> Section:
 def _field(change: FieldChange) -> Row:
     sides = [side for side in (change.before, change.after) if side is not ABSENT]
     many = any(isinstance(side, list) and len(side) > LONG for side in sides)
-    told = [_value(side, many) for side in sides]
-    return Row((change.field, " → ".join(told), FIELDS.get(change.field, "")), change.kind)
+    values = [_value(side, many) for side in sides]
+    return Row((change.field, " → ".join(values), FIELDS.get(change.field, "")), change.kind)
 
 
 def _clerical(changes: list[FieldChange]) -> Iterator[Row]:
-    """Fields that set nothing, one row each whatever lies in them."""
+    """Fields without effect, one row for each field of the outermost object."""
     for top in dict.fromkeys(change.top for change in changes):
         inner = [change for change in changes if change.top == top]
         kinds = {change.kind for change in inner}
@@ -134,7 +144,7 @@ def _clerical(changes: list[FieldChange]) -> Iterator[Row]:
 
 
 def _value(value: Any, many: bool = False) -> str:
-    """A value in a few words; `many`: a list is told by how often it has each value, where it has few."""
+    """A value in a few words; with `many`, a list of few different values as how often each occurs."""
     if many and isinstance(value, list) and value and len(counted := _counts(value)) <= FEW:
         return ", ".join(f"{number} x {text}" for text, number in counted.items())
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -144,7 +154,7 @@ def _value(value: Any, many: bool = False) -> str:
 
 
 def _counts(values: Sequence[Any]) -> dict[str, int]:
-    """How often each value of a list stands in it, in the order in which they first do."""
+    """How often each value of a list occurs, in the order of first occurrence."""
     return Counter(json.dumps(value, ensure_ascii=False) for value in values)
 
 
@@ -155,30 +165,11 @@ def _counted(kinds: Sequence[str]) -> str:
 def _tensors(diff: Diff) -> Section:
     rows = []
     for name, before, after in diff.tensors:
-        told = [f"{spec.dtype} {list(spec.shape)}" for spec in (before, after) if spec]
+        specs = [f"{spec.dtype} {list(spec.shape)}" for spec in (before, after) if spec]
         kind = "changed" if before and after else "added" if after else "removed"
-        rows.append(Row((name, " → ".join(told)), kind))
-    summary = _counted([row.kind for row in rows]) or "no stored tensor differs in name, dtype or shape"
+        rows.append(Row((name, " → ".join(specs)), kind))
+    summary = _counted([row.kind for row in rows]) or "no difference in name, dtype or shape"
     return Section("Tensors", summary, (Column("tensor"), Column("stored as")), tuple(rows))
-
-
-def _files(diff: Diff) -> Section:
-    if diff.files is None:
-        return Section("Other files", "not compared: both sides must be folders on this machine")
-    rows = []
-    for one in diff.files:
-        for names, kind, said in (
-            (one.same, "", "the same bytes"),
-            (one.changed, "changed", "other bytes"),
-            (one.removed, "removed", "only in A"),
-            (one.added, "added", "only in B"),
-        ):
-            if names:
-                rows.append(Row((one.kind, said, ", ".join(names)), kind))
-        if not (one.same or one.differs):
-            rows.append(Row((one.kind, "on neither side", "")))
-    summary = "different" if diff.differs_in("files") else "no difference in what is there"
-    return Section("Other files", summary, (Column("what"), Column("bytes"), Column("files")), tuple(rows))
 
 
 def _meanings(diff: Diff) -> Iterator[Section]:

@@ -1,4 +1,5 @@
-"""The parameters of a diff as sections: templates by module, with their layers, and what changed in each."""
+"""The parameters of a diff as sections: templates by module with their layers, and the changes in each. The largest
+changes come first."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ def parameters(diff: Diff) -> Iterator[Section]:
     """Templates that were added, removed or changed."""
     if diff.same_storage:
         many = f"{plural(len(diff.templates[0]), 'template')}, {plural(diff.a.parameters, 'parameter')}"
-        parts = " that are on both sides, in part or whole" if diff.verdict == "parts" else ""
-        lacking = "; not the same ones are missing" if diff.verdict == "parts" else ""
+        parts = " present on both sides, in part or whole" if diff.verdict == "parts" else ""
+        lacking = "; different ones are missing" if diff.verdict == "parts" else ""
         yield Section("Parameters", f"no difference in {many}{parts}{lacking}")
         return
     if diff.added or diff.removed:
@@ -30,7 +31,10 @@ def parameters(diff: Diff) -> Iterator[Section]:
         rows = (*_templates(diff.removed, "removed"), *_templates(diff.added, "added"))
         yield Section("Parameters", _sides(diff), columns, rows)
     if diff.changed:
-        rest = (Column("what"), Column("before → after"), Column("parameters", True, 1), Column("templates"))
+        rest = (
+            Column("aspect"), Column("before → after"), Column("parameters", True, 1), Column("bytes", True, 2),
+            Column("templates"),
+        )  # fmt: skip
         title = "Different storage format" if diff.same_parameters else "Parameters on both sides"
         many = f"{plural(len(diff.changed), 'template')} of {len(diff.templates[0]) - len(diff.removed)} changed"
         yield Section(title, many, rest, tuple(_changes(diff.changed)))
@@ -46,14 +50,18 @@ def _sides(diff: Diff) -> str:
 
 
 def _templates(found: Iterable[Template], kind: str) -> Iterator[Row]:
-    """One row per template, below the module and layers that several share."""
-    modules: dict[str, list[Row]] = {}
+    """One row per template under its module and layers; modules, and templates in each, by bytes."""
+    modules: dict[str, list[Template]] = {}
     for template in found:
-        module, name = _module(_numbered(template))
-        modules.setdefault(module, []).append(Row((name, *_described(template)), kind))
-    for module, rows in modules.items():
+        modules.setdefault(_module(_numbered(template))[0], []).append(template)
+    for module, held in sorted(modules.items(), key=lambda one: -_nbytes(one[1])):
         yield Row((module,))
-        yield from rows
+        for template in sorted(held, key=lambda one: -one.nbytes):
+            yield Row((_module(_numbered(template))[1], *_described(template)), kind)
+
+
+def _nbytes(found: Iterable[Template]) -> int:
+    return sum(template.nbytes for template in found)
 
 
 def _numbered(template: Template) -> str:
@@ -65,7 +73,7 @@ def _numbered(template: Template) -> str:
 
 
 def _module(template: str) -> tuple[str, str]:
-    """A name before and after its last module: what rows can share, and what they cannot."""
+    """A name before and after its last module: the part that rows can share, and the rest."""
     parts = template.split(".")
     cut = max(len(parts) - (2 if parts[-1] in ("weight", "bias") else 1), 0)
     return ".".join(parts[:cut]) + "." * bool(cut), ".".join(parts[cut:])
@@ -86,14 +94,14 @@ def _described(template: Template) -> tuple[str, ...]:
 
 
 def _changes(changed: Iterable[TemplateChange]) -> Iterator[Row]:
-    """One row per difference, with all templates that share it."""
+    """One row per difference with all templates that share it, aspect by aspect, in each by bytes."""
     found: dict[tuple[str, str], list[Template]] = {}
     for change in changed:
         for aspect in change.aspects:
             sides = " → ".join(_aspect(side, aspect) for side in (change.before, change.after))
             found.setdefault((aspect, sides), []).append(change.after)
-    for (aspect, sides), templates in sorted(found.items(), key=lambda item: ASPECTS.index(item[0][0])):
-        yield Row((aspect, sides, f"{sum(t.count for t in templates):,}", _named(templates)), "changed")
+    for (aspect, sides), held in sorted(found.items(), key=lambda one: (ASPECTS.index(one[0][0]), -_nbytes(one[1]))):
+        yield Row((aspect, sides, f"{sum(t.count for t in held):,}", size(_nbytes(held)), _named(held)), "changed")
 
 
 def _aspect(template: Template, aspect: str) -> str:
@@ -104,7 +112,7 @@ def _aspect(template: Template, aspect: str) -> str:
 
 
 def _named(templates: list[Template], limit: int = 3) -> str:
-    """Templates in a few words: their names where they are few, else how many of each role."""
+    """Templates in a few words: the names of a few, or how many of each role."""
     if len(templates) <= limit:
         return ", ".join(short(t.name) for t in templates)
     roles = [template.role for template in templates]
@@ -112,5 +120,5 @@ def _named(templates: list[Template], limit: int = 3) -> str:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text that may be long."""
+    """A text, cut if it is long."""
     return text if len(text) <= VALUE_WIDTH else text[: VALUE_WIDTH - 1] + "…"

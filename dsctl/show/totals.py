@@ -1,4 +1,4 @@
-"""The totals of a diff as sections: how many and how large, what a token takes of cache and arithmetic."""
+"""The totals of a diff as sections: counts and sizes, and the cache and arithmetic that a token takes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dsctl.look.costs import BF16
 from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import BLOCKS
 from dsctl.look.totals import TotalChange
+from dsctl.look.wording import ratio
 from dsctl.show.output import size
 from dsctl.show.sections import Column, Row, Section
 
-# What a total is called, and the heading that it comes under.
+# The name of each total, and its heading.
 TOTALS = {
     "parameters": ("parameters", "Totals"),
     "values": ("values", "Totals"),
@@ -21,23 +22,25 @@ TOTALS = {
     "tensors": ("stored tensors", "Totals"),
     "nbytes": ("stored bytes", "Totals"),
     "files": ("weight files", "Totals"),
-    "cache_bytes": ("KV cache", "Per token of context"),
-    "index_bytes": ("indexer's keys", "Per token of context"),
-    "fixed_bytes": ("window and compressors' state", "Per sequence"),
-    "work": ("arithmetic", "Attention of one new token"),
-    "read_bytes": ("cache read", "Attention of one new token"),
+    "cache_bytes": ("KV cache", "KV cache per token"),
+    "index_bytes": ("indexer keys", "KV cache per token"),
+    "fixed_bytes": ("window and compressor state", "KV cache per sequence"),
+    "token_work": ("whole token", "Arithmetic of one new token"),
+    "work": ("  attention", "Arithmetic of one new token"),
+    "read_bytes": ("cache read", "Cache read by one new token"),
 }
 
 
 def totals(diff: Diff, titles: tuple[str, str]) -> Iterator[Section]:
-    """Sums of both sides, and what a token costs; `titles` are what columns call the sides."""
+    """Sums of both sides, and the cost of a token; `titles` are the column titles of the sides."""
     columns = (Column(), *(Column(title, True) for title in titles), Column("difference", True))
     keys = dict.fromkeys(one.keys.upper() for one in diff.attention if one)
     kept = "latents in BF16" if diff.cache_format == BF16 else f"entries in {diff.cache_format.upper()}"
-    form = ", in MLA's multi-query form" * (diff.cache_format == BF16)
+    form = "; attention in MLA's multi-query form" * (diff.cache_format == BF16)
     summaries = {
-        "Per token of context": f"cache kept for it: {kept}, indexer keys in {' and '.join(keys)}",
-        "Attention of one new token": f"while decoding{form}, after so many tokens (docs/costs.md)",
+        "KV cache per token": f"{kept}, indexer keys in {' and '.join(keys)}",
+        "Arithmetic of one new token": f"while decoding, by context length{form} (docs/costs.md)",
+        "Cache read by one new token": "while decoding, by context length",
     }
     blocks = any(side.traits.drafter == BLOCKS for side in (diff.a, diff.b))
     names = {key: name for key, (name, _) in TOTALS.items()} | ({"main_values": "  without drafter"} if blocks else {})
@@ -52,7 +55,7 @@ def totals(diff: Diff, titles: tuple[str, str]) -> Iterator[Section]:
 
 
 def _total(total: TotalChange, name: str) -> Row:
-    name += f" after {total.context:,}" if total.context else ""
+    name += f" at {total.context:,}" if total.context else ""
     before, after = (_amount(value, total.unit) for value in (total.before, total.after))
     return Row((name, before, after, _difference(total)))
 
@@ -80,12 +83,12 @@ def _difference(total: TotalChange) -> str:
     if before == after:
         return "same"
     if total.context and before and after:
-        return _ratio(max(before, after) / min(before, after)) + (" less" if before > after else " more")
+        return _times(max(before, after) / min(before, after)) + (" less" if before > after else " more")
     change = after - before
     judged = "" if total.differs else " (not judged)"
     return ("+" if change > 0 else "-") + _amount(abs(change), total.unit) + judged
 
 
-def _ratio(ratio: float) -> str:
-    """How many times as much; a few percent, where that would be once."""
-    return f"{ratio:.1f}x" if ratio >= 1.05 else f"{100 * (ratio - 1):.1f}%"
+def _times(times: float) -> str:
+    """How many times as much; a percentage if it is close to once."""
+    return f"{ratio(times)}x" if times >= 1.05 else f"{100 * (times - 1):.1f}%"
