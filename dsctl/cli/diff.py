@@ -90,7 +90,9 @@ def diff(
 
         save(difference(found, only, tensors), html)
     if reasons:
-        raise DsctlError(f"{a} and {b} differ: {', '.join(reasons)}", hint=f"--fail-on {','.join(kinds)} judges this")
+        raise DsctlError(
+            f"{a} and {b} differ: {', '.join(reasons)}", hint=f"`dsctl diff {a} {b}` shows the differences"
+        )
     if exit_code and found.differs_in(only):
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dsctl.core.config_fields import CLERICAL_FIELDS
 from dsctl.core.errors import UsageError
 from dsctl.look.diff import Diff
+from dsctl.look.templates import TemplateChange
 
 ANY = "any"
 KINDS = ("architecture", "config", "storage", ANY)
@@ -30,8 +31,8 @@ def found(diff: Diff, kinds: Iterable[str], part: str | None = None) -> tuple[st
 
 
 def _architecture(diff: Diff, part: str | None) -> Iterator[str]:
-    structural = [change.after for change in diff.changed if change.structural or "count" in change.aspects]
-    number = sum(one.count for one in (*diff.added, *diff.removed, *structural))
+    structural = (change for change in diff.changed if change.structural or "count" in change.aspects)
+    number = sum(one.count for one in (*diff.added, *diff.removed)) + _count(structural)
     missing = set(diff.a.missing) ^ set(diff.b.missing)
     if diff.a.part != diff.b.part:
         yield "architecture (the sides hold different ranks)"
@@ -50,11 +51,15 @@ def _config(diff: Diff, part: str | None) -> Iterator[str]:
 
 
 def _storage(diff: Diff, part: str | None) -> Iterator[str]:
-    number = sum(change.after.count for change in diff.changed if "stored" in change.aspects)
+    number = _count(change for change in diff.changed if "stored" in change.aspects)
     if number:
         yield f"storage ({_counted(number, 'parameter')})"
     elif diff.renamed and _formats(diff, 0) != _formats(diff, 1):
         yield f"storage ({', '.join(sorted(_formats(diff, 0)))} → {', '.join(sorted(_formats(diff, 1)))})"
+
+
+def _count(changes: Iterable[TemplateChange]) -> int:
+    return sum(max(change.before.count, change.after.count) for change in changes)
 
 
 def _formats(diff: Diff, side: int) -> set[str]:

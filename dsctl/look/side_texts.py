@@ -1,7 +1,7 @@
-"""What differs in the texts beside the weights: tokenizer, special tokens, chat template, generation config.
+"""Differences in the texts beside the weights: tokenizer, special tokens, chat template, generation config.
 
-Of folders the files are read, at most `MOST_JSON` or `MOST_TOKENIZER` bytes of each. Of releases by name, the built-in
-descriptions are compared as far as a source for them exists.
+In folders the files are read, unless one is larger than `MOST_JSON` (tokenizer.json: `MOST_TOKENIZER`). For releases by
+name, the facts of the built-in descriptions are compared, if a source for them exists.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from dsctl.checkpoint.reading import read_json
-from dsctl.core.errors import DsctlError
+from dsctl.checkpoint.reading import strict_json
+from dsctl.core.errors import DsctlError, FormatError
 from dsctl.look.config_changes import ABSENT, config_changes
 from dsctl.look.tokenizers import TOKENIZER, AddedToken, Tokenizer, read_tokenizer
 from dsctl.releases import Release
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 
 class TextChange(NamedTuple):
-    """One difference: in which kind of text, in what of it, and the value on both sides; `ABSENT` where there is none.
+    """One difference: the kind of text, the field in it, and the value on both sides; `ABSENT` if a side has none.
 
-    `moved` marks a chat template with the same text in another file.
+    `moved` marks a chat template with the same text in a different file; the values are its places.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class TextChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """All differences; `compared` names the kinds that were looked at, `problems` says what could not be read."""
+    """All differences; `compared` lists the kinds known of two releases, `problems` the files that cannot be read."""
 
     changes: tuple[TextChange, ...] = ()
     compared: tuple[str, ...] = ()
@@ -68,26 +68,27 @@ class Texts:
 
 @dataclass
 class _Side:
-    """One folder: its files, and what of them could not be read."""
+    """One folder: its files, and the names of those that could not be read."""
 
     store: LocalFolder
     problems: list[str]
     files: dict[str, int] = field(init=False)
+    unread: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.files = self.store.files()
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object by its file, empty if it is absent or cannot be read."""
-        if name not in self.files or self._too_long(name, MOST_JSON):
+        if name not in self.files or self._too_long(name):
             return {}
-        return self._tried(name, lambda: read_json(self.store, name, self.files)) or {}
+        return self._tried(name, lambda: _object(self._read(name), name)) or {}
 
     def text(self, name: str) -> str | None:
         """A text in UTF-8, or None."""
-        if name not in self.files or self._too_long(name, MOST_JSON):
+        if name not in self.files or self._too_long(name):
             return None
-        return self._tried(name, lambda: self.store.read(name, 0, self.files[name]).decode())
+        return self._tried(name, lambda: self._read(name).decode())
 
     def tokenizer(self) -> Tokenizer | None:
         """tokenizer.json, or None if it is absent or cannot be read."""
@@ -95,29 +96,48 @@ class _Side:
             return None
         return self._tried(TOKENIZER, lambda: read_tokenizer(self.store, self.files[TOKENIZER]))
 
-    def _too_long(self, name: str, most: int) -> bool:
-        if self.files[name] > most:
-            self.problems.append(f"{self._place(name)} was not read: it has more than {most:,} bytes")
-        return self.files[name] > most
+    def _read(self, name: str) -> bytes:
+        return self.store.read(name, 0, self.files[name])
+
+    def _too_long(self, name: str) -> bool:
+        if self.files[name] > MOST_JSON:
+            self._refused(name, f"it has more than {MOST_JSON:,} bytes")
+        return self.files[name] > MOST_JSON
+
+    def _refused(self, name: str, reason: str) -> None:
+        self.unread.add(name)
+        self.problems.append(f"{self.store.root}/{name} was not compared: {reason}")
 
     def _tried(self, name: str, read: Callable[[], T]) -> T | None:
         try:
             return read()
         except DsctlError as error:
-            said = error.message.removeprefix(f"{name}: ")
+            reason = error.message.removeprefix(f"{name}: ")
         except UnicodeDecodeError:
-            said = "it is not text in UTF-8"
+            reason = "it is not text in UTF-8"
+        except ValueError as error:
+            reason = f"it is not valid JSON: {error}"
         except RecursionError:
-            said = "it is nested too deep"
-        self.problems.append(f"{self._place(name)} was not compared: {said}")
+            reason = "it is nested too deep"
+        self._refused(name, reason)
         return None
 
-    def _place(self, name: str) -> str:
-        return f"{self.store.root}/{name}"
+
+def _object(raw: bytes, name: str) -> dict[str, Any]:
+    """A JSON object of a file of this name.
+
+    Raises:
+        FormatError: it is not an object, or has a key twice. ValueError: it is not JSON. RecursionError: it is nested
+            too deep.
+    """
+    value = strict_json(raw, name)
+    if not isinstance(value, dict):
+        raise FormatError("it is not a JSON object")
+    return value
 
 
 def texts_of_folders(before: str, after: str, same: Collection[str]) -> Texts:
-    """What differs in the texts of two folders; files of the names in `same` have the same bytes.
+    """The differences in the texts of two folders; files whose names are in `same` have the same bytes.
 
     Raises:
         SourceError: a folder cannot be listed.
@@ -152,7 +172,9 @@ def _tokenizers(a: _Side, b: _Side, same: Collection[str]) -> Iterator[TextChang
             x, y = ours.get(name, ABSENT), theirs.get(name, ABSENT)
             if x != y:
                 yield TextChange("tokenizer", name, _short(x), _short(y))
-    yield from _added_tokens(_added(a, before), _added(b, after))
+    tokens = _added(a, before), _added(b, after)
+    if not {TOKENIZER, CONFIG} & (a.unread | b.unread):
+        yield from _added_tokens(*tokens)
 
 
 def _vocabularies(before: Mapping[str, int], after: Mapping[str, int]) -> Iterator[TextChange]:
@@ -202,12 +224,16 @@ def _fields(a: _Side, b: _Side, same: Collection[str]) -> Iterator[TextChange]:
         if name in same or not (name in a.files and name in b.files):
             continue
         sides = [{key: value for key, value in side.json(name).items() if key not in _APART} for side in (a, b)]
+        if name in a.unread | b.unread:
+            continue
         for change in config_changes(*sides):
             yield TextChange(kind, change.field, _short(change.before), _short(change.after))
 
 
 def _templates(a: _Side, b: _Side, same: Collection[str]) -> Iterator[TextChange]:
     ours, theirs = _templates_of(a), _templates_of(b)
+    if any(place.endswith(".jinja") or place in TEMPLATES for place in a.unread | b.unread):
+        return
     for name in dict.fromkeys((*ours, *theirs)):
         x, y = ours.get(name), theirs.get(name)
         if x and y and x[1] == y[1]:
@@ -253,15 +279,16 @@ def _short(value: Any) -> Any:
 
 
 def _digest(text: str) -> str:
-    return f"{len(text):,} characters, SHA-256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+    many = f"{len(text):,} character{'s' * (len(text) != 1)}"
+    return f"{many}, SHA-256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def texts_of_releases(a: Release, b: Release) -> Texts:
-    """What sources say of the chat templates and special tokens of two releases, as far as it differs."""
+    """The known differences between the chat templates and special tokens of two releases."""
     changes, compared = [], []
     if a.chat_template and b.chat_template and a.chat_template != b.chat_template:
         kinds = [template.endswith(".py") for template in (a.chat_template, b.chat_template)]
-        # Of two Jinja templates in different files nothing says whether their texts differ.
+        # Two Jinja templates in different files may have the same text.
         if any(kinds):
             compared.append("chat template")
             x, y = map(_form, (a.chat_template, b.chat_template))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from dsctl.look.meanings import FIELDS, MEANINGS, meanings
 from dsctl.look.source import describe
 from dsctl.look.wording import ranges
 from dsctl.releases import releases
+from dsctl.show.templates import parameters
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
 from tests.tools import goldens
@@ -126,12 +129,13 @@ def test_shared_indexers_keep_keys_in_their_own_layers_only() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
-        ("v3", "v3.2", ["indexer-gained", "scales-rounded", "norms-widened"]),
-        ("v3.2", "v3", ["indexer-lost", "scales-free"]),
-        ("v3.1", "v3.2", ["indexer-gained", "norms-widened"]),
+        ("v3", "v3.2", ["indexer-gained", "scales-rounded", "norms-widened", "chat-template"]),
+        ("v3.2", "v3", ["indexer-lost", "scales-free", "chat-template"]),
+        ("v3.1", "v3.2", ["indexer-gained", "norms-widened", "chat-template"]),
         ("v3", "v3.1", ["scales-rounded"]),
         ("v3", "r1", ["training-only"]),
-        ("v3.2-exp", "v3.2", ["training-only"]),
+        ("v3.2-exp", "v3.2", ["chat-template"]),
+        ("v4-flash-dspark", "v4-flash-0731", ["training-only"]),
         ("v3", "v3", []),
         ("v3", "kimi-k2", ["mtp-lost", "experts", "heads", "vocabulary", "context"]),
         ("v2", "v3", ["quantized", "mtp-gained", "router-bias", "experts", "vocabulary"]),
@@ -153,7 +157,7 @@ def test_indexers_are_said_to_be_shared_where_layers_lack_one(a: str, b: str, sh
 def test_an_mtp_layer_is_counted_without_copies_and_in_words_that_fit(tmp_path_factory: pytest.TempPathFactory) -> None:
     """deepseek-ai/DeepSeek-V3 README_WEIGHTS.md, of its MTP module: 11.5 B unique, 0.9 B each shared."""
     told = {meaning.key: meaning.text for meaning in meanings(Diff(describe("v2"), describe("v3")))}
-    assert "11.6 billion values to draft" in told["mtp-gained"]
+    assert "11.6 billion values, not counting copies" in told["mtp-gained"]
     small = describe(str(tiny(tmp_path_factory, "v3", layers=1, experts=2, hidden=128, heads=1, vocab=128)))
     told = {meaning.key: meaning.text for meaning in meanings(Diff(small, describe("v2")))}
     assert "0.0" not in told["mtp-lost"] and "billion" not in told["mtp-lost"]
@@ -165,12 +169,12 @@ def test_a_meaning_says_no_more_than_the_numbers() -> None:
     before, after = found.attention
     assert before is not None and after is not None
     said = {one.key: one.text for one in meanings(found)}["indexer-gained"]
-    assert "stays" not in said and "89,856 bytes per token, 69,120 before" in said
+    assert "unchanged" not in said and "69,120 → 89,856 bytes per token" in said
     assert f"{after.full().work(131_072) / after.work(131_072):.1f} times less" in said
     assert f"{before.work(131_072) / after.work(131_072):.1f} times less" not in said
     assert "The other 57 layers" in said
     plain = {one.key: one.text for one in meanings(Diff(describe("v3"), describe("v3.2")))}["indexer-gained"]
-    assert "The KV cache stays" in plain and "own sizes" not in plain and "other" not in plain
+    assert "The KV cache is unchanged" in plain and "same sizes" not in plain and "other" not in plain
 
 
 def test_a_reader_that_goes_is_no_difference() -> None:
@@ -189,12 +193,14 @@ def test_a_repository_s_name_is_whole_and_ratios_say_something() -> None:
 def test_values_that_were_not_read_are_no_differences() -> None:
     found = facts("v3-0324", "r1")
     assert found["config"] == {"added": {}, "removed": {}, "changed": {}} and found["verdict"] == "nothing"
-    assert "V3-0324: its config.json was not read, but derived" in dsctl("diff", "v3-0324", "r1")
-    assert "was not read" not in dsctl("diff", "v3", "r1")
+    assert "V3-0324: config.json was derived, not read: " in dsctl("diff", "v3-0324", "r1")
+    assert "not read" not in dsctl("diff", "v3", "r1").replace("*: its config was derived, not read.", "")
     assert "No difference between the descriptions. Config of DeepSeek-V3-0324: derived, not read." in dsctl(
         "diff", "v3-0324", "r1"
     )
-    assert "V3.1-Terminus: scales of model.layers.{layer}.self_attn.o_proj" in dsctl("diff", "v3.1", "v3.1-terminus")
+    assert "V3.1-Terminus: the scales of model.layers.{layer}.self_attn.o_proj" in dsctl(
+        "diff", "v3.1", "v3.1-terminus"
+    )
 
 
 def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
@@ -390,10 +396,9 @@ def test_derived_configs_are_said_of_what_has_their_shapes() -> None:
 def test_only_training_is_said_to_differ_with_what_was_not_looked_at() -> None:
     for name in ("r1", "v3-0324"):
         said = {one["key"]: one["text"] for one in facts("v3", name)["meanings"]}["training-only"]
-        assert "whatever loads one" not in said
         for what in ("values of weights", "tokenizer", "chat template", "generation config"):
-            assert what in said.partition("Not looked at")[2]
-    assert "config.json of DeepSeek-V3-0324" in said.partition("Not looked at")[2]
+            assert what in said.partition("Not compared")[2]
+    assert "config.json of DeepSeek-V3-0324" in said.partition("Not compared")[2]
 
 
 def test_files_beside_the_weights_are_compared_byte_for_byte(
@@ -418,7 +423,7 @@ def test_files_beside_the_weights_are_compared_byte_for_byte(
     assert call("diff", ours, theirs, "--exit-code").returncode == 1
     assert call("diff", ours, theirs, "--exit-code", "--only", "files").returncode == 1
     assert call("diff", ours, theirs, "--exit-code", "--only", "tensors").returncode == 0
-    assert "other bytes" in dsctl("diff", ours, theirs)
+    assert "tokenizer different tokenizer.json" in " ".join(dsctl("diff", ours, theirs).split())
     assert facts(str(ours), "v3.2")["files"] is None
     assert "not compared" in dsctl("diff", ours, "v3.2", "--only", "files")
 
@@ -426,7 +431,7 @@ def test_files_beside_the_weights_are_compared_byte_for_byte(
 def test_what_a_number_costs_while_decoding_is_said_so() -> None:
     text = " ".join(dsctl("diff", "v3", "v3.2").split())
     assert "13.3 times less attention arithmetic while decoding" in text
-    assert "Attention of one new token while decoding" in text
+    assert "Arithmetic of one new token while decoding" in text
 
 
 def test_a_miniature_says_what_its_config_was_derived_from(tmp_path: Path) -> None:
@@ -457,8 +462,8 @@ def test_costs_of_compressed_attention_are_compared_in_one_format() -> None:
     assert after == 4 * 128 * 512 * entries + 30 * 2 * 64 * 128 * 262_144
     compressors = [t for t in found["templates"]["added"] if t["template"].endswith("attn.compressor.ape")]
     assert [(t["shape"], t["count"]) for t in compressors] == [([4, 1024], 30), ([128, 512], 31)]
-    assert "Per sequence" in dsctl("diff", "v3.2", "v4-pro", "--only", "totals")
-    assert "Per sequence" not in dsctl("diff", "v3", "v3.2", "--only", "totals")
+    assert "KV cache per sequence" in dsctl("diff", "v3.2", "v4-pro", "--only", "totals")
+    assert "KV cache per sequence" not in dsctl("diff", "v3", "v3.2", "--only", "totals")
 
 
 def test_layers_of_a_drafter_go_by_the_numbers_in_their_names() -> None:
@@ -475,3 +480,147 @@ def test_names_of_two_kinds_are_no_additions(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text()
     assert "No parameter has the same name on both sides" in text and "no box is marked" in text
     assert "adds" not in text.partition('id="means"')[0] and 'class="box added"' not in text
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "context", "share"),
+    [("v3", "v3.2", 131_072, 9.5), ("v3", "v3.2", 4_096, 1.25), ("v3", "v4-pro", 1 << 20, 59.1)],
+)
+def test_a_whole_token_costs_its_active_values_and_attention(a: str, b: str, context: int, share: float) -> None:
+    """Two operations for each active value, and the attention that grows with the context."""
+    totals = facts(a, b)["totals"]
+    before, after = totals["token_work"][str(context)]
+    for side, whole in enumerate((before, after)):
+        assert whole == 2 * totals["active_values"][side] + totals["work"][str(context)][side]
+    assert before / after == pytest.approx(share, rel=0.005)
+
+
+def test_the_cost_of_the_whole_token_is_said_beside_attention() -> None:
+    for words in (("v3", "v3.2"), ("v3", "v3.2", "--markdown")):
+        text = " ".join(dsctl("diff", *words).split())
+        assert "13.3 times less attention arithmetic while decoding (9.5 times less for the whole token)" in text
+        assert "At 4,096 tokens attention takes 1.79 times less, the whole token 1.25 times less" in text
+    back = {one["key"]: one["text"] for one in facts("v3.2", "v3")["meanings"]}["indexer-lost"]
+    assert "13.3 times more" in back and "(9.5 times more for the whole token)" in back and "1.25 times more" in back
+    text = dsctl("diff", "v3", "v3.2", "--only", "totals")
+    assert text.index("whole token at 4,096") < text.index("attention at 4,096")
+
+
+def test_the_answer_comes_before_every_table() -> None:
+    for words in ((), ("--markdown",)):
+        text = dsctl("diff", "v3", "v3.2", *words)
+        places = [text.index(said) for said in ("built-in", "Different architecture", "What it means", "repository")]
+        assert places == sorted(places) and places[-1] < text.index("index_topk  " if not words else "index_topk |")
+
+
+def test_a_diff_without_differences_is_a_sentence(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny(tmp_path_factory), copy)
+    for words in ((), ("--markdown",)):
+        text = dsctl("diff", tiny(tmp_path_factory), copy, *words)
+        assert "No difference: same parameters, storage format and config.json." in text
+        assert "Compared: config.json" in text and "Totals" not in text and len(text.splitlines()) < 9
+    assert len(facts(str(copy), str(copy))["totals"]["token_work"]) == 3
+
+
+def test_the_largest_change_comes_first_and_modules_stay_together() -> None:
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+    def nbytes(cell: str) -> float:
+        number, unit = cell.split()
+        return float(number.replace(",", "")) * units[unit]
+
+    section = next(parameters(Diff(describe("v2"), describe("v4-flash"))))
+    modules: list[list[tuple[str, float]]] = []
+    for row in section.rows:
+        if len(row.cells) == 1:
+            modules.append([])
+        else:
+            modules[-1].append((row.kind, nbytes(row.cells[5])))
+    for kind in ("removed", "added"):
+        held = [[size for _, size in rows] for rows in modules if rows[0][0] == kind]
+        assert len(held) > 3 and all(sizes == sorted(sizes, reverse=True) for sizes in held)
+        sums = [sum(sizes) for sizes in held]
+        assert all(first >= 0.99 * then for first, then in itertools.pairwise(sums))
+    changed = list(parameters(Diff(describe("v2"), describe("v3"))))[1]
+    for aspect in ("shape", "layers"):
+        sizes = [nbytes(row.cells[3]) for row in changed.rows if row.cells[0] == aspect]
+        assert len(sizes) > 2 and sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("v3", "v3.2", "--fail-on", "architecture"), 1, "v3 and v3.2 differ: architecture (310 parameters)"),
+        (("v3", "v3.2", "--fail-on", "storage,config"), 1, "differ: config (6 fields), storage (46,060 parameters)"),
+        (("v3", "v3.2", "--fail-on", "config", "--fail-on", "any"), 1, "config (6 fields), architecture"),
+        (("v3", "v3.2", "--fail-on", "any", "--only", "files"), 1, "differ: files"),
+        (("v3", "r1", "--fail-on", "architecture,storage", "--fail-on", "config"), 0, ""),
+        (("v3", "r1", "--fail-on", "any"), 1, "differ: config"),
+        (("v3", "v3.1", "--fail-on", "architecture"), 0, ""),
+        (("v3", "v3.1", "--fail-on", "storage"), 1, "storage (45,808 parameters)"),
+        (("v3", "r1-zero", "--fail-on", "config"), 2, "--fail-on config: config.json of DeepSeek-R1-Zero was not read"),
+        (("v3", "v3", "--fail-on", "any"), 2, "no file was compared"),
+        (("v3", "r1", "--fail-on", "storge"), 2, "--fail-on: unknown kind 'storge'"),
+        (("v3", "r1", "--json", "--markdown"), 2, "--json and --markdown cannot be combined"),
+        (("v3", "r1", "--only", "file"), 2, "--only: unknown part 'file'"),
+    ],
+)
+def test_checks_fail_on_the_kinds_that_they_name(
+    words: tuple[str, ...], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("diff", *words)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert bool(done.stderr) == bool(said)
+    assert bool(done.stdout) == (code != 2)
+
+
+def test_contents_of_other_files_are_compared(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    ours, theirs = tiny(tmp_path_factory), tmp_path / "theirs"
+    shutil.copytree(ours, theirs)
+    config = json.loads((theirs / "tokenizer_config.json").read_text())
+    (theirs / "chat_template.jinja").write_text(config.pop("chat_template"))
+    (theirs / "tokenizer_config.json").write_text(json.dumps(config))
+    generation = json.loads((theirs / "generation_config.json").read_text()) | {"temperature": 0.25}
+    (theirs / "generation_config.json").write_text(json.dumps(generation))
+    tokenizer = json.loads((theirs / "tokenizer.json").read_text())
+    tokenizer["added_tokens"][-1]["id"] += 7
+    token = tokenizer["added_tokens"][-1]["content"]
+    (theirs / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = facts(str(ours), str(theirs))
+    changes = {(one["kind"], one["field"]): (one["change"], one["a"], one["b"]) for one in found["contents"]}
+    number = tokenizer["added_tokens"][-1]["id"]
+    assert changes["special tokens", token] == ("changed", number - 7, number)
+    assert changes["chat template", "default"] == ("moved", "tokenizer_config.json", "chat_template.jinja")
+    assert changes["generation config", "temperature"][::2] == ("changed", 0.25)
+    assert found["unread"] == [] and [one["key"] for one in found["meanings"]] == ["tokens-renumbered"]
+    text = " ".join(dsctl("diff", ours, theirs).split())
+    assert "same text, moved: tokenizer_config.json → chat_template.jinja" in text
+    assert f"Special tokens have different numbers: {token} {number - 7} → {number}." in text
+
+
+def test_facts_of_releases_are_shown_as_known() -> None:
+    text = " ".join(dsctl("diff", "v3.2", "v4-pro", "--only", "files").split())
+    assert "<think> 128798 → 128821" in text and "Known from the sources of both releases." in text
+    assert "Not compared: tokenizer, generation config, code." in text
+    assert facts("v3.2", "v4-pro")["files"] is None
+
+
+def test_a_diff_prints_as_its_table() -> None:
+    found = Diff(describe("v3"), describe("v3.2"))
+    text = str(found)
+    assert text.startswith("A: dsctl's built-in description of DeepSeek-V3.") and "Different architecture." in text
+    assert "model.layers.{layer}.self_attn.indexer.wq_b.weight" in text and "685,355,329,792" in text
+    assert repr(found) == "<Diff DeepSeek-V3 → DeepSeek-V3.2: architecture>"
+    assert "<b>" not in str(Diff(describe("v3"), describe("v3"))) and "Added" not in str(Diff(found.a, found.a))
+
+
+@pytest.mark.parametrize("words", ["v3 v3.2", "v3.2 v4-pro", "v2 v3", "v3 v3", "v3 v3.2 --markdown --tensors"])
+@pytest.mark.parametrize("width", [60, 120])
+def test_narrow_and_ascii_terminals_are_served(words: str, width: int) -> None:
+    environment = {**os.environ, "COLUMNS": str(width), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dsctl", "diff", *words.split()], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.isascii() and done.stdout

@@ -24,12 +24,13 @@ def said(a: str, b: str) -> dict[str, str]:
         (
             "v3.2",
             "v4-pro",
-            f"compression-gained {COSTS} {GAINED} experts context",
+            f"compression-gained {COSTS} {GAINED} experts context chat-template tokens-renumbered",
         ),
         (
             "v4-pro",
             "v3.2",
-            f"compression-lost {COSTS} streams-lost experts-widened norms-widened experts context",
+            f"compression-lost {COSTS} streams-lost experts-widened norms-widened experts context chat-template "
+            "tokens-renumbered",
         ),
         ("v4-flash", "v4-pro", f"compression-changed {COSTS} experts heads"),
         ("v4-flash", "v4-flash-0731", "drafter-gained"),
@@ -50,9 +51,11 @@ def test_what_v4_is_beside_v32() -> None:
     assert "window of the last 128 tokens" in compression and "sink" in compression
     assert "in 30 layers a query attends to the 1,024 best of the entries that stand for 4 tokens each" in compression
     assert "in 31 layers a query attends to all of the entries that stand for 128 tokens each" in compression
-    assert "5,031 bytes" in told["cache-compressed"] and "48,068 before" in told["cache-compressed"]
+    assert "Cache per token: 48,068 → 5,031 bytes" in told["cache-compressed"]
     assert "10.5 % of that" in told["cache-compressed"] and "The report says 10 %." in told["cache-compressed"]
     assert "26.0 % of that" in told["work-compressed"] and "The report says 27 %" in told["work-compressed"]
+    assert "After 4,096 tokens: " in told["work-compressed"]
+    assert "<think> 128798 → 128821, </think> 128799 → 128822" in told["tokens-renumbered"]
     assert "4 residual streams" in told["streams-gained"] and "24 numbers" in told["streams-gained"]
     assert "16 groups" in told["grouped-output"] and "first 3 layers" in told["routed-by-token"]
     assert "4.25 bits" in told["experts-narrowed"] and "2^(e - 127)" in told["scales-as-bytes"]
@@ -60,20 +63,20 @@ def test_what_v4_is_beside_v32() -> None:
 
 def test_the_report_is_quoted_of_what_it_speaks_of() -> None:
     flash = said("v3.2", "v4-flash")
-    assert "3,514 bytes" in flash["cache-compressed"] and "The report says 7 %." in flash["cache-compressed"]
+    assert "→ 3,514 bytes" in flash["cache-compressed"] and "The report says 7 %." in flash["cache-compressed"]
     assert "The report says 10 %" in flash["work-compressed"]
-    assert "in 2 there is the window alone" in flash["compression-gained"]
+    assert "2 layers attend only to the window" in flash["compression-gained"]
     for a, b in (("v3", "v4-pro"), ("v4-flash", "v4-pro"), ("v4-pro", "v3.2"), ("glm-5", "v4-flash")):
         assert not any("report says" in text for text in said(a, b).values())
 
 
 def test_a_drafter_is_counted_by_its_tensors() -> None:
     told = said("v4-flash", "v4-flash-0731")["drafter-gained"]
-    assert "3 stages in place of the prediction layer" in told and "19.8 billion values" in told
+    assert "3 stages replaces the MTP layer" in told and "19.8 billion values" in told
     assert "5 tokens at a time from the states of layers 40, 41, 42" in told
-    assert "num_nextn_predict_layers says 1 all the same" in told
-    assert "all the same" not in said("v2", "v4-flash-vision-exp")["drafter-gained"]
-    assert "where nothing was drafted" in said("v2", "v4-flash-0731")["drafter-gained"]
+    assert "num_nextn_predict_layers still says 1" in told
+    assert "still says" not in said("v2", "v4-flash-vision-exp")["drafter-gained"]
+    assert "3 stages is added" in said("v2", "v4-flash-0731")["drafter-gained"]
     assert "mtp-gained" not in said("v2", "v4-flash-0731") and "mtp-gained" in said("v2", "v4-flash")
 
 
@@ -83,8 +86,8 @@ def test_experts_that_take_more_than_four_bits_need_a_field_where_they_stay_quan
 
 
 def test_queries_are_compressed_as_keys_only_where_keys_are() -> None:
-    assert "as keys and values are" in said("v2-lite", "v2")["queries-compressed"]
-    assert "as keys" not in said("v2-lite", "v4-flash")["queries-compressed"]
+    assert "like keys and values" in said("v2-lite", "v2")["queries-compressed"]
+    assert "like keys" not in said("v2-lite", "v4-flash")["queries-compressed"]
 
 
 def test_nothing_is_said_of_a_side_without_a_config() -> None:
