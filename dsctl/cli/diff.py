@@ -30,7 +30,9 @@ ExitCode = Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if a pa
 FailOn = Annotated[
     list[str] | None,
     typer.Option(
-        "--fail-on", metavar="KIND", help="Exit with 1 on architecture, config, storage or any; repeatable or a,b."
+        "--fail-on",
+        metavar="KIND",
+        help="Exit with 1 if this kind differs: architecture, config, storage or any; repeatable.",
     ),
 ]
 

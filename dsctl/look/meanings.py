@@ -141,8 +141,8 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "work-compressed", work_per_token,
         "Arithmetic of a new token after {context} tokens: {before} → {after} in all, {share}; attention alone, "
-        "{attention_before} → {attention}. The rest is two operations per active value. After {short} tokens: "
-        "{early_before} → {early} in all; attention alone, {early_attention_before} → {early_attention}.{reported}",
+        "{attention_before} → {attention}. The rest is two operations per active value.{reported} After {short} "
+        "tokens: {early_before} → {early} in all; attention alone, {early_attention_before} → {early_attention}.",
         f"{_V4}, section 1; docs/costs.md",
     ),
     Meaning(

@@ -124,10 +124,10 @@ def _costs(alias: str) -> Attention | None:
 
 
 def _share(after: float, before: float) -> str:
-    """10.5 % of that; 3.8 times as much."""
+    """10.5 % of A; 3.8 times A."""
     if not before:
         return "not known"
-    return f"{100 * after / before:.1f} % of that" if after < before else f"{after / before:.1f} times as much"
+    return f"{100 * after / before:.1f} % of A" if after < before else f"{after / before:.1f} times A"
 
 
 def _giga(number: float) -> str:

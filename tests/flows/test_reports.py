@@ -123,7 +123,7 @@ def test_a_page_says_where_it_comes_from_and_what_was_derived(words: tuple[str, 
     )
     assert said in page
     if words[0] == "diff":
-        assert "Config of DeepSeek-V3-0324: derived, not read." in page and "Not looked at: values of weights" in page
+        assert "Config of DeepSeek-V3-0324: derived, not read." in page and "Not compared: values of weights" in page
 
 
 def test_a_page_of_sizes_that_cannot_be_cut_says_so(small: Path) -> None:

@@ -11,6 +11,7 @@ from dsctl.look.meanings import meanings
 from dsctl.look.source import describe
 
 COSTS = "cache-compressed work-compressed"
+TEXTS = "chat-template tokens-renumbered"
 GAINED = "streams-gained grouped-output routed-by-token experts-narrowed scales-as-bytes copies-gone"
 
 
@@ -24,13 +25,12 @@ def said(a: str, b: str) -> dict[str, str]:
         (
             "v3.2",
             "v4-pro",
-            f"compression-gained {COSTS} {GAINED} experts context chat-template tokens-renumbered",
+            f"compression-gained {COSTS} {GAINED} experts context {TEXTS}",
         ),
         (
             "v4-pro",
             "v3.2",
-            f"compression-lost {COSTS} streams-lost experts-widened norms-widened experts context chat-template "
-            "tokens-renumbered",
+            f"compression-lost {COSTS} streams-lost experts-widened norms-widened experts context {TEXTS}",
         ),
         ("v4-flash", "v4-pro", f"compression-changed {COSTS} experts heads"),
         ("v4-flash", "v4-flash-0731", "drafter-gained"),
@@ -52,8 +52,8 @@ def test_what_v4_is_beside_v32() -> None:
     assert "in 30 layers a query attends to the 1,024 best of the entries that stand for 4 tokens each" in compression
     assert "in 31 layers a query attends to all of the entries that stand for 128 tokens each" in compression
     assert "Cache per token: 48,068 → 5,031 bytes" in told["cache-compressed"]
-    assert "10.5 % of that" in told["cache-compressed"] and "The report says 10 %." in told["cache-compressed"]
-    assert "26.0 % of that" in told["work-compressed"] and "The report says 27 %" in told["work-compressed"]
+    assert "10.5 % of A." in told["cache-compressed"] and "The report says 10 %." in told["cache-compressed"]
+    assert "26.0 % of A;" in told["work-compressed"] and "The report says 27 %" in told["work-compressed"]
     assert "After 4,096 tokens: " in told["work-compressed"]
     assert "<think> 128798 → 128821, </think> 128799 → 128822" in told["tokens-renumbered"]
     assert "4 residual streams" in told["streams-gained"] and "24 numbers" in told["streams-gained"]
