@@ -60,7 +60,7 @@ def shown(page: Path) -> Iterator[Shown]:
         if command.startswith("dsctl "):
             promise = re.search(r"# exit code (\d+)", command)
             words = shlex.split(command, comments=True)[1:]
-            usual = (0, 1) if "--exit-code" in words else (0,)
+            usual = (0, 1) if {"--exit-code", "--fail-on"} & set(words) else (0,)
             yield Shown(number, words, (int(promise[1]),) if promise else usual)
 
 

@@ -89,7 +89,7 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
     alike = [starred(release, release.alias[0]) for release in side.alike if release is not side.release]
     if alike:
         more = f" and {len(alike) - 3} more" if len(alike) > 4 else ""
-        yield "same architecture as", ", ".join(alike[: 3 if more else 4]) + more
+        yield "same shapes", ", ".join(alike[: 3 if more else 4]) + more
 
 
 def starred(release: Release, name: str) -> str:
