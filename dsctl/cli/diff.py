@@ -59,7 +59,7 @@ def diff(
     that name exists.
 
     Kinds for --fail-on: architecture, if parameters differ in name, shape or presence; config, if fields of config.json
-    differ that have an effect; storage, if parameters are stored in different formats; any, as --exit-code, with a line
+    with an effect differ; storage, if parameters are stored in different formats; any, as --exit-code, with a line
     that says why.
 
     Examples:

@@ -205,7 +205,7 @@ def queries_compressed(diff: Diff) -> Facts | None:
 
 
 def training_only(diff: Diff) -> Facts | None:
-    """Two releases that are equal in all that was compared: what was compared, and what was not."""
+    """Two releases that are equal in all compared parts: the compared parts, and the others."""
     releases = diff.a.release, diff.b.release
     if None in releases or releases[0] == releases[1] or not diff.same_storage:
         return None

@@ -19,8 +19,8 @@ def found(diff: Diff, kinds: Iterable[str], part: str | None = None) -> tuple[st
     - `architecture`: parameters differ in name, shape, layers, experts or the dimension that tensor parallelism cuts,
       or only one side has them;
     - `config`: a field of config.json differs, apart from the fields without effect of `CLERICAL_FIELDS`;
-    - `storage`: a parameter that both sides have is stored in a different format; if they have none in common, the two
-      sides use different formats;
+    - `storage`: a parameter that both sides have is stored in a different format; if they have no parameter in
+      common, the two sides use different formats;
     - `any`: a compared part differs, or with `part` that one of `dsctl.look.diff.PARTS`.
 
     Raises:

@@ -33,7 +33,7 @@ class FileChange(NamedTuple):
 
 
 def other_files(before: str, after: str) -> Iterator[FileChange]:
-    """The files of every kind in `SIDE_FILES`, in two folders; none is read whole."""
+    """The files of every kind in `SIDE_FILES`, in two folders; they are read in parts."""
     stores = LocalFolder.at(before), LocalFolder.at(after)
     held = [store.files() for store in stores]
     for kind, globs in SIDE_FILES.items():

@@ -52,7 +52,7 @@ class Tokenizer(msgspec.Struct, frozen=True):
     padding: msgspec.Raw = _NOTHING
 
     def sections(self) -> dict[str, Any]:
-        """Everything else that decides how text is cut, by its name; None where it is not given.
+        """The other steps of tokenization by name, None if the file does not have one.
 
         Raises:
             RecursionError: it is nested too deep.

@@ -18,7 +18,7 @@ MOST_ROWS = 40
 
 
 def files(diff: Diff) -> Iterator[Section]:
-    """Other files of two folders, by kind, and what differs in their contents; of two releases, what is known."""
+    """Other files of two folders by kind, and differences in their contents; for two releases, known differences."""
     if diff.files is not None:
         yield _bytes(diff)
     elif not diff.texts.changes:
