@@ -1,7 +1,8 @@
-"""README and docs are true: every command they show runs, every verb and option is explained."""
+"""README and docs are true: every command shown runs and prints what is shown, every verb and option is explained."""
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import pkgutil
@@ -10,69 +11,55 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
 from dsctl.core import errors
 from tests.support.command import call
+from tests.support.pages import PAGES, ROOT, STAND_INS, Shelf, fits, play
 from tests.tools import pictures, reference
 from tests.tools.reference import commands
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# What the pages call the checkpoints that their reader has, and how small ones of the same kind are made.
-STAND_INS = {
-    "DeepSeek-V3.2": "tiny v3.2 DeepSeek-V3.2",
-    "DeepSeek-V3.2-bf16": "convert DeepSeek-V3.2 DeepSeek-V3.2-bf16 --bf16",
-    "DeepSeek-V4-Flash": "tiny v4-flash DeepSeek-V4-Flash",
-    "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
-    "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
-}
-# Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
-# them.
-REMOTE = ("download", "--remote", "hf://", "deepseek-ai/", "s3://", "gs://", "ray")
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """The stand-ins, made once for all pages."""
+    return Shelf(tmp_path_factory.mktemp("s"))
 
 
-class Shown(NamedTuple):
-    """A command that a page shows, and the exit codes that a comment beside it promises: `# exit code 1`."""
-
-    line: int
-    words: list[str]
-    codes: tuple[int, ...] = (0,)
-
-
-def shown(page: Path) -> Iterator[Shown]:
-    inside, held = False, ""
-    for number, text in enumerate(page.read_text().splitlines(), 1):
-        if text.startswith("```"):
-            inside = text.strip() == "```sh"
-            continue
-        if not inside:
-            continue
-        if text.endswith("\\"):
-            held += text[:-1]
-            continue
-        command, held = held + text, ""
-        if command.startswith("dsctl "):
-            promise = re.search(r"# exit code (\d+)", command)
-            words = shlex.split(command, comments=True)[1:]
-            usual = (0, 1) if {"--exit-code", "--fail-on"} & set(words) else (0,)
-            yield Shown(number, words, (int(promise[1]),) if promise else usual)
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with a short name: a long path would break the lines of an output elsewhere."""
+    return tmp_path_factory.mktemp("p")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_shown_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    commands = [command for command in shown(page) if not any(word.startswith(REMOTE) for word in command.words)]
-    for command in (*missing(commands), *commands):
-        done = call(*command.words)
-        said = f"{page.name}:{command.line}: dsctl {shlex.join(command.words)}\n{done.stdout}{done.stderr}"
-        assert done.returncode in command.codes, said
-        assert "Traceback" not in done.stderr, said
+def test_every_command_shown_does_what_the_page_says(page: Path, folder: Path, shelf: Shelf) -> None:
+    played = play(page, folder, shelf)
+    bad = [f"{page.name}:{run.command.line}: {run.command}: exit {run.code}" for run in played.runs if not run.good]
+    assert bad == [], "\n".join(line for run in played.runs if not run.good for line in run.lines)
+    stale = [
+        "\n".join(difflib.unified_diff(shown.lines, printed, f"{page.name}:{shown.line}", "printed", lineterm=""))
+        for shown, printed in played.outputs
+        if not fits(shown.lines, printed)
+    ]
+    assert not stale, "\n".join(["run: python -m tests.tools.outputs", *stale])
+
+
+def test_a_wrong_output_and_one_that_no_command_claims_are_seen(folder: Path, shelf: Shelf) -> None:
+    page = folder / "page.md"
+    page.write_text(
+        "```sh\ndsctl version-of-nothing  # exit code 2\ndsctl plan v9  # exit code 10\n```\n\n```text\n...\n```\n"
+    )
+    ((shown, printed),) = play(page, folder, shelf).outputs
+    assert fits(shown.lines, printed)
+    assert fits([printed[0], "...", printed[-1]], printed)
+    assert not fits([printed[0] + ".", "..."], printed) and not fits(printed[:-1], printed)
+    page.write_text("```sh\ndsctl models\n```\n\nProse.\n\n```text\n...\n```\n")
+    with pytest.raises(ValueError, match="no command claims this output"):
+        play(page, folder, shelf)
 
 
 def blocks(page: Path) -> list[str]:
@@ -81,16 +68,15 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_the_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_shown_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, line in STAND_INS.items():
-        if any(f'"{name}"' in block.replace('"./', '"') for block in blocks(page)):
-            assert call(*line.split()).returncode == 0
+    code = "".join(blocks(page)).replace('"./', '"')
+    shelf.put((name for name in STAND_INS if f'"{name}"' in code), tmp_path)
     for number, block in enumerate(blocks(page)):
         exec(compile(block, f"{page.name}, block {number}", "exec"), {"__name__": "__main__"})
 
 
-def test_the_action_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_action_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> None:
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "guides" / "ci.md").read_text()
     (found,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -99,29 +85,12 @@ def test_the_action_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (extra,) = re.findall(r"\$DSCTL\[(\w+)\]", install)
     assert extra in extras
-    for name in ("DeepSeek-V3.2", "DeepSeek-V3.2-bf16"):
-        assert call(*STAND_INS[name].split()).returncode == 0
+    shelf.put(("DeepSeek-V3.2", "DeepSeek-V3.2-bf16"), tmp_path)
     places = {"$CHECKPOINT": "DeepSeek-V3.2-bf16", "$REFERENCE": "DeepSeek-V3.2"}
     for line in lines:
         words = itertools.takewhile(lambda word: word not in (">", ">>"), shlex.split(line))
         done = call(*[places.get(word, word) for word in words][1:])
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-
-
-def missing(commands: list[Shown]) -> list[Shown]:
-    """Commands that make the stand-ins which these need and do not make themselves."""
-    needed = {word.removeprefix("./") for command in commands for word in command.words}
-    made = {
-        command.words[2]
-        for command in commands
-        if command.words[0] == "convert" and command.words[1] != command.words[2]
-    }
-    before: list[Shown] = []
-    for name, line in reversed(STAND_INS.items()):
-        if name in needed - made:
-            before.insert(0, Shown(0, line.split()))
-            needed |= set(line.split())
-    return before
 
 
 def test_the_functions_that_the_page_on_python_names_are_there() -> None:

@@ -58,11 +58,14 @@ def verbs() -> Any:
     return typer.main.get_command(application())
 
 
-def call(*arguments: Any) -> Done:
-    """The same entry point within this process: nothing is imported or made again."""
+def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
+    """The same entry point within this process: nothing is imported or made again.
+
+    `both` takes both streams as they come, as a terminal does.
+    """
     command = verbs()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out, err, code = both or io.StringIO(), both or io.StringIO(), 0
     made = mock.patch.object(cli, "application", return_value=command)
     argv = mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)])
     with (
