@@ -12,7 +12,7 @@ _SIDE = 8192
 
 
 class Format(NamedTuple):
-    """Loaders (as docs/formats.md explains them), hardware (`Hopper+`: Hopper and later), lossless sources.
+    """Loaders (as docs/loaders.md explains them), hardware (`Hopper+`: Hopper and later), lossless sources.
 
     `snr` is the signal-to-noise ratio in decibels of normally distributed float32 values after encoding and decoding,
     `searched` the same with `--search`; None if the format is exact or has no search. Measured by

@@ -1,4 +1,4 @@
-"""vLLM, on a CPU, serves what dsctl writes: `VLLM_PYTHON=... pytest tests/serving -m serving` (docs/formats.md)."""
+"""vLLM, on a CPU, serves what dsctl writes: `VLLM_PYTHON=... pytest tests/serving -m serving` (docs/loaders.md)."""
 
 from __future__ import annotations
 

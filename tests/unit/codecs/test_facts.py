@@ -20,7 +20,7 @@ from dsctl.work.buffers import DTYPES
 from tests.support.command import dsctl
 from tests.tools.snr import searched, snr
 
-PAGE = Path(__file__).parents[3] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[3] / "docs" / "loaders.md"
 
 
 def test_every_codec_is_told_of_in_the_same_order() -> None:
@@ -59,7 +59,8 @@ def test_the_verb_lists_formats_and_recipes() -> None:
 def loaders_on_the_page() -> dict[str, str]:
     """The first two columns of the table below `Who loads what`."""
     _, _, below = PAGE.read_text().partition("## Who loads what")
-    return dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([^|]+) \|", below, re.MULTILINE))
+    table, _, _ = below.partition("\n## ")
+    return dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([^|]+) \|", table, re.MULTILINE))
 
 
 @pytest.mark.parametrize("width", [None, 80, 100, 120, 200])
