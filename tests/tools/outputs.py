@@ -15,7 +15,7 @@ from tests.support.pages import ELIDED, PAGES, Shelf, Shown, fits, play, strippe
 
 # How like a shown line a printed one must be to take its place, between 0 and 1.
 LIKENESS = 0.6
-# So many new lines between two that stood together are shown.
+# At most this many new lines between two adjacent ones are shown.
 NEW = 3
 
 
@@ -86,9 +86,9 @@ def main(names: list[str]) -> int:
             for run in played.runs:
                 if not run.good:
                     failed = True
-                    print(f"{page.name}:{run.command.line}: {run.command}: exit {run.code}", *run.lines, sep="\n")
-            for note in renew(page, played.outputs):
-                print(note)
+                    said = [f"{page.name}:{run.command.line}: {run.command}: exit {run.code}", *run.lines]
+                    sys.stdout.write("".join(f"{line}\n" for line in said))
+            sys.stdout.write("".join(f"{note}\n" for note in renew(page, played.outputs)))
     return int(failed)
 
 
