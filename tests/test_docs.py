@@ -20,6 +20,7 @@ from dsctl.core import errors
 from tests.support.command import call
 from tests.support.pages import PAGES, ROOT, STAND_INS, Shelf, fits, play
 from tests.tools import pictures, reference
+from tests.tools.outputs import renewed
 from tests.tools.reference import commands
 
 
@@ -60,6 +61,15 @@ def test_a_wrong_output_and_one_that_no_command_claims_are_seen(folder: Path, sh
     page.write_text("```sh\ndsctl models\n```\n\nProse.\n\n```text\n...\n```\n")
     with pytest.raises(ValueError, match="no command claims this output"):
         play(page, folder, shelf)
+
+
+def test_a_renewed_output_keeps_the_lines_that_are_still_printed() -> None:
+    printed = ["from  a", "parameters  155", "new", "  moved  43", "write  30.1 MB", "time  1 s"]
+    assert renewed(["from  b"], printed) == (printed, [])
+    shown = ["...", "parameters  155", "  moved  43", "write  29.9 MB", "gone entirely", "..."]
+    lines, lost = renewed(shown, printed)
+    assert lines == ["...", "parameters  155", "new", "  moved  43", "write  30.1 MB", "..."] and fits(lines, printed)
+    assert lost == ["gone entirely"]
 
 
 def blocks(page: Path) -> list[str]:
