@@ -95,6 +95,7 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
     "pygal": ("show.drawing",),
     "rich": ("cli", "show"),
+    "safetensors": ("verify.library",),
     "torch": ("work", "codecs", "look.summing", "run.doctor", "tiny"),
     "typer": ("cli",),
 }
@@ -123,8 +124,8 @@ LATE = {
     "cli.slice": {"cli.requests", "cli.slicing"},
     "cli.tiny": {"tiny", "tiny.blueprint"},
     "cli.verify": {
-        "checkpoint.causes", "checkpoint.opening", "run.mend", "show.findings", "verify", "verify.against",
-        "verify.findings", "verify.repair",
+        "checkpoint.causes", "checkpoint.opening", "run.mend", "show.annotations", "show.findings", "verify",
+        "verify.against", "verify.findings", "verify.repair",
     },
 }  # fmt: skip
 

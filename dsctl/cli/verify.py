@@ -1,4 +1,4 @@
-"""`dsctl verify`: what is wrong with a checkpoint, and mend what is metadata only."""
+"""`dsctl verify`: check a checkpoint, and fix its metadata."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import DryRun, Local, Remote, Source
 from dsctl.cli.sources import located
+from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError, VerifyFailed
 from dsctl.show.bars import reading
 from dsctl.show.output import Output, plural
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 
 Against = Annotated[
     str | None,
-    typer.Option("--against", metavar="RELEASE|SRC", help="Also compare with a release, or with another folder."),
+    typer.Option("--against", metavar="RELEASE|SRC", help="Also compare with a release or a different folder."),
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
-Fix = Annotated[bool, typer.Option("--fix", help="Mend metadata: index, headers, quantization_config, side files.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")]
+Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Also fail on warnings.")]
 Ignore = Annotated[
     list[str] | None, typer.Option("--ignore", metavar="CODE", help="Ignore findings with this code; repeatable.")
 ]
 All = Annotated[
-    bool, typer.Option("--all", help="List every finding and what follows from it, instead of ten of each kind.")
+    bool, typer.Option("--all", help="List every finding and its consequences, instead of ten of each code.")
 ]
+Annotate = Annotated[bool, typer.Option("--annotate", help="Also print findings as annotations for GitHub Actions.")]
 
 
 @verb
@@ -48,14 +50,15 @@ def verify(
     strict: Strict = False,
     ignore: Ignore = None,
     show_all: All = False,
+    annotate: Annotate = False,
     remote: Remote = False,
     local: Local = False,
     printing: PrintOptions,
 ) -> None:
     """Check a checkpoint against its config, its index and its architecture.
 
-    Headers and scales are read; weights, and group scales of more than 1 GiB, only with --deep. Exits with 50 if
-    something is wrong. --fix mends metadata and never changes a weight.
+    Reads headers and scales, and opens every file with the safetensors library. Reads weights, and group scales of
+    more than 1 GiB, only with --deep. Exits with 50 if it finds an error. --fix never changes a weight.
 
     Examples:
 
@@ -64,13 +67,18 @@ def verify(
         dsctl verify ./DeepSeek-V3.2 --deep --json
 
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
+
+        dsctl verify ./DeepSeek-V3.2 --strict --annotate
     """
     from dsctl.checkpoint.opening import weights_at
     from dsctl.run.mend import can_mend, mend_all, undisturbed
+    from dsctl.show.annotations import annotations
     from dsctl.show.findings import as_json, is_failing, show_report
     from dsctl.verify.against import other
     from dsctl.verify.repair import mends
 
+    if annotate and printing.json:
+        raise UsageError("--json and --annotate are both given", hint="choose one: both print to stdout")
     _refuse(ignore or [], dry_run and not fix)
     output, mending = printing.output(), fix and not dry_run
     store = weights_at(located(source, remote, local))
@@ -84,7 +92,7 @@ def verify(
         report = check()
         if mending:
             report, done = mend_all(
-                store, report, their, check, lambda one: output.note(f"mending {one.file}: {one.what}")
+                store, report, their, check, lambda one: output.note(f"fixing {one.file}: {one.what}")
             )
         elif fix:
             done = mends(store, report, their)
@@ -92,6 +100,8 @@ def verify(
         _tell(done, dry_run, output)
     output.data(as_json(report, their, strict, done, mended=mending))
     show_report(source, report, their, show_all, output)
+    for line in annotations(source, report) if annotate else ():
+        output.raw(f"{line}\n")
     if is_failing(report, strict):
         _fail(source, report, store, not fix and can_mend(store, report, their))
 
@@ -99,11 +109,10 @@ def verify(
 def _refuse(ignore: Collection[str], lone_dry_run: bool) -> None:
     from dsctl.verify.findings import CODES
 
-    unknown = [code for code in ignore if code not in CODES]
-    if unknown:
-        raise UsageError(f"--ignore: no finding is called {unknown[0]!r}", hint=f"known: {', '.join(CODES)}")
+    for code in ignore:
+        choose(code, CODES, "finding code", "--ignore")
     if lone_dry_run:
-        raise UsageError("--dry-run goes with --fix: a check alone changes nothing")
+        raise UsageError("--dry-run needs --fix: without it, verify changes nothing")
 
 
 def _checked(store: Store, their: Other | None, deep: bool, ignore: Collection[str], output: Output) -> Report:
@@ -119,18 +128,18 @@ def _checked(store: Store, their: Other | None, deep: bool, ignore: Collection[s
 
 
 def _tell(done: list[Mend], dry_run: bool, output: Output) -> None:
-    """What --fix would do, or that it did nothing."""
+    """Print what --fix would do, or that there was nothing to do."""
     for one in done if dry_run else ():
-        output.note(f"would mend {one.file}: {one.what}")
+        output.note(f"would fix {one.file}: {one.what}")
     if dry_run:
         output.note("dry run: nothing was written")
     elif not done:
-        output.note("nothing to mend")
+        output.note("nothing to fix")
 
 
 def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
     from dsctl.checkpoint.causes import remedy
 
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
-    mending = "--fix mends the metadata, --fix --dry-run shows what it would do" if mendable else None
-    raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or mending)
+    fixing = "--fix corrects the metadata; --fix --dry-run shows what it would change" if mendable else None
+    raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or fixing)

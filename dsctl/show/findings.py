@@ -1,4 +1,4 @@
-"""How the findings of a check are told, as text and as JSON."""
+"""Print the findings of a check as text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from dsctl.show.output import Output, count, plural, size
 from dsctl.verify.against import Other
-from dsctl.verify.findings import CODES, SEVERITIES, Report
+from dsctl.verify.findings import CODES, SEVERITIES, CheckScope, Report
 from dsctl.verify.repair import Mend
 
 SHOWN = 10
@@ -36,12 +36,12 @@ def is_failing(report: Report, strict: bool) -> bool:
 
 
 def show_report(source: str, report: Report, their: Other | None, show_all: bool, output: Output) -> None:
-    """Print what was looked at and what was found, some of each kind unless all is asked for."""
+    """Print what was checked and the findings: ten of each code, or all of them with `show_all`."""
     checked = report.checked
     tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
     output.text(f"{source}: {tensors}")
-    for what, said in _said(report, their):
-        output.text(f"  {what:10}  {said}")
+    for part, words in _scope(report, their):
+        output.text(f"  {part:10}  {words}")
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
         for finding in found if show_all else found[:SHOWN]:
@@ -52,14 +52,15 @@ def show_report(source: str, report: Report, their: Other | None, show_all: bool
         if len(found) > SHOWN and not show_all:
             output.text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)")
     if not report.count("error") and not report.count("warning"):
-        output.text(("nothing wrong found", "green"))
+        output.text(("no problems found", "green"))
 
 
-def _said(report: Report, their: Other | None) -> list[tuple[str, str]]:
-    """What was looked at and what was not, in words."""
+def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
+    """Parts of a checkpoint, each with how far it was checked, and with the reason if it was not."""
     checked = report.checked
     known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
-    lines = [("structure", known if checked.parameters else "files and headers only, for want of an architecture")]
+    lines = [("structure", known if checked.parameters else "files and headers only (unknown architecture)")]
+    lines.append(("library", _library(checked)))
     if checked.scales or checked.scales_unread:
         left = f"; {count(checked.scales_unread)} of groups not checked: --deep reads them"
         lines.append(("scales", plural(checked.scales, "number") + left * bool(checked.scales_unread)))
@@ -71,3 +72,11 @@ def _said(report: Report, their: Other | None) -> list[tuple[str, str]]:
         ("contents", f"{size(checked.contents)} read" if checked.contents else "not checked: --deep reads them")
     )
     return lines
+
+
+def _library(checked: CheckScope) -> str:
+    if checked.library is None:
+        return f"not opened with the safetensors library: {checked.library_skipped}"
+    tried = checked.library_opened + checked.library_refused
+    skipped = f"; {checked.library_skipped}" if checked.library_skipped else ""
+    return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{skipped}"

@@ -12,6 +12,7 @@ from dsctl.verify.against import Other, against
 from dsctl.verify.contents import ReadContents, read_contents
 from dsctl.verify.findings import CheckScope, Finding, Report, ordered
 from dsctl.verify.formats import formats
+from dsctl.verify.library import second_opinion
 from dsctl.verify.opening import open_anyhow, reachable
 
 
@@ -27,10 +28,21 @@ def verify(
     store, _ = reachable(store)
     findings = [*opened.findings, *structure.folder(store)]
     entries = _signed(store, findings, opened.lost)
-    if opened.checkpoint is None:
-        return Report(store.place, ordered(findings), CheckScope(files=len(opened.lost)))
     checkpoint = opened.checkpoint
-    findings = [*structure.with_tensors(checkpoint, findings), *structure.tensors(checkpoint)]
+    if checkpoint is not None:
+        findings = list(structure.with_tensors(checkpoint, findings))
+    second = second_opinion(store, findings, checkpoint.headers if checkpoint else ())
+    findings = second.findings
+    scope = CheckScope(
+        files=len(opened.lost),
+        library=second.library,
+        library_opened=second.opened,
+        library_refused=second.refused,
+        library_skipped=second.skipped,
+    )
+    if checkpoint is None:
+        return Report(store.place, ordered(findings), scope)
+    findings += structure.tensors(checkpoint)
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
     all_scales = numbers.scale_refs(checkpoint) if surveyed else {}
     scales = all_scales if deep else {ref: all_scales[ref] for ref in scales_to_check(all_scales)}
@@ -45,7 +57,7 @@ def verify(
         digests = {name: entry.sha256 for name, entry in (entries or {}).items()}
         contents = read_contents(checkpoint, digests, advance)
     refs = [ref for header in checkpoint.headers.values() for ref in header.tensors.values()]
-    checked = CheckScope(
+    checked = scope._replace(
         files=len(checkpoint.headers) + len(opened.lost),
         tensors=len(refs),
         parameters=len(checkpoint.survey.pieces) if surveyed else 0,

@@ -23,6 +23,7 @@ CODES: dict[str, Code] = {
     "lfs-pointer":          Code(ERROR),
     "wrong-size":           Code(ERROR),
     "broken-header":        Code(ERROR),
+    "library-refuses":      Code(ERROR),
     "broken-json":          Code(ERROR),
     "missing-shard":        Code(ERROR),
     "stray-file":           Code(WARNING),
@@ -128,9 +129,11 @@ class Finding(NamedTuple):
 
 
 class CheckScope(NamedTuple):
-    """What was looked at: files and tensors by their headers, scales as numbers, digests, bytes of weights.
+    """What was checked: files and tensors by their headers, scales as numbers, digests, bytes of weights.
 
-    `scales_unread` are those that were not: of groups, where there are too many of them.
+    `scales_unread` counts the scales of groups that were not read because there are too many of them. `library` is the
+    name and version of the library that opened or refused so many files; `library_skipped` says why it did not open
+    all of them.
     """
 
     files: int = 0
@@ -143,6 +146,10 @@ class CheckScope(NamedTuple):
     digests: int = 0
     contents: int = 0
     against: str | None = None
+    library: str | None = None
+    library_opened: int = 0
+    library_refused: int = 0
+    library_skipped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
