@@ -77,6 +77,6 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
 def _library(checked: CheckScope) -> str:
     if checked.library is None:
         return f"not opened with the safetensors library: {checked.library_skipped}"
-    tried = checked.library_opened + checked.library_refused
-    skipped = f"; {checked.library_skipped}" if checked.library_skipped else ""
-    return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{skipped}"
+    tried = checked.library_opened + checked.library_refused + checked.library_unmapped
+    unmapped = f"; the system could not map {checked.library_unmapped:,} of them" if checked.library_unmapped else ""
+    return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{unmapped}"

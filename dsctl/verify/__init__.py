@@ -38,6 +38,7 @@ def verify(
         library=second.library,
         library_opened=second.opened,
         library_refused=second.refused,
+        library_unmapped=second.unmapped,
         library_skipped=second.skipped,
     )
     if checkpoint is None:

@@ -131,9 +131,8 @@ class Finding(NamedTuple):
 class CheckScope(NamedTuple):
     """What was checked: files and tensors by their headers, scales as numbers, digests, bytes of weights.
 
-    `scales_unread` counts the scales of groups that were not read because there are too many of them. `library` is the
-    name and version of the library that opened or refused so many files; `library_skipped` says why it did not open
-    all of them.
+    `scales_unread` counts the scales of groups that were not read because there are too many of them. The fields of
+    `library` are those of `dsctl.verify.library.SecondOpinion`.
     """
 
     files: int = 0
@@ -149,6 +148,7 @@ class CheckScope(NamedTuple):
     library: str | None = None
     library_opened: int = 0
     library_refused: int = 0
+    library_unmapped: int = 0
     library_skipped: str | None = None
 
 

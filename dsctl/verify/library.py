@@ -30,14 +30,15 @@ _Opener = Callable[[str], str | None]
 class SecondOpinion(NamedTuple):
     """The findings of a check with the library's opinion in them.
 
-    `library` is its name and version, None if it was not used; `skipped` says why it did not open all files; `opened`
-    and `refused` count files.
+    `library` is its name and version, None if it was not used, which `skipped` explains. The numbers count files:
+    those that it opened or refused, and those that the system could not map, which says nothing about their contents.
     """
 
     findings: list[Finding]
     library: str | None = None
     opened: int = 0
     refused: int = 0
+    unmapped: int = 0
     skipped: str | None = None
 
 
@@ -62,7 +63,7 @@ def second_opinion(store: Store, findings: Iterable[Finding], accepted: Collecti
         try:
             reason = opened_by(store.path(file))
         except (OSError, SourceError):
-            # Permissions, or a lack of address space: neither says anything about the file's contents.
+            # Such as for want of permissions or of address space.
             unmapped += 1
             continue
         opened, refused = opened + (reason is None), refused + (reason is not None)
@@ -71,8 +72,7 @@ def second_opinion(store: Store, findings: Iterable[Finding], accepted: Collecti
         elif reason is not None:
             ours = ", but dsctl's own checks accept it" if file in accepted else ""
             found.append(Finding("library-refuses", file, f"{library} refuses it{ours}: {reason}"))
-    skipped = f"not opened: {unmapped:,} that the system could not map" if unmapped else None
-    return SecondOpinion(found, library, opened, refused, skipped)
+    return SecondOpinion(found, library, opened, refused, unmapped)
 
 
 def _compared(finding: Finding, library: str, reason: str | None) -> Finding:

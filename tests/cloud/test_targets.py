@@ -38,7 +38,7 @@ def test_a_conversion_gives_a_folder_s_bytes_and_leaves_nothing_here(
     said = dsctl("convert", source, url, "--bf16", "--workers", "1")
     assert objects.contents("fresh") == expected
     assert url in said and not list(staging.rglob("*"))[1:]
-    assert "nothing wrong found" in dsctl("verify", url)
+    assert "no problems found" in dsctl("verify", url)
     assert "complete already" in dsctl("convert", source, url, "--bf16")
 
 

@@ -23,7 +23,7 @@ def flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("way", ["--bf16", "--fp8"])
 def test_from_store_to_store_and_back(objects: Objects, flash: Path, way: str, tmp_path: Path) -> None:
     remote, made = objects.publish(flash, "flash"), f"s3://{BUCKET}/made{way}"
-    assert "nothing wrong found" in dsctl("verify", remote)
+    assert "no problems found" in dsctl("verify", remote)
     dsctl("convert", remote, made, way, "--workers", 1)
     dsctl("convert", flash, tmp_path / "here", way, "--workers", 1)
     there = objects.contents(f"made{way}")

@@ -103,7 +103,8 @@ class Planted(NamedTuple):
     """A fault: the code and the place that a check must name, how to plant it, and what else is then true.
 
     `release` is the checkpoint to spoil; `deep` says that only reading every byte shows it; `signed` spoils a folder
-    that dsctl converted to BF16; `also` are codes that the same fault brings with it.
+    that dsctl converted to BF16; `also` are codes that the same fault brings with it; `refused` says that the
+    safetensors library refuses a file because of it.
     """
 
     code: str
@@ -114,6 +115,7 @@ class Planted(NamedTuple):
     signed: bool = False
     against: bool = False
     also: tuple[str, ...] = ()
+    refused: bool = False
 
 
 def cut(folder: Folder, name: str, dtype: torch.dtype) -> None:
@@ -221,6 +223,24 @@ def garbled(folder: Folder) -> None:
     with folder.first().open("r+b") as file:
         file.seek(8)
         file.write(b"garbage")
+
+
+def repeated(folder: Folder) -> None:
+    """An entry of a header twice, the same both times."""
+    path = folder.file(NORM)
+    raw = path.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    entry = f'{json.dumps(NORM)}: {json.dumps(folder.header(path)[NORM])}, '.encode()
+    text = b"{" + entry + raw[9:end]
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
+
+
+def nested(folder: Folder) -> None:
+    """A field that no reader knows, in more brackets than the library reads."""
+    value: list[Any] = []
+    for _ in range(200):
+        value = [value]
+    folder.entry(NORM, unknown=value)
 
 
 def pointer(folder: Folder) -> None:
@@ -371,19 +391,21 @@ PLANTED: dict[str, Planted] = {
     "a tensor in two files": Planted("duplicate-name", NORM, doubled, also=("total-size",)),
     # files
     "a missing shard": Planted("missing-shard", FIRST, lambda f: f.first().unlink()),
-    "a truncated shard": Planted("wrong-size", FIRST, truncated),
-    "a shard cut off within its header": Planted("wrong-size", FIRST, lambda f: os.truncate(f.first(), 20)),
-    "an empty shard": Planted("wrong-size", FIRST, lambda f: os.truncate(f.first(), 0)),
-    "a byte too many": Planted("wrong-size", FIRST, lengthened),
-    "a garbled header": Planted("broken-header", FIRST, garbled),
-    "overlapping tensors": Planted("broken-header", "", overlapping),
+    "a truncated shard": Planted("wrong-size", FIRST, truncated, refused=True),
+    "a shard cut off within its header": Planted("wrong-size", FIRST, lambda f: os.truncate(f.first(), 20), refused=True),
+    "an empty shard": Planted("wrong-size", FIRST, lambda f: os.truncate(f.first(), 0), refused=True),
+    "a byte too many": Planted("wrong-size", FIRST, lengthened, refused=True),
+    "a garbled header": Planted("broken-header", FIRST, garbled, refused=True),
+    "overlapping tensors": Planted("broken-header", "", overlapping, refused=True),
+    "a tensor twice in a header": Planted("broken-header", "", repeated),
+    "a header nested too deep for the library": Planted("library-refuses", "", nested, refused=True),
     "no format in the header": Planted(
         "no-format-pt", FIRST, lambda f: f.reheader(f.first(), lambda header: header.pop("__metadata__"))
     ),
     "a shard of another model": Planted(
         "stray-file", "stray.safetensors", lambda f: shutil.copyfile(f.first(), f.path / "stray.safetensors")
     ),
-    "a pointer for a shard": Planted("lfs-pointer", FIRST, pointer),
+    "a pointer for a shard": Planted("lfs-pointer", FIRST, pointer, refused=True),
     "a download on its way": Planted(
         "unfinished", "x.incomplete", lambda f: (f.path / "x.incomplete").write_bytes(b"x")
     ),

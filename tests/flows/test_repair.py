@@ -113,7 +113,7 @@ def test_what_a_hub_download_keeps_is_found(folder: Folder) -> None:
 
 def test_the_hint_to_mend_is_given_where_something_can_be(folder: Folder) -> None:
     folder.index(lambda index: index["weight_map"].popitem())
-    assert "--fix mends the metadata" in call("verify", folder.path).stderr
+    assert "--fix corrects the metadata" in call("verify", folder.path).stderr
     dsctl("verify", folder.path, "--fix")
     folder.path.joinpath("LICENSE").write_text("longer or shorter")
     folder.path.joinpath("x.json.new").write_text("")
@@ -136,10 +136,10 @@ def test_two_mends_at_once_are_one(folder: Folder) -> None:
     with alone_in(folder.path):
         done = call("verify", folder.path, "--fix")
         assert done.returncode == 40 and "another dsctl" in done.stderr and "hint: " in done.stderr
-        assert "would mend" in call("verify", folder.path, "--fix", "--dry-run").stderr
+        assert "would fix" in call("verify", folder.path, "--fix", "--dry-run").stderr
     lines = [[sys.executable, "-m", "dsctl", "verify", str(folder.path), "--fix", "--deep"] for _ in range(4)]
     runs = [subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for line in lines]
     ends = [(run.communicate(timeout=120)[1], run.returncode) for run in runs]
     assert {code for _, code in ends} <= {0, 40} and any(code == 0 for _, code in ends), ends
     assert not json.loads(dsctl("verify", folder.path, "--json"))["counts"]["error"]
-    assert "would mend" not in call("verify", folder.path, "--fix", "--dry-run").stderr
+    assert "would fix" not in call("verify", folder.path, "--fix", "--dry-run").stderr

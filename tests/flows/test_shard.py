@@ -244,7 +244,7 @@ def test_part_of_a_model_is_spread_and_merged(even: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("words", ["--tp 8 --layout hf", "--tp 2 --layout stacked"])
 def test_looking_verbs_read_what_is_spread(even: Path, tmp_path: Path, words: str) -> None:
     dsctl("shard", even, tmp_path / "parts", *words.split())
-    assert "nothing wrong found" in dsctl("verify", tmp_path / "parts", "--deep")
+    assert "no problems found" in dsctl("verify", tmp_path / "parts", "--deep")
     seen = json.loads(dsctl("inspect", tmp_path / "parts", "--json"))
     assert seen["parameters"] == json.loads(dsctl("inspect", even, "--json"))["parameters"]
     assert "all identical" in dsctl("compare", even, tmp_path / "parts")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file
 
@@ -97,6 +100,7 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
     assert found, [(f.code, str(f)) for f in report.findings]
     extra = codes(report) - {fault.code, *fault.also} - ODD.get(release, set())
     assert extra == set(), [str(f) for f in report.findings if f.code in extra]
+    assert (report.checked.library_refused > 0) == fault.refused, report.checked
     if fault.deep:
         assert fault.code not in codes(check(folder.path))
 
@@ -114,6 +118,68 @@ def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
     }
     assert planted <= CODES.keys()
     assert len(PLANTED) > 60
+
+
+def test_the_library_s_opinion_of_a_broken_file_is_a_part_of_its_finding(spoiled) -> None:
+    version = f"safetensors {safetensors.__version__}"
+    folder = spoiled("v3.2")
+    PLANTED["a truncated shard"].plant(folder)
+    (found,) = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert found.details[0].startswith(f"{version} refuses it too: ") and "not fully covered" in found.details[0]
+    assert f"library     {version} opened 3 of 4 files\n" in call("verify", folder.path).stdout
+
+
+def test_a_disagreement_with_the_library_is_said(spoiled) -> None:
+    version = f"safetensors {safetensors.__version__}"
+    folder = spoiled("v3.2")
+    PLANTED["a tensor twice in a header"].plant(folder)
+    (found,) = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert found.code == "broken-header" and f"{version} opens it nevertheless" in found.what
+    shutil.rmtree(folder.path)
+    folder = spoiled("v3.2")
+    PLANTED["a header nested too deep for the library"].plant(folder)
+    (found,) = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert found.what.startswith(f"{version} refuses it, but dsctl's own checks accept it: ")
+    assert "recursion limit" in found.what
+    assert call("verify", folder.path).returncode == 50
+    assert call("verify", folder.path, "--ignore", "library-refuses").returncode == 0
+
+
+def test_files_that_the_index_does_not_name_are_opened_with_the_library_too(spoiled) -> None:
+    folder = spoiled("v3.2")
+    (folder.path / "stray.safetensors").write_bytes(b"\xff" * 100)
+    found = {finding.code: finding.what for finding in check(folder.path).findings if finding.code not in USUAL}
+    assert found.keys() == {"stray-file", "library-refuses"} and "dsctl" not in found["library-refuses"]
+
+
+def test_side_files_are_opened_with_the_library_too(clean: dict[str, Path]) -> None:
+    weights = len(list(clean["signed"].glob("*.safetensors")))
+    assert (clean["signed"] / "original.dsctl").is_file()
+    assert check(clean["signed"]).checked.library_opened == weights + 1
+
+
+def test_hostile_messages_of_the_library_are_cut(spoiled) -> None:
+    folder = spoiled("v3.2")
+    name = "x" * 1_000_000
+    folder.reheader(folder.first(), lambda header: header.update({name: {**header[NORM], "data_offsets": [3, 2]}}))
+    (found,) = [finding for finding in check(folder.path).findings if finding.code not in USUAL]
+    assert found.code == "broken-header" and len(found.details[0]) < 400
+
+
+def test_a_missing_library_is_said(clean: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    said = call("verify", clean["v3.2"])
+    assert said.returncode == 0
+    assert "library     not opened with the safetensors library: it is not installed\n" in said.stdout
+
+
+def test_files_that_the_system_cannot_map_are_said(clean: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, framework: str) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(safetensors, "safe_open", refuse)
+    said = call("verify", clean["v3.2"])
+    assert said.returncode == 0 and "opened 0 of 4 files; the system could not map 4 of them\n" in said.stdout
 
 
 def test_a_release_is_held_against_by_name(clean: dict[str, Path]) -> None:
@@ -297,7 +363,7 @@ def test_metadata_is_mended_and_weights_are_not_touched(name: str, spoiled, clea
     arguments = ("verify", folder.path, "--against", clean["v3.2"], "--fix")
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     dry = call(*arguments, "--dry-run")
-    assert "would mend" in dry.stderr
+    assert "would fix" in dry.stderr
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
     assert call(*arguments).returncode == 0, call(*arguments).stdout
     assert codes(check(folder.path, deep=True, against=clean["v3.2"])) == set()
@@ -346,7 +412,7 @@ def test_what_is_not_metadata_stays_wrong(spoiled) -> None:
     folder = spoiled("v3.2")
     drop(folder, NORM)
     done = call("verify", folder.path, "--fix")
-    assert done.returncode == 50 and "nothing to mend" in done.stderr
+    assert done.returncode == 50 and "nothing to fix" in done.stderr
 
 
 def test_unfinished_work_is_not_mended(spoiled) -> None:

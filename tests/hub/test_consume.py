@@ -86,7 +86,7 @@ def test_the_same_command_finds_its_work_complete(doomed: Path, tmp_path: Path, 
     before = digests(tmp_path / "out")
     assert "is complete already" in dsctl(*line)
     assert digests(tmp_path / "out") == before
-    assert "nothing wrong found" in dsctl("verify", tmp_path / "out", "--deep")
+    assert "no problems found" in dsctl("verify", tmp_path / "out", "--deep")
     refused = command(*line, "--force")
     assert refused.returncode == 40 and "all that is left" in refused.stderr
     assert digests(tmp_path / "out") == before
@@ -108,7 +108,7 @@ def test_a_kill_after_the_last_file_is_resumed(doomed: Path, tmp_path: Path, mon
         convert(doomed, tmp_path / "out", Serial)
     assert (tmp_path / "out" / "dsctl.json").exists() and not list(doomed.glob("*.safetensors"))
     convert(doomed, tmp_path / "out", Serial)
-    assert "nothing wrong found" in dsctl("verify", tmp_path / "out", "--deep")
+    assert "no problems found" in dsctl("verify", tmp_path / "out", "--deep")
 
 
 def _killed(*rest: object, **more: object) -> None:

@@ -51,6 +51,6 @@ def test_a_slice_is_fetched_without_the_rest(hub: Hub, source: Path, command: Ru
     assert done.returncode == 0, done.stderr
     said = json.loads((tmp_path / "slice" / "config.json").read_text())
     assert (said["num_hidden_layers"], said["n_routed_experts"]) == (4, 2)
-    assert "nothing wrong found" in dsctl("verify", tmp_path / "slice")
+    assert "no problems found" in dsctl("verify", tmp_path / "slice")
     weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     assert hub.sent(".safetensors") < 0.9 * weights
