@@ -353,17 +353,35 @@ def test_the_page_uses_the_action_with_inputs_that_there_are() -> None:
 
 
 @pytest.mark.soak
-def test_pre_commit_runs_the_hook_on_a_local_repository(copy: Folder, tmp_path: Path) -> None:
-    def git(*words: str) -> None:
-        subprocess.run(["git", "-C", str(copy.path), *words], check=True, capture_output=True)
+def test_pre_commit_installs_and_runs_the_hook(copy: Folder, tmp_path: Path) -> None:
+    """It takes network and most of a minute: pre-commit installs dsctl into an environment of its own."""
 
-    def tried() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pre_commit", "try-repo", str(ROOT), hook()["id"], "--all-files"]
+    def run(where: Path, *words: object) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"PRE_COMMIT_HOME": str(tmp_path / "cache")}
-        return subprocess.run(command, cwd=copy.path, capture_output=True, text=True, check=False, env=env)
+        env.pop("PYTHONPATH", None)
+        return subprocess.run(list(map(str, words)), cwd=where, capture_output=True, text=True, check=False, env=env)
 
-    git("init", "--quiet")
-    git("add", ".")
-    (copy.path / ".pre-commit-config.yaml").write_text("repos: []\n")
-    done = tried()
-    assert done.returncode != 0 and "Missing argument" in done.stdout, done.stdout + done.stderr
+    def committed(where: Path) -> None:
+        run(where, "git", "init", "--quiet")
+        run(where, "git", "add", ".")
+        who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        done = run(where, "git", *who, "commit", "--quiet", "--message", "x")
+        assert done.returncode == 0, done.stderr
+
+    ours = tmp_path / "dsctl"
+    kept = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "site", "build", "dist")
+    shutil.copytree(ROOT, ours, ignore=kept)
+    committed(ours)
+    revision = run(ours, "git", "rev-parse", "HEAD").stdout.strip()
+    repository = tmp_path / "repository"
+    shutil.copytree(copy.path, repository / "models" / "small")
+    hooks = [{"id": hook()["id"], "args": ["models/small", "--strict"], "files": "^models/small/"}]
+    config = {"repos": [{"repo": str(ours), "rev": revision, "hooks": hooks}]}
+    (repository / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
+    committed(repository)
+    command = (sys.executable, "-m", "pre_commit", "run", "--all-files", "--verbose")
+    done = run(repository, *command)
+    assert done.returncode == 0 and "no problems found" in done.stdout, done.stdout + done.stderr
+    truncated(repository / "models" / "small")
+    done = run(repository, *command)
+    assert done.returncode == 1 and "wrong-size" in done.stdout and "exit code: 50" in done.stdout, done.stdout
