@@ -1,4 +1,4 @@
-"""Gates for CI: each recipe of docs/guides/ci.md on a right and on a wrong checkpoint, annotations, action, pre-commit."""
+"""Gates for CI: the recipes of docs/guides/ci.md on right and wrong checkpoints, annotations, action, pre-commit."""
 
 from __future__ import annotations
 

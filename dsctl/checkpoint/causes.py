@@ -1,5 +1,5 @@
-"""Why faults are there: a file that is not, a size in `config.json` that is not the files', layers or experts of which
-nothing is there. One cause is told once, and names the faults that follow from it. No torch.
+"""Causes of faults: a missing file, a size in `config.json` that does not match the files, whole layers or experts that
+are missing. Each cause is reported once, with the faults that follow from it. Does not load torch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dsctl.checkpoint.wrong_config import of_config
 from dsctl.core.params import Param
 from dsctl.stores import Store
 
-# So many faults that differ in layer and expert alone are told as one.
+# This many faults that differ only in layer and expert are reported as one.
 ALIKE = 3
 WEIGHTS = ".safetensors"
-# What a file is found to be where another copy of it is needed.
+# Codes of files that have to be fetched again.
 _FETCHED = ("missing-shard", "wrong-size", "broken-header", "lfs-pointer")
 
-BELONGS = "put the config.json beside the files that belongs to them"
+BELONGS = "replace config.json by the one that belongs to these files"
 
 
 class Told(Protocol):
@@ -34,14 +34,14 @@ class Told(Protocol):
 
 
 def remedy(store: Store, found: Iterable[Told]) -> str | None:
-    """What to do about a cause that others follow from, or None where there is none that can be mended so."""
+    """Advice on how to remove a cause of other faults, or None if there is no such cause."""
     found = list(found)
     files = list(dict.fromkeys(one.where for one in found if one.code in _FETCHED and one.where.endswith(WEIGHTS)))
     if files and not store.remote:
         command = f"`dsctl download REPOSITORY {store.place}"
         if len(files) == 1:
-            return f"{command} --include {files[0]}` fetches that file alone"
-        return f"{command}` fetches the {len(files)} files that are missing or broken and keeps the others"
+            return f"{command} --include {files[0]}` fetches only this file"
+        return f"{command}` fetches the {len(files)} missing or broken files and keeps the others"
     if any(
         one.code == "wrong-config" or (one.code == "missing-tensor" and one.where == "config.json") for one in found
     ):
@@ -50,7 +50,7 @@ def remedy(store: Store, found: Iterable[Told]) -> str | None:
 
 
 def told(checkpoint: Checkpoint, faults: Iterable[Fault]) -> list[Fault]:
-    """The same faults by their causes, the causes first; each sums up in `details` what follows from it."""
+    """The same faults grouped by cause, causes first; the `details` of a cause list the faults that follow from it."""
     said, faults = set(checkpoint.contradictions), list(faults)
     files, rest = of_files(checkpoint, [fault for fault in faults if fault not in said])
     sizes, rest = of_config(checkpoint, rest)
@@ -61,7 +61,7 @@ def told(checkpoint: Checkpoint, faults: Iterable[Fault]) -> list[Fault]:
 
 
 def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """Layers and experts of which nothing is there; all of the model, where no parameter is."""
+    """Layers and experts that are missing completely; the whole model, if no parameter is stored."""
     absent = {fault.where for fault in faults if fault.code == "missing-tensor"}
     if len(absent) < 2:
         return [], faults
@@ -81,9 +81,10 @@ def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault]
 
 
 def _of_nothing(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    name = next((fault.where for fault in faults if fault.code == "extra-tensor"), "none")
+    name = next((fault.where for fault in faults if fault.code == "extra-tensor"), None)
     count = len(checkpoint.params)
-    what = f"none of the {count:,} parameters that it describes is there; tensors have names such as {name}"
+    names = f"; tensors have names such as {name}" if name else ""
+    what = f"all {count:,} parameters that it describes are missing{names}"
     of_names = ("missing-tensor", "extra-tensor")
     details = tuple(str(fault) for fault in faults if fault.code in of_names)
     found = Fault("missing-tensor", "config.json", what, details)
@@ -91,7 +92,7 @@ def _of_nothing(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault
 
 
 def _whole(params: Iterable[Param], missing: set[str], key: Any) -> dict[Any, list[str]]:
-    """The parts of a model all of whose parameters are missing, several each, with these."""
+    """The parts of a model whose parameters are all missing, more than one each, with these parameters."""
     held: dict[Any, list[str]] = {}
     for param in params:
         held.setdefault(key(param), []).append(param.name)
@@ -105,11 +106,11 @@ def _told_layers(layers: Mapping[int, list[str]], params: Iterable[Param]) -> It
         family = first[run[0]].family
         where = family.named(family.template.partition("{layer}")[0] + "{layer}", run[0])
         where += f" to {run[-1] - family.first_layer}" if len(run) > 1 else ""
-        yield Fault("missing-tensor", where, f"nothing of it is there: {len(names):,} parameters", names)
+        yield Fault("missing-tensor", where, f"all {len(names):,} parameters are missing", names)
 
 
 def _told_experts(experts: Mapping[tuple[int, int], list[str]]) -> Iterator[Fault]:
-    """Experts told together where the same ones are missing in several layers."""
+    """Missing experts, those with the same numbers in several layers as one fault."""
     by_layer: dict[int, list[int]] = {}
     for layer, expert in sorted(experts):
         by_layer.setdefault(layer, []).append(expert)
@@ -119,11 +120,11 @@ def _told_experts(experts: Mapping[tuple[int, int], list[str]]) -> Iterator[Faul
     for same, layers in alike.items():
         names = tuple(name for layer in layers for expert in same for name in experts[layer, expert])
         where = f"{_listed('expert', same)} of {_listed('layer', layers)}"
-        yield Fault("missing-tensor", where, f"nothing of them is there: {len(names):,} parameters", names)
+        yield Fault("missing-tensor", where, f"all {len(names):,} parameters are missing", names)
 
 
 def _alike(faults: list[Fault]) -> list[Fault]:
-    """Faults of one kind whose names differ in numbers alone told as one, in the place of the first."""
+    """Faults of the same kind whose names differ only in numbers, as one, in place of the first."""
     kinds: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
         kinds.setdefault((fault.code, _template(fault.where)), []).append(fault)
@@ -132,13 +133,13 @@ def _alike(faults: list[Fault]) -> list[Fault]:
         if len(some) < ALIKE or template == some[0].where:
             found += some
             continue
-        what = f"{len(some):,} such tensors, the first: {some[0]}"
+        what = f"{len(some):,} such tensors; the first is {some[0]}"
         found.append(Fault(some[0].code, template, what, tuple(map(str, some))))
     return found
 
 
 def _template(name: str) -> str:
-    """A name with marks in place of its numbers."""
+    """A name with `*` in place of its numbers."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
@@ -149,6 +150,6 @@ def _listed(noun: str, numbers: Sequence[int]) -> str:
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Consecutive numbers together."""
+    """Runs of consecutive numbers."""
     groups = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
     return [[number for _, number in group] for _, group in groups]

@@ -1,4 +1,4 @@
-"""Files that the index names and that are not there, and what was in them. No torch."""
+"""Missing files that the index names, and their tensors. Does not load torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsctl.layouts.naming import stored_name
 
 
 def lost(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The files that the index names and that are not there or cannot be read, each with its tensors."""
+    """The files in the index that are missing or cannot be read, each with its tensors."""
     found: dict[str, list[str]] = {}
     for name, file in (checkpoint.index or {}).items():
         if file not in checkpoint.headers:
@@ -19,12 +19,12 @@ def lost(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
 
 
 def with_tensors(checkpoint: Checkpoint, what: str, names: Sequence[str]) -> str:
-    """What is the matter with a lost file, with how many tensors were in it."""
-    return f"{what}; {len(names):,} of {len(checkpoint.index or {}):,} tensors are in it"
+    """The description of a lost file's fault, with the number of its tensors."""
+    return f"{what}; it holds {len(names):,} of {len(checkpoint.index or {}):,} tensors"
 
 
 def of_files(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """Files that are not there, and the faults that say more than that one of their tensors is missing."""
+    """Faults of missing files, and the other faults without those that follow from a missing file."""
     files = lost(checkpoint)
     if not files:
         return [], faults
@@ -33,7 +33,7 @@ def of_files(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], 
     for fault in faults:
         file = _file_of(checkpoint, fault) if fault.code in ABSENT else None
         if file is not None:
-            missing.setdefault(file, Fault("missing-shard", file, "named in the index, but not there"))
+            missing.setdefault(file, Fault("missing-shard", file, "missing, but the index names it"))
         elif fault.code != "missing-shard":
             rest.append(fault)
     summed = [
@@ -44,7 +44,7 @@ def of_files(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], 
 
 
 def _file_of(checkpoint: Checkpoint, fault: Fault) -> str | None:
-    """The lost file, if any, in which the index has what a fault says is missing."""
+    """The lost file, if any, that holds the missing tensor of a fault according to the index."""
     index = checkpoint.index or {}
     parts = dict.fromkeys((codec.dialect, part) for codec in checkpoint.codecs for part in codec.parts)
     files = (index.get(stored_name(checkpoint.layout, fault.where, *part)) for part in parts)

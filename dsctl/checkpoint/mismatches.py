@@ -1,4 +1,4 @@
-"""Why a tensor that has a parameter's name is in no format that is known: said of its dtype, shape and scales. Pure."""
+"""Why a parameter's tensor matches no known format: its dtype, shape or scales. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dsctl.checkpoint.pieces import Fault
 from dsctl.codecs.codec import CODES, SCALE, Codec
 from dsctl.core.header import TensorSpec
 
-# What codes of floats are called.
+# Names of float codes.
 _FLOATS = {"e4m3": "FP8", "e2m1": "FP4"}
-# Dtypes under which two four-bit codes in a byte are stored.
+# Dtypes for two four-bit codes in a byte.
 _PAIRS = ("I8", "U8")
 
 
 class Stored(NamedTuple):
-    """What is stored for a parameter of this shape: its tensor, and by name that and others that may be its parts."""
+    """The stored tensors of a parameter of this shape: the weight, and by name the weight and its possible parts."""
 
     shape: tuple[int, ...]
     weight: TensorSpec
@@ -24,31 +24,31 @@ class Stored(NamedTuple):
 
 
 def mismatch(name: str, held: Stored, codecs: Sequence[tuple[Codec, str]], role: str) -> Fault:
-    """The one thing that is wrong, as far as one explains it.
+    """The single fault that explains the mismatch best.
 
-    `codecs` are those that would keep codes under this name, each with what it calls the scales.
+    `codecs` are those that would store codes under this name, each with its name of the scales.
     """
     weight = held.weight
     floats = [one for one in codecs if one[0].form.codes in _FLOATS and len(held.shape) == 2]
     mine = [one for one in floats if _are_codes(weight, one[0], held.shape)]
     if mine and len(held.there) == 1:
         codec, scale = mine[0]
-        return Fault("missing-scale", name, f"{_FLOATS[codec.form.codes]} without a scale: no tensor {scale}")
+        return Fault("missing-scale", name, f"{_FLOATS[codec.form.codes]} without a scale: {scale} is missing")
     found = _plain(name, held, floats) or _scales(name, held, mine, floats)
     if found is not None:
         return found
     wanted = next((spec for codec, _ in floats if _is_of(weight, spec := codec.specs(held.shape)[CODES])), None)
     shape = wanted.shape if wanted and weight.shape != held.shape else held.shape
     if weight.shape != shape:
-        return Fault("wrong-shape", name, f"is {list(weight.shape)}, the architecture says {list(shape)}")
+        return Fault("wrong-shape", name, f"is {list(weight.shape)}, but {list(shape)} in the architecture")
     others = ", ".join(f"{one} {t.dtype} {list(t.shape)}" for one, t in held.there.items() if t is not weight)
     if others:
-        return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not go with {others}")
-    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is no format of its role, {role}")
+        return Fault("wrong-scale", name, f"{weight.dtype} {list(weight.shape)} does not match {others}")
+    return Fault("wrong-dtype", name, f"dtype {weight.dtype} is not a format of its role, {role}")
 
 
 def _is_of(weight: TensorSpec, codes: TensorSpec) -> bool:
-    """Whether a tensor has the dtype of some codes, or another name for it."""
+    """Whether a tensor has the dtype of some codes, or a dtype of the same meaning."""
     return weight.dtype == codes.dtype or (weight.dtype in _PAIRS and codes.dtype in _PAIRS)
 
 
@@ -58,11 +58,11 @@ def _are_codes(weight: TensorSpec, codec: Codec, shape: tuple[int, ...]) -> bool
 
 
 def _plain(name: str, held: Stored, codecs: Sequence[tuple[Codec, str]]) -> Fault | None:
-    """A byte for every four-bit code, where two are packed into one."""
+    """The fault of four-bit codes that are stored in a byte each instead of two in a byte."""
     for codec, scale in codecs:
         codes = codec.specs(held.shape)[CODES]
         if scale in held.there and codes.shape != held.shape == held.weight.shape and _is_of(held.weight, codes):
-            what = f"is {held.weight.dtype} {list(held.shape)}, a byte for each code: two are packed into one, in "
+            what = f"is {held.weight.dtype} {list(held.shape)}, one code per byte: packed two per byte it would be "
             return Fault("not-packed", name, f"{what}{list(codes.shape)}")
     return None
 
@@ -70,7 +70,7 @@ def _plain(name: str, held: Stored, codecs: Sequence[tuple[Codec, str]]) -> Faul
 def _scales(
     name: str, held: Stored, mine: Sequence[tuple[Codec, str]], codecs: Sequence[tuple[Codec, str]]
 ) -> Fault | None:
-    """Scales of another dtype or another grid than those that the codes go with; the first of `mine` is a release's."""
+    """The fault of scales whose dtype or grid does not match the codes; the first of `mine` is a release's codec."""
     for codec, scale in mine:
         found, wanted = held.there.get(scale), codec.specs(held.shape)[SCALE]
         if found is None:
@@ -80,16 +80,16 @@ def _scales(
             if codec.form.scale != "E8M0":
                 return None
             if found.dtype != wanted.dtype:
-                what = f"is {codes}, its scales {scale} are {found.dtype}: {wanted.dtype} in its releases"
+                what = f"is {codes}, but its scales {scale} are {found.dtype}; releases have {wanted.dtype}"
                 return Fault("wrong-scale-dtype", name, what)
         other = next(
             (one for one, at in codecs if at == scale and one.specs(held.shape)[SCALE].shape == found.shape), None
         )
         if other is not None and other.form.codes != codec.form.codes:
-            what = f"is {codes}, its scales {scale} {list(found.shape)} are of {_FLOATS[other.form.codes]}"
-            return Fault("other-grid", name, f"{what}: {list(wanted.shape)} would go with it")
+            what = f"is {codes}, but its scales {scale} {list(found.shape)} are those of {_FLOATS[other.form.codes]}"
+            return Fault("other-grid", name, f"{what}: {list(wanted.shape)} would match")
         if found.shape != wanted.shape:
-            turned = ", and not turned" if found.shape == wanted.shape[::-1] else ""
-            what = f"does not go with {scale} {found.dtype} {list(found.shape)}: {list(wanted.shape)} would{turned}"
+            turned = "; the grid of scales is transposed" if found.shape == wanted.shape[::-1] else ""
+            what = f"does not match {scale} {found.dtype} {list(found.shape)}: {list(wanted.shape)} would{turned}"
             return Fault("wrong-scale", name, f"{held.weight.dtype} {list(held.weight.shape)} {what}")
     return None

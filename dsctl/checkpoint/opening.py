@@ -131,7 +131,7 @@ def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | N
     for file in named:
         check_name(file, INDEX)
         if file not in files:
-            faults.append(Fault("missing-shard", file, "named in the index, but not there"))
+            faults.append(Fault("missing-shard", file, "missing, but the index names it"))
     for file in present:
         if file not in named:
             faults.append(Fault("stray-file", file, "not named in the index: ignored"))

@@ -1,4 +1,4 @@
-"""Sizes that `config.json` has wrong, found by what the files hold in their place. No torch."""
+"""Wrong sizes in `config.json`, found by comparison with the files. Does not load torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dsctl.checkpoint.pieces import SHAPED, Fault
 from dsctl.core.errors import DsctlError
 from dsctl.core.params import Family, Param
 
-# So many sizes of a config are looked for at most, and so many guesses at each are held against every tensor.
+# At most this many wrong sizes are searched, and this many guesses at each are compared with every tensor.
 SIZES, GUESSES = 4, 3
-# A wrong size explains at least so much of the faults that are of names and shapes.
+# A wrong size explains at least this share of the faults of names and shapes.
 EXPLAINED = 0.9
 _EXPERTS, _LAYERS, _DENSE, _MTP = (
     "n_routed_experts", "num_hidden_layers", "first_k_dense_replace", "num_nextn_predict_layers",
@@ -25,7 +25,7 @@ _EXPERTS, _LAYERS, _DENSE, _MTP = (
 
 
 def of_config(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """Sizes that `config.json` has wrong: with what the files hold in their place, faults go and none comes."""
+    """Wrong sizes in `config.json`: with the sizes of the files, faults go and no new fault comes."""
     shaped = sum(fault.code in SHAPED for fault in faults)
     if shaped < 2 or checkpoint.model is None or checkpoint.config is None:
         return [], faults
@@ -35,7 +35,7 @@ def of_config(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault],
         field, now, gone = better
         was, holds = (checkpoint.config[field], (now.config or {})[field])
         left = [fault for fault in left if _key(fault) not in gone]
-        what = f"{field} is {was}, the files hold {holds}: {len(gone):,} faults follow from it"
+        what = f"{field} is {was}, but the files hold {holds}; {len(gone):,} faults follow from this"
         found.append(Fault("wrong-config", "config.json", what, tuple(str(f) for f in faults if _key(f) in gone)))
     held = sum(len(header.names) for header in checkpoint.headers.values())
     if found and sum(fault.code in SHAPED for fault in left) <= (1 - EXPLAINED) * min(shaped, held):
@@ -44,13 +44,13 @@ def of_config(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault],
 
 
 def _of_another(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:
-    """The config of another model: most of what it describes is not there, or of another shape."""
+    """The config of a different model: most parameters that it describes are missing or have a different shape."""
     others = {fault.where for fault in faults if fault.code in SHAPED and fault.code != "extra-tensor"}
     params = len(checkpoint.params)
     shape = next((fault for fault in faults if fault.code == "wrong-shape"), None)
     if shape is None or 2 * len(others) < params:
         return [], faults
-    what = f"is of another model: {len(others):,} of the {params:,} parameters that it describes are missing or differ"
+    what = f"belongs to a different model: {len(others):,} of its {params:,} parameters are missing or differ"
     gone = [fault for fault in faults if fault.code in SHAPED]
     found = Fault("wrong-config", "config.json", f"{what}; {shape}", tuple(map(str, gone)))
     return [found], [fault for fault in faults if fault.code not in SHAPED]
@@ -61,9 +61,9 @@ def _key(fault: Fault) -> tuple[str, str]:
 
 
 def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoint, set[tuple[str, str]]] | None:
-    """A field of which another value explains faults, the checkpoint with it, and the faults that then go.
+    """A field whose value, if changed, explains faults; the checkpoint with the new value; the faults that then go.
 
-    Guesses are held against some tensors first; the best of them against all, until one brings no new fault.
+    Guesses are compared with some tensors first, the best ones with all tensors, until one brings no new fault.
     """
     known = {_key(fault) for fault in faults} - {_key(fault) for fault in checkpoint.faults}
     guesses = []
@@ -83,7 +83,7 @@ def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoin
 
 
 def _samples(families: Iterable[Family]) -> Iterator[Param]:
-    """Some parameters of every family: of its first, middle and last layer the first and the last expert."""
+    """Some parameters of every family: the first and last expert of its first, middle and last layer."""
     for family in families:
         layers = tuple(dict.fromkeys(family.layers[at] for at in (0, len(family.layers) // 2, -1) if family.layers))
         for layer in layers or (None,):
@@ -92,7 +92,7 @@ def _samples(families: Iterable[Family]) -> Iterator[Param]:
 
 
 def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
-    """Fields of the config and other values for them: those that shapes and the numbers in names ask for."""
+    """Fields of the config with different values that shapes and the numbers in names suggest."""
     config = checkpoint.config or {}
     sizes = {field: value for field, value in config.items() if type(value) is int}
     others = [
@@ -121,7 +121,7 @@ def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
 
 
 def _solved(checkpoint: Checkpoint, field: str, value: int, others: Iterable[tuple[Family, Any]]) -> Iterator[int]:
-    """The values of a field with which a stored shape would be right: a shape grows in proportion to every field."""
+    """The values of a field that make a stored shape right: a shape grows in proportion to every field."""
     assert checkpoint.model is not None and checkpoint.config is not None
     try:
         grown = checkpoint.model.families({**checkpoint.config, field: value + 1}, checkpoint.traits)
@@ -140,7 +140,7 @@ def _solved(checkpoint: Checkpoint, field: str, value: int, others: Iterable[tup
 
 
 def _numbers(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    """How many layers and experts the names of tensors have, and the first layer with experts."""
+    """The number of layers and experts in tensor names, and the first layer with experts."""
     layers: set[int] = set()
     with_experts: set[int] = set()
     experts: set[int] = set()

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint: structure and scales always, every byte where that is asked for. No torch."""
+"""Check a checkpoint: structure and scales always, every byte on request. Does not load torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dsctl.verify.opening import open_anyhow, reachable
 def verify(
     store: Store, their: Other | None = None, deep: bool = False, advance: Advance = lambda nbytes: None
 ) -> Report:
-    """Check a checkpoint. `deep` reads every byte; `advance` is told of bytes read.
+    """Check a checkpoint. `deep` reads every byte; `advance` is called with the number of bytes read.
 
     Raises:
-        SourceError: there is no checkpoint, or a file cannot be read.
+        SourceError: the source has no checkpoint, or a file cannot be read.
     """
     opened = open_anyhow(store)
     store, _ = reachable(store)
@@ -74,12 +74,12 @@ def verify(
 
 
 def deep_bytes(store: Store) -> int:
-    """About how many bytes a deep check reads, for a progress bar."""
+    """The approximate number of bytes that a deep check reads, for a progress bar."""
     return sum(size for file, size in reachable(store)[0].files().items() if file.endswith(".safetensors"))
 
 
 def _has_survey(checkpoint: Checkpoint) -> bool:
-    """Whether parameters can be matched with tensors: not where two files without an index hold one name."""
+    """Whether parameters can be matched with tensors: not if two files without an index hold the same name."""
     try:
         return checkpoint.survey is not None
     except FormatError:

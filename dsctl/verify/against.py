@@ -1,4 +1,4 @@
-"""A checkpoint held against a release's description or another folder: architecture, config, side files."""
+"""Compare a checkpoint with a release's description or a different folder: architecture, config, side files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dsctl.releases import Release
 from dsctl.stores import INDEX, SIGNED, Store, store_at
 from dsctl.verify.findings import Finding
 
-# Fields of config.json that may differ from a release's. `auto_map` may not: it names the code that loaders run.
+# Fields of config.json that may differ from a release. `auto_map` may not: it names the code that loaders run.
 _FREE = STORAGE_FIELDS | CLERICAL_FIELDS - {"auto_map"}
 _OWN = ("config.json", INDEX, SIGNED, ORIGINAL)
 _TEXT_BYTES = 64 << 20
 _ABSENT = "absent"
-# Values of more characters are too long to be read beside each other.
+# Values of more characters are too long to read side by side.
 LONG = 100
 
 
 class Other(NamedTuple):
-    """What a checkpoint is held against: its config, and the folder or the release that has it."""
+    """The other side of a comparison: its config, and the folder or the release that has this config."""
 
     name: str
     config: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Other(NamedTuple):
 
     @property
     def origin(self) -> Origin:
-        """Where it comes from: dsctl's own data, or the files in a place."""
+        """The origin of the data: the built-in description of a release, or files in a place."""
         if self.release is not None:
             return Origin.of_release(self.release)
         assert self.store is not None
@@ -43,10 +43,10 @@ class Other(NamedTuple):
 
 
 def other(text: str) -> Other:
-    """A folder or a release by any of its names; a folder of that name comes first.
+    """A folder or a release by any of its names; a folder takes precedence over a release of the same name.
 
     Raises:
-        SourceError: there is none. FormatError: its config is none.
+        SourceError: neither exists. FormatError: its config does not parse.
     """
     release = releases.meant(text)
     if release is not None:
@@ -56,7 +56,7 @@ def other(text: str) -> Other:
 
 
 def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
-    """Where a checkpoint is not what the other one is."""
+    """Findings about every difference between a checkpoint and the other side."""
     if checkpoint.config is not None:
         yield from _families(checkpoint, their)
         yield from _config(checkpoint, checkpoint.config, their)
@@ -75,21 +75,21 @@ def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
         return
     for template, outline in wanted.items():
         if template not in found:
-            yield Finding("other-architecture", template, f"is in {their.name}, not in this architecture")
+            yield Finding("other-architecture", template, f"is in {their.name}, but not in this architecture")
         elif found[template] != outline:
             what = f"{found[template]} here, {outline} in {their.name}"
             yield Finding("other-architecture", template, what)
     for template in found.keys() - wanted.keys():
-        yield Finding("other-architecture", template, f"is in this architecture, not in {their.name}")
+        yield Finding("other-architecture", template, f"is in this architecture, but not in {their.name}")
 
 
 def _traits(checkpoint: Checkpoint, their: Other) -> Traits:
-    """What the other's tensors tell; of a folder, only its config is read, and the rest taken as here."""
+    """The traits of a release's tensors; for a folder, of which only the config is read, the checkpoint's own."""
     return their.release.storage.traits if their.release else checkpoint.traits
 
 
 class _FamilyOutline(NamedTuple):
-    """What a template stands for: a shape, in which layers, for how many experts."""
+    """The shape of a template's parameters, their layers, and the number of experts."""
 
     shape: tuple[int, ...]
     layers: tuple[int, ...]
@@ -119,10 +119,10 @@ def _config(checkpoint: Checkpoint, config: Mapping[str, Any], their: Other) -> 
 
 
 def _differing(here: Any, there: Any, name: str) -> str:
-    """Two values, or of long lists where they part."""
-    told, other = (value if value is _ABSENT else repr(value) for value in (here, there))
-    if max(len(told), len(other)) <= LONG or not (isinstance(here, list) and isinstance(there, list)):
-        return f"{told} here, {other} in {name}"
+    """Two values; if they are long lists, the first difference."""
+    mine, other = (value if value is _ABSENT else repr(value) for value in (here, there))
+    if max(len(mine), len(other)) <= LONG or not (isinstance(here, list) and isinstance(there, list)):
+        return f"{mine} here, {other} in {name}"
     if len(here) != len(there):
         return f"{len(here)} entries here, {len(there)} in {name}"
     at = next(place for place, pair in enumerate(zip(here, there, strict=True)) if pair[0] != pair[1])
@@ -130,7 +130,7 @@ def _differing(here: Any, there: Any, name: str) -> str:
 
 
 def _storage(checkpoint: Checkpoint, release: Release) -> Iterator[Finding]:
-    """Count and bytes of tensors, where the release stores the same formats and they are known."""
+    """The number and bytes of tensors, if they are known and the release stores the same formats."""
     mine, theirs = checkpoint.traits, release.storage.traits
     if (mine.experts, mine.scales) != (theirs.experts, theirs.scales):
         return
@@ -162,9 +162,9 @@ def _hidden(file: str) -> bool:
 def _side_files(checkpoint: Checkpoint, their: Store) -> Iterator[Finding]:
     for file, size in side_files(their).items():
         if file not in checkpoint.files:
-            yield Finding("missing-side-file", file, f"is in {their.place}, not here")
+            yield Finding("missing-side-file", file, f"missing, but {their.place} has it")
         elif checkpoint.files[file] != size or (size <= _TEXT_BYTES and not _alike(checkpoint, their, file, size)):
-            yield Finding("side-file-differs", file, f"is not the one in {their.place}")
+            yield Finding("side-file-differs", file, f"differs from the file in {their.place}")
 
 
 def _alike(checkpoint: Checkpoint, their: Store, file: str, size: int) -> bool:

@@ -1,4 +1,4 @@
-"""Fields of `config.json` that cannot be, or contradict each other or the tensors: one line of a table each."""
+"""Fields of `config.json` that are impossible or contradict each other or the tensors: one line of a table each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.verify.findings import Finding
 
-# The model types that releases of an architecture have.
+# The model types of an architecture's releases.
 _TYPES = {
     "DeepseekV2ForCausalLM": ("deepseek_v2",),
     "DeepseekV3ForCausalLM": ("deepseek_v3", "kimi_k2"),
@@ -20,7 +20,7 @@ _BIAS = "e_score_correction_bias"
 
 
 class Check(NamedTuple):
-    """What is wrong with some fields, named first, where `wrong` is true; absent and null fields fit everything."""
+    """A check of some fields: `what` describes the problem if `wrong` is true. Absent and null fields always pass."""
 
     fields: tuple[str, ...]
     what: str
@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 
 def fields(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Every field that is wrong, as far as it is known what it means."""
+    """Findings about every field whose meaning is known."""
     config = checkpoint.config or {}
     for check in CHECKS:
         values = [config.get(field) for field in check.fields]
@@ -36,10 +36,10 @@ def fields(checkpoint: Checkpoint) -> Iterator[Finding]:
             said = ", ".join(f"{field} {value!r}" for field, value in zip(check.fields, values, strict=True))
             yield Finding("odd-config", check.fields[0], f"{check.what}: {said}")
     if any(family.role == "indexer" for family in checkpoint.families) and config.get("index_topk") is None:
-        yield Finding("odd-config", "index_topk", "is absent, though there is an indexer that chooses so many tokens")
+        yield Finding("odd-config", "index_topk", "is absent, but the indexer needs the number of tokens to choose")
     biased = any(family.template.endswith(_BIAS) for family in checkpoint.families)
     if biased and config.get("topk_method") not in (None, "noaux_tc"):
-        what = f"is {config['topk_method']!r}, though the router has a bias, which noaux_tc alone uses"
+        what = f"is {config['topk_method']!r}, but the router has a bias, which only noaux_tc uses"
         yield Finding("odd-config", "topk_method", what)
 
 
@@ -68,23 +68,23 @@ def _are_beyond(tokens: Any, vocabulary: int) -> bool:
 
 
 CHECKS = (
-    Check(("architectures", "model_type"), "are of different models", _is_other),
-    Check(("num_experts_per_tok", "n_routed_experts"), "more experts per token than there are", lambda k, n: k > n > 0),
-    Check(("n_group", "n_routed_experts"), "groups do not share the experts equally", lambda g, n: g < 1 or n % g > 0),
-    Check(("topk_group", "n_group"), "more groups per token than there are", lambda k, g: k > g),
+    Check(("architectures", "model_type"), "belong to different models", _is_other),
+    Check(("num_experts_per_tok", "n_routed_experts"), "more experts per token than experts", lambda k, n: k > n > 0),
+    Check(("n_group", "n_routed_experts"), "groups do not divide the experts evenly", lambda g, n: g < 1 or n % g > 0),
+    Check(("topk_group", "n_group"), "more groups per token than groups", lambda k, g: k > g),
     Check(
         ("num_experts_per_tok", "topk_group", "n_group", "n_routed_experts"),
-        "the chosen groups hold fewer experts than a token takes",
+        "the chosen groups hold fewer experts than a token uses",
         lambda k, chosen, g, n: n > 0 and k > chosen * n // g,
     ),
-    Check(("rms_norm_eps",), "is no small positive number", lambda eps: not (_is_number(eps) and 0 < eps < 0.1)),
-    Check(("rope_theta",), "is no positive number", lambda base: not (_is_number(base) and base > 0)),
+    Check(("rms_norm_eps",), "is not a small positive number", lambda eps: not (_is_number(eps) and 0 < eps < 0.1)),
+    Check(("rope_theta",), "is not a positive number", lambda base: not (_is_number(base) and base > 0)),
     Check(("eos_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
     Check(("bos_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
     Check(("pad_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
     Check(("dspark_noise_token_id", "vocab_size"), "is beyond the vocabulary", _are_beyond),
-    Check(("dspark_block_size",), "is no number of tokens", _is_no_count),
-    Check(("sliding_window",), "is no number of tokens", _is_no_count),
-    Check(("hc_sinkhorn_iters",), "is no number of iterations", _is_no_count),
-    Check(("compress_rope_theta",), "is no positive number", lambda base: not (_is_number(base) and base > 0)),
+    Check(("dspark_block_size",), "is not a number of tokens", _is_no_count),
+    Check(("sliding_window",), "is not a number of tokens", _is_no_count),
+    Check(("hc_sinkhorn_iters",), "is not a number of iterations", _is_no_count),
+    Check(("compress_rope_theta",), "is not a positive number", lambda base: not (_is_number(base) and base > 0)),
 )

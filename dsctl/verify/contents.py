@@ -1,4 +1,4 @@
-"""Every byte, once: digests of files, and what values of tensors cannot be. In bands, files in parallel, numpy."""
+"""Read every byte once: digests of files, and impossible values of tensors. In bands, files in parallel, numpy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TensorName = tuple[str, str]
 
 @dataclass(slots=True)
 class ReadContents:
-    """What reading everything has shown."""
+    """The findings of reading all files, the bytes read, and the number of digests compared."""
 
     findings: list[Finding] = field(default_factory=list)
     nbytes: int = 0
@@ -42,7 +42,7 @@ class ReadContents:
 
 
 class _Read(NamedTuple):
-    """What reading a file has shown."""
+    """The result of reading a file."""
 
     file: str
     sha256: str | None
@@ -73,7 +73,7 @@ def read_contents(
         if read.sha256 is not None:
             contents.digests += 1
             if read.sha256 != digests[read.file]:
-                contents.findings.append(Finding("digest", read.file, "its bytes are not those that dsctl.json signs"))
+                contents.findings.append(Finding("digest", read.file, "its SHA-256 differs from the one in dsctl.json"))
         contents.findings += read.findings
         seen |= {(one.ref.file, one.ref.name): one for one in read.seen}
     scales = {(p.refs[0].file, p.refs[0].name): p.refs[-1] for _, p in held if len(p.refs) > 1}
@@ -83,7 +83,7 @@ def read_contents(
         if place in known.tables:
             continue
         found = list(values(one, param is not None and param.template.endswith("bias")))
-        # A rank's tensor may have the name of another rank's parameter and be none itself.
+        # A rank's tensor may have the name of a different rank's parameter without being a parameter itself.
         scale = scales.get(place)
         decoded = block_scales(one, scale, checkpoint.store) if one.codec and scale else None
         if scale and decoded is not None:
@@ -102,7 +102,7 @@ def read_contents(
 
 
 def _copied(checkpoint: Checkpoint) -> list[list[_TensorName]]:
-    """The tensors that hold copies of one region of a parameter, by their places; copies that several ranks hold."""
+    """Groups of tensors on different ranks that hold copies of the same region of a parameter."""
     if checkpoint.layout.shares is None:
         return []
     found: dict[tuple[object, ...], list[_TensorName]] = {}
@@ -113,7 +113,7 @@ def _copied(checkpoint: Checkpoint) -> list[list[_TensorName]]:
 
 
 def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, bytes]]:
-    """The tensors whose bytes follow from a shape, such as the one that states it."""
+    """The tensors whose bytes follow from a shape, such as `weight_shape`, with these bytes."""
     for _, piece in held:
         said = piece.codec.stated(piece.slot.container)
         for part, ref in zip(piece.codec.parts, piece.refs, strict=True) if not piece.slot.stack else ():
@@ -122,7 +122,7 @@ def _stated(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, 
 
 
 def _tables(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, int]]:
-    """The tables of whole numbers, and below what these are."""
+    """The tables of integers, each with the limit that its numbers are below."""
     for param, piece in held:
         ref = piece.refs[0]
         if param.family.below and ref.spec.dtype in WHOLE and len(ref.spec.shape) == 2:
@@ -130,8 +130,8 @@ def _tables(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, 
 
 
 class _Known(NamedTuple):
-    """What is known of tensors before they are read: which are weights, how some are coded, which are read whole, the
-    bytes that some must hold, and below what the whole numbers in tables are."""
+    """Facts about tensors before they are read: the weights, the codecs of some, the tensors to read whole, the bytes
+    that some must hold, and the limits of the numbers in tables."""
 
     weights: frozenset[str]
     codecs: Mapping[str, Codec]
@@ -141,7 +141,7 @@ class _Known(NamedTuple):
 
 
 class _ContentReader:
-    """Reads files on threads; all but Python's own bookkeeping runs without its lock."""
+    """Reads files on threads; everything except Python's own bookkeeping runs without the interpreter lock."""
 
     def __init__(
         self,
@@ -189,7 +189,9 @@ class _ContentReader:
                 if table is not None:
                     table.take(band, first)
                 if said is not None and band.tobytes() != said:
-                    findings.append(Finding("wrong-shape", ref.name, f"states {_numbers(ref, band)}, not its shape"))
+                    findings.append(
+                        Finding("wrong-shape", ref.name, f"states {_numbers(ref, band)} instead of its shape")
+                    )
             if table is not None:
                 findings += table.findings()
             if one is not None and ref.nbytes:
@@ -197,11 +199,11 @@ class _ContentReader:
         return _Read(file, digest.hexdigest() if digest else None, seen, findings)
 
     def _tells(self, ref: TensorRef) -> bool:
-        """Whether a tensor's bits are looked at: those of floats, and integers that are a parameter's codes."""
+        """Whether a tensor's bits are checked: floats, and integers that are a parameter's codes."""
         return ref.spec.dtype in KINDS and (ref.spec.dtype not in INTEGERS or ref.name in self.known.weights)
 
     def _bands(self, ref: TensorRef, buffer: npt.NDArray[np.uint8]) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-        """A tensor's bytes in bands of whole rows, with the number of the first."""
+        """A tensor's bytes in bands of whole rows, each with the number of its first row."""
         rows, _ = rows_of(ref)
         if not ref.nbytes:
             return

@@ -1,4 +1,4 @@
-"""What a check finds: a stable code, where and what. Each code has one severity; docs/verify.md explains every one."""
+"""The findings of a check: a stable code, a place and a description. docs/verify.md explains every code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 
 
 class Code(NamedTuple):
-    """A kind of finding: how bad it is, and whether `--fix` can mend it."""
+    """A kind of finding: its severity, and whether `--fix` can correct it."""
 
     severity: str
     mendable: bool = False
@@ -113,7 +113,7 @@ CODES: dict[str, Code] = {
 
 
 class Finding(NamedTuple):
-    """One thing found: its code, the file or tensor, and what is the matter; `details` is what follows from it."""
+    """One finding: its code, the file or tensor, and a description; `details` lists its consequences."""
 
     code: str
     where: str
@@ -154,7 +154,7 @@ class CheckScope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings, the worst first, and what was checked."""
+    """All findings, the worst first, and the scope of the check."""
 
     place: str
     findings: tuple[Finding, ...]
@@ -170,7 +170,7 @@ class Report:
 
 
 def ordered(findings: list[Finding]) -> tuple[Finding, ...]:
-    """The worst first, those of one code together, otherwise as they were found."""
+    """The worst first, grouped by code, then in the order in which they were found."""
     codes = list(CODES)
     rank = {code: (SEVERITIES.index(CODES[code].severity), codes.index(code)) for code in codes}
     return tuple(sorted(findings, key=lambda finding: rank[finding.code]))

@@ -1,4 +1,4 @@
-"""What `quantization_config` says of every weight, against how it is stored. No weights are read."""
+"""Compare `quantization_config` with the stored format of every weight. Reads no weights."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from dsctl.layouts.naming import DIALECTS
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, quantized_codecs
 
-# What people call kinds of codes.
+# Names for kinds of codes.
 _KINDS = {"e2m1": "E2M1, FP4", "e4m3": "E4M3, FP8"}
-# What compressed-tensors calls the same stored tensors (vllm-project/compressed-tensors, config/base.py).
+# Names in compressed-tensors for the same stored tensors (vllm-project/compressed-tensors, config/base.py).
 _ALIKE = {"naive-quantized": ("float-quantized", "int-quantized"), "mixed-precision": None}
 
 
 def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """What is stored otherwise than `quantization_config` says."""
+    """Findings about every weight whose stored format differs from `quantization_config`."""
     said, stored = checkpoint.quantization or {}, quantized_codecs(checkpoint)
     configs = [codec.config() or {} for codec in stored]
     wrong = list(_fields(said, configs))
     yield from wrong
     for param, piece in params(checkpoint):
         if piece.codec.quantized and not param.quantizable:
-            what = f"is quantized: releases never quantize its role, {param.role}, and loaders do not expect it"
+            what = f"is quantized, but releases never quantize its role, {param.role}, and loaders do not expect it"
             yield Finding("not-quantizable", param.name, what)
         if piece.codec.scale_fmt and piece.codec.form.scale == "BF16":
             name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
-            yield Finding("scale-dtype", name, "is BF16, loaders expect F32")
+            yield Finding("scale-dtype", name, "is BF16, but loaders expect F32")
         yield from _spelled(param, piece)
     yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
@@ -44,21 +44,21 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _spelled(param: Param, piece: Piece) -> Iterator[Finding]:
-    """Exponents stored under another dtype than the dialect has for them: who copies numbers takes 2^-7 for 120."""
+    """Exponents stored in a different dtype than the dialect's: a loader that copies numbers reads 2^-7 as 120."""
     codec = piece.codec
     wanted = SPELLINGS.get(codec.dialect, {}).get("scale_dtype")
     if codec.quantized and wanted and codec.form.scale == "E8M0":
         stored = piece.refs[codec.parts.index(SCALE)].spec.dtype
         if stored != wanted:
             name = DIALECTS[codec.dialect].tensor(param.name, SCALE)
-            what = f"its scales {name} are {stored}, {wanted} in its releases: loaders may copy their bytes as numbers"
+            what = f"its scales {name} are {stored}, but {wanted} in releases: loaders may copy their bytes as numbers"
             yield Finding("wrong-scale-dtype", param.name, what)
 
 
 class RoleField(NamedTuple):
-    """A field of `config.json` that says how a role is stored: what it says, and what is true.
+    """A field of `config.json` about the stored format of a role: `said` is its value, `true` the right one.
 
-    `usual` is what loaders take it for where it is absent; `stored` are the kinds of codes that the role is stored in.
+    `usual` is the value that loaders assume if it is absent; `stored` lists the kinds of codes that store the role.
     """
 
     name: str
@@ -70,7 +70,7 @@ class RoleField(NamedTuple):
 
 
 def role_fields(checkpoint: Checkpoint) -> Iterator[RoleField]:
-    """Every such field of the architecture, for roles of which something is there."""
+    """Every such field of the architecture, for roles that have stored parameters."""
     codes: dict[str, dict[str, None]] = {}
     for param, piece in params(checkpoint):
         codes.setdefault(param.role, {})[piece.codec.form.codes] = None
@@ -86,28 +86,28 @@ def _of_roles(checkpoint: Checkpoint) -> Iterator[Finding]:
     for field in role_fields(checkpoint):
         kinds = " and ".join(_KINDS.get(kind, kind) for kind in field.stored)
         if len(field.stored) > 1:
-            yield Finding("expert-dtype", field.name, f"{field.role} are stored as {kinds}: loaders take all for one")
+            what = f"{field.role} are stored as {kinds}, but loaders assume one format for all"
+            yield Finding("expert-dtype", field.name, what)
         elif field.said == field.true or (field.said is None and field.true == field.usual):
             continue
         elif field.said is None:
-            what = f"is absent, {field.role} are stored as {kinds}: vLLM takes them for {field.usual!r}"
+            what = f"is absent, but {field.role} are stored as {kinds}: vLLM assumes {field.usual!r}"
             yield Finding("expert-dtype-missing", field.name, what)
         else:
-            true = repr(field.true) if field.true else "no value"
-            yield Finding(
-                "expert-dtype", field.name, f"is {field.said!r}, {field.role} are stored as {kinds}: {true} is true"
-            )
+            true = f"the right value is {field.true!r}" if field.true else "no value is right"
+            what = f"is {field.said!r}, but {field.role} are stored as {kinds}: {true}"
+            yield Finding("expert-dtype", field.name, what)
 
 
 def _fields(said: Mapping[str, Any], true: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Fields beside the method that send loaders elsewhere; `fmt` is often left out, and means what is stored."""
+    """Fields besides the method that change what loaders do; `fmt` is often absent, and then means the stored one."""
     for key in ("activation_scheme", *(["fmt"] if "fmt" in said else [])):
         yield from (Finding(*fault) for fault in disagreement(said, true, key))
 
     format_ = said.get("format") if said.get("quant_method") == dress.METHOD else None
     stored = dict.fromkeys(config["format"] for config in true if "format" in config)
     if stored and not any(_is_format(format_, one) for one in stored):
-        yield _config(f"format is {format_!r}, weights are stored for {', '.join(map(repr, stored))}")
+        yield _config(f"format is {format_!r}, but weights are stored for {', '.join(map(repr, stored))}")
 
 
 def _config(what: str) -> Finding:
@@ -115,7 +115,7 @@ def _config(what: str) -> Finding:
 
 
 class _ConfigGroup(NamedTuple):
-    """A part of `quantization_config`: which modules it speaks of, and whether a stored format is what it says."""
+    """A part of `quantization_config`: the modules that it covers, and the format that it declares for them."""
 
     name: str
     targets: tuple[str, ...]
@@ -130,7 +130,7 @@ class _ConfigGroup(NamedTuple):
 
 
 def _is_format(said: object, stored: object) -> bool:
-    """Whether a name of a format is that of how weights are stored; some are of several, and none says nothing."""
+    """Whether a declared format fits the stored one; some names cover several formats, and an absent one fits all."""
     alike = _ALIKE.get(said, ()) if isinstance(said, str) else None
     return alike is None or said == stored or stored in alike
 
@@ -150,7 +150,7 @@ def _given(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Finding]:
-    """Weights that are not stored as the config says of them: one finding where that is so of all."""
+    """Weights whose stored format differs from the config: a single finding if this holds for all of them."""
     spared = tuple(text for key in SPARED_FIELDS for text in texts(said.get(key)))
     groups, used = _groups(said), set[str]()
     others: list[Finding] = []
@@ -167,30 +167,30 @@ def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Findi
             if param.quantizable and mine and not any(is_named(text, module, param) is not False for text in spared):
                 others.append(_plain(param, piece.refs[0].spec.dtype, checkpoint))
         elif spares or not mine:
-            why = "leaves it out" if spares else "has no target that it fits"
-            others.append(Finding("other-format", param.name, f"is {piece.codec.name}, quantization_config {why}"))
+            why = "excludes it" if spares else "has no target that matches it"
+            others.append(Finding("other-format", param.name, f"is {piece.codec.name}, but quantization_config {why}"))
         elif not any(one.fits(piece.codec) for one in mine):
-            told = " or ".join(dict.fromkeys(_told(one) for one in mine))
-            what = f"is stored as {piece.codec.name}, quantization_config says {told}"
+            declared = " or ".join(dict.fromkeys(_declared(one) for one in mine))
+            what = f"is stored as {piece.codec.name}, but quantization_config declares {declared}"
             others.append(Finding("other-format", param.name, what))
     wrong = [one for one in others if one.code == "other-format"]
     if quantized and len(wrong) == quantized:
-        yield _config(f"no weight is stored as it says: {wrong[0]}, and {len(wrong) - 1:,} more")
+        yield _config(f"no weight is stored as quantization_config declares: {wrong[0]}, and {len(wrong) - 1:,} more")
         return
     yield from others
     for one in groups:
         if one.name not in used:
-            yield _config(f"the targets of {one.name} fit no quantized weight: {', '.join(one.targets) or 'none'}")
+            yield _config(f"the targets of {one.name} match no quantized weight: {', '.join(one.targets) or 'empty'}")
 
 
 def _plain(param: Param, dtype: str, checkpoint: Checkpoint) -> Finding:
     names = sorted(quantized_codecs(checkpoint), key=lambda codec: codec.name)
     promised = dict.fromkeys("FP8" if codec.scale_fmt else codec.name for codec in names)
-    what = f"is {dtype}, where quantization_config promises {' or '.join(promised)}"
+    what = f"is {dtype}, but quantization_config declares {' or '.join(promised)}"
     return Finding("not-quantized", param.name, what)
 
 
-def _told(group: _ConfigGroup) -> str:
+def _declared(group: _ConfigGroup) -> str:
     weights = group.said.get("weights")
     if not isinstance(weights, dict):
         return str(group.said.get("quant_method"))

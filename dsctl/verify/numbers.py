@@ -1,6 +1,6 @@
-"""Scales as numbers: possible ones, powers of two where that is declared, none far from its like. numpy, no torch.
+"""Scales as numbers: impossible ones, ones that are not the declared powers of two, outliers. numpy, no torch.
 
-A scale is chosen by the largest magnitude of its block, so that scales compare as those magnitudes do.
+A scale follows from the largest magnitude of its block, so scales compare as these magnitudes do.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from dsctl.releases import releases
 from dsctl.verify.findings import Finding
 from dsctl.verify.structure import params, pieces, placed
 
-# A scale so many times its matrix's median, or so large at all, would make weights that no training gives.
+# A scale this many times its matrix's median, or above this number, gives weights that no training gives.
 ODD = 1 << 8
 ABSURD = 2.0**11
-# One so many times smaller, or so small at all, makes zeros of a block. One of zeros has a small scale for a reason.
+# A scale this many times smaller, or below this number, makes a block zero. A block of zeros has one for a reason.
 FAINT = 1 << 24
 NOTHING = 2.0**-40
-# A matrix's largest scale is so many times that of most of its template, or that of most so many times its own.
+# A matrix's largest scale is this many times that of most of its template, or that of most is this many times its own.
 FAR, NEAR_NOTHING = 1 << 8, 1 << 12
-# So many matrices can tell what is usual.
+# The least number of matrices that show what is usual.
 ENOUGH = 4
 
 
 def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
-    """Every scale tensor of a quantized parameter and the codec that reads it."""
+    """Every scale tensor of a quantized parameter, with the codec that reads it."""
     return {
         ref: piece.codec
         for piece in pieces(checkpoint)
@@ -42,12 +42,12 @@ def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
 
 
 def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
-    """Those of FP8 blocks, which may be powers of two or not."""
+    """The scale tensors of FP8 blocks, which may be powers of two or not."""
     return {ref: codec for ref, codec in scale_refs(checkpoint).items() if codec.scale_fmt}
 
 
 def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[Finding]:
-    """Every one of these scales that cannot be one, and whether `scale_fmt` tells the truth."""
+    """Findings about impossible and unusual ones among these scales, and about a wrong `scale_fmt`."""
     largest: dict[TensorRef, float] = {}
     unrounded: dict[TensorRef, Finding] = {}
     all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
@@ -65,7 +65,7 @@ def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[
             continue
         if ue8m0 and not powers:
             unrounded[ref] = Finding("not-power-of-two", ref.name, _not_a_power(values))
-        # A global scale is divided by, and those below it are shares of it: there is nothing to hold them against.
+        # Weights are divided by a global scale, and the scales below it are shares of it: nothing to compare them with.
         if ref.spec.dtype == "F8_E4M3" or refs[ref].surveys:
             continue
         largest[ref], least = float(values.max()), float(values.min())
@@ -86,7 +86,7 @@ def _bytes(ref: TensorRef, values: npt.NDArray[np.float32]) -> Finding:
 
 
 def _unread_bytes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """The same of scales that no format has in this dtype."""
+    """The same for scales in a dtype that no format has."""
     wrong = {fault.where for fault in checkpoint.survey.faults if fault.code == "wrong-scale-dtype"}
     contents = checkpoint.contents
     names = {contents.stored(weight, codec, SCALE) for weight in wrong for codec in contents.codecs}
@@ -97,7 +97,7 @@ def _unread_bytes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _unrounded(checkpoint: Checkpoint, found: Mapping[TensorRef, Finding]) -> Iterator[Finding]:
-    """Scales that are no powers of two: one note for a template of which that is so of all, as in a release."""
+    """Scales that are not powers of two: a single note for a template if all of its scales are so, as in a release."""
     model = checkpoint.model.name if checkpoint.model else ""
     alike = [release for release in releases() if release.architecture == model]
     apart = {template: release.name for release in alike for template in release.storage.scales_apart}
@@ -107,7 +107,7 @@ def _unrounded(checkpoint: Checkpoint, found: Mapping[TensorRef, Finding]) -> It
             held.setdefault(param.template, []).append(piece.refs[-1])
     usual = {template: refs for template, refs in held.items() if found.keys() >= set(refs)}
     for template in usual:
-        what = f"no scale is a power of two as scale_fmt promises, which is so in {apart[template]}"
+        what = f"no scale is a power of two, although scale_fmt declares it; {apart[template]} is the same"
         yield Finding("scales-apart", template, what)
     known = {ref for refs in usual.values() for ref in refs}
     yield from (finding for ref, finding in found.items() if ref not in known)
@@ -116,11 +116,11 @@ def _unrounded(checkpoint: Checkpoint, found: Mapping[TensorRef, Finding]) -> It
 def _not_a_power(values: npt.NDArray[np.float32]) -> str:
     other = np.frexp(values)[0] != 0.5
     row, column = (int(n) for n in np.argwhere(other)[0])
-    return f"scale of block [{row}, {column}] is {values[row, column]:g}, no power of two as ue8m0 promises"
+    return f"scale of block [{row}, {column}] is {values[row, column]:g}, but ue8m0 declares powers of two"
 
 
 def _are_powers(values: npt.NDArray[np.float32]) -> bool:
-    """Whether no scale has a mantissa, which is quick to see; subnormal powers of two have."""
+    """Whether no scale has mantissa bits, which is quick to check; subnormal powers of two have some."""
     return not int(np.bitwise_or.reduce(values.view(np.uint32), axis=None)) & 0x7FFFFF or are_powers_of_two(values)
 
 
@@ -131,11 +131,11 @@ def _odd(ref: TensorRef, values: npt.NDArray[np.float32]) -> Iterator[Finding]:
         value = float(values[place])
         if value > min(ODD * usual, ABSURD) or value < max(usual / FAINT, NOTHING):
             block = list(map(int, place))
-            yield Finding("odd-scale", ref.name, f"scale of block {block} is {value:g}, usual is {usual:g}")
+            yield Finding("odd-scale", ref.name, f"scale of block {block} is {value:g}, but the median is {usual:g}")
 
 
 def _far(checkpoint: Checkpoint, largest: Mapping[TensorRef, float]) -> Iterator[Finding]:
-    """Matrices whose largest scale is far from that of the others of their template."""
+    """Matrices whose largest scale is far from that of most matrices of their template."""
     owners = {ref: param.template for param, piece in params(checkpoint) for ref in piece.refs if ref in largest}
     templates: dict[str, list[TensorRef]] = {}
     for ref, template in owners.items():
@@ -144,5 +144,5 @@ def _far(checkpoint: Checkpoint, largest: Mapping[TensorRef, float]) -> Iterator
         usual = median(largest[ref] for ref in refs)
         for ref in refs if len(refs) >= ENOUGH else ():
             if not usual / NEAR_NOTHING <= largest[ref] <= usual * FAR:
-                what = f"its largest scale is {largest[ref]:g}, of most such matrices {usual:g}"
+                what = f"its largest scale is {largest[ref]:g}, but {usual:g} in most such matrices"
                 yield Finding("odd-scale", ref.name, what)

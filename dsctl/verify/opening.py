@@ -1,4 +1,4 @@
-"""Open a checkpoint however broken it is: what cannot be read is found and set aside, the rest is opened as usual."""
+"""Open a broken checkpoint: report and set aside the files that cannot be read, and open the others as usual."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dsctl.stores import INDEX, SIGNED, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.findings import Finding
 
-# The first bytes of what Git LFS leaves in a file's place (git-lfs/git-lfs docs/spec.md).
+# The first bytes of the pointer that Git LFS leaves in place of a file (git-lfs/git-lfs docs/spec.md).
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Without:
-    """A store that does not show some of its files."""
+    """A store that hides some of its files."""
 
     store: Store
     hidden: frozenset[str]
@@ -56,7 +56,7 @@ class Without:
 
 
 class Opened(NamedTuple):
-    """A checkpoint as far as it opens, what opening it found, and the files that were set aside."""
+    """A checkpoint as far as it opens, the findings from opening it, and the files that were set aside."""
 
     checkpoint: Checkpoint | None
     findings: list[Finding]
@@ -67,7 +67,7 @@ def open_anyhow(store: Store) -> Opened:
     """Open a checkpoint without its broken files.
 
     Raises:
-        SourceError: there is nothing to open.
+        SourceError: the store has nothing to open.
     """
     store, unreachable = reachable(store)
     files = store.files()
@@ -94,7 +94,7 @@ def open_anyhow(store: Store) -> Opened:
 
 
 def reachable(store: Store) -> tuple[Store, list[Finding]]:
-    """The store without the files that cannot be reached, and those."""
+    """The store without the files that cannot be reached, and a finding for each of these."""
     if not isinstance(store, LocalFolder):
         return store, []
     lost = store.unreachable()
@@ -102,7 +102,7 @@ def reachable(store: Store) -> tuple[Store, list[Finding]]:
 
 
 def _are_bare(checkpoint: Checkpoint) -> bool:
-    """Whether no release of its architecture has metadata in its headers, so that loaders of it ask for none."""
+    """Whether no release of its architecture has metadata in its headers, so that its loaders need none."""
     model = checkpoint.model.name if checkpoint.model else ""
     alike = [release.storage.bare for release in releases() if release.architecture == model]
     return bool(alike) and all(alike)
@@ -116,14 +116,14 @@ def _known(code: str, where: str, lost: set[str]) -> bool:
 def _pointers(store: Store, files: dict[str, int]) -> list[Finding]:
     small = [file for file, size in files.items() if size < _POINTER_BYTES and not store.remote]
     return [
-        Finding("lfs-pointer", file, "is a Git LFS pointer, not the file: run git lfs pull, or download it")
+        Finding("lfs-pointer", file, "is a Git LFS pointer instead of the file: run git lfs pull, or download the file")
         for file in small
         if store.read(file, 0, files[file]).startswith(_POINTER)
     ]
 
 
 def _texts(store: Store, files: dict[str, int]) -> list[Finding]:
-    """JSON files that are none, among those beside the weights."""
+    """Files beside the weights that are named .json and do not parse."""
     findings = []
     for file, size in files.items():
         if not file.endswith(".json") or "/" in file or file in ("config.json", INDEX) or store.remote:
@@ -139,7 +139,7 @@ def _texts(store: Store, files: dict[str, int]) -> list[Finding]:
 
 
 def _broken(store: Store, file: str, size: int) -> list[Finding]:
-    """What keeps a checkpoint from being opened, in one file."""
+    """The problem in one file that keeps a checkpoint from being opened."""
     try:
         if file == "config.json":
             read_json(store, file, {file: size})
@@ -180,7 +180,7 @@ def _weights(store: Store, file: str, size: int) -> list[Finding]:
 
 
 def _is_size(store: Store, file: str, size: int) -> bool:
-    """Whether nothing is wrong with a weight file but its length."""
+    """Whether the length is the only problem of a weight file."""
     try:
         head = store.head(file, size)
     except FormatError as error:

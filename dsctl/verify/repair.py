@@ -1,8 +1,8 @@
-"""Mend a folder's metadata: what a check found wrong with it and the stored tensors decide. Weights are never changed.
+"""Fix a folder's metadata, as the findings of a check and the stored tensors decide. Never changes weights.
 
 Every file is replaced whole, by a finished sibling. A header that grows moves its weights by a few bytes in the file:
-they are copied as they are, and where `dsctl.json` signs them, checked on the way. `dsctl.json` signs the sibling
-before it takes the file's place: a mend that was killed in between is known by its signature, and ended by the next.
+they are copied unchanged, and checked during the copy if `dsctl.json` signs them. `dsctl.json` signs the sibling before
+it replaces the file: the signature shows the next run that this one was killed in between, and the next run finishes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _CONFIG_CODES = {
 
 
 class Mend(NamedTuple):
-    """One file to replace: why, its new bytes (read when it is done) and about how many they are.
+    """One file to replace: the change, its new bytes (read when it is carried out) and their approximate number.
 
-    No bytes where the file's finished and signed sibling only has to take its place.
+    `data` is None if the finished and signed sibling only has to replace the file.
     """
 
     file: str
@@ -55,15 +55,15 @@ class Mend(NamedTuple):
 
 
 def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend]:
-    """What would mend the findings of a check that are metadata.
+    """The changes that fix the findings of a check that are about metadata.
 
     Raises:
-        PlanError: the checkpoint is no folder of this machine, or a conversion into it has not ended.
+        PlanError: the checkpoint is not a folder on this machine, or a conversion into it is unfinished.
     """
     if not isinstance(store, LocalFolder) or store.only is not None:
-        raise PlanError(f"{store.place}: only a folder on this machine can be mended")
+        raise PlanError(f"{store.place}: --fix needs a folder on this machine")
     if (Path(store.root) / WORKING).exists():
-        raise PlanError(f"{store.place}: unfinished work of dsctl", hint="run its command again, which ends it")
+        raise PlanError(f"{store.place}: has unfinished work of dsctl", hint="run the same command again to finish it")
     store = replace(store, lenient=True)
     found = list(_unended(store))
     if found:
@@ -82,18 +82,18 @@ def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend
 
 
 def mend(store: LocalFolder, planned: Iterable[Mend]) -> None:
-    """Carry mends out, one file after the other, and sign them where there is a `dsctl.json`.
+    """Carry out the changes, one file after the other, and sign the files if there is a `dsctl.json`.
 
     Raises:
-        PlanError: the disk has no room. WorkError: the folder cannot be written.
+        PlanError: the disk has too little room. WorkError: the folder cannot be written.
         SourceError: a file's name leads out of the folder.
-        VerifyFailed: bytes that were to be kept are not those that `dsctl.json` signs.
+        VerifyFailed: bytes to be kept do not have the digest in `dsctl.json`.
     """
     folder = Path(store.root)
     for one in planned:
         free = shutil.disk_usage(folder).free
         if one.size > free:
-            raise PlanError(f"{store.place}: {one.file} needs {one.size:,} bytes beside it, {free:,} are free")
+            raise PlanError(f"{store.place}: the copy of {one.file} needs {one.size:,} bytes, but {free:,} are free")
         path = folder / one.file
         store.path(one.file)
         if one.data is not None:
@@ -103,7 +103,7 @@ def mend(store: LocalFolder, planned: Iterable[Mend]) -> None:
 
 
 def _write(path: Path, data: Iterable[bytes]) -> str:
-    """The sibling that shall take a file's place, with its permissions; none where that fails. Gives its sha256."""
+    """Write the sibling that replaces a file, with its permissions, and return its sha256. Removed if that fails."""
     try:
         sha256 = write_beside(path, data, _mode(path))
         sync_folder(path.parent)
@@ -118,12 +118,12 @@ def _mode(path: Path) -> int | None:
 
 
 def _unended(store: LocalFolder) -> Iterator[Mend]:
-    """Siblings that `dsctl.json` signs in their file's stead: all that is left to do is to put them there."""
+    """Siblings that `dsctl.json` signs already: they only have to replace their files."""
     files = store.files()
     for file, entry in (read_signed(store, files) or {}).items():
         sibling = str(beside(Path(file)))
         if files.get(sibling) == entry.size and _sha256(store, sibling, entry.size) == entry.sha256:
-            yield Mend(file, f"{sibling}, which {SIGNED} signs, takes its place", None)
+            yield Mend(file, f"replaced by {sibling}, which {SIGNED} signs", None)
 
 
 def _sha256(store: Store, file: str, size: int) -> str:
@@ -153,12 +153,12 @@ def _headers(checkpoint: Checkpoint, store: LocalFolder, report: Report) -> Iter
     entries = read_signed(store, checkpoint.files) or {}
     for file in sorted(files & checkpoint.headers.keys()):
         size, sha256 = checkpoint.files[file], entries[file].sha256 if file in entries else None
-        what = f'put {{"format": "pt"}} into its header; its {size:,} bytes are copied beside it, then replaced'
+        what = f'add {{"format": "pt"}} to its header; copies {size:,} bytes beside the file, then replaces it'
         yield Mend(file, what, lambda file=file, size=size, sha256=sha256: _stamped(store, file, size, sha256), size)  # type: ignore[misc]
 
 
 def _stamped(store: Store, file: str, size: int, sha256: str | None) -> Iterator[bytes]:
-    """A weight file with the metadata that loaders ask for; offsets count from the header's end and stay."""
+    """A weight file with the metadata that loaders need; offsets count from the header's end and stay the same."""
     head = store.head(file, size)
     entries = json.loads(head[8:])
     metadata = {**entries.pop("__metadata__", {}), **PT}
@@ -171,13 +171,13 @@ def _stamped(store: Store, file: str, size: int, sha256: str | None) -> Iterator
         old.update(chunk)
         yield chunk
     if sha256 is not None and old.hexdigest() != sha256:
-        raise VerifyFailed(f"{file}: its bytes are not those that {SIGNED} signs: left as it was")
+        raise VerifyFailed(f"{file}: its SHA-256 differs from the one in {SIGNED}: file left unchanged")
 
 
 def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
-    """The index as the headers have it; entries of files that are not there stay.
+    """The index that the headers give; entries of missing files stay.
 
-    A `total_size` that counts values, as a release's own index does, is no reason to write another index.
+    A `total_size` that counts values, as a release's own index does, is not a reason to write a new index.
     """
     old: dict[str, Any] = {} if lost else dict(read_json(store, INDEX, checkpoint.files) or {})
     held = {file: header.tensors for file, header in checkpoint.headers.items()}
@@ -189,7 +189,7 @@ def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
         return
     metadata = dict(old.get("metadata") or {})
     many = len(weights.items() ^ before.items())
-    changes = [f"{many:,} entries change" if many > 1 else "an entry changes"] if many else []
+    changes = [f"{many:,} entries change" if many > 1 else "1 entry changes"] if many else []
     if set(weights.values()) <= held.keys() and (changes or not checkpoint.counts_values):
         total = checkpoint.nbytes
         changes += [f"total_size {total:,}"] if metadata.get("total_size") != total else []
@@ -200,7 +200,7 @@ def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
 
 
 def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
-    """`quantization_config` and dtype as the tensors are stored."""
+    """`quantization_config` and dtype that match the stored tensors."""
     config = dict(checkpoint.config or {})
     said = config.get("quantization_config")
     true = _quantization(checkpoint, report)
@@ -230,7 +230,7 @@ def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
 
 
 def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | None:
-    """The `quantization_config` that is true of what is stored; as it is where several formats are mixed."""
+    """The `quantization_config` that matches the stored tensors; unchanged if several formats are mixed."""
     blocks = {codec.block for codec in quantized_codecs(checkpoint) if codec.scale_fmt}
     if not quantized_codecs(checkpoint):
         unquantized = any(finding.code == "declared-not-stored" for finding in report.findings)
@@ -244,7 +244,7 @@ def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | No
 
 
 def _scale_fmt(checkpoint: Checkpoint, report: Report) -> str:
-    """ue8m0 where that is so of most scales: one that is not is damage, not another format."""
+    """ue8m0 if most scales are powers of two: a single one that is not is damage, not a different format."""
     refs = block_scales(checkpoint)
     powers = sum(are_powers_of_two(values) for _, values in read_scales(checkpoint.store, refs))
     declared = (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"

@@ -1,7 +1,7 @@
-"""What reading a tensor shows: the largest magnitude of its rows or blocks, rows of zeros, a fingerprint. numpy.
+"""Facts from reading a tensor: the largest magnitude of its rows or blocks, rows of zeros, a fingerprint. numpy.
 
 A float's magnitude is its bits without the sign, and grows with them: NaN and infinity lie at the top, zero is 0. So
-largest magnitudes are integer maxima, taken at the speed of memory.
+largest magnitudes are integer maxima, computed at the speed of memory.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.grids import grid
 from dsctl.core.header import TensorRef
 
-# Bands are looked at in pieces that stay in the cache.
+# Bands are processed in pieces that stay in the cache.
 PIECE_BYTES = 256 << 10
 SAMPLE_BYTES = 1 << 10
-# A row of which so many first codes are zero is looked at whole.
+# A row whose first codes, this many, are zero is checked whole.
 FIRST = 8
 
 
 class Kind(NamedTuple):
     """A dtype's bits: as an integer, without the sign, not finite from here on, and huge (2^20) from here on.
 
-    Of integers, codes or packed codes, all bits count and none is too large.
+    For integers, codes or packed codes, all bits count and no value is too large.
     """
 
     integer: str
@@ -54,9 +54,9 @@ KINDS = {
 
 @dataclass(slots=True)
 class Seen:
-    """What reading a tensor has shown: peaks per row (per block where quantized), as magnitudes; a fingerprint.
+    """Facts from reading a tensor: peaks per row (per block if quantized), as magnitudes, and a fingerprint.
 
-    `zeros` are the rows of zeros of one that has peaks per block. The fingerprint is of a sample, or of the `whole`.
+    `zeros` lists the rows of zeros if peaks are per block. The fingerprint covers a sample, or everything if `whole`.
     """
 
     ref: TensorRef
@@ -68,12 +68,12 @@ class Seen:
 
     @classmethod
     def new(cls, ref: TensorRef, codec: Codec | None, whole: bool = False) -> Seen:
-        """Nothing seen yet."""
+        """Facts about a tensor of which nothing is read yet."""
         places = grid(ref.spec.shape, codec.block) if codec else (rows_of(ref)[0], 1)
         return cls(ref, codec, np.zeros(places, np.dtype(KINDS[ref.spec.dtype].integer)), whole)
 
     def take(self, band: npt.NDArray[np.uint8], first: int) -> None:
-        """Take the bytes of the next rows, of which the first has this number."""
+        """Take the bytes of the next rows; `first` is the number of the first."""
         _, columns = rows_of(self.ref)
         rows = band.view(KINDS[self.ref.spec.dtype].integer).reshape(-1, columns)
         height = self.codec.block[0] if self.codec else 1
@@ -100,7 +100,7 @@ class Seen:
 
 
 def _cuts(first: int, count: int, height: int) -> Iterator[tuple[int, int]]:
-    """The rows [first, first + count) cut where rows of blocks begin."""
+    """The rows [first, first + count), cut at the beginning of each row of blocks."""
     begin = first
     while begin < first + count:
         end = min((begin // height + 1) * height, first + count)
@@ -109,6 +109,6 @@ def _cuts(first: int, count: int, height: int) -> Iterator[tuple[int, int]]:
 
 
 def rows_of(ref: TensorRef) -> tuple[int, int]:
-    """A tensor's rows and columns: a vector is one row, what has more dimensions is flattened to the last."""
+    """A tensor's rows and columns: a vector is one row; more dimensions are flattened to the last one."""
     columns = ref.spec.shape[-1] if ref.spec.shape else 1
     return (ref.spec.values // columns if columns else 0), columns

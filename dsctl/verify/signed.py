@@ -1,4 +1,4 @@
-"""What `dsctl.json` says of the folder's files: sizes always, digests where every byte is read."""
+"""Compare the folder's files with `dsctl.json`: sizes always, digests if every byte is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsctl.verify.findings import Finding
 
 
 class Signed(msgspec.Struct, frozen=True):
-    """A file as `dsctl.json` has it."""
+    """A file's entry in `dsctl.json`."""
 
     size: int
     sha256: str
@@ -23,10 +23,10 @@ class _Audit(msgspec.Struct):
 
 
 def read_signed(store: Store, files: Mapping[str, int]) -> dict[str, Signed] | None:
-    """Every file that `dsctl.json` speaks of, or None where there is no `dsctl.json`.
+    """Every file that `dsctl.json` names, or None if there is no `dsctl.json`.
 
     Raises:
-        FormatError: it is not one.
+        FormatError: it does not parse.
     """
     if SIGNED not in files:
         return None
@@ -37,12 +37,12 @@ def read_signed(store: Store, files: Mapping[str, int]) -> dict[str, Signed] | N
 
 
 def sizes(signed: Mapping[str, Signed], files: Mapping[str, int]) -> Iterator[Finding]:
-    """Files that are gone, changed in length, or not spoken of."""
+    """Findings about files that are missing, have a different size, or are not in `dsctl.json`."""
     for name, entry in signed.items():
         if name not in files:
-            yield Finding("signed-missing", name, f"{SIGNED} names it, but it is not there")
+            yield Finding("signed-missing", name, f"missing, but {SIGNED} names it")
         elif files[name] != entry.size:
-            yield Finding("signed-size", name, f"has {files[name]:,} bytes, {SIGNED} says {entry.size:,}")
+            yield Finding("signed-size", name, f"has {files[name]:,} bytes, but {entry.size:,} in {SIGNED}")
     for name in files:
         if name not in signed and name != SIGNED:
-            yield Finding("unsigned-file", name, f"{SIGNED} does not name it: it was added later")
+            yield Finding("unsigned-file", name, f"is not in {SIGNED}: it was added later")

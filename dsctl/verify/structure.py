@@ -1,4 +1,4 @@
-"""What headers, index and config say, held against each other and the architecture. No weights are read."""
+"""Compare headers, index and config with each other and with the architecture. Reads no weights."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from dsctl.stores import SIGNED, WORKING, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.findings import Finding
 
-# What downloads and conversions leave behind while they are not done.
+# Endings of files that downloads and conversions have not finished.
 _PARTIAL = (".part", ".incomplete", ".aria2", ".crdownload", ".tmp", ".safetensors.new", ".json.new")
-# Where huggingface_hub keeps what it has not finished, beside a folder that it downloads into.
+# The folder below a download's target in which huggingface_hub keeps unfinished files.
 _DOWNLOADS = os.path.join(".cache", "huggingface", "download")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
-# What a release keeps in float32 and is not, by role: its code, and what comes of it. Of other roles it is a norm.
+# By role, for a parameter that its release keeps in float32: the code if it is not, and the consequence. Parameters of
+# other roles are norms.
 _NARROWED = {
     "router": ("router-bias-narrowed", ": experts are chosen with rounded biases"),
     "hyper-connections": (
-        "hyper-connections-narrowed", ": what every layer reads of the residual streams, and writes, is rounded",
+        "hyper-connections-narrowed", ": every layer's reads and writes of the residual streams are rounded",
     ),
     "attention": ("float32-narrowed", ": every head's sink is rounded"),
-    "compressor": ("float32-narrowed", ": places within a compressed entry are rounded"),
+    "compressor": ("float32-narrowed", ": positions within a compressed entry are rounded"),
 }  # fmt: skip
-# Which dtypes hold all values of another.
+# The dtypes that hold all values of a dtype.
 _HOLDS = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
 
 def folder(store: Store) -> Iterator[Finding]:
-    """The folder itself: unfinished work, permissions, what a tokenizer needs."""
+    """Check the folder itself: unfinished work, permissions, tokenizer files."""
     files = store.files()
     if isinstance(store, LocalFolder) and store.only is None:
         yield from _working(store, SIGNED in files)
@@ -49,13 +50,13 @@ def folder(store: Store) -> Iterator[Finding]:
     for file in (*files, *_downloads(store)):
         if file.endswith(_PARTIAL):
             code = "leftover" if SIGNED in files else "unfinished"
-            yield Finding(code, file, "a file on its way: a download, a conversion or a --fix has not ended")
+            yield Finding(code, file, "unfinished file: a download, a conversion or a --fix has not ended")
     if len(files) > 1 and not any(name in files for name in _TOKENIZERS):
-        yield Finding("no-tokenizer", store.place, "no tokenizer: none of " + ", ".join(_TOKENIZERS))
+        yield Finding("no-tokenizer", store.place, "no tokenizer: has no " + " or ".join(_TOKENIZERS))
 
 
 def _downloads(store: Store) -> Iterator[str]:
-    """What a download into this folder has kept for itself."""
+    """The unfinished files of downloads into this folder."""
     if isinstance(store, LocalFolder) and store.only is None:
         for folder, _, files in os.walk(os.path.join(store.root, _DOWNLOADS)):
             yield from sorted(os.path.relpath(os.path.join(folder, file), store.root) for file in files)
@@ -63,7 +64,7 @@ def _downloads(store: Store) -> Iterator[str]:
 
 def _working(store: LocalFolder, signed: bool) -> Iterator[Finding]:
     if os.path.isdir(os.path.join(store.root, WORKING)):
-        what = "dsctl has not finished here: the same command resumes it"
+        what = "dsctl has not finished its work here: the same command resumes it"
         yield Finding("leftover" if signed else "unfinished", WORKING, "left over" if signed else what)
 
 
@@ -74,11 +75,11 @@ def _modes(store: LocalFolder, files: Iterable[str]) -> Iterator[Finding]:
         if not mode & 0o444:
             yield Finding("unreadable-file", file, f"its mode {mode:04o} lets nobody read it")
         elif public and not mode & 0o044:
-            yield Finding("private-file", file, f"its mode {mode:04o} lets only its owner read it, unlike the others")
+            yield Finding("private-file", file, f"its mode {mode:04o} lets only its owner read it, unlike other files")
 
 
 def with_tensors(checkpoint: Checkpoint, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """The same findings: those of files that are not there or cannot be read say which tensors are gone with them."""
+    """The same findings; those about missing or unreadable files also name the tensors in these files."""
     lost = lost_files.lost(checkpoint)
     for finding in findings:
         names = lost.get(finding.where, ())
@@ -87,7 +88,7 @@ def with_tensors(checkpoint: Checkpoint, findings: Iterable[Finding]) -> Iterato
 
 
 def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """The survey's faults by their causes, lost files left out, which are found elsewhere; dtypes; declared formats."""
+    """Findings about tensors, grouped by cause, about dtypes and the index. Lost files are reported elsewhere."""
     try:
         shares = checkpoint.layout.shares
     except FormatError as error:
@@ -95,9 +96,9 @@ def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     if shares and shares.said and MANIFEST in checkpoint.manifests:
         ranks = f"rank {', '.join(map(str, shares.present))} of {shares.ranks.world}"
-        yield Finding("one-rank", checkpoint.store.place, f"{ranks} alone: what the others hold is not looked at")
+        yield Finding("one-rank", checkpoint.store.place, f"only {ranks}: the other ranks are not checked")
     if checkpoint.layout.name == MIXED:
-        what = "names of the release and of transformers are mixed, as it saves them: other loaders refuse them"
+        what = "mixes names of the release with those of transformers, which saves it so: other loaders refuse it"
         yield Finding("mixed-names", checkpoint.store.place, f"{what}; `dsctl convert SRC DST --layout published`")
     twice = list(_twice(checkpoint))
     yield from twice
@@ -139,25 +140,25 @@ def _totals(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     whole = {*checkpoint.index.values()} <= checkpoint.headers.keys()
     if checkpoint.total_size is None:
-        yield Finding("total-size", "index", "has no total_size: no loader needs it")
+        yield Finding("total-size", "index", "has no total_size, which no loader needs")
     elif whole and checkpoint.total_size != checkpoint.nbytes:
-        why = "it counts values at two bytes each, as DeepSeek-V3's own index does"
+        why = "the index counts two bytes per value, as DeepSeek-V3's own index does"
         what = f"total_size is {checkpoint.total_size:,}, the tensors take {checkpoint.nbytes:,} bytes"
         yield Finding("total-size", "index", f"{what}: {why if checkpoint.counts_values else 'no loader needs it'}")
 
 
 def _code_files(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Python files that `auto_map` sends loaders to, of this repository and not there."""
+    """Python files of this repository that `auto_map` names and that are missing."""
     auto: Any = (checkpoint.config or {}).get("auto_map")
     named = [text for text in auto.values() if isinstance(text, str)] if isinstance(auto, dict) else []
     modules = dict.fromkeys(text.partition(".")[0] + ".py" for text in named if "--" not in text)
     for file in modules:
         if file not in checkpoint.files:
-            yield Finding("missing-code", file, "config.json's auto_map names it, but it is not there")
+            yield Finding("missing-code", file, "missing, but auto_map in config.json names it")
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Plain parameters whose dtype is neither the release's nor that of the others."""
+    """Unquantized parameters whose dtype is neither the release's nor that of the other parameters."""
     usual = usual_dtype(checkpoint)
     for param, piece in params(checkpoint):
         if piece.codec.plain is None:
@@ -167,20 +168,20 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
         if stored == expected:
             continue
         if stored in _HOLDS.get(expected, ()):
-            yield Finding("widened", param.name, f"is {stored}, its release has {native}: larger, nothing lost")
+            yield Finding("widened", param.name, f"is {stored}, its release has {native}: larger, but exact")
         elif native == "F32" and stored == usual:
             code, why = _NARROWED.get(param.role, ("narrowed", ""))
             yield Finding(code, param.name, f"is {stored}, its release has F32{why}")
         else:
-            others = f"the others are {usual}" if native == "BF16" else f"its release has {native}"
+            others = f"other parameters are {usual}" if native == "BF16" else f"its release has {native}"
             yield Finding("odd-dtype", param.name, f"is {stored}, {others}")
     config = (checkpoint.config or {}).get("torch_dtype", (checkpoint.config or {}).get("dtype"))
     if usual in TORCH_NAMES and isinstance(config, str) and config != TORCH_NAMES[usual]:
-        yield Finding("torch-dtype", "config.json", f"torch_dtype is {config}, unquantized weights are {usual}")
+        yield Finding("torch-dtype", "config.json", f"torch_dtype is {config}, but unquantized weights are {usual}")
 
 
 def usual_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype in which most unquantized values are stored, without those that no release keeps in BF16."""
+    """The dtype of most unquantized values, without those that no release keeps in BF16."""
     found: Counter[str] = Counter()
     for param, piece in params(checkpoint):
         if piece.codec.plain and param.family.dtype == "BF16":
@@ -189,23 +190,23 @@ def usual_dtype(checkpoint: Checkpoint) -> str:
 
 
 def placed(checkpoint: Checkpoint, ref: TensorRef, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Findings of a tensor, with its file where several may hold a tensor of that name."""
+    """Findings about a tensor, with its file if several files may hold a tensor of that name."""
     if checkpoint.layout.shares is None:
         return iter(findings)
     return (finding._replace(what=f"{finding.what} (in {ref.file})") for finding in findings)
 
 
 def params(checkpoint: Checkpoint) -> Iterator[tuple[Param, Piece]]:
-    """Every parameter that is there with each of its pieces."""
+    """Every stored parameter with each of its pieces."""
     held = checkpoint.survey.pieces
     return ((param, piece) for param in checkpoint.params for piece in held.get(param.name, ()))
 
 
 def pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
-    """Every stored region of a known parameter."""
+    """Every stored region of a parameter of the architecture."""
     return (piece for held in checkpoint.survey.pieces.values() for piece in held)
 
 
 def quantized_codecs(checkpoint: Checkpoint) -> set[Codec]:
-    """The quantized formats that are stored."""
+    """The quantized formats of the stored parameters."""
     return {piece.codec for piece in pieces(checkpoint) if piece.codec.config() is not None}

@@ -1,4 +1,4 @@
-"""Tables of whole numbers, such as which experts a token goes to: numbers that cannot be, and repeated ones. numpy."""
+"""Tables of integers, such as the experts of each token: numbers out of range, and repeated ones. numpy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy.typing as npt
 from dsctl.core.header import TensorRef
 from dsctl.verify.findings import Finding
 
-# Dtypes of whole numbers, as numpy has them.
+# Integer dtypes and their names in numpy.
 WHOLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2"}
 
 
 @dataclass(slots=True)
 class TableRead:
-    """What reading a table of numbers from 0 up to `below` has shown: how many are none, how many rows repeat one.
+    """The result of reading a table of numbers from 0 to below `below`.
 
-    Of both, where the first is is kept: [row, column], or the row.
+    `outside` counts numbers out of range, and `first` is the first of them with its place; `repeats` counts rows that
+    hold a number twice, and `repeated` is the first of them.
     """
 
     ref: TensorRef
@@ -30,7 +31,7 @@ class TableRead:
     repeated: int = 0
 
     def take(self, band: npt.NDArray[np.uint8], row: int) -> None:
-        """Take the bytes of the next rows, of which the first has this number."""
+        """Take the bytes of the next rows; `row` is the number of the first."""
         columns = self.ref.spec.shape[-1]
         numbers = band.view(WHOLE[self.ref.spec.dtype]).reshape(-1, columns)
         wrong = (numbers < 0) | (numbers >= self.below)
@@ -45,11 +46,11 @@ class TableRead:
             self.repeats += int(np.count_nonzero(twice))
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong with it."""
+        """The problems of the table."""
         if self.outside:
-            what = f"{self.outside:,} of {self.ref.spec.values:,} numbers are not 0 to {self.below - 1}"
-            yield Finding("out-of-range", self.ref.name, f"{what}, the first: {self.first}")
+            what = f"{self.outside:,} of {self.ref.spec.values:,} numbers are outside 0 to {self.below - 1}"
+            yield Finding("out-of-range", self.ref.name, f"{what}; the first is {self.first}")
         if self.repeats:
             rows = self.ref.spec.shape[0]
-            what = f"{self.repeats:,} of {rows:,} rows name an expert twice, the first: row {self.repeated}"
+            what = f"{self.repeats:,} of {rows:,} rows name an expert twice; the first is row {self.repeated}"
             yield Finding("repeated-expert", self.ref.name, what)

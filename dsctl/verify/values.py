@@ -1,4 +1,4 @@
-"""What the bytes of a tensor cannot be: no number, zeros, far from its like, the same as another's. numpy, no torch."""
+"""Impossible bytes of a tensor: NaN, zeros, outliers, the same as a different tensor's. numpy, no torch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Floats = npt.NDArray[np.float32]
 CHUNK = 2 << 20
 # E4M3's code of 224: the recipe's scales let some code of a block reach it (half of the largest, for powers of two).
 _HALF = 0x76
-# A scale this small was not made from its block's values, but from the least peak the recipe allows.
+# A scale this small follows from the least peak that the recipe allows, not from its block's values.
 _LEAST_SCALE = 2.0 ** np.ceil(np.log2(SMALLEST_PEAK / LARGEST))
-# So many rows of zeros in a row are a hole: fewer may be values too small for their block's scale.
+# This many consecutive rows of zeros are a hole: fewer may be values too small for their block's scale.
 HOLE = 4
-# A matrix's largest magnitude is so many times more or less than that of most of its template.
+# A matrix's largest magnitude is this many times more or less than that of most of its template.
 FAR = 1 << 12
 
 
@@ -58,7 +58,7 @@ def values(one: Seen, is_bias: bool) -> Iterator[Finding]:
 
 
 def _runs(rows: list[int]) -> list[list[int]]:
-    """Consecutive numbers together."""
+    """Runs of consecutive numbers."""
     groups = groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])
     return [[row for _, row in group] for _, group in groups]
 
@@ -75,9 +75,9 @@ def block_scales(one: Seen, scale: TensorRef, store: Store) -> Floats:
 
 
 def unfilled(one: Seen, scale: TensorRef, scales: Floats) -> Iterator[Finding]:
-    """Blocks whose codes leave the upper half of FP8's range empty, although a scale is chosen to fill it.
+    """Blocks whose codes leave the upper half of FP8's range empty, although the recipe's scale fills it.
 
-    Not so of a matrix that four-bit codes were recast to: its scales are those of the groups of its blocks.
+    A matrix that was recast from four-bit codes is not checked: its scales are those of the groups of its blocks.
     """
     if _are_recast(one.peaks):
         return
@@ -88,13 +88,13 @@ def unfilled(one: Seen, scale: TensorRef, scales: Floats) -> Iterator[Finding]:
 
 
 def _are_recast(peaks: npt.NDArray[np.uint64]) -> bool:
-    """Whether all largest E4M3 codes are magnitudes of E2M1 times powers of two: no more than one bit of mantissa."""
+    """Whether all largest E4M3 codes are magnitudes of E2M1 times powers of two: at most one bit of mantissa."""
     values = as_float32(peaks.astype(np.uint8).tobytes(), "F8_E4M3")
     return bool(np.isin(np.frexp(values)[0], (0.0, 0.5, 0.75)).all())
 
 
 def largest(one: Seen, scales: Floats | None = None) -> float:
-    """The largest magnitude of a tensor's values; 0 where its dtype or form does not tell."""
+    """The largest magnitude of a tensor's values; 0 if its dtype or form does not show it."""
     dtype = one.ref.spec.dtype
     if scales is not None:
         codes = as_float32(one.peaks.astype(np.uint8).tobytes(), dtype).reshape(scales.shape)
@@ -105,26 +105,26 @@ def largest(one: Seen, scales: Floats | None = None) -> float:
 
 
 def far(sizes: Mapping[str, list[tuple[Seen, float]]]) -> Iterator[Finding]:
-    """Matrices whose largest magnitude is far from that of the others of their template, by which they are sorted."""
+    """Matrices whose largest magnitude is far from that of most matrices of their template; `sizes` is by template."""
     for held in sizes.values():
         usual = median(size for _, size in held)
         for one, size in held if len(held) >= ENOUGH else ():
             if size and not usual / FAR <= size <= usual * FAR:
-                what = f"its largest magnitude is {size:.3g}, of most such matrices {usual:.3g}"
+                what = f"its largest magnitude is {size:.3g}, but {usual:.3g} in most such matrices"
                 yield Finding("odd-magnitude", one.ref.name, what)
 
 
 def copies(groups: Iterable[list[Seen]]) -> Iterator[Finding]:
-    """Copies of one region, read whole, that do not hold the same bytes."""
+    """Copies of one region, read whole, that hold different bytes."""
     for first, *others in filter(None, groups):
         for one in others:
             if one.print != first.print or not np.array_equal(one.peaks, first.peaks):
-                what = f"{one.ref.file} holds other bytes of it than {first.ref.file}"
+                what = f"{one.ref.file} and {first.ref.file} hold different bytes for it"
                 yield Finding("copies-differ", one.ref.name, what)
 
 
 def duplicates(weights: Mapping[str, Seen], owners: Mapping[str, Param], store: Store) -> Iterator[Finding]:
-    """Matrices that hold the same bytes: those that should, and those that should not."""
+    """Matrices that hold the same bytes, whether releases duplicate them or not."""
     pairs = ((name, param.family.twin) for name, param in owners.items() if name in weights)
     twins = {name: twin for name, twin in pairs if twin is not None and twin in weights}
     for name, twin in twins.items():
@@ -132,7 +132,7 @@ def duplicates(weights: Mapping[str, Seen], owners: Mapping[str, Param], store: 
             continue
         equal = _same(weights[name], weights[twin], store)
         code, what = ("twin-equal", "equals") if equal else ("twin-differs", "differs from")
-        yield Finding(code, name, f"{what} {twin}, which it duplicates in releases")
+        yield Finding(code, name, f"{what} {twin}; releases store a duplicate")
     groups: dict[tuple[object, ...], list[Seen]] = {}
     for name, one in weights.items():
         if name not in twins and len(one.ref.spec.shape) > 1:
@@ -152,7 +152,7 @@ def _equal(group: list[Seen], store: Store) -> Iterator[Finding]:
 
 
 def _same(one: Seen, other: Seen, store: Store) -> bool:
-    """Whether two tensors hold the same bytes; those with the same fingerprint are read again."""
+    """Whether two tensors hold the same bytes; if their fingerprints are equal, both are read again."""
     if one.print != other.print or not np.array_equal(one.peaks, other.peaks):
         return False
     pairs: Iterable[tuple[int, int]] = (

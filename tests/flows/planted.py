@@ -230,7 +230,7 @@ def repeated(folder: Folder) -> None:
     path = folder.file(NORM)
     raw = path.read_bytes()
     end = 8 + int.from_bytes(raw[:8], "little")
-    entry = f'{json.dumps(NORM)}: {json.dumps(folder.header(path)[NORM])}, '.encode()
+    entry = f"{json.dumps(NORM)}: {json.dumps(folder.header(path)[NORM])}, ".encode()
     text = b"{" + entry + raw[9:end]
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
 
@@ -392,7 +392,9 @@ PLANTED: dict[str, Planted] = {
     # files
     "a missing shard": Planted("missing-shard", FIRST, lambda f: f.first().unlink()),
     "a truncated shard": Planted("wrong-size", FIRST, truncated, refused=True),
-    "a shard cut off within its header": Planted("wrong-size", FIRST, lambda f: os.truncate(f.first(), 20), refused=True),
+    "a shard cut off within its header": Planted(
+        "wrong-size", FIRST, lambda f: os.truncate(f.first(), 20), refused=True
+    ),
     "an empty shard": Planted("wrong-size", FIRST, lambda f: os.truncate(f.first(), 0), refused=True),
     "a byte too many": Planted("wrong-size", FIRST, lengthened, refused=True),
     "a garbled header": Planted("broken-header", FIRST, garbled, refused=True),

@@ -65,7 +65,7 @@ def of_another(folder: Folder) -> None:
 
 
 def config(field: str, was: int, holds: int) -> str:
-    return f"config.json: {field} is {was}, the files hold {holds}: "
+    return f"config.json: {field} is {was}, but the files hold {holds}; "
 
 
 class Cause(NamedTuple):
@@ -76,7 +76,7 @@ class Cause(NamedTuple):
 
 
 CAUSES = {
-    "a file is missing": Cause(unlinked(2), (f"{SECOND}: named in the index, but not there; 80 of 267 tensors",)),
+    "a file is missing": Cause(unlinked(2), (f"{SECOND}: missing, but the index names it; it holds 80 of 267 tensors",)),
     "a file is cut off": Cause(
         lambda folder: os.truncate(folder.path / SECOND, (folder.path / SECOND).stat().st_size - 1),
         (f"{SECOND}: file is truncated",),
@@ -99,23 +99,23 @@ CAUSES = {
         sizes(hidden_size=512, vocab_size=129280), (config("hidden_size", 512, 256), config("vocab_size", 129280, 256))
     ),
     "a file and a size": Cause(
-        both(sizes(n_routed_experts=16), unlinked(2)), (f"{SECOND}: named", config("n_routed_experts", 16, 8))
+        both(sizes(n_routed_experts=16), unlinked(2)), (f"{SECOND}: missing", config("n_routed_experts", 16, 8))
     ),
     "a size and a norm": Cause(
         both(sizes(n_routed_experts=16), lambda folder: drop(folder, NORM)),
         (config("n_routed_experts", 16, 8), f"{NORM}: missing"),
     ),
     "the MTP layer is missing": Cause(without("layers.3."), (config("num_nextn_predict_layers", 1, 0),)),
-    "a layer is missing": Cause(without("layers.1."), ("model.layers.1: nothing of it is there: 43 parameters",)),
+    "a layer is missing": Cause(without("layers.1."), ("model.layers.1: all 43 parameters are missing",)),
     "an expert is missing": Cause(
-        without("layers.1.mlp.experts.3."), ("expert 3 of layer 1: nothing of them is there: 3 parameters",)
+        without("layers.1.mlp.experts.3."), ("expert 3 of layer 1: all 3 parameters are missing",)
     ),
     "experts are missing": Cause(
         without(*(f"experts.{number}." for number in range(4, 8))),
-        ("experts 4 to 7 of layers 1 to 3: nothing of them is there: 36 parameters",),
+        ("experts 4 to 7 of layers 1 to 3: all 36 parameters are missing",),
     ),
-    "other names": Cause(renamed, ("config.json: none of the 155 parameters that it describes is there",)),
-    "another model's config": Cause(of_another, ("config.json: is of another model: 46,",)),
+    "other names": Cause(renamed, ("config.json: all 155 parameters that it describes are missing",)),
+    "another model's config": Cause(of_another, ("config.json: belongs to a different model: 46,",)),
     "a kind of scale is missing": Cause(
         without(*(f"experts.{number}.down_proj.weight_scale_inv" for number in range(8))),
         ("model.layers.*.mlp.experts.*.down_proj.weight: 24 such tensors",),
@@ -168,9 +168,12 @@ def test_the_hint_fetches_the_missing_file_alone(folder: Folder, tmp_path: Path)
     (folder.path / SECOND).unlink()
     for words in (["verify"], ["convert", tmp_path / "out", "--bf16"]):
         said = call(words[0], folder.path, *words[1:]).stderr
-        assert f"hint: `dsctl download REPOSITORY {folder.path} --include {SECOND}` fetches that file alone" in said
+        assert f"hint: `dsctl download REPOSITORY {folder.path} --include {SECOND}` fetches only this file" in said
     unlinked(1)(folder)
-    assert f"`dsctl download REPOSITORY {folder.path}` fetches the 2 files" in call("verify", folder.path).stderr
+    assert (
+        f"`dsctl download REPOSITORY {folder.path}` fetches the 2 missing or broken files"
+        in call("verify", folder.path).stderr
+    )
 
 
 def test_the_hint_of_a_missing_mtp_layer_stays(folder: Folder, tmp_path: Path) -> None:
@@ -183,7 +186,9 @@ def test_the_hint_of_a_missing_mtp_layer_stays(folder: Folder, tmp_path: Path) -
 def test_what_may_be_missing_is_not_told(folder: Folder, tmp_path: Path) -> None:
     sizes(n_routed_experts=16)(folder)
     refused = call("convert", folder.path, tmp_path / "out", "--bf16", "--allow-missing")
-    assert refused.returncode == 20 and "n_routed_experts is 16, the files hold 8: 6 faults follow" in refused.stderr
+    assert (
+        refused.returncode == 20 and "n_routed_experts is 16, but the files hold 8; 6 faults follow" in refused.stderr
+    )
     without("layers.2.")(Folder(folder.path))
     sizes(n_routed_experts=8)(folder)
     assert call("convert", folder.path, tmp_path / "out", "--bf16", "--allow-missing").returncode == 0

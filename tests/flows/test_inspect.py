@@ -165,7 +165,7 @@ def test_faults_are_warnings(copy: Path) -> None:
     file.unlink()
     done = call("inspect", copy, "--json")
     facts = json.loads(done.stdout)
-    assert done.returncode == 0 and f"warning: {file.name}: named in the index, but not there" in done.stderr
+    assert done.returncode == 0 and f"warning: {file.name}: missing, but the index names it" in done.stderr
     assert [fault["code"] for fault in facts["faults"]] == ["missing-shard"] and facts["missing"]
     assert set(facts["missing"]) <= set(facts["faults"][0]["details"]) and done.stderr.count("warning: ") == 1
     assert not call("inspect", copy, "--quiet").stderr

@@ -15,7 +15,7 @@ from dsctl.core.header import TensorSpec
 from dsctl.stores.local import LocalFolder
 from tests.support.headers import BLOCKS, FP8_CONFIG, Files, files_of, fp8, opened, write
 
-ANOTHER = "put the config.json beside the files that belongs to them"
+ANOTHER = "replace config.json by the one that belongs to these files"
 HERE = LocalFolder("/here")
 
 
@@ -42,14 +42,14 @@ def test_no_faults_have_no_cause(tmp_path: Path) -> None:
 
 def test_a_layer_of_which_nothing_is_there(tmp_path: Path) -> None:
     (line,) = _told(_without(tmp_path, "model.layers.1."))
-    assert line.startswith("model.layers.1: nothing of it is there: ")
+    assert line.startswith("model.layers.1: all ")
 
 
 def test_layers_side_by_side_are_one_line(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, "model.layers.0.", "model.layers.1.")
     (fault,) = told(checkpoint, single_faults(checkpoint))
     names = {param.name for param in checkpoint.params if param.layer in (0, 1)}
-    assert str(fault) == f"model.layers.0 to 1: nothing of it is there: {len(names)} parameters"
+    assert str(fault) == f"model.layers.0 to 1: all {len(names)} parameters are missing"
     assert set(fault.details) == names
 
 
@@ -68,7 +68,7 @@ def test_layers_apart_are_two_lines(tmp_path: Path) -> None:
 
 def test_a_layer_of_which_something_is_there_is_none_of_these(tmp_path: Path) -> None:
     lines = _told(_without(tmp_path, "model.layers.0.self_attn.", "model.layers.0.mlp."))
-    assert all("nothing of it" not in line for line in lines) and len(lines) > 3
+    assert all("parameters are missing" not in line for line in lines) and len(lines) > 3
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_layer_of_which_something_is_there_is_none_of_these(tmp_path: Path) ->
 )
 def test_experts_of_which_nothing_is_there(tmp_path: Path, gone: list[tuple[int, int]], where: str) -> None:
     lines = _told(_without(tmp_path, *(f"model.layers.{layer}.mlp.experts.{expert}." for layer, expert in gone)))
-    assert lines == [f"{where}: nothing of them is there: {3 * len(gone)} parameters"]
+    assert lines == [f"{where}: all {3 * len(gone)} parameters are missing"]
 
 
 def test_different_experts_of_two_layers_are_two_lines(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_model_of_other_names(tmp_path: Path) -> None:
     checkpoint = opened(write(tmp_path, FP8_CONFIG, files))
     found = told(checkpoint, single_faults(checkpoint))
     whole = [fault for fault in found if fault.where == "config.json" and fault.code == "missing-tensor"]
-    what = f"none of the {len(checkpoint.params)} parameters that it describes is there; tensors have names such as"
+    what = f"all {len(checkpoint.params)} parameters that it describes are missing; tensors have names such as"
     assert [fault.what for fault in whole] == [f"{what} {checkpoint.survey.extra[0].name}"]
     assert len(whole[0].details) == len(checkpoint.params) + 2
 
@@ -105,7 +105,7 @@ def test_three_alike_but_for_their_numbers_are_one_line(tmp_path: Path) -> None:
     other = Fault("wrong-dtype", "model.x", "is odd")
     found = told(fp8(tmp_path), [faults[0], other, *faults[1:]])
     assert [str(fault) for fault in found] == [
-        "model.layers.*.w: 3 such tensors, the first: model.layers.0.w: is odd",
+        "model.layers.*.w: 3 such tensors; the first is model.layers.0.w: is odd",
         "model.x: is odd",
     ]
     assert found[0].details == tuple(map(str, faults))
@@ -130,15 +130,15 @@ def test_other_kinds_are_not_alike(tmp_path: Path) -> None:
         (HERE, [Fault("wrong-shape", "w", "")], None),
         (
             HERE, [Fault("missing-shard", "a.safetensors", "")],
-            "`dsctl download REPOSITORY /here --include a.safetensors` fetches that file alone",
+            "`dsctl download REPOSITORY /here --include a.safetensors` fetches only this file",
         ),
         (
             HERE, [Fault("missing-shard", "a.safetensors", ""), Fault("wrong-size", "b.safetensors", "")],
-            "`dsctl download REPOSITORY /here` fetches the 2 files that are missing or broken and keeps the others",
+            "`dsctl download REPOSITORY /here` fetches the 2 missing or broken files and keeps the others",
         ),
         (
             HERE, [Fault("missing-shard", "a.safetensors", ""), Fault("broken-header", "a.safetensors", "")],
-            "`dsctl download REPOSITORY /here --include a.safetensors` fetches that file alone",
+            "`dsctl download REPOSITORY /here --include a.safetensors` fetches only this file",
         ),
         (HERE, [Fault("missing-shard", "config.json", "")], None),
         (Far(), [Fault("missing-shard", "a.safetensors", "")], None),

@@ -14,8 +14,8 @@ from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from tests.support.headers import BF16_CONFIG, BLOCKS, FP8_CONFIG, Files, files_of, fp8, opened, write
 
-LOST = Fault("missing-shard", "a.safetensors", "named in the index, but not there")
-WRONG = Fault("wrong-shape", "w", "is [1], the architecture says [2]")
+LOST = Fault("missing-shard", "a.safetensors", "missing, but the index names it")
+WRONG = Fault("wrong-shape", "w", "is [1], but [2] in the architecture")
 SCALE = "model.layers.0.self_attn.o_proj.weight_scale_inv"
 LAYER = "model.layers.1.mlp.experts.3."
 
@@ -40,7 +40,7 @@ def _refused(checkpoint: Checkpoint, *allowed: bool) -> FormatError:
 @pytest.mark.parametrize(
     ("faults", "said"),
     [
-        ([WRONG], "here: w: is [1], the architecture says [2]"),
+        ([WRONG], "here: w: is [1], but [2] in the architecture"),
         ([WRONG, WRONG], "here: 2 faults (2 wrong-shape)"),
         ([WRONG, LOST], "here: 2 faults (1 wrong-shape, 1 missing-shard)"),
         ([LOST, WRONG], f"here: {LOST}; in all 2 faults (1 missing-shard, 1 wrong-shape)"),
@@ -66,7 +66,7 @@ def test_notes_refuse_nothing(tmp_path: Path, code: str) -> None:
 
 def test_a_missing_tensor_may_be_allowed(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, "model.norm.weight")
-    assert _refused(checkpoint).hint == "go on without them with --allow-missing"
+    assert _refused(checkpoint).hint == "continue without these tensors with --allow-missing"
     assert _refused(checkpoint, False, True).message.endswith("model.norm.weight: missing")
     require_whole(checkpoint, True)
 
@@ -74,32 +74,32 @@ def test_a_missing_tensor_may_be_allowed(tmp_path: Path) -> None:
 def test_a_missing_mtp_layer_is_none_if_it_is_dropped(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, "model.layers.2.")
     error = _refused(checkpoint)
-    assert error.hint == "drop the MTP layer with --no-mtp, or go on without them with --allow-missing"
+    assert error.hint == "drop the MTP layer with --no-mtp, or continue without these tensors with --allow-missing"
     require_whole(checkpoint, without_mtp=True)
 
 
 def test_more_than_an_mtp_layer_is_not_mended_by_dropping_it(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, "model.layers.2.", "model.norm.weight")
-    assert _refused(checkpoint).hint == "go on without them with --allow-missing"
+    assert _refused(checkpoint).hint == "continue without these tensors with --allow-missing"
     assert _refused(checkpoint, False, False, True).message.endswith("model.norm.weight: missing")
 
 
 def test_surplus_tensors_may_be_allowed(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, more=TensorSpec("BF16", (1,)))
-    assert _refused(checkpoint).hint == "carry them over as they are with --allow-extra"
+    assert _refused(checkpoint).hint == "copy these tensors unchanged with --allow-extra"
     require_whole(checkpoint, allow_extra=True)
 
 
 def test_nothing_allows_codes_without_scales(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, SCALE)
     error = _refused(checkpoint, True, True, True)
-    assert error.hint == "codes mean nothing without their scales: fetch the files that should hold them again"
-    assert error.message.endswith(f"FP8 without a scale: no tensor {SCALE}")
+    assert error.hint == "codes need their scales: fetch the files that should hold the scales again"
+    assert error.message.endswith(f"FP8 without a scale: {SCALE} is missing")
 
 
 def test_a_config_that_does_not_say_what_is_stored_can_be_mended(tmp_path: Path) -> None:
     error = _refused(_without(tmp_path, config=BF16_CONFIG))
-    assert error.hint == "`dsctl verify --fix` makes config.json say what is stored"
+    assert error.hint == "`dsctl verify --fix` updates config.json to match the stored tensors"
     assert error.issues == ("config.json: weights are fp8-block, but there is no quantization_config",)
 
 
@@ -108,8 +108,8 @@ def test_a_lost_file_is_the_cause(tmp_path: Path) -> None:
     lost = min(files_of(FP8_CONFIG))
     (folder / lost).unlink()
     error = _refused(opened(folder))
-    assert f"{lost}: named in the index, but not there; " in error.message and len(error.issues) == 1
-    assert error.hint == f"`dsctl download REPOSITORY {folder} --include {lost}` fetches that file alone"
+    assert f"{lost}: missing, but the index names it; " in error.message and len(error.issues) == 1
+    assert error.hint == f"`dsctl download REPOSITORY {folder} --include {lost}` fetches only this file"
 
 
 def test_faults_of_every_kind_are_told_together(tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_faults_of_every_kind_are_told_together(tmp_path: Path) -> None:
 def test_an_expert_that_is_not_there_is_told_once(tmp_path: Path) -> None:
     (fault,) = known_faults(_without(tmp_path, LAYER))
     assert (fault.code, fault.where) == ("missing-tensor", "expert 3 of layer 1")
-    assert fault.what == "nothing of them is there: 3 parameters" and len(fault.details) == 3
+    assert fault.what == "all 3 parameters are missing" and len(fault.details) == 3

@@ -41,7 +41,7 @@ def test_what_follows_from_a_lost_file_is_summed_up(tmp_path: Path) -> None:
     found, rest = of_files(checkpoint, list(single_faults(checkpoint)))
     count = sum(map(len, files.values()))
     assert rest == [] and [fault.code for fault in found] == ["missing-shard"]
-    assert found[0].what == f"named in the index, but not there; {len(files[name])} of {count} tensors are in it"
+    assert found[0].what == f"missing, but the index names it; it holds {len(files[name])} of {count} tensors"
     assert set(found[0].details) == set(files[name])
 
 
@@ -76,4 +76,4 @@ def test_a_file_is_found_to_be_lost_by_its_tensors_alone(tmp_path: Path) -> None
 def test_words_for_a_lost_file(tmp_path: Path) -> None:
     checkpoint, _, files = _without(tmp_path, 0)
     count = sum(map(len, files.values()))
-    assert with_tensors(checkpoint, "is broken", ["a", "b"]) == f"is broken; 2 of {count} tensors are in it"
+    assert with_tensors(checkpoint, "is broken", ["a", "b"]) == f"is broken; it holds 2 of {count} tensors"

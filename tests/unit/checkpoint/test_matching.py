@@ -135,28 +135,28 @@ def test_surplus_tensors() -> None:
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"norm.weight": TensorSpec("F32", (255,))}, "wrong-shape", "is [255], the architecture says [256]"),
-        ({"norm.weight": TensorSpec("F32", (256, 1))}, "wrong-shape", "is [256, 1], the architecture says [256]"),
-        ({"norm.weight": TensorSpec("I64", (256,))}, "wrong-dtype", "dtype I64 is no format of its role, norm"),
+        ({"norm.weight": TensorSpec("F32", (255,))}, "wrong-shape", "is [255], but [256] in the architecture"),
+        ({"norm.weight": TensorSpec("F32", (256, 1))}, "wrong-shape", "is [256, 1], but [256] in the architecture"),
+        ({"norm.weight": TensorSpec("I64", (256,))}, "wrong-dtype", "dtype I64 is not a format of its role, norm"),
         (
             {"layers.1.up.weight": TensorSpec("F8_E4M3", (256, 199))},
             "wrong-shape",
-            "is [256, 199], the architecture says [256, 200]",
+            "is [256, 199], but [256, 200] in the architecture",
         ),
         (
             {"layers.1.up.weight_scale_inv": TensorSpec("F32", (2, 3))},
             "wrong-scale",
-            "F8_E4M3 [256, 200] does not go with layers.1.up.weight_scale_inv F32 [2, 3]: [2, 2] would",
+            "F8_E4M3 [256, 200] does not match layers.1.up.weight_scale_inv F32 [2, 3]: [2, 2] would",
         ),
         (
             {"layers.1.up.weight_scale_inv": TensorSpec("I32", (2, 2))},
             "wrong-scale",
-            "F8_E4M3 [256, 200] does not go with layers.1.up.weight_scale_inv I32 [2, 2]",
+            "F8_E4M3 [256, 200] does not match layers.1.up.weight_scale_inv I32 [2, 2]",
         ),
         (
             {"layers.1.up.weight_scale_inv": None},
             "missing-scale",
-            "FP8 without a scale: no tensor layers.1.up.weight_scale_inv",
+            "FP8 without a scale: layers.1.up.weight_scale_inv is missing",
         ),
         ({"layers.1.up.weight": None}, "missing-weight", "missing, although its scale is there"),
     ],

@@ -44,16 +44,19 @@ def test_one_wrong_size_is_named_with_what_the_files_hold(tmp_path: Path, field:
     faults = list(single_faults(checkpoint))
     (fault,), rest = of_config(checkpoint, faults)
     assert (fault.code, fault.where) == ("wrong-config", "config.json")
-    assert fault.what == f"{field} is {value}, the files hold {FP8_CONFIG[field]}: {len(faults)} faults follow from it"
+    assert (
+        fault.what
+        == f"{field} is {value}, but the files hold {FP8_CONFIG[field]}; {len(faults)} faults follow from this"
+    )
     assert fault.details == tuple(map(str, faults)) and rest == []
 
 
 def test_several_wrong_sizes_are_named_one_by_one(tmp_path: Path) -> None:
     found, rest = _found(_with(tmp_path, vocab_size=640, intermediate_size=384, n_routed_experts=3))
     assert set(found) == {
-        "vocab_size is 640, the files hold 512",
-        "intermediate_size is 384, the files hold 512",
-        "n_routed_experts is 3, the files hold 4",
+        "vocab_size is 640, but the files hold 512",
+        "intermediate_size is 384, but the files hold 512",
+        "n_routed_experts is 3, but the files hold 4",
     }
     assert rest == []
 
@@ -62,7 +65,7 @@ def test_what_does_not_follow_from_it_stays(tmp_path: Path) -> None:
     files = files_of(FP8_CONFIG, BLOCKS)
     files[min(files)]["more"] = TensorSpec("BF16", (1,))
     found, rest = _found(_with(tmp_path, files, hidden_size=512))
-    assert found == ["hidden_size is 512, the files hold 256"]
+    assert found == ["hidden_size is 512, but the files hold 256"]
     assert [(fault.code, fault.where) for fault in rest] == [("extra-tensor", "more")]
 
 
@@ -77,7 +80,7 @@ def test_faults_of_files_follow_from_no_size(tmp_path: Path, other: Fault) -> No
     faults = list(single_faults(checkpoint))
     (fault,), rest = of_config(checkpoint, faults)
     assert rest == [other] and str(other) not in fault.details
-    assert fault.what.endswith(f"{len(faults) - 1} faults follow from it")
+    assert fault.what.endswith(f"{len(faults) - 1} faults follow from this")
 
 
 def test_a_file_ignored_makes_no_size_wrong(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_the_config_of_another_model(tmp_path: Path) -> None:
     other = {name: 3 * value + 1 if value > 64 else value for name, value in other.items()}
     checkpoint = _with(tmp_path, **other)
     causes, rest = of_config(checkpoint, list(single_faults(checkpoint)))
-    assert [fault.what.partition(":")[0] for fault in causes] == ["is of another model"]
+    assert [fault.what.partition(":")[0] for fault in causes] == ["belongs to a different model"]
     assert not [fault for fault in rest if fault.code in SHAPED]
 
 
