@@ -265,7 +265,7 @@ def first(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 DEEP = "[" * 100_000
 
 FILES = (
-    Case("missing shard", lambda folder: shard(folder).unlink(), "not there"),
+    Case("missing shard", lambda folder: shard(folder).unlink(), "but the index names it"),
     Case("empty file", cut_to(lambda header, size: 0), "too short"),
     Case("cut in the length", cut_to(lambda header, size: 5), "too short"),
     Case("cut in the header", cut_to(lambda header, size: header // 2), "does not fit"),
@@ -280,8 +280,8 @@ FILES = (
     Case("header longer than the file", prefix(99_999_999), "does not fit"),
     Case("header of 2**64 - 1 bytes", prefix(2**64 - 1), "over the limit"),
     Case("header of no bytes", prefix(0), "not valid"),
-    Case("pipe", replaced(lambda folder, path: os.mkfifo(path)), "not there"),
-    Case("folder", replaced(lambda folder, path: path.mkdir()), "not there"),
+    Case("pipe", replaced(lambda folder, path: os.mkfifo(path)), "but the index names it"),
+    Case("folder", replaced(lambda folder, path: path.mkdir()), "but the index names it"),
     Case("device", replaced(lambda folder, path: path.symlink_to("/dev/zero")), "link out of the folder", SOURCE),
     Case(
         "link out",
@@ -298,7 +298,7 @@ FILES = (
     Case("dangling link", replaced(lambda folder, path: path.symlink_to("nothing")), "No such file", SOURCE),
     Case("link to itself", replaced(lambda folder, path: path.symlink_to(path.name)), "symbolic", SOURCE),
     Case("link to a folder", replaced(lambda folder, path: path.symlink_to(".")), "out of the folder", SOURCE),
-    Case("link to a pipe", replaced(link_to_pipe), "not there"),
+    Case("link to a pipe", replaced(link_to_pipe), "but the index names it"),
     Case("unprintable file name", lambda folder: (folder / "a\x1b[2Jb.json").touch(), "printable", SOURCE),
     Case("file name that is no UTF-8", lambda folder: (folder / os.fsdecode(b"\xff")).touch(), "printable", SOURCE),
 )
@@ -442,7 +442,7 @@ TENSORS = (
     Case("scale per tensor", as_scale("F32", [], 4), "does not match"),
     Case("BF16 beside a scale", as_weight("BF16", 0, 2), SCALE),
     Case("integers beside a scale", as_weight("I8", 0, 1), "does not match"),
-    Case("too few rows", as_weight("F8_E4M3", 128, 1), "architecture says"),
+    Case("too few rows", as_weight("F8_E4M3", 128, 1), "in the architecture"),
     Case("scale NaN", scale_value(float("nan")), "block [0, 1] is nan"),
     Case("scale zero", scale_value(0.0), "block [0, 1] is 0"),
     Case("scale negative", scale_value(-1.0), "block [0, 1] is -1"),

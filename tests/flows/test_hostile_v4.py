@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, Callable[[Folder, dict[str, Path]], object], str]] =
     "scales as numbers": (FLASH, planted("FP8 scales as numbers"), "in place of 2^-"),
     "a base's scales as numbers": (BASE, planted("a base's scales as numbers"), "in place of 2^-"),
     "four-bit scales as numbers": (FLASH, planted("FP4 scales as numbers"), f"{scale_of(EXPERT)} are F32"),
-    "codes not packed": (FLASH, planted("codes that are not packed"), "two are packed into one"),
+    "codes not packed": (FLASH, planted("codes that are not packed"), "packed two per byte"),
     "the grid of blocks": (FLASH, planted("four-bit codes with the grid of eight-bit ones"), "are those of FP8"),
     "the grid of groups": (BASE, planted("eight-bit codes with the grid of four-bit ones"), "are those of FP4"),
     "a file cut short": (FLASH, cut_short, "truncated"),

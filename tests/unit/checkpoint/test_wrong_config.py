@@ -21,7 +21,7 @@ def _with(folder: Path, files: Files | None = None, **fields: int) -> Checkpoint
 
 def _found(checkpoint: Checkpoint) -> tuple[list[str], list[Fault]]:
     causes, rest = of_config(checkpoint, list(single_faults(checkpoint)))
-    return [fault.what.partition(":")[0] for fault in causes], rest
+    return [fault.what.partition(";")[0] for fault in causes], rest
 
 
 def test_a_right_config_is_not_doubted(tmp_path: Path) -> None:
