@@ -72,7 +72,7 @@ def verify(
     """
     from dsctl.checkpoint.opening import weights_at
     from dsctl.run.mend import can_mend, mend_all, undisturbed
-    from dsctl.show.annotations import annotations
+    from dsctl.show.annotations import workflow_commands
     from dsctl.show.findings import as_json, is_failing, show_report
     from dsctl.verify.against import other
     from dsctl.verify.repair import mends
@@ -100,7 +100,7 @@ def verify(
         _tell(done, dry_run, output)
     output.data(as_json(report, their, strict, done, mended=mending))
     show_report(source, report, their, show_all, output)
-    for line in annotations(source, report) if annotate else ():
+    for line in workflow_commands(source, report) if annotate else ():
         output.raw(f"{line}\n")
     if is_failing(report, strict):
         _fail(source, report, store, not fix and can_mend(store, report, their))

@@ -18,7 +18,7 @@ SHOWN = 10
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
-def annotations(source: str, report: Report) -> Iterator[str]:
+def workflow_commands(source: str, report: Report) -> Iterator[str]:
     """A line per finding; if a severity has more than GitHub shows, its last line says how many more there are."""
     for severity in SEVERITIES:
         found = [finding for finding in report.findings if finding.severity == severity]

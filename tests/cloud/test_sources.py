@@ -32,7 +32,9 @@ def weights(folder: Path) -> dict[str, str]:
 def test_what_looks_sees_what_the_folder_holds(objects: Objects, remote: str, source: Path) -> None:
     there, here = json.loads(dsctl("inspect", remote, "--json")), json.loads(dsctl("inspect", source, "--json"))
     assert {key for key in here if there[key] != here[key]} <= {"place", "source", "origin"}
-    assert "no problems found" in dsctl("verify", remote)
+    said = dsctl("verify", remote)
+    assert "no problems found" in said
+    assert "library     not opened with the safetensors library: the source is remote\n" in said
     assert call("diff", remote, source, "--exit-code").returncode == 0
     assert json.loads(dsctl("diff", remote, source, "--json"))["a"]["kind"] == "store"
     assert "repository" not in dsctl("diff", remote, source)

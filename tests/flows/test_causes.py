@@ -76,7 +76,7 @@ class Cause(NamedTuple):
 
 
 CAUSES = {
-    "a file is missing": Cause(unlinked(2), (f"{SECOND}: missing, but the index names it; it holds 80 of 267 tensors",)),
+    "a file is missing": Cause(unlinked(2), (f"{SECOND}: missing, but the index names it; it holds 80 of 267 ",)),
     "a file is cut off": Cause(
         lambda folder: os.truncate(folder.path / SECOND, (folder.path / SECOND).stat().st_size - 1),
         (f"{SECOND}: file is truncated",),
