@@ -8,7 +8,7 @@ from typing import Any
 
 from dsctl.show.output import Output, count, plural, size
 from dsctl.verify.against import Other
-from dsctl.verify.findings import CODES, SEVERITIES, CheckScope, Report
+from dsctl.verify.findings import CODES, SEVERITIES, Report
 from dsctl.verify.repair import Mend
 
 SHOWN = 10
@@ -60,7 +60,7 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
     checked = report.checked
     known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
     lines = [("structure", known if checked.parameters else "files and headers only (unknown architecture)")]
-    lines.append(("library", _library(checked)))
+    lines.append(("library", _library(report)))
     if checked.scales or checked.scales_unread:
         left = f"; {count(checked.scales_unread)} of groups not checked: --deep reads them"
         lines.append(("scales", plural(checked.scales, "number") + left * bool(checked.scales_unread)))
@@ -74,9 +74,13 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
     return lines
 
 
-def _library(checked: CheckScope) -> str:
+def _library(report: Report) -> str:
+    """How many files the safetensors library opened; side files are not among the checkpoint's own files."""
+    checked = report.checked
     if checked.library is None:
         return f"not opened with the safetensors library: {checked.library_skipped}"
     tried = checked.library_opened + checked.library_refused + checked.library_unmapped
+    strays = sum(finding.code == "stray-file" for finding in report.findings)
+    sides = ", side files included" if tried > checked.files + strays else ""
     unmapped = f"; the system could not map {checked.library_unmapped:,} of them" if checked.library_unmapped else ""
-    return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{unmapped}"
+    return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{sides}{unmapped}"

@@ -143,7 +143,7 @@ def tensors_of(folder: Path) -> list[Any]:
 
 def test_the_note_says_what_the_total_counts(v3: Path, tmp_path: Path) -> None:
     said = dsctl("verify", v3)
-    assert "counts two bytes per value, as DeepSeek-V3's own index does" in said and "nothing wrong" in said
+    assert "counts two bytes per value, as DeepSeek-V3's own index does" in said and "no problems" in said
     folder = Folder(Path(shutil.copytree(v3, tmp_path / "wrong")))
     metadata(total_size=7)(folder)
     assert "no loader needs it" in dsctl("verify", folder.path)

@@ -156,6 +156,8 @@ def test_side_files_are_opened_with_the_library_too(clean: dict[str, Path]) -> N
     weights = len(list(clean["signed"].glob("*.safetensors")))
     assert (clean["signed"] / "original.dsctl").is_file()
     assert check(clean["signed"]).checked.library_opened == weights + 1
+    assert f"opened {weights + 1} of {weights + 1} files, side files included\n" in dsctl("verify", clean["signed"])
+    assert "side files" not in dsctl("verify", clean["v3.2"]).partition("scales")[0]
 
 
 def test_hostile_messages_of_the_library_are_cut(spoiled) -> None:
