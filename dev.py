@@ -29,7 +29,7 @@ CPU_TORCH = "torch==2.13.0+cpu"
 TORCH = "torch>=2.7"
 # The tests keep up to 2 GB of files at a time; their processes take about 4 GB.
 SCRATCH_BYTES = 12 << 30
-EXTRAS = {"setup": "", "dev": "[dev]"}
+EXTRAS = {"setup": "[torch]", "dev": "[dev]"}
 # One thread each: several workers of several threads would only wait for each other. What is compiled is kept: hundreds
 # of processes start.
 TESTED = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}

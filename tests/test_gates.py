@@ -26,8 +26,6 @@ from tests.support.full_size import hollow
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "guides" / "ci.md"
 SMALL = {"layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "moe_intermediate": 128}
-# Options of other verbs that recipes need.
-NEEDED = {"--fail-on": "diff", "--must-fit": "plan"}
 
 
 class Recipe(NamedTuple):
@@ -36,10 +34,6 @@ class Recipe(NamedTuple):
     question: str
     command: str
     code: int
-
-    @property
-    def is_possible(self) -> bool:
-        return all(option in call(verb, "--help").stdout for option, verb in NEEDED.items() if option in self.command)
 
     def run(self) -> int:
         """Its exit code in the current folder; whatever is not dsctl runs in a shell."""
@@ -52,9 +46,6 @@ class Recipe(NamedTuple):
 def recipes() -> list[Recipe]:
     found = re.findall(r"^\| ([^|]+\?) \| `([^|]+)` \| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
     return [Recipe(question, command, int(code)) for question, command, code in found]
-
-
-POSSIBLE = [recipe for recipe in recipes() if recipe.is_possible]
 
 
 def decoded(folder: Path, source: Path) -> Path:
@@ -144,7 +135,7 @@ def test_every_recipe_has_a_right_and_a_wrong_checkpoint() -> None:
     assert [recipe.question for recipe in recipes()] == list(WRONG)
 
 
-@pytest.mark.parametrize("recipe", POSSIBLE, ids=lambda recipe: recipe.question)
+@pytest.mark.parametrize("recipe", list(recipes()), ids=lambda recipe: recipe.question)
 def test_a_recipe_ends_in_its_exit_code(
     recipe: Recipe, made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, RankOpti
 from dsctl.cli.options import parse_numbers
 from dsctl.codecs import CODECS
 from dsctl.core.errors import UsageError
+from dsctl.core.extras import require_torch
 from dsctl.layouts import usual_ep
 from dsctl.plan.experts import placement
 from dsctl.plan.recipes import recipe
@@ -84,9 +85,10 @@ def judged(request: Request, options: RunOptions) -> How:
 
     Raises:
         UsageError: an option has a value that it cannot have, or does nothing here.
+        PlanError: torch is not installed, and this is not a dry run.
     """
     refuse_idle(request)
-    return How(
+    how = How(
         options.workers,
         options.max_memory,
         options.engine,
@@ -95,6 +97,9 @@ def judged(request: Request, options: RunOptions) -> How:
         options.force,
         _twice(options.consume),
     )
+    if not options.dry_run:
+        require_torch("writing weights")
+    return how
 
 
 def choose_format(to: str | None, bf16: bool, fp8: bool = False) -> str | None:

@@ -20,6 +20,7 @@ from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.boxes import Box
 from dsctl.core.errors import PlanError
+from dsctl.core.extras import require_torch
 from dsctl.core.header import TensorRef
 from dsctl.core.lists import globs
 from dsctl.core.params import OTHER, Family, Param
@@ -139,8 +140,9 @@ def compare(pairing: Pairing, advance: Advance = lambda nbytes: None) -> Compari
     """Read both sides of every pair, each byte once, and sum.
 
     Raises:
-        SourceError: a file cannot be read. FormatError: a scale cannot be one.
+        PlanError: torch is not installed. SourceError: a file cannot be read. FormatError: a scale cannot be one.
     """
+    require_torch("comparing values")
     # This loads torch: who asks for help, or has nothing to compare, need not wait for it.
     from dsctl.look.summing import PairReader
 

@@ -10,6 +10,7 @@ from typing import Any
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
 from dsctl.core.errors import ResumeError
+from dsctl.core.extras import require_torch
 from dsctl.plan.plan import Plan, files_read
 from dsctl.run.checks import check_source
 from dsctl.run.claim import check_target
@@ -110,10 +111,12 @@ def carry_out(
     `report` takes the events of the run; `say` takes a line of text now and then from a cluster.
 
     Raises:
-        PlanError, ResumeError: no room, no such device or cluster, or another process holds the target.
+        PlanError, ResumeError: torch is not installed, no room, no such device or cluster, or another process holds
+            the target.
         FormatError: a scale cannot be one; nothing was written.
         SourceError, WorkError: something failed on the way; the same call resumes.
     """
+    require_torch("writing weights")
     plan, store, how, resources = setup.plan, setup.store, setup.how, setup.resources
     if resources.workers > 1 and setup.state != "complete":
         prepare()

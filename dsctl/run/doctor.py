@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from dsctl.codecs.codec import CODES, SCALE
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import SourceError, WorkError
+from dsctl.core.extras import has_torch
 from dsctl.core.files import existing, refusal
 from dsctl.run.resources import cores
 from dsctl.stores.hub import reach
@@ -42,10 +44,13 @@ class Disk(NamedTuple):
 
 
 class Processor(NamedTuple):
-    """One core's bytes per second: of FP8 decoded to BF16, of BF16 encoded to FP8, of anything hashed."""
+    """One core's bytes per second: FP8 decoded to BF16, BF16 encoded to FP8, any bytes hashed.
 
-    decode: float
-    encode: float
+    The codecs are not measured if torch is not installed.
+    """
+
+    decode: float | None
+    encode: float | None
     sha256: float
 
 
@@ -63,14 +68,16 @@ class Machine:
     disk: Disk
     hub: Reached | None
 
-    def per_hour(self, to_bf16: bool) -> tuple[float, str]:
-        """Bytes of source that an hour converts, FP8 to BF16 or back, and what holds it: `disk` or `processor`.
+    def per_hour(self, to_bf16: bool) -> tuple[float, str] | None:
+        """Bytes of source that an hour converts, FP8 to BF16 or back, and what limits it: `disk` or `processor`.
 
         Source and target on the same disk, which either reads or writes; every core decodes or encodes, and reads back
-        and hashes what was written.
+        and hashes what was written. None if the codecs were not measured.
         """
         grown = 2.0 if to_bf16 else 0.5
         codec = self.processor.decode if to_bf16 else self.processor.encode
+        if codec is None:
+            return None
         disk = 1 / self.disk.read + grown / self.disk.write
         processor = (1 / codec + grown / self.processor.sha256) / self.cores
         return 3600 / max(disk, processor), "disk" if disk > processor else "processor"
@@ -90,8 +97,8 @@ def examine(folder: Path, hub: bool = True) -> Machine:
         {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
         cores(),
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        _devices(),
-        _processor(),
+        _devices() if has_torch() else (),
+        _processor() if has_torch() else Processor(None, None, _hashing(memoryview(bytes(2 * prod(SIDE))))),
         _disk(folder),
         reach() if hub else None,
     )
@@ -126,9 +133,13 @@ def _processor() -> Processor:
         nbytes, data = values.nbytes, values.view(torch.uint8).numpy().data
         encode = nbytes / _seconds(lambda: codec.encode(values, stored))
         decode = nbytes / 2 / _seconds(lambda: codec.decode(stored, values))
-        return Processor(decode, encode, nbytes / _seconds(lambda: hashlib.sha256(data).digest()))
+        return Processor(decode, encode, _hashing(data))
     finally:
         torch.set_num_threads(threads)
+
+
+def _hashing(data: memoryview) -> float:
+    return data.nbytes / _seconds(lambda: hashlib.sha256(data).digest())
 
 
 def _seconds(work: Callable[[], object]) -> float:

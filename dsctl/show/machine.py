@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsctl.core.extras import install_command
 from dsctl.look.description import of_release
 from dsctl.releases import find
-from dsctl.run.doctor import Machine
+from dsctl.run.doctor import Machine, Processor
 from dsctl.show.output import Output, plural, size, span
 from dsctl.show.tables import two_columns
 from dsctl.version import __version__
@@ -17,7 +18,7 @@ EXAMPLE = "v3.2"
 
 def as_json(machine: Machine) -> dict[str, Any]:
     """What was found as stable JSON: bytes, and bytes per second; null where not asked or not installed."""
-    hub = machine.hub
+    hub, hours = machine.hub, {"fp8_to_bf16": machine.per_hour(True), "bf16_to_fp8": machine.per_hour(False)}
     return {
         "dsctl": __version__,
         "python": machine.python,
@@ -26,7 +27,9 @@ def as_json(machine: Machine) -> dict[str, Any]:
         "cores": machine.cores,
         "memory": machine.memory,
         "devices": list(machine.devices),
-        "core_bytes_per_second": {key: round(value) for key, value in machine.processor._asdict().items()},
+        "core_bytes_per_second": {
+            key: None if speed is None else round(speed) for key, speed in machine.processor._asdict().items()
+        },
         "disk": {
             "folder": machine.disk.folder,
             "free": machine.disk.free,
@@ -34,11 +37,8 @@ def as_json(machine: Machine) -> dict[str, Any]:
             "read_bytes_per_second": round(machine.disk.read),
         },
         "hub": hub and {"endpoint": hub.endpoint, "reached": hub.reached, "why": hub.why, "token": hub.token},
-        "source_bytes_per_hour": {
-            "fp8_to_bf16": round(machine.per_hour(True)[0]),
-            "bf16_to_fp8": round(machine.per_hour(False)[0]),
-        },
-        "held_by": {"fp8_to_bf16": machine.per_hour(True)[1], "bf16_to_fp8": machine.per_hour(False)[1]},
+        "source_bytes_per_hour": {key: hour and round(hour[0]) for key, hour in hours.items()},
+        "held_by": {key: hour and hour[1] for key, hour in hours.items()},
     }
 
 
@@ -54,16 +54,16 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
     installed = [f"{name} {found}" for name, found in machine.packages.items() if found]
     lacking = [name for name, found in machine.packages.items() if not found]
     disk, core = machine.disk, machine.processor
+    without = "not checked: torch is not installed"
+    if core.decode is not None:
+        without = "no CUDA device: everything runs on the processor"
     rows = [
         ("dsctl", f"{__version__}, Python {machine.python}, {machine.system}"),
         ("packages", ", ".join(installed)),
         ("not installed", ", ".join(lacking) or "nothing"),
         ("machine", f"{plural(machine.cores, 'core')}, {size(machine.memory)} of memory"),
-        ("devices", ", ".join(machine.devices) or "no CUDA device: everything runs on the processor"),
-        (
-            "one core",
-            f"{size(core.decode)}/s FP8 decoded, {size(core.encode)}/s BF16 encoded, {size(core.sha256)}/s hashed",
-        ),
+        ("devices", ", ".join(machine.devices) or without),
+        ("one core", f"{_codecs(core)}{size(core.sha256)}/s hashed"),
         ("disk", f"{disk.folder}: {size(disk.free)} free, {size(disk.write)}/s written, {size(disk.read)}/s read"),
     ]
     if machine.hub is not None:
@@ -73,11 +73,20 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
     return [*rows, *_forecast(machine)]
 
 
+def _codecs(core: Processor) -> str:
+    if core.decode is None or core.encode is None:
+        return ""
+    return f"{size(core.decode)}/s FP8 decoded, {size(core.encode)}/s BF16 encoded, "
+
+
 def _forecast(machine: Machine) -> list[tuple[str, str]]:
     example = of_release(find(EXAMPLE))
     rows = []
     for words, to_bf16, nbytes in (("FP8 to BF16", True, example.nbytes), ("BF16 to FP8", False, example.values * 2)):
-        rate, held = machine.per_hour(to_bf16)
+        hour = machine.per_hour(to_bf16)
+        if hour is None:
+            return [("conversion", f"not measured: torch is not installed; {install_command('torch')}")]
+        rate, held = hour
         took = span(nbytes / rate * 3600)
         rows.append((words, f"{size(rate)} an hour, held by the {held}: {took} for {example.name}"))
     return rows

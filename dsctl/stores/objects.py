@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from dsctl.core.errors import LATER, DsctlError, SourceError, UsageError, words_of
+from dsctl.core.extras import install_command
 from dsctl.core.header import read_head
 
 T = TypeVar("T")
@@ -181,7 +182,7 @@ def opened(url: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        hint = "pip install 'dsctl[cloud]'" if url.startswith("s3") else "install the library in this message"
+        hint = install_command("cloud") if url.startswith("s3") else "install the library in this message"
         raise SourceError(f"{shown(url)}: {error}", hint=hint) from None
     except Exception as error:  # noqa: BLE001  each file system has its own exceptions for bad arguments
         what = "has neither a host nor a file" if isinstance(error, TypeError) else _words(error)

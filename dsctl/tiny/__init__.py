@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dsctl.core.errors import PlanError, WorkError
+from dsctl.core.extras import require_torch
 from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
 from dsctl.core.header import PT, TensorSpec, build
 from dsctl.stores import INDEX
@@ -52,12 +53,13 @@ def make(release: str, folder: str | Path, recipe: TinyRecipe | None = None) -> 
 
     Raises:
         UsageError: no such release, or sizes that fit no checkpoint of it.
-        PlanError: the folder holds something else, or the disk has no room.
+        PlanError: torch is not installed, the folder holds something else, or the disk has no room.
         ResumeError: another run is making one in the folder.
         WorkError: it cannot be written; nothing is left behind. The same call does it again.
     """
     recipe, target = recipe or TinyRecipe(), Path(folder)
     plan = blueprint(release, recipe)
+    require_torch("making weights")
     present = _present(plan, target, recipe.seed)
     if not present:
         _make(plan, target, recipe.seed)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dsctl.core import extras
 from dsctl.run.doctor import Disk, Machine, Processor
 from tests.support.command import dsctl, dsctl_fails
+from tests.support.schemas import faults
 
 
 def machine(disk: tuple[float, float], processor: tuple[float, float, float], cores: int) -> Machine:
@@ -35,6 +37,17 @@ def test_what_an_hour_converts_is_what_the_slower_of_disk_and_processor_does() -
     slow_core = machine((1e12, 1e12), (100.0, 50.0, 100.0), 4)
     assert slow_core.per_hour(True) == (pytest.approx(4 * 3600 / (1 / 100 + 2 / 100)), "processor")
     assert slow_core.per_hour(False) == (pytest.approx(4 * 3600 / (1 / 50 + 0.5 / 100)), "processor")
+
+
+def test_without_torch_the_codecs_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    found = json.loads(dsctl("doctor", tmp_path, "--no-hub", "--json"))
+    assert not faults("doctor", found)
+    assert found["core_bytes_per_second"].keys() == {"decode", "encode", "sha256"}
+    assert found["core_bytes_per_second"]["decode"] is None and found["core_bytes_per_second"]["sha256"] > 1e6
+    assert set(found["source_bytes_per_hour"].values()) == set(found["held_by"].values()) == {None}
+    said = dsctl("doctor", tmp_path, "--no-hub")
+    assert "pip install 'dsctl[torch]'" in " ".join(said.split()) and "FP8" not in said and "CUDA" not in said
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

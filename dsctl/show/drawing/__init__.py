@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl.core.errors import UsageError
+from dsctl.core.extras import install_command
 from dsctl.core.files import refusal
 from dsctl.core.visible import spelled_lines
 from dsctl.version import __version__
@@ -34,7 +35,7 @@ def ready(file: str, sources: Sequence[str] = ()) -> None:
         import jinja2  # noqa: F401
         import pygal  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"--html needs {error.name}", hint="pip install 'dsctl[report]'") from None
+        raise UsageError(f"--html needs {error.name}", hint=install_command("report")) from None
     if file.strip() in ("", "-"):
         raise UsageError(f"--html: {file!r} names no file", hint="name one, such as page.html")
     path = _place(file)

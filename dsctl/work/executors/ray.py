@@ -22,6 +22,7 @@ from itertools import count
 from typing import Any
 
 from dsctl.core.errors import DsctlError, PlanError, WorkError
+from dsctl.core.extras import install_command
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job, files_read
 from dsctl.stores import Store
@@ -189,7 +190,7 @@ def _joined(address: str, workers: int) -> Any:
     try:
         ray: Any = import_module("ray")
     except ImportError:
-        raise PlanError("--engine ray: Ray is not installed", hint="pip install 'dsctl[ray]', on every node") from None
+        raise PlanError("--engine ray: Ray is not installed", hint=f"{install_command('ray')}, on every node") from None
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     here = {} if address or os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or None, "include_dashboard": False}
     try:
