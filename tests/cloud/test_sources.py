@@ -74,7 +74,7 @@ def test_unfinished_work_from_what_has_changed_since_is_not_resumed(
 def test_an_object_that_is_gone_is_told(objects: Objects, source: Path) -> None:
     store = store_at(objects.publish(source, "going"))
     objects.client.delete_object(Bucket=BUCKET, Key="going/config.json")
-    with pytest.raises(SourceError, match=r"going/config\.json: no such object"):
+    with pytest.raises(SourceError, match=r"going/config\.json: the object or bucket does not exist"):
         store.read("config.json", 0, 10)
 
 
@@ -82,7 +82,7 @@ def test_an_object_that_is_gone_is_told(objects: Objects, source: Path) -> None:
 def test_names_that_lead_elsewhere_are_refused(objects: Objects, key: str) -> None:
     prefix = f"hostile-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     objects.client.put_object(Bucket=BUCKET, Key=f"{prefix}/{key}", Body=b"x")
-    with pytest.raises(SourceError, match="no file name"):
+    with pytest.raises(SourceError, match="is not a file name within a folder"):
         store_at(f"s3://{BUCKET}/{prefix}")
 
 

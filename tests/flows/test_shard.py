@@ -400,7 +400,7 @@ def test_a_release_is_planned_by_its_name_alone(tmp_path: Path) -> None:
         ("--tp 2 --ep 8 --layout fused --to int4-group", "int4-group cannot be stored joined"),
         ("--tp 2 --ep 8 --layout stacked --to int4-group", "int4-group cannot be stored joined"),
         ("--tp 2 --ep 8 --layout stacked --to nvfp4", "its global_scale would be that of what it is joined with"),
-        ("--tp 8 --layout deepseek --ep 2", "layout deepseek has as many expert-parallel parts"),
+        ("--tp 8 --layout deepseek --ep 2", "layout deepseek needs as many expert-parallel parts"),
     ],
 )  # fmt: skip
 def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path, words: str, said: str) -> None:

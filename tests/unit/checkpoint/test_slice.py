@@ -54,7 +54,7 @@ def test_what_is_kept(
 def test_an_mtp_layer_alone_is_no_model(source: Checkpoint) -> None:
     with pytest.raises(PlanError, match="only the MTP layer would be left") as found:
         cut_of(source, (), True, ())
-    assert found.value.hint == "keep at least one other layer"
+    assert found.value.hint == "keep at least one main layer"
 
 
 @pytest.mark.parametrize(
