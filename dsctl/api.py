@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
 from dsctl.codecs import CODECS
+from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
 from dsctl.layouts import usual_ep
@@ -139,8 +140,8 @@ class Source:
         if unknown:
             raise TypeError(f"to() has no option {min(unknown)!r}")
         recipe = options.get("recipe")
-        if codec not in (KEEP, PUBLISHED, *CODECS):
-            raise UsageError(f"unknown codec {codec!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
+        if codec != KEEP:
+            choose(codec, (*CODECS, PUBLISHED), "codec")
         if recipe and codec != KEEP:
             raise UsageError(f"recipe and {codec} are both asked for", hint="a recipe names every format itself")
         rules = named(recipe).rules if recipe else ()

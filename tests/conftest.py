@@ -11,6 +11,9 @@ from tests.support.forks import Launcher
 
 # pytest-xdist gives its workers a width of 80; without one, output has the width of a pipe.
 os.environ.pop("COLUMNS", None)
+# Options are those that a test gives: nothing comes from the environment of whoever runs it.
+for name in [name for name in os.environ if name.startswith("DSCTL_")]:
+    del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,10 @@ LATE = {
     "__main__": {"cli"},
     "api": {"look.compare", "run.carry_out", "run.how", "verify", "verify.against"},
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
+    "cli.completion": {
+        "cli.app", "codecs", "layouts", "look.accelerators", "look.costs", "look.diff", "plan.recipes", "plan.request",
+        "releases", "verify.findings", "work.executors",
+    },
     "cli.conversion": {"cli.carrying", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
     "cli.diff": {"show.pages.difference"},

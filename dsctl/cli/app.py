@@ -5,28 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from dsctl.cli import completion
+from dsctl.cli.commands import Verb, Verbs
 from dsctl.version import __version__
 
 # Every verb, which is a function of the module of its name, with the first line of that function's docstring.
 VERBS = {
-    "compare": "Compare the numbers of two checkpoints, in any formats.",
-    "convert": "Convert a checkpoint's weights to another format, or give its tensors other names.",
+    "compare": "Compare the values of two checkpoints, in any formats.",
+    "convert": "Convert a checkpoint to another format, or rename its tensors.",
     "diff": "Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.",
-    "doctor": "Show versions and devices, measure disk and processor, and tell what this machine converts in an hour.",
-    "download": "Download a release or a repository and compare every file with the hub's digests.",
-    "slice": "Cut a small working checkpoint from a real one.",
-    "formats": "List the formats that --to takes: bits per value, who loads them, on what, and what they lose.",
-    "inspect": "Show what a checkpoint is and what it holds, from its headers alone.",
+    "doctor": "Measure this machine and estimate how much it converts in an hour.",
+    "download": "Download a release or a repository and verify the hash of every file.",
+    "slice": "Cut a small working checkpoint out of a large one.",
+    "formats": "List the formats of --to: bits per value, loaders, hardware and loss.",
+    "inspect": "Show the contents of a checkpoint, from its headers alone.",
     "models": "List the releases known by name, oldest first.",
     "plan": "Estimate disk, memory per rank and KV cache, and check which sizes of TP, EP and PP are possible.",
-    "shard": "Spread a checkpoint over ranks: every rank's tensors in a folder or file of its own.",
-    "merge": "Put a checkpoint that is spread over ranks together again.",
-    "tiny": "Make a faithful small checkpoint of a release, with random weights.",
+    "shard": "Split a checkpoint into tensor-, expert- and pipeline-parallel ranks.",
+    "merge": "Merge sharded ranks into one checkpoint.",
+    "tiny": "Make a small checkpoint of a release, with random weights.",
     "verify": "Check a checkpoint against its config, its index and its architecture.",
+}
+# What people type to ask dsctl about itself; they are no verbs.
+ASKED = {
+    "help": "Show the help of a command, or this page.",
+    "version": "Print the version.",
 }
 
 
@@ -34,29 +41,32 @@ def application(loaded: Collection[str] = tuple(VERBS)) -> typer.Typer:
     """The command line, in which these verbs can be called; of all others it knows the name and the help line."""
     app = typer.Typer(
         name="dsctl",
+        cls=Verbs,
         help="Convert, check and compare the weights of the DeepSeek family.",
-        no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
     for verb, line in VERBS.items():
         if verb in loaded:
-            app.command(verb)(function(verb))
+            app.command(verb, cls=Verb)(function(verb))
         else:
-            app.command(verb, help=line)(_named)
+            app.command(verb, cls=Verb, help=line)(_named)
+    app.command("help", cls=Verb)(_help)
+    app.command("version", cls=Verb)(_version)
     return app
 
 
 def called(words: Sequence[str]) -> Collection[str]:
-    """The verbs to load for these words: the one that they call, if any. A shell that completes a line may ask for all.
+    """The verbs to load for these words: the one that they call, or whose help they ask for, if any.
 
-    No option before the verb has a value of its own, so that the first word without a dash is the verb.
+    No option before the verb has a value of its own, so that the first word without a dash is the verb. A shell that
+    completes a line gives its words in the environment.
     """
     if "_DSCTL_COMPLETE" in os.environ:
-        return tuple(VERBS)
-    return [word for word in words if not word.startswith("-")][:1]
+        words = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split()[1:]
+    named = [word for word in words if not word.startswith("-")]
+    return [word for word in (named[1:2] if named[:1] == ["help"] else named[:1]) if word in VERBS]
 
 
 def function(verb: str) -> Callable[..., None]:
@@ -65,19 +75,52 @@ def function(verb: str) -> Callable[..., None]:
 
 
 def _named() -> None:
-    """What stands for a verb that is named in `--help` and not called."""
+    """Stand for a verb that is named in `--help` and not called."""
     raise AssertionError("a verb that is not loaded was called")
 
 
-def _version(asked: bool) -> None:
+def _help(
+    ctx: typer.Context,
+    verb: Annotated[
+        str | None, typer.Argument(metavar="[COMMAND]", help="A command.", autocompletion=completion.commands)
+    ] = None,
+) -> None:
+    """Show the help of a command, or this page.
+
+    Examples:
+
+        dsctl help
+
+        dsctl help convert
+    """
+    root: Any = ctx.find_root()
+    if verb is None:
+        root.get_help()
+        return
+    name, command, _ = root.command.resolve_command(root, [verb])
+    with command.make_context(name, [], parent=root, resilient_parsing=True) as asked:
+        asked.get_help()
+
+
+def _version() -> None:
+    """Print the version.
+
+    Examples:
+
+        dsctl version
+    """
+    typer.echo(f"dsctl {__version__}")
+
+
+def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"dsctl {__version__}")
+        _version()
         raise typer.Exit
 
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Convert, check and compare the weights of the DeepSeek family."""

@@ -1,4 +1,4 @@
-"""The way of every verb that writes a checkpoint: plan, show or run, and tell what was made."""
+"""The steps of every verb that writes a checkpoint: plan, show or run, and report the result."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dsctl.show.progress import Progress
 def convert_from(
     checkpoint: Checkpoint, target: str, request: Request, how: How, options: RunOptions, output: Output
 ) -> None:
-    """Make what is asked for of a checkpoint that is open, or a view of one.
+    """Carry out a request on an open checkpoint, or on a view of one.
 
     Raises:
-        DsctlError: of every kind; nothing is written where the plan or a check fails.
+        DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
     setup = set_up(make_plan(checkpoint, request), checkpoint.store, target, how)
     if options.dry_run:

@@ -1,4 +1,4 @@
-"""`dsctl compare`: how far apart the numbers of two checkpoints are."""
+"""`dsctl compare`: compare the values of two checkpoints."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from dsctl.look.comparison import Comparison
 
 Ours = Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint folder or a .safetensors file.")]
-Theirs = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
-Worst = Annotated[int, typer.Option("--worst", metavar="N", min=0, help="List the N parameters furthest apart.")]
+Theirs = Annotated[str, typer.Argument(metavar="B", help="The checkpoint to compare with it.")]
+Worst = Annotated[
+    int, typer.Option("--worst", metavar="N", min=0, help="List the N parameters with the largest differences.")
+]
 FailUnder = Annotated[
     float | None,
-    typer.Option("--fail-under", metavar="DB", help="Exit with 50 if a parameter's SNR is less, or if one is missing."),
+    typer.Option("--fail-under", metavar="DB", help="Exit with 50 if a parameter is missing or its SNR is below this."),
 ]
 
 
@@ -38,10 +40,10 @@ def compare(
     html: Html = None,
     printing: PrintOptions,
 ) -> None:
-    """Compare the numbers of two checkpoints, in any formats.
+    """Compare the values of two checkpoints, in any formats.
 
-    Per parameter and per role: signal-to-noise ratio, largest absolute and relative error, cosine, share of identical
-    values. Parameters are matched by name, and a quantized one is decoded as a conversion would.
+    Per parameter and per role: signal-to-noise ratio, cosine, largest absolute and relative error, share of identical
+    values. Parameters are matched by name; quantized ones are decoded as a conversion decodes them.
 
     Examples:
 
@@ -83,4 +85,4 @@ def _fail(found: Comparison, limit: float) -> None:
     issues += [f"{name}: no numbers to compare" for name in found.not_numbers]
     if issues:
         what = f"{plural(len(issues), 'parameter')} under {limit:g} dB or not comparable"
-        raise VerifyFailed(what, issues=issues, hint="--skip leaves out what is expected to differ")
+        raise VerifyFailed(what, issues=issues, hint="--skip leaves out parameters that are expected to differ")

@@ -1,4 +1,4 @@
-"""What verbs that write a checkpoint do with a source by its name; a release they can tell without its files."""
+"""Open the source of a verb that writes a checkpoint; a dry run of a release needs only its description."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dsctl.show.overviews import show_overview
 def convert_to(
     source: str, target: str, request: Request, options: RunOptions, output: Output, local: bool = False
 ) -> None:
-    """Make what is asked for of a source; `local` accepts only a source on this machine.
+    """Carry out a request on a source; `local` accepts only a source on this machine.
 
     Raises:
-        DsctlError: of every kind; nothing is written where the plan or a check fails.
+        DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
     how, source = judged(request, options), located(source, local=local)
     if options.dry_run and releases.meant(source):
-        # The description of a release is enough for this, so that nothing is fetched.
+        # The description of a release is enough, so nothing is downloaded.
         described = describe(source)
         show_overview(overview(described.contents, request), described.origin, target, output)
         return

@@ -1,11 +1,12 @@
-"""`dsctl convert`: another format."""
+"""`dsctl convert`: convert a checkpoint to another format."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from dsctl.cli.conversion_options import Names, NoKeep, Search
 from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, PrintOptions, RunOptions, verb
-from dsctl.cli.options import Local, Names, NoKeep, Search, Source, Target
+from dsctl.cli.options import Local, Source, Target
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import KEEP
 
@@ -24,10 +25,10 @@ def convert(
     local: Local = False,
     printing: PrintOptions,
 ) -> None:
-    """Convert a checkpoint's weights to another format, or give its tensors other names.
+    """Convert a checkpoint to another format, or rename its tensors.
 
-    Tensors that the release keeps unquantized stay so. config.json and the index are updated; all other files are
-    copied. A killed run is resumed by the same command.
+    Tensors that the release keeps unquantized stay unquantized. config.json and the index are updated; all other files
+    are copied. If a run is interrupted, the same command resumes it.
 
     Examples:
 
@@ -41,7 +42,7 @@ def convert(
 
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """
-    # Loaded late: it takes longer than all of `--help`.
+    # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out
 

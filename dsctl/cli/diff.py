@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Html, Local, Remote
 from dsctl.cli.sources import located
@@ -19,10 +20,23 @@ from dsctl.show.differences import sections
 from dsctl.show.drawing import ready, save
 from dsctl.show.sections import show
 
-Before = Annotated[str, typer.Argument(metavar="A", help="A checkpoint folder or a release, such as v3.")]
-After = Annotated[str, typer.Argument(metavar="B", help="The folder or release to compare with it.")]
+Before = Annotated[
+    str,
+    typer.Argument(
+        metavar="A", autocompletion=completion.sources, help="A checkpoint folder or a release, such as v3."
+    ),
+]
+After = Annotated[
+    str, typer.Argument(metavar="B", autocompletion=completion.sources, help="The checkpoint to compare with it.")
+]
 OnlyPart = Annotated[
-    str | None, typer.Option("--only", metavar="PART", help="Show one part: config, tensors, totals or files.")
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="PART",
+        autocompletion=completion.parts,
+        help="Show only this part: config, tensors, totals or files.",
+    ),
 ]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every stored tensor that differs.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
@@ -32,6 +46,7 @@ FailOn = Annotated[
     typer.Option(
         "--fail-on",
         metavar="KIND",
+        autocompletion=completion.kinds,
         help="Exit with 1 if this kind differs: architecture, config, storage or any; repeatable.",
     ),
 ]

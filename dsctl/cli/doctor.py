@@ -1,4 +1,4 @@
-"""`dsctl doctor`: what this machine has and what it can convert in an hour."""
+"""`dsctl doctor`: measure this machine and estimate how much it converts in an hour."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import typer
 from dsctl.cli.groups import PrintOptions, verb
 
 Folder = Annotated[
-    str, typer.Argument(metavar="[FOLDER]", help="Folder on the disk to measure. [default: this folder]")
+    str, typer.Argument(metavar="[FOLDER]", help="A folder on the disk to measure; this folder if you name none.")
 ]
-NoHub = Annotated[bool, typer.Option("--no-hub", help="Do not check whether the hub can be reached.")]
+NoHub = Annotated[bool, typer.Option("--no-hub", help="Do not check whether the Hub can be reached.")]
 
 
 @verb
 def doctor(folder: Folder = ".", *, no_hub: NoHub = False, printing: PrintOptions) -> None:
-    """Show versions and devices, measure disk and processor, and tell what this machine converts in an hour.
+    """Measure this machine and estimate how much it converts in an hour.
 
-    Takes some seconds: the codecs run, and up to 256 MB are written to the folder, synced, read back and removed.
+    Versions and devices are listed; disk and processor are measured. This takes some seconds: the codecs run, and up to
+    256 MB are written to the folder, synced, read back and removed.
 
     Examples:
 

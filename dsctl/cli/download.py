@@ -1,4 +1,4 @@
-"""`dsctl download`: a release from the hub, whole or in part."""
+"""`dsctl download`: download a release from the Hub, whole or in part."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from dsctl.cli import completion
+from dsctl.cli.commands import RUNNING, WHICH
 from dsctl.cli.groups import PrintOptions, RunOptions, verb
 from dsctl.cli.hints import resumable
-from dsctl.cli.options import RUNNING, WHICH, DryRun, Force, Only, Workers, parse_numbers
+from dsctl.cli.options import DryRun, Force, Only, Workers, parse_numbers
 from dsctl.cli.sources import repository_of
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import KEEP, Request
@@ -20,30 +22,47 @@ from dsctl.stores.download import download as downloaded
 from dsctl.stores.download import verify as verified
 from dsctl.stores.hub import show_progress
 
-What = Annotated[str, typer.Argument(metavar="RELEASE|REPOSITORY", help="A release, or org/name[@revision].")]
-Into = Annotated[str | None, typer.Argument(metavar="[DST]", help="The folder to write. [default: the hub's cache]")]
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="RELEASE|REPOSITORY",
+        autocompletion=completion.repositories,
+        help="A release, or org/name[@revision].",
+    ),
+]
+Into = Annotated[
+    str | None, typer.Argument(metavar="[DST]", help="The folder to write; the Hub's cache if you name none.")
+]
 Include = Annotated[
     list[str] | None,
-    typer.Option("--include", metavar="GLOB", help="Only files whose name matches; repeatable.", rich_help_panel=WHICH),
+    typer.Option(
+        "--include", metavar="GLOB", help="Download only files whose name matches; repeatable.", rich_help_panel=WHICH
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude", metavar="GLOB", help="Leave out files that match; repeatable.", rich_help_panel=WHICH),
+    typer.Option(
+        "--exclude", metavar="GLOB", help="Leave out files whose name matches; repeatable.", rich_help_panel=WHICH
+    ),
 ]
 Layers = Annotated[
     str | None,
     typer.Option(
-        "--layers", metavar="NUMBERS", help="Only tensors of these layers, such as 0-3,61.", rich_help_panel=WHICH
+        "--layers",
+        metavar="NUMBERS",
+        help="Download only tensors of these layers, such as 0-3,61.",
+        rich_help_panel=WHICH,
     ),
 ]
 Experts = Annotated[
     str | None,
     typer.Option(
-        "--experts", metavar="NUMBERS", help="Of routed experts only these, such as 0-7.", rich_help_panel=WHICH
+        "--experts", metavar="NUMBERS", help="Download only these routed experts, such as 0-7.", rich_help_panel=WHICH
     ),
 ]
 VerifyOnly = Annotated[
-    bool, typer.Option("--verify-only", help="Check what is there already, download nothing.", rich_help_panel=RUNNING)
+    bool,
+    typer.Option("--verify-only", help="Check the files that are there and download nothing.", rich_help_panel=RUNNING),
 ]
 
 
@@ -63,10 +82,10 @@ def download(
     force: Force = False,
     printing: PrintOptions,
 ) -> None:
-    """Download a release or a repository and compare every file with the hub's digests.
+    """Download a release or a repository and verify the hash of every file.
 
-    With --layers, --experts or --only, just those tensors are read, by byte ranges, and written as a small checkpoint
-    with index and config. The hub, its token and its cache are huggingface_hub's (HF_ENDPOINT, HF_TOKEN, HF_HOME).
+    With --layers, --experts or --only, only those tensors are downloaded, by byte ranges, and written as a small
+    checkpoint with index and config. huggingface_hub's settings apply: HF_ENDPOINT, HF_TOKEN and HF_HOME.
 
     Examples:
 
@@ -80,7 +99,9 @@ def download(
     show_progress(output.err.is_terminal and not output.quiet and not dry_run)
     if layers or experts or only:
         if include or exclude or verify_only:
-            raise UsageError("tensors and files cannot be chosen together", hint="leave --include and --exclude out")
+            raise UsageError(
+                "tensors and files cannot be chosen together", hint="leave out --include, --exclude and --verify-only"
+            )
         chosen = parse_numbers(layers, "--layers"), parse_numbers(experts, "--experts")
         request = Request(to=KEEP, only=tuple(only or ()), layers=chosen[0], experts=chosen[1])
         _part(repository, target, request, RunOptions(dry_run=dry_run, workers=workers, force=force), output)
@@ -93,12 +114,12 @@ def download(
 
 
 def _part(repository: str, target: str | None, request: Request, run: RunOptions, output: Output) -> None:
-    """Download tensors, which is a conversion that keeps them as they are."""
-    # Loaded late: files are downloaded without it, and it takes longer than all of `--help`.
+    """Download tensors: a conversion that copies them unchanged."""
+    # Loaded late: downloading files does not need it, and it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
 
     if target is None:
-        raise UsageError("part of a checkpoint needs a folder of its own", hint="name one after the repository")
+        raise UsageError("a part of a checkpoint needs a target folder", hint="name the folder after the repository")
     convert_to(repository, target, request, run, output)
 
 
@@ -108,10 +129,11 @@ def _whole(asked: Order, verify_only: bool, output: Output) -> None:
     if missing and not verify_only:
         output.note(
             f"{asked.repository.place}: {size(sum(f.size for f in missing))} in {plural(len(missing), 'file')} "
-            f"to download, {plural(len(asked.files) - len(missing), 'file')} to check"
+            f"to download, {plural(len(asked.files) - len(missing), 'file')} to verify"
         )
-    with resumable("goes on where it stopped"):
+    with resumable("continues where it stopped"):
         found = (verified if verify_only else downloaded)(asked, Lines(asked, output).report)
     output.data(as_json(asked) | {"verified": {file.name: file.digest for file in found}})
-    digests = plural(len(found), "file") + " as the hub lists " + ("it" if len(found) == 1 else "them")
-    output.text(("verified", "green"), f": {digests}, {size(asked.nbytes)} in {asked.place}")
+    match = "matches" if len(found) == 1 else "match"
+    files = f"{plural(len(found), 'file')} {match} the Hub's hashes"
+    output.text(("verified", "green"), f": {files}, {size(asked.nbytes)} in {asked.place}")

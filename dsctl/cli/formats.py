@@ -1,4 +1,4 @@
-"""`dsctl formats`: the formats that a checkpoint can be converted to, and the ready recipes."""
+"""`dsctl formats`: list the formats that a checkpoint can be converted to, and the built-in recipes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dsctl.show.sections import show
 
 @verb
 def formats(printing: PrintOptions) -> None:
-    """List the formats that --to takes: bits per value, who loads them, on what, and what they lose.
+    """List the formats of --to: bits per value, loaders, hardware and loss.
 
-    The signal-to-noise ratio is that of normally distributed values, in decibels, with --search where there are two.
-    `Hopper+` is Hopper and later. "Lossless from" lists the formats whose values this one stores exactly.
-    Below are the recipes that --recipe takes by name.
+    The loss is the signal-to-noise ratio of normally distributed values, in decibels; a second figure in brackets is
+    with --search. `Hopper+` means Hopper and later. "Lossless from" lists the formats whose values this one stores
+    exactly. A second table lists the recipes of --recipe.
 
     Examples:
 

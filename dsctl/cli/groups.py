@@ -1,4 +1,4 @@
-"""Options that go together, as frozen values that verbs share; `verb` spells them out in a verb's signature."""
+"""Groups of options as frozen values that verbs share; `verb` lists their options in a verb's signature."""
 
 from __future__ import annotations
 
@@ -8,45 +8,38 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Any, get_type_hints
 
-from dsctl.cli.options import (
+from dsctl.cli.conversion_options import (
     Address,
     AllowExtra,
     AllowInexact,
     AllowMissing,
     Bf16,
     Consume,
-    Debug,
     Device,
-    DryRun,
     Engine,
     Ep,
     ExpertMap,
-    Force,
     Fp8,
-    Json,
     Layout,
     MaxMemory,
     NoMtp,
-    Only,
     Pp,
-    Quiet,
     Rank,
     Recipe,
     Recode,
     ScaleFmt,
     ShardSize,
-    Skip,
     To,
     Tp,
     Verbose,
-    Workers,
 )
+from dsctl.cli.options import Debug, DryRun, Force, Json, Only, Quiet, Skip, Workers
 from dsctl.show.output import Output
 
 
 @dataclass(frozen=True, slots=True)
 class FormatOptions:
-    """What parameters are converted to, and into files of what size (bytes)."""
+    """The target format, and the largest size of a file in bytes."""
 
     to: To = None
     bf16: Bf16 = False
@@ -70,7 +63,7 @@ class PartOptions:
 
 @dataclass(frozen=True, slots=True)
 class RankOptions:
-    """Over how many ranks a checkpoint is spread; None is a size that nobody gave."""
+    """How many ranks a checkpoint is sharded into; None is a size that was not given."""
 
     tp: Tp = None
     ep: Ep = None
@@ -79,7 +72,7 @@ class RankOptions:
 
 @dataclass(frozen=True, slots=True)
 class SpreadOptions:
-    """Which ranks are written, and which experts each of them holds."""
+    """Which ranks are written, and which experts each rank holds."""
 
     rank: Rank = None
     expert_map: ExpertMap = None
@@ -87,7 +80,7 @@ class SpreadOptions:
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """How tensors are laid out in files, and what becomes of blocks that a cut goes through."""
+    """How tensors are laid out in files, and whether blocks that a split goes through are quantized again."""
 
     layout: Layout = "published"
     recode: Recode = False
@@ -95,7 +88,7 @@ class LayoutOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a plan is carried out. `consume` is how often it was given; `max_memory` is in bytes."""
+    """How a plan is carried out. `consume` counts how often the option was given; `max_memory` is in bytes."""
 
     dry_run: DryRun = False
     workers: Workers = None
@@ -116,12 +109,12 @@ class PrintOptions:
     quiet: Quiet = False
 
     def output(self) -> Output:
-        """The mouth of a command that was asked to print so."""
+        """Return the output of a command with these options."""
         return Output(self.json, self.quiet)
 
 
 def verb(asked: Callable[..., None]) -> Callable[..., None]:
-    """A verb as Typer reads it: a parameter per option of each group, and `--debug`, which only `main` reads."""
+    """Make a verb that Typer can read: a parameter per option of each group, and `--debug`, which only `main` reads."""
     hints = get_type_hints(asked, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     spelled = [*_spelled(asked, hints), Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug)]
@@ -138,7 +131,7 @@ def verb(asked: Callable[..., None]) -> Callable[..., None]:
 
 
 def _spelled(asked: Callable[..., None], hints: dict[str, Any]) -> Iterator[Parameter]:
-    """The parameters of a verb, those of a group in its place."""
+    """The parameters of a verb, with each group replaced by its options."""
     for name, parameter in signature(asked).parameters.items():
         group = hints[name]
         if not is_dataclass(group):

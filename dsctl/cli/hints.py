@@ -1,4 +1,4 @@
-"""What a verb that keeps what it has done adds to the hints of errors."""
+"""Hints of a verb that can resume its work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsctl.core.errors import LATER, DsctlError, Interrupted
 
 @contextmanager
 def resumable(again: str) -> Iterator[None]:
-    """Say what the same command does after an interrupt, or if a store does not answer: `again` is a verb's phrase."""
+    """Add to hints what the same command does after an interrupt, or if a store does not answer, such as `resumes`."""
     try:
         yield
     except Interrupted as interrupted:

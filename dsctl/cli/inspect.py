@@ -1,4 +1,4 @@
-"""`dsctl inspect`: what a checkpoint is and what it holds."""
+"""`dsctl inspect`: show the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Html, Local, Remote
 from dsctl.cli.sources import located
@@ -14,9 +15,13 @@ from dsctl.show.sections import show
 
 Looked = Annotated[
     str,
-    typer.Argument(metavar="SRC", help="A checkpoint folder, a .safetensors file, a release or a hub repository."),
+    typer.Argument(
+        metavar="SRC",
+        autocompletion=completion.sources,
+        help="A checkpoint folder, a .safetensors file, a release or a Hub repository.",
+    ),
 ]
-Glob = Annotated[str | None, typer.Argument(metavar="[GLOB]", help="With --tensors: only names that match.")]
+Glob = Annotated[str | None, typer.Argument(metavar="[GLOB]", help="With --tensors: list only names that match.")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List the stored tensors.")]
 Folded = Annotated[bool, typer.Option("--fold", help="Group tensors that differ only in layer or expert number.")]
 AsTree = Annotated[bool, typer.Option("--tree", help="Draw where the bytes are, from embedding to head.")]
@@ -37,9 +42,9 @@ def inspect(
     html: Html = None,
     printing: PrintOptions,
 ) -> None:
-    """Show what a checkpoint is and what it holds, from its headers alone.
+    """Show the contents of a checkpoint, from its headers alone.
 
-    Problems are printed to stderr. A release by its name is described from the built-in data, offline.
+    Problems are printed to stderr. A release named by its alias is described from built-in data, offline.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`dsctl merge`: put a checkpoint that is spread over ranks together again."""
+"""`dsctl merge`: merge sharded ranks into one checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def merge(
     local: Local = False,
     printing: PrintOptions,
 ) -> None:
-    """Put a checkpoint that is spread over ranks together again.
+    """Merge sharded ranks into one checkpoint.
 
-    What several ranks hold is compared; a disagreement is an error that names the parameter and the files. Of what
-    `dsctl shard` moved, the merged files are those that it was made from, byte for byte.
+    Tensors that several ranks hold are compared; if they differ, the error names the parameter and the files. If
+    `dsctl shard` only copied bytes, the merged files equal the original ones byte for byte.
 
     Examples:
 
@@ -29,7 +29,7 @@ def merge(
 
         dsctl merge V3.2-mp2 DeepSeek-V3.2-merged-bf16 --bf16
     """
-    # Loaded late: it takes longer than all of `--help`.
+    # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out
 

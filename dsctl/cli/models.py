@@ -1,4 +1,4 @@
-"""`dsctl models`: the table of known releases."""
+"""`dsctl models`: list the known releases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsctl.show.sections import show
 def models(printing: PrintOptions) -> None:
     """List the releases known by name, oldest first.
 
-    Any verb that only looks takes one of these names in place of a folder.
+    Commands that only read, such as inspect, plan and diff, take these names instead of a folder.
 
     Examples:
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, RankOptions, verb
 from dsctl.cli.options import Html, Local, Remote
 from dsctl.cli.sizing import Context, Gpu, MustFit, Reserved, accelerators
@@ -26,13 +27,29 @@ from dsctl.show.drawing import ready, save
 from dsctl.show.fits import spread_words, unmet
 from dsctl.show.sections import show
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint folder or a release, such as v3.2.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", autocompletion=completion.sources, help="A checkpoint folder or a release, such as v3.2."
+    ),
+]
 To = Annotated[
-    list[str] | None, typer.Option("--to", metavar="FORMAT", help="Consider this format, such as bf16; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        autocompletion=completion.formats,
+        help="Consider this format, such as bf16; repeatable.",
+    ),
 ]
 Recipe = Annotated[
     list[str] | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Consider this recipe, with its bytes per role; repeatable."),
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        autocompletion=completion.recipes,
+        help="Consider this recipe, with its bytes per role; repeatable.",
+    ),
 ]
 Batch = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Set the number of sequences at a time.")
@@ -40,7 +57,10 @@ Batch = Annotated[
 Kv = Annotated[
     str | None,
     typer.Option(
-        "--kv", metavar="FORMAT", help="Set the format of the KV cache: bf16 or fp8. [default: bf16; fp8 for V4]"
+        "--kv",
+        metavar="FORMAT",
+        autocompletion=completion.cache_formats,
+        help="Set the format of the KV cache: bf16 or fp8. [default: bf16; fp8 for V4]",
     ),
 ]
 

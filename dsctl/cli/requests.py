@@ -1,4 +1,4 @@
-"""From options to a request and to how it is carried out. All of it is judged here, before anything is opened."""
+"""From options to a request, and to how it is carried out. All options are checked here, before any file is opened."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, RankOptions, RunOptions, SpreadOptions
 from dsctl.cli.options import parse_numbers
 from dsctl.codecs import CODECS
+from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.core.extras import require_torch
 from dsctl.layouts import usual_ep
@@ -20,14 +21,14 @@ _SHORT = {"fp8": "fp8-block", "fp16": "f16", "fp32": "f32"}
 
 
 def converted(formats: FormatOptions, part: PartOptions) -> Request:
-    """The request for these formats and this part; without a format, parameters are kept as they are stored.
+    """Return the request for these formats and this part; without a format, parameters stay as they are stored.
 
     Raises:
         UsageError: an unknown format or recipe, or several of them.
     """
     format_, rules = choose_format(formats.to, formats.bf16, formats.fp8), _rules(formats.recipe)
     if rules and format_:
-        raise UsageError(f"--recipe and {format_} are both asked for", hint="a recipe names every format itself")
+        raise UsageError(f"--recipe and {format_} exclude each other", hint="a recipe names every format itself")
     return Request(
         to=RECIPE if rules else format_ or KEEP,
         rules=rules,
@@ -43,10 +44,10 @@ def converted(formats: FormatOptions, part: PartOptions) -> Request:
 
 
 def laid_out(request: Request, options: LayoutOptions) -> Request:
-    """The request in this layout.
+    """Return the request in this layout.
 
     Raises:
-        PlanError: there is none of this name.
+        UsageError: there is no such layout.
     """
     chosen = replace(request, layout=options.layout, recode=options.recode)
     known_layout(chosen)
@@ -54,19 +55,19 @@ def laid_out(request: Request, options: LayoutOptions) -> Request:
 
 
 def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool) -> Request:
-    """The request spread over ranks; `mtp` keeps the MTP layer in a layout that leaves it out.
+    """Return the request sharded over ranks; `mtp` keeps the MTP layer in a layout that leaves it out.
 
     Raises:
         UsageError: no size, sizes that contradict each other or the layout, or a wrong list of ranks or experts.
     """
     if not any((sizes.tp, sizes.ep, sizes.pp)):
-        raise UsageError("over how many ranks?", hint="--tp N, --ep N, --pp N, or several of them")
+        raise UsageError("no number of ranks", hint="give --tp N, --ep N or --pp N, or several of them")
     if mtp and request.mtp == "drop":
-        raise UsageError("--mtp and --no-mtp are both asked for", hint="name one")
+        raise UsageError("--mtp and --no-mtp exclude each other", hint="give one of them")
     tp = sizes.tp or 1
     ep = sizes.ep or usual_ep(request.layout, tp)
     if which.expert_map and ep == 1:
-        raise UsageError("--expert-map: one part would have all experts", hint="name the number of parts by --ep N")
+        raise UsageError("--expert-map: one part would have all experts", hint="set the number of parts with --ep N")
     if mtp and request.layout == "vllm":
         raise UsageError("--mtp: layout vllm has no place for the MTP layer", hint="leave --mtp out")
     return replace(
@@ -81,7 +82,7 @@ def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool
 
 
 def judged(request: Request, options: RunOptions) -> How:
-    """How a request is carried out; options that nothing in it would heed are refused.
+    """Return how a request is carried out; options that would have no effect on it are refused.
 
     Raises:
         UsageError: an option has a value that it cannot have, or does nothing here.
@@ -103,29 +104,27 @@ def judged(request: Request, options: RunOptions) -> How:
 
 
 def choose_format(to: str | None, bf16: bool, fp8: bool = False) -> str | None:
-    """One format from --to and its shorthands, or None.
+    """Return the format of --to and its shorthands, or None.
 
     Raises:
-        UsageError: more than one, or an unknown one.
+        UsageError: there is more than one, or it is unknown.
     """
     chosen = [name for name, asked in (("bf16", bf16), ("fp8-block", fp8), (to or "", bool(to))) if asked]
     if len(set(chosen)) > 1:
-        raise UsageError(f"several formats asked for: {', '.join(chosen)}", hint="name one")
+        raise UsageError(f"several target formats: {', '.join(chosen)}", hint="give one of them")
     if not chosen:
         return None
     name = _SHORT.get(chosen[0], chosen[0])
-    if name not in (PUBLISHED, *CODECS):
-        raise UsageError(f"--to: unknown format {name!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
-    return name
+    return choose(name, (*CODECS, PUBLISHED), "format", "--to")
 
 
 def _rules(text: str | None) -> tuple[tuple[str, str, str], ...]:
-    """The rules of --recipe, a ready one or a file."""
+    """Return the rules of --recipe, a built-in one or a file."""
     return tuple((rule.role, rule.match, rule.format) for rule in recipe(text).rules) if text else ()
 
 
 def _twice(consume: int) -> bool:
-    """Whether the source is consumed: asked for twice, because nothing brings it back."""
+    """Whether the source is deleted: --consume must be given twice, because it cannot be undone."""
     if consume == 1:
-        raise UsageError("--consume removes the source's weight files for good", hint="if so, give it twice")
+        raise UsageError("--consume deletes the source's weight files for good", hint="pass it twice to confirm")
     return consume > 1

@@ -1,9 +1,10 @@
-"""`dsctl shard`: spread a checkpoint over ranks."""
+"""`dsctl shard`: split a checkpoint into ranks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from dsctl.cli.conversion_options import Mtp, Search
 from dsctl.cli.groups import (
     FormatOptions,
     LayoutOptions,
@@ -14,7 +15,7 @@ from dsctl.cli.groups import (
     SpreadOptions,
     verb,
 )
-from dsctl.cli.options import Local, Mtp, Search, Source, Target
+from dsctl.cli.options import Local, Source, Target
 
 
 @verb
@@ -33,10 +34,11 @@ def shard(
     local: Local = False,
     printing: PrintOptions,
 ) -> None:
-    """Spread a checkpoint over ranks: every rank's tensors in a folder or file of its own.
+    """Split a checkpoint into tensor-, expert- and pipeline-parallel ranks.
 
-    Stored bytes are moved as they are. A cut that would go through blocks is refused before any work, with the sizes
-    that fit. SRC may itself be spread over ranks. A killed run is resumed by the same command.
+    Each rank's tensors are written to a folder or file of their own, and their bytes are copied unchanged. A split that
+    goes through quantization blocks is refused before any work; the error lists the sizes that are possible. SRC may
+    itself be sharded. If a run is interrupted, the same command resumes it.
 
     Examples:
 
@@ -48,7 +50,7 @@ def shard(
 
         dsctl shard DeepSeek-V3.2 V3.2-ep8 --tp 2 --ep 8 --bf16 --dry-run
     """
-    # Loaded late: it takes longer than all of `--help`.
+    # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out, spread
 

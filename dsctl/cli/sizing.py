@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dsctl.cli.options import MOST_RANKS, parse_size
+from dsctl.cli import completion
+from dsctl.cli.conversion_options import MOST_RANKS
+from dsctl.cli.options import parse_size
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.look.accelerators import ACCELERATORS, GB, USUAL, Accelerator
@@ -104,16 +106,12 @@ def _context(text: str) -> int:
     return parse_tokens(text, "--context")
 
 
-def _names(incomplete: str) -> list[str]:
-    return [name for name in ACCELERATORS if name.startswith(incomplete.lower())]
-
-
 Gpu = Annotated[
     list[str] | None,
     typer.Option(
         "--gpu",
         metavar="NAME|NAME=GB",
-        autocompletion=_names,
+        autocompletion=completion.accelerators,
         help="Consider this accelerator, such as h200, or mycard=96; repeatable.",
     ),
 ]
@@ -132,6 +130,7 @@ MustFit = Annotated[
         "--must-fit",
         metavar="NAMExCOUNT",
         parser=parse_must,
+        autocompletion=completion.accelerators,
         help="Exit with 50 unless it fits on these accelerators, such as h200x8; repeatable.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""`dsctl slice`: a small working checkpoint, cut from a real one."""
+"""`dsctl slice`: cut a small working checkpoint out of a large one."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ from typing import Annotated
 
 import typer
 
+from dsctl.cli import completion
+from dsctl.cli.commands import WHAT, WHICH
+from dsctl.cli.conversion_options import Bf16
 from dsctl.cli.groups import PrintOptions, RunOptions, verb
-from dsctl.cli.options import WHAT, WHICH, Bf16, DryRun, Force, Local, Source, Target, Workers
+from dsctl.cli.options import DryRun, Force, Local, Source, Target, Workers
 from dsctl.plan.request import KEEP
 
 KeptLayers = Annotated[
     str | None,
-    typer.Option(
-        "--layers", metavar="NUMBERS", help="Layers to keep, such as 0-4,mtp. [default: all]", rich_help_panel=WHICH
-    ),
+    typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
 ]
 KeptExperts = Annotated[
     str | None,
     typer.Option(
         "--experts",
         metavar="N|NUMBERS",
-        help="How many experts, or which: 8 or 0-3,16-19. [default: all]",
+        help="Keep the first N routed experts, such as 8, or only these: 0-3,16-19.",
         rich_help_panel=WHICH,
     ),
 ]
 To = Annotated[
     str,
-    typer.Option("--to", metavar="FORMAT", help="Another format on the way, such as bf16.", rich_help_panel=WHAT),
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        autocompletion=completion.formats,
+        show_default=False,
+        help="Convert to this format as well, such as bf16: see `dsctl formats`.",
+        rich_help_panel=WHAT,
+    ),
 ]
 
 
 @verb
-def slice(  # noqa: A001  what it is called
+def slice(  # noqa: A001  the name of the verb
     source: Source,
     target: Target,
     *,
@@ -46,10 +54,10 @@ def slice(  # noqa: A001  what it is called
     force: Force = False,
     printing: PrintOptions,
 ) -> None:
-    """Cut a small working checkpoint from a real one.
+    """Cut a small working checkpoint out of a large one.
 
-    Layers are renumbered, the router keeps the rows of the kept experts, config and index are made to match. From a
-    hub only the bytes that are kept are read.
+    Layers are renumbered, the router keeps the rows of the kept experts, and config and index are updated to match.
+    From the Hub, only the bytes that are kept are downloaded.
 
     Examples:
 
@@ -57,7 +65,7 @@ def slice(  # noqa: A001  what it is called
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
     """
-    # Loaded late: it takes longer than all of `--help`.
+    # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.requests import choose_format
     from dsctl.cli.slicing import slice_to
 

@@ -1,4 +1,4 @@
-"""The way of `dsctl slice`: open a checkpoint, cut it, and write what is left."""
+"""The steps of `dsctl slice`: open a checkpoint, cut it, and write the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsctl.core.errors import UsageError
 from dsctl.plan.request import Request
 from dsctl.show.output import Output
 
-# Bytes of the largest file that is written.
+# The largest file that is written, in bytes.
 SHARD_BYTES = 5 * 10**9
 
 
@@ -29,10 +29,10 @@ def slice_to(
     output: Output,
     local: bool = False,
 ) -> None:
-    """Write a checkpoint of these layers and experts, texts such as 0-4,mtp and 8; None keeps all.
+    """Write a checkpoint of these layers and experts, given as texts such as 0-4,mtp and 8; None keeps all.
 
     Raises:
-        DsctlError: of every kind; nothing is written where the plan or a check fails.
+        DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
     words = [word.strip() for word in layers.split(",")] if layers else []
     numbered = parse_numbers(",".join(word for word in words if word != "mtp") or None, "--layers", "layers")
@@ -44,7 +44,7 @@ def slice_to(
 
 
 def _experts(text: str | None) -> tuple[int, ...]:
-    """The experts to keep, the first N or those of a list; none if all are kept."""
+    """Return the experts to keep: the first N, or those of a list; empty if all are kept."""
     if text is None:
         return ()
     count = text.strip()
@@ -53,5 +53,5 @@ def _experts(text: str | None) -> tuple[int, ...]:
     else:
         kept = parse_numbers(text, "--experts", "experts")
     if not kept:
-        raise UsageError("--experts: none would be left", hint="leave --experts out to keep all")
+        raise UsageError("--experts: 0 keeps no expert", hint="leave --experts out to keep all")
     return kept

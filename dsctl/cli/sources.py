@@ -1,4 +1,4 @@
-"""What a SRC on the command line means, with --remote and --local."""
+"""Resolve a SRC of the command line, with --remote and --local."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from dsctl.stores.hub import SCHEME, is_repository
 
 
 def repository_of(text: str) -> str:
-    """The repository of a release by any of its names; what has the form of a repository is one itself.
+    """Return the repository of a release by any of its names; org/name stands for itself.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither.
     """
     if "/" not in text:
         name, mark, revision = text.partition("@")
         return releases.find(name).repository + mark + revision
     if not is_repository(text.removeprefix(SCHEME)):
-        raise UsageError(f"{text}: is not a repository name", hint="write it as org/name or org/name@revision")
+        raise UsageError(f"{text}: is not a repository name", hint="write org/name or org/name@revision")
     return text
 
 
 def located(source: str, remote: bool = False, local: bool = False) -> str:
-    """What to open: with --remote the hub's repository, where there is nothing of that name on this machine.
+    """Return what to open: with --remote the Hub's repository, if nothing on this machine has that name.
 
     Raises:
-        UsageError: it is no release and no repository; --remote and --local are both given.
-        SourceError: with --local, nothing of that name is on this machine.
+        UsageError: the text is not a release or repository; --remote and --local are both given.
+        SourceError: with --local, nothing on this machine has that name.
     """
     if remote and local:
-        raise UsageError("--remote and --local are both given", hint="choose one")
+        raise UsageError("--remote and --local exclude each other", hint="give one of them")
     if local and not os.path.exists(source):
         named = releases.known(source)
-        hint = f"it is also a name of {named.name}: without --local that release is meant" if named else None
+        hint = f"without --local, {source} means the release {named.name}" if named else None
         raise SourceError(f"{source}: no such folder or file on this machine, and --local is given", hint=hint)
     if not remote or os.path.exists(source) or source.startswith(SCHEME):
         return source

@@ -1,4 +1,4 @@
-"""`dsctl tiny`: make a faithful small checkpoint of a release."""
+"""`dsctl tiny`: make a small checkpoint of a release."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsctl.checkpoint.origin import Origin
+from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Target, parse_size
 from dsctl.releases import find
@@ -22,31 +23,44 @@ def _size(name: str, help_: str, at_least: int = 1, at_most: int = 1 << 20) -> A
     return typer.Option(f"--{name}", metavar="N", min=at_least, max=at_most, help=help_)
 
 
-Release = Annotated[str, typer.Argument(metavar="RELEASE", help="A release by any of its names, such as v3.2.")]
+Release = Annotated[
+    str,
+    typer.Argument(
+        metavar="RELEASE", autocompletion=completion.releases, help="A release by any of its names, such as v3.2."
+    ),
+]
 Layers = Annotated[
-    int | None, _size("layers", "Layers without the MTP layer; the first is dense. [default: 3]", 2, 4096)
+    int | None, _size("layers", "Set the number of layers without MTP; the first is dense. [default: 3]", 2, 4096)
 ]
-Experts = Annotated[int | None, _size("experts", "Routed experts per layer. [default: 8]", 2, 1 << 16)]
-Hidden = Annotated[int | None, _size("hidden", "Hidden size. [default: 512]")]
-Heads = Annotated[int | None, _size("heads", "Attention heads. [default: 4]")]
-Vocab = Annotated[int | None, _size("vocab", "Tokens. [default: 2048]", 4)]
-Intermediate = Annotated[int | None, _size("intermediate", "Width of a dense MLP. [default: 1024]")]
-MoeIntermediate = Annotated[int | None, _size("moe-intermediate", "Width of an expert. [default: 256]")]
+Experts = Annotated[
+    int | None, _size("experts", "Set the number of routed experts per layer. [default: 8]", 2, 1 << 16)
+]
+Hidden = Annotated[int | None, _size("hidden", "Set the hidden size. [default: 512]")]
+Heads = Annotated[int | None, _size("heads", "Set the number of attention heads. [default: 4]")]
+Vocab = Annotated[int | None, _size("vocab", "Set the vocabulary size. [default: 2048]", 4)]
+Intermediate = Annotated[int | None, _size("intermediate", "Set the width of a dense MLP. [default: 1024]")]
+MoeIntermediate = Annotated[int | None, _size("moe-intermediate", "Set the width of an expert. [default: 256]")]
 Size = Annotated[
-    str | None, typer.Option("--size", metavar="SIZE", help="Grow sizes left open to about this, such as 2GB.")
+    str | None,
+    typer.Option("--size", metavar="SIZE", help="Grow the sizes that you leave open to about this total, such as 2GB."),
 ]
-Shards = Annotated[int | None, _size("shards", "Weight files. [default: 4, more where they would pass 4.3 GB]")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Random seed of the weights.")]
-NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Leave the multi-token-prediction layer out.")]
+Shards = Annotated[
+    int | None, _size("shards", "Set the number of weight files. [default: 4, or more to keep each under 4.3 GB]")
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, show_default=False, help="Set the random seed of the weights.")
+]
+NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Leave out the MTP layer (multi-token prediction).")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Store all weights in BF16.")]
 Aligned = Annotated[
-    bool, typer.Option("--aligned", help="Whole 128x128 blocks only, for loaders that get partial ones wrong.")
+    bool,
+    typer.Option("--aligned", help="Use whole 128x128 blocks only, for loaders that get partial blocks wrong."),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class SizeOptions:
-    """The sizes of the small model; what nobody gave is chosen."""
+    """The sizes of the small model; sizes that are None are chosen."""
 
     layers: Layers = None
     experts: Experts = None
@@ -71,10 +85,10 @@ def tiny(
     aligned: Aligned = False,
     printing: PrintOptions,
 ) -> None:
-    """Make a faithful small checkpoint of a release, with random weights.
+    """Make a small checkpoint of a release, with random weights.
 
-    Names, dtypes, config keys and files are the release's; the same command gives the same bytes, and may be
-    given again. About 30 MB unless sizes are given.
+    Names, dtypes, config keys and files are those of the release. The same command always writes the same bytes. The
+    result has about 30 MB unless you set sizes.
 
     Examples:
 
@@ -107,5 +121,5 @@ def tiny(
 def _show(made: Made, output: Output) -> None:
     what = f"{made.parameters:,} parameters, {count(made.values)} values"
     files = f"{plural(len(made.files), 'weight file')}, {shown_size(made.nbytes)}"
-    done = "there already" if made.present else "made"
-    output.text((done, "green"), f" {made.release} in miniature: {what}, {files} in {made.folder}")
+    done = "already made" if made.present else "made"
+    output.text((done, "green"), f": tiny {made.release} with {what}, {files} in {made.folder}")

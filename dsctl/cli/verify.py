@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import DryRun, Local, Remote, Source
 from dsctl.cli.sources import located
@@ -25,13 +26,24 @@ if TYPE_CHECKING:
 
 Against = Annotated[
     str | None,
-    typer.Option("--against", metavar="RELEASE|SRC", help="Also compare with a release or a different folder."),
+    typer.Option(
+        "--against",
+        metavar="RELEASE|SRC",
+        autocompletion=completion.sources,
+        help="Also compare with a release or a different folder.",
+    ),
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Also fail on warnings.")]
 Ignore = Annotated[
-    list[str] | None, typer.Option("--ignore", metavar="CODE", help="Ignore findings with this code; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="CODE",
+        autocompletion=completion.findings,
+        help="Ignore findings with this code; repeatable.",
+    ),
 ]
 All = Annotated[
     bool, typer.Option("--all", help="List every finding and its consequences, instead of ten of each code.")

@@ -10,9 +10,12 @@ LONGEST = 2000
 
 def visible(text: str) -> str:
     """Text in one line, with control characters spelled out as Python escapes them; absurdly long text is cut."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)"
-    return spelled(text)
+    return spelled(shortened(text))
+
+
+def shortened(text: str) -> str:
+    """Text of at most `LONGEST` characters, and the number of characters that were cut."""
+    return f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)" if len(text) > LONGEST else text
 
 
 def spelled(text: str) -> str:

@@ -33,8 +33,8 @@ def of_place(place: str) -> Description:
 
 def _refuse_unknown(source: str) -> None:
     if not is_repository(source) and not is_url(source):
-        near = ", ".join(releases.nearest(source)[:4])
-        hint = f"releases with a similar name: {near}; `dsctl models` lists all"
+        near = releases.nearest(source)[:4]
+        hint = (f"did you mean {' or '.join(near)}? " if near else "") + "`dsctl models` lists all releases"
         raise SourceError(f"{source}: no such folder, and no release of that name", hint=hint)
 
 

@@ -15,7 +15,7 @@ from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.boxes import Box
-from dsctl.core.errors import PlanError
+from dsctl.core.choices import choose
 from dsctl.core.params import OTHER, Param
 from dsctl.layouts.layout import Layout, Slot
 from dsctl.plan.blocks import Blocks, check_joined
@@ -61,8 +61,8 @@ def overview(known: Known, request: Request) -> Overview:
     Raises:
         UsageError, PlanError, FormatError: as `dsctl.plan.planner.make_plan` of the checkpoint itself.
     """
-    if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
-        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
+    if request.to not in (KEEP, RECIPE):
+        choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
     groups = [group for group in known.groups if group.family.role != OTHER]
     request = settled(request, [group.family for group in groups])

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
 from dsctl.layouts import layout_name, recorded_name
@@ -22,6 +23,7 @@ USUAL = "usual"
 SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4", "nvfp4-modelopt")
 BLOCKS = "fp8-block"
 SCALED = (BLOCKS, PUBLISHED)
+SCALE_FORMATS = ("auto", "float32", "ue8m0")
 # The formats that hold some values of four-bit experts only where their scales are near one another.
 INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 
@@ -88,8 +90,7 @@ def refuse_idle(request: Request) -> None:
         UsageError: with what they are for.
     """
     asked = {format_ for _, _, format_ in request.rules} or {request.to}
-    if request.scale_fmt not in ("auto", "float32", "ue8m0"):
-        raise UsageError(f"--scale-fmt: {request.scale_fmt!r} is unknown", hint="auto, float32 or ue8m0")
+    choose(request.scale_fmt, SCALE_FORMATS, "scale format", "--scale-fmt")
     for option, given, formats in (
         ("--search", request.search, SEARCHED),
         ("--scale-fmt", request.scale_fmt != "auto", SCALED),

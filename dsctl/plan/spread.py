@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec
+from dsctl.core.choices import choose
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Unit
 from dsctl.layouts import LAYOUTS, SAID_OF_EXPERTS, follows
@@ -33,11 +34,9 @@ def known_layout(request: Request) -> Layout:
     """The layout that a request names.
 
     Raises:
-        PlanError: there is none of this name.
+        UsageError: there is no layout of this name.
     """
-    if request.layout not in LAYOUTS:
-        raise PlanError(f"unknown layout {request.layout!r}", hint=f"known: {', '.join(LAYOUTS)}")
-    return LAYOUTS[request.layout]
+    return LAYOUTS[choose(request.layout, LAYOUTS, "layout", "--layout")]
 
 
 def settled(request: Request, families: Iterable[Family]) -> Request:

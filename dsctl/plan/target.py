@@ -14,7 +14,7 @@ from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
-from dsctl.core.errors import PlanError
+from dsctl.core.choices import choose
 from dsctl.core.header import Header
 from dsctl.core.params import Param, Published
 from dsctl.layouts import WIDENED
@@ -95,8 +95,8 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
         UsageError, PlanError: the request makes no sense, or not for this model. FormatError: a side file contradicts
             itself, or a map of experts is not of this model.
     """
-    if request.to not in (KEEP, RECIPE, PUBLISHED, *CODECS):
-        raise PlanError(f"unknown format {request.to!r}", hint=f"known: {', '.join((*CODECS, PUBLISHED))}")
+    if request.to not in (KEEP, RECIPE):
+        choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
     units = checkpoint.model.units(checkpoint.config) if checkpoint.model and checkpoint.config is not None else ()
     subject = Subject(checkpoint.store.place, checkpoint.families, units)

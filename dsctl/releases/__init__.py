@@ -98,13 +98,13 @@ def meant(text: str) -> Release | None:
 
 
 def nearest(text: str) -> tuple[str, ...]:
-    """Aliases similar to this text or containing it; if there are none, every release's first alias."""
+    """Aliases similar to this text or containing it."""
     by_name = {name: release.alias[0] for release in releases() for name in release.names}
     wanted = text.strip().lower()
     close = get_close_matches(wanted, by_name, n=4, cutoff=0.5)
     holding = [name for release in releases() for name in release.alias if len(wanted) > 1 and wanted in name.lower()]
     found = (by_name[name.lower()] for name in (*holding[:4], *close))
-    return tuple(dict.fromkeys(found)) or tuple(r.alias[0] for r in releases())
+    return tuple(dict.fromkeys(found))
 
 
 def find(text: str) -> Release:
@@ -115,6 +115,7 @@ def find(text: str) -> Release:
     """
     release = known(text)
     if release is None:
-        hint = f"known: {', '.join(nearest(text))}; `dsctl models` lists all"
-        raise UsageError(f"no release is called {text!r}", hint=hint)
+        near = nearest(text)
+        suggested = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UsageError(f"unknown release {text!r}", hint=f"{suggested}`dsctl models` lists all releases")
     return release

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.work.executors import ENGINES, named_devices
 
@@ -33,8 +34,7 @@ class How:
     consume: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise UsageError(f"--engine: {self.engine!r} is unknown", hint=" or ".join(ENGINES))
+        choose(self.engine, ENGINES, "engine", "--engine")
         if self.address and self.engine != "ray":
             raise UsageError("--address is for --engine ray", hint="add --engine ray, or leave --address out")
         named_devices(self.device)

@@ -1,4 +1,4 @@
-"""Bars for bytes, on a terminal and on stderr."""
+"""Progress bars for bytes, on stderr if it is a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsctl.show.output import Output
 
 @contextmanager
 def reading(output: Output, total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar for bytes read, on a terminal only: gives the function to tell of each further number of them."""
+    """Show a bar for bytes read, on a terminal only; yields the function that advances it by a number of bytes."""
     if not output.err.is_terminal or output.quiet:
         yield lambda nbytes: None
         return
@@ -30,7 +30,7 @@ def reading(output: Output, total: int, what: str) -> Iterator[Callable[[int], N
 
 
 def columns() -> tuple[ProgressColumn, ...]:
-    """What a bar says beside itself."""
+    """The columns of a bar."""
     return (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
-
-from rich.table import Table
 
 from dsctl.checkpoint.scales import ScaleCounts
 from dsctl.look.comparison import Comparison, Sums, histogram
 from dsctl.show.output import Output, count, plural
+from dsctl.show.sections import Column, Row, Section, show
 
 # Relative errors below 2 to this power share a line.
 FINEST = -16
@@ -17,7 +17,7 @@ NAMED = 10
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
-    """A comparison as stable JSON; what is infinite or no number is null."""
+    """Format a comparison as stable JSON; infinities and NaN are null."""
     return {
         "a": found.places[0],
         "b": found.places[1],
@@ -66,25 +66,24 @@ def _scales(counts: ScaleCounts) -> dict[str, Any]:
 
 
 def show_comparison(found: Comparison, names: tuple[str, str], worst: int, output: Output) -> None:
-    """Print the error of all values, by role, of the `worst` parameters that are furthest apart, and a histogram."""
+    """Print the error of all values, by role, of the `worst` parameters, and a histogram."""
     total = found.total
     for side, name in zip("AB", names, strict=True):
         output.text(f"{side}  {name}")
-    said = f"{plural(len(found.compared), 'parameter')}, {count(total.values)} values compared"
-    output.text(f"{said}: {'all identical' if total.same else f'{total.share:.2%} identical'}")
-    _show_roles(found, output)
-    _show_worst(found, worst, output)
+    compared = f"{plural(len(found.compared), 'parameter')}, {count(total.values)} values compared"
+    output.text(f"{compared}: {'all identical' if total.same else f'{total.share:.2%} identical'}")
+    for section in (_by_role(found), *_largest(found, worst)):
+        output.text("")
+        show([section], output)
     if not total.same:
         _show_histogram(total, output)
     _show_rest(found, output)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(columns[0], overflow="fold")
-    for name in (*columns[1:], "SNR dB", "cosine", "max abs", "max rel", "identical"):
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+_MEASURES = (
+    Column("SNR dB", True), Column("cosine", True, 3), Column("max abs", True, 1), Column("max rel", True, 2),
+    Column("identical", True),
+)  # fmt: skip
 
 
 def _row(sums: Sums) -> tuple[str, ...]:
@@ -93,24 +92,18 @@ def _row(sums: Sums) -> tuple[str, ...]:
     return snr, cosine, f"{sums.max_abs:.3g}", f"{sums.max_rel:.3g}", f"{sums.share:.2%}"
 
 
-def _show_roles(found: Comparison, output: Output) -> None:
-    table = _table("role", "values")
-    for role, (number, sums) in found.roles.items():
-        table.add_row(f"{role} ({number:,})", count(sums.values), *_row(sums))
-    table.add_row("all", count(found.total.values), *_row(found.total), style="bold")
-    output.text("")
-    output.text(table)
+def _by_role(found: Comparison) -> Section:
+    rows = [Row((role, f"{number:,}", count(s.values), *_row(s))) for role, (number, s) in found.roles.items()]
+    rows.append(Row(("all", f"{len(found.compared):,}", count(found.total.values), *_row(found.total))))
+    columns = Column("role"), Column("parameters", True, 4), Column("values", True), *_MEASURES
+    return Section("By role", "", columns, tuple(rows))
 
 
-def _show_worst(found: Comparison, worst: int, output: Output) -> None:
-    furthest = found.worst(worst)
-    if not furthest:
-        return
-    table = _table("furthest apart")
-    for one in furthest:
-        table.add_row(one.name, *_row(one.sums))
-    output.text("")
-    output.text(table)
+def _largest(found: Comparison, worst: int) -> Iterator[Section]:
+    """The `worst` parameters, if any differ. Names come last: there they may be longer than the line."""
+    if furthest := found.worst(worst):
+        rows = tuple(Row((*_row(one.sums), one.name)) for one in furthest)
+        yield Section("Largest differences", "", (*_MEASURES, Column("parameter")), rows)
 
 
 def _show_histogram(sums: Sums, output: Output) -> None:
@@ -120,18 +113,18 @@ def _show_histogram(sums: Sums, output: Output) -> None:
         lines[label] = lines.get(label, 0) + number
     most = max(lines.values())
     output.text("")
-    output.text(("relative error", "bold"), " of values, by the power of two below it")
+    output.text(("Relative error histogram", "bold"), "   bin = power of two")
     for label, number in lines.items():
         if not number:
             continue
         bar = "#" * round(BAR * number / most)
         output.text(f"{label:>10}  {number / sums.values:7.2%}  {bar}".rstrip())
     if sums.not_finite:
-        output.text(f"{plural(sums.not_finite, 'value')} NaN or infinite on a side")
+        output.text(f"{plural(sums.not_finite, 'value')} NaN or infinite on one side")
 
 
 def _odd(sums: Sums) -> int:
-    """Identical values that are no numbers."""
+    """The number of identical values that are NaN or infinite."""
     return sums.identical - sums.bins.get(0, 0)
 
 
@@ -139,8 +132,8 @@ def _show_rest(found: Comparison, output: Output) -> None:
     for what, names in (("only in A", found.only_ours), ("only in B", found.only_theirs)):
         _show_names(what, names, output)
     shapes = tuple(f"{one.name} {list(one.ours)} and {list(one.theirs)}" for one in found.reshaped)
-    _show_names("of other shape", shapes, output)
-    _show_names("not compared: no codec reads them as numbers", found.not_numbers, output)
+    _show_names("different shapes", shapes, output)
+    _show_names("not compared (no codec decodes them)", found.not_numbers, output)
 
 
 def _show_names(what: str, names: tuple[str, ...], output: Output) -> None:

@@ -1,4 +1,4 @@
-"""How formats and ready recipes are told, as tables and as JSON."""
+"""Show formats and built-in recipes, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dsctl.show.sections import Column, Row, Section
 
 
 def _tensors(codec: Codec) -> dict[str, str]:
-    """The dtype of every part that is stored, by what is put behind a parameter's name for it."""
+    """The dtype of every stored part, by its suffix to the parameter's name."""
     specs = codec.specs((1024, 1024))
     return dict(zip(tensors(codec.dialect, "", specs), (spec.dtype for spec in specs.values()), strict=True))
 
 
 def as_json() -> dict[str, Any]:
-    """Formats and recipes as stable JSON; null where nothing is lost, or there is nothing to search."""
+    """Formats and recipes as stable JSON; a null SNR means lossless, or that --search does not apply."""
     return {
         "formats": [
             {
@@ -62,6 +62,6 @@ def formats_section() -> Section:
 
 
 def recipes_section() -> Section:
-    """The table of ready recipes."""
+    """The table of built-in recipes."""
     rows = [Row((name, recipe.about)) for name, recipe in ready().items()]
-    return Section("Recipes", "", (Column("recipe"), Column("what it does")), tuple(rows))
+    return Section("Recipes", "", (Column("recipe"), Column("description")), tuple(rows))

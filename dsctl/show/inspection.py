@@ -1,4 +1,4 @@
-"""How an inspection is told: sections, a tree of where the bytes are, lists of tensors, and JSON."""
+"""Show an inspection: sections, a tree of where the bytes are, lists of tensors, and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAULTS_SHOWN = 5
 
 
 def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> dict[str, Any]:
-    """An inspection as stable JSON: sizes in bytes, null where nothing is known."""
+    """Format an inspection as stable JSON: sizes in bytes, null if unknown."""
     one, known = seen.description, seen.description.model is not None
     facts: dict[str, Any] = {
         "source": one.name,
@@ -82,7 +82,7 @@ def _forms(codecs: Iterable[Iterable[Codec]]) -> list[str]:
 
 
 def sections(seen: Inspection, all_files: bool = False) -> list[Section]:
-    """What there is to say of a checkpoint: where it comes from, facts, tables by role, dtype and file."""
+    """The sections of an inspection: origin, facts, and tables by role, dtype and file."""
     found = [_origin(seen), _facts(seen)]
     if seen.description.model is not None:
         found.append(_roles(seen))
@@ -99,12 +99,12 @@ def _origin(seen: Inspection) -> Section:
 def _facts(seen: Inspection) -> Section:
     one, known = seen.description, seen.description.model is not None
     number = sum(total.number for total in seen.dtypes)
-    rows = [("architecture", one.model or "not known: no config.json of a known one")]
+    rows = [("architecture", one.model or "unknown: no config.json of a supported one")]
     if seen.alike:
         derived = seen.alike_derived
         read = [name for name in seen.alike if name not in derived]
-        told = f"{', '.join(read)}{'; ' * bool(read and derived)}" + "by derived configs: " * bool(derived)
-        rows.append(("parameters as in", told + ", ".join(derived)))
+        names = f"{', '.join(read)}{'; ' * bool(read and derived)}" + "by derived configs: " * bool(derived)
+        rows.append(("same parameters as", names + ", ".join(derived)))
     if forms := _forms([seen.formats]):
         rows.append(("stored as", ", ".join(forms)))
     if known:
@@ -167,14 +167,14 @@ def _share(part: int, whole: int) -> str:
 
 
 def show_tensors(seen: Inspection, glob: str, folded: bool, output: Output) -> None:
-    """List the stored tensors whose names match; `folded`, those that differ only in numbers as one."""
+    """List the stored tensors whose names match; with `folded`, group those that differ only in numbers."""
     listed = list(seen.tensors(glob))
     show([_origin(seen), _folded(listed) if folded else _single(listed)], output)
     output.note(f"{plural(len(listed), 'tensor')}, {size(sum(tensor.spec.nbytes for tensor in listed))}")
 
 
 def drawn_tree(seen: Inspection) -> Tree:
-    """Stages, roles in them, projections in those: each with its bytes and its share of all."""
+    """Draw a tree of stages, roles and projections, each with its bytes and its share of the total."""
     one = seen.description
     whole = sum(group.nbytes for group in one.groups) or 1
     drawn = Tree(Text(f"{visible(one.name)}  {size(whole)}  {visible(one.origin.sentence)}"))
@@ -190,7 +190,7 @@ def drawn_tree(seen: Inspection) -> Tree:
 
 
 def _leaves(groups: Iterable[Group]) -> dict[tuple[str, str], int]:
-    """Projections in words, and how many parameters each is; those of vision's blocks, named one by one, as one."""
+    """Projections in words, and the number of parameters of each; those of vision's blocks are counted together."""
     found: dict[tuple[str, str], int] = {}
     for place, group in enumerate(groups):
         name = group.family.template
@@ -201,7 +201,7 @@ def _leaves(groups: Iterable[Group]) -> dict[tuple[str, str], int]:
 
 
 def _branch(name: str, groups: list[Group], whole: int) -> Text:
-    """A name, its bytes, and a bar of its share, a mark for each fortieth."""
+    """Format a name, its bytes, and a bar of its share with a mark per fortieth."""
     nbytes = sum(group.nbytes for group in groups)
     return Text.assemble(
         f"{name}  {size(nbytes)}  ", ("█" * round(TREE_BAR * nbytes / whole), "cyan"), f" {_share(nbytes, whole)}"
@@ -229,13 +229,13 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _ranged(fold: Fold) -> str:
-    """A template with the numbers that stand in each place: model.layers.{3-60}.mlp.gate.weight."""
-    said = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
-    return visible(".".join(next(said, part) if part in NUMBERS else part for part in fold.template.split(".")))
+    """Format a template with the numbers in each place: model.layers.{3-60}.mlp.gate.weight."""
+    numbered = iter([f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0]) for numbers in fold.ranges])
+    return visible(".".join(next(numbered, part) if part in NUMBERS else part for part in fold.template.split(".")))
 
 
 def warn_of_faults(faults: Iterable[Fault], output: Output) -> None:
-    """Tell of faults, some of each kind."""
+    """Warn of problems, at most `FAULTS_SHOWN` of each kind."""
     by_code: dict[str, list[Fault]] = {}
     for fault in faults:
         by_code.setdefault(fault.code, []).append(fault)

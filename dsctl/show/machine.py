@@ -1,4 +1,4 @@
-"""How a machine is told that `dsctl doctor` has measured, as text and as JSON."""
+"""Show the machine that `dsctl doctor` measured, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dsctl.show.output import Output, plural, size, span
 from dsctl.show.tables import two_columns
 from dsctl.version import __version__
 
-# A whole release, by its bytes as published.
+# The release of the forecast, with its published bytes.
 EXAMPLE = "v3.2"
 
 
 def as_json(machine: Machine) -> dict[str, Any]:
-    """What was found as stable JSON: bytes, and bytes per second; null where not asked or not installed."""
+    """The measurements as stable JSON, in bytes and bytes per second; null if not measured or not installed."""
     hub, hours = machine.hub, {"fp8_to_bf16": machine.per_hour(True), "bf16_to_fp8": machine.per_hour(False)}
     return {
         "dsctl": __version__,
@@ -43,10 +43,10 @@ def as_json(machine: Machine) -> dict[str, Any]:
 
 
 def show_machine(machine: Machine, output: Output) -> None:
-    """Print what was found, and how long it takes to convert a whole release."""
+    """Print the measurements, and how long a whole release takes to convert."""
     table = two_columns()
-    for name, said in _rows(machine):
-        table.add_row(name, said)
+    for name, words in _rows(machine):
+        table.add_row(name, words)
     output.text(table)
 
 
@@ -63,8 +63,8 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
         ("not installed", ", ".join(lacking) or "nothing"),
         ("machine", f"{plural(machine.cores, 'core')}, {size(machine.memory)} of memory"),
         ("devices", ", ".join(machine.devices) or without),
-        ("one core", f"{_codecs(core)}{size(core.sha256)}/s hashed"),
-        ("disk", f"{disk.folder}: {size(disk.free)} free, {size(disk.write)}/s written, {size(disk.read)}/s read"),
+        ("one core", f"{_codecs(core)}SHA-256 {size(core.sha256)}/s"),
+        ("disk", f"{disk.folder}: {size(disk.free)} free, write {size(disk.write)}/s, read {size(disk.read)}/s"),
     ]
     if machine.hub is not None:
         hub = machine.hub
@@ -86,7 +86,7 @@ def _forecast(machine: Machine) -> list[tuple[str, str]]:
         hour = machine.per_hour(to_bf16)
         if hour is None:
             return [("conversion", f"not measured: torch is not installed; {install_command('torch')}")]
-        rate, held = hour
+        rate, limit = hour
         took = span(nbytes / rate * 3600)
-        rows.append((words, f"{size(rate)} an hour, held by the {held}: {took} for {example.name}"))
+        rows.append((words, f"{size(rate)} per hour, limited by the {limit}: {took} for {example.name}"))
     return rows

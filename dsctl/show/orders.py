@@ -1,4 +1,4 @@
-"""How a download is told: the files before it, and how far it is."""
+"""Show a download: its files beforehand, and its progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Lines:
-    """Says how far a download is: a line on stderr now and then."""
+    """Reports the progress of a download: a line on stderr every few seconds."""
 
     def __init__(self, order: Order, output: Output) -> None:
         self._order, self._output = order, output
@@ -22,7 +22,7 @@ class Lines:
         self._said = time.monotonic()
 
     def report(self, checked: CheckedFile) -> None:
-        """Take a file that is there and was compared."""
+        """Count a file that was downloaded and verified."""
         self._files, self._bytes = self._files + 1, self._bytes + checked.size
         if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
@@ -31,7 +31,7 @@ class Lines:
 
 
 def as_json(order: Order) -> dict[str, Any]:
-    """An order as stable JSON: sizes in bytes."""
+    """Format an order as stable JSON; sizes are in bytes."""
     return {
         "repository": order.repository.repository,
         "commit": order.repository.commit,
@@ -43,15 +43,15 @@ def as_json(order: Order) -> dict[str, Any]:
 
 
 def show_order(order: Order, output: Output) -> None:
-    """Print the files, and what is to download."""
+    """Print the files, and how much is left to download."""
     output.data(as_json(order))
     lacking = set(order.lacking)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_column()
+    table.add_column(no_wrap=True)
     for listed in order.files:
-        table.add_row(size(listed.size), listed.name, "" if listed in lacking else "there")
+        table.add_row(size(listed.size), listed.name, "" if listed in lacking else "present")
     output.text(table)
     total = f"{size(order.nbytes)} in {plural(len(order.files), 'file')} of {order.repository.place}"
     output.text(f"{total}, {size(sum(listed.size for listed in lacking))} to download into {order.place}")

@@ -1,11 +1,12 @@
-"""What a command prints: data on stdout, everything else on stderr. The only room that prints.
+"""Print what a command says: data on stdout, everything else on stderr. No other module prints.
 
-Every word passes `_Console` or `Output.raw`, which spell control characters out. Strings are never read as markup:
-what has a style of its own is a pair of words and style.
+Every word passes `_Console` or `Output.raw`, which spell out control characters. Strings are never read as markup: text
+with a style is a pair of words and style. A stream that cannot encode a character gets an ASCII stand-in.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -19,23 +20,30 @@ from rich.segment import Segment
 from rich.text import Text
 
 from dsctl.core.errors import DsctlError
-from dsctl.core.visible import spelled_json, spelled_lines, visible
+from dsctl.core.visible import shortened, spelled_json, spelled_lines, visible
 
-__all__ = ["Output", "count", "end_unread", "line", "plural", "prepare", "show_error", "show_trace", "size", "span"]
+__all__ = [
+    "Output", "count", "end_unread", "line", "plural", "prepare", "show_error", "show_error_as_json", "show_trace",
+    "size", "span", "stood_in",
+]  # fmt: skip
 
 # Words, or words and the style that they are printed in.
 Part = str | tuple[str, str]
 
 PIPE_WIDTH = 100
-# What a shell says of a process that SIGPIPE ended.
+# The exit code that a shell reports for a process that SIGPIPE ended.
 UNREAD = 141
+# ASCII for what dsctl prints beyond it; rich has its own boxes and trees for such streams.
+STAND_INS = {
+    "→": "->", "…": "...", "•": "*", "█": "#", "≥": ">=", "≤": "<=", "\u00d7": "x", "\u2013": "-",
+}  # fmt: skip
 
 
 class _Console(Console):
     """A console that prints strings as they are, control characters spelled out, whatever holds them."""
 
     def on_broken_pipe(self) -> None:
-        # End as others do where nobody reads on; 1 would say that a diff differs.
+        # End as other programs do; 1 would mean that a diff differs.
         end_unread()
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -50,7 +58,7 @@ class _Console(Console):
 
 
 def end_unread() -> NoReturn:
-    """End where whoever read the output has gone."""
+    """End because the reader closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(UNREAD)
 
@@ -66,7 +74,7 @@ def _console(stderr: bool = False) -> Console:
 
 
 def _bounded() -> bool:
-    """Whether lines on stdout have a width to keep to: a terminal's, or one that was asked for."""
+    """Whether lines on stdout have a width to keep to: that of the terminal, or COLUMNS."""
     return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
 
 
@@ -75,7 +83,7 @@ def _no_colour(terminal: bool) -> bool:
 
 
 class Output:
-    """One command's mouth. `json` replaces the text on stdout by one JSON value; `quiet` silences all but errors."""
+    """The output of one command. `json` replaces the text on stdout by one JSON value; `quiet` prints only errors."""
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
@@ -83,21 +91,24 @@ class Output:
         self.bounded = _bounded()
 
     def data(self, value: Any) -> None:
-        """The command's result as JSON, where that was asked for."""
+        """Print the command's result as JSON, if --json was given."""
         if self.json:
-            encoding = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower()
             text = json.dumps(value, indent=2, ensure_ascii=False)
-            self._write(spelled_json(text, ascii_only=not encoding.startswith("utf")) + "\n")
+            self._write(spelled_json(text, ascii_only=not _encoding(sys.stdout).startswith("utf")) + "\n")
 
     def text(self, *parts: Part | RenderableType) -> None:
-        """The command's result for people: words as one line, or one renderable such as a table."""
+        """Print the command's result for people: words as one line, or one renderable such as a table."""
         if self.json or self.quiet:
             return
         words = [part for part in parts if isinstance(part, (str, tuple))]
-        self.out.print(line(*words) if len(words) == len(parts) else parts[0])
+        if len(words) == len(parts):
+            self.out.print(line(*words))
+        else:
+            # A line that was measured before is printed as it is; a table or a tree is wrapped, never cropped.
+            self.out.print(parts[0], soft_wrap=isinstance(parts[0], Text))
 
     def raw(self, text: str) -> None:
-        """Lines for stdout, whatever width it has."""
+        """Print lines on stdout without wrapping them."""
         self._write(spelled_lines(text))
 
     def _write(self, text: str) -> None:
@@ -108,12 +119,12 @@ class Output:
             end_unread()
 
     def note(self, text: str) -> None:
-        """Something to know meanwhile, on stderr."""
+        """Print something to know on stderr."""
         if not self.quiet:
             self.err.print(line(text))
 
     def warn(self, text: str) -> None:
-        """Something to act on, on stderr."""
+        """Print something to act on on stderr."""
         self.err.print(line(("warning: ", "yellow"), text), soft_wrap=True)
 
 
@@ -123,18 +134,59 @@ def line(*parts: Part) -> Text:
 
 
 def prepare() -> None:
-    """Let the streams spell out what their encoding does not have, such as an arrow in ASCII.
+    """Let the streams write stand-ins for characters that their encoding lacks, such as -> for an arrow in ASCII.
 
-    A library's finalizer that fails says so nowhere: Python would print its traceback below our own error line.
+    A library's finalizer fails silently: Python would print its traceback below our own error line.
     """
     sys.unraisablehook = lambda failed: None
+    codecs.register_error(_STOOD_IN, _stand_in)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_STOOD_IN)
+
+
+_STOOD_IN = "dsctl.stood_in"
+
+
+def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace characters that cannot be encoded; those without a stand-in are spelled out as Python escapes them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(STAND_INS.get(c) or ascii(c)[1:-1] for c in lacking), error.end
+
+
+def stood_in(text: str) -> str:
+    """Text as stdout will write it, so that its columns can be measured before."""
+    if text.isascii():
+        return text
+    encoding = _encoding(sys.stdout)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        codecs.register_error(_STOOD_IN, _stand_in)
+        return text.encode(encoding, _STOOD_IN).decode(encoding)
+    return text
+
+
+def _encoding(stream: Any) -> str:
+    return str(getattr(stream, "encoding", None) or "utf-8").lower()
+
+
+def show_error_as_json(error: DsctlError) -> None:
+    """Print an error as one JSON object in one line of stderr, with all of its issues."""
+    said = {
+        "kind": type(error).__name__,
+        "exit_code": error.exit_code,
+        "message": shortened(error.message),
+        "issues": [shortened(issue) for issue in error.issues],
+        "hint": error.hint,
+    }
+    sys.stderr.write(json.dumps({"error": said}) + "\n")
 
 
 def show_error(error: DsctlError, limit: int = 20) -> None:
-    """What, where and why in a line; the single faults below it; then a hint."""
+    """Print what, where and why in a line; then single faults if there are several; then a hint."""
     err = _console(stderr=True)
     err.print(line(("error: ", "bold red"), error.message), soft_wrap=True)
     for issue in error.issues[:limit] if len(error.issues) > 1 else ():
@@ -149,12 +201,12 @@ def show_error(error: DsctlError, limit: int = 20) -> None:
 def show_trace(error: BaseException) -> None:
     """The traceback of an error, as Python prints it."""
     err = _console(stderr=True)
-    for told in "".join(traceback.format_exception(error)).splitlines():
-        err.print(line(told), soft_wrap=True)
+    for text in "".join(traceback.format_exception(error)).splitlines():
+        err.print(line(text), soft_wrap=True)
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people, in decimal units as disks and hubs count them: 688.6 GB."""
+    """Format bytes in decimal units, as disks and hubs count them: 688.6 GB."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= factor:
             return f"{nbytes / factor:,.1f} {unit}"
@@ -162,7 +214,7 @@ def size(nbytes: float) -> str:
 
 
 def count(number: float) -> str:
-    """Parameters for people: 671.0 B."""
+    """Format a number of parameters: 671.0 B."""
     for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= factor:
             return f"{number / factor:,.1f} {unit}"
@@ -170,7 +222,7 @@ def count(number: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration for people: 1 h 12 min, 3 min 05 s, 8.1 s."""
+    """Format a duration: 1 h 12 min, 3 min 05 s, 8.1 s."""
     if seconds >= 3600:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
     if seconds >= 60:
@@ -179,5 +231,5 @@ def span(seconds: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """3 files, 1 file."""
+    """Format a number of things: 3 files, 1 file."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,4 +1,4 @@
-"""How known releases are told, as a table and as JSON."""
+"""Show the known releases, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsctl.show.sections import Column, Row, Section
 
 
 def as_json(one: Description) -> dict[str, Any]:
-    """A release as stable JSON; null where no source was found."""
+    """Format a release as stable JSON; fields without a source are null."""
     release = one.release
     assert release is not None
     return {
@@ -46,21 +46,21 @@ def as_json(one: Description) -> dict[str, Any]:
 
 
 def _drafter(one: Description) -> str | None:
-    """The kind of its layers that draft further tokens: mtp, or dspark; null where there are none."""
+    """The kind of layers that draft further tokens: mtp or dspark; None if there are no such layers."""
     return (one.traits.drafter or "mtp") if one.draft_layers else None
 
 
 def table(known: Sequence[Description]) -> Section:
-    """A row per release, and what its signs mean."""
+    """Make a row per release, and lines that explain the signs."""
     columns = (
         Column("release"), Column("published", rank=2), Column("values", True), Column("active", True),
         Column("layers", True, 1), Column("context", True), Column("stored as"), Column("bytes", True, 3),
         Column("licence", rank=4), Column("repository", rank=5),
     )  # fmt: skip
     rows = [Row(_cells(one)) for one in known]
-    rows.append(Row(("context: as published; in brackets: max_position_embeddings of the config",), "note"))
-    rows.append(Row(("*: its config was derived from another release, not read: --json names it",), "note"))
-    drafting = "+1: a layer for multi-token prediction; +3: a block drafter; not in the values"
+    rows.append(Row(("context: as published (in brackets: max_position_embeddings of config.json)",), "note"))
+    rows.append(Row(("*: the config was derived from a different release, which --json names",), "note"))
+    drafting = "+1: the MTP layer; +3: a block drafter; not counted in values"
     rows.append(Row((drafting,), "note"))
     return Section("", "", columns, tuple(rows))
 
@@ -83,7 +83,7 @@ def _cells(one: Description) -> tuple[str, ...]:
 
 
 def _context(published: int | None, positions: int | None) -> str:
-    """128K (160K): the published context, and what the config allows if that is a different figure."""
+    """Format 128K (160K): the published context, and that of config.json if it is different."""
     known = [
         f"{tokens // 1024:,}K" if tokens % 1024 == 0 else f"{tokens:,}" for tokens in (published, positions) if tokens
     ]

@@ -1,4 +1,4 @@
-"""Sections of aligned rows: one arrangement, for terminals of any width and for Markdown."""
+"""Sections of aligned rows, for terminals of any width and for Markdown."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 from rich.text import Text
 
 from dsctl.core.visible import spelled
-from dsctl.show.output import Output
+from dsctl.show.output import Output, stood_in
 
 GAP = 2
-# What a row says of itself: a sign and a colour. Words in the section's summary say it too.
+# The sign and the colour of a row, by its kind. The section's summary says it in words.
 MARKS = {
     "added": ("+", "green"),
     "removed": ("-", "red"),
@@ -25,7 +25,7 @@ PROSE_WIDTH = 100
 
 
 class Column(NamedTuple):
-    """A column; one with a `rank` gives way where a terminal is narrow, highest rank first. The last one wraps."""
+    """A column. In a narrow terminal those with a `rank` are dropped, highest rank first. The last column wraps."""
 
     title: str = ""
     right: bool = False
@@ -33,7 +33,7 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Cells, and what the row stands for (a key of `MARKS`); a single cell is a line of its own above others."""
+    """Cells, and the kind of the row (a key of `MARKS`); a single cell is a line of its own."""
 
     cells: tuple[str, ...]
     kind: str = ""
@@ -42,8 +42,8 @@ class Row(NamedTuple):
 class Section(NamedTuple):
     """A heading with a few words beside it, rows under columns, and paragraphs below them.
 
-    Without a title the words beside it stand alone, above all. Columns that give way are left out; where `whole`, they
-    follow in a table of their own.
+    Without a title, the words stand alone above the rows. Dropped columns follow in a second table if `whole` is set;
+    if not, a line below the table names them.
     """
 
     title: str
@@ -59,30 +59,34 @@ class Section(NamedTuple):
 
 
 def show(sections: Sequence[Section], output: Output, as_markdown: bool = False) -> None:
-    """Print sections with a blank line between them, where text is wanted at all."""
+    """Print sections with a blank line between them, unless the output is JSON or quiet."""
     if output.json or output.quiet:
         return
     if as_markdown:
         output.raw("\n".join(map(markdown, map(printable, sections))))
         return
-    for number, section in enumerate(map(printable, sections)):
+    for number, section in enumerate(printable(section, stand_ins=True) for section in sections):
         if number:
             output.text("")
         for line in terminal(section, output.out.width, output.bounded):
             output.text(line)
 
 
-def printable(section: Section) -> Section:
-    """The section with its control characters spelled out, before its columns are measured."""
-    rows = tuple(row._replace(cells=tuple(map(spelled, row.cells))) for row in section.rows)
-    columns = tuple(column._replace(title=spelled(column.title)) for column in section.columns)
-    title, summary = spelled(section.title), spelled(section.summary)
-    paragraphs = tuple(map(spelled, section.paragraphs))
+def printable(section: Section, stand_ins: bool = False) -> Section:
+    """Spell out control characters, and write `stand_ins` for stdout's encoding, before columns are measured."""
+
+    def shown(text: str) -> str:
+        return stood_in(spelled(text)) if stand_ins else spelled(text)
+
+    rows = tuple(row._replace(cells=tuple(map(shown, row.cells))) for row in section.rows)
+    columns = tuple(column._replace(title=shown(column.title)) for column in section.columns)
+    paragraphs = tuple(map(shown, section.paragraphs))
+    title, summary = shown(section.title), shown(section.summary)
     return section._replace(title=title, summary=summary, columns=columns, rows=rows, paragraphs=paragraphs)
 
 
 def terminal(section: Section, width: int, bounded: bool = True) -> Iterator[Text]:
-    """The section's lines, none longer than `width` where its words allow; unless `bounded`, with every column."""
+    """The section's lines, none longer than `width` if its words allow; every column if not `bounded`."""
     if section.title:
         heading = Text(section.title, "bold")
         fits = len(section.title) + 3 + len(section.summary) <= width
@@ -109,8 +113,12 @@ def _tables(section: Section, width: int, bounded: bool) -> Iterator[Text]:
     rest = [n for n in filled if n not in shown]
     if rest and section.whole:
         yield Text("")
-        # With the first column, which says what each row is of.
+        # With the first column, which names the subject of each row.
         yield from _table(section, [filled[0], *rest], width)
+    elif rest:
+        names = ", ".join(section.columns[n].title or "notes" for n in rest)
+        for line in textwrap.wrap(f"Not shown at this width: {names}; a wider terminal or a pipe has all.", width):
+            yield Text(" " * GAP + line, "dim")
 
 
 def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]:
@@ -124,7 +132,9 @@ def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]
         sign, style = MARKS[row.kind]
         lead = Text(" " * GAP + (f"{sign} " if section.marked else ""), style)
         if len(row.cells) == 1:
-            yield lead.append(row.cells[0], style)
+            lines = textwrap.wrap(row.cells[0], width, break_long_words=False, break_on_hyphens=False) or [""]
+            yield lead.append(lines[0], style)
+            yield from (Text(indent + line, style) for line in lines[1:])
             continue
         cells = [row.cells[n] for n in shown]
         room = max(width - len(lead) + GAP - sum(widths[:-1]) - GAP * (len(widths) - 1), LEAST_LAST_COLUMN)
@@ -155,7 +165,7 @@ def _aligned(cells: Sequence[str], shown: Sequence[int], columns: Sequence[Colum
 
 
 def _fitting(section: Section, filled: Sequence[int], rows: Sequence[Row], width: int) -> list[int]:
-    """Those of the filled columns, by number, that fit."""
+    """The numbers of the filled columns that fit."""
     columns, shown = section.columns, list(filled)
 
     def needed() -> int:
@@ -170,7 +180,7 @@ def _fitting(section: Section, filled: Sequence[int], rows: Sequence[Row], width
 
 
 def markdown(section: Section) -> str:
-    """The section as Markdown, with every column and the marks as words."""
+    """Format the section as Markdown, with every column, and with words instead of marks."""
     parts = [f"## {section.title}\n"] if section.title else []
     if section.summary:
         parts.append(f"{section.summary[0].upper()}{section.summary[1:].rstrip('.')}.\n")

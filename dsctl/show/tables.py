@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def two_columns() -> Table:
-    """A table of names, and beside each what there is to say of it."""
+    """Make a table of names and their descriptions."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -17,7 +17,7 @@ from dsctl.plan import jobs as planning
 from dsctl.run.journal import Journal
 from tests.flows.test_resume import contents
 from tests.support.checkpoints import tiny
-from tests.support.command import Done, call, dsctl
+from tests.support.command import Done, call, dsctl, reports
 
 SIZES = {
     "layers": 2, "experts": 2, "hidden": 256, "vocab": 64, "intermediate": 256, "moe_intermediate": 128, "heads": 1,
@@ -58,7 +58,7 @@ def stopped(source: Path, target: Path, records: int, *more: Any) -> list[dict[s
 def told(done: Done, code: int, *words: str) -> None:
     assert done.returncode == code, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
-    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr and "internal" not in done.stderr
+    assert len(reports(done.stderr)) == 1 and "Traceback" not in done.stderr and "internal" not in done.stderr
 
 
 @pytest.mark.parametrize("records", [3, 9, 13])

@@ -273,7 +273,9 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     ("options", "said"),
     [
         (("--recipe", "no-such"), "w4a8-experts"),
-        (("--recipe", "int8", "--bf16"), "both asked for"),
+        (("--recipe", "int4"), "did you mean int4-experts?"),
+        (("--recipe", "int4.toml"), "No such file"),
+        (("--recipe", "int8", "--bf16"), "exclude each other"),
         (("--to", "int5"), "unknown format"),
         ((), "no target format"),
         (("--to", "int8-channel", "--search"), "--search: does nothing for int8-channel"),
@@ -281,7 +283,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
         (("--recipe", "int8", "--search"), "--search: does nothing for bf16, int8-channel"),
         (("--to", "int4-group", "--scale-fmt", "ue8m0"), "--scale-fmt: does nothing for int4-group"),
         (("--recipe", "w4a8-experts", "--scale-fmt", "float32"), "--scale-fmt: does nothing for"),
-        (("--fp8", "--scale-fmt", "e8m0"), "--scale-fmt: 'e8m0' is unknown"),
+        (("--fp8", "--scale-fmt", "e8m0"), "--scale-fmt: unknown scale format 'e8m0'"),
     ],
 )
 def test_options_that_name_no_format_are_refused(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.checkpoints import tiny
-from tests.support.command import Done, call
+from tests.support.command import Done, call, reports
 
 INDEX = "model.safetensors.index.json"
 ORIGINAL = "original.dsctl"
@@ -467,8 +467,10 @@ def copy(source: Path, tmp_path: Path) -> Path:
 def refused(done: Done, code: int, says: str) -> None:
     """One error line with these words, the exit code, no traceback, nothing that steers a terminal."""
     assert done.returncode == code, done.stderr
-    assert says in done.stderr, done.stderr
-    assert done.stderr.count("error: ") == 1 and done.stderr.startswith("error: "), done.stderr
+    report = reports(done.stderr)[0]
+    said = json.loads(report)["error"]["message"] if report.startswith("{") else done.stderr
+    assert says in said, done.stderr
+    assert len(reports(done.stderr)) == 1 and done.stderr.startswith(reports(done.stderr)[0]), done.stderr
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr
     assert not done.stdout
     assert all(character.isprintable() or character == "\n" for character in done.stderr), repr(done.stderr)
@@ -595,9 +597,21 @@ def test_codes_and_scales_that_give_no_finite_value_are_counted(copy: Path, tmp_
     ("words", "says"),
     [
         ("convert source", "missing argument 'DST'"),
-        ("convert source out --nope", "no such option: --nope"),
-        ("tiny v3 out --layers 1", "'--layers': 1 is not in the range"),
-        ("konvert", "Did you mean 'convert'"),
+        ("convert source out --nope", "dsctl convert: unknown option '--nope'"),
+        ("tiny v3 out --layers 1", "--layers: '1' is not a number from 2 to 4096"),
+        ("tiny v3 out --layers x", "--layers: 'x' is not a number from 2 to 4096"),
+        ("tiny v3 out --seed -1", "--seed: '-1' is not a number of at least 0"),
+        ("tiny v3 out --fail-under x", "unknown option '--fail-under'"),
+        ("compare source out --fail-under x", "--fail-under: 'x' is not a valid float"),
+        ("shard source out --tp", "--tp: requires an argument"),
+        ("convert source out --b16", "did you mean --bf16?"),
+        ("konvert", "did you mean convert?"),
+        ("verify source --ignore mising-scale", "--ignore: unknown finding 'mising-scale'"),
+        ("diff v3 v3.2 --only tensor", "did you mean tensors?"),
+        ("plan v3.2 --kv fp16", "--kv: unknown format 'fp16'"),
+        ("convert source out --bf16 --device gpu", "--device: unknown device 'gpu'"),
+        ("convert source out --bf16 --engine process", "did you mean processes?"),
+        ("tiny v33 out", "did you mean"),
     ],
 )
 def test_words_that_the_parser_refuses_are_told_as_any_error_is(words: str, says: str) -> None:

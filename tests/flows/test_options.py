@@ -72,8 +72,9 @@ def test_so_are_wrong_ranks_layers_and_experts(words: list[Any], tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["shard", "--tp", "2", "--layout", "nonsense"], 30),
-        (["merge", "--layout", "nonsense"], 30),
+        (["shard", "--tp", "2", "--layout", "nonsense"], 2),
+        (["merge", "--layout", "nonsense"], 2),
+        (["convert", "--layout", "nonsense"], 2),
         (["plan", "--to", "nonsense"], 2),
         (["plan", "--recipe", "nonsense"], 2),
     ],
@@ -82,6 +83,54 @@ def test_so_are_names_of_layouts_formats_and_recipes(words: list[str], code: int
     places = [tmp_path / "nowhere", *([tmp_path / "out"] if words[0] != "plan" else [])]
     done = call(words[0], *places, *words[1:])
     assert done.returncode == code and "nonsense" in done.stderr and "nowhere" not in done.stderr, done.stderr
+
+
+# Variables with values that they cannot have, and the option that each gives a value.
+VARIABLES = {
+    "DSCTL_WORKERS": ("many", "--workers"),
+    "DSCTL_MAX_MEMORY": ("lots", "--max-memory"),
+    "DSCTL_DEVICE": ("gpu", "--device"),
+    "DSCTL_ENGINE": ("threads", "--engine"),
+}
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_an_error_names_the_variable_that_a_value_is_from(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, option = VARIABLES[variable]
+    monkeypatch.setenv(variable, value)
+    line = ["convert", tmp_path / "nowhere", tmp_path / "out", "--bf16"]
+    done = call(*line)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {variable} ({option}): "), done.stderr
+    assert call(*line, option, value).stderr.startswith(f"error: {option}: ")
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_verbs_that_only_look_have_no_variables(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, VARIABLES[variable][0])
+    for line in (["models"], ["diff", "v3", "v3.1"], ["inspect", "v3"], ["plan", "v3"], ["convert", "--help"]):
+        done = call(*line)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_options_take_their_values_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr("dsctl.cli.conversion.located", lambda *_, **__: (_ for _ in ()).throw(UsageError("enough")))
+    monkeypatch.setattr("dsctl.cli.conversion.judged", lambda request, options: taken.append(options))
+    values = {
+        "DSCTL_WORKERS": "3", "DSCTL_MAX_MEMORY": "2GB", "DSCTL_DEVICE": "cuda:1", "DSCTL_ENGINE": "ray",
+        "DSCTL_ADDRESS": "here:1",
+    }  # fmt: skip
+    for variable, value in values.items():
+        monkeypatch.setenv(variable, value)
+    call("convert", "a", tmp_path / "out", "--bf16")
+    call("convert", "a", tmp_path / "out", "--bf16", "--workers", "auto", "--device", "cpu", "--engine", "processes")
+    assert [(one.workers, one.max_memory, one.device, one.engine, one.address) for one in taken] == [
+        (3, 2 * 10**9, "cuda:1", "ray", "here:1"),
+        # The address is that of a cluster, and says nothing where none is asked for.
+        (None, 2 * 10**9, "cpu", "processes", None),
+    ]
 
 
 @pytest.mark.parametrize(

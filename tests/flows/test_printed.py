@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,82 @@ def test_streams_of_any_encoding_are_written_to(encoding: str, source: Path, tmp
     )  # fmt: skip
     listed = json.loads(done.stdout.decode(encoding))["tensor_list"]
     assert "nämé-源-\U0001f600" in [one["name"] for one in listed]
+
+
+def in_ascii(*arguments: Any, width: int = 80) -> Done:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": str(width)}
+    done = run(*arguments, env=environment)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["diff", "v3", "v3.2"],
+        ["diff", "v3.2", "v4-pro", "--markdown"],
+        ["inspect", "v3.2", "--tree"],
+        ["plan", "v3.2"],
+        ["formats"],
+        ["--help"],
+        ["convert", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_an_ascii_terminal_gets_stand_ins(words: list[str], width: int) -> None:
+    done = in_ascii(*words, width=width)
+    assert done.returncode == 0 and done.stdout.isascii() and "\\u" not in done.stdout, done.stdout
+    assert not done.stderr
+    if words[:1] == ["diff"]:
+        assert " -> " in done.stdout
+
+
+def test_what_has_no_stand_in_is_spelled_out(tmp_path: Path) -> None:
+    done = in_ascii("inspect", tmp_path / "源→")
+    assert done.returncode == 10 and "\\u6e90->" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["models"], ["formats"], ["inspect", "v3.2"], ["plan", "v3.2"], ["diff", "v3", "v3.2"],
+        ["diff", "v2", "v4-pro"], ["inspect", "SRC", "--tensors"], ["inspect", "SRC", "--files"],
+        ["compare", "SRC", "SRC"], ["verify", "SRC"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_narrow_terminal_loses_no_column_silently(
+    words: list[str], width: int, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [source if word == "SRC" else word for word in words]
+    monkeypatch.setenv("COLUMNS", "400")
+    wide = call(*arguments).stdout
+    monkeypatch.setenv("COLUMNS", str(width))
+    narrow = call(*arguments).stdout
+    assert "Not shown at this width" not in wide
+    for title in titles(wide):
+        assert title in " ".join(narrow.split()), title
+
+
+def titles(text: str) -> set[str]:
+    """The titles of columns: those of the lines after headings and empty lines, two spaces apart."""
+    lines = text.splitlines()
+    heads = [
+        line
+        for before, line in pairwise(["", *lines])
+        if (not before or not before.startswith(" ")) and line[:2] == "  "
+    ]
+    return {title for line in heads for title in re.split(r"\s{2,}", line.strip()) if title}
+
+
+def test_a_tree_is_wrapped_and_not_cropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    wide = call("inspect", "v3.2", "--tree").stdout
+    for width in ("60", "30"):
+        monkeypatch.setenv("COLUMNS", width)
+        narrow = "".join(re.sub(r"[│├└─]", " ", call("inspect", "v3.2", "--tree").stdout).split())
+        assert all(word in narrow for word in re.sub(r"[│├└─█]", " ", wide).split())
 
 
 def test_a_traceback_that_was_asked_for_steers_no_terminal_either(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
-from tests.support.schemas import FOLDER, VERBS, faults, validator
+from tests.support.schemas import ERROR, FOLDER, VERBS, faults, validator
 from tests.tools.reference import commands
 
 # Schema, then a command run where `small`, `plain`, `other` and `broken` are checkpoints.
@@ -77,10 +77,42 @@ def test_the_signed_file_is_what_the_schema_says(folder: Path) -> None:
     assert faults("convert", json.loads((folder / "made" / "dsctl.json").read_text())) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "kind", "code"),
+    [
+        ("convert small", "UsageError", 2),
+        ("convert small made --bff", "UsageError", 2),
+        ("konvert", "UsageError", 2),
+        ("shard small made --tp x", "UsageError", 2),
+        ("shard small made --tp 2 --layout nothing", "UsageError", 2),
+        ("inspect nowhere", "SourceError", 10),
+        ("convert broken made --bf16", "FormatError", 20),
+        ("convert small small --bf16", "PlanError", 30),
+        ("verify broken", "VerifyFailed", 50),
+        ("compare small plain --fail-under 1000", "VerifyFailed", 50),
+    ],
+)
+def test_an_error_is_the_last_line_of_stderr(line: str, kind: str, code: int, folder: Path) -> None:
+    done = call(*line.split(), "--json")
+    *_, last = done.stderr.splitlines()
+    said = json.loads(last)
+    assert faults(ERROR, said) == [] and done.returncode == code, done.stderr
+    assert (said["error"]["kind"], said["error"]["exit_code"]) == (kind, code)
+    text = call(*line.split()).stderr
+    assert said["error"]["message"] in text and (said["error"]["hint"] or "") in text
+    assert bool(done.stdout) == (kind == "VerifyFailed")
+
+
+def test_a_traceback_comes_before_the_error(folder: Path) -> None:
+    done = call("inspect", "nowhere", "--json", "--debug")
+    assert done.returncode == 10 and done.stderr.startswith("Traceback")
+    assert faults(ERROR, json.loads(done.stderr.splitlines()[-1])) == []
+
+
 def test_every_verb_has_its_schemas_and_none_is_left_over() -> None:
     printing = {verb for verb, command in commands().items() if any(param.name == "json" for param in command.params)}
     assert set(VERBS) == printing
-    assert {path.stem for path in FOLDER.iterdir()} == {name for names in VERBS.values() for name in names}
+    assert {path.stem for path in FOLDER.iterdir()} == {ERROR} | {name for names in VERBS.values() for name in names}
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.stem)

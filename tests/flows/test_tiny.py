@@ -222,7 +222,7 @@ def test_the_same_checkpoint_may_be_asked_for_again_and_no_other(tmp_path: Path)
     line = ("tiny", "v3", tmp_path / "out", "--layers", 2, "--experts", 2, "--hidden", 256)
     assert dsctl(*line).startswith("made ")
     whole, times = contents(tmp_path / "out"), [path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()]
-    assert dsctl(*line).startswith("there already ")
+    assert dsctl(*line).startswith("already made: ")
     assert times == [path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()]
     assert dsctl_fails(*line, "--seed", 1) == 30
     weights = tmp_path / "out" / "model-00001-of-000004.safetensors"

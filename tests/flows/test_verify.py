@@ -37,7 +37,7 @@ from tests.flows.planted import (
 )
 from tests.flows.planted_v4 import PLANTED_V4
 from tests.support.checkpoints import tiny
-from tests.support.command import call, dsctl
+from tests.support.command import call, dsctl, reports
 
 SMALL = {
     "layers": 2, "experts": 4, "hidden": 256, "heads": 2, "vocab": 256, "intermediate": 384, "moe_intermediate": 128,
@@ -197,7 +197,7 @@ def test_exit_codes_and_json(clean: dict[str, Path], spoiled) -> None:
     folder = spoiled("v3.2")
     folder.scale(0.0)
     done = call("verify", folder.path, "--json")
-    assert done.returncode == 50 and done.stderr.count("error: ") == 1
+    assert done.returncode == 50 and len(reports(done.stderr)) == 1
     said = json.loads(done.stdout)
     assert [(f["severity"], f["code"], f["mendable"]) for f in said["findings"]] == [("error", "bad-scale", False)]
     assert call("verify", folder.path, "--ignore", "bad-scale").returncode == 0

@@ -91,11 +91,16 @@ def dsctl(*arguments: Any) -> str:
     return done.stdout
 
 
+def reports(stderr: str) -> list[str]:
+    """The lines of stderr that report an error, as text or, with `--json`, as JSON."""
+    return [line for line in stderr.splitlines() if line.startswith(("error: ", '{"error": {'))]
+
+
 def dsctl_fails(*arguments: Any) -> int:
     """Its exit code, which must be of a refusal told in words: one error line, no traceback, nothing on stdout."""
     done = call(*arguments)
     assert done.returncode != 0, done.stdout
-    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert len(reports(done.stderr)) == 1 and "Traceback" not in done.stderr, done.stderr
     assert "internal error" not in done.stderr, done.stderr
     assert not done.stdout
     return done.returncode

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.command import Done, Hung, at_most, call, dsctl
+from tests.support.command import Done, Hung, at_most, call, dsctl, reports
 from tests.support.faults import fault, met
 
 SECONDS = 30
@@ -292,12 +292,11 @@ def _keys(value: Any) -> Iterator[str]:
 
 def wrong(done: Done, arguments: tuple[str, ...]) -> str:
     """What a person should not have met, if anything."""
-    lines = done.stderr.splitlines()
     if "Traceback" in done.stderr or "internal error" in done.stderr:
         return "an internal error"
     if done.returncode not in CODES:
         return f"exit code {done.returncode}"
-    if sum(line.startswith("error: ") for line in lines) != bool(done.returncode):
+    if len(reports(done.stderr)) != bool(done.returncode):
         return "not one error line"
     if any(not (c.isprintable() or c == "\n") for c in done.stdout + done.stderr):
         return "control characters"
@@ -334,7 +333,7 @@ def fuzz(corpus: Corpus, seed: int, numbers: range, report: Callable[[str], obje
         case, what, done = replay(corpus, seed, number)
         codes[done.returncode] += 1
         if what:
-            last = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), done.stderr[-200:])
+            last = next(iter(reports(done.stderr)), done.stderr[-200:])
             found.append(
                 f"{seed}:{number} {case.kind}: {case.change}: dsctl {' '.join(case.arguments)}: {what}: {last[:300]}"
             )

@@ -10,6 +10,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
+# What every verb prints on stderr if it fails.
+ERROR = "error"
 # Verb -> the schemas of what it prints.
 VERBS = {
     "compare": ("compare",),

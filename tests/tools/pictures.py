@@ -15,12 +15,13 @@ from dsctl.show.output import Output
 from dsctl.show.sections import show
 
 FILE = Path(__file__).parents[2] / "docs" / "images" / "diff-v3-v3.2.svg"
-WIDTH = 104
+WIDTH = 110
 
 
 def picture() -> str:
     """`dsctl diff v3 v3.2` in a terminal, as SVG that fetches no font."""
     output = Output()
+    output.bounded = True
     output.out = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, highlight=False)
     show(list(sections(Diff(describe("v3"), describe("v3.2")), None, False)), output)
     drawn = output.out.export_svg(title="dsctl diff v3 v3.2", unique_id="diff")

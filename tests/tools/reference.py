@@ -1,4 +1,4 @@
-"""docs/reference.md, written from the commands themselves: `python -m tests.tools.reference` after a change of them."""
+"""Write docs/reference.md from the commands: run `python -m tests.tools.reference` after you change one."""
 
 from __future__ import annotations
 
@@ -8,23 +8,41 @@ from typing import Any
 
 import typer
 
-from dsctl.cli.app import application
+from dsctl.cli.app import VERBS, application
+from dsctl.cli.commands import PANELS, called, panel_of
 
 TABLE = "| | |\n|---|---|\n"
+GENERAL = """
+`dsctl help` or `dsctl --help` lists the commands, `dsctl help COMMAND` or `dsctl COMMAND --help` shows one of them, and
+`dsctl version`, `dsctl --version` or `dsctl -V` prints the version. `dsctl --install-completion` lets your shell
+complete commands, options, and the names of releases, formats, layouts, recipes, GPUs and findings.
+"""
+VARIABLES = """## Environment variables
+
+An option that is not given takes its value from its variable, if that is set. Commands without the option ignore it.
+"""
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def commands() -> dict[str, Any]:
     """Every verb, in the order of `--help`."""
     group: Any = typer.main.get_command(application())
-    return dict(group.commands)
+    return {verb: group.commands[verb] for verb in VERBS}
 
 
 def page() -> str:
     """The page as it should be."""
     parts = ["# Commands and options\n\nWritten by `python -m tests.tools.reference` from what `--help` shows.\n"]
+    parts += [GENERAL, environment()]
     parts += ["".join(section(verb, command)) for verb, command in commands().items()]
     return "\n".join(parts)
+
+
+def environment() -> str:
+    """The variables that give options a value."""
+    found = {option.envvar: option for command in commands().values() for option in command.params if option.envvar}
+    rows = "".join(f"| `{name}` | `{max(option.opts, key=len)}` |\n" for name, option in sorted(found.items()))
+    return f"{VARIABLES}\n| variable | option |\n|---|---|\n{rows}"
 
 
 def section(verb: str, command: Any) -> Iterator[str]:
@@ -37,22 +55,15 @@ def section(verb: str, command: Any) -> Iterator[str]:
     yield TABLE
     for param in arguments:
         yield f"| `{cell(place(param))}` | {param.help} |\n"
-    panels = list(dict.fromkeys(param.rich_help_panel for param in options if param.rich_help_panel))
-    for panel in (*panels, None):
-        yield f"\n{panel or 'Options'}:\n\n{TABLE}" if panels else ""
-        for param in options:
-            if param.rich_help_panel == panel:
-                yield f"| {names(param)} | {param.help} |\n"
+    for panel in PANELS:
+        shown = [param for param in options if panel_of(param) == panel]
+        yield f"\n{panel}:\n\n{TABLE}" if shown else ""
+        for param in shown:
+            yield f"| `{cell(called(param))}` | {param.help} |\n"
 
 
 def place(param: Any) -> str:
     return str(param.metavar or param.name.upper())
-
-
-def names(param: Any) -> str:
-    value = "" if param.is_flag or param.count else f" {param.metavar or param.name.upper()}"
-    forms = sorted(param.opts, key=len, reverse=True)
-    return ", ".join(f"`{form}{cell(value) if form.startswith('--') else ''}`" for form in forms)
 
 
 def cell(text: str) -> str:

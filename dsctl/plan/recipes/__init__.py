@@ -17,6 +17,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.dress import METHOD
 from dsctl.codecs.fp8_block import CT_BLOCKS
 from dsctl.codecs.plain import Plain
+from dsctl.core.choices import suggestion
 from dsctl.core.errors import PlanError, UsageError, words_of
 from dsctl.core.files import read_small
 from dsctl.core.params import ROLES, Family, Param, in_order
@@ -83,7 +84,9 @@ def recipe(text: str) -> Recipe:
         return parse(read_small(path, MAX_BYTES).decode(), path.stem, text)
     except (OSError, ValueError) as error:
         why = words_of(error) if isinstance(error, OSError) else "is not text"
-        raise UsageError(f"--recipe: {text}: {why}", hint=f"a TOML file, or one of {', '.join(ready())}") from None
+        if "/" in text or path.suffix == ".toml":
+            raise UsageError(f"--recipe: {text}: {why}", hint=f"known: {', '.join(ready())}; or a TOML file") from None
+        raise UsageError(f"--recipe: unknown recipe {text!r}", hint=suggestion(text, ready())) from None
 
 
 def parse(text: str, name: str, where: str) -> Recipe:
@@ -165,7 +168,7 @@ def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
     known, issues, notes = list(params), [], []
     roles = in_order((*ROLES, *dict.fromkeys(param.role for param in known)))
     if unknown := [rule.role for rule in rules if rule.role and rule.role not in roles]:
-        raise UsageError(f"recipe: unknown role {unknown[0]!r}", hint=f"known: {', '.join(roles)}")
+        raise UsageError(f"recipe: unknown role {unknown[0]!r}", hint=suggestion(unknown[0], roles))
     several = tuple(rules) in {one.rules for one in ready().values()}
     for rule in rules:
         fitting = [param for param in known if rule.fits(param)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from dsctl.core.choices import suggestion
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
@@ -35,6 +36,7 @@ class Executor(Protocol):
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
 ENGINES = ("processes", "ray")
+DEVICES = ("cpu", "cuda")
 
 
 def named_devices(text: str) -> tuple[int, ...] | None:
@@ -47,7 +49,7 @@ def named_devices(text: str) -> tuple[int, ...] | None:
         return None
     kind, colon, numbers = text.partition(":")
     if kind != "cuda" or (colon and not all(n.isascii() and n.isdecimal() for n in numbers.split(","))):
-        raise UsageError(f"--device: {text!r} is unknown", hint="cpu, cuda, cuda:1 or cuda:0,1")
+        raise UsageError(f"--device: unknown device {text!r}", hint=suggestion(text, (*DEVICES, "cuda:1", "cuda:0,1")))
     return tuple(int(n) for n in numbers.split(",")) if colon else ()
 
 

@@ -13,17 +13,20 @@ import pytest
 import typer
 
 import dsctl.cli
-from dsctl.cli.app import VERBS, application, called, function
+from dsctl.cli.app import ASKED, VERBS, application, called, function
+from dsctl.cli.commands import GENERAL, RANKS, RUNNING, WHAT, WHICH
 from dsctl.cli.groups import verb
-from dsctl.cli.options import RANKS, RUNNING, WHAT, WHICH
-from tests.support.command import verbs
+from tests.support.command import call, verbs
 
 # The modules of the command line that are no verbs.
-OTHERS = {"app", "carrying", "conversion", "groups", "hints", "options", "requests", "sizing", "slicing", "sources"}
+OTHERS = {
+    "app", "carrying", "commands", "completion", "conversion", "conversion_options", "groups", "hints", "options",
+    "refusals", "requests", "sizing", "slicing", "sources",
+}  # fmt: skip
 PANELS = {
-    "convert": {WHAT, WHICH, RUNNING},
-    "shard": {WHAT, WHICH, RANKS, RUNNING},
-    "merge": {WHAT, WHICH, RANKS, RUNNING},
+    "convert": {WHAT, WHICH, RUNNING, GENERAL},
+    "shard": {WHAT, WHICH, RANKS, RUNNING, GENERAL},
+    "merge": {WHAT, WHICH, RANKS, RUNNING, GENERAL},
 }
 
 
@@ -48,9 +51,7 @@ def test_no_verb_has_more_than_fourteen_parameters(name: str) -> None:
 def test_options_of_a_conversion_stand_in_panels(name: str) -> None:
     panels = {param.name: param.rich_help_panel for param in verbs().commands[name].params}
     assert {panel for panel in panels.values() if panel} == PANELS[name]
-    assert {option for option, panel in panels.items() if not panel} == {
-        "source", "target", "json", "quiet", "local", "debug",
-    }  # fmt: skip
+    assert {option for option, panel in panels.items() if not panel} == {"source", "target"}
 
 
 def loaded(*words: str) -> set[str]:
@@ -74,6 +75,10 @@ def loaded(*words: str) -> set[str]:
         ([], set()),
         (["--help"], set()),
         (["--version"], set()),
+        (["version"], set()),
+        (["help"], set()),
+        (["help", "convert"], {"convert"}),
+        (["help", "nothing"], set()),
         (["conver", "--help"], set()),
         (["convert", "--help"], {"convert"}),
         (["diff", "v3", "v3.2"], {"diff"}),
@@ -84,15 +89,29 @@ def test_a_verb_s_file_is_loaded_when_it_is_called(words: list[str], files: set[
     assert loaded(*words) == files
 
 
-def test_a_shell_that_completes_a_line_may_ask_for_any_verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert called(["--version", "diff", "v3"]) == ["diff"] and called(["--help"]) == []
+def test_a_shell_that_completes_a_line_loads_the_verb_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert called(["--version", "diff", "v3"]) == ["diff"] and called(["--help"]) == called(["help"]) == []
     monkeypatch.setenv("_DSCTL_COMPLETE", "complete_bash")
-    assert set(called([])) == set(VERBS)
+    assert called([]) == []
+    monkeypatch.setenv("COMP_WORDS", "dsctl plan v3.2 --gpu ")
+    assert called([]) == ["plan"]
+    monkeypatch.setenv("COMP_WORDS", "dsctl help di")
+    assert called([]) == []
+
+
+def test_help_and_version_are_asked_for_in_any_usual_way() -> None:
+    assert call("help", "diff").stdout == call("diff", "-h").stdout.removesuffix("\n")
+    assert call("help").stdout == call("-h").stdout.removesuffix("\n")
+    assert call("version") == call("--version") == call("-V")
+    assert {name: verbs().commands[name].help.splitlines()[0] for name in ASKED} == ASKED
+    refused = call("help", "konvert")
+    assert refused.returncode == 2 and "unknown command 'konvert'" in refused.stderr, refused.stderr
+    assert "did you mean convert?" in refused.stderr
 
 
 def test_all_verbs_are_named_though_few_are_loaded() -> None:
     few: Any = typer.main.get_command(application(["diff"]))
-    assert list(few.commands) == list(VERBS) == list(verbs().commands)
+    assert list(few.commands) == [*VERBS, *ASKED] == list(verbs().commands)
     assert {name: command.get_short_help_str(200) for name, command in few.commands.items()} == {
         name: command.get_short_help_str(200) for name, command in verbs().commands.items()
     }

@@ -11,7 +11,7 @@ import pytest
 
 import dsctl
 from dsctl.checkpoint.checkpoint import Checkpoint
-from dsctl.core.errors import FormatError, PlanError
+from dsctl.core.errors import FormatError, UsageError
 from dsctl.core.header import TensorSpec
 from dsctl.plan.jobs import source_order
 from dsctl.plan.planner import make_plan
@@ -121,7 +121,7 @@ def test_what_the_files_contradict_is_refused_before_anything_else(tmp_path: Pat
     source = opened(write(tmp_path, BF16_CONFIG, files))
     with pytest.raises(FormatError, match="more: in model-00001"):
         make_plan(source, Request("nonsense"))
-    with pytest.raises(PlanError, match="unknown format"):
+    with pytest.raises(UsageError, match="unknown format"):
         make_plan(source, Request("nonsense", allow_extra=True))
 
 

@@ -67,8 +67,8 @@ def test_numbers_are_whole(name: str) -> None:
         (Request("bf16", scale_fmt="ue8m0"), "--scale-fmt: does nothing for bf16"),
         (Request(KEEP, scale_fmt="float32"), "--scale-fmt: does nothing for keep"),
         (Request("fp8-block-ct", scale_fmt="float32"), "--scale-fmt: does nothing for fp8-block-ct"),
-        (Request("fp8-block", scale_fmt="e8m0"), "--scale-fmt: 'e8m0' is unknown"),
-        (Request("bf16", scale_fmt=""), "--scale-fmt: '' is unknown"),
+        (Request("fp8-block", scale_fmt="e8m0"), "--scale-fmt: unknown scale format 'e8m0'"),
+        (Request("bf16", scale_fmt=""), "--scale-fmt: unknown scale format ''"),
         (
             Request(RECIPE, search=True, rules=(("norm", "", "keep"), ("", "*", "bf16"))),
             "--search: does nothing for bf16, keep",

@@ -39,7 +39,7 @@ def test_shares_are_of_all_ranks_unless_some_are_named(tp: int, ep: int, pp: int
 @pytest.mark.parametrize(
     ("request_", "kind", "words"),
     [
-        (Request("keep", layout="x"), PlanError, "unknown layout 'x'"),
+        (Request("keep", layout="x"), UsageError, "--layout: unknown layout 'x'"),
         (Request("keep", tp=MOST + 1), PlanError, "TP 4097, EP 1, PP 1: sizes are from 1 to 4,096"),
         (Request("keep", tp=-1), PlanError, "TP -1, EP 1, PP 1: sizes are from 1 to 4,096"),
         (Request("keep", tp=1, ep=0), PlanError, "TP 1, EP 0, PP 1: sizes are from 1 to 4,096"),

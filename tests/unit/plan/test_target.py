@@ -9,7 +9,7 @@ import pytest
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.side_files import WHOLE
-from dsctl.core.errors import DsctlError, FormatError, PlanError
+from dsctl.core.errors import DsctlError, FormatError, PlanError, UsageError
 from dsctl.core.params import Unit
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
@@ -93,7 +93,7 @@ def test_a_side_file_without_a_header_is_refused_whatever_is_asked_for(decoded: 
 
 @pytest.mark.parametrize("to", ["fp9", "", "BF16", "hf"])
 def test_an_unknown_format_is_refused_with_those_known(source: Checkpoint, to: str) -> None:
-    with pytest.raises(PlanError, match=f"^unknown format '{to}'") as found:
+    with pytest.raises(UsageError, match=f"^--to: unknown format '{to}'") as found:
         target_of(source, Request(to))
     assert found.value.hint is not None and found.value.hint.endswith(", published")
 

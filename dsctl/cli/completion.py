@@ -1,0 +1,121 @@
+"""Values that a shell completes, each from its table. The tables are loaded when a shell asks for them."""
+
+from __future__ import annotations
+
+import os
+
+
+def sources(incomplete: str) -> list[str]:
+    """Names of releases, and what is in this folder; nothing in another folder, so that the shell completes files."""
+    named = [name for name in releases(incomplete) if name.startswith(incomplete)]
+    return named and named + _here(incomplete)
+
+
+def _here(incomplete: str) -> list[str]:
+    """Folders and weight files of this folder that begin so; a folder ends in a slash."""
+    with os.scandir() as entries:
+        found = [
+            entry.name + "/" * entry.is_dir()
+            for entry in entries
+            if entry.name.startswith(incomplete) and (entry.is_dir() or entry.name.endswith(".safetensors"))
+        ]
+    return sorted(name for name in found if incomplete or not name.startswith("."))
+
+
+def releases(incomplete: str) -> list[str]:
+    """Aliases of releases; the first of each as long as nothing is typed."""
+    from dsctl.releases import releases as known
+
+    return [alias for release in known() for alias in release.alias[: None if incomplete else 1]]
+
+
+def repositories(incomplete: str) -> list[str]:
+    """Aliases of releases, and repositories."""
+    from dsctl.releases import releases as known
+
+    return [*releases(incomplete), *(release.repository for release in known())]
+
+
+def formats() -> list[str]:
+    """Formats of --to."""
+    from dsctl.codecs import CODECS
+    from dsctl.plan.request import PUBLISHED
+
+    return [*CODECS, PUBLISHED]
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Recipes by name; nothing if none begins so, so that the shell completes files."""
+    from dsctl.plan.recipes import ready
+
+    return [name for name in ready() if name.startswith(incomplete)]
+
+
+def layouts() -> list[str]:
+    """Layouts."""
+    from dsctl.layouts import LAYOUTS
+
+    return list(LAYOUTS)
+
+
+def scale_formats() -> list[str]:
+    """Formats of FP8 scales."""
+    from dsctl.plan.request import SCALE_FORMATS
+
+    return list(SCALE_FORMATS)
+
+
+def engines() -> list[str]:
+    """Engines."""
+    from dsctl.work.executors import ENGINES
+
+    return list(ENGINES)
+
+
+def devices() -> list[str]:
+    """Kinds of devices."""
+    from dsctl.work.executors import DEVICES
+
+    return list(DEVICES)
+
+
+def accelerators() -> list[str]:
+    """Accelerators."""
+    from dsctl.look.accelerators import ACCELERATORS
+
+    return list(ACCELERATORS)
+
+
+def cache_formats() -> list[str]:
+    """Formats of the KV cache."""
+    from dsctl.look.costs import CACHE_FORMATS
+
+    return list(CACHE_FORMATS)
+
+
+def parts() -> list[str]:
+    """Parts of a diff."""
+    from dsctl.look.diff import PARTS
+
+    return list(PARTS)
+
+
+def kinds() -> list[str]:
+    """Kinds of difference on which a diff can fail."""
+    from dsctl.look.gates import KINDS
+
+    return list(KINDS)
+
+
+def findings() -> list[str]:
+    """Codes of findings."""
+    from dsctl.verify.findings import CODES
+
+    return list(CODES)
+
+
+def commands() -> list[str]:
+    """Commands."""
+    from dsctl.cli.app import ASKED, VERBS
+
+    return [*VERBS, *ASKED]

@@ -1,0 +1,184 @@
+"""Help, messages and pages speak plainly: short help with a verb first, and none of the words of the old style."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command import verbs
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 90
+# The verbs that the help of an option or of a command may begin with.
+IMPERATIVES = {
+    "Accept", "Allow", "Assign", "Assume", "Check", "Choose", "Compare", "Compute", "Consider", "Continue",
+    "Convert", "Copy", "Count", "Cut", "Delete", "Distribute", "Do", "Download", "Draw", "Drop", "Estimate", "Exit",
+    "Expect", "Fail", "Fix", "Group", "Grow", "Ignore", "Include", "Install", "Join", "Keep", "Leave", "Limit",
+    "List", "Make", "Measure", "Merge", "Print", "Quantize", "Read", "Regroup", "Require", "Reserve", "Run",
+    "Search", "Set", "Show", "Split", "Start", "Store", "Treat", "Use", "Verify", "Write",
+}  # fmt: skip
+# Words of the old style. Each is looked for as a whole word or phrase, in any case.
+OLD = (
+    "alike", "anew", "at all", "beforehand", "carried over", "dealt out", "for want of", "held by",
+    "in so far as", "is called", "is named", "is none", "is said", "is told", "is wanted", "it is the same",
+    "looked after", "made true", "mend", "mends", "mended", "mending", "moved as they are", "no list", "no page",
+    "none of", "nothing to fetch", "of which", "on the way", "one by one", "otherwise", "put together", "so many",
+    "taken as", "tells of", "there are none", "there is none", "told", "to look at", "what a", "what is",
+    "what it", "what the", "whatever", "which nobody", "whoever", "whose disk", "with a word", "without a word",
+)  # fmt: skip
+PATTERN = re.compile(rf"\b(?:{'|'.join(OLD)})\b", re.IGNORECASE)
+# Where such a word is the right one: the end of a file's path, and the words around it.
+EXCEPTIONS = (
+    ("", "it means"),
+)  # fmt: skip
+# Packages and modules whose messages are plain already; the others are to follow.
+CLEAN = (
+    "__main__.py",
+    "cli",
+    "core/choices.py",
+    "show/bars.py",
+    "show/comparison.py",
+    "show/formats.py",
+    "show/helps.py",
+    "show/inspection.py",
+    "show/machine.py",
+    "show/orders.py",
+    "show/output.py",
+    "show/progress.py",
+    "show/releases.py",
+    "show/sections.py",
+    "show/tables.py",
+)
+# Modules within them that are to follow.
+LEFT = ("cli/diff.py", "cli/plan.py", "cli/verify.py")
+# Pages whose text is plain already.
+PAGES = ("docs/errors.md", "docs/json.md", "docs/reference.md")
+# Calls whose strings people read, besides those of exceptions: methods of Output, and rows and sections of tables.
+SAYING = {"Column", "Entry", "Row", "Section", "note", "text", "warn", "append", "add_row", "suggestion", "choose"}
+
+
+def said() -> list[tuple[str, str]]:
+    """Every help text: of commands, line by line, and of their parameters."""
+    found = []
+    for verb, command in verbs().commands.items():
+        found.append((verb, command.help.partition("Examples:")[0]))
+        found += [(f"{verb} {name(param)}", param.help) for param in command.params]
+    found += [(name(param), param.help) for param in verbs().params]
+    return found
+
+
+def name(param: Any) -> str:
+    return str(param.metavar if param.param_type_name == "argument" else param.opts[0])
+
+
+@pytest.mark.parametrize("verb", verbs().commands)
+def test_help_is_short_and_begins_with_a_verb(verb: str) -> None:
+    for param in verbs().commands[verb].params:
+        assert param.help and len(param.help) <= LONGEST, f"{name(param)}: {len(param.help)} characters: {param.help}"
+        if param.param_type_name == "option":
+            assert param.help.split()[0] in IMPERATIVES, f"{name(param)}: {param.help}"
+        assert "default: 0]" not in param.help and "{" not in param.help
+    first = " ".join(verbs().commands[verb].help.partition("\n\n")[0].split())
+    assert first.split()[0] in IMPERATIVES and first.endswith("."), first
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("verb", verbs().commands)
+def test_help_shows_no_types_and_stays_within_the_terminal(
+    verb: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert not verbs()([verb, "--help"], prog_name="dsctl", standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert not re.search(r"<\w+>|\{\w+\}|\[default: 0\]|1<=x", shown), shown
+    long = [line for line in shown.splitlines() if len(line) > width and not line.startswith("  dsctl ")]
+    assert long == []
+    for param in verbs().commands[verb].params:
+        assert name(param) in shown
+
+
+def old_words(text: str, where: str = "") -> list[str]:
+    """The words of the old style in a text."""
+    plain = text
+    for path, words in EXCEPTIONS:
+        if where.endswith(path):
+            plain = plain.replace(words, "")
+    return [match.group() for match in PATTERN.finditer(" ".join(plain.split()))]
+
+
+# Verbs whose help is to follow.
+WAITING = ("diff", "plan", "verify")
+
+
+def test_help_has_no_word_of_the_old_style() -> None:
+    found = {where: words for where, text in said() if (words := old_words(text)) and where.split()[0] not in WAITING}
+    assert found == {}
+
+
+def messages(path: Path) -> Iterator[tuple[int, str]]:
+    """The strings of a module that people read: of exceptions, hints, notes and tables."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            yield from strings(node.exc)
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in SAYING or called.endswith(("Error", "Failed")):
+                yield from strings(node)
+        elif isinstance(node, ast.Assign) and any(
+            getattr(t, "id", "") in ("hint", "what", "why") for t in node.targets
+        ):
+            yield from strings(node.value)
+
+
+def strings(node: ast.AST) -> Iterator[tuple[int, str]]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            yield inner.lineno, inner.value
+
+
+def modules() -> list[Path]:
+    """The modules of `CLEAN`, which all exist, but those of `LEFT`."""
+    found: list[Path] = []
+    for entry in CLEAN:
+        path = ROOT / "dsctl" / entry
+        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return [path for path in found if not str(path).endswith(LEFT)]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT / "dsctl")))
+def test_messages_have_no_word_of_the_old_style(path: Path) -> None:
+    found = [f"{path}:{line}: {words}" for line, text in messages(path) if (words := old_words(text, str(path)))]
+    assert found == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_have_no_word_of_the_old_style(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    if page == "docs/reference.md":
+        text = re.sub(rf"^## dsctl ({'|'.join(WAITING)})$.*?(?=^## |\Z)", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert old_words(text) == []
+
+
+def test_every_module_of_the_table_is_there() -> None:
+    assert [path for path in (*CLEAN, *LEFT) if not (ROOT / "dsctl" / path).exists()] == []
+    assert [page for page in PAGES if not (ROOT / page).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("the layer is told anew", ["is told", "anew"]),
+        ("What is wrong\n with it", ["What is"]),
+        ("A toldable alikeness", []),
+        ("Show what it means", []),
+        ("'3-' is not a list of ranks", []),
+    ],
+)
+def test_the_search_finds_what_it_is_for(text: str, words: list[str]) -> None:
+    assert old_words(text) == words
