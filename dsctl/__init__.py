@@ -8,13 +8,13 @@ from dsctl.core.errors import DsctlError
 from dsctl.version import __version__
 
 if typing.TYPE_CHECKING:
-    from dsctl.api import Conversion, Source, open  # noqa: A004  what it is called everywhere
+    from dsctl.api import Conversion, Result, Source, open  # noqa: A004  what it is called everywhere
 
-__all__ = ["Conversion", "DsctlError", "Source", "__version__", "open"]
+__all__ = ["Conversion", "DsctlError", "Result", "Source", "__version__", "open"]
 
 
 def __getattr__(name: str) -> typing.Any:
-    """A name of the Python interface, which is loaded when it is first asked for: the command line does without it."""
+    """A name of the Python interface, which is imported on first use: the command line does not need it."""
     if name not in __all__:
         raise AttributeError(f"module 'dsctl' has no attribute {name!r}")
     from dsctl import api

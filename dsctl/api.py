@@ -1,13 +1,13 @@
-"""The Python interface: a source, what it shows, what it can be made into. Reads like a view, builds data. No torch.
+"""The Python interface: a source, its contents, and the checkpoints it can be converted to. No torch.
 
     import dsctl
 
     source = dsctl.open("DeepSeek-V3.2")
-    print(source.inspect().description.values)
+    print(source.inspect())
     source.to("bf16").run("DeepSeek-V3.2-bf16")
 
-Nothing is read before it is asked for, and no weight before `run`. What needs numpy is loaded by
-the call that needs it: an inspection and a diff do without.
+Nothing is read before it is needed, and no weight before `run` and `compare`. Modules that need numpy are imported by
+the call that needs them: an inspection and a diff do without.
 """
 
 from __future__ import annotations
@@ -16,61 +16,52 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
-from dsctl.codecs import CODECS
-from dsctl.core.choices import choose
+from dsctl.checkpoint.originals import Elsewhere, joined
+from dsctl.checkpoint.slice import SHARD_BYTES, cut_of, sliced
 from dsctl.core.errors import UsageError
-from dsctl.core.lists import globs, numbers
-from dsctl.layouts import usual_ep
+from dsctl.core.lists import globs, names, numbers
+from dsctl.core.visible import shortened
+from dsctl.layouts.ranks import main_layers
 from dsctl.look.diff import Diff
+from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
+from dsctl.plan.options import ConversionOptions, request_of
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
-from dsctl.plan.recipes import recipe as named
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, USUAL, Request
+from dsctl.plan.request import KEEP, Request
+from dsctl.run.result import Result
+from dsctl.stores.hub import SCHEME
 
 if TYPE_CHECKING:
     from dsctl.look.comparison import Comparison
     from dsctl.run.events import Event
     from dsctl.verify.findings import Report
 
-__all__ = ["Conversion", "Source", "open"]
+__all__ = ["Conversion", "Result", "Source", "open"]
 
 
 def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  what it is called everywhere
-    """A source by its folder, file, release or repository. What is wrong with it shows when it is used."""
+    """A source by its folder, file, release or repository. Nothing is read yet; errors are raised when it is used."""
     return Source(os.fspath(place))
 
 
-class ConversionOptions(TypedDict, total=False):
-    """The words of `dsctl convert` and `dsctl shard`, each of which may be left out; sizes are in bytes.
+class Kept(NamedTuple):
+    """The part of a checkpoint that a slice keeps: layers and experts by number, None for all of them.
 
-    `only` and `skip` are a glob or several. `mtp` keeps the MTP layer or drops it; without it, layouts that have none
-    drop it. With one of `tp`, `ep` and `pp` it is spread over ranks, as by `dsctl shard`; `ranks` are the only ones
-    written.
+    `mtp` None keeps the MTP layer if all layers are kept.
     """
 
-    recipe: str | None
-    scale_fmt: str
-    search: bool
-    only: str | Iterable[str]
-    skip: str | Iterable[str]
-    mtp: bool | None
-    shard_size: int | None
-    keep_scales: bool
-    allow_missing: bool
-    allow_extra: bool
-    allow_inexact: bool
-    layout: str
-    tp: int
-    ep: int
-    pp: int
-    ranks: Iterable[int]
-    recode: bool
+    layers: tuple[int, ...] | None = None
+    experts: tuple[int, ...] = ()
+    mtp: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -79,17 +70,24 @@ class Source:
 
     place: str
 
+    def __repr__(self) -> str:
+        return f"<Source {shortened(self.place)}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the source's name. Nothing is read for it."""
+        return f"<code>{escape(repr(self))}</code>"
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Config, index and every header, read and checked. A release's are those of its repository.
+        """Its config, index and headers, read and checked. For a release they are read from its repository.
 
         Raises:
-            SourceError: there is none, or it cannot be read. FormatError: a file's structure is broken.
+            SourceError: there is no checkpoint, or it cannot be read. FormatError: a file's structure is broken.
         """
         return open_checkpoint(source_at(self.place))
 
     def inspect(self) -> Inspection:
-        """What it is and holds: `roles`, `dtypes`, `files`, `tensors(glob)`, `description`. A release offline.
+        """Its contents: `roles`, `dtypes`, `files`, `tensors(glob)`, `description`. A release is described offline.
 
         Raises:
             SourceError, FormatError: see `checkpoint`.
@@ -97,7 +95,7 @@ class Source:
         return inspect(self.place)
 
     def diff(self, other: Source | str) -> Diff:
-        """What changes from this one to the other: `config`, `added`, `removed`, `changed`, `totals`, `verdict`.
+        """The changes from this source to another: `config`, `added`, `removed`, `changed`, `totals`, `verdict`.
 
         Raises:
             SourceError, FormatError: see `checkpoint`.
@@ -107,7 +105,9 @@ class Source:
     def compare(
         self, other: Source | str, only: str | Iterable[str] = (), skip: str | Iterable[str] = ()
     ) -> Comparison:
-        """How far the other one's numbers are from this one's, by parameter and by role, whatever the formats.
+        """The differences between the values of two checkpoints, by parameter and by role, in any formats.
+
+        `only` and `skip` are one glob or several.
 
         Raises:
             SourceError, FormatError: see `checkpoint`.
@@ -117,7 +117,7 @@ class Source:
         return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
 
     def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
-        """What is wrong with it: findings by severity; `deep` reads every byte.
+        """Its problems, as findings by severity; `deep` reads every byte.
 
         Raises:
             SourceError: there is no checkpoint, or a file cannot be read.
@@ -127,71 +127,150 @@ class Source:
 
         return verify(weights_at(self.place), None if against is None else other(_place(against)), deep)
 
+    def plan(
+        self,
+        *,
+        to: str | Iterable[str] = (),
+        recipe: str | Iterable[str] = (),
+        tp: int | None = None,
+        ep: int | None = None,
+        pp: int | None = None,
+        context: int | None = None,
+        batch: int = 1,
+        kv: str | None = None,
+        gpu: str | Iterable[str] = (),
+    ) -> Estimate:
+        """Disk, memory per rank and KV cache, as `dsctl plan` gives them; weights are not read.
+
+        `to`, `recipe` and `gpu` are one name or several. Without `tp`, `ep` and `pp` the usual sizes are estimated,
+        without `gpu` all known accelerators.
+
+        Raises:
+            UsageError: an unknown name, a number below 1, or an unknown architecture. PlanError: the model cannot be
+                sharded so. SourceError, FormatError: see `checkpoint`.
+        """
+        asked = Asked(names("to", to), names("recipe", recipe), names("gpu", gpu), tp, ep, pp, context, batch, kv)
+        return estimate(self.place, asked)
+
     def to(self, codec: str = KEEP, **options: Unpack[ConversionOptions]) -> Conversion:
-        """What it shall become, in a codec or as it is stored; `ConversionOptions` has the other words.
+        """A conversion to a format, or in the formats that are stored; `ConversionOptions` lists the options.
 
         Nothing is done yet.
 
         Raises:
-            UsageError: no such codec or recipe; `only`, `skip` or `ranks` hold something else than globs and integers.
-            TypeError: no such option.
+            UsageError: an unknown format, recipe or layout, or a member of `only`, `skip` or `ranks` has a wrong type.
+            TypeError: an unknown option.
         """
-        unknown = options.keys() - ConversionOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"to() has no option {min(unknown)!r}")
-        recipe = options.get("recipe")
-        if codec != KEEP:
-            choose(codec, (*CODECS, PUBLISHED), "codec")
-        if recipe and codec != KEEP:
-            raise UsageError(f"recipe and {codec} are both asked for", hint="a recipe names every format itself")
-        rules = named(recipe).rules if recipe else ()
-        request = Request(
-            to=RECIPE if recipe else codec,
-            rules=tuple((rule.role, rule.match, rule.format) for rule in rules),
-            search=options.get("search", False),
-            scale_fmt=options.get("scale_fmt", "auto"),
-            shard_size=options.get("shard_size"),
-            only=globs("only", options.get("only", ())),
-            skip=globs("skip", options.get("skip", ())),
-            allow_missing=options.get("allow_missing", False),
-            allow_extra=options.get("allow_extra", False),
-            allow_inexact=options.get("allow_inexact", False),
-            keep_scales=options.get("keep_scales", True),
-            layout=options.get("layout", "published"),
-            recode=options.get("recode", False),
-            ranks=tuple(sorted(set(numbers("ranks", options.get("ranks", ()))))),
-        )
-        return Conversion(self, _spread(request, options))
+        return Conversion(self, request_of(codec, options))
 
+    def shard(self, codec: str = KEEP, **options: Unpack[ConversionOptions]) -> Conversion:
+        """A conversion that shards the checkpoint: `tp`, `ep` and `pp` are its sizes, `layout` that of the ranks.
 
-def _spread(request: Request, options: ConversionOptions) -> Request:
-    """The request over the ranks asked for, with the MTP layer if its layout has one or it is asked for."""
-    tp, ep, pp = (options.get("tp") or 0, options.get("ep") or 0, options.get("pp") or 0)
-    mtp = options.get("mtp")
-    return replace(
-        request,
-        mtp=USUAL if mtp is None else "keep" if mtp else "drop",
-        tp=(tp or 1) if tp or ep or pp else 0,
-        ep=ep or usual_ep(request.layout, tp or 1),
-        pp=pp or 1,
-    )
+        Raises:
+            UsageError, TypeError: as `to`, or no size is given.
+        """
+        if not any(options.get(name) for name in ("tp", "ep", "pp")):
+            raise UsageError("over how many ranks?", hint="tp=N, ep=N, pp=N, or several of them")
+        return self.to(codec, **options)
+
+    def slice(
+        self,
+        *,
+        layers: Iterable[int] | None = None,
+        experts: int | Iterable[int] | None = None,
+        mtp: bool | None = None,
+        to: str = KEEP,
+    ) -> Conversion:
+        """A conversion that cuts a small working checkpoint, as `dsctl slice` does.
+
+        `layers` are numbers, and `experts` numbers or how many of the first to keep; None keeps all. `mtp` keeps the
+        MTP layer or drops it; None keeps it if all layers are kept.
+
+        Raises:
+            UsageError: an unknown format, or layers and experts that are not numbers.
+        """
+        kept = range(experts) if isinstance(experts, int) else experts or ()
+        chosen = numbers("experts", kept)
+        if experts is not None and not chosen:
+            raise UsageError("experts: none would be left", hint="leave experts out to keep all")
+        part = Kept(None if layers is None else numbers("layers", layers), chosen, mtp)
+        request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp="keep")
+        return Conversion(self, request, part)
+
+    def download(
+        self,
+        target: str | os.PathLike[str] | None = None,
+        *,
+        only: str | Iterable[str] = (),
+        include: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+    ) -> Source:
+        """Download a release or a repository, compare its files with the hub's digests, and return the copy.
+
+        `include` and `exclude` choose files; without a target they go to the hub's cache. `only` chooses parameters:
+        just these are read, and written as a small checkpoint. All of them are one glob or several.
+
+        Raises:
+            UsageError: not a release or repository; `only` without a target or with `include`.
+            SourceError: the hub does not have it. VerifyFailed: a file is different from the hub's. PlanError: the
+                disk has no room, or no file or parameter is left.
+        """
+        from dsctl.stores.download import download, order
+
+        repository = repository_of(self.place)
+        only, include, exclude = globs("only", only), globs("include", include), globs("exclude", exclude)
+        if only:
+            if include or exclude or target is None:
+                raise UsageError("only: needs a target, and neither include nor exclude")
+            Source(SCHEME + repository.removeprefix(SCHEME)).to(only=only).run(target)
+            return Source(os.fspath(target))
+        ordered = order(repository, None if target is None else Path(target), include, exclude)
+        download(ordered)
+        return Source(str(ordered.place))
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source and what is asked for; `plan` tells every byte of the output, `run` makes it."""
+    """A source and a request; `plan` names every byte of the output, `run` writes it. A slice keeps a part of it."""
 
     source: Source
     request: Request
+    part: Kept | None = None
+
+    def __repr__(self) -> str:
+        cut = "slice of " if self.part else ""
+        return f"<Conversion of {cut}{shortened(self.source.place)}, {self.request.towards}>"
+
+    def __str__(self) -> str:
+        """What `print` shows: the plan. Headers are read for it."""
+        return str(self.plan)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the plan."""
+        return self.plan._repr_html_()
 
     @cached_property
     def plan(self) -> Plan:
-        """Steps, files, sizes, what is dropped and why. No weight is read.
+        """Steps, files, sizes, and the parameters that are left out and why. No weight is read.
 
         Raises:
-            SourceError, FormatError: the source. PlanError: what is asked for cannot be done with it.
+            SourceError, FormatError: the source. PlanError: the request cannot be carried out on it.
         """
-        return make_plan(self.source.checkpoint, self.request)
+        if self.part is None:
+            return make_plan(*self._opened)
+        checkpoint, (layers, experts, mtp) = self.source.checkpoint, self.part
+        if layers is None and mtp is False:
+            layers = main_layers(checkpoint.families)
+        cut = cut_of(checkpoint, layers or (), layers is not None and mtp is True, experts)
+        return make_plan(sliced(checkpoint, cut), replace(self.request, slice=str(cut)))
+
+    @cached_property
+    def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None]:
+        """The checkpoint, which can also read from the folder of original scales, the request, and that original."""
+        if not self.request.original:
+            return self.source.checkpoint, self.request, None
+        checkpoint, original = joined(self.source.checkpoint, self.request.original)
+        return checkpoint, self.request, original
 
     def run(
         self,
@@ -204,24 +283,24 @@ class Conversion:
         address: str = "",
         device: str = "cpu",
         report: Callable[[Event], None] = lambda event: None,
-    ) -> dict[str, Any]:
-        """Carry the plan out, from wherever an interrupted run left it, and return the audit that `dsctl.json` keeps.
+    ) -> Result:
+        """Carry the plan out, or resume an interrupted run, and return the result with the audit of `dsctl.json`.
 
-        `workers` and `max_memory` (bytes, all processes together) are what the machine has where not given; with
-        several workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for.
-        `engine`, `address` and `device` are those of `dsctl convert`.
+        `workers` and `max_memory` (bytes, all processes together) default to what the machine has; with several
+        workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for. `engine`,
+        `address` and `device` are those of `dsctl convert`.
 
         Raises:
-            UsageError: no such engine or device, an address without a cluster, a number below 1; nothing was opened.
-            PlanError, ResumeError: the target is not this plan's, or has no room. FormatError: a scale cannot be one.
-            SourceError, WorkError: something failed on the way; the same call resumes.
+            UsageError: an unknown engine or device, an address without a cluster, a number below 1; nothing was opened.
+            PlanError, ResumeError: the target holds different work, or has no room. FormatError: a scale is impossible.
+            SourceError, WorkError: reading or writing failed; the same call resumes.
         """
         from dsctl.run.carry_out import carry_out, set_up
         from dsctl.run.how import How
 
         how = How(workers, max_memory, engine, address, device, force)
-        setup = set_up(self.plan, self.source.checkpoint.store, os.fspath(target), how)
-        return carry_out(setup, report)
+        setup = set_up(self.plan, self._opened[0].store, os.fspath(target), how)
+        return Result(setup.target, carry_out(setup, report))
 
 
 def _place(source: Source | str) -> str:

@@ -13,9 +13,11 @@ from dsctl.checkpoint.reading import read_header
 from dsctl.codecs import readable
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.core.amounts import plural, size
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits
+from dsctl.core.visible import shortened
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import Manifest
 from dsctl.layouts.recognition import recognise
@@ -54,6 +56,11 @@ class Checkpoint:
     manifests: dict[str, Manifest]
     view: View | None = None
     known_traits: Traits | None = None
+
+    def __repr__(self) -> str:
+        tensors = sum(len(header.names) for header in self.headers.values())
+        held = f"{plural(tensors, 'tensor')} in {plural(len(self.headers), 'file')}, {size(self.nbytes)}"
+        return f"<Checkpoint {shortened(self.store.place)}: {held}>"
 
     @cached_property
     def layout(self) -> Layout:

@@ -28,6 +28,8 @@ from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.params import Param
 from dsctl.layouts.ranks import main_layers
 
+# Bytes of the largest file of a slice.
+SHARD_BYTES = 5 * 10**9
 # Faults of a source that the small checkpoint's own survey reports again if they concern it.
 _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.originals import Elsewhere
 from dsctl.cli.groups import RunOptions
 from dsctl.cli.hints import resumable
 from dsctl.plan.planner import make_plan
@@ -10,21 +11,28 @@ from dsctl.plan.request import Request
 from dsctl.run.carry_out import carry_out, rehearse, set_up
 from dsctl.run.how import How
 from dsctl.run.resources import probe
-from dsctl.show.audits import show_audit, show_found, warn_of_values
+from dsctl.show.audits import show_audit, show_found, warn, warn_of_values
 from dsctl.show.output import Output
 from dsctl.show.plans import show_plan
 from dsctl.show.progress import Progress
 
 
 def convert_from(
-    checkpoint: Checkpoint, target: str, request: Request, how: How, options: RunOptions, output: Output
+    checkpoint: Checkpoint,
+    target: str,
+    request: Request,
+    how: How,
+    options: RunOptions,
+    output: Output,
+    original: Elsewhere | None = None,
 ) -> None:
     """Carry out a request on an open checkpoint, or on a view of one.
 
     Raises:
         DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
-    setup = set_up(make_plan(checkpoint, request), checkpoint.store, target, how)
+    setup = set_up(make_plan(checkpoint, request, original), checkpoint.store, target, how)
+    warn(setup.plan.notes, output)
     if options.dry_run:
         rehearse(setup)
         show_plan(setup, probe(setup.plan, setup.store, setup.folder), output)

@@ -6,6 +6,7 @@ from dsctl import releases
 from dsctl.cli.groups import RunOptions
 from dsctl.cli.requests import judged
 from dsctl.cli.sources import located
+from dsctl.core.errors import UsageError
 from dsctl.look.source import describe
 from dsctl.plan.overview import overview
 from dsctl.plan.request import Request
@@ -22,12 +23,18 @@ def convert_to(
         DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
     how, source = judged(request, options), located(source, local=local)
-    if options.dry_run and releases.meant(source):
+    if request.original and how.consume:
+        raise UsageError("--consume and --original exclude each other", hint="leave one of them out")
+    if options.dry_run and releases.meant(source) and not request.original:
         # The description of a release is enough, so nothing is downloaded.
         described = describe(source)
         show_overview(overview(described.contents, request), described.origin, target, output)
         return
+    from dsctl.checkpoint.originals import joined
     from dsctl.cli.carrying import convert_from
     from dsctl.run.carry_out import open_source
 
-    convert_from(open_source(source, target, how), target, request, how, options, output)
+    checkpoint, original = open_source(source, target, how), None
+    if request.original:
+        checkpoint, original = joined(checkpoint, request.original)
+    convert_from(checkpoint, target, request, how, options, output, original)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
+import typer
+
+from dsctl.cli.commands import WHAT
 from dsctl.cli.conversion_options import Names, NoKeep, Search
 from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, PrintOptions, RunOptions, verb
 from dsctl.cli.options import Local, Source, Target
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import KEEP
+
+Original = Annotated[
+    str | None,
+    typer.Option(
+        "--original",
+        metavar="FOLDER",
+        help="Take original scales from this FP8 checkpoint or folder with original.dsctl.",
+        rich_help_panel=WHAT,
+    ),
+]
 
 
 @verb
@@ -20,6 +34,7 @@ def convert(
     layout: Names = None,
     search: Search = False,
     no_keep_scales: NoKeep = False,
+    original: Original = None,
     part: PartOptions,
     run: RunOptions,
     local: Local = False,
@@ -36,7 +51,7 @@ def convert(
 
         dsctl convert V3.2-bf16 V3.2-fp8 --fp8
 
-        dsctl convert DeepSeek-V3.2 V3.2-int4 --recipe w4a8-experts --search
+        dsctl convert DeepSeek-V3.2 V3.2-int4 --recipe int4-experts-fp8 --search
 
         dsctl convert DeepSeek-V4-Flash V4-Flash-hf --bf16 --layout transformers
 
@@ -46,7 +61,7 @@ def convert(
     from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out
 
-    request = replace(converted(formats, part), search=search, keep_scales=not no_keep_scales)
+    request = replace(converted(formats, part), search=search, keep_scales=not no_keep_scales, original=original or "")
     if layout is not None:
         request = laid_out(request, LayoutOptions(layout))
     elif request.to == KEEP:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from dsctl.checkpoint.names import repository_of
 from dsctl.cli import completion
 from dsctl.cli.commands import RUNNING, WHICH
 from dsctl.cli.groups import PrintOptions, RunOptions, verb
 from dsctl.cli.hints import resumable
 from dsctl.cli.options import DryRun, Force, Only, Workers, parse_numbers
-from dsctl.cli.sources import repository_of
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import KEEP, Request
 from dsctl.show.orders import Lines, as_json, show_order

@@ -21,6 +21,7 @@ from dsctl.look.description import Description
 from dsctl.look.fitting import Must, Reserve, Subject
 from dsctl.look.source import describe
 from dsctl.plan.recipes import recipe as named_recipe
+from dsctl.show.audits import warn
 from dsctl.show.capacity import sections
 from dsctl.show.capacity_facts import Considered, as_json
 from dsctl.show.drawing import ready, save
@@ -99,7 +100,7 @@ def plan(
 
         dsctl plan v3.2 --must-fit h200x8
 
-        dsctl plan v3.2 --recipe w4a8-experts --tp 8
+        dsctl plan v3.2 --recipe int4-experts-fp8 --tp 8
 
         dsctl plan v3.2 --html v3.2-plan.html
     """
@@ -109,6 +110,7 @@ def plan(
         choose(kv, CACHE_FORMATS, "format", "--kv")
     check_formats(to or ())
     recipes = tuple(map(named_recipe, recipe or ()))
+    warn((one.note for one in recipes), printing.output())
     devices, demands = accelerators(gpu), list(must_fit or ())
     form = _must_format([*(to or ()), *(one.name for one in recipes)]) if demands else STORED
     description = describe(located(source, remote, local))

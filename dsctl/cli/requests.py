@@ -26,7 +26,9 @@ def converted(formats: FormatOptions, part: PartOptions) -> Request:
     Raises:
         UsageError: an unknown format or recipe, or several of them.
     """
-    format_, rules = choose_format(formats.to, formats.bf16, formats.fp8), _rules(formats.recipe)
+    format_ = choose_format(formats.to, formats.bf16, formats.fp8)
+    chosen = recipe(formats.recipe) if formats.recipe else None
+    rules = tuple((rule.role, rule.match, rule.format) for rule in chosen.rules) if chosen else ()
     if rules and format_:
         raise UsageError(f"--recipe and {format_} exclude each other", hint="a recipe names every format itself")
     return Request(
@@ -38,6 +40,7 @@ def converted(formats: FormatOptions, part: PartOptions) -> Request:
         only=tuple(part.only or ()),
         skip=tuple(part.skip or ()),
         mtp="drop" if part.no_mtp else "keep",
+        notes=(chosen.note,) if chosen and chosen.note else (),
         allow_missing=part.allow_missing,
         allow_extra=part.allow_extra,
     )
@@ -116,11 +119,6 @@ def choose_format(to: str | None, bf16: bool, fp8: bool = False) -> str | None:
         return None
     name = _SHORT.get(chosen[0], chosen[0])
     return choose(name, (*CODECS, PUBLISHED), "format", "--to")
-
-
-def _rules(text: str | None) -> tuple[tuple[str, str, str], ...]:
-    """Return the rules of --recipe, a built-in one or a file."""
-    return tuple((rule.role, rule.match, rule.format) for rule in recipe(text).rules) if text else ()
 
 
 def _twice(consume: int) -> bool:

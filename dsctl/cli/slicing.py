@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dsctl.checkpoint.opening import open_checkpoint, source_at
-from dsctl.checkpoint.slice import cut_of, sliced
+from dsctl.checkpoint.slice import SHARD_BYTES, cut_of, sliced
 from dsctl.cli.carrying import convert_from
 from dsctl.cli.groups import RunOptions
 from dsctl.cli.options import parse_numbers
@@ -14,9 +14,6 @@ from dsctl.cli.sources import located
 from dsctl.core.errors import UsageError
 from dsctl.plan.request import Request
 from dsctl.show.output import Output
-
-# The largest file that is written, in bytes.
-SHARD_BYTES = 5 * 10**9
 
 
 def slice_to(

@@ -5,22 +5,9 @@ from __future__ import annotations
 import os
 
 from dsctl import releases
+from dsctl.checkpoint.names import repository_of
 from dsctl.core.errors import SourceError, UsageError
-from dsctl.stores.hub import SCHEME, is_repository
-
-
-def repository_of(text: str) -> str:
-    """Return the repository of a release by any of its names; org/name stands for itself.
-
-    Raises:
-        UsageError: the text is neither.
-    """
-    if "/" not in text:
-        name, mark, revision = text.partition("@")
-        return releases.find(name).repository + mark + revision
-    if not is_repository(text.removeprefix(SCHEME)):
-        raise UsageError(f"{text}: is not a repository name", hint="write org/name or org/name@revision")
-    return text
+from dsctl.stores.hub import SCHEME
 
 
 def located(source: str, remote: bool = False, local: bool = False) -> str:

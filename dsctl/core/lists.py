@@ -15,10 +15,23 @@ def globs(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         UsageError: an element is not a string.
     """
+    return _strings(name, given, "a glob", 'such as ["model.layers.0.*"]')
+
+
+def names(name: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """The names of an option, such as formats; a string is one name.
+
+    Raises:
+        UsageError: a member is not a string.
+    """
+    return _strings(name, given, "a name", 'such as ["bf16", "fp8-block"]')
+
+
+def _strings(name: str, given: str | Iterable[str], what: str, hint: str) -> tuple[str, ...]:
     found = (given,) if isinstance(given, str) else _members(name, given)
-    for glob in found:
-        if not isinstance(glob, str):
-            raise UsageError(f"{name}: {glob!r} is not a glob", hint='such as ["model.layers.0.*"]')
+    for member in found:
+        if not isinstance(member, str):
+            raise UsageError(f"{name}: {member!r} is not {what}", hint=hint)
     return found
 
 

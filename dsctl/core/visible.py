@@ -10,12 +10,18 @@ LONGEST = 2000
 
 def visible(text: str) -> str:
     """Text in one line, with control characters spelled out as Python escapes them; absurdly long text is cut."""
-    return spelled(shortened(text))
+    return spelled(clipped(text))
 
 
-def shortened(text: str) -> str:
+def clipped(text: str) -> str:
     """Text of at most `LONGEST` characters, and the number of characters that were cut."""
     return f"{text[:LONGEST]}... ({len(text) - LONGEST:,} characters more)" if len(text) > LONGEST else text
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Text for a line that must stay short: visible, and at most this many characters, cut in the middle."""
+    text = visible(text)
+    return text if len(text) <= most else f"{text[: most // 2 - 2]}...{text[len(text) - most // 2 + 1 :]}"
 
 
 def spelled(text: str) -> str:

@@ -1,7 +1,7 @@
-"""How far apart the numbers of two checkpoints are, in any formats: per parameter, per role and in all.
+"""Compare the values of two checkpoints in any formats: per parameter, per role and in total.
 
-Both sides are read in bands of whole blocks. Sums are double precision. A quantized side is decoded as a conversion
-would: to the other side's dtype where that is plain, to float32 where both are quantized.
+Both sides are read in bands of whole blocks. Sums are in double precision. A quantized side is decoded as a conversion
+would decode it: to the other side's dtype if that is plain, to float32 if both are quantized.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ THREADS = 16
 
 
 class Pairing(NamedTuple):
-    """What will be compared, and what cannot be."""
+    """The pairs to compare, and the names that cannot be compared."""
 
     stores: tuple[Store, Store]
     pairs: list[Pair]
@@ -43,7 +43,7 @@ class Pairing(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that comparing reads."""
+        """Bytes to read."""
         return sum(pair.nbytes for pair in self.pairs)
 
 
@@ -52,7 +52,7 @@ def pair(ours: Store, theirs: Store, only: str | Iterable[str] = (), skip: str |
 
     Raises:
         SourceError, FormatError: one of them cannot be opened, or contradicts itself.
-        PlanError: they have nothing in common. UsageError: `only` or `skip` is not globs.
+        PlanError: they have no parameter in common. UsageError: `only` or `skip` does not hold globs.
     """
     only, skip = globs("only", only), globs("skip", skip)
     mine, other = _held(ours), _held(theirs)
@@ -85,7 +85,7 @@ def _matches(name: str, globs: tuple[str, ...]) -> bool:
 
 
 def _held(store: Store) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
-    """Every parameter of a checkpoint and its pieces; tensors of no known parameter under their own names."""
+    """Every parameter of a checkpoint and its pieces; unknown tensors have their own names."""
     checkpoint = open_checkpoint(store)
     require_whole(checkpoint, allow_missing=True, allow_extra=True)
     held = {
@@ -97,8 +97,8 @@ def _held(store: Store) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
 
 
 def _extras(checkpoint: Checkpoint) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
-    """Tensors that the architecture does not have, a weight and its scale together; without pieces where no codec
-    reads them as numbers."""
+    """Tensors that the architecture does not have, a weight and its scale together; without pieces if no codec reads
+    them as numbers."""
     names = {ref.name: ref for ref in checkpoint.survey.extra}
     found: dict[str, tuple[Param, tuple[Piece, ...]]] = {}
     parts: set[str] = set()
@@ -140,10 +140,10 @@ def compare(pairing: Pairing, advance: Advance = lambda nbytes: None) -> Compari
     """Read both sides of every pair, each byte once, and sum.
 
     Raises:
-        PlanError: torch is not installed. SourceError: a file cannot be read. FormatError: a scale cannot be one.
+        PlanError: torch is not installed. SourceError: a file cannot be read. FormatError: a scale is impossible.
     """
     require_torch("comparing values")
-    # This loads torch: who asks for help, or has nothing to compare, need not wait for it.
+    # Loaded late, because it loads torch: --help and refusals should not have to wait for it.
     from dsctl.look.summing import PairReader
 
     order = sorted(

@@ -1,4 +1,4 @@
-"""How far apart two checkpoints are, in numbers: sums per parameter, per role and in all. Data, no torch."""
+"""The differences between the values of two checkpoints: sums per parameter, per role and in total. Data, no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dsctl.checkpoint.scales import ScaleCounts
+from dsctl.core.amounts import plural
 from dsctl.core.params import Param, in_order
+from dsctl.core.tables import html, table, text_table
+from dsctl.core.visible import shortened, visible
 from dsctl.plan.steps import Step
 
 # Floats are binned by their exponent's eight bits; the first bin is zero.
@@ -17,10 +20,10 @@ EXPONENT_ONE = 127
 
 @dataclass(slots=True)
 class Sums:
-    """What is summed over pairs of values a, b with d = b - a. `bins` counts |d| / max(|a|, |b|) by its exponent.
+    """Sums over pairs of values a, b with d = b - a. `bins` counts |d| / max(|a|, |b|) by its exponent.
 
-    Pairs of which one is NaN or infinite count in `not_finite`, and as `identical` where both are the same; they enter
-    no other sum.
+    Pairs where either value is NaN or infinite count in `not_finite`, and in `identical` if both are the same; they
+    are in no other sum.
     """
 
     values: int = 0
@@ -35,7 +38,7 @@ class Sums:
     bins: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: Sums) -> None:
-        """Take in another's."""
+        """Add the sums of another."""
         for name in ("values", "identical", "not_finite", "aa", "bb", "ab", "dd"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_abs, self.max_rel = max(self.max_abs, other.max_abs), max(self.max_rel, other.max_rel)
@@ -48,26 +51,26 @@ class Sums:
 
     @property
     def snr(self) -> float | None:
-        """10 log10 of sum a^2 over sum (b - a)^2, in dB; None where it is infinite or is no number."""
+        """10 log10 of sum a^2 over sum (b - a)^2, in dB; None if it is infinite or not a number."""
         if not (self.aa > 0 and self.dd > 0) or self.not_finite > self.identical:
             return None
         return 10 * math.log10(self.aa / self.dd)
 
     @property
     def cosine(self) -> float | None:
-        """Of the angle between a and b; None where either is zero."""
+        """The cosine of the angle between a and b; None if either is zero."""
         if self.same and self.aa > 0:
             return 1.0
         return self.ab / math.sqrt(self.aa * self.bb) if self.aa > 0 and self.bb > 0 else None
 
     @property
     def share(self) -> float:
-        """Of values that are identical, 0 to 1."""
+        """The share of identical values, 0 to 1."""
         return self.identical / self.values if self.values else 1.0
 
 
 class Compared(NamedTuple):
-    """One parameter, how either side stores it, and what was summed over it."""
+    """One parameter, its formats on both sides, and its sums."""
 
     name: str
     role: str
@@ -78,12 +81,12 @@ class Compared(NamedTuple):
     scales: tuple[ScaleCounts, ScaleCounts] = (ScaleCounts(), ScaleCounts())
 
     def below(self, snr: float) -> bool:
-        """Whether it is not identical and its signal-to-noise ratio is less than this, or none."""
+        """Whether it is not identical, and its signal-to-noise ratio is below `snr` or undefined."""
         return not self.sums.same and (self.sums.snr is None or self.sums.snr < snr)
 
 
 class Reshaped(NamedTuple):
-    """A parameter whose shapes differ."""
+    """A parameter with different shapes."""
 
     name: str
     ours: tuple[int, ...]
@@ -92,7 +95,7 @@ class Reshaped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Parameters in the order of the architecture; names that only one side has, or that hold no comparable numbers."""
+    """The compared parameters, in the order of the architecture, and the names that could not be compared."""
 
     places: tuple[str, str]
     compared: tuple[Compared, ...]
@@ -101,13 +104,40 @@ class Comparison:
     reshaped: tuple[Reshaped, ...]
     not_numbers: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<Comparison {' and '.join(shortened(place, 50) for place in self.places)}: {self.summary}>"
+
+    def __str__(self) -> str:
+        """What `print` shows: both places, and the error by role."""
+        sides = [f"{side}  {visible(place)}" for side, place in zip("AB", self.places, strict=True)]
+        return "\n".join([*sides, self.summary, "", *text_table("By role", _COLUMNS, self._rows)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        sides = "".join(f"<p>{side}: {html(place)}</p>" for side, place in zip("AB", self.places, strict=True))
+        return f"<h3>{html(self.summary)}</h3>{sides}{table('By role', _COLUMNS, self._rows)}"
+
+    @property
+    def summary(self) -> str:
+        """How many parameters were compared, and the share of identical values, in words."""
+        share = "all values identical" if self.total.same else f"{self.total.share:.2%} of values identical"
+        left = len(self.only_ours) + len(self.only_theirs) + len(self.reshaped) + len(self.not_numbers)
+        rest = f", {left:,} not compared" if left else ""
+        return f"{plural(len(self.compared), 'parameter')} compared, {share}{rest}"
+
+    @property
+    def _rows(self) -> Iterator[tuple[object, ...]]:
+        for role, (number, sums) in (*self.roles.items(), ("all", (len(self.compared), self.total))):
+            snr = "inf" if sums.same else "-" if sums.snr is None else f"{sums.snr:.2f}"
+            yield role, number, sums.values, snr, f"{sums.max_abs:.3g}", f"{sums.share:.2%}"
+
     @property
     def total(self) -> Sums:
         return _total(self.compared)
 
     @property
     def scales(self) -> tuple[ScaleCounts, ScaleCounts]:
-        """The block scales of either side."""
+        """The block scales of both sides."""
         counts = ScaleCounts(), ScaleCounts()
         for one in self.compared:
             for total, side in zip(counts, one.scales, strict=True):
@@ -124,13 +154,16 @@ class Comparison:
 
     @property
     def whole(self) -> bool:
-        """Whether everything on either side was compared."""
+        """Whether all parameters of both sides were compared."""
         return not (self.only_ours or self.only_theirs or self.reshaped or self.not_numbers)
 
     def worst(self, count: int) -> list[Compared]:
-        """The parameters with the least signal-to-noise ratio, without those that are identical."""
+        """The parameters with the lowest signal-to-noise ratio, without identical ones."""
         apart = [one for one in self.compared if not one.sums.same]
         return sorted(apart, key=lambda one: -math.inf if one.sums.snr is None else one.sums.snr)[:count]
+
+
+_COLUMNS = "role", "parameters", "values", "SNR dB", "max abs", "identical"
 
 
 def _total(compared: Iterable[Compared]) -> Sums:
@@ -141,12 +174,12 @@ def _total(compared: Iterable[Compared]) -> Sums:
 
 
 def histogram(sums: Sums) -> Iterator[tuple[int, int]]:
-    """Counts of values by the power of two at or below their relative error, ascending, without empty ones."""
+    """Counts of values by the power of two at or below their relative error, ascending, without empty bins."""
     return ((place - EXPONENT_ONE, count) for place, count in sorted(sums.bins.items()) if place)
 
 
 class Pair(NamedTuple):
-    """A parameter of both sides: two reading steps and the dtype in which a quantized side is decoded."""
+    """A parameter of both sides: two steps that read it, and the dtype to which a quantized side is decoded."""
 
     param: Param
     ours: Step

@@ -1,6 +1,6 @@
-"""What a checkpoint holds, family by family, and a release by its data: the value that looking verbs work on.
+"""The description of a checkpoint or a release, family by family: the value that all looking verbs work on.
 
-Which parameters there are, how each is stored, and the totals. `look/opened.py` describes files.
+It has the parameters, their formats and the totals. `look/opened.py` describes files.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Any
 from dsctl import models, releases
 from dsctl.checkpoint.groups import Group, Known, groups_of_release
 from dsctl.checkpoint.origin import Origin
+from dsctl.core.amounts import count, plural, size
 from dsctl.core.errors import FormatError
 from dsctl.core.params import OTHER, PLAIN_TRAITS, Traits
+from dsctl.core.visible import shortened
 from dsctl.releases import Release
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One checkpoint. `release` is set where it is a published one; `missing` names what the architecture has and the
-    files have not, `faults` what else they get wrong; `part` says which ranks' parts are not there."""
+    """One checkpoint. `release` is set for a published one. `missing` are parameters of the architecture that the files
+    lack, `faults` are other problems of the files, and `part` names the missing ranks."""
 
     name: str
     place: str
@@ -34,9 +36,19 @@ class Description:
     part: str = ""
     traits: Traits = PLAIN_TRAITS
 
+    def __repr__(self) -> str:
+        return f"<Description {shortened(self.name)}: {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """Its architecture and sizes in a few words."""
+        if self.model is None:
+            return f"unknown architecture, {plural(self.tensors, 'tensor')}, {size(self.nbytes)}"
+        return f"{self.model}, {plural(self.parameters, 'parameter')}, {count(self.values)} values, {size(self.nbytes)}"
+
     @property
     def contents(self) -> Known:
-        """What a plan is made of where there are no files."""
+        """The input for a plan without files."""
         model = models.MODELS[self.model] if self.model else None
         return Known(self.name, self.config, model, self.groups, self.traits)
 
@@ -47,14 +59,14 @@ class Description:
 
     @property
     def origin(self) -> Origin:
-        """Where it comes from: dsctl's own data, or the files in a place."""
+        """Its origin: built-in data, or the files in a place."""
         if self.release:
             return Origin.of_release(self.release)
         return Origin.of_files("headers and config.json" if self.config else "headers", self.place, self.name)
 
     @property
     def derived(self) -> bool:
-        """Whether its config was not read, but follows from another release's."""
+        """Whether its config was derived from another release's, not read."""
         return self.release is not None and self.release.config_derived
 
     @property
@@ -64,19 +76,19 @@ class Description:
 
     @property
     def published_context(self) -> int | None:
-        """Tokens of context that model cards publish: the release's, or that of all releases with the same shapes."""
+        """Tokens of context in model cards: the release's, or the common one of all releases with the same shapes."""
         found = {release.context for release in ((self.release,) if self.release else self.alike)}
         return found.pop() if len(found) == 1 else None
 
     @property
     def positions(self) -> int | None:
-        """Tokens that the config allows: `max_position_embeddings`, where it is a sensible number."""
+        """Tokens that the config allows: `max_position_embeddings`, if it is a plausible number."""
         longest = self.config.get("max_position_embeddings")
         return longest if type(longest) is int and 0 < longest < 1 << 32 else None
 
     @property
     def known(self) -> tuple[Group, ...]:
-        """The groups of its architecture's parameters, without tensors that belong to none."""
+        """The groups of its architecture's parameters, without tensors that belong to no parameter."""
         return tuple(group for group in self.groups if group.family.role != OTHER)
 
     @property
@@ -94,21 +106,21 @@ class Description:
 
     @property
     def active_values(self) -> int:
-        """Values that one token is multiplied with: the experts chosen for it, and no embedding or table of experts by
-        token, which are looked up, and nothing that only images pass.
+        """Values that one token is multiplied with, including only the experts chosen for it.
 
-        Counted so, releases have the active parameters that their model cards give (V3: 36.6 B, "37B").
+        The embedding and tables of experts by token are looked up, and vision parts are for images: they do not count.
+        The results agree with the active parameters in model cards (V3: 36.6 B, "37B").
         """
         return sum(active(group) for group in self.known)
 
     @property
     def draft_layers(self) -> int:
-        """Layers that draft further tokens, as its tensors have them: `num_nextn_predict_layers` may say otherwise."""
+        """The number of MTP layers among its tensors; `num_nextn_predict_layers` may be different."""
         return len({layer for group in self.known if group.family.mtp for layer in group.layers})
 
     @property
     def quantized(self) -> int:
-        """Parameters that are stored in a quantized format."""
+        """The number of parameters that are stored in a quantized format."""
         return sum(group.count for group in self.known if group.codec.quantized)
 
     @property
@@ -121,7 +133,7 @@ class Description:
 
 
 def active(group: Group) -> int:
-    """Values of a group that one token is multiplied with."""
+    """The number of values of a group that one token is multiplied with."""
     family = group.family
     if family.mtp or family.below or family.role in ("embedding", "vision"):
         return 0
@@ -129,7 +141,7 @@ def active(group: Group) -> int:
 
 
 def of_release(release: Release) -> Description:
-    """What a release holds, from its config and how it is known to be stored."""
+    """The description of a release, from its config and its known formats."""
     model = models.recognise(release.config)
     return Description(
         release.name,
@@ -144,7 +156,7 @@ def of_release(release: Release) -> Description:
 
 
 def identify(config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Release, ...]:
-    """The releases whose parameters have the names and shapes of this config's, oldest first.
+    """The releases whose parameters have the same names and shapes as this config's, oldest first.
 
     Raises:
         FormatError: a field that sets a shape is missing or absurd.

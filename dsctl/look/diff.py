@@ -9,10 +9,10 @@ from functools import cached_property
 
 from dsctl.core.config_fields import CLERICAL_FIELDS
 from dsctl.core.header import TensorSpec
+from dsctl.core.tables import html, table, text_table
 from dsctl.look.config_changes import FieldChange, config_changes
 from dsctl.look.costs import Attention, attention
 from dsctl.look.description import Description
-from dsctl.look.notebook import html, plain, table
 from dsctl.look.other_files import SIDE_FILES, FileChange, other_files
 from dsctl.look.side_texts import Texts, texts_of_folders, texts_of_releases
 from dsctl.look.templates import Template, TemplateChange, aspects, stored_tensors, templates
@@ -215,8 +215,8 @@ class Diff:
 
     def __str__(self) -> str:
         """Origin, verdict and tables as text."""
-        parts = "".join(f"\n{plain(*part)}" for part in _tables(self))
-        return f"{self.origin}\n\n{self.a.name} → {self.b.name}   {self.headline}\n{parts}".rstrip()
+        parts = [line for part in _tables(self) if (lines := text_table(*part)) for line in ("", *lines)]
+        return "\n".join((self.origin, "", f"{self.a.name} → {self.b.name}   {self.headline}", *parts))
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""

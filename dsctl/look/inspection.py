@@ -1,4 +1,4 @@
-"""What a source is and holds, in totals: by role, by dtype, by file, tensor by tensor. Headers only, no torch."""
+"""The contents of a source: totals by role, dtype and file, and every tensor. Headers only, no torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import OTHER, in_order
+from dsctl.core.tables import html, table, text_table
+from dsctl.core.visible import shortened, visible
 from dsctl.layouts.naming import tensors
 from dsctl.look.description import Description, active
-from dsctl.look.notebook import html, table
 from dsctl.look.opened import of_checkpoint
 from dsctl.look.source import describe
 from dsctl.stores import store_at
@@ -29,10 +30,10 @@ from dsctl.stores.objects import is_url
 
 
 class Subtotal(NamedTuple):
-    """What one role or dtype sums up to: how many parameters of a role or tensors of a dtype, their values and bytes.
+    """The totals of one role or dtype: the number of parameters or tensors, their values and bytes.
 
-    `active` is how many of a role's values one token is multiplied with: `dsctl.look.description.active` says the rule.
-    `codecs` are the forms in which a role is stored.
+    `active` is the number of a role's values that one token is multiplied with, see `dsctl.look.description.active`.
+    `codecs` are the formats of a role.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Subtotal(NamedTuple):
 
 
 class WeightFile(NamedTuple):
-    """A file, how many tensors it holds and their bytes."""
+    """A file, the number of its tensors, and their bytes."""
 
     name: str
     tensors: int
@@ -52,7 +53,7 @@ class WeightFile(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A stored tensor; `file` is empty where a release is described without its files."""
+    """A stored tensor; `file` is empty if a release is described without its files."""
 
     name: str
     spec: TensorSpec
@@ -60,7 +61,7 @@ class Tensor(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Tensors that differ only in the numbers of their names: which numbers stand in each place, and how many."""
+    """Tensors that differ only in the numbers in their names: the numbers at each place, and the number of tensors."""
 
     template: str
     ranges: tuple[tuple[int, ...], ...]
@@ -74,7 +75,7 @@ class Fold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A description with the headers it was read from (none for a release), its faults, and the releases like it."""
+    """A description, its headers (none for a release), its faults, and the releases with the same architecture."""
 
     description: Description
     headers: Mapping[str, Header]
@@ -82,9 +83,19 @@ class Inspection:
     alike: tuple[str, ...]
     regular: bool
 
+    def __repr__(self) -> str:
+        return f"<Inspection {shortened(self.description.name)}: {self.description.summary}>"
+
+    def __str__(self) -> str:
+        """What `print` shows: the same tables as a notebook, as text."""
+        lines = [visible(self.description.name), *map(visible, self._said)]
+        for title, columns, rows in self._tables:
+            lines += ["", *text_table(title, columns, rows)]
+        return "\n".join(lines)
+
     @property
     def roles(self) -> tuple[Subtotal, ...]:
-        """Totals of every role there is, in the order of `in_order`; tensors of unknown purpose last."""
+        """Totals of every role, in the order of `in_order`; tensors of unknown purpose last."""
         found: dict[str, list[Group]] = {}
         for group in self.description.groups:
             found.setdefault(group.family.group, []).append(group)
@@ -92,14 +103,15 @@ class Inspection:
 
     @property
     def alike_derived(self) -> tuple[str, ...]:
-        """Those of `alike` whose config was not read, but derived."""
+        """The members of `alike` whose config was derived from another release, not read."""
         return tuple(name for name in self.alike if releases.find(name).config_derived)
 
     @property
     def formats(self) -> tuple[Codec, ...]:
-        """The forms in which it is stored: those of its roles, or, without a known architecture, of what goes together.
+        """Its formats: those of its roles, or, for an unknown architecture, those of tensors that belong together.
 
-        Without one only what is named after its weight is told, most bytes first; packed weights have no such name.
+        For an unknown architecture, scales are found by the name of their weight, and the formats are sorted by bytes;
+        packed weights do not have such a name.
         """
         if self.description.model is not None:
             return tuple(dict.fromkeys(codec for total in self.roles for codec in total.codecs))
@@ -139,13 +151,13 @@ class Inspection:
 
     @property
     def files(self) -> tuple[WeightFile, ...]:
-        """Every weight file, in the order of their names."""
+        """Every weight file, sorted by name."""
         return tuple(
             WeightFile(file, len(header.names), header.nbytes) for file, header in sorted(self.headers.items())
         )
 
     def tensors(self, glob: str = "*") -> Iterator[Tensor]:
-        """Every stored tensor whose name matches, file by file; of a release, family by family."""
+        """Every stored tensor whose name matches, file by file; for a release, family by family."""
         everything = self._stored() if self.headers else self._described()
         return (tensor for tensor in everything if glob == "*" or fnmatchcase(tensor.name, glob))
 
@@ -163,22 +175,28 @@ class Inspection:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        said = "".join(f"<p>{html(text)}</p>" for text in self._said)
+        tables = "".join(table(title, columns, rows) for title, columns, rows in self._tables)
+        return f"<h3>{html(self.description.name)}</h3>{said}{tables}"
+
+    @property
+    def _said(self) -> tuple[str, str]:
+        return self.description.origin.sentence, self.description.model or "unknown architecture"
+
+    @property
+    def _tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[object, ...]]]]:
+        """Titles, columns and rows of what is printed."""
         roles = [(one.name, one.number, one.values, one.active, one.nbytes) for one in self.roles]
+        yield "By role", ("role", "parameters", "values", "active per token", "bytes"), [*roles]
         dtypes = [(one.name, one.number, one.values, one.nbytes) for one in self.dtypes]
-        parts = (
-            table("By role", ("role", "parameters", "values", "active per token", "bytes"), roles),
-            table("By dtype", ("dtype", "tensors", "values", "bytes"), dtypes),
-        )
-        said = self.description.model or "architecture not known"
-        said = "".join(f"<p>{html(text)}</p>" for text in (self.description.origin.sentence, said))
-        return f"<h3>{html(self.description.name)}</h3>{said}{''.join(parts)}"
+        yield "By dtype", ("dtype", "tensors", "values", "bytes"), [*dtypes]
 
 
 def inspect(source: str) -> Inspection:
-    """A folder, a .safetensors file, a repository, or a release by any of its names; what exists here comes first.
+    """Inspect a folder, a .safetensors file, a repository, or a release by any of its names; an existing path is first.
 
     Raises:
-        SourceError: none of them, or unreadable. FormatError: a file's own structure is broken.
+        SourceError: it is none of these, or unreadable. FormatError: a file's own structure is broken.
     """
     here = os.path.exists(source) or is_url(source) or is_repository(source)
     if releases.meant(source) is not None or not here:
@@ -191,7 +209,7 @@ def inspect(source: str) -> Inspection:
 
 
 def _together(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> Codec | None:
-    """The codec that reads a tensor together with those that are named after it, if any does."""
+    """The codec that reads a tensor together with the tensors named after it, if there is one."""
     for codec in CODECS.values():
         named = tensors(codec.dialect, name, codec.parts)
         if len(named) < 2 or named[0] != name or any(one not in specs for one in named):
@@ -218,7 +236,7 @@ def _total(name: str, groups: list[Group]) -> Subtotal:
 
 
 def fold(tensors: Iterable[Tensor]) -> list[Fold]:
-    """Tensors with names alike but for their numbers, and one dtype and shape, as one entry each."""
+    """One entry for all tensors with the same dtype and shape whose names differ only in numbers."""
     found: dict[tuple[str, int, TensorSpec], list[tuple[int, ...]]] = {}
     for tensor in tensors:
         template, numbers = folded(tensor.name)

@@ -1,4 +1,4 @@
-"""What an opened checkpoint holds, by its headers. No weights."""
+"""The description of an opened checkpoint, from its headers. No weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dsctl.stores import store_at
 from dsctl.stores.hub import is_repository
 from dsctl.stores.objects import is_url
 
-# Faults that other fields of a description tell.
+# Faults that other fields of a description already contain.
 _TOLD = ("missing-tensor", "extra-tensor", "missing-rank")
 
 
 def of_place(place: str) -> Description:
-    """What the folder, file, repository or store of this name holds.
+    """The description of the folder, file, repository or store of this name.
 
     Raises:
         SourceError: there is none, or it is unreadable. FormatError: a file's structure is broken.
@@ -39,7 +39,7 @@ def _refuse_unknown(source: str) -> None:
 
 
 def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
-    """What an open checkpoint holds; `name` is what a person calls it."""
+    """The description of an open checkpoint; `name` is its name for people."""
     survey = checkpoint.survey if checkpoint.regular is None else Survey()
     return Description(
         name=name,

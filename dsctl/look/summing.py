@@ -1,4 +1,4 @@
-"""Sums over pairs of values: of two tensors, and of a parameter of two checkpoints, band by band. Loads torch."""
+"""Sums over pairs of values: of two tensors, and of one parameter of two checkpoints, by bands. Loads torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsctl.stores import Store
 from dsctl.work.values import Values
 
 BAND_BYTES = 8 << 20
-# Values looked at together: few enough for the cache, enough to outweigh the cost of torch's calls.
+# Values per call of torch: few enough for the cache, enough to outweigh the cost of a call.
 CHUNK = 1 << 17
 # Stands in for the larger of two zeros.
 _SMALLEST = 2.0**-149
@@ -26,7 +26,7 @@ _LARGEST = 2.0**127
 
 
 class PairReader:
-    """Reads pairs; every thread has buffers of its own."""
+    """Reads pairs; every thread has its own buffers."""
 
     def __init__(self, stores: tuple[Store, Store]) -> None:
         torch.set_num_threads(1)
@@ -54,7 +54,7 @@ class PairReader:
 
 
 def _scales(side: Values, step: Step) -> ScaleCounts:
-    """The block scales of one side's parameter; they are few beside its values, and just read."""
+    """The block scales of one side's parameter; they are few compared with its values, and were just read."""
     counts = ScaleCounts()
     for spec, stored in side.scales(step):
         counts.add(ScaleCounts.of(as_float32(stored.reshape(-1).view(torch.uint8).numpy().tobytes(), spec.dtype)))
@@ -109,7 +109,7 @@ def _different(a: torch.Tensor, b: torch.Tensor) -> Sums:
 
 
 def _not_finite(a: torch.Tensor, b: torch.Tensor) -> Sums:
-    """Sums of the finite pairs; the others are counted."""
+    """Sums of the finite pairs, and the number of the others."""
     finite = a.isfinite() & b.isfinite()
     sums = _different(a[finite], b[finite]) if bool(finite.any()) else Sums()
     odd, even = a[~finite], b[~finite]

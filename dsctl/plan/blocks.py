@@ -1,4 +1,4 @@
-"""Cover what is wanted with what is stored: which pieces, which copies are compared, and whether blocks stay whole."""
+"""Cover the wanted boxes with stored pieces: choose the pieces, pair copies to compare, and keep blocks whole."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dsctl.layouts.layout import Slot
 from dsctl.plan.plan import Recoded
 from dsctl.plan.steps import Region, Step, Twin, region_of
 
-# So many parameters are named in a refusal.
-TOLD = 100
+# A refusal names at most this many parameters.
+NAMED = 100
 
 
 def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot, ...]) -> bool:
-    """Whether pieces that do not overlap hold all that the slots want of a parameter."""
+    """Whether pieces that do not overlap hold every part of a parameter that the slots need."""
     boxes = [piece.slot.region for piece in pieces]
     if len(boxes) == 1 and boxes[0].shape == shape:
         return True
@@ -32,15 +32,15 @@ def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot,
 
 
 def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:
-    """What to say where parameters are not all there."""
+    """The error for parameters of which parts are missing."""
     said = checkpoint.layout.shares.said if checkpoint.layout.shares else ""
-    what = f"{len(names):,} parameters are not all there" + (f": {said}" if said else "")
-    hint = "put the parts of all ranks into one folder" if said else None
+    what = f"{len(names):,} parameters are incomplete" + (f": {said}" if said else "")
+    hint = "put the files of all ranks into one folder" if said else None
     return PlanError(f"{checkpoint.store.place}: {what}", hint=hint, issues=names[:20])
 
 
 def twins(name: str, held: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> Iterator[Twin]:
-    """The copies, among the pieces held, of those that are read.
+    """The pieces among `held` that are copies of the pieces to read.
 
     Raises:
         PlanError: a copy is stored in another format.
@@ -55,14 +55,14 @@ def twins(name: str, held: tuple[Piece, ...], pieces: tuple[Piece, ...]) -> Iter
             continue
         if piece.codec != pieces[number].codec:
             files = f"{pieces[number].refs[0].file} and {piece.refs[0].file}"
-            raise PlanError(f"{name}: {files} store it in different formats")
+            raise PlanError(f"{name}: its copies in {files} have different formats")
         yield Twin(number, region_of(piece))
 
 
 class Blocks:
-    """Whether steps leave blocks whole. Steps with equal regions are looked at once.
+    """Checks that steps keep blocks whole. Steps with equal regions are checked once.
 
-    `recode`: what cannot be moved is recoded, and told of in `recoded`, rather than refused.
+    With `recode`, a step that cannot be moved is recoded and listed in `recoded` instead of refused.
     """
 
     def __init__(self, layout: str, recode: bool) -> None:
@@ -73,7 +73,7 @@ class Blocks:
         self._recoded: dict[str, Recoded] = {}
 
     def checked(self, step: Step, template: str, parameters: int = 1) -> Step:
-        """The step, or what it becomes where its blocks are cut; `refuse` tells of those that cannot be."""
+        """The step, recoded if its blocks are cut; `refuse` reports the steps that are impossible."""
         stored, moved = self._why(step)
         if stored or (moved and not self._recode):
             found, issue = self._wrong if stored else self._cut, f"{step.name}: {stored or moved}"
@@ -86,27 +86,27 @@ class Blocks:
 
     @property
     def recoded(self) -> list[Recoded]:
-        """What is recoded because of a cut, kind by kind."""
+        """The parameters that are recoded because of a cut, by kind."""
         return list(self._recoded.values())
 
     def refuse(self) -> None:
-        """Refuse the steps that were looked at, if any of them cannot be carried out.
+        """Refuse the checked steps if any of them is impossible.
 
         Raises:
-            PlanError: with a line for each of them, or each kind.
+            PlanError: with a line for each of them, or for each kind.
         """
         for found, what, hint in (
             (self._wrong, f"cannot be stored in layout {self._layout}", None),
-            (self._cut, "would be cut through blocks", "--recode decodes and re-encodes these"),
+            (self._cut, "would be cut through quantization blocks", "--recode quantizes these again"),
         ):
             if found:
-                count, issues = sum(found.values()), list(found)[:TOLD]
+                count, issues = sum(found.values()), list(found)[:NAMED]
                 first = f": {issues[0]}" if len(issues) == 1 else ""
                 parameters = f"{count:,} parameter{'s' * (count > 1)}"
                 raise PlanError(f"{parameters} {what}{first}", hint=hint, issues=issues)
 
     def _why(self, step: Step) -> tuple[str, str]:
-        """Why the stored regions of a step, and why its moves, cut through blocks; empty where they do not."""
+        """The reasons why the stored regions of a step, and why its moves, cut through blocks; empty if they do not."""
         regions = (*step.reads, *step.writes)
         if step.is_uncut and all(one.container == one.box.shape == step.shape for one in regions):
             key: tuple[object, ...] = (step.how, step.shape, *[one.codec for one in regions])
@@ -128,24 +128,24 @@ def _geometry(region: Region) -> tuple[object, ...]:
 
 
 def _common(region: Region) -> str:
-    """Why a region cannot be joined with what is above it in its container: a stored tensor would be of both."""
+    """The reason why a region cannot be joined with the one above it: a stored tensor would cover both."""
     if not region.at or not region.at[0]:
         return ""
     above = Box((0,) * len(region.at), (region.at[0], *region.container[1:]))
     for part in region.parts:
         if region.codec.box(part.name, above, region.container).intersect(region.place(part.name, region.box)):
-            return f"its {_in_words(part.name)} would be that of what it is joined with, too"
+            return f"its {_in_words(part.name)} would also cover the matrix it is joined with"
     return ""
 
 
 def _of_several(step: Step) -> str:
-    """Why parts cannot be encoded each for itself: something stored, such as the scale of a row, is of several."""
+    """The reason why parts cannot be encoded separately: one stored value, such as a row's scale, spans several."""
     codec, boxes = step.writes[0].codec, {region.box for region in step.writes}
     if codec.surveys:
         return ""
     for name in (part.name for part in step.writes[0].parts):
         if any(_shared(codec, name, box, step.shape) for box in boxes):
-            return f"its {_in_words(name)} is of several parts: convert to {codec.name} first, then shard"
+            return f"one {_in_words(name)} would span several ranks: convert to {codec.name} first, then shard"
     return ""
 
 
@@ -154,7 +154,7 @@ def _in_words(part: str) -> str:
 
 
 def _shared(codec: Codec, part: str, box: Box, shape: tuple[int, ...]) -> bool:
-    """Whether what is stored for a part of a parameter is that of what is beside it, too, in this rank or another."""
+    """Whether a tensor stored for one part of a parameter also covers a neighbouring part, on any rank."""
     try:
         held = codec.box(part, box, shape)
         return any(codec.box(part, other, shape).intersect(held) for other in _beside(box, shape))
@@ -163,7 +163,7 @@ def _shared(codec: Codec, part: str, box: Box, shape: tuple[int, ...]) -> bool:
 
 
 def _beside(box: Box, shape: tuple[int, ...]) -> Iterator[Box]:
-    """What is before a box, and after it, along every dimension."""
+    """The boxes before and after a box, along every dimension."""
     for place, length in enumerate(shape):
         for begin, end in ((0, box.start[place]), (box.stop[place], length)):
             if begin < end:
@@ -173,7 +173,7 @@ def _beside(box: Box, shape: tuple[int, ...]) -> Iterator[Box]:
 
 
 def check_filled(slots: Iterable[Slot], layout: str) -> None:
-    """Refuse to write a tensor of which some part is nobody's, as where what it joins is left out in part.
+    """Refuse to write a tensor that no parameter fills completely, such as joined matrices of which one is left out.
 
     Raises:
         PlanError: with every such tensor.
@@ -187,27 +187,27 @@ def check_filled(slots: Iterable[Slot], layout: str) -> None:
     torn = [f"{shard}/{tensor}".removeprefix("/") for (shard, tensor), size in left.items() if size]
     if torn:
         what = (
-            f"{len(torn):,} joined tensors would be there in part"
+            f"{len(torn):,} joined tensors would be only partly filled"
             if len(torn) > 1
-            else f"{torn[0]} would be there in part"
+            else f"{torn[0]} would be only partly filled"
         )
         raise PlanError(
-            f"layout {layout}: {what}", hint="leave out all that is joined, or nothing of it", issues=torn[:TOLD]
+            f"layout {layout}: {what}", hint="keep or drop all joined matrices together", issues=torn[:NAMED]
         )
 
 
 def check_joined(name: str, codec: Codec, slot: Slot) -> None:
-    """Refuse to join what a codec states for a parameter as a whole.
+    """Refuse to join a parameter for which the codec states values of the whole.
 
     Raises:
-        PlanError: it is to be joined.
+        PlanError: the slot joins it.
     """
     if (slot.stack or slot.container != slot.region.shape) and codec.stated(slot.container):
-        raise PlanError(f"{name}: {codec.name} cannot be stored joined with others")
+        raise PlanError(f"{name}: {codec.name} cannot be joined with other matrices in one tensor")
 
 
 def _torn_by(one: Region, other: Region) -> str:
-    """Why what two regions share cannot be told from the rest of the first; empty where it can be."""
+    """The reason why the intersection of two regions cannot be taken from the first; empty if it can."""
     both = one.box.intersect(other.box)
     if both is None:
         return ""

@@ -1,4 +1,4 @@
-"""Which cuts a format can make: whole heads and groups, equal lengths, whole blocks."""
+"""The cuts that are possible in a format: whole heads and groups, equal lengths, whole blocks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dsctl.layouts.ranks import Ranks
 
 
 class Cut(NamedTuple):
-    """A cut that tensor parallelism makes and a format cannot: which parameters, how long each part is, and why not.
+    """An impossible cut: the parameters, the dimension and length to divide, the number of parts, and the reason.
 
-    `blocks`: it divides, but goes through blocks, so that what is stored would have to be encoded anew.
+    `blocks`: the length divides, but a cut goes through blocks, so the values would have to be re-quantized.
     """
 
     template: str
@@ -26,7 +26,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(family: Family, codec: Codec, parts: int, units: Sequence[Unit]) -> Cut | None:
-    """Why a parameter of a family, stored by a codec, cannot be cut into so many parts; None where it can."""
+    """The reason why a parameter of a family cannot be cut into this number of parts; None if it can."""
     if family.split is None or parts == 1:
         return None
     length = family.shape[family.split]
@@ -58,7 +58,7 @@ def _through_blocks(family: Family, codec: Codec, parts: int) -> str:
 
 
 def illegal(stored: Iterable[tuple[Family, Codec]], ranks: Ranks, units: Sequence[Unit]) -> Iterator[Cut]:
-    """The first cut of every family that cannot be made."""
+    """The first impossible cut of every family."""
     seen: set[str] = set()
     for family, codec in stored:
         cut = None if family.template in seen else cut_of(family, codec, ranks.cut(family), units)
@@ -70,13 +70,13 @@ def illegal(stored: Iterable[tuple[Family, Codec]], ranks: Ranks, units: Sequenc
 def legal_sizes(
     stored: Iterable[tuple[Family, Codec]], ep: int | None, units: Sequence[Unit], most: int = 128
 ) -> list[int]:
-    """The tensor-parallel sizes up to `most` at which every cut can be made; `ep` None: as many as tp."""
+    """The tensor-parallel sizes up to `most` at which every cut is possible; with `ep` None, EP equals TP."""
     pairs = list(dict.fromkeys(stored))
     return [size for size in range(1, most + 1) if _fits(pairs, Ranks(size, ep or size), units)]
 
 
 def _fits(pairs: list[tuple[Family, Codec]], ranks: Ranks, units: Sequence[Unit]) -> bool:
-    """Whether every cut can be made. What takes no look at blocks is looked at first."""
+    """Whether every cut is possible. The checks that do not need blocks come first."""
     if max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
         return False
     if any(family.experts % ranks.ep or _uneven(family, ranks.cut(family), units) for family, _ in pairs):

@@ -1,7 +1,7 @@
-"""Where experts are placed, as a load balancer such as EPLB says it. Data from a JSON file.
+"""The placement of experts by a load balancer such as EPLB. Data from a JSON file.
 
-deepseek-ai/EPLB (README): `physical_to_logical_map`, [layers, replicas], names for every place of an expert the expert
-that is there; places are dealt out to ranks in contiguous runs of equal length.
+deepseek-ai/EPLB (README): `physical_to_logical_map`, [layers, replicas], gives the expert at every place; places are
+assigned to ranks in contiguous runs of equal length.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
     """For every row of the map, the experts by place.
 
     Raises:
-        SourceError: the file cannot be read. FormatError: it is no such map.
+        SourceError: the file cannot be read. FormatError: it is not such a map.
     """
     try:
         raw = read_small(path, MAX_BYTES)
@@ -36,7 +36,7 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
         rows = msgspec.json.decode(raw, type=_Map).physical_to_logical_map
     except (ValueError, RecursionError) as error:
         hint = 'as {"physical_to_logical_map": [[0, 1, ...], ...]}, a row per MoE layer'
-        raise FormatError(f"{path}: is no map of experts: {error}", hint=hint) from None
+        raise FormatError(f"{path}: is not a map of experts: {error}", hint=hint) from None
     if not rows:
         raise FormatError(f"{path}: the map of experts has no rows")
     return tuple(map(tuple, rows))
@@ -45,32 +45,32 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
 def dealt_out(
     rows: tuple[tuple[int, ...], ...], layers: tuple[int, ...], main: int, experts: int, parts: int
 ) -> dict[int, tuple[frozenset[int], ...]]:
-    """For every layer that a map tells of, the experts of each of `parts` parts.
+    """The experts of each of `parts` parts, for every layer in a map.
 
-    A map has a row for each of `layers`, the MoE layers without the MTP layer, or with it, or for each of the `main`
-    layers of the model, of which those without experts are passed over.
+    A map has a row for each of `layers` (the MoE layers, with or without the MTP layer) or for each of the `main`
+    layers of the model; rows of layers without experts are ignored.
 
     Raises:
-        FormatError: it has another number of rows, or one that could be read in two ways, places that do not divide,
-            or leaves an expert out.
+        FormatError: the number of rows is wrong or ambiguous, the places do not divide, or an expert is missing.
     """
     known = [layer for layer in layers if layer < main]
     readings = [numbers for numbers in (known, list(layers), list(range(main))) if len(numbers) == len(rows)]
     if not readings:
-        raise FormatError(f"expert map: {len(rows)} rows for {len(known)} MoE layers")
+        raise FormatError(f"expert map: {len(rows)} rows do not match {len(known)} MoE layers")
     numbers = readings[0]
     if any(other != numbers for other in readings):
-        what = "are as many as the MoE layers with the MTP layer, and as all layers without it"
+        what = "match both the MoE layers with the MTP layer and all layers without it"
         raise FormatError(f"expert map: {len(rows)} rows {what}", hint=f"write {len(known)} rows, one per MoE layer")
     found = {}
     for layer, row in zip(numbers, rows, strict=True):
         if layer not in layers:
             continue
         if len(row) % parts:
-            raise FormatError(f"expert map: layer {layer}: {len(row)} places do not make {parts} equal parts")
+            raise FormatError(f"expert map: layer {layer}: {len(row)} places do not divide into {parts} equal parts")
         left = sorted(set(range(experts)).symmetric_difference(row))
         if left:
-            raise FormatError(f"expert map: layer {layer}: expert {left[0]} has no place, or is none of {experts}")
+            what = f"expert {left[0]} has no place, or is not one of the {experts} experts"
+            raise FormatError(f"expert map: layer {layer}: {what}")
         each = len(row) // parts
         found[layer] = tuple(frozenset(row[part * each : (part + 1) * each]) for part in range(parts))
     return found

@@ -1,4 +1,4 @@
-"""In which file, and where in it, every tensor of a target is stored. Pure, no torch."""
+"""The file and the offset of every tensor of a target. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from dsctl.plan.plan import OutFile, Placed, PlacedPart, Want
 from dsctl.plan.target import Target
 from dsctl.plan.whole import whole_side
 
-# Files of tensors whose places nothing tells are at most so large.
+# Size limit, in bytes, of files for tensors whose file the source does not give.
 USUAL_SHARD = 5_000_000_000
 
 
 class _Stored(NamedTuple):
-    """What a codec stores for a container: each part's ending, what it is, and its bytes where these are stated."""
+    """The tensors that a codec stores for a container: part, ending, dtype and shape, and bytes if they are stated."""
 
     parts: tuple[tuple[str, Ending, TensorSpec, bytes | None], ...]
 
 
 @dataclass
 class _Placing:
-    """The places given so far: of what several parameters share, and what a codec stores for shapes that came before.
+    """The places given so far for shared tensors, and the tensors of shapes seen before.
 
-    `lost` is whether some tensor has a place that nothing tells.
+    `lost` is whether the source gives no file for some tensor.
     """
 
     target: Target
@@ -71,7 +71,7 @@ class _Placing:
         return found
 
     def _home(self, want: Want, tensor: str, part: str) -> str:
-        """The file in which a whole checkpoint keeps a tensor; empty where nothing tells."""
+        """The file in which a whole checkpoint keeps a tensor; empty if it is unknown."""
         target, piece = self.target, want.pieces[0]
         if target.restores and target.original and tensor in target.original.files:
             return target.original.files[tensor]
@@ -91,7 +91,7 @@ def place(target: Target, wants: Sequence[Want]) -> tuple[dict[str, tuple[Placed
     """Name every stored tensor of the target and choose its file; gives the places by parameter, and notes.
 
     Raises:
-        PlanError: something would be joined that cannot be, or in part.
+        PlanError: tensors cannot be joined, or a joined tensor would be only partly filled.
     """
     placing = _Placing(target)
     notes = [f"warning: {SILENT}"] if any(w.param.family.experts and w.codec.name == "nvfp4" for w in wants) else []
@@ -102,14 +102,14 @@ def place(target: Target, wants: Sequence[Want]) -> tuple[dict[str, tuple[Placed
         return placed, notes
     placed, larger = _regrouped(target, placed, limit)
     if larger:
-        notes.append(f"{larger:,} files are larger than --shard-size: one parameter each that is larger itself")
+        notes.append(f"{larger:,} files exceed --shard-size: each holds one parameter that is larger than the limit")
     return placed, notes
 
 
 def _regrouped(
     target: Target, placed: dict[str, tuple[Placed, ...]], limit: int
 ) -> tuple[dict[str, tuple[Placed, ...]], int]:
-    """The same places in files of at most `limit` bytes, and how many are larger: one parameter is that much itself."""
+    """The same places in files of at most `limit` bytes, and the number of files whose one parameter is larger."""
     groups: dict[str, list[int]] = {}
     numbers: dict[tuple[str, str], int] = {}
     for one in (one for places in placed.values() for one in places):
@@ -138,7 +138,7 @@ def out_files(
     """Every safetensors file of the target with its header, and the offset of every tensor in it by file and name.
 
     Raises:
-        PlanError: what is joined into one tensor is stored in several dtypes.
+        PlanError: the matrices of one joined tensor have several dtypes.
     """
     specs, stated = _tensors(part for places in placed.values() for one in places for part in one.parts)
     metadata = _metadata(target)
@@ -162,13 +162,13 @@ def out_files(
 
 
 def _tensors(parts: Iterable[PlacedPart]) -> tuple[dict[str, dict[str, TensorSpec]], dict[str, dict[str, bytes]]]:
-    """What is stored, and the bytes that are known, by file and tensor."""
+    """Dtype and shape of every stored tensor, and the bytes that are already known, by file and tensor."""
     specs: dict[str, dict[str, TensorSpec]] = {}
     stated: dict[str, dict[str, bytes]] = {}
     for part in parts:
         spec = specs.setdefault(part.file, {}).setdefault(part.tensor, part.spec)
         if spec != part.spec:
-            raise PlanError(f"{part.tensor}: what it joins is stored as {spec.dtype} and {part.spec.dtype}")
+            raise PlanError(f"{part.tensor}: joins matrices of different dtypes, {spec.dtype} and {part.spec.dtype}")
         if part.stated is not None:
             stated.setdefault(part.file, {})[part.tensor] = part.stated
     return specs, stated
@@ -186,7 +186,7 @@ def _header(
 
 
 def _metadata(target: Target) -> dict[str | None, dict[str, str]]:
-    """What the headers of the source's files say of themselves, by the file of the whole checkpoint."""
+    """The metadata in the headers of the source's files, by the file of the whole checkpoint."""
     layout, whole = target.checkpoint.layout, target.whole.headers if target.whole else {}
     kept: dict[str | None, dict[str, str]] = {file: header.metadata for file, header in whole.items()}
     return kept | {layout.home(file): header.metadata for file, header in target.checkpoint.headers.items()}

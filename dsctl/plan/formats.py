@@ -1,4 +1,4 @@
-"""Which codec stores each parameter of a target: what is asked for, on what a source stores. Pure, no torch."""
+"""The codec of each parameter of a target, from the request and the source's codecs. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _WIDE, _NARROW = Plain("F32"), Plain("BF16")
 
 @dataclass(frozen=True)
 class Formats:
-    """The choice of formats for one request. `stored` are the source's codecs; `base_dtype` is that of most of its
-    plain values; `published` and `quantization` say what its releases store and what its config declares; `kept` is
-    the codec whose scales a side file keeps. `widened`: whoever wrote the source keeps in float32 what releases have in
-    BF16.
+    """The choice of formats for one request.
+
+    `stored` are the source's codecs and `base_dtype` is the dtype of most of its plain values. `published` describes
+    the format of its releases, `quantization` is its config's. `kept` is the codec of the scales in a side file.
+    `widened`: the writer of the source keeps float32 values that releases store in BF16.
     """
 
     request: Request
@@ -39,7 +40,7 @@ class Formats:
     widened: bool = False
 
     def codec(self, param: Param, source: Codec) -> Codec:
-        """How the target stores a parameter that the source stores by a codec."""
+        """The target's codec for a parameter, given the source's."""
         name = chosen(self.rules, param) if self.request.to == RECIPE else self.request.to
         key = name, param.family, source
         found = self._known.get(key)
@@ -49,7 +50,7 @@ class Formats:
 
     @cached_property
     def _known(self) -> dict[tuple[str, Family, Codec], Codec]:
-        """What was found before, by the format's name, the family and its codec in the source."""
+        """Earlier choices, by format name, family and the source's codec."""
         return {}
 
     def _found(self, name: str, family: Family, source: Codec) -> Codec:
@@ -76,7 +77,7 @@ class Formats:
         return self._stored_as(codec, family, source, takes(codec, family))
 
     def _stored_as(self, codec: Codec, family: Family, source: Codec, quantizable: bool) -> Codec:
-        """How a format stores a parameter; what it does not quantize follows the source's or the release's dtype."""
+        """The codec of a format for a parameter; an unquantized parameter keeps the source's or the release's dtype."""
         if source.plain is None:
             return codec if codec.plain or quantizable else Plain("BF16")
         if not codec.plain and quantizable:
@@ -88,13 +89,13 @@ class Formats:
 
     @cached_property
     def format(self) -> Codec:
-        """The format that is asked for; what is plain where each parameter has its own."""
+        """The requested format; the plain one if each parameter has its own."""
         if self.request.to in (KEEP, RECIPE, PUBLISHED):
             return Plain(self.base_dtype)
         return self._named(self.request.to)
 
     def _named(self, name: str) -> Codec:
-        """A format by its name, with scales as the source has them where those can stay, and as asked for."""
+        """A format by its name, with the source's scales if they can stay, and with the requested search."""
         if name == "fp8-block":
             return self._blocks[0]
         codec = named(name, self.stored)
@@ -108,22 +109,19 @@ class Formats:
 
     @cached_property
     def _blocks(self) -> tuple[Codec, list[str]]:
-        """fp8-block, with scales as asked for, else as the original had them, the source has or its releases; and what
-        is to be said of it.
-        """
+        """fp8-block and notes on its scales: as requested, or else as in the original, the source or its releases."""
         asked, blocks = self.request.scale_fmt, [codec for codec in self.stored if codec.scale_fmt]
         if self.kept and asked in ("auto", self.kept.scale_fmt):
-            return self.kept, [
-                f"scales: {self.kept.scale_fmt}, kept ones of the original are used where they still fit"
-            ]
+            return self.kept, [f"scales: {self.kept.scale_fmt}; original scales are reused if they still fit"]
         notes = []
         if self.kept:
-            what = f"the kept ones are {self.kept.scale_fmt} and are not used: every block gets a new one"
+            what = f"the original scales are {self.kept.scale_fmt} and are not used: every block gets a new scale"
             notes.append(f"scales: {what}")
         elif not blocks and self.request.to in ("fp8-block", PUBLISHED):
             what = "if these weights were decoded from FP8, the original files do not come back byte for byte"
-            notes.append(f"scales: no {ORIGINAL} keeps the original ones, so every block gets a new one; {what}")
-        fmt, why = (asked, "asked for") if asked != "auto" else self._usual_scales(blocks)
+            notes.append(f"scales: the source has no {ORIGINAL}, so every block gets a new scale; {what}")
+            notes.append("scales: --original FOLDER takes the original ones from the FP8 checkpoint")
+        fmt, why = (asked, "as requested") if asked != "auto" else self._usual_scales(blocks)
         size = blocks[0].block if blocks else (128, 128)
         form = next((form for form in self.published.values() if CODECS[form.format].scale_fmt), None)
         if form is not None and form.dialect == NATIVE:
@@ -131,10 +129,10 @@ class Formats:
         return Fp8Block(size, fmt, dialect=form.dialect if form else "deepseek"), [*notes, f"scales: {fmt} ({why})"]
 
     def _native_blocks(self, size: tuple[int, int], stored: list[Codec]) -> tuple[Codec, list[str]]:
-        """The same for V4, whose scales are powers of two however they are stored: E8M0, or float32."""
+        """The same for V4, whose scales are powers of two in either dtype, E8M0 or float32."""
         asked, usual = self.request.scale_fmt, stored[0].form.scale if stored else "E8M0"
         scale, why = (
-            ({"ue8m0": "E8M0", "float32": "F32"}[asked], "asked for") if asked != "auto" else (usual, "as stored")
+            ({"ue8m0": "E8M0", "float32": "F32"}[asked], "as requested") if asked != "auto" else (usual, "as stored")
         )
         dtype = "F8_E8M0" if scale == "E8M0" else "F32"
         return Fp8Block(size, "ue8m0", dtype, NATIVE), [f"scales: powers of two, stored as {dtype} ({why})"]
@@ -149,7 +147,7 @@ class Formats:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of the formats that are asked for."""
+        """Notes on the requested formats."""
         names = {rule.format for rule in self.rules} or {self.request.to}
         return self._blocks[1] if names & {"fp8-block", PUBLISHED} and self._has_blocks(names) else []
 
@@ -158,7 +156,7 @@ class Formats:
 
 
 def base_dtype(values: Iterable[tuple[Codec, int]]) -> str:
-    """The dtype in which most values are stored that are not quantized; `values` are numbers of them by codec."""
+    """The dtype of most unquantized values; `values` are their numbers by codec."""
     found: dict[str, int] = {}
     for codec, count in values:
         if codec.plain:
@@ -173,7 +171,7 @@ def formats_of(
     quantization: Mapping[str, Any] | None = None,
     kept: Codec | None = None,
 ) -> Formats:
-    """The choice for a source that stores these numbers of values by these codecs; the rest is as in `Formats`."""
+    """The choice for a source with these numbers of values by codec; the other arguments are those of `Formats`."""
     stored = list(stored)
     rules = tuple(Rule(*rule) for rule in request.rules)
     codecs = tuple(dict.fromkeys(codec for codec, _ in stored))
@@ -181,7 +179,7 @@ def formats_of(
 
 
 def known_formats(known: Known, request: Request) -> Formats:
-    """The choice for what is known of a checkpoint."""
+    """The choice for the description of a checkpoint."""
     published = known.model.published(known.config, known.traits) if known.model else {}
     stored = ((group.codec, group.values) for group in known.groups if group.family.role != OTHER)
     return formats_of(request, stored, published, known.quantization)

@@ -1,4 +1,4 @@
-"""Steps in runs that workers do: each of one source file, of about as many bytes."""
+"""Runs of steps for workers: each reads one source file, and all have about the same size in bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ JOB_BYTES = 256 << 20
 
 
 def source_order(step: Step) -> tuple[str, int]:
-    """Where the first byte is that a step reads."""
+    """The file and the offset of the first byte that a step reads."""
     first = step.reads[0].parts[0]
     return first.file, first.offset
 

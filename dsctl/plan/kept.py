@@ -1,4 +1,4 @@
-"""What is kept for the way back: the scales that decoding makes redundant, and kept ones. Pure, no torch."""
+"""Scales for the way back: those to keep when decoding, and kept ones to encode with. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterator
 
 from msgspec import structs
 
-from dsctl.checkpoint.checkpoint import ORIGINAL
-from dsctl.checkpoint.odd_scales import ODD
-from dsctl.checkpoint.side_files import WHOLE, Side, kept_texts
+from dsctl.checkpoint.side_files import Side, kept_texts
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
@@ -18,14 +16,14 @@ from dsctl.plan.target import Target
 
 
 def gathers(target: Target, step: Step) -> bool:
-    """Whether the odd ones of a parameter's scales are kept: they are found while it is converted."""
+    """Whether the odd scales of a parameter are kept; they are found during the conversion."""
     read = step.reads[0]
     whole = len(step.reads) == 1 and read.container == step.shape
     return step.how != "move" and read.codec.scales_follow and whole and target.saves
 
 
 def scales_of(target: Target, names: Collection[str]) -> Side:
-    """The side file with the scales of these parameters; their bytes are copied while the parameters are read."""
+    """The side file with the scales of these parameters; their bytes are copied when the parameters are read."""
     scales = {
         piece.refs[1].name: piece.refs[1].spec
         for name, pieces in target.checkpoint.survey.pieces.items()
@@ -37,45 +35,45 @@ def scales_of(target: Target, names: Collection[str]) -> Side:
 
 
 def kept_parts(target: Target, want: Want, reads: tuple[Region, ...]) -> Iterator[tuple[str, Part]]:
-    """The scales of a parameter that the side file keeps: name there and where they are read."""
+    """The scales of a parameter that the side file keeps: their names in it, and the parts to read."""
     for piece, region in zip(want.pieces, reads, strict=True):
         if _kept_whole(target, piece.codec):
             yield piece.refs[1].name, region.parts[1]
 
 
 def _kept_whole(target: Target, codec: Codec) -> bool:
-    """Whether all scales of a parameter are kept: they are decoded with, and do not follow from the values."""
+    """Whether all scales of a parameter are kept: decoding uses them, and they do not follow from the values."""
     return codec.keeps_scales and not codec.scales_follow and bool(target.formats.format.plain)
 
 
 def odd_scales(target: Target, want: Want) -> Part | None:
-    """The odd scales that are kept of a parameter which is encoded again."""
+    """The kept odd scales of a parameter that is encoded again."""
     if target.odd is None or not want.codec.scales_follow:
         return None
     name = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE)
     ref = target.odd.of(name, want.codec.specs(want.param.shape)[SCALE])
-    return None if ref is None else Part(SCALE, ODD, ref.begin, ref.spec)
+    return None if ref is None else Part(SCALE, ref.file, ref.begin, ref.spec)
 
 
 def kept_scales(target: Target, want: Want) -> Region | None:
-    """The kept scales with which a parameter may be encoded again."""
+    """The kept scales for encoding a parameter again."""
     if not want.codec.keeps_scales or want.codec.scales_follow:
         return None
     own = _own_scales(want)
     if own is not None:
         return own
     name, shape = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE), want.param.shape
-    sides = (ORIGINAL, target.original, target.formats.kept), (WHOLE, target.whole, target.encoded)
-    known = ((file, side.scales.get(name)) for file, side, codec in sides if side and codec == want.codec)
-    file, ref = next(((file, ref) for file, ref in known if ref), ("", None))
+    sides = (target.original, target.formats.kept), (target.whole, target.encoded)
+    known = (side.scales.get(name) for side, codec in sides if side and codec == want.codec)
+    ref = next(filter(None, known), None)
     if ref is None or ref.spec != want.codec.specs(shape)[SCALE]:
         return None
-    part = Part(SCALE, file, ref.begin, ref.spec)
+    part = Part(SCALE, ref.file, ref.begin, ref.spec)
     return Region(Box.whole(shape), want.codec, (part,), shape, (0,) * len(shape))
 
 
 def _own_scales(want: Want) -> Region | None:
-    """The source's scales of the same blocks, where only their dtype is another."""
+    """The source's scales of the same blocks, if only their dtype is different."""
     piece, wanted = want.pieces[0], want.codec.form
     held = piece.codec.form
     if len(want.pieces) > 1 or (held.codes, held.group) != (wanted.codes, wanted.group):

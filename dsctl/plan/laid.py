@@ -1,4 +1,4 @@
-"""How a layout stores what a format was chosen for, and how the whole stored what its parts hold. No torch."""
+"""The codec that a layout uses for a chosen format, and the codec of the whole that its parts come from. No torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dsctl.layouts.naming import DIALECTS
 
 
 def laid(layout: Layout, family: Family, codec: Codec, before: Mapping[str, str]) -> Codec:
-    """The codec by which a layout stores a family for which this one was chosen.
+    """The codec with which a layout stores a family, given the chosen one.
 
-    `before` is how the source's layout spells codes, which a target with no spelling of its own does not take over.
+    `before` is the source layout's spelling of codes; a target layout without a spelling of its own does not adopt it.
     """
     dtype = layout.decoded(family)
     if dtype and codec.quantized:
@@ -39,7 +39,7 @@ def _spelled(codec: Fp4, dtype: str) -> Fp4:
 
 
 def undone(param: Param, codec: Codec, scales: Mapping[str, TensorRef], encoded: Codec | None) -> Codec:
-    """The codec by which the whole stored what a layout decoded: where scales are kept, that is `encoded`."""
+    """The codec with which the whole stored a parameter that a layout decoded: `encoded` if its scales are kept."""
     if encoded is None or codec.quantized:
         return codec
     kept = scales.get(DIALECTS[encoded.dialect].tensor(param.name, SCALE))

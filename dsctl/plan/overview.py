@@ -1,7 +1,7 @@
-"""A plan kind by kind, of what is known of a checkpoint: how much is moved, converted and written, and where to.
+"""A plan by kind, from a description alone: how much is moved, converted and written, and to which ranks.
 
-It makes the choices and the checks of a whole plan, family by family, and names no file and no byte: a release is
-planned from its built-in description so, in a fraction of the time.
+It makes the same choices and checks as a whole plan, family by family, but names no file and no byte. A release is
+planned from its built-in description this way, in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dsctl.layouts.layout import Layout, Slot
 from dsctl.plan.blocks import Blocks, check_joined
 from dsctl.plan.formats import Formats, known_formats
 from dsctl.plan.laid import laid
+from dsctl.plan.notes import copied, partial
 from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
 from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
@@ -31,9 +32,10 @@ from dsctl.plan.steps import Part, Region, Step
 
 @dataclass(slots=True)
 class Overview:
-    """Numbers of parameters by what happens to them (the words of an audit); bytes of tensors read and written, and by
-    role and format; bytes and tensors of every rank, where there are ranks; which kinds are, because of a cut, recoded;
-    the sizes that TP could be without a cut through blocks.
+    """Numbers of parameters in the words of an audit; bytes of tensors read and written, also by role and format.
+
+    With ranks: `nbytes` and `tensors` of every rank. `recoded` are the kinds that a cut recodes, `legal` the TP sizes
+    that cut no block.
     """
 
     source: str
@@ -50,13 +52,13 @@ class Overview:
 
     @property
     def converted(self) -> int:
-        """Parameters that are decoded or encoded, those apart that a cut alone has recoded."""
+        """Parameters that are decoded or encoded, without those that are recoded because of a cut."""
         kinds = ("dequantized", "quantized", "requantized", "recast", "cast")
         return sum(self.counts[name] for name in kinds) - sum(one.parameters for one in self.recoded)
 
 
 def overview(known: Known, request: Request) -> Overview:
-    """Plan what is known of a checkpoint.
+    """Plan a checkpoint from its description.
 
     Raises:
         UsageError, PlanError, FormatError: as `dsctl.plan.planner.make_plan` of the checkpoint itself.
@@ -74,7 +76,16 @@ def overview(known: Known, request: Request) -> Overview:
     stored = [(group, laid(layout, group.family, codec, {})) for group, codec in parts if codec is not None]
     legal = check_cuts(subject, request, layout, ((group.family, codec) for group, codec in stored))
     notes += check_names(layout, ((group.family, codec) for group, codec in stored))
-    found = Overview(known.place, request, (*notes, *formats.notes), tuple(legal))
+    whys = (why_dropped(param, True, request) or "" for group in groups for param in _shown(group, request))
+    relaid = layout.name != "published"
+    notes = [
+        *request.notes,
+        *notes,
+        *formats.notes,
+        *copied(request, ((group.codec, codec) for group, codec in stored), relaid),
+        *partial(request, whys),
+    ]
+    found = Overview(known.place, request, tuple(notes), tuple(legal))
     if layout.shares is not None:
         found.nbytes, found.tensors = (dict.fromkeys(layout.shares.present, 0) for _ in range(2))
     blocks = Blocks(layout.name, request.recode)
@@ -89,10 +100,14 @@ def overview(known: Known, request: Request) -> Overview:
     return found
 
 
+def _shown(group: Group, request: Request) -> Iterable[Param]:
+    """The parameters of a group that a request may leave out, if it names any."""
+    return group.params if request.only or request.skip or request.layers or request.experts else ()
+
+
 def _parts(group: Group, request: Request, formats: Formats) -> Iterable[tuple[Group, Codec | None]]:
-    """The parts of a group that become the same, each with its codec; None for what is left out."""
-    picky = request.only or request.skip or request.layers or request.experts
-    if not picky and not any(rule.match for rule in formats.rules):
+    """The parts of a group with the same codec in the target, and that codec; None for the part that is left out."""
+    if not _shown(group, request) and not any(rule.match for rule in formats.rules):
         first = Param(group.family.template, group.family, None, None)
         yield group, None if why_dropped(first, True, request) else formats.codec(first, group.codec)
         return
@@ -105,7 +120,7 @@ def _parts(group: Group, request: Request, formats: Formats) -> Iterable[tuple[G
 
 
 def _add(found: Overview, group: Group, codec: Codec, layout: Layout, blocks: Blocks) -> None:
-    """Count what becomes of a group."""
+    """Count a group's parameters by what happens to them."""
     held, slots, written = _spread(found, group, codec, layout)
     found.counts["dropped"] += group.count - held
     if not slots:
@@ -122,9 +137,9 @@ def _add(found: Overview, group: Group, codec: Codec, layout: Layout, blocks: Bl
 
 
 def _spread(found: Overview, group: Group, codec: Codec, layout: Layout) -> tuple[int, list[Slot], int]:
-    """How many of a group's parameters have a place, a slot for each region of them, and the bytes that they take.
+    """The number of a group's parameters with a place, a slot for each of their regions, and their bytes.
 
-    Bytes and tensors are added to those of the ranks, where there are ranks.
+    With ranks, bytes and tensors are added to those of each rank.
     """
     shares = layout.shares
     if shares is None:
@@ -144,14 +159,14 @@ def _spread(found: Overview, group: Group, codec: Codec, layout: Layout) -> tupl
             nbytes = len(params) * sum(spec.nbytes for spec in codec.specs(slot.region.shape).values())
             found.nbytes[rank] += nbytes
             written += nbytes
-            # A joined tensor is counted with what is at its beginning.
+            # A joined tensor is counted once, with its first matrix.
             if not any(slot.at) and not (slot.stack and slot.stack[0]):
                 found.tensors[rank] += len(params) * len(codec.parts)
     return held, list(regions.values()), written
 
 
 def _step(group: Group, codec: Codec, slots: Iterable[Slot]) -> Step:
-    """The step of a family's parameters, as far as checks look at it."""
+    """The step of a family's parameters, with the fields that checks use."""
     shape = group.family.shape
     read = _region(group.codec, Box.whole(shape), shape, (0,) * len(shape))
     writes = tuple(_region(codec, slot.region, slot.container, slot.at) for slot in slots)

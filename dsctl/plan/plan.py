@@ -1,4 +1,4 @@
-"""A plan: steps in source order, output files with their headers, and everything else a target will hold. Data."""
+"""A plan: steps in source order, output files with their headers, and the target's other files. Data."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from typing import NamedTuple
 import msgspec
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.renumbered import NUMBERS
+from dsctl.core.amounts import size
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
+from dsctl.core.tables import html, table, text_table
+from dsctl.core.visible import shortened, visible
 from dsctl.layouts.layout import Slot
+from dsctl.plan.notes import labelled
 from dsctl.plan.request import Request
 from dsctl.plan.steps import Step
 
 BAND_BYTES = 24 << 20
-# What a header says of one tensor, at most.
+# The most bytes of a header's entry for one tensor.
 GATHERED_NAME = 256
 MISSING = "missing in the source"
 ELSEWHERE = "in other ranks"
 NOWHERE = "no place in layout "
-# What every audit counts.
+# The counts of every audit.
 COUNTED = (
     "parameters", "values", "dequantized", "quantized", "requantized", "recast", "cast", "moved", "dropped",
     "unexplained",
@@ -35,9 +40,9 @@ COUNTED = (
 
 
 class Want(msgspec.Struct, frozen=True, gc=False):
-    """A parameter that the target shall hold, the pieces that it is made from, and the codec that stores it.
+    """A parameter of the target, the pieces to make it from, and the codec to store it.
 
-    `held` are all pieces of it that the source holds, copies included; `slots` its places in the target's layout.
+    `held` are all of its pieces in the source, copies included; `slots` are its places in the target's layout.
     """
 
     param: Param
@@ -48,7 +53,7 @@ class Want(msgspec.Struct, frozen=True, gc=False):
 
 
 class Recoded(NamedTuple):
-    """Parameters of a kind that are decoded and encoded anew because moving them would cut through blocks."""
+    """Parameters of a kind that are decoded and encoded again because moving them would cut through blocks."""
 
     template: str
     parameters: int
@@ -56,8 +61,8 @@ class Recoded(NamedTuple):
 
 
 class PlacedPart(msgspec.Struct, frozen=True, gc=False):
-    """One stored tensor of the target: the codec's name for it, the tensor's, its file, what it is, and its bytes where
-    these are known."""
+    """One stored tensor of the target: the codec's part, the tensor's name, its file, dtype and shape, and its bytes if
+    the codec states them."""
 
     name: str
     tensor: str
@@ -74,7 +79,7 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
 
 
 class OutFile(NamedTuple):
-    """One output file: its name, its header, its size, and the bytes of it that are known already, by offset."""
+    """One output file: its name, its header, its size, and the bytes that are already known, by offset."""
 
     name: str
     header: bytes
@@ -83,7 +88,7 @@ class OutFile(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """A parameter that the output will not have, and why."""
+    """A parameter that the output leaves out, and the reason."""
 
     name: str
     why: str
@@ -100,9 +105,9 @@ class Job(NamedTuple):
 
 @dataclass
 class Plan:
-    """Steps in source order, output files, and everything else the target folder will hold.
+    """Steps in source order, output files, and the other files of the target folder.
 
-    `folders` are those of ranks, each of which is to be complete in itself; `recoded` is what a cut has encoded anew.
+    `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     """
 
     request: Request
@@ -121,9 +126,29 @@ class Plan:
     folders: tuple[str, ...] = ()
     recoded: list[Recoded] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"
+        return f"<Plan {shortened(self.source)}, {self.request.towards}: {what}>"
+
+    def __str__(self) -> str:
+        """What `print` shows: what happens to how many parameters, bytes, files, and notes."""
+        return "\n".join([*text_table(*self._table), *(visible(labelled(note)) for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return table(*self._table) + "".join(f"<p>{html(labelled(note))}</p>" for note in self.notes)
+
+    @property
+    def _table(self) -> tuple[str, tuple[str, ...], list[tuple[str, str]]]:
+        """Title, columns and rows of what is printed."""
+        counts = [(name, f"{number:,}") for name, number in self.counts.items() if number or name == "unexplained"]
+        rows = [("read", size(self.bytes_in)), ("written", size(self.bytes_out)), ("files", f"{len(self.files):,}")]
+        title = f"{visible(self.source)}, {self.request.towards}, layout {visible(self.request.layout)}"
+        return title, ("what", "amount"), [*counts, *rows]
+
     @property
     def gathers(self) -> bool:
-        """Whether scales are gathered in a file of their own, whose size is known at the end alone."""
+        """Whether scales are gathered in a file of their own, whose size is known only at the end."""
         return any(step.gathers for step in self.steps)
 
     @cached_property
@@ -143,11 +168,11 @@ class Plan:
 
     @property
     def repeated(self) -> list[str]:
-        """The carried files that every one of `folders` gets too: all but what tells of the source as a whole."""
+        """The copied files that each of `folders` gets too: all except side files, which describe the whole source."""
         return [name for name in self.carried if self.folders and not name.endswith(".dsctl")]
 
     def peak_bytes(self, band_bytes: int) -> int:
-        """The most that a worker's buffers take, in bytes, with bands of `band_bytes` of float32."""
+        """The most bytes of a worker's buffers, with bands of `band_bytes` of float32."""
         held: dict[str, int] = {}
         for step in {_shape(step): step for step in self.steps}.values():
             for name, nbytes in step.buffers(band_bytes).items():
@@ -156,12 +181,12 @@ class Plan:
 
 
 def gathered_most(steps: Iterable[Step]) -> int:
-    """The most bytes that the gathered scales of some steps may take: all of them, and their names."""
+    """The most bytes of the gathered scales of these steps: all of their scales, and names."""
     return sum(step.reads[0].parts[1].spec.nbytes + GATHERED_NAME for step in steps if step.gathers)
 
 
 def _shape(step: Step) -> Hashable:
-    """What a step's buffers follow from, the same for parameters that are stored alike."""
+    """The properties that determine a step's buffers, equal for parameters stored the same way."""
     regions = tuple((one.box, one.codec, one.container, len(one.parts)) for one in (*step.reads, *step.writes))
     stored = step.reads[0].parts[0].spec.dtype
     besides = bool(step.kept), len(step.copies), len(step.twins), step.measured, step.gathers, step.odd is not None
@@ -169,7 +194,7 @@ def _shape(step: Step) -> Hashable:
 
 
 def kind(step: Step) -> str:
-    """What happens to a parameter, in one word of the audit."""
+    """The audit's word for the work on a parameter."""
     if step.how != "recode":
         return {"move": "moved", "recast": "recast"}[step.how]
     before, after = step.reads[0].codec, step.writes[0].codec
@@ -180,15 +205,19 @@ def kind(step: Step) -> str:
     return "quantized" if after.quantized else "cast"
 
 
-def fingerprint(checkpoint: Checkpoint, request: Request) -> str:
-    """A digest of the request, the source's headers, config and file sizes: what a resumed run must share."""
+def fingerprint(checkpoint: Checkpoint, request: Request, original: Elsewhere | None = None) -> str:
+    """A digest of the request and the source's headers, config and file sizes; a resumed run must have the same."""
     digest = hashlib.sha256(json.dumps(request.json(), sort_keys=True).encode())
     digest.update(checkpoint.store.revision.encode())
-    for file, size in sorted(checkpoint.files.items()):
-        digest.update(f"\n{file}\0{size}".encode())
+    for file, nbytes in sorted(checkpoint.files.items()):
+        digest.update(f"\n{file}\0{nbytes}".encode())
         if file in checkpoint.headers:
             digest.update(checkpoint.headers[file].raw)
     digest.update(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for file, (nbytes, raw) in sorted(original.files.items()) if original else ():
+        digest.update(f"\n{file}\0{nbytes}".encode() + raw)
+    for text in sorted(original.side.texts.items()) if original else ():
+        digest.update(repr(text).encode())
     return digest.hexdigest()
 
 

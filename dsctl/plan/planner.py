@@ -1,4 +1,4 @@
-"""Request -> Plan: every output byte is named before any weight is read. Pure, no torch."""
+"""Request -> Plan: the place of every output byte is known before weights are read. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from msgspec import structs
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.odd_scales import ODD
+from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
@@ -21,6 +22,7 @@ from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
+from dsctl.plan.notes import copied, partial
 from dsctl.plan.plan import COUNTED, Dropped, Placed, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import KEEP, Request
 from dsctl.plan.selection import wanted
@@ -30,32 +32,35 @@ from dsctl.plan.target import Target, target_of
 from dsctl.plan.texts import carried, texts
 from dsctl.plan.whole import whole_copies
 
-# So many tensors of the whole that are gone are named.
-TOLD = 4
+# Missing tensors of the whole that a note names.
+NAMED = 4
 
 
-def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
-    """Plan a conversion.
+def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | None = None) -> Plan:
+    """Plan a conversion; `original` is the source of original scales that `request.original` names.
 
     Raises:
         FormatError: the checkpoint contradicts itself.
-        UsageError, PlanError: the request makes no sense, or cannot be carried out on it.
+        UsageError, PlanError: the request contradicts itself, or cannot be carried out on this checkpoint.
     """
+    assert bool(request.original) == (original is not None)
     request = settled(request, checkpoint.families)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
     check_repeated(checkpoint)
-    target = target_of(checkpoint, request)
+    target = target_of(checkpoint, request, original)
     wants, dropped, sizes = wanted(target)
     placed, remarks = place(target, wants)
     files, offsets = out_files(target, wants, placed)
     blocks = Blocks(target.layout.name, request.recode)
     steps = _steps(target, wants, placed, offsets, blocks)
-    notes = [*target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
+    notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
         *_gone(target, placed),
         *(_renumbered(steps) if request.slice else ()),
         *_read_twice(steps),
         *_gathered(steps),
+        *copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name),
+        *partial(request, (one.why for one in dropped)),
     ]
     _refuse_overlap(steps)
     steps.sort(key=source_order)
@@ -70,11 +75,10 @@ def make_plan(checkpoint: Checkpoint, request: Request) -> Plan:
         dropped=dropped,
         counts=_counts(steps, dropped, checkpoint),
         notes=notes,
-        fingerprint=fingerprint(checkpoint, request),
+        fingerprint=fingerprint(checkpoint, request, original),
         source_files={
-            file: f"{header.size + sum(ref.nbytes for ref in header.tensors.values())} bytes, header sha256 "
-            + hashlib.sha256(header.raw).hexdigest()
-            for file, header in checkpoint.headers.items()
+            file: f"{size} bytes, header sha256 {hashlib.sha256(raw).hexdigest()}"
+            for file, size, raw in _source_files(checkpoint, original)
         },
         roles={want.param.name: want.param.family.group for want in wants},
         jobs=list(jobs_of(steps)),
@@ -99,31 +103,43 @@ def _steps(
     return _surveying(steps, wants)
 
 
+def _source_files(checkpoint: Checkpoint, original: Elsewhere | None) -> Iterator[tuple[str, int, bytes]]:
+    """The files with tensors, their sizes and their headers."""
+    for file, header in checkpoint.headers.items():
+        yield file, header.size + sum(ref.nbytes for ref in header.tensors.values()), header.raw
+    for file, (size, raw) in original.files.items() if original else ():
+        yield file, size, raw
+
+
+def _codecs(wants: Iterable[Want]) -> Iterator[tuple[Codec, Codec]]:
+    return ((piece.codec, want.codec) for want in wants for piece in want.pieces)
+
+
 def _recoded(target: Target, steps: Iterable[Step]) -> Iterator[str]:
     if target.layout.shares is not None:
-        yield f"{sum(step.measured for step in steps):,} parameters recoded because of a cut"
+        yield f"{sum(step.measured for step in steps):,} parameters quantized again because of a cut"
 
 
 def _decoded(target: Target, wants: Sequence[Want]) -> Iterator[str]:
-    """What the layout alone has decoded; and what the source's had and nothing brings back."""
+    """Notes on parameters that the layout decodes, and on those that the source's layout decoded for good."""
     found = [target.layout.decoded(want.param.family) for want in wants if want.pieces[0].codec.quantized]
     for dtype in dict.fromkeys(filter(None, found)):
         yield f"layout {target.layout.name} holds {found.count(dtype):,} parameters decoded, as {dtype}"
     before = target.checkpoint.layout
     left = [want for want in wants if before.decoded(want.param.family) and not want.codec.quantized]
     if left and target.request.to == KEEP and not target.layout.decoded(left[0].param.family):
-        what = f"{len(left):,} parameters stay {left[0].codec.plain}, as layout {before.name} holds them"
-        yield f"{what}: no {WHOLE} keeps their scales; --to published encodes them with new ones"
+        what = f"{len(left):,} parameters stay {left[0].codec.plain}, as in layout {before.name}"
+        yield f"{what}: without {WHOLE} their scales are lost; --to published encodes them with new scales"
 
 
 def _gone(target: Target, placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[str]:
-    """What the whole had and its parts do not hold, where all that they hold becomes a whole again."""
+    """The note on tensors of the whole that the ranks lack, when all of them are merged."""
     if target.whole is None or not target.layout.published or target.request != Request(KEEP):
         return
     there = {part.tensor for places in placed.values() for one in places for part in one.parts}
     if gone := [name for name in target.whole.files if name not in there]:
-        named = ", ".join(gone[:TOLD]) + (", ..." if len(gone) > TOLD else "")
-        yield f"the whole had {len(gone):,} tensors more, which these ranks do not hold: {named}"
+        named = ", ".join(gone[:NAMED]) + (", ..." if len(gone) > NAMED else "")
+        yield f"the whole checkpoint had {len(gone):,} more tensors, which these ranks lack: {named}"
 
 
 def _renumbered(steps: Iterable[Step]) -> Iterator[str]:
@@ -133,7 +149,7 @@ def _renumbered(steps: Iterable[Step]) -> Iterator[str]:
             if count > 1
             else "1 table of experts by token holds the new numbers"
         )
-        yield f"{tables}; a token's expert that is gone is replaced by one that is kept"
+        yield f"{tables}; a kept expert replaces each removed one"
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
@@ -147,7 +163,7 @@ def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
 
 def _gathered(steps: Iterable[Step]) -> Iterator[str]:
     if most := gathered_most(steps):
-        yield f"{ODD}: at most {most:,} bytes, if not one scale followed from its group's values"
+        yield f"{ODD}: at most {most:,} bytes, if none of the scales follows from its group's values"
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:
@@ -165,7 +181,7 @@ def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, st
 
 
 def _written(codec: Codec, place: Placed, offsets: Mapping[tuple[str, str], int]) -> Region:
-    """The region of a slot and the places of its stored tensors; of stacked ones, those of the slot's own."""
+    """The region of a slot and the places of its stored tensors; of stacked tensors, only the slot's own rows."""
     slot, parts = place.slot, []
     for part in place.parts:
         if part.stated is None:
@@ -178,7 +194,7 @@ def _written(codec: Codec, place: Placed, offsets: Mapping[tuple[str, str], int]
 
 
 def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str, str], int]) -> Step:
-    """The step with the scales that it keeps, and those that it was kept."""
+    """The step with the scales to keep, and with the kept scales to encode with."""
     if step.how == "move":
         return step
     kept = kept_parts(target, want, step.reads) if target.saves else ()
@@ -192,7 +208,7 @@ def _keeping(target: Target, step: Step, want: Want, offsets: Mapping[tuple[str,
 
 
 def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
-    """The same steps; those that need it know which parameters share their largest magnitude."""
+    """The same steps; those whose codec needs it list the parameters that share their largest magnitude."""
     steps = list(_alike(steps, wants))
     found = {step.name: step for step in steps if step.how != "move" and step.writes[0].codec.surveys}
     if not found:
@@ -207,7 +223,7 @@ def _surveying(steps: list[Step], wants: Sequence[Want]) -> list[Step]:
 
 
 def _alike(steps: list[Step], wants: Sequence[Want]) -> Iterator[Step]:
-    """The same steps; of those that share a survey all are recast, or none."""
+    """The same steps; all steps that share a survey are recast, or all are recoded."""
     recast_ = {step.name for step in steps if step.way is not None and step.way.surveys}
     apart = {
         param.name
@@ -232,7 +248,7 @@ def _refuse_overlap(steps: list[Step]) -> None:
 
 
 def _counts(steps: list[Step], dropped: list[Dropped], checkpoint: Checkpoint) -> dict[str, int]:
-    """The part of the audit that is known before the work: parameters by what happens to them."""
+    """The part of the audit that is known before the work: the number of parameters by kind of work."""
     counts = dict.fromkeys(COUNTED, 0)
     for step in steps:
         done = kind(step)

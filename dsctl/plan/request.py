@@ -1,4 +1,4 @@
-"""What was asked for. Data only."""
+"""A request. Data only."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ from typing import Any
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
+from dsctl.core.visible import shortened
 from dsctl.layouts import layout_name, recorded_name
 
 # The format of a request that leaves every parameter stored as it is.
 KEEP = "keep"
-# The format of a request whose recipe says, parameter by parameter, what is stored how.
+# The format of a request whose recipe chooses the format of each parameter.
 RECIPE = "recipe"
-# The format of a request for what the releases of the architecture store.
+# The format of a request for the formats that the releases of the architecture use.
 PUBLISHED = "published"
-# What is done with the drafter where nothing is asked for: what is usual for the layout, of such a model.
+# The default for the drafter: keep or drop it as is usual for the layout and the model.
 USUAL = "usual"
 # The formats for which a search finds better scales, and those whose scales have a format of their own.
 SEARCHED = ("int4-group", "int4-group-32", "mxfp4", "nvfp4", "nvfp4-modelopt")
 BLOCKS = "fp8-block"
 SCALED = (BLOCKS, PUBLISHED)
 SCALE_FORMATS = ("auto", "float32", "ue8m0")
-# The formats that hold some values of four-bit experts only where their scales are near one another.
+# The formats that hold the values of four-bit experts exactly only if scales of neighbouring groups are close.
 INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 
 
-# Fields that earlier versions did not know: a request without them is the same as then.
-_LATER = ("allow_inexact",)
+# Fields that earlier versions did not have: a request without them has the same identity as before.
+_LATER = ("allow_inexact", "original")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for; its JSON form is the request's identity.
+    """A request; its JSON form is its identity.
 
-    `to` is a codec's name, `KEEP`, or `RECIPE`, whose `rules` are (role, glob, format) in order, one of the first two
-    empty. `mtp` is keep, drop or `USUAL`. `search` asks for the scales of least error where a format has four bits.
-    `layers` and `experts`, where given, are the only ones wanted. `slice` tells what a renumbered source was cut from.
-    `tp` is 0 for a whole checkpoint; otherwise it is spread over `tp`, `ep` and `pp` ranks (dsctl/layouts/ranks.py), of
-    which `ranks`, where given, are the only ones written, and `placed` names the experts by place
-    (dsctl/plan/experts.py). `recode` allows what a cut leaves in parts of blocks to be encoded anew, `allow_inexact`
-    blocks that another form does not hold exactly.
+    `to` is a codec's name, `KEEP`, `PUBLISHED` or `RECIPE`; a recipe's `rules` are (role, glob, format) in order, with
+    an empty role or glob. `mtp` is keep, drop or `USUAL`. `search` looks for the scales of least error in four-bit
+    formats. If `layers` or `experts` are given, only these are kept. `slice` describes the cut of a renumbered source.
+    `tp` is 0 for a whole checkpoint; otherwise the target is sharded over `tp`, `ep` and `pp` ranks
+    (dsctl/layouts/ranks.py). If `ranks` are given, only these are written; `placed` are the experts by place
+    (dsctl/plan/experts.py). `recode` allows blocks that a cut goes through to be quantized again, `allow_inexact`
+    allows blocks that the new form does not hold exactly. `original` is a folder to take the original scales from.
+    `notes` are remarks, such as on a recipe's old name; they are not part of the identity.
     """
 
     to: str
@@ -67,6 +69,8 @@ class Request:
     recode: bool = False
     placed: tuple[tuple[int, ...], ...] = ()
     allow_inexact: bool = False
+    original: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_name(self.layout))
@@ -75,8 +79,14 @@ class Request:
         for name in ("layers", "experts", "ranks"):
             object.__setattr__(self, name, numbers(name, getattr(self, name)))
 
+    @property
+    def towards(self) -> str:
+        """The format that is asked for, in words."""
+        return "formats kept" if self.to == KEEP else f"to {shortened(self.to)}"
+
     def json(self) -> dict[str, Any]:
         said = {**asdict(self), "layout": recorded_name(self.layout)}
+        del said["notes"]
         for name in _LATER:
             if not said[name]:
                 del said[name]
@@ -84,16 +94,17 @@ class Request:
 
 
 def refuse_idle(request: Request) -> None:
-    """Refuse options that no format asked for would heed.
+    """Refuse options that have no effect on the requested formats.
 
     Raises:
-        UsageError: with what they are for.
+        UsageError: naming the formats that the option is for.
     """
     asked = {format_ for _, _, format_ in request.rules} or {request.to}
     choose(request.scale_fmt, SCALE_FORMATS, "scale format", "--scale-fmt")
     for option, given, formats in (
         ("--search", request.search, SEARCHED),
         ("--scale-fmt", request.scale_fmt != "auto", SCALED),
+        ("--original", bool(request.original), SCALED),
         ("--allow-inexact", request.allow_inexact, INEXACT),
     ):
         if given and not asked & set(formats):

@@ -1,4 +1,4 @@
-"""Which parameters a target holds, and why it does not hold the others. Pure, no torch."""
+"""The parameters of a target, and the reasons for leaving others out. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from dsctl.plan.target import Target
 
 
 def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
-    """What the target holds, what it does not, and notes.
+    """The parameters that the target holds, those that it leaves out, and notes.
 
     Raises:
-        PlanError: nothing is left, a parameter is not all there, or ranks cannot share what is left.
+        PlanError: no parameter is left, a parameter is incomplete, or the ranks cannot share the rest.
     """
     kept, dropped = _asked_for(target)
     codecs = list(_codecs(target, kept))
@@ -52,12 +52,12 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
 
 
 def _codecs(target: Target, kept: Sequence[tuple[Param, tuple[Piece, ...]]]) -> Iterator[Codec | None]:
-    """How each of these is stored; None for those of which nothing is there."""
+    """The codec of each parameter; None if the source has no piece of it."""
     known: dict[tuple[int, int], Codec] = {}
     for param, pieces in kept:
         if not pieces:
             yield None
-        elif target.told_by_name:
+        elif target.chosen_by_name:
             yield target.codec(param, pieces[0].codec)
         else:
             key = id(param.family), id(pieces[0].codec)
@@ -68,13 +68,13 @@ def _codecs(target: Target, kept: Sequence[tuple[Param, tuple[Piece, ...]]]) -> 
 
 
 def nothing_left(request: Request) -> PlanError:
-    """What to say if a request leaves no parameter."""
+    """The error for a request that leaves no parameter."""
     asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
     return PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
 
 
 def _asked_for(target: Target) -> tuple[list[tuple[Param, tuple[Piece, ...]]], list[Dropped]]:
-    """The parameters that a request asks for, with what the source holds of them, and those that it leaves out."""
+    """The requested parameters with their pieces in the source, and the parameters that the request leaves out."""
     checkpoint, request = target.checkpoint, target.request
     _refuse_unknown(checkpoint, request)
     survey, shares = checkpoint.survey, checkpoint.layout.shares
@@ -91,7 +91,7 @@ def _asked_for(target: Target) -> tuple[list[tuple[Param, tuple[Piece, ...]]], l
 
 
 def _refuse_unknown(checkpoint: Checkpoint, request: Request) -> None:
-    """Refuse layers and experts by numbers that the checkpoint does not have.
+    """Refuse numbers of layers and experts that the checkpoint does not have.
 
     Raises:
         PlanError: naming the first of them.
@@ -120,7 +120,7 @@ def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
 
 
 def why_dropped(param: Param, there: bool, request: Request) -> str | None:
-    """Why a request leaves a parameter out, or None where it does not; `there` is whether the source has it."""
+    """The reason why a request leaves a parameter out, or None if it does not; `there`: the source has it."""
     if request.mtp == "drop" and param.family.mtp:
         return "MTP layer"
     if not there:
@@ -137,6 +137,6 @@ def why_dropped(param: Param, there: bool, request: Request) -> str | None:
 
 
 def _why_nowhere(param: Param, layout: Layout) -> str:
-    """Why a layout has no slot for a parameter."""
+    """The reason why a layout has no slot for a parameter."""
     held = layout.shares is not None and any(True for _ in layout.shares.boxes(param))
     return NOWHERE + layout.name if held else ELSEWHERE

@@ -1,4 +1,4 @@
-"""The layout that a request asks for on a model, and whether the formats can be cut so. Pure, no torch."""
+"""The layout of a request for a model, and whether its formats can be cut so. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST = 4096
 
 
 class Subject(NamedTuple):
-    """A model that is to be spread: what a person calls it, its families, and what no rank must cut through."""
+    """A model to shard: its name for people, its families, and the units that no cut may go through."""
 
     place: str
     families: tuple[Family, ...]
@@ -40,7 +40,7 @@ def known_layout(request: Request) -> Layout:
 
 
 def settled(request: Request, families: Iterable[Family]) -> Request:
-    """The request that says whether the drafter stays, where only the usual was asked for."""
+    """The request with the usual choice for the drafter replaced by keep or drop."""
     if request.mtp != USUAL:
         return request
     return replace(request, mtp="drop" if known_layout(request).drops_drafter(families) else "keep")
@@ -64,13 +64,13 @@ def arrangement(subject: Subject, request: Request) -> Layout:
     check(subject.families, ranks, subject.place)
     none = [rank for rank in request.ranks if not 0 <= rank < ranks.world]
     if none:
-        raise PlanError(f"no rank {none[0]}: there are {ranks.world}, numbered from 0")
+        raise PlanError(f"no rank {none[0]}: there are {ranks.world} ranks, numbered from 0")
     shares = Shares.of(subject.families, ranks, request.ranks, _placed(subject, request))
     return layout.arranged(subject.families, shares)
 
 
 def _placed(subject: Subject, request: Request) -> dict[int, tuple[frozenset[int], ...]]:
-    """The experts of every part, by layer, where a map places them."""
+    """The experts of every part, by layer, if a map places them."""
     families = [family for family in subject.families if family.experts]
     if not request.placed or not families:
         return {}
@@ -80,15 +80,15 @@ def _placed(subject: Subject, request: Request) -> dict[int, tuple[frozenset[int
 
 
 def check_names(layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[str]:
-    """Refuse formats that the layout has no names for; gives what is to be said of the others.
+    """Refuse formats that the layout has no names for, and return notes on the others.
 
     Raises:
-        PlanError: naming them.
+        PlanError: naming the format.
     """
     known, experts = layout.dialects or tuple(DIALECTS), False
     for family, codec in stored:
         if codec.quantized and codec.dialect not in known:
-            hint = "--bf16, or a format of the releases: --to published, --fp8, or as stored"
+            hint = "use --bf16, a format of the releases (--to published, --fp8), or keep the stored formats"
             raise PlanError(f"layout {layout.name} has no names for {codec.name}", hint=hint)
         experts = experts or (bool(family.experts) and codec.quantized)
     said = SAID_OF_EXPERTS.get(layout.name) if experts else None
@@ -96,12 +96,12 @@ def check_names(layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[
 
 
 def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Iterable[tuple[Family, Codec]]) -> list[int]:
-    """Refuse sizes at which the target's format cannot be cut; with `recode` only those that divide no length.
+    """Refuse sizes at which the target's format cannot be cut; with `recode` only those at which a length is uneven.
 
-    Gives the tensor-parallel sizes that cut no block, none where the target has no ranks.
+    Returns the tensor-parallel sizes that cut no block; empty if the target has no ranks.
 
     Raises:
-        PlanError: with every family whose cut cannot be made, and the sizes that would fit.
+        PlanError: with every family whose cut is impossible, and the sizes that fit.
     """
     if layout.shares is None:
         return []
@@ -114,14 +114,14 @@ def check_cuts(subject: Subject, request: Request, layout: Layout, stored: Itera
 
 
 def _refusal(cuts: Sequence[Cut], sizes: Sequence[int], ranks: Ranks) -> PlanError:
-    """Why these sizes are refused, and which would not be. What does not divide comes before what cuts blocks."""
+    """The refusal of these sizes, with the sizes that fit. Uneven lengths are reported before cuts through blocks."""
     uneven = [cut for cut in cuts if not cut.blocks]
-    told = uneven or cuts
-    issues = [f"{cut.template}: {cut.length:,} into {cut.parts} parts: {cut.why}" for cut in told]
+    refused = uneven or cuts
+    issues = [f"{cut.template}: {cut.length:,} into {cut.parts} parts: {cut.why}" for cut in refused]
     hint = f"--tp {', '.join(map(str, sizes))} would fit" if sizes else "no size fits"
     if not uneven:
-        hint += "; --recode re-encodes these"
-    what = "cannot be cut" if uneven else "would be cut through blocks"
+        hint += "; --recode quantizes these again"
+    what = "cannot be split" if uneven else "would be cut through quantization blocks"
     first = f": {issues[0]}" if len(issues) == 1 else ""
-    kinds = f"{len(told)} kind{'s' * (len(told) > 1)} of parameters"
+    kinds = f"{len(refused)} kind{'s' * (len(refused) > 1)} of parameters"
     return PlanError(f"TP {ranks.tp}, EP {ranks.ep}: {kinds} {what}{first}", hint=hint, issues=issues)

@@ -1,4 +1,4 @@
-"""What is read and what is written for one parameter: regions, their stored tensors, and the step over them. Data."""
+"""The regions that are read and written for one parameter, their stored tensors, and the step over them. Data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dsctl.layouts.naming import DIALECTS
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
-    """One stored tensor of a region: the codec's name for it, the file, the offset of its bytes, and what it is, with
-    whole bytes for elements."""
+    """One stored tensor of a region: the codec's part, the file, the offset of its bytes, and its dtype and shape, with
+    whole bytes as elements."""
 
     name: str
     file: str
@@ -35,16 +35,16 @@ class Region(msgspec.Struct, frozen=True, gc=False):
     at: tuple[int, ...]
 
     def place(self, part: str, box: Box) -> Box:
-        """Where a sub-box of the parameter lies in one of the stored tensors.
+        """The place of a sub-box of the parameter in one of the stored tensors.
 
         Raises:
-            Misaligned: the sub-box cuts what the codec stores as one.
+            Misaligned: the sub-box cuts through a block or packed word of the codec.
         """
         inner = box.relative_to(self.box.start).moved(self.at)
         return self.codec.box(part, inner, self.container)
 
     def ending(self, part: Part) -> str:
-        """What the codec's dialect puts behind a parameter's name for a part of it."""
+        """The ending that the codec's dialect appends to a parameter's name for a part."""
         return DIALECTS[self.codec.dialect].tensor("", part.name)
 
     def ref(self, name: str, part: Part) -> TensorRef:
@@ -54,25 +54,25 @@ class Region(msgspec.Struct, frozen=True, gc=False):
 
 
 class Copy(msgspec.Struct, frozen=True, gc=False):
-    """Bytes that also go elsewhere untouched: a kept scale."""
+    """Bytes that are also copied unchanged to a second place: a kept scale."""
 
     read: Part
     write: Part
 
 
 class Twin(msgspec.Struct, frozen=True, gc=False):
-    """A copy of the region that `reads[of]` is, kept elsewhere, which must hold the same bytes."""
+    """A second copy of the region `reads[of]`, which must hold the same bytes."""
 
     of: int
     region: Region
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """What is read once and what is written from it, for one parameter. `how` is move, recast (by `way`) or recode.
+    """The regions read once and written for one parameter. `how` is move, recast (by `way`) or recode.
 
-    `gathers`: scales that the way back would not find are told. `odd` are such scales of an earlier encoding.
-    `surveyed` are the parameters, this one among them, that are read before for their largest magnitude. `twins` are
-    further copies of what is read, to be compared with it. `measured`: it is told how far new codes are from the old.
+    `gathers`: odd scales, which do not follow from the values, are collected. `odd` are such scales of an earlier
+    encoding. `surveyed` are the parameters, this one among them, whose largest magnitude is read first. `twins` are
+    further copies to compare with the regions read. `measured`: the largest error of the new codes is reported.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def regions_read(self) -> tuple[Region, ...]:
-        """Every region of which bytes are read, the compared copies included."""
+        """Every region that is read, including the compared copies."""
         return *self.reads, *(twin.region for twin in self.twins)
 
     @property
     def parts_read(self) -> Iterator[Part]:
-        """Every stored tensor of which bytes are read, those of the steps that share a survey included."""
+        """Every stored tensor that is read, including those of the steps that share a survey."""
         for step in (self, *self.surveyed):
             yield from (copy.read for copy in step.copies)
             for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
@@ -105,7 +105,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_uncut(self) -> bool:
-        """Whether it is read in one piece, and written so wherever it is written."""
+        """Whether it is read in one piece, and written in one piece at every place."""
         return len(self.reads) == 1 and are_all(self.reads[0].box, self.writes)
 
     @property
@@ -127,7 +127,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def _row_step(self) -> int:
-        """Rows in which no block is cut: neither of a whole parameter, nor of a part with blocks of its own."""
+        """Rows that cut no block, neither of a whole parameter nor of a part with blocks of its own."""
         regions = (*self.reads, *self.writes)
         ragged = {region.box.shape[0] for region in regions if region.box.start[0] % region.codec.block[0]}
         return lcm(*{region.codec.block[0] for region in regions}, *ragged)
@@ -146,16 +146,16 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def decoded(self) -> str | None:
-        """The dtype that values are decoded to for what is written; None where they are taken as they are stored."""
+        """The dtype to which values are decoded before they are encoded; None if they are used as stored."""
         source, target = self.reads[0].codec, self.writes[0].codec
         if len(self.reads) == 1 and source.plain:
             return None
         return target.plain if target.plain in ("BF16", "F32") else "F32"
 
     def buffers(self, band_bytes: int) -> dict[str, int]:
-        """What a worker holds of a band at worst, in bytes: each buffer by its name, and as `room` what codecs take.
+        """The most bytes that a worker holds for a band: each buffer by its name, and `room` for the codecs.
 
-        Buffers of one name are one buffer, for all steps of a run.
+        Buffers with the same name are one buffer, for all steps of a run.
         """
         rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
         held: dict[str, int] = {}
@@ -219,7 +219,7 @@ def are_all(box: Box, regions: Sequence[Region]) -> bool:
 
 
 def region_of(piece: Piece) -> Region:
-    """The region of a parameter that a checkpoint's piece holds, without what the shape says."""
+    """The region of a parameter in a checkpoint's piece, without the tensors that only state its shape."""
     slot, codec = piece.slot, piece.codec
     stated = codec.stated(slot.container)
     parts = [
@@ -238,17 +238,17 @@ def _written(region: Region) -> int:
 
 
 def moved(place: int, part: Part) -> str:
-    """The name of the buffer for a stored tensor of what is read: the first region's is that of all decoded ones."""
+    """The name of the read buffer for a stored tensor; all decoded regions share the first region's buffer."""
     return f"in{place or ''}:{held_as(part.name)}"
 
 
 def held_as(part: str) -> str:
-    """The part whose buffer a part shares: no codec has both values as they are and codes."""
+    """The part whose buffer a part shares: no codec stores both plain values and codes."""
     return CODES if part == VALUES else part
 
 
 def _rows_bytes(part: Part, region: Region, rows: int) -> int:
-    """The bytes of a stored tensor's rows, whole ones, that a band of so many of the parameter's rows has."""
+    """The bytes of a stored tensor's whole rows for a band of `rows` rows of the parameter."""
     if not region.container or not region.container[0]:
         return part.spec.nbytes
     return -(-part.spec.nbytes * min(rows, region.box.shape[0]) // region.container[0])

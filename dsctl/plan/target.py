@@ -1,4 +1,4 @@
-"""The target of one request on one checkpoint: layout, formats, and what side files of the source tell. No torch."""
+"""The target of one request on one checkpoint: layout, formats, contents of the source's side files. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.odd_scales import OddScales, read_odd
+from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
 from dsctl.codecs import CODECS, in_dialect
@@ -30,9 +31,10 @@ from dsctl.stores import SIGNED
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be made. `original` and `whole` are what side files tell of the folder that the source was made from
-    by a change of format, and of layout, `odd` the scales of it that values do not tell; `notes` is what is to be said
-    of all that.
+    """The checkpoint to make.
+
+    `original` and `whole` are the side files' descriptions of the folder that the source was made from, by a change of
+    format and of layout. `odd` are its scales that do not follow from the values. `notes` are remarks on all of this.
     """
 
     checkpoint: Checkpoint
@@ -47,14 +49,12 @@ class Target:
 
     @property
     def restores(self) -> bool:
-        """Whether what the source was decoded from shall come back, as far as a side file keeps it."""
+        """Whether the folder that the source was decoded from shall come back, as far as a side file keeps it."""
         return self.original is not None and self.request.to in SCALED
 
     @cached_property
     def saves(self) -> bool:
-        """Whether the target keeps a side file for the way back: with the scales that decoding makes redundant, or for
-        what is recast.
-        """
+        """Whether the target keeps a side file for the way back: with the scales that decoding or recasting loses."""
         checkpoint, request = self.checkpoint, self.request
         if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
             return False
@@ -64,16 +64,16 @@ class Target:
 
     @cached_property
     def encoded(self) -> Codec | None:
-        """The codec by which the whole stored what a layout decoded, where its scales are kept."""
+        """The codec with which the whole stored the parameters that a layout decoded, if its scales are kept."""
         return None if self.whole is None else _kept_codec(self.formats.published, self.whole)
 
     @property
-    def told_by_name(self) -> bool:
-        """Whether `codec` may be another for parameters of one family that are stored alike."""
+    def chosen_by_name(self) -> bool:
+        """Whether `codec` can differ between parameters of one family that have the same codec in the source."""
         return bool(self.formats.rules) or self.whole is not None
 
     def codec(self, param: Param, source: Codec) -> Codec:
-        """How the target stores a parameter that the source stores by a codec."""
+        """The target's codec for a parameter, given the source's."""
         if isinstance(source, Renumbered):
             return source.written
         if self.whole is not None and self.request.to == KEEP:
@@ -82,18 +82,18 @@ class Target:
 
     @cached_property
     def kept(self) -> tuple[Original, ...]:
-        """What is known of the folder that the target is to be again: the source itself, if it is stored so already."""
+        """The descriptions of the folder that the target restores; the source itself if it already has the format."""
         same = self.request.to in SCALED and self.checkpoint.layout.published
         sides = self.original if self.restores else None, self.whole, own_side(self.checkpoint) if same else None
         return tuple(one for one in sides if one is not None)
 
 
-def target_of(checkpoint: Checkpoint, request: Request) -> Target:
+def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | None = None) -> Target:
     """The target of a request.
 
     Raises:
-        UsageError, PlanError: the request makes no sense, or not for this model. FormatError: a side file contradicts
-            itself, or a map of experts is not of this model.
+        UsageError, PlanError: the request contradicts itself or does not fit this model. FormatError: a side file
+            contradicts itself, or a map of experts does not fit this model.
     """
     if request.to not in (KEEP, RECIPE):
         choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
@@ -103,26 +103,31 @@ def target_of(checkpoint: Checkpoint, request: Request) -> Target:
     layout = arrangement(subject, request)
     rules = tuple(Rule(*rule) for rule in request.rules)
     notes = check(rules, checkpoint.params)
-    original, whole = _original(checkpoint, rules, request, notes), _whole(checkpoint, notes)
+    if elsewhere is None:
+        original = _original(checkpoint, rules, request, notes)
+        odd = read_odd(checkpoint.store, checkpoint.files) if original else None
+    else:
+        original, odd = elsewhere.side, elsewhere.odd
+        notes += [f"scales: the original ones are those of {elsewhere.place}", *elsewhere.notes]
+    whole = _whole(checkpoint, notes)
     published = _published(checkpoint, original)
     formats = Formats(
         request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
         checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
     )  # fmt: skip
     if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
-        notes.append("no mtp.* is there: transformers does not load a drafter, so that none is in what it saves")
-    odd = read_odd(checkpoint.store, checkpoint.files) if original else None
+        notes.append("the source has no mtp.* tensors: transformers does not load a drafter, so it does not save one")
     return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
 
 
 def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request, notes: list[str]) -> Original | None:
-    """What is told of the folder from which the source was decoded, where a format asked for can use it."""
+    """The description of the folder from which the source was decoded, if a requested format can use it."""
     header, asked = checkpoint.original, {rule.format for rule in rules} or {request.to}
     return None if header is None or asked.isdisjoint(SCALED) else _side_file(checkpoint, ORIGINAL, header, notes)
 
 
 def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:
-    """What the whole checkpoint was, of which the source holds the parts."""
+    """The description of the whole checkpoint whose parts the source holds."""
     size = checkpoint.files.get(WHOLE)
     if size is None or checkpoint.layout.published:
         return None
@@ -130,15 +135,15 @@ def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:
 
 
 def _side_file(checkpoint: Checkpoint, file: str, header: Header, notes: list[str]) -> Original:
-    """What a side file says; a note tells where that is not what was written into it."""
+    """The contents of a side file; adds a note if it was altered."""
     if is_altered(checkpoint, file):
-        what = f"{file}: was altered since it was written: {SIGNED} has another digest"
-        notes.append(f"{what}; what comes back from it may not be what the release had")
+        what = f"{file}: was altered since it was written: {SIGNED} has a different digest"
+        notes.append(f"{what}; the restored files may differ from the release's")
     return read_side(checkpoint, file, header)
 
 
 def _published(checkpoint: Checkpoint, original: Original | None) -> Mapping[str, Published]:
-    """How releases store what they quantize: as the folder did that the source was made from, where that is known."""
+    """The formats of quantized parameters in releases; those of the folder that the source was made from, if known."""
     if original is None or checkpoint.model is None:
         return checkpoint.published
     return checkpoint.model.published(original.config, checkpoint.model.traits(original.config, original.specs))

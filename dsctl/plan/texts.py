@@ -1,4 +1,4 @@
-"""The texts of a target: config.json, indexes, manifests of ranks, and which other files are carried over. No torch."""
+"""The texts of a target: config.json, indexes, manifests of ranks, and the list of other files to copy. No torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from dsctl.plan.request import KEEP, RECIPE
 from dsctl.plan.target import Target
 from dsctl.stores import INDEX, SIGNED
 
-# Weights, in this and in other formats: what is left of them is not carried over beside what was made of them.
+# Weights in this and other file formats: remaining ones are not copied beside the converted weights.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
 def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
-    """The source's other files, copied as they are, with their sizes; none of those that are `made`."""
+    """The source's other files, copied unchanged, with their sizes; without those that are `made`."""
     checkpoint, request = target.checkpoint, target.request
     derived = checkpoint.layout.texts(checkpoint.config or {})
     replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
@@ -52,10 +52,10 @@ def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
 
 
 def texts(target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Placed, ...]]) -> dict[str, bytes]:
-    """config.json, the index, and what a layout of ranks adds.
+    """config.json, the index, and the files that a layout of ranks adds.
 
     Raises:
-        PlanError: no one `quantization_config` can say how the parameters are stored.
+        PlanError: no single `quantization_config` can describe how the parameters are stored.
     """
     found = {"config.json": _config(target, wants)} if target.checkpoint.config is not None else {}
     config = found.get("config.json", b"")
@@ -71,7 +71,7 @@ def texts(target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Plac
 
 
 def _kept_index(target: Target, parts: Iterable[PlacedPart]) -> bytes | None:
-    """The index of the folder that this one is to be again, byte for byte, whatever it says of sizes."""
+    """The index of the folder to restore, byte for byte, including its stated sizes."""
     files: dict[str, dict[str, TensorSpec]] = {}
     for part in parts:
         files.setdefault(part.file, {})[part.tensor] = part.spec
@@ -98,14 +98,14 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
 
 
 def _decoded(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as it would be if nothing were quantized."""
+    """The config of the same checkpoint without quantization."""
     decoded = edit_config(config, Plain(target.formats.base_dtype))
     _say_published(target, (), decoded)
     return decoded
 
 
 def _say_published(target: Target, wants: Sequence[Want], edited: dict[str, Any]) -> None:
-    """Set the fields that say how releases store a role where the target stores it so, and take them out elsewhere."""
+    """Set the fields that declare the format of a role in releases, or remove them if the target has another format."""
     codes: dict[str, set[str]] = {}
     for want in wants:
         codes.setdefault(want.param.role, set()).add(want.codec.form.codes)
@@ -124,7 +124,7 @@ def _without_mtp(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kept_config(target: Target, edited: Mapping[str, Any]) -> bytes:
-    """The source's config.json as it is, or with the MTP layer taken out."""
+    """The source's config.json, unchanged or without the MTP layer."""
     checkpoint = target.checkpoint
     if target.layout.shares is None and checkpoint.layout.shares is None:
         return json_text(edited)
@@ -133,7 +133,7 @@ def _kept_config(target: Target, edited: Mapping[str, Any]) -> bytes:
 
 
 def _quantization(before: Mapping[str, Any], stored: Iterable[Codec]) -> Any:
-    """The original's own quantization_config, where it says of the formats what the target's codecs say."""
+    """The original's own quantization_config, if it declares the same formats as the target's codecs."""
     said, stored = before.get("quantization_config") or {}, list(stored)
     declared = {_as_declared(codec) for codec in Fp8Block.declared(said)}
     same = declared == {_as_declared(codec) for codec in stored if codec.scale_fmt}
@@ -142,14 +142,14 @@ def _quantization(before: Mapping[str, Any], stored: Iterable[Codec]) -> Any:
 
 
 def _as_declared(codec: Codec) -> Codec:
-    """The codec as a config can declare it: without the dtype in which scales are stored, and without names."""
+    """The codec as a config can declare it: without the dtype of stored scales, and without names."""
     return replace(codec, scale_dtype="F32", dialect="") if isinstance(codec, Fp8Block) else codec
 
 
 def edit_config(
     config: Mapping[str, Any], codec: Codec, quantization: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A `config.json` for weights stored by `codec`: quantization_config and dtype made true."""
+    """A `config.json` for weights stored by `codec`, with matching quantization_config and dtype."""
     edited = {name: value for name, value in config.items() if name != "quantization_config"}
     if quantization is not None:
         edited["quantization_config"] = quantization
@@ -159,7 +159,7 @@ def edit_config(
 
 
 def index_of(parts: Iterable[PlacedPart]) -> dict[str, Any]:
-    """The index of these tensors, each named once."""
+    """The index of these tensors, with one entry each."""
     tensors = {part.tensor: part for part in parts}
     return {
         "metadata": {"total_size": sum(part.spec.nbytes for part in tensors.values())},
@@ -170,7 +170,7 @@ def index_of(parts: Iterable[PlacedPart]) -> dict[str, Any]:
 def rank_texts(
     layout: Layout, placed: Mapping[str, tuple[Placed, ...]], params: Iterable[Param], config: bytes
 ) -> dict[str, bytes]:
-    """What makes every rank's folder complete: config.json, index and manifest."""
+    """The files that complete every rank's folder: config.json, index and manifest."""
     if layout.shares is None or not layout.foldered:
         return {}
     shares = layout.shares
@@ -183,20 +183,20 @@ def rank_texts(
             held[place.slot.shard].append((param, place.slot.region))
     for rank in shares.present:
         shard = folder(rank)
-        told = manifest(recorded_name(layout.name), rank, shares.ranks, bool(shares.placed), held[shard])
+        described = manifest(recorded_name(layout.name), rank, shares.ranks, bool(shares.placed), held[shard])
         texts |= {
             f"{shard}/config.json": config,
             f"{shard}/{INDEX}": index_text(index_of(parts[shard])),
-            f"{shard}/{MANIFEST}": encode(told),
+            f"{shard}/{MANIFEST}": encode(described),
         }
     return texts
 
 
 def index_text(index: dict[str, Any]) -> bytes:
-    """The same as `json_text` for an index, which holds no fractions: in less time."""
+    """A faster `json_text` for an index, which holds no fractions."""
     return msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n"
 
 
 def json_text(value: object) -> bytes:
-    """JSON as every text file of a target has it."""
+    """JSON as in every text file of a target."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

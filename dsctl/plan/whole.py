@@ -1,4 +1,4 @@
-"""What parts of a checkpoint keep of the whole: its texts, and the scales with which their layout decodes. No torch."""
+"""The side file in which ranks keep the texts of the whole, and the scales that their layout decodes with. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsctl.plan.target import Target
 
 
 class _Scales(NamedTuple):
-    """A piece's scales in those of its whole parameter: their name and what they are there, and the first row."""
+    """A piece's scales within those of its whole parameter: their name, dtype and shape there, and the first row."""
 
     name: str
     spec: TensorSpec
@@ -23,7 +23,7 @@ class _Scales(NamedTuple):
 
 
 def whole_side(target: Target, wants: Iterable[Want]) -> Side | None:
-    """The side file to be written, if any: of a whole checkpoint, or of parts that the target's layout decodes."""
+    """The side file to write, if any: for a whole checkpoint, or for parts that the target's layout decodes."""
     scales = {one.name: one.spec for want in wants for one in _decoded_with(target, want)}
     if target.layout.published or not (target.checkpoint.layout.published or (target.whole and scales)):
         return None
@@ -34,7 +34,7 @@ def whole_side(target: Target, wants: Iterable[Want]) -> Side | None:
 def whole_copies(
     target: Target, want: Want, reads: Iterable[Region], offsets: Mapping[tuple[str, str], int]
 ) -> Iterator[Copy]:
-    """The scales of a parameter that go into it, from every piece."""
+    """The copies of a parameter's scales into the side file, from every piece."""
     for one, region in zip(_decoded_with(target, want), reads, strict=False):
         begin = offsets.get((WHOLE, one.name))
         if begin is not None:
@@ -44,7 +44,7 @@ def whole_copies(
 
 
 def _decoded_with(target: Target, want: Want) -> list[_Scales]:
-    """The scales, piece by piece, of a parameter that only the target's layout decodes; each has whole rows of them."""
+    """The scales of each piece of a parameter that only the target's layout decodes; each piece has whole rows."""
     codec, param = want.pieces[0].codec, want.param
     if not (target.layout.decoded(param.family) and codec.keeps_scales and not codec.scales_follow):
         return []

@@ -67,6 +67,9 @@ class Release(msgspec.Struct, frozen=True):
     chat_template: str | None = None
     tokens: dict[str, int] = {}
 
+    def __repr__(self) -> str:
+        return f"<Release {self.name}: {self.repository}, {self.architecture}, {self.date or 'unknown date'}>"
+
     @property
     def config_derived(self) -> bool:
         """Whether its config was not read, but derived from a different release's."""

@@ -1,1 +1,1 @@
-"""Carry a plan out: whose the folder is, what was done, how the rest is done."""
+"""Carry a plan out: claim the target folder, find the work already done, and do the rest."""

@@ -1,4 +1,4 @@
-"""What `dsctl.json` says of a complete target, read back and judged."""
+"""The audit in `dsctl.json` of a complete target, read back and checked."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dsctl.plan.plan import COUNTED
 from dsctl.run.journal import is_count
 from dsctl.stores import SIGNED
 
-# What earlier versions did not count.
+# Counts that earlier versions did not have.
 _LATER = ("recast",)
 
 
 def read_audit(target: Path) -> dict[str, Any]:
-    """The audit of a complete folder whose files still have the sizes that it names.
+    """The audit of a complete folder whose files still have the recorded sizes.
 
     Raises:
-        ResumeError: one has not, or the audit is not valid.
+        ResumeError: a size is different, or the audit is not valid.
     """
     try:
         audit = valid_audit(strict_json(read_own(target / SIGNED), SIGNED))
@@ -33,15 +33,16 @@ def read_audit(target: Path) -> dict[str, Any]:
         except (OSError, ValueError):
             same = False
         if not same:
-            raise ResumeError(f"{target / name}: was finished, but is gone or changed", hint="start over with --force")
+            what = "was finished, but is now missing or changed"
+            raise ResumeError(f"{target / name}: {what}", hint="start over with --force")
     return audit
 
 
 def valid_audit(said: Any) -> dict[str, Any]:
-    """What `dsctl.json` says, where it is what a run writes.
+    """The contents of `dsctl.json`, if a run can have written them.
 
     Raises:
-        TypeError, ValueError: with what it lacks.
+        TypeError, ValueError: naming the missing or wrong field.
     """
     if not isinstance(said, dict):
         raise TypeError("it is not an object")

@@ -1,4 +1,4 @@
-"""Carry a plan out: what the command line and the Python interface do alike. It knows no console and loads no torch."""
+"""Carry a plan out, for the command line and the Python interface. It knows no console and loads no torch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from dsctl.work.tasks import Context
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A plan, its source and target, and what carrying it out takes and means.
+    """A plan, its source and target, the resources of a run, and the state of the target.
 
-    `folder` is where files are made: the target itself, or the staging folder of a `delivery` to a URL. `state` is
-    new, resume or complete.
+    Files are written to `folder`: the target itself, or the staging folder of a `delivery` to a URL. `state` is new,
+    resume or complete.
     """
 
     plan: Plan
@@ -49,12 +49,12 @@ class Setup:
 
     @property
     def spared(self) -> bool:
-        """Whether source files are still there that a run with `consume` would have deleted."""
+        """Whether source files still exist that a run with `consume` would have deleted."""
         return self.how.consume and any(files_read(job) - gone(self.store) for job in self.plan.jobs)
 
 
 def open_source(source: str, target: str, how: How) -> Checkpoint:
-    """Open a source for this target: what an earlier run to it consumed still counts as there.
+    """Open a source for this target; files that an earlier run to this target consumed still count as present.
 
     Raises:
         SourceError, FormatError: as `open_checkpoint`. PlanError: files would be deleted through a link.
@@ -71,16 +71,16 @@ def open_source(source: str, target: str, how: How) -> Checkpoint:
 
 
 def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
-    """Look at the target and share out this machine. Nothing is written.
+    """Check the target and allot this machine's workers and memory. Nothing is written.
 
     Raises:
-        PlanError: the memory is too little, or the target cannot be one.
-        ResumeError: the target holds another request's work.
+        PlanError: there is not enough memory, or the target cannot be used.
+        ResumeError: the target holds the work of a different request.
     """
     place = path_of(target)
     delivery = Delivery(place, plan, how.force) if is_url(place) else None
     ahead = (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0)
-    # The nodes of a cluster have processors and memory of their own: what counts is what one task takes.
+    # The nodes of a cluster have processors and memory of their own: only the needs of one task count here.
     workers = 1 if how.engine == "ray" else how.workers
     budget = None if how.max_memory is None else int(how.max_memory)
     resources = allot(plan, workers, budget, ahead)
@@ -93,10 +93,10 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
 
 
 def rehearse(setup: Setup) -> None:
-    """Refuse what `carry_out` would refuse before it writes anything.
+    """Refuse everything that `carry_out` would refuse before it writes.
 
     Raises:
-        FormatError, SourceError: as `check_source`. PlanError: this machine has no such device.
+        FormatError, SourceError: as `check_source`. PlanError: this machine does not have the device.
     """
     if not setup.store.remote:
         check_source(setup.plan, setup.store)
@@ -106,15 +106,15 @@ def rehearse(setup: Setup) -> None:
 def carry_out(
     setup: Setup, report: EventReport = lambda event: None, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Carry a plan out from wherever an interrupted run left it, and return the audit that `dsctl.json` keeps.
+    """Carry a plan out, or resume an interrupted run, and return the audit that `dsctl.json` keeps.
 
-    `report` takes the events of the run; `say` takes a line of text now and then from a cluster.
+    `report` is called with the events of the run, `say` with an occasional line of text from a cluster.
 
     Raises:
         PlanError, ResumeError: torch is not installed, no room, no such device or cluster, or another process holds
             the target.
-        FormatError: a scale cannot be one; nothing was written.
-        SourceError, WorkError: something failed on the way; the same call resumes.
+        FormatError: a scale is impossible; nothing was written.
+        SourceError, WorkError: reading or writing failed; the same call resumes.
     """
     require_torch("writing weights")
     plan, store, how, resources = setup.plan, setup.store, setup.how, setup.resources

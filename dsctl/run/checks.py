@@ -1,4 +1,4 @@
-"""What is looked at before a run begins, so that it does not fail after hours: room on the disk, scales, files."""
+"""Checks before a run begins, so that it does not fail after hours: room on the disk, scales, files."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from dsctl.stores import Store
 
 
 def check_space(plan: Plan, target: Path, most: int | None = None) -> None:
-    """Refuse a run for which the disk has no room; `most` is what it takes where that is less than its output.
+    """Refuse a run for which the disk has no room; `most` are the bytes it takes if fewer than its output.
 
-    What dsctl left in the target before is gone on with or removed, and takes no more room.
+    Files of an earlier run in the target are continued or removed, so their space counts as free.
 
     Raises:
-        PlanError: with how much is needed and how much is free.
+        PlanError: with the bytes needed and the bytes free.
     """
     free, needed = shutil.disk_usage(existing(target)).free, plan.bytes_out if most is None else most
     if most is None:
         needed -= sum(_allocated(path) for path in target.rglob("*") if path.is_file() and not path.is_symlink())
     if needed > free:
         raise PlanError(
-            f"{target}: needs {needed:,} bytes of disk, {free:,} are free",
-            hint=f"free {needed - free:,} bytes, or convert part of it with --only",
+            f"{target}: needs {needed:,} bytes of disk, but only {free:,} are free",
+            hint=f"free {needed - free:,} bytes, or convert a part with --only",
         )
 
 
 def check_source(plan: Plan, store: Store) -> None:
-    """Refuse a source that is bound to fail after hours: impossible scales, files to carry over that do not open.
+    """Refuse a source that would fail after hours: impossible scales, or files to copy that do not open.
 
     Raises:
         FormatError: a scale is NaN, infinite, zero or negative. SourceError: a file cannot be read.
@@ -45,7 +45,7 @@ def check_source(plan: Plan, store: Store) -> None:
 
 
 def _scales(plan: Plan) -> dict[TensorRef, Codec]:
-    """The scales that a plan computes with or moves, and the codecs that read them."""
+    """The scales that a plan decodes with or copies, and their codecs."""
     regions = ((step, region) for step in plan.steps for region in (*step.reads, *((step.kept,) if step.kept else ())))
     return {
         region.ref(step.name, part): region.codec

@@ -1,4 +1,4 @@
-"""Whose work a target folder holds, and what in it dsctl made: nothing else is ever removed."""
+"""The owner of a target folder's work, and the files in it that dsctl made: no other file is ever removed."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from dsctl.run.marks import BEGUN, NOBODY, Mark, Route, outputs, read_mark, sign
 from dsctl.stores import SIGNED, WORKING, Store, separate
 from dsctl.stores.objects import ObjectFolder
 
-# What is wrong with the disk then, not with the place that was chosen.
+# Errors of the disk, not of the chosen place.
 _FAILING = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ENOMEM)
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
-# What dsctl keeps for itself in a target, each in a regular file of one name.
+# Files that dsctl keeps for itself in a target; each must be a regular file without a second link.
 _OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, ODD, WHOLE)
 
 
 def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, HeldFile]:
-    """What the source holds; of files that were consumed, what the mark says of them.
+    """The identity of the source's files; for consumed files, the one recorded in the mark.
 
     Raises:
         SourceError: a file cannot be read.
@@ -42,13 +42,13 @@ def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, HeldFile]
 
 
 def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
-    """Refuse to go on with, or to call complete, what was made of another source with the same headers.
+    """Refuse to resume, or to call complete, work on a different source with the same headers.
 
-    An unfinished folder is gone on with if its source was changed in its place, or if nothing was noted of it: what was
-    made of changed files, or of all of them, is made again.
+    An unfinished folder is resumed if its source was changed in place, or if its identity was not recorded: the output
+    of the changed files, or of all files, is made again.
 
     Raises:
-        ResumeError: with both places and the files that tell them apart.
+        ResumeError: with both places and the files that differ.
         SourceError: a file cannot be read.
     """
     here = mark.place == plan.source and not store.remote
@@ -57,14 +57,14 @@ def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
     hint = "start over with --force, or choose a new folder"
     if not mark.held:
         version = f"dsctl {mark.version}" if mark.version else "an earlier version"
-        what = f"holds the result of {version}, which did not note what its source held"
+        what = f"holds the result of {version}, which did not record the identity of its source"
         raise ResumeError(f"{target}: {what}", hint=hint)
     now = identity(plan, store, mark.held if here else None)
     other = sorted(unlike(now, mark.held))
     if other and not here:
         what = "the result" if mark.complete else "the unfinished work"
         differ = f"{_few(other)} differ{'s' * (len(other) == 1)}"
-        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+        said = f"holds {what} of {mark.place or 'a different source'}; {plan.source} is different: {differ}"
         raise ResumeError(f"{target}: {said}", hint=hint, issues=other if len(other) > 1 else ())
     doubtful = sorted(touched(now, mark.held)) if here else []
     if other:
@@ -74,24 +74,24 @@ def refuse_unlike(plan: Plan, store: Store, target: str, mark: Mark) -> None:
         what = f"was made before {_few(doubtful)} of the source was touched or replaced"
         raise ResumeError(
             f"{target}: {what}; a sample of the bytes is equal",
-            hint="`dsctl compare` reads all of them; --force makes the result again",
+            hint="`dsctl compare` reads every byte; --force makes the result again",
         )
 
 
 def check_target(plan: Plan, store: Store, target: Path, force: bool = False) -> str:
-    """What running the plan on a folder would mean: new, resume or complete. Nothing is changed.
+    """The state of a folder for this plan: new, resume or complete. Nothing is changed.
 
     Raises:
-        PlanError: the folder is the source, inside it or around it, cannot be written, or holds what dsctl did not
-            make.
-        ResumeError: it holds another request's work, begun or complete, or what was made of another source.
+        PlanError: the folder is the source, inside it or around it, cannot be written, or holds files that dsctl did
+            not make.
+        ResumeError: it holds the work of a different request or source, begun or complete.
         SourceError: the source cannot be read. WorkError: the disk of the target fails.
     """
     _refuse_places(plan, store, target)
     state = _state(plan, store, target, force)
     there = existing(target)
     if state != "complete" and not os.access(there, os.W_OK | os.X_OK):
-        raise PlanError(f"{there}: cannot be written", hint="choose another target, or have its permissions changed")
+        raise PlanError(f"{there}: cannot be written", hint="choose another target, or change its permissions")
     return state
 
 
@@ -111,14 +111,14 @@ def _state(plan: Plan, store: Store, target: Path, force: bool) -> str:
         others = sorted(_strangers(plan, target, mark))
         if others:
             what = f"{others[0]} was" if len(others) == 1 else f"{len(others):,} files were"
-            hint = "move what is yours away, or choose a new folder"
+            hint = "move your files away, or choose a new folder"
             raise PlanError(f"{target}: {what} not made by dsctl; nothing was removed", hint=hint, issues=others)
         return "new"
     if mark.fingerprint != plan.fingerprint:
         raise of_another(plan, store, str(target), mark)
     if not mark.complete and mark.work != work_of(plan):
-        what = f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work otherwise"
-        raise ResumeError(f"{target}: {what}", hint="end it with that version, or start over with --force")
+        what = f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work differently"
+        raise ResumeError(f"{target}: {what}", hint="finish it with that version, or start over with --force")
     refuse_unlike(plan, store, str(target), mark)
     return "complete" if mark.complete else "resume"
 
@@ -128,7 +128,7 @@ def _refuse_places(plan: Plan, store: Store, target: Path) -> None:
     if not separate(folder, str(target)):
         raise PlanError(f"{target}: source and target must be separate folders, neither inside the other")
     if target.is_symlink():
-        raise PlanError(f"{target}: is a link", hint=f"name what it leads to: {os.path.realpath(target)}")
+        raise PlanError(f"{target}: is a link", hint=f"name the folder that it points to: {os.path.realpath(target)}")
     if target.exists() and not target.is_dir():
         raise PlanError(f"{target}: exists and is not a folder")
     folders = {parent for name in (*outputs(plan), f"{NOTES}/note", *_KEPT) for parent in Path(name, "x").parents[1:-1]}
@@ -141,12 +141,12 @@ def _refuse_places(plan: Plan, store: Store, target: Path) -> None:
         except OSError:
             continue
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            what = "is a link, or not a regular file, where dsctl keeps a file of its own"
+            what = "is a link or not a regular file, and dsctl needs this name for a file of its own"
             raise PlanError(f"{file}: {what}", hint="choose a new target")
 
 
 def of_another(plan: Plan, store: Store, target: str, mark: Mark) -> ResumeError:
-    """Why a folder with another fingerprint is not gone on with."""
+    """The error for a folder with a different fingerprint."""
     what = "the result" if mark.complete else "the unfinished work"
     if mark.revision not in ("", store.revision):
         if isinstance(store, ObjectFolder):
@@ -156,21 +156,21 @@ def of_another(plan: Plan, store: Store, target: str, mark: Mark) -> ResumeError
             f"{what} from commit {mark.revision}",
             "name that commit after @ to resume, or start over with --force",
         )
-        return ResumeError(f"{target}: holds {what}, the source is at {store.revision or 'none'}", hint=hint)
+        return ResumeError(f"{target}: holds {what}, but the source is at {store.revision or 'none'}", hint=hint)
     hint = "start over with --force, or choose a new folder"
     if mark.request != plan.request.json():
-        return ResumeError(f"{target}: holds {what} of another request", hint=hint)
+        return ResumeError(f"{target}: holds {what} of a different request", hint=hint)
     other = _unlike_files(plan, store, mark)
     differ = f"{_few(other)} differ{'s' * (len(other) == 1)}" if other else "names, sizes or headers of files differ"
     if mark.place == plan.source:
         said = f"holds {what} of {mark.place} before it changed: {differ}"
     else:
-        said = f"holds {what} of {mark.place or 'another source'}; {plan.source} is another one: {differ}"
+        said = f"holds {what} of {mark.place or 'a different source'}; {plan.source} is different: {differ}"
     return ResumeError(f"{target}: {said}", hint=hint, issues=other if len(other) > 1 else ())
 
 
 def _unlike_files(plan: Plan, store: Store, mark: Mark) -> list[str]:
-    """The files that tell a source from the one that was noted, if that is cheaply seen."""
+    """The files in which a source differs from the recorded one, if comparing them is cheap."""
     if store.remote or not mark.held:
         return []
     try:
@@ -185,14 +185,14 @@ def _few(files: list[str]) -> str:
 
 
 def _strangers(plan: Plan, target: Path, mark: Mark | None) -> Iterator[str]:
-    """What lies in a folder and was not made by dsctl, as far as its mark tells."""
+    """The files in a folder that dsctl did not make, according to its mark."""
     made = {SIGNED, *mark.files, *_journalled(target)} if mark else set()
     made |= {name + suffix for name in {*made, *(outputs(plan) if mark else ())} for suffix in (PART, NEW)}
     return (name for name in _contents(target) if name not in made and not _own(name))
 
 
 def _journalled(target: Path) -> Iterator[str]:
-    """The finished files of which a journal tells."""
+    """The finished files in a journal."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in read_own(target / WORKING / JOURNAL).splitlines():
             record = json.loads(line)
@@ -201,7 +201,7 @@ def _journalled(target: Path) -> Iterator[str]:
 
 
 def _own(name: str) -> bool:
-    """Whether a file is one of those that dsctl keeps for itself: in `.dsctl`, or a note of a consumed file."""
+    """Whether dsctl keeps a file for itself: in `.dsctl`, or the note on a consumed file."""
     folder, _, inner = name.removesuffix(NEW).rpartition("/")
     if folder == WORKING:
         return inner in (BEGUN, JOURNAL, LOCK) or is_piece(inner)
@@ -209,7 +209,7 @@ def _own(name: str) -> bool:
 
 
 def _contents(target: Path) -> Iterator[str]:
-    """Every file and link below a folder, by its relative name with slashes. Links are not followed."""
+    """Every file and link in a folder and its subfolders, by relative name with slashes. Links are not followed."""
     for folder, folders, files in os.walk(target):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in (*files, *links):
@@ -217,9 +217,10 @@ def _contents(target: Path) -> Iterator[str]:
 
 
 def claim(route: Route) -> None:
-    """Empty a folder of all that dsctl made, and say whose it is now. `check_target` called it new; its lock is held.
+    """Remove all files that dsctl made in a folder, and record its new owner.
 
-    Killed in between, it leaves a folder that is nobody's, and emptied by the next run.
+    `check_target` has called it new, and its lock is held. If killed halfway, the folder has no owner, and the next run
+    empties it.
 
     Raises:
         WorkError: the folder cannot be written.
@@ -228,7 +229,7 @@ def claim(route: Route) -> None:
     made = sorted(name for name in _contents(target) if not name.startswith(f"{WORKING}/"))
     notes = [name for name in _contents(target) if _own(name) and name not in _KEPT]
     if made or notes:
-        # What is done of other work must not outlive the mark of that work.
+        # The records of other work must not outlive its mark.
         _remove(target, notes)
         sign_nobody(target, made)
         _remove(target, sorted(made, key=lambda name: name != SIGNED))
@@ -247,7 +248,7 @@ def _remove(target: Path, names: Iterable[str]) -> None:
 
 
 def retire(target: Path) -> None:
-    """Remove `.dsctl`, whose work is done; what somebody else put into it stays.
+    """Remove `.dsctl`, whose work is done; files that dsctl did not put there stay.
 
     Raises:
         WorkError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Remove source files whose every byte is safe in the target, and remember their headers so that a run can resume."""
+"""Delete source files once their converted data is on disk, and keep their headers so that a run can resume."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dsctl.run.locks import refuse_busy
 from dsctl.stores import WORKING, Store
 from dsctl.stores.local import LocalFolder
 
-# In the target, and left there when it is complete: by these alone is the same command known again. No store lists it.
+# In the target, also when it is complete: without these notes the same command is not recognized. No store lists them.
 NOTES = ".cache/dsctl"
 _PREFIX = "consumed-"
-# Jobs that may be under way at once while the files of earlier ones are still there.
+# Jobs that may be running at once while the files of earlier ones still exist.
 _SPARE_JOBS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A folder some of whose weight files are gone; their sizes and headers are told as if they were there."""
+    """A folder without its consumed weight files; their sizes and headers are served as if they existed."""
 
     store: LocalFolder
     gone: tuple[tuple[str, int, bytes], ...]
@@ -63,7 +63,7 @@ class Remembered:
 
     def _refuse(self, file: str) -> None:
         if file in gone(self):
-            raise SourceError(f"{self.place}/{file}: was consumed: what was made of it is in the target")
+            raise SourceError(f"{self.place}/{file}: was deleted by --consume; its converted data is in the target")
 
 
 def gone(store: Store) -> frozenset[str]:
@@ -72,15 +72,15 @@ def gone(store: Store) -> frozenset[str]:
 
 
 def is_note(name: str) -> bool:
-    """Whether a file of a working folder tells of a consumed one."""
+    """Whether a file of a working folder is the note on a consumed file."""
     return name.startswith(_PREFIX) and name.endswith(".json")
 
 
 def consumed(target: Path) -> dict[str, tuple[int, bytes]]:
-    """The size and the head of every file that runs on a target consumed, by its name.
+    """The size and the header of every file that runs to a target consumed, by name.
 
     Raises:
-        ResumeError: what was noted of one cannot be read.
+        ResumeError: a note cannot be read.
     """
     found: dict[str, tuple[int, bytes]] = {}
     for note in sorted((target / NOTES).glob(f"{_PREFIX}*.json")):
@@ -89,7 +89,7 @@ def consumed(target: Path) -> dict[str, tuple[int, bytes]]:
             file, length, head = str(said["file"]), int(said["size"]), base64.b64decode(said["header"])
             check_name(file, str(note))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-            raise ResumeError(f"{note}: what was noted of a consumed file cannot be read: {error}") from None
+            raise ResumeError(f"{note}: the note on a consumed file cannot be read: {error}") from None
         except FormatError as error:
             raise ResumeError(error.message) from None
         found[file] = length, head
@@ -97,10 +97,10 @@ def consumed(target: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def remembered(store: Store, target: Path, force: bool) -> Store:
-    """The store together with what a run on this target, interrupted or complete, consumed of it.
+    """The store, including the files that a run to this target, interrupted or complete, consumed.
 
     Raises:
-        ResumeError: starting over is asked for, and there is nothing left to start from.
+        ResumeError: `force` asks to start over, but consumed files are needed for it.
     """
     kept = consumed(target) if isinstance(store, LocalFolder) else {}
     if not kept or not isinstance(store, LocalFolder):
@@ -108,15 +108,16 @@ def remembered(store: Store, target: Path, force: bool) -> Store:
     there = store.files()
     lost = tuple((file, *one) for file, one in kept.items() if file not in there)
     if force and lost:
-        raise ResumeError(f"{target}: holds all that is left of {len(lost)} consumed files", hint="leave --force out")
+        what = f"holds the only data of {len(lost)} consumed files"
+        raise ResumeError(f"{target}: {what}", hint="leave --force out")
     return Remembered(store, lost) if lost else store
 
 
 def refuse_consumed_since(store: Store, target: Path) -> None:
-    """Refuse to act on a source of which another run consumed files after it was opened.
+    """Refuse a source of which another run consumed files after it was opened.
 
     Raises:
-        ResumeError: the same command knows of them when it is run again.
+        ResumeError: files were consumed; the same command finds their notes when it is run again.
     """
     known = store.store if isinstance(store, Remembered) else store
     if isinstance(known, LocalFolder) and consumed(target).keys() - known.files().keys() - gone(store):
@@ -126,10 +127,10 @@ def refuse_consumed_since(store: Store, target: Path) -> None:
 
 @contextmanager
 def beside_others(store: Store, target: Path) -> Iterator[None]:
-    """Look at a source, with no lock held; if it vanishes because another run on this target consumes it, say that.
+    """Read a source without a lock; report if it vanishes because another run to this target consumes it.
 
     Raises:
-        ResumeError: another run on the target is at work, or consumed files meanwhile.
+        ResumeError: another run to the target is working, or has consumed files in the meantime.
     """
     try:
         yield
@@ -140,21 +141,21 @@ def beside_others(store: Store, target: Path) -> Iterator[None]:
 
 
 def refuse_link(source: str) -> None:
-    """Refuse to consume a folder by another name than its own: somebody may know it by that.
+    """Refuse to consume a folder through a link.
 
     Raises:
         PlanError: it is a link.
     """
     if os.path.islink(source.rstrip("/")):
-        raise PlanError(f"{source}: is a link, and what it leads to is not consumed", hint="name the folder itself")
+        raise PlanError(f"{source}: is a link, and --consume does not follow links", hint="name the folder itself")
 
 
 @contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """Consume a folder beside no other run that consumes it: each would keep a part of what neither has whole.
+    """Hold a folder that is consumed alone: two such runs would each keep only a part of its data.
 
     Raises:
-        ResumeError: another run is at it.
+        ResumeError: another run consumes it.
     """
     with alone_in(Path(_folder(store).root)):
         yield
@@ -167,10 +168,10 @@ def _folder(store: Store) -> LocalFolder:
 
 
 def refuse_unsafe(plan: Plan, store: Store) -> None:
-    """Refuse to consume what is not a folder's own files, or what the target will not hold.
+    """Refuse to consume files that do not belong to the folder alone, or data that the target will not hold.
 
     Raises:
-        PlanError: a hub, a hub's cache, a single file, a file that is a link or has another name, or a plan that
+        PlanError: a hub, a hub's cache, a single file, a file that is a link or has a second link, or a plan that
             leaves parameters or ranks out.
     """
     if plan.request.ranks:
@@ -182,20 +183,21 @@ def refuse_unsafe(plan: Plan, store: Store) -> None:
     if not isinstance(folder, LocalFolder) or folder.only:
         raise PlanError(f"{store.place}: --consume is for a folder on this machine")
     if any(one.startswith("models--") and two == "snapshots" for one, two in pairwise(Path(folder.root).parts)):
-        raise PlanError(f"{store.place}: is in a hub's cache, which is not consumed", hint="`hf cache` removes from it")
+        what = "is in a hub's cache, which --consume does not touch"
+        raise PlanError(f"{store.place}: {what}", hint="`hf cache` removes files from it")
     for file in folder.files():
         path = os.path.join(folder.root, file)
         if file.endswith(".safetensors") and (os.path.realpath(path) != path or os.stat(path).st_nlink > 1):
-            raise PlanError(f"{path}: is a link or has another name, and is not consumed")
+            raise PlanError(f"{path}: is a link or has a second link, and is not consumed")
 
 
 def room(plan: Plan, store: Store, target: Path) -> int:
-    """The most bytes of free disk that a consuming run takes at any time, with a few jobs' worth to spare.
+    """The most bytes of free disk that a consuming run takes at any time, plus a reserve of a few jobs.
 
-    What it removes makes room only where source and target share a file system.
+    Deleted files make room only if source and target share a file system.
 
     Raises:
-        SourceError: a source file is gone.
+        SourceError: a source file is missing.
     """
     files, free = store.files(), gone(store)
     if os.stat(store.place).st_dev != os.stat(target).st_dev:
@@ -206,7 +208,7 @@ def room(plan: Plan, store: Store, target: Path) -> int:
             waiting[file] = waiting.get(file, 0) + 1
     taken = most = 0
     if vanished := waiting.keys() - files.keys():
-        raise SourceError(f"{store.place}/{min(vanished)}: is gone since the folder was opened")
+        raise SourceError(f"{store.place}/{min(vanished)}: has disappeared since the folder was opened")
     for job in plan.jobs:
         sources = files_read(job)
         taken += 0 if sources <= free else sum(step.written_bytes for step in job.steps)
@@ -219,10 +221,10 @@ def room(plan: Plan, store: Store, target: Path) -> int:
 
 
 class Consumer:
-    """Counts the jobs that still need each source file, and removes a file that none needs.
+    """Counts the jobs that still need each source file, and deletes a file when no job needs it.
 
-    `safe` is asked before each one goes: it raises where the file is not the one that was read any more, or where
-    the target is not this run's any more.
+    `safe` is called before each deletion: it raises if the file is no longer the one that was read, or if the target
+    no longer belongs to this run.
     """
 
     def __init__(
@@ -231,7 +233,7 @@ class Consumer:
         self._store, self._target, self._safe = store, target, safe
         notes = target / NOTES
         make_folders(notes)
-        # An earlier run may have been killed between making these and having them on the disk.
+        # An earlier run may have been killed after making these and before syncing them.
         for folder in (notes.parent, target):
             sync_folder(folder)
         finished = set(done)
@@ -244,7 +246,7 @@ class Consumer:
             self.done(number)
 
     def done(self, number: int) -> None:
-        """A job's bytes are on the disk and its receipt in the journal.
+        """Record that a job's bytes are on the disk and its receipt is in the journal.
 
         Raises:
             WorkError: a file cannot be removed.

@@ -1,8 +1,8 @@
-"""A run whose target is an object store: files are made in a staging folder here and go up as each is done.
+"""A run whose target is an object store: files are made in a local staging folder and uploaded as they are finished.
 
-An object appears whole or not at all, `dsctl.json` comes last and means complete. What is up needs no room here: its
-digest is noted beside the staging folder, which keeps a file of the same size without blocks. By both the same command
-resumes.
+An object appears whole or not at all; `dsctl.json` comes last and means complete. An uploaded file takes no space here:
+its digest is recorded beside the staging folder, which keeps a file of the same size without blocks. With both, the
+same command resumes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dsctl.work.executors import Executor
 
 @dataclass(slots=True)
 class Delivery:
-    """Takes a plan's files to a URL; a context in which the plan is run on `folder` and then finished."""
+    """Uploads a plan's files to a URL: `begin`, run the plan on `folder`, `finish`, and always `close`."""
 
     url: str
     plan: Plan
@@ -48,11 +48,11 @@ class Delivery:
 
     @property
     def folder(self) -> Path:
-        """Where the target's files are made."""
+        """The local folder for the target's files."""
         return staging(self.url) / "made"
 
     def check(self, store: Store) -> str:
-        """What carrying the plan out would mean: new, resume or complete; raises as `ObjectTarget.check`."""
+        """The state of the target: new, resume or complete; raises as `ObjectTarget.check`."""
         return self._target.check(store)
 
     def audit(self) -> dict[str, Any]:
@@ -60,13 +60,13 @@ class Delivery:
         return self._target.audit()
 
     def begin(self, store: Store) -> None:
-        """Mark the target as begun, and bring the staging folder to what the target holds.
+        """Mark the target as begun, and make the staging folder agree with the objects at the target.
 
-        What `check` found may be over by now: another run on this machine is waited for by nobody, so all of it is
-        looked at again, with the staging folder's lock held.
+        The state may have changed since `check`, because another run on this machine may have worked here. It is
+        checked again, with the staging folder's lock held.
 
         Raises:
-            ResumeError: another process on this machine is at it, or was meanwhile.
+            ResumeError: another process on this machine is working here, or was in the meantime.
             WorkError: target or staging folder cannot be written.
         """
         target = self._target
@@ -75,7 +75,7 @@ class Delivery:
         state = target.check(store)
         if state == "complete" or (self.force and before != target.there):
             what = "another run worked here in the meantime"
-            raise ResumeError(f"{target.place}: {what}", hint="look at what it made, then run the command again")
+            raise ResumeError(f"{target.place}: {what}", hint="check its result, then run the command again")
         if state == "new" or fingerprint_of(self.folder) != self.plan.fingerprint:
             shutil.rmtree(staging(self.url), ignore_errors=True)
         if state == "new":
@@ -91,10 +91,10 @@ class Delivery:
         self._pool = ThreadPoolExecutor(1)
 
     def report(self, event: Event) -> None:
-        """Take each file that the run commits to the target, beside the run.
+        """Upload each file that the run commits, in the background.
 
         Raises:
-            WorkError: an earlier one could not be taken there.
+            WorkError: an earlier upload failed.
         """
         if not isinstance(event, Committed):
             return
@@ -104,7 +104,7 @@ class Delivery:
             self._pending.popleft().result()
 
     def beside(self, report: EventReport) -> EventReport:
-        """A report that is told what this one is."""
+        """A report that passes every event to `report` and to this delivery."""
 
         def both(event: Event) -> None:
             report(event)
@@ -113,10 +113,10 @@ class Delivery:
         return both
 
     def finish(self, audit: dict[str, Any]) -> None:
-        """Take up what is still here, then the audit, whose presence means complete.
+        """Upload the remaining files, then the audit, whose presence means complete.
 
         Raises:
-            WorkError: something cannot be taken up. ResumeError: a file here is not what the run made.
+            WorkError: an upload failed. ResumeError: a local file is not the one that the run made.
         """
         while self._pending:
             self._pending.popleft().result()
@@ -124,7 +124,7 @@ class Delivery:
             if self._sent.get(name) == file["sha256"]:
                 continue
             if digest_of(self.folder / name) != file["sha256"]:
-                what = "was taken there before, and is gone"
+                what = "was uploaded before, and is now missing"
                 raise ResumeError(f"{self._target.place}/{name}: {what}", hint="start over with --force")
             self._upload(name, file["sha256"])
         self._upload(SIGNED, digest_of(self.folder / SIGNED))
@@ -132,7 +132,7 @@ class Delivery:
         shutil.rmtree(staging(self.url), ignore_errors=True)
 
     def close(self) -> None:
-        """Give up what waits to go up and what is on its way."""
+        """Cancel the uploads that wait or run."""
         self._target.uploads.stop()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -158,7 +158,7 @@ def deliver(
     report: EventReport = lambda event: None,
     consume: bool = False,
 ) -> dict[str, Any]:
-    """Carry the plan out and take what it makes to the target, from wherever an interrupted run left it.
+    """Carry the plan out, or resume it, and upload its files to the target.
 
     Raises:
         DsctlError: as `dsctl.run.run`, and as the methods of `Delivery`; the same call resumes.

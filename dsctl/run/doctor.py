@@ -1,4 +1,4 @@
-"""What this machine has, how fast it is, and what it converts in an hour. Measured with the codecs themselves."""
+"""This machine's equipment and speed, and the bytes that it converts in an hour, measured with the real codecs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dsctl.run.resources import cores
 from dsctl.stores.hub import reach
 from dsctl.stores.hub_entries import Reached
 
-# What a conversion needs, and what the extras bring.
+# Packages that a conversion needs, and those of the extras.
 PACKAGES = ("torch", "safetensors", "huggingface_hub", "numpy", "msgspec", "typer", "rich")
 EXTRAS = ("hf_xet", "ray", "s3fs")
 # A matrix of these sides is measured: 8 M values, beyond any core's own cache.
@@ -35,7 +35,7 @@ _CHUNK = 8 << 20
 
 
 class Disk(NamedTuple):
-    """A folder's disk: free bytes, and bytes per second written (synced) and read (past the cache where it can be)."""
+    """A folder's disk: free bytes, and bytes per second written (synced) and read (without the cache, if possible)."""
 
     folder: str
     free: int
@@ -44,7 +44,7 @@ class Disk(NamedTuple):
 
 
 class Processor(NamedTuple):
-    """One core's bytes per second: FP8 decoded to BF16, BF16 encoded to FP8, any bytes hashed.
+    """One core's bytes per second: FP8 decoded to BF16, BF16 encoded to FP8, and hashing.
 
     The codecs are not measured if torch is not installed.
     """
@@ -56,7 +56,7 @@ class Processor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Everything that was found out. `packages` maps what is not installed to None."""
+    """All measurements. `packages` maps a package that is not installed to None."""
 
     python: str
     system: str
@@ -69,10 +69,10 @@ class Machine:
     hub: Reached | None
 
     def per_hour(self, to_bf16: bool) -> tuple[float, str] | None:
-        """Bytes of source that an hour converts, FP8 to BF16 or back, and what limits it: `disk` or `processor`.
+        """Bytes of source converted in an hour, FP8 to BF16 or back, and the limit: `disk` or `processor`.
 
-        Source and target on the same disk, which either reads or writes; every core decodes or encodes, and reads back
-        and hashes what was written. None if the codecs were not measured.
+        Source and target are on the same disk, which reads or writes at one time. Every core decodes or encodes, then
+        reads back and hashes the output. None if the codecs were not measured.
         """
         grown = 2.0 if to_bf16 else 0.5
         codec = self.processor.decode if to_bf16 else self.processor.encode
@@ -84,10 +84,10 @@ class Machine:
 
 
 def examine(folder: Path, hub: bool = True) -> Machine:
-    """Measure this machine and the disk that a folder is on; takes some seconds. Leaves nothing behind.
+    """Measure this machine and the disk of a folder, in some seconds. Nothing is left behind.
 
     Raises:
-        SourceError: there is no such folder. WorkError: it cannot be written.
+        SourceError: there is no such folder. WorkError: the folder cannot be written.
     """
     if not os.path.isdir(folder):
         raise SourceError(f"{folder}: no such folder", hint="name the one that a conversion would write to")
@@ -143,7 +143,7 @@ def _hashing(data: memoryview) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The median of several rounds, after one that does not count."""
+    """The median of several rounds, after one warm-up round."""
     found = []
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()

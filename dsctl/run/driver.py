@@ -1,4 +1,4 @@
-"""The driver: hand out jobs, journal their receipts, commit files, finish the folder."""
+"""The driver: give jobs to workers, record their receipts in the journal, commit files, finish the folder."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def run(
     consume: bool = False,
     most: int | None = None,
 ) -> dict[str, Any]:
-    """Carry a plan out, from wherever an interrupted run left it, and return the audit kept in `dsctl.json`.
+    """Carry a plan out, or resume an interrupted run, and return the audit kept in `dsctl.json`.
 
-    With `consume`, a source file is removed as soon as every byte made from it is on the target's disk. `most` is the
-    disk that the target folder takes where finished files do not stay in it.
+    With `consume`, a source file is deleted once all of its converted data is on the target's disk. `most` are the
+    bytes of disk that the target folder takes if finished files do not stay in it.
 
     Raises:
-        PlanError, ResumeError: see `check_target`; also where another process holds the folder.
+        PlanError, ResumeError: see `check_target`; also if another process holds the folder.
         FormatError: a scale is NaN, infinite, zero or negative; nothing was written.
-        SourceError, WorkError: something failed on the way; the same call resumes.
+        SourceError, WorkError: reading or writing failed; the same call resumes.
     """
     seen = read_mark(target)
     with beside_others(store, target):
@@ -65,12 +65,12 @@ def run(
         check_source(plan, store)
     lock = Lock(target / WORKING)
     try:
-        # Another run may have ended between the first look and the lock: what counts is what is there now.
+        # Another run may have ended between the first check and the lock: only the present state counts.
         refuse_consumed_since(store, target)
         mark = read_mark(target)
         if force and mark != seen:
             what = "another run worked here in the meantime"
-            raise ResumeError(f"{target}: {what}", hint="look at what it made, then run the same command again")
+            raise ResumeError(f"{target}: {what}", hint="check its result, then run the same command again")
         state = check_target(plan, store, target, force)
         if state == "complete":
             audit = read_audit(target)
@@ -85,9 +85,9 @@ def run(
 
 
 def _route(plan: Plan, store: Store, target: Path, state: str) -> Route:
-    """What the run is about, once the folder's lock is held; a new folder is claimed for it."""
+    """The route of the run; the folder's lock is held, and a new folder is claimed."""
     route = Route(plan, store, target, held_now(plan, store, read_mark(target) if state == "resume" else None))
-    # The run that made these may have been killed before they were on the disk.
+    # The run that made these may have been killed before syncing them.
     for folder in (target.absolute().parent, target, target / WORKING):
         sync_folder(folder)
     if state == "new":
@@ -96,7 +96,7 @@ def _route(plan: Plan, store: Store, target: Path, state: str) -> Route:
 
 
 def _confirmed(target: Path) -> dict[str, Any]:
-    """The audit of a complete folder; what its run left behind when it was killed at the very end is removed."""
+    """The audit of a complete folder; removes the working files of a run that was killed at the very end."""
     if not (target / WORKING).exists():
         return read_audit(target)
     lock = Lock(target / WORKING)
@@ -135,14 +135,14 @@ def _resumed(plan: Plan, state: RunState) -> Resumed:
 
 
 def _refuse_changed(route: Route, lock: Lock, file: str | None = None) -> None:
-    """Refuse to go on if the target is another run's by now, or a source file (this one, or any) is not what was read.
+    """Stop if another run has taken the target, or if a source file (this one, or any) has changed since it was read.
 
     Raises:
-        WorkError: with the lock or the file. SourceError: a file is gone.
+        WorkError: naming the lock or the file. SourceError: a file is missing.
     """
     hint = "run the same command again"
     if not lock.held():
-        raise WorkError(f"{lock.path}: was removed or replaced while this run was at work", hint=hint)
+        raise WorkError(f"{lock.path}: was removed or replaced during this run", hint=hint)
     now = times(route.plan, route.store)
     late = [file] if file and file not in now else [one for one in touched(now, route.held) if file in (None, one)]
     if late:
@@ -151,7 +151,7 @@ def _refuse_changed(route: Route, lock: Lock, file: str | None = None) -> None:
 
 
 def _prepare_all(plan: Plan, target: Path, state: RunState, todo: Iterable[Job]) -> None:
-    """Make every file that has no final name yet, durable in its folder."""
+    """Make every file that does not have its final name yet, and sync its folder."""
     waiting = _waiting(plan.files, todo)
     for file in plan.files:
         if file.name not in state.committed:
@@ -161,9 +161,9 @@ def _prepare_all(plan: Plan, target: Path, state: RunState, todo: Iterable[Job])
 
 
 def _prepare(file: OutFile, target: Path, sealed: bool = False) -> None:
-    """Make a file's `.part` with its header and known bytes; one that is there already is left as it is.
+    """Make a file's `.part` with its header and known bytes; an existing one keeps its other bytes.
 
-    Where all work on it is done (`sealed`), it may have its final name.
+    If all work on it is done (`sealed`), it may have its final name.
     """
     path = target / (file.name + PART)
     if sealed and (target / file.name).is_file():
@@ -251,14 +251,14 @@ def _chunks(store: Store, file: str, size: int, report: EventReport) -> Iterator
 
 
 def _again(path: Path) -> Iterator[bytes]:
-    """The bytes of a file that was written."""
+    """The bytes of a written file."""
     with open(path, "rb") as file:
         while chunk := file.read(COPY_BYTES):
             yield chunk
 
 
 def _finish(route: Route, state: RunState, report: EventReport, safe: Callable[[], None]) -> dict[str, Any]:
-    """Index, config and carried files, then `dsctl.json`, whose presence means complete."""
+    """Write index, config and copied files, then `dsctl.json`, whose presence means complete."""
     plan, target = route.plan, route.target
     files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in state.committed.items()}
     for name, size in plan.carried.items():

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: plain values, told one after another."""
+"""The events of a run, as plain values."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class Advanced(NamedTuple):
-    """Source bytes that are done."""
+    """Source bytes that have been processed."""
 
     nbytes: int
 
 
 class Committed(NamedTuple):
-    """A file that has its final name, its bytes on the disk."""
+    """A file that has its final name and is on the disk."""
 
     file: str
     size: int
@@ -21,7 +21,7 @@ class Committed(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """How much of an interrupted run's work was found done."""
+    """The work of an interrupted run that is already done."""
 
     jobs: int
     of: int

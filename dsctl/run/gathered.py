@@ -1,4 +1,4 @@
-"""What jobs gathered while they worked, put together into one file when all of them are done. No torch."""
+"""The scales that jobs gathered, joined into one file when all jobs are done. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsctl.plan.plan import Job, Plan
 
 
 def lost_pieces(jobs: Iterable[Job], target: Path) -> Iterator[int]:
-    """Of these finished jobs, the numbers of those whose piece is gone, or is none."""
+    """The numbers of these finished jobs whose piece is missing or not valid."""
     for job in jobs:
         if _gathers(job):
             try:
@@ -32,7 +32,7 @@ def _read(target: Path, job: int, begin: int, size: int) -> bytes:
     """Bytes of a piece.
 
     Raises:
-        ResumeError: it is gone.
+        ResumeError: it is missing.
     """
     path = target / piece_file(job)
     try:
@@ -49,7 +49,7 @@ def _header(target: Path, job: int) -> Header:
     """A piece's header.
 
     Raises:
-        ResumeError: it is gone, or no piece.
+        ResumeError: it is missing, or not a piece.
     """
     path = target / piece_file(job)
     try:
@@ -61,10 +61,10 @@ def _header(target: Path, job: int) -> Header:
 
 
 def gathered(plan: Plan, target: Path) -> tuple[int, Iterator[bytes]]:
-    """The size and the bytes of the file that all pieces make.
+    """The size and the bytes of the file that joins all pieces.
 
     Raises:
-        ResumeError: a piece is gone.
+        ResumeError: a piece is missing.
     """
     numbers = [job.number for job in plan.jobs if _gathers(job)]
     refs: dict[str, tuple[int, TensorRef]] = {}

@@ -1,4 +1,4 @@
-"""How a plan is carried out, apart from what it makes: workers, memory, engine, device. All of it is judged here."""
+"""The settings of a run, which do not change its output: workers, memory, engine, device. They are checked here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MOST = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How a plan is carried out, apart from what it makes. An instance holds only values that can be carried out.
+    """The settings of a run, which do not change its output. An instance holds only valid values.
 
-    `workers` are processes, and `max_memory` is bytes of all processes together; None takes what the machine has.
-    `engine`, `address` and `device` are the words of the command line. With `force` a target that dsctl made is
-    started over; with `consume` source files are deleted as they are converted.
+    `workers` are processes, and `max_memory` is in bytes of all processes together; None uses what the machine has.
+    `engine`, `address` and `device` are those of the command line. With `force` a target that dsctl made is started
+    over; with `consume` source files are deleted as they are converted.
 
     Raises:
         UsageError: an unknown engine or device, an address without a cluster, a number below 1.

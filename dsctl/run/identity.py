@@ -1,9 +1,9 @@
-"""What tells one source from another: a sample of the bytes of every file, and when each was last changed. No torch.
+"""The identity of a source: a sample of the bytes of every file, and the times of its last change. No torch.
 
 The names, sizes and headers of its files and its config.json are in the plan's fingerprint. Two steps of one fine-tune
-share all of those, so bytes are looked at as well. On this machine, files of up to `WHOLE_BYTES` are read whole; of a
-longer one, `SLICE_BYTES` of every stored tensor that the plan reads. From a hub or an object store come a few slices of
-each file by range: there a commit, or a digest of the listing, pins the contents as well.
+share all of those, so bytes are compared as well. On this machine, files of up to `WHOLE_BYTES` are read whole; of a
+longer file, `SLICE_BYTES` of every stored tensor that the plan reads. On a hub or in an object store, a few slices of
+each file are read by range: there a commit, or a digest of the listing, also pins the contents.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dsctl.core.files import refusal
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import Remembered, gone
 from dsctl.stores import INDEX, Store
+from dsctl.stores.joined import PREFIX, Joined
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.threads import threads
 
@@ -30,7 +31,7 @@ WHOLE_BYTES = 64 << 20
 SLICE_BYTES = 4 << 10
 # Slices at even distances of a long file on this machine.
 EVEN_SLICES = 256
-# Slices of a file that is far away, and the most bytes of each: together about half a percent of what the plan reads.
+# Slices of a remote file, and the most bytes of each: together about half a percent of the bytes that the plan reads.
 FAR_SLICES, FAR_BYTES, FAR_SHARE = 4, 16 << 10, 200
 CHUNK_BYTES = 8 << 20
 READERS = 16
@@ -39,9 +40,10 @@ Slices = tuple[tuple[int, int], ...]
 
 
 class Times(NamedTuple):
-    """When a file was last changed, by two clocks in nanoseconds since 1970, and which file it is.
+    """The times of a file's last change, in nanoseconds since 1970, and its inode.
 
-    `modified` can be set by whoever may write the file (`cp -p`, `rsync -a`, restored backups do); `changed` cannot.
+    `modified` can be set by anyone who may write the file (`cp -p`, `rsync -a` and restored backups do); `changed`
+    cannot.
     """
 
     modified: int
@@ -50,7 +52,7 @@ class Times(NamedTuple):
 
 
 class HeldFile(NamedTuple):
-    """What was seen of one file: the SHA-256 of a sample of its bytes; on this machine, its times."""
+    """The identity of one file: the SHA-256 of a sample of its bytes and, on this machine, its times."""
 
     sample: str
     times: Times | None = None
@@ -60,10 +62,10 @@ class HeldFile(NamedTuple):
 
 
 def parse(said: Any) -> dict[str, HeldFile]:
-    """What a target's mark says of the source's files.
+    """The identities of the source's files, as a target's mark records them.
 
     Raises:
-        TypeError, ValueError, KeyError, AttributeError, OverflowError: it is not that.
+        TypeError, ValueError, KeyError, AttributeError, OverflowError: it does not hold identities.
     """
     held: dict[str, HeldFile] = {}
     for file, one in said.items():
@@ -73,32 +75,40 @@ def parse(said: Any) -> dict[str, HeldFile]:
 
 
 def watched(plan: Plan, store: Store) -> list[str]:
-    """The files of a source that a run depends on, those aside that it consumed."""
+    """The files of a source that a run depends on, without those that it consumed."""
     files = {*plan.source_files, *plan.carried, ORIGINAL, WHOLE, "config.json", INDEX}
     return sorted(files & store.files().keys() - gone(store))
 
 
 def times(plan: Plan, store: Store) -> dict[str, Times]:
-    """The times of every watched file that lies on this machine.
+    """The times of every watched file on this machine.
 
     Raises:
-        SourceError: one is gone.
+        SourceError: a file is missing.
     """
-    folder = store.store if isinstance(store, Remembered) else store
-    if not isinstance(folder, LocalFolder):
-        return {}
     found: dict[str, Times] = {}
     for file in watched(plan, store):
+        folder = _folder(store, file)
+        if folder is None:
+            continue
         try:
-            status = os.stat(folder.path(file))
+            status = os.stat(folder.path(file.removeprefix(PREFIX)))
         except OSError as error:
             raise refusal(error.filename, error, SourceError) from None
         found[file] = Times(status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return found
 
 
+def _folder(store: Store, file: str) -> LocalFolder | None:
+    """The folder on this machine in which a file of a store is, if any."""
+    if isinstance(store, Joined):
+        return store.beside if file.startswith(PREFIX) else _folder(store.store, file)
+    folder = store.store if isinstance(store, Remembered) else store
+    return folder if isinstance(folder, LocalFolder) else None
+
+
 def identity(plan: Plan, store: Store, known: Mapping[str, HeldFile] | None = None) -> dict[str, HeldFile]:
-    """What a source holds now. Files whose times are those of `known`, of the same place, are not read again.
+    """The present identity of a source. Files with the same times as in `known`, of the same place, are not read again.
 
     Raises:
         SourceError: a file cannot be read.
@@ -111,7 +121,7 @@ def identity(plan: Plan, store: Store, known: Mapping[str, HeldFile] | None = No
         for file in watched(plan, store):
             at = seen.get(file)
             if store.remote and file in plan.source_files and file not in parts:
-                # Nothing of it is read.
+                # The plan does not read it.
                 continue
             if at is not None and file in known and known[file].times == at:
                 held[file] = known[file]
@@ -134,7 +144,7 @@ def _parts(plan: Plan) -> dict[str, set[tuple[int, int]]]:
 
 
 def slices(size: int, parts: Iterable[tuple[int, int]], remote: bool) -> Slices:
-    """Which bytes [begin, end) of a file stand for it."""
+    """The slices [begin, end) of a file that represent it."""
     if remote:
         return _far(size, sorted(parts))
     if size <= WHOLE_BYTES:
@@ -144,7 +154,7 @@ def slices(size: int, parts: Iterable[tuple[int, int]], remote: bool) -> Slices:
 
 
 def _far(size: int, parts: Sequence[tuple[int, int]]) -> Slices:
-    """Slices of some of the tensors that are read, the first and the last among them; of other files, of all of it."""
+    """Slices of some tensors that are read, including the first and the last; of other files, slices of all of it."""
     if not parts:
         return _even(size, FAR_SLICES, FAR_BYTES)
     most = min(FAR_BYTES, -(-sum(length for _, length in parts) // (FAR_SLICES * FAR_SHARE)))
@@ -153,7 +163,7 @@ def _far(size: int, parts: Sequence[tuple[int, int]]) -> Slices:
 
 
 def _within(begin: int, length: int, most: int = SLICE_BYTES) -> tuple[int, int]:
-    """A slice of a tensor of at most so many bytes, at a place that depends on the tensor's own place and length."""
+    """A slice of a tensor, at most `most` bytes, at a place that depends on the tensor's own place and length."""
     spare = max(0, length - most)
     at = begin + zlib.crc32(f"{begin} {length}".encode()) % (spare + 1)
     return at, at + min(length, most)
@@ -169,7 +179,7 @@ def _even(size: int, count: int, length: int) -> Slices:
 
 @lru_cache(maxsize=1 << 16)
 def _sample(store: Hashable, file: str, chosen: Slices, at: Times | None) -> str:
-    """The SHA-256 of slices of a file; `at` is when it was changed, so that one process reads it once."""
+    """The SHA-256 of slices of a file; `at` are its times, so that one process reads an unchanged file once."""
     digest = hashlib.sha256()
     for begin, end in chosen:
         digest.update(f"{begin} {end}\n".encode())
@@ -178,7 +188,7 @@ def _sample(store: Hashable, file: str, chosen: Slices, at: Times | None) -> str
 
 
 def touched(now: Mapping[str, HeldFile | Times], before: Mapping[str, HeldFile]) -> Iterator[str]:
-    """The files that may have been changed since: whose times are not those that were noted, or were not noted."""
+    """The files that may have changed: their times differ from the recorded ones, or were not recorded."""
     for file, one in now.items():
         at = one.times if isinstance(one, HeldFile) else one
         if at is not None and (file not in before or before[file].times != at):
@@ -186,5 +196,5 @@ def touched(now: Mapping[str, HeldFile | Times], before: Mapping[str, HeldFile])
 
 
 def unlike(now: Mapping[str, HeldFile], before: Mapping[str, HeldFile]) -> Iterator[str]:
-    """The files whose samples are not those that were noted, or were not noted."""
+    """The files whose samples differ from the recorded ones, or were not recorded."""
     return (file for file, one in now.items() if file not in before or before[file].sample != one.sample)

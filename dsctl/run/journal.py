@@ -1,4 +1,4 @@
-"""The log of a run, which survives a crash: one receipt a line, each on the disk before the next."""
+"""The log of a run, which survives a crash: one receipt per line, each on the disk before the next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOURNAL = "journal.jsonl"
 
 
 class Journal:
-    """The log of one run, one JSON object a line; a line that is torn, wherever it stands, was not written.
+    """The log of one run, one JSON object per line; a torn line, at any place, counts as not written.
 
     Raises:
         ResumeError: it cannot be read, or is not a journal. WorkError: it cannot be written.
@@ -42,7 +42,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -63,11 +63,11 @@ class Journal:
         sync_folder(self.path.parent)
 
     def invalid(self) -> ResumeError:
-        """What to raise where a line is not one of a journal."""
+        """The error for a line that is not a receipt."""
         return ResumeError(f"{self.path}: a line is not valid", hint="start over with --force")
 
     def keep(self, records: Sequence[dict[str, Any]]) -> None:
-        """Forget all records but these.
+        """Remove all records except these.
 
         Raises:
             WorkError: the journal cannot be written.
@@ -79,14 +79,14 @@ class Journal:
         self.records = list(records)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record and have it on the disk before returning.
+        """Add a record; it is on the disk when this returns.
 
         Raises:
             WorkError: it cannot be written.
         """
         line = _line(record)
         try:
-            # What an append that failed left behind must not become the beginning of this line.
+            # The rest of a failed append must not become the beginning of this line.
             os.ftruncate(self._descriptor, self._size)
             write_all(self._descriptor, line, self._size)
             os.fdatasync(self._descriptor)
@@ -100,7 +100,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _records(raw: bytes, invalid: Callable[[], ResumeError]) -> tuple[list[dict[str, Any]], bool]:
-    """The records of a journal, and whether there is nothing besides them."""
+    """The records of a journal, and whether it holds nothing else."""
     *lines, rest = raw.split(b"\n")
     records, torn = [], bool(rest)
     for line in lines:

@@ -1,4 +1,4 @@
-"""A lock on a folder: held by one living process, and let go by the system when that process ends."""
+"""A lock on a folder: held by one living process, and released by the system when that process ends."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dsctl.core.errors import ResumeError, WorkError
 from dsctl.core.files import failure, make_folders, open_own, refusal
 
 LOCK = "lock"
-# How often a lock is tried for that vanishes with the run that held it.
+# Attempts to take a lock that vanishes with the run that held it.
 ATTEMPTS = 100
 
 
 def _busy(place: str, owner: str) -> ResumeError:
-    what = f"another dsctl is at work here (process {owner})"
-    return ResumeError(f"{place}: {what}", hint="wait for it to end, or choose another target")
+    what = f"another dsctl is working here (process {owner})"
+    return ResumeError(f"{place}: {what}", hint="wait until it ends, or choose another target")
 
 
 def refuse_busy(folder: Path) -> None:
-    """Refuse a folder whose lock a living process holds; nothing is made or taken.
+    """Refuse a folder whose lock a living process holds; no lock is made or taken.
 
     Raises:
-        ResumeError: one does.
+        ResumeError: a process holds it.
     """
     try:
         descriptor = open_own(folder / LOCK, os.O_RDONLY)
@@ -46,9 +46,9 @@ def _owner(descriptor: int) -> str:
 
 
 class Lock:
-    """A folder's lock: held by one living process, let go by the system when that ends, however it ends.
+    """A folder's lock: held by one living process, and released by the system when that process ends, for any reason.
 
-    The folder is made if it is missing; `place` is what people call what is locked.
+    The folder is made if it is missing; `place` is the name of the locked thing for people.
 
     Raises:
         ResumeError: another process holds it.
@@ -65,7 +65,7 @@ class Lock:
             os.close(self._descriptor)
         else:
             raise self._busy("unknown")
-        # The number is for people: a disk without room for it is no reason to stop.
+        # The number is for people only, so a full disk is not a reason to stop.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -98,7 +98,7 @@ class Lock:
         return _busy(self._place, owner)
 
     def held(self) -> bool:
-        """Whether the file that is locked is still the one in the folder."""
+        """Whether the locked file is still the one in the folder."""
         try:
             there, mine = os.lstat(self.path), os.fstat(self._descriptor)
         except OSError:
@@ -106,13 +106,13 @@ class Lock:
         return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
     def release(self) -> None:
-        """Let go of the lock; the folder goes with it where it holds nothing else."""
+        """Release the lock, and remove the folder if it holds nothing else."""
         try:
             if self.held() and os.listdir(self.path.parent) == [self.path.name]:
                 self.path.unlink()
                 self.path.parent.rmdir()
         except OSError:
-            # Another run has put something there, or may not remove it: it is in nobody's way.
+            # Another run uses the folder, or its permissions forbid it: it may stay.
             pass
         finally:
             os.close(self._descriptor)

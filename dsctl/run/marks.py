@@ -1,4 +1,4 @@
-"""What a target folder says of itself: whose work it holds, made of what, and which files that makes."""
+"""The mark of a target folder: the owner of its work, the source, and the files to be made."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NOBODY = ""
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a run is about: by which plan, from which store, to which folder; and what was seen of the source's files.
+    """A run's plan, source store and target folder, and the identity of the source's files.
 
-    `held` is what the store held when the run began; of files that were consumed, what the folder's mark says.
+    `held` are the identities when the run began; for consumed files, those in the folder's mark.
     """
 
     plan: Plan
@@ -35,9 +35,9 @@ class Route:
 
 
 class Mark(NamedTuple):
-    """What a folder says of itself: in `dsctl.json` where it is complete, else in `.dsctl/request.json`.
+    """A folder's mark: in `dsctl.json` if it is complete, else in `.dsctl/request.json`.
 
-    `held` is what was seen of the source's files, `work` what `work_of` gives, `files` what there is or will be.
+    `held` are the identities of the source's files, `work` is the digest of `work_of`, `files` are the target's files.
     """
 
     complete: bool
@@ -52,7 +52,7 @@ class Mark(NamedTuple):
 
 
 def mark_of(said: Any, complete: bool) -> Mark | None:
-    """The mark that the JSON of `dsctl.json` or `request.json` is, or None where it is neither."""
+    """The mark in the JSON of `dsctl.json` or `request.json`, or None if it is neither."""
     try:
         source = said.get("source") or {}
         files = said["files"] if complete else said.get("files", ())
@@ -68,7 +68,7 @@ def mark_of(said: Any, complete: bool) -> Mark | None:
 
 
 def read_mark(target: Path) -> Mark | None:
-    """A folder's mark, or None where there is none that can be read."""
+    """A folder's mark, or None if it does not have one that can be read."""
     for complete, file in ((True, target / SIGNED), (False, target / WORKING / BEGUN)):
         try:
             return mark_of(json.loads(read_own(file)), complete)
@@ -80,7 +80,7 @@ def read_mark(target: Path) -> Mark | None:
 
 
 def source_json(plan: Plan, held: Mapping[str, HeldFile]) -> dict[str, Any]:
-    """Where a source lies and what was seen of it, as marks keep it."""
+    """The place and the identity of a source, as marks record them."""
     modified = {file: one.times.modified for file, one in held.items() if one.times}
     return {
         "place": plan.source,
@@ -90,7 +90,7 @@ def source_json(plan: Plan, held: Mapping[str, HeldFile]) -> dict[str, Any]:
 
 
 def work_of(plan: Plan) -> str:
-    """A digest of which job writes which bytes: what the job numbers of a journal stand for."""
+    """A digest of the bytes that each job writes, which gives the job numbers of a journal their meaning."""
     digest = hashlib.sha256()
     for file in plan.files:
         digest.update(file.header)
@@ -113,7 +113,7 @@ def outputs(plan: Plan) -> set[str]:
 
 
 def begun_json(plan: Plan, store: Store, held: Mapping[str, HeldFile]) -> dict[str, Any]:
-    """What the mark of an unfinished target begins with, wherever that target is."""
+    """The fields of an unfinished target's mark that folders and object stores share."""
     return {
         "fingerprint": plan.fingerprint,
         "version": __version__,
@@ -124,7 +124,7 @@ def begun_json(plan: Plan, store: Store, held: Mapping[str, HeldFile]) -> dict[s
 
 
 def sign_begun(route: Route) -> None:
-    """Write whose work a folder holds.
+    """Write the mark of a folder with unfinished work.
 
     Raises:
         WorkError: the folder cannot be written.
@@ -134,7 +134,7 @@ def sign_begun(route: Route) -> None:
 
 
 def sign_nobody(target: Path, files: Sequence[str]) -> None:
-    """Write that a folder is being emptied of these files, and holds nobody's work.
+    """Write the mark of a folder that is being emptied of these files, and has no owner.
 
     Raises:
         WorkError: the folder cannot be written.

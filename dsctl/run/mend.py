@@ -1,4 +1,4 @@
-"""Mend a checkpoint's metadata: what a check finds is mended and checked again. No weight is changed."""
+"""Fix a checkpoint's metadata: findings are fixed and checked again. No weight is changed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from dsctl.verify.against import Other
 from dsctl.verify.findings import CODES, Report
 from dsctl.verify.repair import Mend, mend, mends
 
-# One mend can bring out another, as a killed one does.
+# One fix can reveal the need for another, for example after a killed one.
 ROUNDS = 3
 
 
 def undisturbed(store: Store) -> AbstractContextManager[None]:
-    """What is found must still be so when it is mended, and no other run may write the same siblings."""
+    """Lock out other runs: findings must still be true when they are fixed, and only one run may write the files."""
     return alone_in(Path(store.root)) if isinstance(store, LocalFolder) else nullcontext()
 
 
 def mend_all(
     store: Store, report: Report, their: Other | None, check: Callable[[], Report], tell: Callable[[Mend], None]
 ) -> tuple[Report, list[Mend]]:
-    """Mend what can be mended; give the report of the last check, and every mend, of which `tell` hears first.
+    """Fix every finding that can be fixed; return the report of the last check and all fixes.
+
+    `tell` is called with each fix before it is made.
 
     Raises:
         SourceError: a file cannot be read. WorkError: one cannot be written.
@@ -46,7 +48,7 @@ def mend_all(
 
 
 def can_mend(store: Store, report: Report, their: Other | None) -> bool:
-    """Whether anything that was found can be mended here."""
+    """Whether any finding can be fixed here."""
     if not any(CODES[finding.code].mendable for finding in report.findings):
         return False
     try:

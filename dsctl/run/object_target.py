@@ -1,4 +1,4 @@
-"""A target in an object store: what it holds, whose that is, and whether a run may begin, go on or is complete."""
+"""A target in an object store: its objects, their owner, and whether a run is new, can resume or is complete."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _BEGUN = f"{WORKING}/{BEGUN}"
 
 @dataclass(slots=True)
 class ObjectTarget:
-    """What a plan makes, at a URL. `there` are the objects that lie there, with their sizes, as they were last listed.
+    """A plan's target at a URL. `there` are its objects with their sizes, as last listed.
 
-    With `force`, what an earlier run of dsctl made there may be started over.
+    With `force`, the work of an earlier run of dsctl may be started over.
     """
 
     url: str
@@ -45,15 +45,16 @@ class ObjectTarget:
         return outputs(self.plan) - {SIGNED}
 
     def check(self, store: Store) -> str:
-        """What carrying the plan out would mean: new, resume or complete. Nothing is changed.
+        """The state of the target for this plan: new, resume or complete. Nothing is changed.
 
         Raises:
-            PlanError: the target is the source, inside it or around it, or holds what dsctl did not make.
-            ResumeError: it holds another request's work, begun or complete.
-            UsageError, WorkError: it cannot be one, or cannot be reached.
+            PlanError: the target is the source, inside it or around it, or holds objects that dsctl did not make.
+            ResumeError: it holds the work of a different request, begun or complete.
+            UsageError, WorkError: it cannot be a target, or cannot be reached.
         """
         if self.url.startswith(SCHEME):
-            raise PlanError(f"{self.url}: a hub's repository is no target", hint="write to a folder, then upload that")
+            what = "a hub's repository cannot be a target"
+            raise PlanError(f"{self.url}: {what}", hint="write to a folder, then upload it")
         try:
             self.there = {one.name: one.size for one in listed(self.url)}
         except SourceError as error:
@@ -80,7 +81,7 @@ class ObjectTarget:
         return "new"
 
     def _refuse_others(self, made: dict[str, Any]) -> None:
-        """Refuse to start over beside what neither the run whose mark this is made nor this one will.
+        """Refuse to start over beside objects that neither the marked run nor this one makes.
 
         Raises:
             PlanError: with their names.
@@ -93,7 +94,7 @@ class ObjectTarget:
             raise PlanError(f"{self.place}: {what}", hint="move them, or choose a new path", issues=others)
 
     def sign_begun(self, store: Store) -> None:
-        """Write whose work it holds.
+        """Write the mark of the unfinished target.
 
         Raises:
             SourceError: the source cannot be read. WorkError: the target cannot be written.
@@ -110,20 +111,20 @@ class ObjectTarget:
         self.uploads.remove(_BEGUN)
 
     def clear(self) -> None:
-        """Remove what an earlier run made, the mark of completeness first.
+        """Remove the objects of an earlier run, the mark of completeness first.
 
         Raises:
-            WorkError: something cannot be removed.
+            WorkError: an object cannot be removed.
         """
         for name in sorted(self.there, key=lambda name: name != SIGNED):
             self.uploads.remove(name)
         self.there = {}
 
     def audit(self) -> dict[str, Any]:
-        """The audit of a complete target whose objects still have the sizes that it tells of.
+        """The audit of a complete target whose objects still have the recorded sizes.
 
         Raises:
-            ResumeError: one is gone or has another size.
+            ResumeError: an object is missing or has a different size.
         """
         hint = "start over with --force"
         try:
@@ -132,11 +133,11 @@ class ObjectTarget:
             raise ResumeError(f"{self.place}/{SIGNED}: is not valid: {error}", hint=hint) from None
         for name, file in audit["files"].items():
             if self.there.get(name) != file["size"]:
-                raise ResumeError(f"{self.place}/{name}: was finished, but is gone or changed", hint=hint)
+                raise ResumeError(f"{self.place}/{name}: was finished, but is now missing or changed", hint=hint)
         return audit
 
     def _json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object of the target's; None if it is not there, empty if it is not JSON."""
+        """A JSON object at the target; None if it does not exist, empty if it is not JSON."""
         raw = self.uploads.read(name)
         try:
             return None if raw is None else dict(strict_json(raw, name))

@@ -1,4 +1,4 @@
-"""What the machine has and what a run will need of it: memory, workers, disk speed. No torch."""
+"""The machine's resources and a run's share of them: memory, workers, disk speed. No torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dsctl.core.files import existing
 from dsctl.plan.plan import BAND_BYTES, Plan
 from dsctl.stores import Store
 
-# Resident size of a Python process with torch imported and its first kernels run (measured, torch 2.13 on Linux). A
-# kernel may map more of the libraries' files than that, some 60 MB, which it takes back when memory is wanted.
+# Resident size of a Python process after importing torch and running its first kernels (measured, torch 2.13 on
+# Linux). The system may map some 60 MB more of the libraries' files, and drops them when memory is short.
 WORKER_BYTES = 238 << 20
-# What of it several workers share, as forks of one process that has imported torch.
+# The part of it that several workers share, as forks of one process that has imported torch.
 SHARED_BYTES = 192 << 20
 # The driver without torch: interpreter, libraries, and per step of the plan.
 DRIVER_BYTES = 50 << 20
 STEP_BYTES = 6 << 10
-# Below this much output one process is done before others have started.
+# Below this much output, one process finishes before others have started.
 SMALL_BYTES = 512 << 20
 # Codec and hashing speed of one core, in output bytes per second (benchmarks/, rounded down).
 CORE_SPEED = 0.7e9
@@ -31,7 +31,7 @@ LEAST_BAND = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """How a run is laid out on this machine: workers, bytes of float32 per band, and the memory that takes."""
+    """The layout of a run on this machine: workers, bytes of float32 per band, and memory in bytes."""
 
     workers: int
     band_bytes: int
@@ -40,7 +40,7 @@ class Resources:
 
     @property
     def memory(self) -> int:
-        """Peak of all processes together, in bytes."""
+        """Peak memory of all processes together, in bytes."""
         if self.workers == 1:
             return self.driver_bytes + self.worker_bytes - DRIVER_BYTES
         return self.driver_bytes + SHARED_BYTES + self.workers * (self.worker_bytes - SHARED_BYTES)
@@ -52,12 +52,12 @@ def cores() -> int:
 
 
 def allot(plan: Plan, workers: int | None = None, budget: int | None = None, ahead: int = 0) -> Resources:
-    """Choose workers and band size: as many workers as there are cores and jobs, within the budget.
+    """Choose workers and band size: as many workers as cores and jobs, within the budget in bytes.
 
-    `ahead` is what each worker holds of bytes read ahead.
+    `ahead` are the bytes that each worker reads ahead.
 
     Raises:
-        PlanError: the budget does not even hold one worker.
+        PlanError: the budget is too small for one worker.
     """
     driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
     small = plan.bytes_out < SMALL_BYTES
@@ -70,8 +70,8 @@ def allot(plan: Plan, workers: int | None = None, budget: int | None = None, ahe
                 return found
     least = Resources(workers or 1, LEAST_BAND, WORKER_BYTES + ahead + plan.peak_bytes(LEAST_BAND), driver).memory
     raise PlanError(
-        f"--max-memory {budget:,} bytes is too little: {workers or 1} worker(s) need {least:,}",
-        hint="a larger budget" + (", or fewer --workers" if workers and workers > 1 else ""),
+        f"--max-memory {budget:,} bytes is too small: {workers or 1} worker(s) need {least:,}",
+        hint="use a larger budget" + (", or fewer --workers" if workers and workers > 1 else ""),
     )
 
 
@@ -90,13 +90,13 @@ class Speeds:
     write: float
 
     def seconds(self, plan: Plan, workers: int) -> float:
-        """How long a plan may take: the disk's share, or the processors' where that is longer."""
+        """The time for a plan, in seconds: that of the disk, or of the processors if that is longer."""
         disk = plan.bytes_in / self.read + plan.bytes_out / self.write
         return max(disk, plan.bytes_out / (CORE_SPEED * min(workers, cores())))
 
 
 def probe(plan: Plan, store: Store, target: Path) -> Speeds | None:
-    """Read a little of the source and write as much beside the target, synced; None where that is not possible."""
+    """Measure by reading a little of the source and writing it beside the target, synced; None if not possible."""
     if store.remote:
         return None
     biggest = max((p for step in plan.steps for r in step.reads for p in r.parts), key=lambda p: p.spec.nbytes)

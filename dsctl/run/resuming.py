@@ -1,4 +1,4 @@
-"""What an interrupted run left that still counts: its journal, replayed against what is there now."""
+"""The valid work of an interrupted run: its journal, replayed against the present files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsctl.work.tasks import add
 
 @dataclass(slots=True)
 class RunState:
-    """The jobs that are done, what they counted, and the size and digest of every file that has its final name."""
+    """The finished jobs, their counts, and the size and digest of every file that has its final name."""
 
     done: set[int] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
@@ -29,10 +29,10 @@ class RunState:
 
 
 def replay(target: Path, journal: Journal) -> RunState:
-    """What a journal tells of.
+    """The state that a journal records.
 
     Raises:
-        ResumeError: a line is not valid, or a finished file is gone or has another size.
+        ResumeError: a line is not valid, or a finished file is missing or has a different size.
     """
     state = RunState()
     try:
@@ -47,15 +47,15 @@ def replay(target: Path, journal: Journal) -> RunState:
     for file, (size, _) in state.committed.items():
         path = target / file
         if not path.is_file() or path.stat().st_size != size:
-            raise ResumeError(f"{path}: was finished, but is gone or changed", hint="start over with --force")
+            raise ResumeError(f"{path}: was finished, but is now missing or changed", hint="start over with --force")
     return state
 
 
 def regain(route: Route, journal: Journal) -> RunState:
-    """The journalled work that still counts: not what lay in files that are lost, or was made of others than there are.
+    """The recorded work that is still valid: without work in lost files, or on source files that have changed.
 
     Raises:
-        ResumeError: the journal tells of other work, or nothing is left to do the lost work from.
+        ResumeError: the journal is of different work, or the source of lost work was consumed.
     """
     plan, target = route.plan, route.target
     state = replay(target, journal)
@@ -65,14 +65,14 @@ def regain(route: Route, journal: Journal) -> RunState:
     mark = read_mark(target)
     new = _new(route.held, mark, plan)
     lost = {file.name for file in plan.files if file.name not in state.committed and not _there(file, target)}
-    # What a side file keeps of config.json and the index is written with its header, not by a job.
+    # A side file's copies of config.json and the index are written with its header, not by a job.
     lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
     forgotten = {job.number for job in jobs if new and not new.isdisjoint(files_read(job))}
     forgotten |= set(lost_pieces(jobs, target)) if plan.gathers else set()
     why = min(lost or new, default=ODD)
     while True:
         forgotten |= {job.number for job in jobs if not lost.isdisjoint(job.files)}
-        # A finished file is made whole again: no part of it is open to be written to.
+        # A finished file is made again as a whole, because it cannot be opened for writing in part.
         opened = {file for job in jobs if job.number in forgotten for file in job.files} & state.committed.keys()
         if opened <= lost:
             break
@@ -92,13 +92,13 @@ def regain(route: Route, journal: Journal) -> RunState:
 
 
 def _new(held: Mapping[str, HeldFile], mark: Mark | None, plan: Plan) -> set[str]:
-    """The source files that may not be those of which the journal tells; a copy's samples were compared before."""
+    """The source files that may have changed since the journal was written; a copy's samples were compared before."""
     if mark is None or not mark.held:
         return set(held)
     return set(touched(held, mark.held)) if mark.place == plan.source else set()
 
 
 def _there(file: OutFile, target: Path) -> bool:
-    """Whether a file that work was journalled for is there, under either of its names."""
+    """Whether a file with recorded work exists, under either of its names."""
     paths = target / file.name, target / (file.name + PART)
     return any(path.is_file() and not path.is_symlink() and path.stat().st_size == file.size for path in paths)

@@ -1,4 +1,4 @@
-"""The folder on this machine in which the files of a target in an object store are made, and wait to be sent."""
+"""The local folder in which the files of a target in an object store are made and wait for their upload."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dsctl.plan.plan import Plan
 from dsctl.run.marks import BEGUN
 from dsctl.stores import SIGNED, WORKING
 
-# Finished files that wait for the one that is being sent; the run waits for them if there are more.
+# Finished files that may wait during an upload; with more of them, the run waits.
 WAITING = 2
 
 
 def staging(url: str) -> Path:
-    """What this machine keeps for a target that is not complete: below $DSCTL_STAGING, or else in the user's cache."""
+    """The local folder of an unfinished target: in $DSCTL_STAGING, or else in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = Path(os.environ.get("DSCTL_STAGING") or os.path.join(cache, "dsctl", "staging"))
     return root / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def staging_bytes(plan: Plan) -> int:
-    """The most bytes of disk that the folder takes: files being made, and those that wait."""
+    """The most bytes of disk that the folder takes: files being made, and files that wait."""
     left = {file.name: sum(file.name in job.files for job in plan.jobs) for file in plan.files}
     sizes = {file.name: file.size for file in plan.files}
     held: deque[int] = deque()
@@ -45,7 +45,7 @@ def staging_bytes(plan: Plan) -> int:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """Whose work a staging folder holds: a plan's fingerprint, or nothing."""
+    """The fingerprint of the plan whose work a staging folder holds, or an empty text."""
     for file in (folder / SIGNED, folder / WORKING / BEGUN):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             return str(json.loads(file.read_bytes()).get("fingerprint", ""))
@@ -53,7 +53,7 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def empty(path: Path, size: int) -> None:
-    """Give a file's blocks back to the disk, and leave its size."""
+    """Free a file's blocks on disk, and keep its size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.truncate(size)

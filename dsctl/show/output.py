@@ -19,8 +19,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from dsctl.core.amounts import count, plural, size, span
 from dsctl.core.errors import DsctlError
-from dsctl.core.visible import shortened, spelled_json, spelled_lines, visible
+from dsctl.core.visible import clipped, spelled_json, spelled_lines, visible
 
 __all__ = [
     "Output", "count", "end_unread", "line", "plural", "prepare", "show_error", "show_error_as_json", "show_trace",
@@ -178,8 +179,8 @@ def show_error_as_json(error: DsctlError) -> None:
     said = {
         "kind": type(error).__name__,
         "exit_code": error.exit_code,
-        "message": shortened(error.message),
-        "issues": [shortened(issue) for issue in error.issues],
+        "message": clipped(error.message),
+        "issues": [clipped(issue) for issue in error.issues],
         "hint": error.hint,
     }
     sys.stderr.write(json.dumps({"error": said}) + "\n")
@@ -203,33 +204,3 @@ def show_trace(error: BaseException) -> None:
     err = _console(stderr=True)
     for text in "".join(traceback.format_exception(error)).splitlines():
         err.print(line(text), soft_wrap=True)
-
-
-def size(nbytes: float) -> str:
-    """Format bytes in decimal units, as disks and hubs count them: 688.6 GB."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:,.1f} {unit}"
-    return f"{nbytes:,.0f} B"
-
-
-def count(number: float) -> str:
-    """Format a number of parameters: 671.0 B."""
-    for unit, factor in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= factor:
-            return f"{number / factor:,.1f} {unit}"
-    return f"{number:,.0f}"
-
-
-def span(seconds: float) -> str:
-    """Format a duration: 1 h 12 min, 3 min 05 s, 8.1 s."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{seconds:.1f} s"
-
-
-def plural(number: int, noun: str) -> str:
-    """Format a number of things: 3 files, 1 file."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,4 +1,4 @@
-"""How a plan is told before it is carried out, as text and as JSON."""
+"""A plan before it is carried out, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dsctl.core.files import existing
 from dsctl.plan.plan import Plan, Recoded
 from dsctl.plan.request import KEEP, Request
 from dsctl.run.resources import Speeds
-from dsctl.show.audits import DONE
+from dsctl.show.audits import DONE, show_notes, show_partial
 from dsctl.show.output import Output, count, line, plural, size, span
 from dsctl.show.tables import two_columns
 
 if TYPE_CHECKING:
     from dsctl.run.carry_out import Setup
 
-# Parameters that are left out and named.
+# The most parameters that are left out and named.
 NAMED = 10
 
 
 def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
-    """A plan as stable JSON: sizes in bytes, speeds in bytes per second, null where nothing could be measured."""
+    """A plan as stable JSON: sizes in bytes, speeds in bytes per second, null if nothing could be measured."""
     plan, resources = setup.plan, setup.resources
     return {
         "source": plan.source,
@@ -49,22 +49,22 @@ def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
 
 
 def show_plan(setup: Setup, speeds: Speeds | None, output: Output) -> None:
-    """Print what a plan would do, and how long it may take at these speeds."""
+    """Print a plan, and the time that it may take at these speeds."""
     plan, facts = setup.plan, describe_plan(setup, speeds)
     output.data(facts)
     table = two_columns()
     for name, words in _rows(setup, speeds, facts["bytes_free"]):
         table.add_row(name, words)
     output.text(table)
-    for note in plan.notes:
-        output.text(f"note: {note}")
+    show_notes(plan.notes, output)
     show_recoded(plan.recoded, output)
     _show_dropped([item.name for item in plan.dropped], output)
+    show_partial(plan.notes, output)
     output.note("dry run: nothing was written")
 
 
 def _rows(setup: Setup, speeds: Speeds | None, free: int) -> Iterator[tuple[str, Any]]:
-    """The table of a plan: a name, and words, some of them styled."""
+    """The rows of a plan's table: a name, and words, some of them styled."""
     plan, resources = setup.plan, setup.resources
     yield "from", plan.source
     yield "to", f"{setup.target}{stored_as(plan.request)}{spread(plan.request)}"
@@ -76,9 +76,9 @@ def _rows(setup: Setup, speeds: Speeds | None, free: int) -> Iterator[tuple[str,
             yield f"  {name}", f"{plan.counts[name]:,} {words}"
     yield "read", size(plan.bytes_in)
     written = f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(free)} free"
-    yield "write", written if free >= plan.bytes_out else line(f"{written}, ", ("too little", "red"))
+    yield "write", written if free >= plan.bytes_out else line(f"{written}, ", ("not enough", "red"))
     carried = plural(len(plan.carried), "other file")
-    yield "carried over", f"{carried}, {size(sum(plan.carried.values()))}"
+    yield "copy", f"{carried}, {size(sum(plan.carried.values()))}"
     yield "jobs", f"{len(plan.jobs):,} on {plural(resources.workers, 'worker')}"
     yield "peak memory", f"{size(resources.worker_bytes)} per worker, {size(resources.memory)} in all"
     if speeds:
@@ -87,18 +87,18 @@ def _rows(setup: Setup, speeds: Speeds | None, free: int) -> Iterator[tuple[str,
 
 
 def show_recoded(kinds: Iterable[Recoded], output: Output) -> None:
-    """Name what is recoded because of a cut, kind by kind."""
+    """Name the parameters that are quantized again because of a cut, by kind."""
     for kind in kinds:
         output.text("  ", ("~", "yellow"), f" {kind.template}: {plural(kind.parameters, 'parameter')}: {kind.why}")
 
 
 def stored_as(request: Request) -> str:
-    """The format, where one is asked for."""
+    """The format, if one is requested."""
     return "" if request.to == KEEP else f" as {request.to}"
 
 
 def spread(request: Request) -> str:
-    """Layout and sizes where there are ranks."""
+    """Layout and sizes, if there are ranks."""
     if not request.tp:
         return "" if request.layout == "published" else f", layout {request.layout}"
     return f", layout {request.layout}, TP {request.tp}, EP {request.ep}, PP {request.pp}"

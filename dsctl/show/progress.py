@@ -1,4 +1,4 @@
-"""How far a run is: one bar on a terminal, plain lines now and then elsewhere. On stderr."""
+"""The progress of a run: one bar on a terminal, occasional plain lines elsewhere. On stderr."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsctl.show.bars import columns
 from dsctl.show.output import Output, plural, size, span
 
 SECONDS_BETWEEN_LINES = 15.0
-# What is left is told once this share is done: before, the first reads of files say nothing of those to come.
+# The time left is shown once this share is done: the first reads of files say nothing about later ones.
 TOLD_FROM = 0.02
 
 
@@ -59,7 +59,7 @@ class Progress:
         self._done += nbytes
         now = time.monotonic()
         if self._began is None:
-            # The time before the first bytes is that of processes starting.
+            # The time before the first bytes is spent on starting processes.
             self._began, self._before = now, self._done
         if self._bar:
             self._bar.update(self._task, completed=self._done)
@@ -68,7 +68,7 @@ class Progress:
             self._output.note(self._line(self._done - self._before, now - self._began))
 
     def _line(self, nbytes: int, seconds: float) -> str:
-        """How far it is, after so many bytes in so many seconds."""
+        """The line of progress, after `nbytes` bytes in `seconds` seconds."""
         line = f"converting: {size(self._done)} of {size(self._total)}"
         if seconds <= 0 or nbytes < TOLD_FROM * self._total:
             return line

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from dsctl.core.errors import SourceError
 from dsctl.stores.hub import SCHEME, HubRepository, is_repository
+from dsctl.stores.joined import Joined
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import ObjectFolder, is_url
 from dsctl.stores.places import overlap, path_of
@@ -80,6 +81,8 @@ def store_at(text: str | Path) -> Store:
 
 def separate(store: Store, target: str) -> bool:
     """Whether a target is outside the place of a store and does not contain it."""
+    if isinstance(store, Joined):
+        return separate(store.store, target) and separate(store.beside, target)
     if isinstance(store, LocalFolder):
         return not overlap(store.root, target)
     return not isinstance(store, ObjectFolder) or not overlap(store.url, target)

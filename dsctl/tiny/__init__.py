@@ -1,7 +1,7 @@
-"""Make a faithful small checkpoint of a known release: its names, dtypes, config keys and files, with random weights.
+"""Make a small checkpoint of a known release: the same names, dtypes, config keys and files, with random weights.
 
-The same release, recipe and seed give the same bytes. Values are drawn per parameter from its own name and the seed,
-rounded to BF16 and then quantized, so a `bf16` checkpoint holds exactly what its FP8 sibling was quantized from.
+The same release, recipe and seed give the same bytes. The values of a parameter depend on its name and the seed. They
+are rounded to BF16 and then quantized, so a `bf16` checkpoint holds exactly the values that its FP8 sibling encodes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dsctl.tiny.blueprint import Blueprint, StoredParam, TinyRecipe, blueprint
 from dsctl.tiny.texts import texts
 
 THREADS = 8
-# The folder within the target that is there as long as the checkpoint is not finished.
+# The folder in the target that exists until the checkpoint is finished.
 UNFINISHED = ".unfinished"
 
 
 class Made(NamedTuple):
-    """What was made: its parameters, values and tensors, the bytes of the tensors, and the weight files.
+    """A small checkpoint: how many parameters, values and tensors it has, the tensors' bytes, and the weight files.
 
-    `present`: the folder held these very bytes already, and nothing was written.
+    `present`: the folder already held the same bytes, and nothing was written.
     """
 
     release: str
@@ -46,16 +46,16 @@ class Made(NamedTuple):
 
 
 def make(release: str, folder: str | Path, recipe: TinyRecipe | None = None) -> Made:
-    """Write a small checkpoint of a release (by any of its names) into a new or empty folder.
+    """Write a small checkpoint of a release (by any of its names) to a new or empty folder.
 
-    A folder that holds the same checkpoint, byte for byte, is left as it is. One that a killed run left unfinished is
-    made once more from the start.
+    A folder that holds the same checkpoint, byte for byte, stays unchanged. A folder that a killed run left unfinished
+    is made again from the start.
 
     Raises:
-        UsageError: no such release, or sizes that fit no checkpoint of it.
-        PlanError: torch is not installed, the folder holds something else, or the disk has no room.
-        ResumeError: another run is making one in the folder.
-        WorkError: it cannot be written; nothing is left behind. The same call does it again.
+        UsageError: no such release, or sizes that are impossible for it.
+        PlanError: torch is not installed, the folder holds other files, or the disk has no room.
+        ResumeError: another run is making a checkpoint in the folder.
+        WorkError: it cannot be written; nothing is left behind, and the same call starts again.
     """
     recipe, target = recipe or TinyRecipe(), Path(folder)
     plan = blueprint(release, recipe)
@@ -92,12 +92,12 @@ def _make(plan: Blueprint, target: Path, seed: int) -> None:
 
 
 def _present(plan: Blueprint, target: Path, seed: int) -> bool:
-    """Whether the folder holds this checkpoint and nothing else; it is made once more beside it to tell."""
+    """Whether the folder holds this checkpoint and nothing else; a second copy is made beside it to compare."""
     names = _names(plan)
     try:
         if not target.is_dir() or _entries(target) != _with_folders(names):
             return False
-        # Always of the same name, so that what a killed run left there is found.
+        # Always the same name, so that the files of a killed run are found.
         again = target.absolute().with_name(f".{target.name}-again")
         _make(plan, again, seed)
         try:
@@ -116,19 +116,19 @@ def _names(plan: Blueprint) -> set[str]:
 
 
 def _entries(folder: Path) -> set[str]:
-    """Everything below a folder by its name within it, folders with a slash behind; links are not followed."""
+    """All files and folders in a folder by relative name, folders with a slash at the end; links are not followed."""
     found = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
     return {f"{name}/" if path.is_dir() and not path.is_symlink() else name for path, name in found}
 
 
 def _with_folders(names: Iterable[str]) -> set[str]:
-    """Files and the folders that they lie in."""
+    """Files and the folders that contain them."""
     names = set(names)
     return names | {f"{parent}/" for name in names for parent in Path(name).parents[:-1]}
 
 
 def _unfinished(target: Path, plan: Blueprint) -> bool:
-    """Whether a killed run left the folder so: nothing but its working folder, and files of a checkpoint's names."""
+    """Whether a killed run left the folder: it holds only the working folder, and files with a checkpoint's names."""
     working = target / UNFINISHED
     if working.is_symlink() or not working.is_dir():
         return False
@@ -147,11 +147,11 @@ def _claim(target: Path, plan: Blueprint) -> None:
         _empty(target)
     free = shutil.disk_usage(target).free
     if free < plan.nbytes:
-        raise PlanError(f"{target}: needs {plan.nbytes:,} bytes of disk, {free:,} are free")
+        raise PlanError(f"{target}: needs {plan.nbytes:,} bytes of disk, but only {free:,} are free")
 
 
 def _empty(target: Path) -> None:
-    """Remove what an unfinished run left; its working folder comes last, for it tells whose the rest is."""
+    """Remove the files of an unfinished run; the working folder last, because it marks the others as dsctl's."""
     working = target / UNFINISHED
     found = [path for path in target.rglob("*") if path != working]
     for path in sorted(found, key=lambda path: -len(path.parts)):
@@ -161,9 +161,9 @@ def _empty(target: Path) -> None:
 
 
 def _write(plan: Blueprint, target: Path, seed: int) -> None:
-    """All files in a working folder; when they are on the disk they get their places, the index last.
+    """Write all files to a working folder, and move them to their places when they are on the disk, the index last.
 
-    While the working folder is there, the checkpoint is unfinished.
+    While the working folder exists, the checkpoint is unfinished.
     """
     working = target / UNFINISHED
     working.mkdir()
@@ -211,7 +211,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed: int) -> None:
-    # This loads torch, which what is refused before need not wait for.
+    # This loads torch, and refusals should not have to wait for it.
     from dsctl.tiny.values import bands, encoded
 
     deviation = float(plan.config.get("initializer_range") or 0.02)

@@ -1,4 +1,4 @@
-"""Everything about a small checkpoint but its values: sizes, config, what is stored in which file. Pure, no torch."""
+"""A small checkpoint without its values: sizes, config, and the file of every tensor. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsctl.core.params import Family, Param, Traits
 from dsctl.layouts.naming import DIALECTS
 from dsctl.releases import Release
 
-# A size: what it is unless asked for, and the field of config.json that says how large the real one is.
+# A size: its default, and the field of config.json with the real one.
 SIZES = {
     "layers": (3, "num_hidden_layers"),
     "experts": (8, "n_routed_experts"),
@@ -28,22 +28,22 @@ SIZES = {
     "moe_intermediate": (256, "moe_intermediate_size"),
 }
 DEFAULTS = {name: default for name, (default, _) in SIZES.items()}
-# What grows together when a checkpoint of a certain size is asked for, by these factors.
+# The sizes that grow together, by these factors, to reach a requested checkpoint size.
 WIDTHS = ("hidden", "heads", "vocab", "intermediate", "moe_intermediate")
 FACTORS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 RANKS = (
     "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_head_dim",
 )  # fmt: skip
 BLOCK = 128
-# At least so many files, and none much larger than the V3 release's.
+# The least number of files, and a file size in bytes, near that of the V3 release.
 SHARDS, SHARD_BYTES = 4, 4_300_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TinyRecipe:
-    """What to make. Sizes left open take small defaults, or what brings the checkpoint near `size` bytes.
+    """The sizes of a small checkpoint. A size of None takes a small default, or brings the total near `size` bytes.
 
-    `aligned` makes every matrix of whole 128x128 blocks, which some loaders need; `bf16` quantizes nothing.
+    `aligned` makes every matrix of whole 128x128 blocks, which some loaders need; `bf16` stores all weights in BF16.
     """
 
     layers: int | None = None
@@ -62,7 +62,7 @@ class TinyRecipe:
 
 
 class TensorPlace(NamedTuple):
-    """Where a stored tensor goes: its file's number, its name there and what it is."""
+    """The place of a stored tensor: its file's number, its name, and its dtype and shape."""
 
     file: int
     tensor: str
@@ -79,8 +79,8 @@ class StoredParam(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A checkpoint before its values. `counts_values`: its index says what its release's says, see `index`; `bare`: the
-    headers have no metadata."""
+    """A checkpoint without its values. `counts_values`: the index counts as its release's does, see `index`. `bare`:
+    the headers have no metadata."""
 
     release: str
     config: dict[str, Any]
@@ -100,7 +100,7 @@ class Blueprint:
         return sum(place.spec.nbytes for place in self.places)
 
     def index(self) -> dict[str, Any]:
-        """The index that joins the files. Its `total_size` counts values at two bytes each where its release's does."""
+        """The index of the files. Its `total_size` counts values at two bytes each if its release's does."""
         weights = {place.tensor: self.files[place.file] for place in self.places}
         total = 2 * sum(place.spec.values for place in self.places) if self.counts_values else self.nbytes
         return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
@@ -110,7 +110,7 @@ def blueprint(name: str, recipe: TinyRecipe) -> Blueprint:
     """The small checkpoint of a release.
 
     Raises:
-        UsageError: no such release, or sizes that fit no checkpoint of it.
+        UsageError: no such release, or sizes that are impossible for it.
     """
     release = releases.find(name)
     quantized = {} if recipe.bf16 else quantized_roles(release)
@@ -132,7 +132,7 @@ def blueprint(name: str, recipe: TinyRecipe) -> Blueprint:
 
 
 def _as_released(codec: Codec, family: Family, release: Release) -> Codec:
-    """The codec, without rounded scales where a release's are not rounded in spite of its `scale_fmt`."""
+    """The codec, without rounded scales if the release's are not rounded despite its `scale_fmt`."""
     if isinstance(codec, Fp8Block) and family.template in release.storage.scales_apart:
         return replace(codec, scale_fmt="float32")
     return codec
@@ -147,7 +147,7 @@ def _family_bytes(family: Family, quantized: Mapping[str, Codec]) -> int:
 
 
 def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: TinyRecipe) -> dict[str, Any]:
-    """The release's config with small dimensions, every key kept that still holds."""
+    """The release's config with small dimensions; every key that is still true is kept."""
     small = models.recognise(real).tiny(real, sizes)
     if recipe.aligned:
         small |= {field: -(-small[field] // BLOCK) * BLOCK for field in RANKS if small.get(field)}
@@ -195,7 +195,7 @@ def _grown(
     given: Mapping[str, int],
     total: Callable[[Mapping[str, int]], int],
 ) -> dict[str, int]:
-    """The widest layers that `size` bytes hold, then as many experts and layers as still fit, none beyond the real."""
+    """The widest layers that fit in `size` bytes, then as many experts and layers as still fit; none above the real."""
     wider = [{name: min(int(usual[name] * factor), largest[name]) for name in WIDTHS} for factor in FACTORS]
     fitting = [sizes for widths in wider if total(sizes := {**usual, **widths, **given}) <= size]
     if not fitting:
@@ -211,15 +211,15 @@ def _grown(
 
 
 def _order(param: Param) -> tuple[bool, float]:
-    """As releases have them: embedding, layers, last norm and head, then what predicts further tokens."""
+    """The order of releases: embedding, layers, last norm and head, then the MTP layer."""
     if param.layer is not None:
         return param.family.mtp, param.layer
     return False, -1 if param.role == "embedding" else float("inf")
 
 
 def _stored(pairs: list[tuple[Param, Codec]], shards: int) -> Iterator[StoredParam]:
-    """Choose files. A scale is filed where the next quantized matrix is: some are in a later file than their weights,
-    as in the V3 release."""
+    """Choose files. A scale is stored with the next quantized matrix: some scales are in a later file than their
+    weights, as in the V3 release."""
     files = split([_nbytes(param.shape, codec) for param, codec in pairs], shards)
     ahead = iter([file for (_, codec), file in zip(pairs, files, strict=True) if len(codec.parts) > 1][1:])
     for (param, codec), file in zip(pairs, files, strict=True):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# The special tokens that the real tokenizers put first and last.
+# The special tokens at the begin and end of the real tokenizers' texts.
 BEGIN, END, USER, ASSISTANT = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
 )  # fmt: skip
@@ -29,7 +29,7 @@ LICENCE = "These weights are random numbers and this tokenizer knows bytes only:
 
 
 def texts(release: str, config: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, str]:
-    """Every small file by name; of `others` only that they belong to the release."""
+    """Every small file by name; `others` are names of the release's further files, which get placeholder contents."""
     values: dict[str, Any] = {
         "config.json": config,
         "generation_config.json": _generation(config),
@@ -65,7 +65,7 @@ def _tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(vocabulary: int) -> dict[str, Any]:
-    """Bytes as tokens, in the form of the tokenizers library; a smaller vocabulary knows fewer of them."""
+    """Bytes as tokens, in the form of the tokenizers library; a smaller vocabulary has fewer of them."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokens = (*SPECIAL, *_alphabet())[:vocabulary]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -1,4 +1,4 @@
-"""Seeded values for a parameter, in bands, so that no tensor is ever held whole. Loads torch."""
+"""Seeded values for a parameter, in bands, so that a whole tensor is never in memory. Loads torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dsctl.work.buffers import DTYPES
 
 BLOCK = 128
 BAND_VALUES = 1 << 20
-# So many Gaussian values, equally likely, are more than BF16 tells apart; drawing one is 3 times as fast as making one.
+# Equally likely Gaussian values, more than BF16 can distinguish; drawing one is 3 times as fast as computing one.
 LEVELS = 1 << 16
 
 
 def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torch.Tensor]]:
-    """The parameter's values in bands of whole block rows: BF16, or float32 where the release keeps that.
+    """The parameter's values in bands of whole block rows: BF16, or float32 if the release keeps float32.
 
-    Vectors lie around 1, biases around 0. Matrices are Gaussian; the blocks of those that are quantized differ in
-    size by up to 2^4, so that no block's scale serves another. A duplicate has the values of what it duplicates. Whole
-    numbers are below what their family says, those of a row all different.
+    Vectors are near 1, biases near 0. Matrices are Gaussian; the blocks of quantized ones differ in magnitude by up
+    to 2^4, so that every block needs its own scale. A duplicate has the values of its original. Whole numbers are
+    below their family's limit, and all different within a row.
     """
     if param.family.below:
         yield from _numbers(param, seed)
@@ -47,7 +47,7 @@ def bands(param: Param, seed: int, deviation: float) -> Iterator[tuple[Box, torc
 
 
 def _numbers(param: Param, seed: int) -> Iterator[tuple[Box, torch.Tensor]]:
-    """Whole numbers, those of a row all different: neighbours, the last followed by 0."""
+    """Whole numbers, all different within a row: consecutive ones, with 0 after the last."""
     generator = np.random.Generator(np.random.SFC64([seed, crc32(param.name.encode())]))
     columns = param.shape[1]
     for band in Box.whole(param.shape).bands(max(BLOCK, BAND_VALUES // columns // BLOCK * BLOCK)):

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dsctl.core.amounts import plural
+from dsctl.core.tables import html, table, text_table
+from dsctl.core.visible import shortened, visible
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
@@ -160,6 +164,29 @@ class Report:
     findings: tuple[Finding, ...]
     checked: CheckScope
 
+    def __repr__(self) -> str:
+        return f"<Report {shortened(self.place)}: {self.summary}>"
+
+    def __str__(self) -> str:
+        """What `print` shows: how many findings there are, and the findings, the worst first."""
+        lines = [f"{visible(self.place)}: {self.summary}"]
+        return "\n".join([*lines, *text_table("", _COLUMNS, map(_row, self.findings))[1:]])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        found = table("Findings", _COLUMNS, map(_row, self.findings))
+        return f"<h3>{html(self.place)}</h3><p>{self.summary}</p>{found}"
+
+    @property
+    def summary(self) -> str:
+        """How many findings of each severity there are, in words."""
+        return ", ".join(plural(self.count(severity), severity) for severity in SEVERITIES)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is not a single error; warnings and notes do not count."""
+        return not self.count(ERROR)
+
     def count(self, severity: str) -> int:
         return sum(finding.severity == severity for finding in self.findings)
 
@@ -167,6 +194,13 @@ class Report:
     def worst(self) -> str | None:
         """The worst severity found, or None."""
         return next((severity for severity in SEVERITIES if self.count(severity)), None)
+
+
+_COLUMNS = "severity", "code", "where", "problem"
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    return finding.severity, finding.code, finding.where, finding.what
 
 
 def ordered(findings: list[Finding]) -> tuple[Finding, ...]:

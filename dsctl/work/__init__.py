@@ -1,1 +1,1 @@
-"""One job of a plan, and who does it. The only room that loads torch."""
+"""One job of a plan, and the executors that perform it. The only room that loads torch."""

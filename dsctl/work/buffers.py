@@ -1,4 +1,4 @@
-"""What one job holds open: its output files, and buffers that the next band uses again. Loads torch."""
+"""The open output files of one job, and buffers that the next band uses again. Loads torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16, "U32": torch.uint32,
     "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
-# Stays in a core's own cache between being read and being hashed.
+# Small enough to stay in a core's own cache between reading and hashing.
 CHUNK = 1 << 20
 
 
 class JobFiles:
-    """The open output files and the buffers of one job; everything written is on the disk when it ends."""
+    """The open output files and the buffers of one job; all output is on the disk when it ends."""
 
     def __init__(self, context: Context, source: Reader, scratch: dict[str, torch.Tensor]) -> None:
         self.context, self.source, self.scratch = context, source, scratch
@@ -39,7 +39,7 @@ class JobFiles:
 
     @property
     def _pinned(self) -> bool:
-        """Whether buffers are of memory that a device copies from and to by itself."""
+        """Whether buffers are in pinned memory, which a device can copy without the processor."""
         return self.device is not None and self.device.name != "cpu"
 
     def __enter__(self) -> JobFiles:
@@ -61,7 +61,7 @@ class JobFiles:
         need = max(spec.nbytes, 1)
         have = self.scratch.get(name)
         if have is None or have.numel() < need or have.is_pinned() != self._pinned:
-            # The old one goes before the new one comes.
+            # Free the old one before the new one is allocated.
             self.scratch.pop(name, None)
             have = None
             have = self.scratch[name] = _fresh(need, self._pinned)
@@ -78,7 +78,7 @@ class JobFiles:
         return buffer[tuple(slice(a, b) for a, b in zip(inner.start, inner.stop, strict=True))].contiguous()
 
     def write(self, part: Part, box: Box, values: torch.Tensor) -> None:
-        """Put values at a box of a stored tensor, wherever in the file that is."""
+        """Write values to a box of a stored tensor."""
         rows, offset = _rows(part.spec, box)
         if rows.shape == box.shape:
             self._put(part.file, part.offset + offset, bytes_of(values))
@@ -103,7 +103,7 @@ class JobFiles:
 
 
 def _fresh(nbytes: int, pinned: bool) -> torch.Tensor:
-    """Memory that goes back to the system when it is dropped: the allocator keeps what is freed, and grows by it."""
+    """Memory that returns to the system when it is dropped; the allocator would keep freed memory and grow."""
     if pinned or nbytes < CHUNK:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
     return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)

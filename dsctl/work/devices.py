@@ -1,7 +1,7 @@
-"""Codec arithmetic on another device, with copies that overlap it: a band's rows go there in turn on two streams.
+"""Codec arithmetic on a GPU, overlapped with copies: stretches of a band's rows alternate between two streams.
 
-While one stretch of rows is computed, the next is on its way there and the last on its way back, from and to pinned
-memory. The bytes are those of one call on the processor, because a codec's blocks are never cut.
+While one stretch of rows is computed, the next is copied to the device and the previous one back, both through pinned
+memory. The bytes equal those of one call on the processor, because a codec's blocks are never cut.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dsctl.core.boxes import Box
 from dsctl.work.tasks import add
 
 Tensors = Mapping[str, torch.Tensor]
-# Stretches of a band: the more, the more overlaps; the fewer, the less time goes into starting kernels.
+# Stretches of a band: more of them overlap better, fewer of them start fewer kernels.
 STRETCHES = 4
 
 
 class Device:
-    """A device by torch's name for it; `cpu` does the same without streams, which is what tests compare."""
+    """A device by torch's name; `cpu` does the same without streams, for tests to compare with."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,10 +31,10 @@ class Device:
         self._streams = [stream(name) for _ in range(2)] if name.startswith("cuda") else []
 
     def decode(self, codec: Codec, stored: Tensors, out: torch.Tensor) -> None:
-        """As `codec.decode`, of tensors in this machine's memory.
+        """As `codec.decode`, for tensors in this machine's memory.
 
         Raises:
-            BadBlock: a scale cannot be one.
+            BadBlock: a scale is impossible.
         """
 
         def one(rows: Box) -> None:
@@ -46,7 +46,7 @@ class Device:
         self._each(codec, tuple(out.shape), one)
 
     def encode(self, codec: Codec, values: torch.Tensor, stored: Tensors, known: Tensors) -> dict[str, int]:
-        """As `codec.encode`; `known` are kept tensors and peaks.
+        """As `codec.encode`, for tensors in this machine's memory; `known` are kept tensors and peaks.
 
         Raises:
             BadBlock: a value cannot be stored.
@@ -75,7 +75,7 @@ class Device:
     def _each(
         self, codec: Codec, shape: tuple[int, ...], work: Callable[[Box], None], stretches: int = STRETCHES
     ) -> None:
-        """Do all stretches of a shape's rows, in turn on each stream, and wait for them."""
+        """Do all stretches of a shape's rows, alternating between the streams, and wait for them."""
         for number, rows in enumerate(_stretches(shape, codec.block[0], stretches)):
             with self._stream(number), _placed(codec, rows):
                 work(rows)
@@ -88,7 +88,7 @@ class Device:
 
 @cache
 def device(name: str) -> Device | None:
-    """The device of this name, made once in a process; None for the processor itself."""
+    """The device of this name, created once per process; None for the processor."""
     return None if name == "cpu" else Device(name)
 
 
@@ -101,7 +101,7 @@ def _stretches(shape: tuple[int, ...], block: int, number: int) -> Iterator[Box]
 
 @contextmanager
 def _placed(codec: Codec, rows: Box) -> Iterator[None]:
-    """Tell a bad block of a stretch by its place in the band."""
+    """Convert the place of a bad block from the stretch to the band."""
     try:
         yield
     except BadBlock as error:
@@ -114,7 +114,7 @@ def _rows(tensor: torch.Tensor, rows: Box) -> torch.Tensor:
 
 
 def _part(codec: Codec, part: str, tensor: torch.Tensor, rows: Box, values: torch.Tensor) -> torch.Tensor:
-    """What a stored tensor holds of some rows."""
+    """The part of a stored tensor that belongs to some rows."""
     shape = tuple(values.shape)
     if rows.shape == shape:
         return tensor

@@ -1,6 +1,6 @@
-"""Scales that the way back would not find: noted while their codes are read, kept piece by piece, and used again.
+"""Odd scales, which do not follow from the values: found when their codes are read, kept in pieces, and used again.
 
-A job writes what it noted into a file of its own in the working folder, whole or not at all. Loads torch.
+Each job writes its odd scales to a file of its own in the working folder, whole or not at all. Loads torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Bytes = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
 
 class Gathered:
-    """What one job has found: of the parameter at hand, by bands, and of those before, whole."""
+    """The odd scales that one job has found: by band for the current parameter, whole for earlier ones."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -44,7 +44,7 @@ class Gathered:
         self._bands.append(entries(places, codes))
 
     def end(self, step: Step, files: JobFiles) -> dict[str, int]:
-        """Keep what was noted of a parameter: entries, or where they would take more, all of its scales."""
+        """Keep the odd scales of a parameter: as entries, or all of its scales if that takes fewer bytes."""
         found = np.concatenate(self._bands) if self._bands else np.empty((0, ENTRY), np.uint8)
         self._bands = []
         if not len(found):
@@ -60,7 +60,7 @@ class Gathered:
         return {"scales_odd": len(found)}
 
     def write(self, job: int) -> None:
-        """Put what was found on the disk.
+        """Write the odd scales to the disk.
 
         Raises:
             WorkError: it cannot be written.
@@ -73,7 +73,7 @@ class Gathered:
 def entries(
     places: np.ndarray[tuple[int], np.dtype[np.int64]], codes: np.ndarray[tuple[int], np.dtype[np.uint8]]
 ) -> Bytes:
-    """Places and codes as they are kept."""
+    """Places and codes in the form in which they are kept."""
     found = np.empty((len(places), ENTRY), np.uint8)
     found[:, :4] = places.astype("<u4").view(np.uint8).reshape(-1, 4)
     found[:, 4] = codes
@@ -81,7 +81,7 @@ def entries(
 
 
 def odd_scales(part: Part, codec: Codec, shape: tuple[int, ...], box: Box, files: JobFiles) -> torch.Tensor:
-    """The kept scales of a band of a parameter (uint8, of its scales' shape), `NONE` where none is kept."""
+    """The kept scales of a band of a parameter (uint8, in the shape of its scales), `NONE` where no scale is kept."""
     place = codec.box(SCALE, box, shape)
     if part.spec.dtype != "U8":
         return files.read("odd", part, place).view(torch.uint8)

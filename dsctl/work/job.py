@@ -30,7 +30,7 @@ _SCRATCH: dict[str, torch.Tensor] = {}
 
 
 def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
-    """Do one task. Doing it again writes the same bytes in the same place.
+    """Do one task. Repeating it writes the same bytes to the same place.
 
     Raises:
         SourceError: the source cannot be read.
@@ -46,7 +46,7 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
             if any(step.gathers for step in task.steps):
                 files.gathered.write(task.number)
     except torch.OutOfMemoryError:
-        hint = "fewer --workers or a smaller --max-memory; the same command resumes"
+        hint = "use fewer --workers or a smaller --max-memory; the same command resumes"
         raise WorkError(f"{context.devices[0]}: out of memory", hint=hint) from None
     except (MemoryError, OSError, RuntimeError, SystemError) as error:
         refused = of_the_machine(error)
@@ -57,7 +57,7 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
 
 
 def release() -> None:
-    """Give back the buffers that jobs have left to the next."""
+    """Free the buffers that jobs keep for the next job."""
     _SCRATCH.clear()
 
 
@@ -112,7 +112,7 @@ def _peak(step: Step, files: JobFiles) -> torch.Tensor:
 
 
 def _largest_scale(steps: Iterable[Step], files: JobFiles) -> int:
-    """The largest scale (E8M0) of some parameters; groups of zeros left out where scales are far apart."""
+    """The largest scale (E8M0) of some parameters; without groups of zeros if the scales are far apart."""
     found = [_bounds(step, files, False) for step in steps]
     if max(top for _, top in found) - min(low for low, _ in found) > group_scales.LARGEST - group_scales.SMALLEST:
         found = [_bounds(step, files, True) for step in steps]
@@ -120,7 +120,7 @@ def _largest_scale(steps: Iterable[Step], files: JobFiles) -> int:
 
 
 def _bounds(step: Step, files: JobFiles, filled: bool) -> tuple[int, int]:
-    """The least and the largest scale of a parameter; of groups alone that are not zeros, where `filled`."""
+    """The least and the largest scale of a parameter; with `filled`, only of groups that are not all zeros."""
     (source,), low, top = step.reads, 255, 0
     for band in _bands(step, files, Box.whole(step.shape)):
         parts = [part for part in source.parts if filled or part.name == SCALE]
@@ -131,7 +131,7 @@ def _bounds(step: Step, files: JobFiles, filled: bool) -> tuple[int, int]:
 
 
 def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor], files: JobFiles) -> int:
-    """How far what was encoded is from the values at worst, in millionths of the largest of them."""
+    """The largest error of the encoded values, in millionths of the largest value."""
     again = files.buffer("again", TensorSpec("F32", tuple(values.shape)))
     region.codec.decode(stored, again)
     worst = largest = 0.0
@@ -142,7 +142,7 @@ def _error(region: Region, values: torch.Tensor, stored: dict[str, torch.Tensor]
 
 
 class _BandPart(NamedTuple):
-    """What a band holds of a source region: its box, and its stored tensors in the region's order."""
+    """A band's part of a source region: its box, and its stored tensors in the region's order."""
 
     source: Region
     box: Box
@@ -169,7 +169,7 @@ def _move(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
 def _joined(
     name: str, held: list[_BandPart], number: int, region: Region, wanted: Box, files: JobFiles
 ) -> torch.Tensor:
-    """One stored tensor's part of a written region, put together from what the band holds of the sources."""
+    """One stored tensor's part of a written region, joined from the band's parts of the sources."""
     part = region.parts[number]
     target = region.place(part.name, wanted)
     whole: torch.Tensor | None = None
@@ -188,7 +188,7 @@ def _joined(
             whole = files.buffer("joined", TensorSpec(part.spec.dtype, target.shape))
         place = cut_out(whole, at)
         if any(at.intersect(other) for other in filled) and bytes_of(place) != bytes_of(values):
-            raise WorkError(f"{name}: its parts disagree on {part.name}, which all of them hold")
+            raise WorkError(f"{name}: its parts hold different values of the same {part.name}")
         place.copy_(values)
         filled.append(at)
     assert whole is not None, "a written region has no source"

@@ -1,6 +1,6 @@
-"""Read a job's bytes ahead over several connections, where every read costs a round trip. No torch.
+"""Read a job's bytes ahead over several connections if every read costs a round trip. No torch.
 
-Neighbouring tensors are asked for together; what is fetched and not yet used is bounded.
+Neighbouring tensors are requested together; the bytes that are fetched and not yet used are bounded.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dsctl.stores.threads import Threads, threads
 
 CONNECTIONS = 6
 CHUNK_BYTES = 8 << 20
-# Fetched and not yet used, per worker.
+# The most bytes fetched and not yet used, per worker.
 WINDOW_BYTES = 48 << 20
-# Unwanted bytes between two tensors are read along where they are less than a hundredth of what is wanted.
+# Unneeded bytes between two tensors are also read if they are less than a hundredth of the needed ones.
 _WASTE = 100
 
 
 class Reader(Protocol):
-    """What a job reads from."""
+    """The source of a job's bytes."""
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
         """Fill the buffer with a file's bytes from `begin` on."""
@@ -45,7 +45,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class _Chunk:
-    """One request's worth of bytes; `left` of them are still to be used."""
+    """The bytes of one request, of which `left` are not yet used."""
 
     file: str
     begin: int
@@ -56,7 +56,7 @@ class _Chunk:
 
 @contextmanager
 def ahead(store: Store, steps: Iterable[Step]) -> Iterator[Reader]:
-    """What to read a job's steps from: the store itself where reads are cheap."""
+    """A reader for a job's steps: the store itself if reads are cheap."""
     if not store.remote:
         yield store
         return
@@ -65,7 +65,7 @@ def ahead(store: Store, steps: Iterable[Step]) -> Iterator[Reader]:
 
 
 def spans(steps: Iterable[Step]) -> Iterator[Span]:
-    """The bytes that steps read, in order; those read twice are named twice."""
+    """The bytes that steps read, in order; bytes read twice appear twice."""
     for step in steps:
         for copy in step.copies:
             yield Span(copy.read.file, copy.read.offset, copy.read.offset + copy.read.spec.nbytes)
@@ -112,7 +112,7 @@ def _merged(spans: list[Span]) -> Iterator[Span]:
 
 
 def _over(chunks: list[_Chunk], begin: int, end: int) -> Iterator[_Chunk]:
-    """The chunks, sorted by place, that hold some of the bytes [begin, end)."""
+    """The chunks, sorted by place, that overlap the bytes [begin, end)."""
     place = max(0, bisect_right(chunks, begin, key=lambda chunk: chunk.begin) - 1)
     for chunk in chunks[place:]:
         if chunk.begin >= end:
@@ -122,7 +122,7 @@ def _over(chunks: list[_Chunk], begin: int, end: int) -> Iterator[_Chunk]:
 
 
 class _Ahead:
-    """Serves reads from chunks fetched ahead; anything else is read from the store at once."""
+    """Serves reads from chunks fetched ahead; other bytes are read directly from the store."""
 
     def __init__(self, store: Store, spans: list[Span], pool: Threads) -> None:
         self._store, self._pool = store, pool

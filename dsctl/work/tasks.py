@@ -1,4 +1,4 @@
-"""What a worker is told and what it tells in return: plain data, for any process or machine. No torch."""
+"""The tasks of workers and their receipts: plain data, for any process or machine. No torch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import NamedTuple
 from dsctl.plan.plan import BAND_BYTES
 from dsctl.stores import Store
 
-# Of counts by this name the largest is told, of all others the sum: how far what a cut had encoded anew is from what it
-# was, in millionths of the largest value of the part.
+# The largest error after re-quantizing because of a cut, in millionths of the part's largest value. Totals keep the
+# maximum of this count, and the sum of all others.
 WORST = "worst_error_millionths"
-# Decoded values that are not finite: of codes that mean no number, or of scales too large for the target's dtype.
+# Decoded values that are not finite, from codes that mean NaN or from scales too large for the target's dtype.
 NAN, INFINITE = "values_not_a_number", "values_infinite"
 
 
 def add(total: dict[str, int], counts: Mapping[str, int]) -> None:
-    """Add what one band, step or job counted to a total."""
+    """Add the counts of one band, step or job to a total."""
     for name, count in counts.items():
         total[name] = max(total.get(name, 0), count) if name == WORST else total.get(name, 0) + count
 
 
 class Seal(NamedTuple):
-    """A finished file to be read back and hashed."""
+    """A finished file to read back and hash."""
 
     file: str
 
 
 class Receipt(NamedTuple):
-    """What a job did: its number and its counts; or a sealed file and its digest."""
+    """A finished job's number and counts, or a sealed file and its digest."""
 
     job: int | None
     counts: dict[str, int]
@@ -39,7 +39,7 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every job of a run shares: where to read, where to write; each worker computes on one of the devices."""
+    """The settings that all jobs of a run share: source and target; each worker computes on one of the devices."""
 
     store: Store
     folder: str

@@ -1,4 +1,4 @@
-"""The values of a band of rows: read, decoded if they are quantized, and held against other copies. Loads torch."""
+"""The values of a band of rows: read, decoded if they are quantized, and compared with copies. Loads torch."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ HUGE = 2.0**50
 
 
 class Values:
-    """A checkpoint's values, for what only reads: bands of a step, in buffers that the next band uses again."""
+    """A checkpoint's values for readers: bands of a step, in buffers that the next band uses again."""
 
     def __init__(self, store: Store) -> None:
         self._files = JobFiles(Context(store, ""), store, {})
 
     def read(self, step: Step, band: Box) -> torch.Tensor:
-        """A band's values: as stored where they are plain, else in the dtype that the step's target has.
+        """A band's values: as stored if they are plain, else in the dtype of the step's target.
 
         Raises:
-            SourceError: they cannot be read. BadBlock: a scale cannot be one.
+            SourceError: they cannot be read. BadBlock: a scale is impossible.
         """
         return band_values(step, band, self._files, refuse=False)
 
     def scales(self, step: Step) -> Iterator[tuple[TensorSpec, torch.Tensor]]:
-        """The stored block scales of everything that a step reads, each with what it is stored as."""
+        """The stored block scales of all regions that a step reads, each with its dtype and shape."""
         for region in step.reads:
             for part in region.parts:
                 if part.name == SCALE:
@@ -47,10 +47,10 @@ class Values:
 
 
 def stored_parts(step: Step, place: int, box: Box, files: JobFiles, refuse: bool = True) -> dict[str, torch.Tensor]:
-    """The stored tensors of a box of what a step reads at this place.
+    """The stored tensors of a box of the region that a step reads at this place.
 
     Raises:
-        FormatError: `refuse`, and a scale among them cannot be one.
+        FormatError: with `refuse`, if a scale among them is impossible.
     """
     region, stored = step.reads[place], {}
     for part in region.parts:
@@ -64,9 +64,9 @@ def stored_parts(step: Step, place: int, box: Box, files: JobFiles, refuse: bool
 def band_values(
     step: Step, band: Box, files: JobFiles, counts: dict[str, int] | None = None, refuse: bool = True
 ) -> torch.Tensor:
-    """A band's values, in the dtype of the target where that is plain, else in the source's own or float32.
+    """A band's values, in the dtype of the target if that is plain, else in the source's own or float32.
 
-    `counts` is told how many decoded ones are not finite; `refuse` is as in `stored_parts`.
+    The numbers of decoded values that are not finite are added to `counts`; `refuse` is as in `stored_parts`.
     """
     dtype = step.decoded
     if dtype is None:
@@ -93,10 +93,10 @@ def band_values(
 
 
 def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
-    """Whether stored tensors hold an E4M3 code that is no number, or a scale so huge that a value may be infinite.
+    """Whether stored tensors hold an E4M3 code that means NaN, or a scale so large that a value may be infinite.
 
-    Two maxima over the codes cost a tenth of decoding them: as int8 the one NaN, 0x7f, is the largest, as uint8 the
-    other, 0xff. A look at every value would cost as much as the decoding.
+    Two maxima over the codes cost a tenth of decoding them: one NaN, 0x7f, is the largest code as int8, the other,
+    0xff, as uint8. Checking every value would cost as much as decoding.
     """
     codes = stored.get(CODES)
     if codes is not None and codes.dtype == torch.float8_e4m3fn and codes.numel():
@@ -123,30 +123,30 @@ def _decode(codec: Codec, stored: dict[str, torch.Tensor], out: torch.Tensor, th
 
 @contextmanager
 def placed(step: Step, codec: Codec, box: Box) -> Iterator[None]:
-    """Tell a bad block of a region by its place in the parameter."""
+    """Report a bad block of a region with its place in the parameter."""
     try:
         yield
     except BadBlock as error:
         row = error.row + (box.start[0] // codec.block[0] if box.start else 0)
         if isinstance(error, Inexact):
-            hint = "--allow-inexact goes on, and counts the blocks that lose something"
+            hint = "--allow-inexact continues, and counts the blocks that lose precision"
             raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
         if isinstance(error, Rounded):
             hint = "--bf16 rounds such values"
             raise WorkError(f"{step.name}: {error.what} at [{row}, {error.column}]", hint=hint) from None
-        hint = f"`dsctl verify SRC --deep` lists every such value; to go on without it: --skip '{step.name}'"
+        hint = f"`dsctl verify SRC --deep` lists every such value; --skip '{step.name}' continues without it"
         raise WorkError(f"{step.name}: {error.what} in block [{row}, {error.column}]", hint=hint) from None
 
 
 def refuse_unlike_twins(step: Step, place: int, box: Box, tensors: Iterable[torch.Tensor], files: JobFiles) -> None:
-    """Refuse copies of a source region that are not the same bytes."""
+    """Refuse copies of a source region with different bytes."""
     for twin in step.twins:
         if twin.of != place:
             continue
         for part, same, known in zip(twin.region.parts, step.reads[place].parts, tensors, strict=True):
             other = files.read("twin", part, twin.region.place(part.name, box))
             if bytes_of(other) != bytes_of(known):
-                raise WorkError(f"{step.name}: {same.file} and {part.file} hold different bytes of it")
+                raise WorkError(f"{step.name}: its copies in {same.file} and {part.file} have different bytes")
 
 
 def cut_out(values: torch.Tensor, box: Box) -> torch.Tensor:

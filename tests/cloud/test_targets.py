@@ -39,7 +39,7 @@ def test_a_conversion_gives_a_folder_s_bytes_and_leaves_nothing_here(
     assert objects.contents("fresh") == expected
     assert url in said and not list(staging.rglob("*"))[1:]
     assert "no problems found" in dsctl("verify", url)
-    assert "complete already" in dsctl("convert", source, url, "--bf16")
+    assert "already complete" in dsctl("convert", source, url, "--bf16")
 
 
 def test_from_store_to_store(objects: Objects, remote: str, expected: dict[str, bytes]) -> None:

@@ -110,7 +110,7 @@ def test_jobs_of_another_size_are_not_gone_on_with(
     target = tmp_path / "out"
     stopped(source, target, 5)
     monkeypatch.setattr(planning, "JOB_BYTES", 500_000)
-    told(convert(source, target), 40, "divides the work otherwise", "--force")
+    told(convert(source, target), 40, "divides the work differently", "--force")
     assert convert(source, target, "--force").returncode == 0
 
 
@@ -210,7 +210,7 @@ def test_weights_that_changed_are_noticed(source: Path, tmp_path: Path) -> None:
     assert convert(source, target).returncode == 0
     assert convert(source, tmp_path / "whole").returncode == 0
     assert contents(target) == contents(tmp_path / "whole")
-    assert "complete already" in convert(source, target).stdout
+    assert "already complete" in convert(source, target).stdout
     change(source)
     told(convert(source, target), 40, FIRST, "changed", "--force")
     assert convert(source, target, "--force").returncode == 0
@@ -223,7 +223,7 @@ def test_a_copy_of_the_source_is_the_same_source(source: Path, tmp_path: Path) -
         os.utime(path, (1, 1))
     done = convert(copy, tmp_path / "out")
     assert done.returncode == 0 and "resumed: 5 of" in done.stderr
-    assert "complete already" in convert(source, tmp_path / "out").stdout
+    assert "already complete" in convert(source, tmp_path / "out").stdout
 
 
 def test_weights_that_change_under_way_are_not_signed(source: Path, tmp_path: Path) -> None:

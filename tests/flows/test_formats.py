@@ -175,7 +175,7 @@ def test_ready_recipes_store_what_they_say(name: str, small: Path, tmp_path: Pat
 
 
 def test_a_mixed_checkpoint_says_which_modules_are_stored_how(small: Path, tmp_path: Path) -> None:
-    dsctl("convert", small, tmp_path / "out", "--recipe", "w4a8-experts")
+    dsctl("convert", small, tmp_path / "out", "--recipe", "int4-experts-fp8")
     stored, said = tensors(tmp_path / "out"), quantization(tmp_path / "out")
     assert said["format"] == "mixed-precision"
     formats = {group["format"]: group["targets"] for group in said["config_groups"].values()}
@@ -235,15 +235,15 @@ def test_the_first_rule_that_fits_decides(plain: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        ("[[rule", 2, "no recipe"),
-        ("rules = 1", 2, "no recipe"),
+        ("[[rule", 2, "not a recipe"),
+        ("rules = 1", 2, "not a recipe"),
         ("rule = []", 2, "holds no"),
         ('[[rule]]\nformat = "int4-group"', 2, "either role or match"),
         ('[[rule]]\nrole = "attention"\nmatch = "*"\nformat = "bf16"', 2, "either role or match"),
         ('[[rule]]\nrole = "attentive"\nformat = "bf16"', 2, "unknown role 'attentive'"),
         ('[[rule]]\nrole = "attention"\nformat = "int3"', 2, "unknown format 'int3'"),
         ('[[rule]]\nrole = "attention"\nformat = "bf16"\nsize = 3', 2, "size"),
-        ('[[rule]]\nmatch = "nothing.*"\nformat = "bf16"', 30, "no parameter fits"),
+        ('[[rule]]\nmatch = "nothing.*"\nformat = "bf16"', 30, "no parameter matches"),
         ('[[rule]]\nmatch = "lm_head.weight"\nformat = "nvfp4"', 30, "lm_head.weight is never quantized"),
         ('[[rule]]\nrole = "norm"\nformat = "int4-group"', 30, "model.norm.weight is never quantized"),
         ('[[rule]]\nrole = "head"\nformat = "nvfp4"', 30, "lm_head.weight is never quantized"),
@@ -272,7 +272,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--recipe", "no-such"), "w4a8-experts"),
+        (("--recipe", "no-such"), "int4-experts-fp8"),
         (("--recipe", "int4"), "did you mean int4-experts?"),
         (("--recipe", "int4.toml"), "No such file"),
         (("--recipe", "int8", "--bf16"), "exclude each other"),
@@ -282,7 +282,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
         (("--bf16", "--search"), "--search: does nothing for bf16"),
         (("--recipe", "int8", "--search"), "--search: does nothing for bf16, int8-channel"),
         (("--to", "int4-group", "--scale-fmt", "ue8m0"), "--scale-fmt: does nothing for int4-group"),
-        (("--recipe", "w4a8-experts", "--scale-fmt", "float32"), "--scale-fmt: does nothing for"),
+        (("--recipe", "int4-experts-fp8", "--scale-fmt", "float32"), "--scale-fmt: does nothing for"),
         (("--fp8", "--scale-fmt", "e8m0"), "--scale-fmt: unknown scale format 'e8m0'"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_true_copy_is_the_same_source(one: Path, tmp_path: Path) -> None:
     for path in copy.iterdir():
         os.utime(path, (1, 1))
     assert convert(one, tmp_path / "out").returncode == 0
-    assert "complete already" in convert(copy, tmp_path / "out").stdout
+    assert "already complete" in convert(copy, tmp_path / "out").stdout
 
 
 @pytest.mark.parametrize("change", [flip, replaced])
@@ -110,7 +110,7 @@ def test_a_finished_target_is_not_that_of_a_source_whose_files_changed(
 ) -> None:
     target = tmp_path / "out"
     assert convert(one, target).returncode == 0
-    assert "complete already" in convert(one, target).stdout
+    assert "already complete" in convert(one, target).stdout
     change(one / file, -10)
     told(convert(one, target), 40, file, "changed", "--force")
     assert convert(one, target, "--force").returncode == 0
@@ -148,7 +148,7 @@ def test_a_mark_that_noted_nothing_of_its_source_is_not_believed(one: Path, tmp_
     signed = json.loads((target / "dsctl.json").read_text())
     del signed["source"]["identity"]
     (target / "dsctl.json").write_text(json.dumps(signed))
-    told(convert(one, target), 40, "did not note what its source held", "--force")
+    told(convert(one, target), 40, "did not record the identity of its source", "--force")
 
 
 def test_what_stands_for_a_file() -> None:
@@ -176,7 +176,7 @@ def test_a_sample_of_every_tensor_tells_large_files_apart(
     monkeypatch.setattr(identity, "EVEN_SLICES", 2)
     assert convert(one, tmp_path / "out").returncode == 0
     two = Path(shutil.copytree(one, tmp_path / "two"))
-    assert "complete already" in convert(two, tmp_path / "out").stdout
+    assert "already complete" in convert(two, tmp_path / "out").stdout
     raw = bytearray((two / SECOND).read_bytes())
     body = 8 + int.from_bytes(raw[:8], "little") + 5000
     for at in range(body, len(raw) - 5000, 100):

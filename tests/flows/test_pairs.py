@@ -77,7 +77,7 @@ def test_work_of_another_request_that_began_meanwhile_is_left_alone(
 ) -> None:
     target = tmp_path / "out"
     between(monkeypatch, lambda: stopped(source, target, 5))
-    told(call("convert", source, target, "--to", "f32", "--workers", "1"), 40, "another request")
+    told(call("convert", source, target, "--to", "f32", "--workers", "1"), 40, "a different request")
     assert len((target / ".dsctl" / "journal.jsonl").read_bytes().splitlines()) == 5
     assert convert(source, target).returncode == 0
 
@@ -266,7 +266,7 @@ def test_a_source_that_another_run_consumes_meanwhile_is_refused_as_that(
     if busy or more or step.endswith("read_headers"):
         told(second, 40)
     else:
-        assert second.returncode == 0 and "complete already" in second.stdout
+        assert second.returncode == 0 and "already complete" in second.stdout
     for lock in locks:
         lock.release()
     assert convert(source, target, *CONSUME).returncode == 0

@@ -93,7 +93,7 @@ def test_a_rank_s_manifest_that_is_gone(source: Path, tmp_path: Path, deep: list
 
 def test_a_list_among_the_modules_that_a_slice_renames(decoded: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
-    dsctl("convert", decoded, mixed, "--recipe", "w4a8-experts", "--workers", 1)
+    dsctl("convert", decoded, mixed, "--recipe", "int4-experts-fp8", "--workers", 1)
     quantization(ignore=[["lm_head"], "lm_head"])(mixed)
     done = call("slice", mixed, tmp_path / "out", "--layers", "0-1", "--workers", 1)
     refused(done, 20, "quantization_config.ignore", "not a module's name")

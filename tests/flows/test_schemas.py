@@ -38,7 +38,7 @@ PRINTED = (
     ("convert", "slice small cut --layers 0-1 --experts 2"),
     ("convert", "shard small made --tp 2 --ep 2"),
     ("convert-plan", "shard small made --tp 2 --dry-run"),
-    ("convert-plan", "convert small made --recipe w4a8-experts --dry-run"),
+    ("convert-plan", "convert small made --recipe int4-experts-fp8 --dry-run"),
     ("convert-plan", "slice small cut --layers 0-1 --dry-run"),
     ("shard-plan", "shard v3.2 made --tp 32 --recode --dry-run"),
     ("release-plan", "convert v3.2 made --recipe int4-experts --dry-run"),

@@ -222,7 +222,7 @@ def test_what_loaders_make_themselves_is_left_out_of_their_layouts(
 def test_joined_tensors_are_not_written_in_part(even: Path, tmp_path: Path, words: str) -> None:
     for verb in ("merge", "shard --tp 2"):
         done = call(*verb.split(), even, tmp_path / "out", "--layout", *words.split())
-        assert done.returncode == 30 and "joined tensors would be there in part" in done.stderr
+        assert done.returncode == 30 and "joined tensors would be only partly filled" in done.stderr
     dsctl("merge", even, tmp_path / "out", "--layout", "stacked", "--skip", "*.layers.1.mlp.experts.*")
 
 
@@ -290,7 +290,7 @@ def test_sizes_that_fit_are_those_of_the_format_at_hand(
     assert done.returncode == 30 and "--tp 1, 3 would fit" in done.stderr
     dsctl("shard", source, tmp_path / "out", "--tp", 3)
     done = call("shard", "v3.2", tmp_path / "out", "--tp", 256, "--dry-run")
-    assert "3 kinds of parameters cannot be cut" in done.stderr and "down_proj" not in done.stderr
+    assert "3 kinds of parameters cannot be split" in done.stderr and "down_proj" not in done.stderr
 
 
 def test_recoding_says_how_many_and_how_far_off(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_recoding_says_how_many_and_how_far_off(tmp_path_factory: pytest.TempPat
     audit = json.loads((tmp_path / "parts" / "dsctl.json").read_text())
     assert audit["audit"]["requantized"] == 3
     assert audit["audit"]["worst_error_millionths"] < 40_000
-    assert "3 parameters recoded because of a cut" in audit["notes"]
+    assert "3 parameters quantized again because of a cut" in audit["notes"]
     said = json.loads(dsctl("shard", source, tmp_path / "x", "--tp", 8, "--recode", "--dry-run", "--json"))
     kinds = {f"model.layers.{{layer}}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
     assert {kind["template"] for kind in said["recoded"]} == kinds
@@ -320,7 +320,7 @@ def test_recoding_says_how_many_and_how_far_off(tmp_path_factory: pytest.TempPat
         off = (after[f"model.layers.0.mlp.{name}_proj.weight"] - wanted).abs().max() / wanted.abs().max()
         assert off < 0.04
     done = call("merge", tmp_path / "parts", tmp_path / "back")
-    assert done.returncode == 30 and "3 parameters would be cut through blocks" in done.stderr
+    assert done.returncode == 30 and "3 parameters would be cut through quantization blocks" in done.stderr
     dsctl("merge", tmp_path / "parts", tmp_path / "back", "--recode")
 
 
@@ -394,12 +394,12 @@ def test_a_release_is_planned_by_its_name_alone(tmp_path: Path) -> None:
     ("words", "said"),
     [
         ("--tp 8 --layout foo", "unknown layout 'foo'"), ("--tp 8 --rank 99", "no rank 99: there are 8"),
-        ("--tp 8 --to int8-channel", "its scale is of several parts"),
-        ("--tp 8 --to fp8-channel --rank 1", "its scale is of several parts"),
-        ("--tp 2 --ep 8 --layout fused --to nvfp4", "its global_scale would be that of what it is joined with"),
-        ("--tp 2 --ep 8 --layout fused --to int4-group", "int4-group cannot be stored joined"),
-        ("--tp 2 --ep 8 --layout stacked --to int4-group", "int4-group cannot be stored joined"),
-        ("--tp 2 --ep 8 --layout stacked --to nvfp4", "its global_scale would be that of what it is joined with"),
+        ("--tp 8 --to int8-channel", "one scale would span several ranks"),
+        ("--tp 8 --to fp8-channel --rank 1", "one scale would span several ranks"),
+        ("--tp 2 --ep 8 --layout fused --to nvfp4", "its global_scale would also cover the matrix it is joined with"),
+        ("--tp 2 --ep 8 --layout fused --to int4-group", "int4-group cannot be joined"),
+        ("--tp 2 --ep 8 --layout stacked --to int4-group", "int4-group cannot be joined"),
+        ("--tp 2 --ep 8 --layout stacked --to nvfp4", "its global_scale would also cover the matrix it is joined with"),
         ("--tp 8 --layout deepseek --ep 2", "layout deepseek needs as many expert-parallel parts"),
     ],
 )  # fmt: skip
@@ -457,10 +457,10 @@ def test_other_formats_are_cut_between_their_groups(even: Path, tmp_path: Path, 
 
 def test_what_is_stored_once_for_several_is_neither_cut_nor_joined(even: Path, tmp_path: Path) -> None:
     done = call("shard", even, tmp_path / "out", "--tp", 2, "--to", "int8-channel")
-    assert done.returncode == 30 and "its scale is of several parts: convert to int8-channel first" in done.stderr
+    assert done.returncode == 30 and "one scale would span several ranks: convert to int8-channel first" in done.stderr
     dsctl("convert", even, tmp_path / "nvfp4", "--to", "nvfp4")
     done = call("merge", tmp_path / "nvfp4", tmp_path / "out", "--layout", "fused")
-    assert done.returncode == 30 and "its global_scale would be that of what it is joined with" in done.stderr
+    assert done.returncode == 30 and "its global_scale would also cover the matrix it is joined with" in done.stderr
     dsctl("convert", even, tmp_path / "int4", "--to", "int4-group")
     assert dsctl_fails("merge", tmp_path / "int4", tmp_path / "out", "--layout", "stacked") == 30
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["w4a8-experts", "int4-experts", "int8"])
+@pytest.fixture(scope="module", params=["int4-experts-fp8", "int4-experts", "int8"])
 def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantized") / str(request.param)
     dsctl("convert", tiny(tmp_path_factory, "v3.2", **SMALL), folder, "--recipe", request.param, "-q")
@@ -31,5 +31,5 @@ def test_a_slice_says_what_is_stored(quantized: Path, tmp_path: Path, words: str
     said = json.loads((tmp_path / "cut" / "config.json").read_text()).get("quantization_config")
     assert (said is None) == (quantized.name == "int4-experts" and words == "--layers 0")
     assert said is None or len(said["config_groups"]) == (
-        2 if "w4a8" in quantized.name and words != "--layers 0" else 1
+        2 if quantized.name == "int4-experts-fp8" and words != "--layers 0" else 1
     )

@@ -84,11 +84,11 @@ def test_the_same_command_finds_its_work_complete(doomed: Path, tmp_path: Path, 
     dsctl(*line)
     assert not list(doomed.rglob("*.safetensors"))
     before = digests(tmp_path / "out")
-    assert "is complete already" in dsctl(*line)
+    assert "is already complete" in dsctl(*line)
     assert digests(tmp_path / "out") == before
     assert "no problems found" in dsctl("verify", tmp_path / "out", "--deep")
     refused = command(*line, "--force")
-    assert refused.returncode == 40 and "all that is left" in refused.stderr
+    assert refused.returncode == 40 and "holds the only data" in refused.stderr
     assert digests(tmp_path / "out") == before
 
 
@@ -97,7 +97,7 @@ def test_a_source_that_was_kept_is_not_consumed_by_a_run_with_nothing_to_do(doom
     dsctl(*line)
     before = digests(doomed)
     again = command(*line, "--consume", "--consume")
-    assert again.returncode == 0 and "is complete already" in again.stdout
+    assert again.returncode == 0 and "is already complete" in again.stdout
     assert "--consume deleted nothing" in again.stderr
     assert digests(doomed) == before
 

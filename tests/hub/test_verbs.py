@@ -279,7 +279,7 @@ def test_a_hub_that_serves_other_bytes_for_a_commit_is_not_believed(
     folder = Path(shutil.copytree(source, tmp_path / "published"))
     commit = hub.publish("acme/moving", folder)
     done(command("convert", "acme/moving", tmp_path / "out", "--bf16"))
-    assert "complete already" in command("convert", "acme/moving", tmp_path / "out", "--bf16").stdout
+    assert "already complete" in command("convert", "acme/moving", tmp_path / "out", "--bf16").stdout
     file = folder / "model-00002-of-000004.safetensors"
     raw = bytearray(file.read_bytes())
     body = 8 + int.from_bytes(raw[:8], "little")
@@ -350,3 +350,26 @@ def test_what_cannot_be_done_is_refused(
     failed = command(*[names.get(word, word) for word in arguments])
     assert failed.returncode == code and failed.stderr.count("error: ") == 1, failed.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_python_downloads_whole_and_in_part(
+    hub: Hub, source: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = (
+        "import dsctl\n"
+        f"here = dsctl.open({REPOSITORY!r})\n"
+        "print(here.download('copy', include='*.json').place)\n"
+        "print([one.name for one in here.download('part', only='lm_head.weight').inspect().tensors()])\n"
+        "for wrong in ({'only': 'x'}, {'only': 'x', 'target': 'y', 'include': 'z'}):\n"
+        "    try:\n"
+        "        here.download(**wrong)\n"
+        "    except dsctl.DsctlError as error:\n"
+        "        print(error)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done(told).splitlines()[:2] == ["copy", "['lm_head.weight']"]
+    assert done(told).count("only: needs a target") == 2
+    copied = {path.name for path in (tmp_path / "copy").glob("*.*") if path.is_file()}
+    assert copied == {path.name for path in source.glob("*.json")}

@@ -168,7 +168,7 @@ def test_an_embedding_and_a_head_of_the_drafter_are_told_to_be_gone(
     said = made("shard", source, tmp_path / "two", "--layout", "deepseek", "--tp", 2)
     assert "left out: 2 parameters (no place in layout deepseek)" in said
     said = made("merge", tmp_path / "two", tmp_path / "back")
-    assert f"the whole had 2 tensors more, which these ranks do not hold: {', '.join(SKIPPED)}" in said
+    assert f"the whole checkpoint had 2 more tensors, which these ranks lack: {', '.join(SKIPPED)}" in said
     before, after = tensors(source), tensors(tmp_path / "back")
     assert before.keys() - after.keys() == {*SKIPPED}
     assert all(torch.equal(one.view(torch.uint8), before[name].view(torch.uint8)) for name, one in after.items())

@@ -70,7 +70,7 @@ def test_when_all_nodes_are_gone_new_ones_take_over(
     for node in nodes.nodes:
         nodes.kill(node)
     assert process.stderr
-    assert any("waiting for a node that can take a task" in line for line in process.stderr)
+    assert any("waiting: no node is left that can take a task" in line for line in process.stderr)
     nodes.add()
     said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said

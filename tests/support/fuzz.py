@@ -48,7 +48,7 @@ class Corpus:
     kinds: dict[str, Path] = field(default_factory=dict)
     whole: str = "v3.2"
     beside: tuple[str, ...] = ("kimi-k2", "--bf16")
-    mixed: tuple[str, ...] = ("--recipe", "w4a8-experts")
+    mixed: tuple[str, ...] = ("--recipe", "int4-experts-fp8")
     split: tuple[str, ...] = ("--tp", "2", "--layout", "deepseek")
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ def sources(folder: Path, whole: Path, out: Path) -> list[list[Any]]:
         ["plan", folder], ["plan", folder, "--json", "--to", "bf16"],
         ["convert", folder, out, "--bf16", *one], ["convert", folder, out, "--fp8", *one],
         ["convert", folder, out, "--to", "nvfp4", "--allow-extra", "--allow-missing", *one],
-        ["convert", folder, out, "--recipe", "w4a8-experts", "--dry-run"],
+        ["convert", folder, out, "--recipe", "int4-experts-fp8", "--dry-run"],
         ["shard", folder, out, "--tp", 2, *one], ["shard", folder, out, "--tp", 2, "--ep", 2, "--dry-run"],
         ["shard", folder, out, "--tp", 2, "--layout", "deepseek", *one], ["merge", folder, out, *one],
         ["merge", folder, out, "--bf16", "--dry-run"], ["slice", folder, out, "--layers", 0, *one],

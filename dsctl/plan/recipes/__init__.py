@@ -1,4 +1,4 @@
-"""Which parameter is stored in which format: ordered rules from a TOML file, the first that fits decides."""
+"""The format of each parameter: ordered rules from a TOML file, of which the first match decides."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from dsctl.core.choices import suggestion
 from dsctl.core.errors import PlanError, UsageError, words_of
 from dsctl.core.files import read_small
 from dsctl.core.params import ROLES, Family, Param, in_order
+from dsctl.plan.notes import WARNING
 
 KEEP = "keep"
-# Formats that loaders look for in routed experts alone: everything else is kept beside them.
+# Formats that loaders expect only in routed experts: all other parameters are kept.
 FOR_EXPERTS = ("nvfp4-modelopt",)
+# Earlier names of recipes, which still work: the name of today, and why it changed.
+RENAMED = {
+    "w4a8-experts": ("int4-experts-fp8", "its experts are W4A16, INT4 weights with BF16 activations"),
+}
 MAX_BYTES = 1 << 20
 _FOLDER = Path(__file__).parent
 
 
 class Rule(NamedTuple):
-    """`format` for the parameters of a role, or for those whose name fits a glob; `mtp` is any of an MTP layer."""
+    """`format` for the parameters of a role, or for names that match a glob; role `mtp` is a whole MTP layer."""
 
     role: str
     match: str
@@ -47,11 +52,12 @@ class Rule(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """Rules under a name. Parameters that no rule fits are kept as they are stored."""
+    """Rules under a name. Parameters without a matching rule keep their format. `note` is a remark on the name."""
 
     name: str
     about: str
     rules: tuple[Rule, ...]
+    note: str = ""
 
 
 class _Rule(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,13 +78,16 @@ def ready() -> dict[str, Recipe]:
 
 
 def recipe(text: str) -> Recipe:
-    """A ready recipe by its name, or the one in a file.
+    """A ready recipe by its name, or the recipe in a file.
 
     Raises:
-        UsageError: there is neither, or the file is no recipe.
+        UsageError: there is neither, or the file is not a recipe.
     """
     if text in ready():
         return ready()[text]
+    if text in RENAMED:
+        name, why = RENAMED[text]
+        return ready()[name]._replace(note=f"{WARNING}recipe {text} is now called {name}: {why}")
     path = Path(text)
     try:
         return parse(read_small(path, MAX_BYTES).decode(), path.stem, text)
@@ -93,12 +102,14 @@ def parse(text: str, name: str, where: str) -> Recipe:
     """A recipe from TOML.
 
     Raises:
-        UsageError: it is not one; every wrong rule is named.
+        UsageError: it is not a recipe; every wrong rule is named.
     """
     try:
         file = msgspec.convert(tomllib.loads(text), _File)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise UsageError(f"{where}: no recipe: {error}", hint="[[rule]] with role or match, and format") from None
+        raise UsageError(
+            f"{where}: not a recipe: {error}", hint="write [[rule]] with role or match, and format"
+        ) from None
     issues = [f"{where}: rule {n}: {why}" for n, rule in enumerate(file.rule, 1) if (why := _wrong(rule))]
     if not file.rule:
         issues = [f"{where}: holds no [[rule]]"]
@@ -129,7 +140,7 @@ def takes(codec: Codec, family: Family) -> bool:
 
 
 def chosen(rules: Iterable[Rule], param: Param) -> str:
-    """What a recipe says of a parameter: a format's name, or `KEEP`. What is never quantized is kept."""
+    """A recipe's format for a parameter, or `KEEP`. Parameters that are never quantized are kept."""
     rule = next((rule for rule in rules if rule.fits(param)), None)
     if rule is None or rule.format == KEEP:
         return KEEP
@@ -138,7 +149,7 @@ def chosen(rules: Iterable[Rule], param: Param) -> str:
 
 
 def named(name: str, stored: Iterable[Codec]) -> Codec:
-    """A format by its name, with scales as what is stored has them where those can stay."""
+    """A format by its name, with the stored scales if they can stay."""
     stored, codec = tuple(stored), CODECS[name]
     if name == "fp8-block":
         return next((one for one in stored if one.name == name and one.form.scale == "F32"), codec)
@@ -148,7 +159,7 @@ def named(name: str, stored: Iterable[Codec]) -> Codec:
 
 
 def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
-    """How a recipe keeps what it keeps: DeepSeek's blocks under the names that the other formats' loaders read."""
+    """The codec of a kept parameter: DeepSeek's blocks get the names that the other formats' loaders read."""
     formats = [CODECS[rule.format] for rule in rules if rule.format != KEEP]
     dressed = any((codec.config() or {}).get("quant_method") == METHOD for codec in formats)
     if dressed and codec.scale_fmt and codec.block == CT_BLOCKS.block:
@@ -157,10 +168,10 @@ def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
 
 
 def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
-    """Refuse rules that no parameter fits, or none that can be stored so; notes on what others leave out.
+    """Refuse rules without a parameter that matches and can have the format; return notes on parameters left out.
 
-    A role of other models is noted only: recipes are written for several of them. So are the globs of those that come
-    with dsctl, of which nothing is said.
+    A role that only other models have yields a note, because recipes are written for several models. Globs of the
+    recipes that come with dsctl may match nothing, without a note.
 
     Raises:
         UsageError: a role that neither this model nor `ROLES` has. PlanError: with every such rule in `issues`.
@@ -178,7 +189,7 @@ def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
         if not fitting and rule.match and several:
             continue
         if not fitting and rule.match:
-            issues.append(f"recipe: {rule}: no parameter fits")
+            issues.append(f"recipe: {rule}: no parameter matches")
         elif not fitting:
             notes.append(f"recipe: {rule}: the model has no such parameter")
         elif not any(taken):
@@ -187,10 +198,10 @@ def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
         elif left and chosen(rules, left) == rule.format:
             notes.append(f"recipe: {rule}: the indexer is left unquantized; {_READ_AS}")
     if issues:
-        first = issues[0] if len(issues) == 1 else f"recipe: {len(issues)} rules fit nothing"
+        first = issues[0] if len(issues) == 1 else f"recipe: {len(issues)} rules cannot be applied"
         raise PlanError(first, issues=issues, hint=_HINT)
     return notes
 
 
 _READ_AS = "loaders read the indexer in FP8 blocks or unquantized"
-_HINT = "globs are matched against whole names; give such parameters keep or bf16, and the indexer FP8 blocks if any"
+_HINT = "globs match whole names; give such parameters keep or bf16, and the indexer FP8 blocks if it is quantized"

@@ -1,4 +1,4 @@
-"""Who does the jobs. Tasks and receipts are plain data, so any engine that can run a function can do them."""
+"""The executors of jobs. Tasks and receipts are plain data, so any engine that can run a function can do them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Executor(Protocol):
         """Take one more task; never called with more than `capacity` tasks outstanding."""
 
     def next(self, progress: Advance) -> Receipt:
-        """Wait for one task to end; meanwhile report bytes done.
+        """Wait until one task ends; meanwhile report the bytes that are done.
 
         Raises:
             DsctlError: the task failed, or its worker died.
         """
 
     def close(self) -> None:
-        """End all workers, at once."""
+        """End all workers immediately."""
 
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
@@ -40,10 +40,10 @@ DEVICES = ("cpu", "cuda")
 
 
 def named_devices(text: str) -> tuple[int, ...] | None:
-    """The numbers of cuda, cuda:1 or cuda:0,1, none of them where it says any; None for cpu.
+    """The device numbers in cuda:1 or cuda:0,1; empty for cuda, which means all; None for cpu.
 
     Raises:
-        UsageError: another word.
+        UsageError: the text is not a device.
     """
     if text == "cpu":
         return None
@@ -54,10 +54,10 @@ def named_devices(text: str) -> tuple[int, ...] | None:
 
 
 def choose_devices(text: str, engine: str = "processes") -> tuple[str, ...]:
-    """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names; which ones a cluster has shows when it is joined.
+    """cpu, cuda, cuda:1 or cuda:0,1 as torch's device names; those of a cluster are known when it is joined.
 
     Raises:
-        UsageError: another word. PlanError: this machine has no such device.
+        UsageError: the text is not a device. PlanError: this machine does not have the device.
     """
     numbers = named_devices(text)
     if numbers is None:
@@ -85,11 +85,11 @@ def choose(
 ) -> Executor:
     """The executor of a run: processes of this machine, or the cluster at an address if the engine is `ray`.
 
-    `workers` are the processes; `asked` are the tasks under way at once on a cluster, 0 for as many as it can do.
-    `worker_bytes` is the memory that each takes. `say` is told what a cluster is waited for.
+    `workers` are the processes; `asked` are the tasks that run at once on a cluster, 0 for as many as it can run.
+    `worker_bytes` is the memory of each. `say` is called with a line of text when a cluster has to be waited for.
 
     Raises:
-        PlanError, WorkError: there is no such cluster, or none that can do it.
+        PlanError, WorkError: there is no such cluster, or its nodes are too small.
     """
     if engine == "ray":
         return Ray(context, asked, address, worker_bytes, say)

@@ -1,6 +1,6 @@
-"""What the process that forks workers imports for them: torch, and the work on one job.
+"""The imports of the process that forks workers: torch, and the work on one job.
 
-Where memory runs out on the way, that process ends without a word: the driver says what happened.
+If memory runs out during these imports, that process ends silently, and the driver reports it.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 try:
     import dsctl.work.job  # noqa: F401
 except ImportError:
-    # Each worker meets it again, and tells the driver.
+    # Each worker meets the same error, and reports it to the driver.
     raise
-except BaseException:  # noqa: BLE001  half of torch is there, and anything may follow from that
+except BaseException:  # noqa: BLE001  half of torch is loaded, and any error may follow
     os._exit(1)

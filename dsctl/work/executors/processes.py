@@ -17,13 +17,13 @@ from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
 from dsctl.work.tasks import Context, Receipt, Seal
 
-_HINT = "memory may have run out: fewer --workers, then the same command resumes"
+_HINT = "memory may have run out: use fewer --workers; the same command resumes"
 
 
 class Processes:
-    """As many processes as asked for; each is handed its next task when its last one is done.
+    """The requested number of processes; each gets its next task when its last one is done.
 
-    A worker whose driver dies finds its pipe closed at the next band and ends.
+    If the driver dies, a worker finds its pipe closed at the next band and ends.
     """
 
     def __init__(self, context: Context, workers: int) -> None:
@@ -87,21 +87,21 @@ class Processes:
 
 
 def _no_server(error: Exception) -> WorkError:
-    """What to raise where the process that starts workers is gone."""
+    """The error if the process that starts workers has ended."""
     why = f": {error}" if str(error) else ""
     return WorkError(f"the process that starts workers has ended{why}", hint=_HINT)
 
 
 def prepare() -> ForkServerContext:
-    """Begin to import torch, beside whatever this process does before it needs workers.
+    """Begin to import torch in the background, before this process needs workers.
 
-    It is imported once, by a process that computes nothing; each worker is a fork of that one.
+    A process that computes nothing imports it once; each worker is a fork of that process.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["dsctl.work.executors.preload"])
-    # Started by itself, for it unblocks what is blocked here.
+    # Started separately, because it would unblock the signals that are blocked below.
     resource_tracker.ensure_running()
-    # An interrupt belongs to the driver: a process in the midst of an import would show where it was.
+    # Only the driver handles an interrupt: a process that is importing would print a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -111,7 +111,7 @@ def prepare() -> ForkServerContext:
 
 
 def _serve(pipe: Connection, context: Context) -> None:
-    # An interrupt belongs to the driver, which ends its workers itself.
+    # Only the driver handles an interrupt, and it ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         import torch
@@ -129,4 +129,4 @@ def _serve(pipe: Connection, context: Context) -> None:
             except DsctlError as error:
                 pipe.send(error)
     except (EOFError, ConnectionError):
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  nobody is left to read it
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  its reader has gone

@@ -1,7 +1,7 @@
-"""The tasks of a Ray cluster: many machines that see the target, and the source, under the same paths.
+"""Tasks on a Ray cluster: many machines that see the source and the target under the same paths.
 
-Ray starts a lost task again on another node; a task done twice writes the same bytes in the same place. The journal is
-the driver's alone.
+Ray restarts a lost task on a different node; a task done twice writes the same bytes to the same place. Only the driver
+writes the journal.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from dsctl.stores.hub import HubRepository
 from dsctl.stores.local import LocalFolder
 from dsctl.work.tasks import Context, Receipt, Seal
 
-# How often a task is started again whose worker or node has died.
+# Restarts of a task whose worker or node has died.
 RETRIES = 5
 # Tasks that share a GPU: while one computes, others read and write.
 SHARERS = 4
-# Seconds after which waiting for a task looks whether somebody wants the run to end.
+# Seconds between checks for an interrupt while waiting for a task.
 GLANCE = 1.0
-# Seconds of waiting after which it looks whether there still is a node that can take a task.
+# Seconds of waiting between checks that a node can still take a task.
 LOOK = 10.0
 # Seconds for a cluster's head to answer.
 REACH = 10.0
 
 
 class Ray:
-    """Tasks for each processor of a cluster; those whose files only some nodes hold go to one of these."""
+    """Runs tasks on each processor of a cluster; a task whose files only some nodes hold runs on one of these."""
 
     def __init__(
         self,
@@ -53,16 +53,16 @@ class Ray:
         memory: int = 0,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`workers` are the tasks under way at once, 0 for what the cluster has; `memory` is what each takes, bytes.
+        """`workers` are the tasks that run at once, 0 for all processors; `memory` are the bytes that each takes.
 
-        `say` is told what it waits for.
+        `say` is called with a line of text when it has to wait.
 
         Raises:
-            PlanError: Ray is not installed, or no node has what a task takes. WorkError: there is no such cluster.
+            PlanError: Ray is not installed, or no node is large enough for a task. WorkError: there is no such cluster.
         """
         self._ray = _joined(address, workers)
         self._calls = ThreadPoolExecutor(1)
-        # What Ray's own threads have to say of dead workers is no data.
+        # Messages of Ray's own threads about dead workers are not data: they go to stderr.
         self._aside = redirect_stdout(sys.stderr)
         self._aside.__enter__()
         self._tasks: dict[Any, Job | Seal] = {}
@@ -70,7 +70,7 @@ class Ray:
         gpu = context.devices != ("cpu",)
         self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES, "memory": memory or None}
         if gpu:
-            # Ray shows a task the device that it gave it as the first and only one.
+            # Ray shows a task only the device assigned to it, as the first one.
             self._options["num_gpus"] = 1 / SHARERS
             context = replace(context, devices=("cuda:0",))
         self._needs = {"CPU": 1.0, "memory": float(memory), "GPU": 1 / SHARERS if gpu else 0.0}
@@ -88,32 +88,32 @@ class Ray:
             raise
 
     def _call(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """A call of Ray's from a thread of its own: what a signal's handler raises within compiled code is lost."""
+        """A call of Ray from a separate thread, because an exception of a signal handler in compiled code is lost."""
         return self._calls.submit(call, *arguments, **options).result()
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._call(self._ray.nodes) if node["Alive"]]
 
     def _fit(self, nodes: Iterable[dict[str, Any]]) -> bool:
-        """Whether one of the nodes has what a task takes."""
+        """Whether one of the nodes is large enough for a task."""
         return any(all(node["Resources"].get(name, 0) >= need for name, need in self._needs.items()) for node in nodes)
 
     def _refuse_unfit(self, nodes: list[dict[str, Any]]) -> None:
-        """Refuse a cluster in which tasks would wait for ever.
+        """Refuse a cluster in which tasks would wait forever.
 
         Raises:
-            PlanError: with what a task takes, and the most that a node has of it.
+            PlanError: with the needs of a task, and the most that a node has.
         """
         if self._fit(nodes):
             return
         most = {name: max((node["Resources"].get(name, 0) for node in nodes), default=0) for name in self._needs}
         raise PlanError(
-            f"--engine ray: no node can take a task of {_told(self._needs)}; the most that one has: {_told(most)}",
-            hint="nodes with more of it (`ray start --num-cpus, --num-gpus, --memory`), or a smaller --max-memory",
+            f"--engine ray: no node can take a task of {_amounts(self._needs)}; the largest has {_amounts(most)}",
+            hint="use larger nodes (`ray start --num-cpus, --num-gpus, --memory`), or a smaller --max-memory",
         )
 
     def _find_holders(self, store: Store, nodes: list[str]) -> dict[str, frozenset[str]]:
-        """The nodes that hold a file of the source on their own, for each file that only some of them hold."""
+        """The nodes that hold a file of the source, for each file that only some nodes hold."""
         if len(nodes) < 2:
             return {}
         files = list(store.files())
@@ -132,7 +132,7 @@ class Ray:
         self._tasks[self._call(self._perform.options(**options).remote, task, self._context)] = task
 
     def _near(self, task: Job | Seal) -> dict[str, Any]:
-        """Where a job had best be done, if that matters."""
+        """The scheduling options that place a job near its files, if only some nodes hold them."""
         files = [self._holders[file] for file in sorted(_read(task)) if file in self._holders]
         if not files:
             return {}
@@ -152,14 +152,14 @@ class Ray:
         return outcome  # type: ignore[no-any-return]
 
     def _done(self) -> Any:
-        """Wait for one task to end, and say so where nobody is left who could do one."""
+        """Wait until one task ends, and say so if no node is left that can take one."""
         looked, fit = time.monotonic(), True
         while not (done := self._call(self._ray.wait, list(self._tasks), timeout=GLANCE)[0]):
             if time.monotonic() - looked < LOOK:
                 continue
             before, fit, looked = fit, self._fit(self._nodes()), time.monotonic()
             if before and not fit:
-                self._say(f"waiting for a node that can take a task of {_told(self._needs)}: none is left")
+                self._say(f"waiting: no node is left that can take a task of {_amounts(self._needs)}")
         return done[0]
 
     def close(self) -> None:
@@ -173,14 +173,14 @@ class Ray:
             self._aside.__exit__(None, None, None)
 
 
-def _told(amounts: Mapping[str, float]) -> str:
+def _amounts(amounts: Mapping[str, float]) -> str:
     """Resources of a node or a task, in words."""
     words = f"{amounts['CPU']:g} processors and {amounts['memory']:,.0f} bytes of memory"
     return words + (f" and {amounts['GPU']:g} GPUs" if amounts["GPU"] else "")
 
 
 def _joined(address: str, workers: int) -> Any:
-    """The library, connected to the cluster at an address, or to one of this machine alone.
+    """The Ray library, connected to the cluster at an address, or to one on this machine only.
 
     Raises:
         PlanError: it is not installed. WorkError: there is no cluster at the address.
@@ -197,7 +197,7 @@ def _joined(address: str, workers: int) -> Any:
         _refuse_silent(address)
         ray.init(address=address or None, **quiet, **here)
         if threading.current_thread() is threading.main_thread():
-            # Ray would end the process and print where it was.
+            # Ray's handler would end the process with a traceback.
             signal.signal(signal.SIGTERM, handler)
     except (OSError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, and join it from other machines with `ray start --address=...`"
@@ -207,10 +207,10 @@ def _joined(address: str, workers: int) -> Any:
 
 
 def _refuse_silent(address: str) -> None:
-    """Find out in seconds that nobody listens at HOST:PORT; Ray itself tries for minutes.
+    """Find out in seconds that no server listens at HOST:PORT; Ray itself tries for minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: no server listens.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "://" not in address:
@@ -222,7 +222,7 @@ def _line(error: Exception) -> str:
 
 
 def _explained(error: Exception) -> WorkError:
-    """What became of a task that Ray gave up."""
+    """The error for a task that Ray gave up."""
     name = type(error).__name__
     if "OutOfMemory" in name:
         hint = "a smaller --max-memory makes each task smaller; the same command resumes"
@@ -238,7 +238,7 @@ def _read(task: Job | Seal) -> Iterable[str]:
 
 
 def holds(store: Store, files: Iterable[str]) -> set[str]:
-    """Which files of a store this machine has on a disk that it sees."""
+    """The files of a store that this machine can read from a disk."""
     if isinstance(store, HubRepository):
         return {file for file in files if store.cached(file)}
     if isinstance(store, LocalFolder):
@@ -247,7 +247,7 @@ def holds(store: Store, files: Iterable[str]) -> set[str]:
 
 
 def _perform(task: Job | Seal, context: Context) -> Receipt | DsctlError:
-    """One task, on whatever node this is; what went wrong on purpose comes back as a value and is not tried again."""
+    """One task on this node; a `DsctlError` is returned as a value, so that Ray does not retry it."""
     import torch
 
     from dsctl.work.job import perform
@@ -255,7 +255,7 @@ def _perform(task: Job | Seal, context: Context) -> Receipt | DsctlError:
     torch.set_num_threads(1)
     if not os.path.isdir(context.folder):
         hint = "every node must see source and target under the same path: a shared file system"
-        return WorkError(f"{context.folder}: is no folder on node {socket.gethostname()}", hint=hint)
+        return WorkError(f"{context.folder}: is not a folder on node {socket.gethostname()}", hint=hint)
     try:
         return perform(task, context, lambda nbytes: None)
     except DsctlError as error:

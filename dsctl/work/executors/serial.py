@@ -1,4 +1,4 @@
-"""This process, one task at a time."""
+"""Tasks in this process, one at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsctl.work.tasks import Context, Receipt, Seal
 
 
 class Serial:
-    """Does a task when asked for its receipt."""
+    """Does each task when its receipt is requested."""
 
     capacity = 1
 

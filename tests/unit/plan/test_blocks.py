@@ -18,7 +18,7 @@ from dsctl.core.boxes import Box, tiles
 from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorRef
 from dsctl.layouts.layout import Slot
-from dsctl.plan.blocks import TOLD, Blocks, check_filled, check_joined, covers, twins
+from dsctl.plan.blocks import NAMED, Blocks, check_filled, check_joined, covers, twins
 from dsctl.plan.plan import Recoded
 from dsctl.plan.steps import Part, Region, Step
 
@@ -109,7 +109,7 @@ def test_pieces_that_are_not_read_are_no_twins() -> None:
 
 def test_copies_in_another_format_are_refused() -> None:
     one, other = _piece(_band(0, 256), "a"), _piece(_band(0, 256), "b", Plain("F32"))
-    with pytest.raises(PlanError, match=r"^w: a\.safetensors and b\.safetensors store it in different formats$"):
+    with pytest.raises(PlanError, match=r"^w: its copies in a\.safetensors and b\.safetensors have different formats$"):
         list(twins("w", (one, other), (one,)))
 
 
@@ -132,9 +132,10 @@ def test_cuts_through_blocks_are_refused() -> None:
     with pytest.raises(PlanError) as found:
         blocks.refuse()
     assert found.value.message == (
-        "1 parameter would be cut through blocks: w: a cut at 0 to 100 of 512 does not fall on blocks of 128"
+        "1 parameter would be cut through quantization blocks: "
+        "w: a cut at 0 to 100 of 512 does not fall on blocks of 128"
     )
-    assert found.value.hint == "--recode decodes and re-encodes these"
+    assert found.value.hint == "--recode quantizes these again"
 
 
 def test_cuts_through_blocks_are_recoded_if_that_is_asked_for() -> None:
@@ -164,11 +165,13 @@ def test_plain_values_are_cut_anywhere() -> None:
 
 def test_refusals_are_counted_and_not_all_told() -> None:
     blocks = Blocks("published", False)
-    for number in range(TOLD + 5):
+    for number in range(NAMED + 5):
         blocks.checked(structs.replace(_move(100), name=f"w{number}"), "w", 2)
-    with pytest.raises(PlanError, match=f"^{2 * (TOLD + 5)} parameters would be cut through blocks$") as found:
+    with pytest.raises(
+        PlanError, match=f"^{2 * (NAMED + 5)} parameters would be cut through quantization blocks$"
+    ) as found:
         blocks.refuse()
-    assert len(found.value.issues) == TOLD
+    assert len(found.value.issues) == NAMED
 
 
 def test_a_scale_that_two_joined_matrices_would_share_is_refused() -> None:
@@ -189,7 +192,7 @@ def test_a_scale_of_a_row_is_not_made_by_one_rank_alone(name: str, refused: bool
     blocks = Blocks("published", True)
     blocks.checked(step, "w")
     if refused:
-        with pytest.raises(PlanError, match=f"is of several parts: convert to {name} first, then shard"):
+        with pytest.raises(PlanError, match=f"would span several ranks: convert to {name} first, then shard"):
             blocks.refuse()
     else:
         blocks.refuse()
@@ -203,13 +206,13 @@ def test_a_joined_tensor_must_be_filled() -> None:
     check_filled([_joined(0, 2), _joined(2, 4)], "fused")
     with pytest.raises(PlanError) as found:
         check_filled([_joined(0, 2)], "fused")
-    assert found.value.message == "layout fused: both would be there in part"
-    assert found.value.hint == "leave out all that is joined, or nothing of it"
+    assert found.value.message == "layout fused: both would be only partly filled"
+    assert found.value.hint == "keep or drop all joined matrices together"
 
 
 def test_several_joined_tensors_in_part_are_told_together() -> None:
     slots = [_joined(0, 2, tensor="one"), _joined(0, 4, tensor="whole"), _joined(0, 1, tensor="two")]
-    with pytest.raises(PlanError, match=r"^layout fused: 2 joined tensors would be there in part$") as found:
+    with pytest.raises(PlanError, match=r"^layout fused: 2 joined tensors would be only partly filled$") as found:
         check_filled(slots, "fused")
     assert found.value.issues == ("one", "two")
 
@@ -217,7 +220,7 @@ def test_several_joined_tensors_in_part_are_told_together() -> None:
 def test_stacked_experts_must_all_be_there() -> None:
     stack = [Slot("rank", "all", Box.whole((2, 2)), (2, 2), (0, 0), (number, 3)) for number in range(3)]
     check_filled(stack, "stacked")
-    with pytest.raises(PlanError, match=r"^layout stacked: rank/all would be there in part$"):
+    with pytest.raises(PlanError, match=r"^layout stacked: rank/all would be only partly filled$"):
         check_filled(stack[:2], "stacked")
 
 
@@ -230,8 +233,8 @@ def test_what_is_stated_for_a_parameter_as_a_whole_cannot_be_joined() -> None:
     assert packed.stated((4, 128))
     whole = Slot("", "w", Box.whole((4, 128)), (4, 128), (0, 0))
     check_joined("w", packed, whole)
-    with pytest.raises(PlanError, match=r"^w: int4-group cannot be stored joined with others$"):
+    with pytest.raises(PlanError, match=r"^w: int4-group cannot be joined with other matrices in one tensor$"):
         check_joined("w", packed, structs.replace(whole, container=(8, 128)))
-    with pytest.raises(PlanError, match=r"^w: int4-group cannot be stored joined with others$"):
+    with pytest.raises(PlanError, match=r"^w: int4-group cannot be joined with other matrices in one tensor$"):
         check_joined("w", packed, structs.replace(whole, stack=(0, 2)))
     check_joined("w", BLOCKS, structs.replace(whole, container=(8, 128)))

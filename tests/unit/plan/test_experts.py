@@ -32,7 +32,7 @@ def test_a_map_is_read_with_all_else_in_the_file(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_another_file_is_no_map(tmp_path: Path, text: str) -> None:
-    with pytest.raises(FormatError, match="is no map of experts") as found:
+    with pytest.raises(FormatError, match="is not a map of experts") as found:
         placement(_file(tmp_path, text))
     assert found.value.exit_code == 20 and found.value.hint is not None
 
@@ -64,7 +64,7 @@ def test_a_row_for_each_moe_layer_with_or_without_mtp_or_for_each_layer(count: i
 
 
 def test_if_the_mtp_layers_are_as_many_as_the_dense_ones_rows_for_both_are_refused() -> None:
-    with pytest.raises(FormatError, match=r"^expert map: 3 rows are as many as the MoE layers") as told:
+    with pytest.raises(FormatError, match=r"^expert map: 3 rows match both the MoE layers") as told:
         dealt_out((ROW,) * 3, (1, 2, 3), 3, 4, 2)
     assert told.value.hint == "write 2 rows, one per MoE layer"
     assert dealt_out((ROW,) * 2, (1, 2, 3), 3, 4, 2).keys() == {1, 2}
@@ -84,7 +84,7 @@ def test_a_row_for_each_main_layer_passes_over_the_dense_ones() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 6])
 def test_another_number_of_rows_is_refused(count: int) -> None:
-    with pytest.raises(FormatError, match=f"^expert map: {count} rows for 2 MoE layers$"):
+    with pytest.raises(FormatError, match=f"^expert map: {count} rows do not match 2 MoE layers$"):
         dealt_out((ROW,) * count, parts=1, **MODEL)  # type: ignore[arg-type]
 
 
@@ -97,10 +97,10 @@ def test_an_expert_may_have_several_places() -> None:
 @pytest.mark.parametrize(
     ("row", "parts", "words"),
     [
-        ((0, 1, 2, 3), 3, "layer 0: 4 places do not make 3 equal parts"),
-        ((0, 1, 2), 1, "layer 0: expert 3 has no place, or is none of 4"),
-        ((0, 1, 2, 3, 4), 1, "layer 0: expert 4 has no place, or is none of 4"),
-        ((), 1, "layer 0: expert 0 has no place, or is none of 4"),
+        ((0, 1, 2, 3), 3, "layer 0: 4 places do not divide into 3 equal parts"),
+        ((0, 1, 2), 1, "layer 0: expert 3 has no place, or is not one of the 4 experts"),
+        ((0, 1, 2, 3, 4), 1, "layer 0: expert 4 has no place, or is not one of the 4 experts"),
+        ((), 1, "layer 0: expert 0 has no place, or is not one of the 4 experts"),
     ],
 )
 def test_a_row_that_is_not_of_this_model(row: tuple[int, ...], parts: int, words: str) -> None:

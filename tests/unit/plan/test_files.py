@@ -181,7 +181,9 @@ def test_files_are_no_larger_than_asked_unless_a_parameter_is(plans: dict[str, P
     sizes = [file.size - len(file.header) for file in plan.files if file.name.endswith(".safetensors")]
     larger = [size for size in sizes if size > 300_000]
     assert len(sizes) > 10 and larger and set(larger) == {2 * 768 * 256}
-    assert f"{len(larger)} files are larger than --shard-size: one parameter each that is larger itself" in plan.notes
+    assert (
+        f"{len(larger)} files exceed --shard-size: each holds one parameter that is larger than the limit" in plan.notes
+    )
     names = [file.name for file in plan.files if file.name != ORIGINAL]
     count = len(names)
     assert names == [f"model-{number:05d}-of-{count:06d}.safetensors" for number in range(1, count + 1)]
@@ -191,7 +193,7 @@ def test_a_file_each_is_told_to_be_larger(plans: dict[str, Plan], source: Checkp
     plan = plans["a file each"]
     assert len(plan.files) == len(source.params)
     assert (
-        f"{len(plan.files):,} files are larger than --shard-size: one parameter each that is larger itself"
+        f"{len(plan.files):,} files exceed --shard-size: each holds one parameter that is larger than the limit"
         in plan.notes
     )
 
@@ -236,7 +238,7 @@ def test_what_is_joined_must_be_of_one_dtype(source: Checkpoint) -> None:
     parts = [PlacedPart("values", "both", "f.safetensors", TensorSpec(dtype, (2,))) for dtype in ("BF16", "F32")]
     pairs = zip((one, other), parts, strict=True)
     placed = {param.name: (Placed(whole(param, "", "both"), (part,)),) for param, part in pairs}
-    with pytest.raises(PlanError, match=r"^both: what it joins is stored as BF16 and F32$"):
+    with pytest.raises(PlanError, match=r"^both: joins matrices of different dtypes, BF16 and F32$"):
         out_files(target, (), placed)
 
 

@@ -21,7 +21,7 @@ from dsctl.plan.request import Request
 
 BF16, F16, F32, BLOCKS = Plain("BF16"), Plain("F16"), Plain("F32"), Fp8Block(scale_fmt="ue8m0")
 OURS = dict.fromkeys(("dense mlp", "attention"), Published("fp8-block", "deepseek", "ue8m0", "as releases do"))
-KEPT = "scales: ue8m0, kept ones of the original are used where they still fit"
+KEPT = "scales: ue8m0; original scales are reused if they still fit"
 USUAL = "scales: float32 (as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later)"
 
 
@@ -126,10 +126,10 @@ def test_the_source_s_scales_are_those_of_the_target() -> None:
         (Request("fp8-block"), BF16, OURS, None, "ue8m0", "scales: ue8m0 (as releases do)"),
         (Request("fp8-block"), BLOCKS, {}, None, "ue8m0", "scales: ue8m0 (as the source declares)"),
         (Request("fp8-block"), Fp8Block(), OURS, None, "float32", "scales: float32 (as the source declares)"),
-        (Request("fp8-block", scale_fmt="float32"), BLOCKS, OURS, None, "float32", "scales: float32 (asked for)"),
+        (Request("fp8-block", scale_fmt="float32"), BLOCKS, OURS, None, "float32", "scales: float32 (as requested)"),
         (Request("fp8-block"), BF16, {}, BLOCKS, "ue8m0", KEPT),
         (Request("fp8-block", scale_fmt="ue8m0"), BF16, {}, BLOCKS, "ue8m0", KEPT),
-        (Request("fp8-block", scale_fmt="float32"), BF16, {}, BLOCKS, "float32", "scales: float32 (asked for)"),
+        (Request("fp8-block", scale_fmt="float32"), BF16, {}, BLOCKS, "float32", "scales: float32 (as requested)"),
     ],
 )  # fmt: skip
 def test_the_format_of_scales_and_why(
@@ -141,13 +141,13 @@ def test_the_format_of_scales_and_why(
 
 def test_kept_scales_of_another_format_are_told_to_be_unused() -> None:
     notes = _formats(Request("fp8-block", scale_fmt="float32"), BF16, kept=BLOCKS).notes
-    assert notes[0] == "scales: the kept ones are ue8m0 and are not used: every block gets a new one"
+    assert notes[0] == "scales: the original scales are ue8m0 and are not used: every block gets a new scale"
 
 
 @pytest.mark.parametrize("to", ["fp8-block", "published"])
 def test_what_comes_of_no_kept_scales_is_told(to: str) -> None:
     notes = _formats(Request(to), BF16).notes
-    assert notes[0].startswith(f"scales: no {ORIGINAL} keeps the original ones, so every block gets a new one; ")
+    assert notes[0].startswith(f"scales: the source has no {ORIGINAL}, so every block gets a new scale; ")
     assert len(_formats(Request(to), BLOCKS).notes) == 1
 
 

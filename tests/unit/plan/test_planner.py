@@ -90,9 +90,9 @@ def test_a_global_scale_is_surveyed_with_what_loaders_join(tmp_path: Path) -> No
 @pytest.mark.parametrize(("recode", "count"), [(False, 0), (True, 1)])
 def test_ranks_say_how_many_parameters_a_cut_recodes(source: Checkpoint, recode: bool, count: int) -> None:
     plan = make_plan(source, Request("keep", tp=4 if recode else 2, recode=recode))
-    said = [note for note in plan.notes if note.endswith("parameters recoded because of a cut")]
+    said = [note for note in plan.notes if note.endswith("parameters quantized again because of a cut")]
     measured = sum(step.measured for step in plan.steps)
-    assert said == [f"{measured:,} parameters recoded because of a cut"] and bool(measured) == bool(count)
+    assert said == [f"{measured:,} parameters quantized again because of a cut"] and bool(measured) == bool(count)
     assert sum(one.parameters for one in plan.recoded) == measured
 
 

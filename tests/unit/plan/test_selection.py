@@ -164,8 +164,8 @@ def test_parts_of_which_a_rank_is_not_there_are_told(source: Checkpoint, tmp_pat
     ranks = opened(lay_out(plan, tmp_path / "ranks"))
     with pytest.raises(PlanError) as found:
         wanted(target_of(ranks, Request("keep")))
-    assert found.value.message.endswith("parameters are not all there: rank 1 of 2 is missing")
-    assert found.value.hint == "put the parts of all ranks into one folder" and len(found.value.issues) == 20
+    assert found.value.message.endswith("parameters are incomplete: rank 1 of 2 is missing")
+    assert found.value.hint == "put the files of all ranks into one folder" and len(found.value.issues) == 20
 
 
 def test_copies_are_held_and_one_of_them_is_read(tmp_path: Path) -> None:

@@ -47,13 +47,17 @@ def test_shares_are_of_all_ranks_unless_some_are_named(tp: int, ep: int, pp: int
         (Request("keep", tp=3, ep=2), UsageError, "--tp 3 with --ep 2: one must be a multiple of the other"),
         (Request("keep", tp=3, ep=3), PlanError, "here: 4 experts cannot be split into 3 equal parts"),
         (Request("keep", tp=1, pp=3), PlanError, "here: 2 layers are too few for --pp 3"),
-        (Request("keep", tp=2, ranks=(0, 2)), PlanError, "no rank 2: there are 2, numbered from 0"),
-        (Request("keep", tp=2, ranks=(-1,)), PlanError, "no rank -1: there are 2, numbered from 0"),
+        (Request("keep", tp=2, ranks=(0, 2)), PlanError, "no rank 2: there are 2 ranks, numbered from 0"),
+        (Request("keep", tp=2, ranks=(-1,)), PlanError, "no rank -1: there are 2 ranks, numbered from 0"),
         (
             Request("keep", tp=2, ep=2, placed=((0,),)), FormatError,
-            "expert map: layer 1: 1 places do not make 2 equal parts",
+            "expert map: layer 1: 1 places do not divide into 2 equal parts",
         ),
-        (Request("keep", tp=2, ep=2, placed=((0, 1),) * 5), FormatError, "expert map: 5 rows for 1 MoE layers"),
+        (
+            Request("keep", tp=2, ep=2, placed=((0, 1),) * 5),
+            FormatError,
+            "expert map: 5 rows do not match 1 MoE layers",
+        ),
     ],
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(request_: Request, kind: type[DsctlError], words: str) -> None:
@@ -108,9 +112,9 @@ def test_sizes_that_fit_are_told() -> None:
 def test_cuts_through_blocks_are_refused_with_those_that_fit() -> None:
     with pytest.raises(PlanError) as found:
         _check(Request("keep", tp=4), (UP, BLOCKS), (DOWN, BLOCKS))
-    assert found.value.message == "TP 4, EP 1: 2 kinds of parameters would be cut through blocks"
+    assert found.value.message == "TP 4, EP 1: 2 kinds of parameters would be cut through quantization blocks"
     assert found.value.issues == tuple(f"{name}: 768 into 4 parts: 192 = 1.5 x 128" for name in ("up", "down"))
-    assert found.value.hint == "--tp 1, 2, 3, 6 would fit; --recode re-encodes these"
+    assert found.value.hint == "--tp 1, 2, 3, 6 would fit; --recode quantizes these again"
 
 
 def test_cuts_through_blocks_may_be_encoded_anew() -> None:
@@ -122,7 +126,7 @@ def test_what_does_not_divide_is_refused_in_any_case_and_told_first(recode: bool
     with pytest.raises(PlanError) as found:
         odd = Family("odd", (770, 2), "head", split=0)
         _check(Request("keep", tp=4, recode=recode), (UP, BLOCKS), (odd, Plain()))
-    assert found.value.message == "TP 4, EP 1: 1 kind of parameters cannot be cut: odd: 770 into 4 parts: 770 / 4"
+    assert found.value.message == "TP 4, EP 1: 1 kind of parameters cannot be split: odd: 770 into 4 parts: 770 / 4"
     assert found.value.hint == "--tp 1, 2 would fit"
 
 

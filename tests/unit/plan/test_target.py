@@ -37,7 +37,7 @@ def test_what_was_decoded_comes_back(decoded: Checkpoint, to: str) -> None:
     assert target.original is not None and target.restores and target.kept[0] == target.original
     assert [one.config for one in target.kept] == [target.original.config, decoded.config]
     assert target.formats.kept == BLOCKS
-    assert target.notes == ("scales: ue8m0, kept ones of the original are used where they still fit",)
+    assert target.notes == ("scales: ue8m0; original scales are reused if they still fit",)
 
 
 def _spoil(checkpoint: Checkpoint) -> Checkpoint:
@@ -81,7 +81,7 @@ def test_a_side_file_that_was_altered_is_told(decoded: Checkpoint) -> None:
     folder = Path(decoded.store.place)
     (folder / SIGNED).write_text(json.dumps({"files": {ORIGINAL: {"sha256": "0"}}}))
     notes = target_of(opened(folder), Request("fp8-block")).notes
-    assert notes[0].startswith(f"{ORIGINAL}: was altered since it was written: {SIGNED} has another digest; ")
+    assert notes[0].startswith(f"{ORIGINAL}: was altered since it was written: {SIGNED} has a different digest; ")
 
 
 @pytest.mark.parametrize("to", ["keep", "fp8-block"])
@@ -101,7 +101,7 @@ def test_an_unknown_format_is_refused_with_those_known(source: Checkpoint, to: s
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (("", "nothing.*", "bf16"), "recipe: match 'nothing.*' -> bf16: no parameter fits"),
+        (("", "nothing.*", "bf16"), "recipe: match 'nothing.*' -> bf16: no parameter matches"),
         (("norm", "", "fp8-block"), "recipe: role 'norm' -> fp8-block: model.norm.weight is never quantized"),
         (
             ("indexer", "", "nvfp4"),

@@ -53,7 +53,7 @@ def test_files_have_the_sizes_that_it_names(tmp_path: Path, data: bytes | None) 
     if data == b"123":
         assert read_audit(tmp_path) == AUDIT
         return
-    with pytest.raises(ResumeError, match="/a: was finished, but is gone or changed"):
+    with pytest.raises(ResumeError, match="/a: was finished, but is now missing or changed"):
         read_audit(tmp_path)
 
 

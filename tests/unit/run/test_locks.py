@@ -18,7 +18,7 @@ from tests.unit.core.test_files import PLACES, Place
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     folder = tmp_path / "out" / ".dsctl"
     lock = Lock(folder)
-    with pytest.raises(ResumeError, match=f"another dsctl is at work here .process {os.getpid()}"):
+    with pytest.raises(ResumeError, match=f"another dsctl is working here .process {os.getpid()}"):
         Lock(folder)
     lock.release()
     assert not folder.exists()

@@ -1,0 +1,39 @@
+"""The notes of a plan that carry a label: warnings, and the remark on a partial result. Pure, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dsctl.codecs.codec import Codec
+from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request
+
+# A note with the first label goes to stderr before the work begins; one with the second stands at the end.
+WARNING, PARTIAL = "warning: ", "partial: "
+# Reasons of `why_dropped` after which loaders miss parameters.
+UNASKED = ("not in --only", "in --skip", "not in --layers", "not in --experts")
+
+
+def labelled(note: str) -> str:
+    """A note as a line for people: its own label, or "note"."""
+    return note if note.startswith((WARNING, PARTIAL)) else f"note: {note}"
+
+
+def copied(request: Request, codecs: Iterable[tuple[Codec, Codec]], relaid: bool) -> Iterator[str]:
+    """The warning that a conversion to a format changes no weight.
+
+    `codecs` are those before and after, of every parameter or group; `relaid` is whether the layout changes.
+    """
+    if request.to == KEEP or request.tp or relaid or request.slice:
+        return
+    if all(before == after for before, after in codecs):
+        already = {PUBLISHED: "stored as published", RECIPE: "stored as the recipe says"}.get(request.to, request.to)
+        yield f"{WARNING}already {already}: this only copies"
+
+
+def partial(request: Request, whys: Iterable[str]) -> Iterator[str]:
+    """The remark that loaders cannot open the result; `whys` are the reasons for which parameters are left out."""
+    if not request.slice and any(why in UNASKED for why in whys):
+        yield f"{PARTIAL}loaders cannot open it; `dsctl slice` makes one they can"
+    world = max(request.tp, request.ep) * request.pp
+    if request.tp and request.ranks and len(request.ranks) < world:
+        yield f"{PARTIAL}{len(request.ranks):,} of {world:,} ranks; loaders need all of them"
