@@ -21,6 +21,8 @@ LINES = (
     "diff v3 v3.2",
     "diff v2 glm-5.2",
     "diff v3 r1",
+    "diff v3 v3",
+    "diff v3 v3.1",
     "diff v3.2 v4-pro",
     "diff v4-flash-0731 v4-flash-vision-exp",
     "diff small v3.2",
@@ -31,6 +33,7 @@ LINES = (
     "plan v4-flash",
     "plan v3.2 --tp 8 --ep 8",
     "compare small other",
+    "compare small small",
 )
 SEARCHED = {
     "indexer f8_e4m3": ("indexer",),
@@ -122,7 +125,7 @@ FAINT = """() => {
     const stack = [];
     for (let one = element; one; one = one.parentElement) {
       const style = getComputedStyle(one);
-      const filled = one.matches("g.box, g.pill, g.frame, g.rect");
+      const filled = one.matches("g.box, g.pill, g.cache, g.node, g.frame, g.rect");
       const rect = filled && [...one.children].find(child => child.matches("rect"));
       if (rect && getComputedStyle(rect).fill !== "none") stack.push(parse(getComputedStyle(rect).fill));
       else if (style.backgroundColor) stack.push(parse(style.backgroundColor));
@@ -166,11 +169,133 @@ def test_a_page_can_be_heard(line: str, browser: Any, pages: dict[str, Path]) ->
         page.evaluate("[...document.querySelectorAll('a')].filter(one => !document.querySelector(one.hash)).length")
         == 0
     )
+    # Bars that run across are text themselves.
     for figure in page.locator("figure").all():
-        assert figure.locator("table").count() == 1
+        assert figure.locator("table, .bars").count() >= 1
+    for figure in page.locator("figure").all():
+        assert not figure.locator(".upright").count() or figure.locator(".upright[role=img][aria-label]").count() == 1
     for drawing in page.locator("svg").all():
         assert drawing.get_attribute("role") in ("img", "group") and drawing.get_attribute("aria-label")
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every(one => one.tabIndex === 0)")
+    page.close()
+
+
+DIFFS = tuple(line for line in LINES if line.startswith("diff"))
+
+
+@pytest.mark.parametrize("line", ["diff v3 v3.2", "diff v2 glm-5.2", "diff v3.2 v4-pro", "diff small v3.2"])
+def test_the_changed_side_is_in_view_on_a_phone(line: str, browser: Any, pages: dict[str, Path]) -> None:
+    """Side B comes first and is as wide as the page; neither side needs to be scrolled across. On a desk A is left."""
+    page = opened(browser, pages[line], 400)
+    sides = page.evaluate(BOXES)
+    assert sides[1]["top"] + sides[1]["height"] <= sides[0]["top"]
+    for side in sides:
+        assert side["left"] >= 0 and side["right"] <= 400 and side["right"] - side["left"] > 340
+        assert side["inner"] <= 400
+    page.set_viewport_size({"width": 1280, "height": 900})
+    a, b = page.evaluate(BOXES)
+    assert a["right"] <= b["left"] and a["top"] == b["top"]
+    page.close()
+
+
+BOXES = """() => [...document.querySelectorAll(".sides > div")].map(side => {
+  const {top, height, left, right} = side.getBoundingClientRect();
+  const inner = Math.max(...[...side.querySelectorAll("text, rect")].map(one => one.getBoundingClientRect().right));
+  return {top, height, left, right, inner};
+})"""
+
+# Text of a drawing that leaves its box or the drawing, or lies on other text.
+SPILLED = """() => {
+  const found = [];
+  for (const drawing of document.querySelectorAll(".diagram")) {
+    const sheet = drawing.getBoundingClientRect();
+    const texts = [...drawing.querySelectorAll("text")].map(text => [text, text.getBoundingClientRect()]);
+    for (const [text, box] of texts) {
+      const rect = text.parentElement.matches("g") && text.parentElement.querySelector("rect").getBoundingClientRect();
+      if (rect && (box.left < rect.left || box.right > rect.right)) found.push(`out of its box: ${text.textContent}`);
+      if (box.left < sheet.left || box.right > sheet.right + 2) found.push(`out of the drawing: ${text.textContent}`);
+    }
+    texts.forEach(([one, a], n) => texts.slice(n + 1).forEach(([other, b]) => {
+      const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      if (across > 2 && down > 5) found.push(`${one.textContent} on ${other.textContent}`);
+    }));
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("line", [*DIFFS, "inspect v3.2", "inspect v4-flash"])
+def test_text_of_a_drawing_stays_in_its_box(line: str, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages[line], 1280)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate(SPILLED) == []
+    page.close()
+
+
+def test_what_it_means_comes_before_all_else_and_the_drawing_before_the_costs(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    page = opened(browser, pages["diff v3 v3.2"])
+    tops = page.evaluate("""() => ["h1", ".lead", "#means", ".cards", "#drawn", "#costs", "#tables", "#stored"]
+      .map(one => document.querySelector(one).getBoundingClientRect().top)""")
+    assert tops == sorted(tops) and page.locator("#means").is_visible()
+    assert page.locator("#means").bounding_box()["y"] < 400
+    page.close()
+
+
+def test_storage_is_collapsed_and_opens_without_script(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(pages["diff v3 v3.2"].as_uri())
+    stored = page.locator("details.stored")
+    assert not stored.locator("table").is_visible()
+    stored.locator("summary").click()
+    assert stored.locator("table").is_visible() and "FP8 → FP8 ue8m0" in stored.inner_text()
+    page.context.close()
+
+
+def test_no_difference_is_one_sentence(browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages["diff v3 v3"], 400)
+    assert page.locator("main p").count() == 2
+    assert page.locator("main svg, main table, main figure, main details, nav").count() == 0
+    assert page.evaluate("document.documentElement.scrollHeight") <= 900
+    page.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280, 2000])
+@pytest.mark.parametrize("line", ["inspect v3.2", "inspect small", "inspect v4-flash"])
+def test_every_role_can_be_seen(line: str, width: int, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages[line], width)
+    roles = page.locator("figure").first.locator(".bars li")
+    assert roles.count() > 8
+    for role in roles.all():
+        bar = role.locator(".bar").bounding_box()
+        assert bar["width"] >= 3 and bar["height"] > 10
+        name, value = role.locator("b"), role.locator(".value")
+        assert name.is_visible() and value.is_visible() and "%" in value.inner_text()
+    page.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280, 2000])
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("plan")])
+def test_bars_fill_their_axis_and_lines_are_named_on_it(
+    line: str, width: int, browser: Any, pages: dict[str, Path]
+) -> None:
+    page = opened(browser, pages[line], width)
+    for chart in page.locator(".ruled").all():
+        frame = chart.bounding_box()
+        tracks = [track.bounding_box() for track in chart.locator(".track").all()]
+        assert len({(track["x"], track["width"]) for track in tracks}) == 1
+        filled = [
+            sum(part.bounding_box()["width"] for part in track.locator(".bar").all())
+            for track in chart.locator(".track").all()
+        ]
+        assert 0.5 * tracks[0]["width"] < max(filled) <= tracks[0]["width"] + 3
+        for rule in chart.locator(".rules li").all():
+            at, name = rule.locator("i").bounding_box(), rule.locator("span").bounding_box()
+            assert abs(at["x"] - name["x"]) < 2 and abs(at["y"] - name["y"]) < 8
+            assert name["x"] + name["width"] <= frame["x"] + frame["width"] + 1
+            assert tracks[0]["x"] <= at["x"] <= tracks[0]["x"] + tracks[0]["width"] + 1
     page.close()
 
 
@@ -178,13 +303,14 @@ def test_a_page_can_be_heard(line: str, browser: Any, pages: dict[str, Path]) ->
 def test_what_the_mouse_is_over_has_a_tooltip(line: str, browser: Any, pages: dict[str, Path]) -> None:
     """Browsers show the title of the element below the mouse, or of the nearest around it."""
     page = opened(browser, pages[line])
-    titles = page.evaluate("""() => [...document.querySelectorAll(".plot .dot, .plot .rect.reactive")]
+    titles = page.evaluate("""() => [...document.querySelectorAll(".plot .dot, .plot .rect.reactive, .bar")]
       .filter(one => one.getBoundingClientRect().height > 3).map(one => {
       one.scrollIntoView({block: "center"});
       const box = one.getBoundingClientRect();
       let over = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
-      while (over && ![...over.children].some(child => child.matches("title"))) over = over.parentElement;
-      return over ? [...over.children].find(child => child.matches("title")).textContent : "";
+      const within = one => one.title || [...one.children].find(child => child.matches("title"))?.textContent;
+      while (over && !within(over)) over = over.parentElement;
+      return over ? within(over) : "";
     })""")
     assert len(titles) > 3 and all(any(letter.isdecimal() for letter in title) for title in titles)
     page.close()

@@ -6,7 +6,7 @@ import builtins
 import json
 import math
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dsctl.checkpoint.scales import ScaleCounts, as_float32
-from dsctl.look.diff import Diff
 from dsctl.look.source import describe
-from dsctl.show.drawing.architecture import stages
-from dsctl.show.drawing.diagram import diagrams
+from dsctl.show.pages.capacity import fits
+from dsctl.show.pages.cards import Card
+from dsctl.show.pages.inspection import experts
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.reports import made
 
-LARGEST = 1_000_000
 PAGES = (
     "diff v3 v3.2",
     "diff v2 glm-5.2",
@@ -40,45 +40,11 @@ PAGES = (
 )
 
 
-class Page(HTMLParser):
-    """Elements opened and closed in order; their attributes; all text."""
-
-    VOID = frozenset({"meta", "input", "br", "link", "hr", "img"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("style", "script"):
-            self.text += data
-
-
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "small").symlink_to(tiny(tmp_path_factory, "v3.1"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def made(*words: str) -> Page:
-    dsctl(*words, "--html", "page.html", "--quiet")
-    text = Path("page.html").read_text()
-    assert len(text.encode()) < LARGEST
-    page = Page(text)
-    assert page.open == []
-    return page
 
 
 @pytest.mark.parametrize("line", PAGES)
@@ -92,27 +58,6 @@ def test_a_page_is_whole_and_fetches_nothing(line: str, small: Path) -> None:
         value for tag, name, value in page.attributes if tag == "meta" and (value or "").startswith("default")
     )
     assert policy is not None and policy.startswith("default-src 'none'")
-
-
-def test_a_diff_says_what_was_added_how_big_and_what_it_costs(small: Path) -> None:
-    text = made("diff", "v3", "v3.2").text
-    for said in (
-        "865.5 M values",
-        "310 parameters",
-        "894.2 MB",
-        "0.13 % of the bytes before",
-        "a lightning indexer",
-        "saves: attention arithmetic while decoding at 131,072 tokens",
-        "13.3x less",
-        "costs: cache per token",
-        "+11.5 %",
-        "Lightning indexer",
-        "top 2,048",
-        "→",
-        "added",
-    ):
-        assert said in text
-    assert "removed" not in text.partition("Config")[0]
 
 
 @pytest.mark.parametrize("words", [("diff", "v3-0324", "r1"), ("inspect", "v3-0324"), ("plan", "v3-0324")])
@@ -129,23 +74,9 @@ def test_a_page_says_where_it_comes_from_and_what_was_derived(words: tuple[str, 
 def test_a_page_of_sizes_that_cannot_be_cut_says_so(small: Path) -> None:
     assert call("plan", "v3.2", "--tp", "3", "--html", "page.html", "--quiet").returncode == 30
     page = Page(Path("page.html").read_text()).text
-    assert "these numbers of ranks need cuts that cannot be made" in page and "TP 3*" in page
+    assert "these numbers of ranks split heads or quantization blocks" in page
+    assert "as stored: cannot be split" in page and "TP 3*" in page
     assert "publishes 131,072 tokens" in page and "163,840 (max_position_embeddings)" in page
-
-
-def test_what_is_coloured_is_also_said(small: Path) -> None:
-    made("diff", "v3", "v3.2")
-    text = Path("page.html").read_text()
-    coloured = re.findall(r'<g class="\w+ (added|removed|changed|stored)">(.*?)</g>', text, re.DOTALL)
-    assert len(coloured) > 20
-    signs = {"added": "+ ", "removed": "\N{MINUS SIGN} ", "changed": "", "stored": "~ "}
-    assert all(re.search(f'class="mark"[^>]*>{re.escape(signs[kind])}', inner) for kind, inner in coloured)
-
-
-def test_values_of_charts_can_be_read(small: Path) -> None:
-    made("diff", "v3", "v3.2")
-    titles = re.findall(r"<title>(.*?)</title>", Path("page.html").read_text())
-    assert any("2.8 T" in title for title in titles) and any("199.8 G" in title for title in titles)
 
 
 def test_an_inspection_lists_every_kind_of_tensor(small: Path) -> None:
@@ -154,10 +85,46 @@ def test_an_inspection_lists_every_kind_of_tensor(small: Path) -> None:
     assert "689.5 GB" in page.text and "routed experts" in page.text
 
 
+def test_every_role_has_a_bar_however_small(small: Path) -> None:
+    text = made("inspect", "v3.2").text
+    roles = {group.family.group for group in describe("v3.2").groups}
+    bars = Path("page.html").read_text().partition('<ul class="bars">')[2].partition("</ul>")[0]
+    assert set(re.findall(r"<b>([^<]*)</b>", bars)) == roles and "norm" in roles
+    assert bars.count('<i class="bar"') == len(roles) and "< 0.01 %" in text
+
+
+def test_layers_stand_in_order_from_the_embedding_to_the_head(small: Path) -> None:
+    made("inspect", "v3.2")
+    upright = Path("page.html").read_text().partition('<div class="columns">')[2].partition("</div>")[0]
+    names = re.findall(r'<span title="([^:"]*):', upright)
+    assert names == ["embedding", *(f"layer {n}" for n in range(61)), "MTP layer 61", "last norm and head"]
+    made("inspect", "v4-flash-vision-exp")
+    upright = Path("page.html").read_text().partition('<div class="columns">')[2].partition("</div>")[0]
+    names = re.findall(r'<span title="([^:"]*):', upright)
+    assert names[:3] == ["vision", "embedding", "layer 0"]
+    assert names[-4:] == ["drafter stage 0", "drafter stage 1", "drafter stage 2", "last norm and head"]
+
+
+def test_layers_of_one_size_are_one_row(small: Path) -> None:
+    page = made("inspect", "v3.2").text
+    assert "layers 0-2" in page and "layers 3-60" in page
+
+
+def test_experts_are_drawn_only_where_they_differ(small: Path) -> None:
+    assert "The 256 routed experts have the same size" in made("inspect", "v3.2").text
+    assert "Bytes by routed expert" not in made("inspect", "v3.2").text
+    whole = describe("v3.2").groups
+    place, banks = next((n, group) for n, group in enumerate(whole) if group.family.experts)
+    third = tuple(param.name for param in banks.family.params() if param.expert == 3)
+    part = replace(banks, some=third, count=len(third))
+    assert len(set(experts(whole).values())) == 1
+    assert len(set(experts([*whole[:place], part, *whole[place + 1 :]]).values())) == 2
+
+
 def test_a_comparison_shows_where_the_error_is(small: Path) -> None:
     dsctl("convert", "small", "other", "--to", "int4-group", "--quiet")
     page = made("compare", "small", "other")
-    assert "layer 0" in page.text and "same" in page.text and "Furthest apart" in page.text
+    assert "layer 0" in page.text and "same" in page.text and "Largest differences" in page.text
     heat = re.findall(r'<td class="heat(\d)">([^<]*)</td>', Path("page.html").read_text())
     assert all((text in ("", "same")) == (level == "0") for level, text in heat)
     assert any(10 < float(text) < 30 and level in "34" for level, text in heat if level != "0")
@@ -221,46 +188,6 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(small: Path, monkeypa
     assert Path("page.html").read_bytes() == before and not list(Path().glob(".dsctl-*"))
 
 
-@pytest.mark.parametrize(("a", "b"), [("v3", "v3.2"), ("v2", "glm-5.2"), ("v2-lite", "kimi-k2"), ("glm-5.2", "v2")])
-def test_every_parameter_is_drawn(a: str, b: str, small: Path) -> None:
-    sheets = diagrams(Diff(describe(a), describe(b)))
-    for sheet, name in zip(sheets, (a, b), strict=True):
-        drawn = "\n".join(box.hint for box in sheet.boxes)
-        assert all(group.family.template in drawn for group in describe(name).groups)
-
-
-def test_what_one_side_alone_has_is_not_called_changed(small: Path) -> None:
-    found = {stage.title: stage for _, stage in stages(Diff(describe("v2"), describe("glm-5.2"))) if stage}
-    prediction = found["Multi-token prediction"]
-    assert prediction.kind == "added" and {piece.kind for piece in prediction.pieces} == {"added"}
-    experts = {piece.name: piece for piece in found["Mixture-of-experts layers"].pieces if piece.role == "attention"}
-    assert experts["q_a_proj"].words == ("1,536\xa0x\xa05,120 → 2,048\xa0x\xa06,144",)
-
-
-def test_both_sides_stand_side_by_side(small: Path) -> None:
-    a, b = diagrams(Diff(describe("v2"), describe("v3.2")))
-    assert a.cuts == b.cuts and a.height == b.height
-    tops = [
-        {(part.title, box.hint.split()[0]): box.y for part in sheet.slices for box in part.boxes if box.hint}
-        for sheet in (a, b)
-    ]
-    both = tops[0].keys() & tops[1].keys()
-    assert len(both) > 10 and all(tops[0][name] == tops[1][name] for name in both)
-
-
-def test_curves_that_coincide_are_said_and_not_drawn(small: Path) -> None:
-    text = made("diff", "v3", "r1").text
-    assert text.count("The same on both sides") == 3
-    assert "pygal" not in Path("page.html").read_text().partition("<main>")[2]
-
-
-def test_no_paragraph_is_said_twice(small: Path) -> None:
-    made("diff", "v3", "v3.2")
-    said = re.findall(r"<(?:p|li)[^>]*>(.*?)</(?:p|li)>", Path("page.html").read_text(), re.DOTALL)
-    long = [text for text in said if len(text) > 60]
-    assert len(long) == len(set(long)) > 3
-
-
 def test_scales_of_both_sides_are_shown(small: Path) -> None:
     dsctl("convert", "small", "other", "--to", "int4-group", "--quiet")
     facts = json.loads(dsctl("compare", "small", "other", "--json"))
@@ -278,7 +205,33 @@ def test_scales_of_both_sides_are_shown(small: Path) -> None:
 
 def test_a_plan_says_what_it_fits_on(small: Path) -> None:
     text = made("plan", "v3.2", "--gpu", "h200", "--gpu", "mi300x").text
-    assert "as stored fits on" in text and "4 x MI300X" in text and "8 x H200" in text
+    assert "as stored: fits" in text and "4 x MI300X" in text and "8 x H200" in text
+
+
+def test_lines_of_memories_are_named_at_the_line(small: Path) -> None:
+    made("plan", "v3.2", "--gpu", "h200", "--gpu", "mi300x")
+    rules = re.findall(
+        r'<i style="left: ([\d.]+)%"></i><span style="margin-left: ([\d.]+)%">([^<]*)<', Path("page.html").read_text()
+    )
+    assert all(line == name for line, name, _ in rules)
+    assert [words.partition(": ")[2] for _, _, words in rules[:2]] == ["H200 SXM", "MI300X"]
+
+
+def test_verdicts_are_cards_of_their_own(small: Path) -> None:
+    """Of facts with verdicts, from the best: fits, tight, no, cannot be split."""
+    held = {"world": 8, "tokens": 1000}
+    accelerators = [
+        {"name": "big", "formats": {"bf16": {"verdict": "tight", **held}}},
+        {"name": "bigger", "formats": {"bf16": {"verdict": "fits", **held}}},
+        {"name": "small", "formats": {"bf16": {"verdict": "no", **held}}},
+    ]
+    assert fits("bf16", accelerators) == Card(
+        "bf16: fits", "8 x bigger", "1,000 tokens of cache. Tight: 8 x big. No: small"
+    )
+    assert fits("bf16", accelerators[:1]) == Card("bf16: tight", "8 x big", "1,000 tokens of cache. ", "changed")
+    assert fits("bf16", accelerators[2:]).label == "bf16: no"
+    uneven = {"name": "odd", "formats": {"bf16": {"verdict": "cannot be split", **held}}}
+    assert fits("bf16", [uneven]).label == "bf16: cannot be split"
 
 
 def test_a_file_that_cannot_be_written_is_told(small: Path) -> None:

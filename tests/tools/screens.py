@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tests.support.command import dsctl
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
-LARGEST = 150_000
+LARGEST = 300_000
 
 
 class Screen(NamedTuple):
@@ -29,9 +29,9 @@ class Screen(NamedTuple):
 
 
 SCREENS = (
-    Screen("diff-page", "diff v3 v3.2", "body", 0, 560),
-    Screen("diff-drawing", "diff v3 v3.2", "svg[aria-label^=Mixture]", 12, 640, 1240),
-    Screen("inspect-page", "inspect v3.2", "body", 0, 700),
+    Screen("diff-page", "diff v3 v3.2", "body", 0, 812),
+    Screen("diff-drawing", "diff v3 v3.2", "svg[aria-label^=Mixture]", 0, 1080, 1280),
+    Screen("inspect-page", "inspect v3.2", "body", 0, 960),
 )
 
 

@@ -11,10 +11,10 @@ from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.wording import form, ranges
 
-PREDICTION, VISION = "Multi-token prediction", "Vision"
-STAGES = (VISION, "Embedding", "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
+EMBEDDING, PREDICTION, VISION = "Embedding", "Multi-token prediction", "Vision"
+STAGES = (VISION, EMBEDDING, "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
 # A drawing ends with what branches off.
-DRAWN = (VISION, "Embedding", "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
+DRAWN = (VISION, EMBEDDING, "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
 # What a stage is called where its drafter is of another kind.
 CALLED = {(PREDICTION, "dspark"): "Block drafter"}
 # Modules without which the last name of their parameters tells too little.
@@ -23,8 +23,9 @@ MODULES = frozenset({"aligner", "compressor", "confidence_head", "patch_embed"})
 
 class Element(NamedTuple):
     """One parameter of a stage: its last name, shape, how it is stored, in which of the stage's layers it is (empty:
-    in all), and how it differs from the other side's, with the words for it: `kind` is added, removed, changed, or
-    stored where only how it is stored differs. `variant` tells it from others of its template."""
+    in all), and how it differs from the other side's, with the words for it: `kind` is added, removed or changed.
+    How it is stored is not a difference here. `variant` distinguishes it from others of its template; `storage` says
+    whether its box shows how it is stored."""
 
     template: str
     role: str
@@ -36,6 +37,7 @@ class Element(NamedTuple):
     kind: str = ""
     words: tuple[str, ...] = ()
     variant: str = ""
+    storage: bool = True
 
     @property
     def key(self) -> str:
@@ -63,19 +65,20 @@ class Stage(NamedTuple):
     unit: str = "layer"
 
 
-def stages(diff: Diff) -> list[tuple[Stage | None, Stage | None]]:
+def stages(diff: Diff, storage: bool = True) -> list[tuple[Stage | None, Stage | None]]:
     """Both sides stage by stage, in the order of a drawing; None where a side lacks one."""
-    a, b = (_stages(side) for side in (diff.a, diff.b))
+    a, b = (_stages(side, storage) for side in (diff.a, diff.b))
     return [_marked(a.get(title), b.get(title)) for title in DRAWN if title in a or title in b]
 
 
-def _stages(side: Description) -> dict[str, Stage]:
+def _stages(side: Description, storage: bool) -> dict[str, Stage]:
     found = {}
     for title, groups in staged(side.groups).items():
         layers = tuple(sorted({number for group in groups for number in group.numbers}))
         unit = "stage" if any(group.family.first_layer for group in groups) else "layer"
         named = {"called": called(title, side.traits), "unit": unit}
-        found[title] = Stage(title, layers, tuple(_pieces(groups, layers)), side.config, **named)
+        pieces = tuple(piece._replace(storage=storage) for piece in _pieces(groups, layers))
+        found[title] = Stage(title, layers, pieces, side.config, **named)
     return found
 
 
@@ -131,16 +134,13 @@ def _mark(piece: Element, before: Element | None, after: Element | None, alone: 
     if before is None or after is None:
         return piece._replace(kind=alone, words=(alone,))
     words = tuple(_changes(before, after))
-    kind = "stored" if before._replace(stored="", some="") == after._replace(stored="", some="") else "changed"
-    return piece._replace(kind=kind, words=words) if words else piece
+    return piece._replace(kind="changed", words=words) if words else piece
 
 
 def _changes(before: Element, after: Element) -> Iterator[str]:
     """What differs of one parameter, from what to what."""
     if before.shape != after.shape:
         yield f"{_times(before.shape)} → {_times(after.shape)}"
-    if before.stored != after.stored:
-        yield f"{before.stored} → {after.stored}"
     if before.experts != after.experts:
         yield f"{before.experts:,} → {after.experts:,} experts"
     if bool(before.some) != bool(after.some):
@@ -149,8 +149,8 @@ def _changes(before: Element, after: Element) -> Iterator[str]:
 
 
 def _times(shape: tuple[int, ...]) -> str:
-    """5,120 x 1,536, in one line."""
-    return "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}".join(f"{size:,}" for size in shape)
+    """5,120 x 1,536."""
+    return " x ".join(f"{size:,}" for size in shape)
 
 
 def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -167,7 +167,7 @@ def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
         elif family.mtp:
             found[PREDICTION].append(group)
         elif not family.layers:
-            found["Embedding" if family.role == "embedding" else "Head"].append(group)
+            found[EMBEDDING if family.role == "embedding" else "Head"].append(group)
         else:
             for name, inside in (("Dense layers", False), ("Mixture-of-experts layers", True)):
                 if any((layer in routed) is inside for layer in group.layers):

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from dsctl.show.drawing import parts
+from dsctl.show.drawing import parts, trunk
 from dsctl.show.drawing.architecture import Element
-from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
-from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through, whole
+from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 
-BETWEEN, WIDE = 12, 300
-SLIM = (RIGHT - LEFT - 3 * BETWEEN) / 4
-KEYS_AT, COMPRESSORS_AT, QUERIES_AT, INDEXER_AT = (LEFT + n * (SLIM + BETWEEN) for n in range(4))
-# The ratio of layers with an indexer.
-# Residual streams are drawn left of the parts that they pass, so far apart.
-STREAMS_AT, APART, MOST_STREAMS = 23, 2.5, 4
+BETWEEN = 8
+# The lanes of attention: the window's keys, compressors, queries and the indexer.
+SLIM, PRESSED, ASKED = 78, 92, 66
+# Beside the path of the window's keys stands the sink, so far to the right.
+SINK_AT = 26
+KEYS_AT, COMPRESSORS_AT = LEFT, LEFT + SLIM + BETWEEN
+QUERIES_AT, INDEXER_AT = COMPRESSORS_AT + PRESSED + BETWEEN, RIGHT - SLIM
 
 
 def named(prefix: str, text: str) -> tuple[str, ...]:
@@ -114,40 +115,32 @@ def embedding(drawn: Drawn, y: float) -> float:
 def layer(drawn: Drawn, layer: Layer, y: float) -> float:
     """Attention and experts, each between a hyper-connection that reads the streams and one that writes them."""
     y = _site(drawn, layer, "attn", y, partial(_attention, drawn, layer))
-    drawn.sheet.down(MIDDLE, y, y + GAP, drawn.streams)
-    return _site(drawn, layer, "ffn", y + GAP, lambda at: parts.experts(drawn, at, layer.bank))
+    return _site(drawn, layer, "ffn", y + 8, lambda at: parts.experts(drawn, at, layer.bank))
 
 
 def _site(drawn: Drawn, layer: Layer, what: str, y: float, inside: Callable[[float], float]) -> float:
     """What reads one input from the streams, a norm, what is computed, and how that goes back to the streams."""
     sheet, many = drawn.sheet, many_streams(drawn)
-    pieces, top = drawn.take(*layer.site(what)), y
+    pieces = drawn.take(*layer.site(what))
     if pieces:
         note = f"hyper-connection: {many} streams → 1"
         height = drawn.row(f"{what} streams", needed(lines(pieces, RIGHT - LEFT, note)))
         drawn.box(pieces, LEFT, y, RIGHT - LEFT, height, note)
-        y += height
-        sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
-        y += GAP
+        trunk.into(drawn, y + height / 2)
+        sheet.down(MIDDLE, y + height, y + height + GAP, drawn.hidden)
+        y += height + GAP
+    else:
+        y = trunk.read(drawn, y)
     y = drawn.chain(layer.norms[what == "ffn" :][:1], y)
     # What begins with several ways has the heads of its own.
     sheet.down(MIDDLE, y, y + GAP, drawn.hidden, head=False)
     y = inside(y + GAP)
-    if pieces:
-        sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
-        end = pill(drawn, f"added to the {many} streams, which are mixed", y + GAP, f"{what} written", RIGHT - LEFT)
-        _streams(drawn, top + 14, (y + GAP + end) / 2)
-        return end
-    return y
-
-
-def _streams(drawn: Drawn, top: float, bottom: float) -> None:
-    """The residual streams past what is computed of them."""
-    many = drawn.config.get("hc_mult")
-    for number in range(min(many, MOST_STREAMS) if type(many) is int else 0):
-        x, off = STREAMS_AT + APART * number, APART * (MOST_STREAMS - number)
-        points = (LEFT, top - off + 6), (x, top - off + 6), (x, bottom + off - 6), (LEFT, bottom + off - 6)
-        drawn.sheet.line(*points, head=False)
+    if not pieces:
+        return trunk.write(drawn, y)
+    sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+    end = pill(drawn, f"added to the {many} streams, which are mixed", y + GAP, f"{what} written", RIGHT - LEFT)
+    trunk.back(drawn, (y + GAP + end) / 2)
+    return end
 
 
 def column(drawn: Drawn, pieces: Iterable[Element], x: float, y: float, width: float, key: str = "") -> float:
@@ -169,38 +162,57 @@ def _attention(drawn: Drawn, layer: Layer, y: float) -> float:
     keys, queries, sink = drawn.take(*layer.keys), drawn.take(*layer.queries), drawn.take(layer.sink)
     compressors = drawn.take(*layer.compressor("attn."))
     indexer = (drawn.take(*layer.chooses), drawn.take(*layer.compressor("attn.indexer.")))
-    ends = [(KEYS_AT + 20, column(drawn, keys, KEYS_AT, low, SLIM, "path"), drawn.number("head_dim"))]
+    ends = [(KEYS_AT + SINK_AT / 2, _window(drawn, keys, low), drawn.number("head_dim"))]
     if compressors:
-        ends.append((COMPRESSORS_AT + SLIM / 2, _compressors(drawn, compressors, low), drawn.number("head_dim")))
-    ends.append((QUERIES_AT + SLIM / 2, column(drawn, queries, QUERIES_AT, low, SLIM, "path"), _heads(drawn)))
+        ends.append((COMPRESSORS_AT + PRESSED / 2, _compressors(drawn, compressors, low), drawn.number("head_dim")))
+    ends.append((QUERIES_AT + ASKED / 2, column(drawn, queries, QUERIES_AT, low, ASKED, "path"), _heads(drawn)))
     if any(indexer):
         ends.append((INDEXER_AT + SLIM / 2, _indexer(drawn, layer, indexer, low), f"top {drawn.number('index_topk')}"))
     parts.spread(drawn, top, low, [KEYS_AT + SLIM / 2, *(x for x, _, _ in ends[1:])])
-    height = drawn.row("sink", needed(lines(sink, SLIM - 40))) if sink else 0
+    height = drawn.row("sink", needed(lines(sink, SLIM - SINK_AT))) if sink else 0
     bottom = top + drawn.row("paths", max([ends[0][1] + 12 + height, *(at for _, at, _ in ends)]) - top)
     if sink:
-        drawn.box(sink, KEYS_AT + 40, bottom - height, SLIM - 40, height)
-        sheet.down(KEYS_AT + 20 + SLIM / 2, bottom, bottom + GAP + 4)
+        drawn.box(sink, KEYS_AT + SINK_AT, bottom - height, SLIM - SINK_AT, height)
+        sheet.down(KEYS_AT + (SLIM + SINK_AT) / 2, bottom, bottom + parts.MEETING)
     for x, at, label in ends:
-        sheet.down(x, at, bottom + GAP + 4)
-        sheet.label(x + 5, bottom + 17, label)
-    y = bottom + GAP + 4
+        parts.meet(drawn, x, at, bottom, label, 36 if x > INDEXER_AT else ASKED)
+    y = bottom + parts.MEETING
     y += _core(drawn, y, bool(sink), layer == MAIN, {piece.variant for piece in indexer[1]})
     return _output(drawn, layer, y)
+
+
+def _window(drawn: Drawn, keys: Sequence[Element], y: float) -> float:
+    """The window's vectors: the end of each is rotated, and serves as the rope key (inference/model.py, Attention)."""
+    y = column(drawn, keys, KEYS_AT, y, SLIM, "path")
+    size, rope, window = (drawn.number(name) for name in ("head_dim", "qk_rope_head_dim", "sliding_window"))
+    if not keys or not rope:
+        return y
+    for shape, text in (
+        ("pill", f"RoPE on the last {rope} of {size}: the rope key"),
+        ("cache", f"cached: the last {window} tokens"),
+    ):
+        said = wrapped(text, SLIM - 12)
+        height = drawn.row(f"window {shape}", needed(said))
+        drawn.sheet.down(KEYS_AT + SLIM / 2, y, y + GAP, size if shape == "pill" else "")
+        drawn.sheet.box(KEYS_AT, y + GAP, SLIM, height, said, shape=shape)
+        y += GAP + height
+    return y
 
 
 def _heads(drawn: Drawn) -> str:
     return f"{drawn.number('num_attention_heads')} x {drawn.number('head_dim')}"
 
 
-def _frame(drawn: Drawn, title: str, pieces: Sequence[Element], x: float, y: float) -> tuple[int, float, list[Element]]:
+def _frame(
+    drawn: Drawn, title: str, pieces: Sequence[Element], at: Point, width: float
+) -> tuple[int, float, list[Element]]:
     """Begin a frame in a lane: what all of its pieces have in common is said once; where its inside begins."""
-    kind, inner = whole(pieces)
+    (x, y), (kind, inner) = at, whole(pieces)
     places = {piece.some for piece in inner}
-    said = wrapped(title, SLIM - 16, "title")
-    said += wrapped(places.pop(), SLIM - 16) if len(places) == 1 else []
+    said = wrapped(title, width - 10, "lane")
+    said += wrapped(places.pop(), width - 10) if len(places) == 1 else []
     said += [Line(SIGNS[kind] + kind, "mark")] if kind else []
-    frame = drawn.sheet.frame(x, y, SLIM, said, kind)
+    frame = drawn.sheet.frame(x, y, width, said, kind, 6)
     common = len({piece.some for piece in inner}) == 1
     plain = [piece._replace(name=piece.name.removeprefix("compressor.")) for piece in inner]
     return frame, y + 10 + 15 * len(said), [piece._replace(some="") if common else piece for piece in plain]
@@ -208,13 +220,20 @@ def _frame(drawn: Drawn, title: str, pieces: Sequence[Element], x: float, y: flo
 
 def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
     """A box for each ratio: which layers have it, and its parameters."""
-    frame, at, pieces = _frame(drawn, "Compressor", pieces, COMPRESSORS_AT, y)
+    frame, at, pieces = _frame(drawn, "Compressor", pieces, (COMPRESSORS_AT, y), PRESSED)
     for number, variant in enumerate(dict.fromkeys(piece.variant for piece in pieces)):
         same = [piece for piece in pieces if piece.variant == variant]
         note = f"{variant.removeprefix('ratio ')} tokens → 1"
-        height = drawn.row(f"compressor {number}", needed(lines(same, SLIM - 12, note)))
-        drawn.box(same, COMPRESSORS_AT + 6, at, SLIM - 12, height, note)
+        height = drawn.row(f"compressor {number}", needed(lines(same, PRESSED - 12, note)))
+        drawn.box(same, COMPRESSORS_AT + 6, at, PRESSED - 12, height, note)
         at += height + 6
+    size, rope = drawn.number("head_dim"), drawn.number("qk_rope_head_dim")
+    for shape, text in (("pill", f"RoPE on the last {rope} of {size}"), ("cache", "cached: one entry each")):
+        said = wrapped(text, PRESSED - 18)
+        height = drawn.row(f"compressor {shape}", needed(said))
+        drawn.sheet.down(COMPRESSORS_AT + PRESSED / 2, at - 6, at + 8)
+        drawn.sheet.box(COMPRESSORS_AT + 6, at + 8, PRESSED - 12, height, said, shape=shape)
+        at += 14 + height
     drawn.sheet.close(frame, at + 2)
     return at + 2
 
@@ -222,7 +241,7 @@ def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
 def _indexer(drawn: Drawn, layer: Layer, both: tuple[list[Element], list[Element]], y: float) -> float:
     """Queries from the latent beside it, weights of heads, keys of compressed entries, and what is chosen."""
     sheet, inner, middle = drawn.sheet, SLIM - 12, INDEXER_AT + SLIM / 2
-    frame, at, pieces = _frame(drawn, "Lightning indexer", [*both[0], *both[1]], INDEXER_AT, y)
+    frame, at, pieces = _frame(drawn, "Lightning indexer", [*both[0], *both[1]], (INDEXER_AT, y), SLIM)
     many = len(both[0])
     groups = [*([piece] for piece in pieces[:many]), *([pieces[many:]] if pieces[many:] else [])]
     for number, some in enumerate(groups):
@@ -245,14 +264,18 @@ def _core(drawn: Drawn, y: float, sinks: bool, main: bool, chosen: set[str]) -> 
     """Where keys, entries, queries and the choice meet; what a query attends to, by kind of layer. An indexer chooses
     among entries of the variants `chosen`."""
     heads, window = drawn.number("num_attention_heads"), drawn.number("sliding_window")
+    width, rope = RIGHT - LEFT - 16, drawn.number("qk_rope_head_dim")
     said = [Line(f"Attention, {heads} heads{', each with a sink' * sinks}", "title")]
-    said.append(Line("one vector for all heads, key and value at once"))
+    said += wrapped("one vector for all heads, key and value at once", width)
+    if rope:
+        said += wrapped(f"RoPE turns the last {rope} values of queries and vectors, and turns the output back", width)
     ratios, count = drawn.config.get("compress_ratios"), drawn.config.get("num_hidden_layers")
     kinds = ratios[:count] if main and isinstance(ratios, list) and type(count) is int else []
-    said.append(Line(f"a query attends to the {window} tokens before it"))
+    said += wrapped(f"a query attends to the {window} tokens before it", width)
     for ratio in sorted({ratio for ratio in kinds if type(ratio) is int and ratio}):
         which = f"the top {drawn.number('index_topk')}" if f"ratio {ratio}" in chosen else "every one"
-        said.append(Line(f"in {kinds.count(ratio)} layers also to {which} of the entries for {ratio} tokens"))
+        attended = f"in {kinds.count(ratio)} layers also to {which} of the {ratio}-token entries"
+        said += wrapped(attended, width)
     height = drawn.row("core", needed(said))
     drawn.sheet.box(LEFT, y, RIGHT - LEFT, height, said, shape="pill")
     return height

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from dsctl.look.diff import Diff
 from dsctl.look.wording import ranges
-from dsctl.show.drawing import compressed, drafters, parts, vision
-from dsctl.show.drawing.architecture import PREDICTION, VISION, Element, Stage, stages
-from dsctl.show.drawing.pieces import GAP, MIDDLE, Drawn, streams
+from dsctl.show.drawing import compressed, drafters, latent, parts, trunk, vision
+from dsctl.show.drawing.architecture import EMBEDDING, PREDICTION, VISION, Element, Stage, stages
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, Drawn, streams
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet
 
 Pair = tuple[Stage | None, Stage | None]
+# A step of a stage: its parameters, and how it is drawn from a height.
+Part = tuple[tuple[str, ...], Callable[[float], float]]
+# Stages that the residual stream of the main model does not pass.
+APART = (VISION, PREDICTION, "Other")
 # Parts that are drawn once where several stages have them alike.
 SHARED = {"Latent attention": parts.ATTENDING, "Router and experts": parts.EXPERTS}
-EDGE = 20
+# The left of frames, and of what passes them.
+EDGE, PAST = 12, 5
 
 
-def diagrams(diff: Diff) -> tuple[Sheet, Sheet]:
-    """The drawings of both sides; what they have in common is at the same height."""
-    pairs, heights = stages(diff), dict[str, float]()
+def diagrams(diff: Diff, storage: bool = True) -> tuple[Sheet, Sheet]:
+    """The drawings of both sides; what they have in common is at the same height. With `storage`, every box shows how
+    its parameters are stored."""
+    pairs, heights = stages(diff, storage), dict[str, float]()
     like = {what: _alike(pairs, part) for what, part in SHARED.items()}
     for side in (0, 1):
         _side(Sheet(heights), pairs, side, like)
@@ -56,39 +62,49 @@ def _title(pair: Pair) -> str:
 
 
 def _side(sheet: Sheet, pairs: Sequence[Pair], side: int, like: Mapping[str, Mapping[str, str]]) -> Sheet:
-    y, last, state = 4.0, None, None
-    for pair in pairs:
+    y, state = 4.0, None
+    config = next((stage.config for pair in pairs if (stage := pair[side])), {})
+    last = max((n for n, pair in enumerate(pairs) if pair[side] and _title(pair) not in APART), default=0)
+    for place, pair in enumerate(pairs):
         title, stage = _title(pair), pair[side]
         sheet.cuts.append((y - 4, title))
+        if title in APART:
+            sheet.trunk = None
         here = {what: found[title] for what, found in like.items() if title in found}
         height = sheet.row(title, _stage(sheet, stage, pair[1 - side], here, bool(side), y) if stage else 44)
         if stage is None:
             what = title[0].lower() + title[1:]
-            sheet.box(EDGE, y, WIDTH - EDGE - 4, 44, [Line(f"no {what}")], shape="ghost")
-        elif title == PREDICTION:
-            if state:
-                _branch(sheet, state, y)
-        elif title not in (VISION, "Other"):
-            if last:
-                sheet.down(MIDDLE, last, y, streams(stage.config))
-            last = y + height
-            state = last - 16 if stage.layers else state
+            sheet.box(LEFT, y, WIDTH - LEFT - 4, 44, [Line(f"no {what}")], shape="ghost")
+        elif title == PREDICTION and state:
+            _branch(sheet, state, y)
+        elif stage.layers and title not in APART:
+            state = y + height + 6
         y += height + GAP
+        if sheet.trunk is not None and place < last:
+            trunk.grow(sheet, config, y)
+            sheet.label(LEFT, y - 9, _flow(config))
     sheet.height = y - GAP + 4
     return sheet
 
 
+def _flow(config: Mapping[str, Any]) -> str:
+    """What passes between layers: residual stream, 7,168."""
+    many, width = config.get("hc_mult"), streams(config)
+    flow = f"{many:,} residual streams" if type(many) is int else "residual stream"
+    return f"{flow}, {width}" if width else flow
+
+
 def _branch(sheet: Sheet, state: float, y: float) -> None:
-    """From the last layer past what follows it, cut where the sheet is."""
+    """From the residual stream after the last layer past what follows it, cut where the sheet is."""
     passed = [cut for cut, _ in sheet.cuts if cut > state]
-    sheet.line((EDGE, state), (8, state), (8, passed[0]), head=False, kind="dashed")
+    sheet.line((trunk.AT, state), (PAST, state), (PAST, passed[0]), head=False, kind="dashed")
     for top, bottom in zip(passed, passed[1:], strict=False):
-        sheet.line((8, top), (8, bottom), head=False, kind="dashed")
-    sheet.line((8, passed[-1]), (8, y + 20), (EDGE, y + 20), kind="dashed")
+        sheet.line((PAST, top), (PAST, bottom), head=False, kind="dashed")
+    sheet.line((PAST, passed[-1]), (PAST, y + 20), (EDGE, y + 20), kind="dashed")
 
 
 def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, str], after: bool, y: float) -> float:
-    """A frame with the stage's parts below each other; its height."""
+    """A frame with the stage's parts below each other, along the residual stream; its height."""
     many = len(stage.layers)
     numbered = many and stage.title != "Other"
     name = stage.called or stage.title
@@ -97,47 +113,99 @@ def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, s
         said.append(Line(f"{stage.unit}{'s' if many > 1 else ''} {ranges(stage.layers)}"))
     if stage.words:
         said.append(Line(SIGNS[stage.kind] + stage.words, "mark"))
-    frame = sheet.frame(EDGE, y, WIDTH - EDGE - 4, said, stage.kind)
+    frame = sheet.frame(EDGE, y, WIDTH - EDGE - 4, said, stage.kind, LEFT - EDGE)
     drawn = Drawn(sheet, stage, other, like, after)
-    at, started = y + drawn.row("title", 12 + 15 * len(said)), False
-    for templates, draw in _parts(drawn):
-        if drawn.has(templates):
-            if started:
-                # What begins with several ways has the heads of its own.
-                spread = any(templates == part and what not in like for what, part in SHARED.items())
-                sheet.down(MIDDLE, at, at + GAP, drawn.streams, not spread)
-                at += GAP
-            at, started = draw(at), True
-    height = drawn.row("whole", drawn.rest(at) + 12 - y)
+    at = drawn.rest(_along(drawn, y + drawn.row("title", 12 + 15 * len(said))))
+    height = drawn.row("whole", at + 12 - y)
+    trunk.grow(sheet, stage.config, y + height)
     sheet.close(frame, y + height)
     return height
 
 
-def _parts(drawn: Drawn) -> tuple[tuple[tuple[str, ...], Callable[[float], float]], ...]:
-    """What a stage can consist of, in the order of computation: its parameters, and how it is drawn from a height."""
+def _along(drawn: Drawn, y: float) -> float:
+    """What begins in the middle, the blocks that read the residual stream and add to it, and what ends it."""
+    at, middle = _sequence(drawn, _leads(drawn), y)
+    for block in _blocks(drawn):
+        if any(drawn.has(templates) for templates, _ in block):
+            at, middle = (
+                trunk.write(drawn, _sequence(drawn, block, trunk.read(drawn, _joined(drawn, at, middle)))[0]),
+                False,
+            )
+    for layer in (compressed.MAIN, compressed.DRAFT):
+        if drawn.has(layer.everything):
+            at, middle = compressed.layer(drawn, layer, _joined(drawn, at, middle)), False
+    tails = _tails(drawn)
+    if any(drawn.has(templates) for templates, _ in tails):
+        if middle:
+            drawn.sheet.down(MIDDLE, at, at + GAP, drawn.hidden)
+            at += GAP
+        elif drawn.sheet.trunk is not None:
+            at = trunk.end(drawn, at)
+        return _sequence(drawn, tails, at)[0]
+    return trunk.begin(drawn, at) if middle and drawn.title == EMBEDDING else at
 
-    def chain(*templates: str) -> tuple[tuple[str, ...], Callable[[float], float]]:
-        return templates, partial(drawn.chain, templates)
 
-    def once(what: str, draw: Callable[[Drawn, float], float]) -> tuple[tuple[str, ...], Callable[[float], float]]:
-        part = SHARED[what]
-        return part, partial(drawn.compact, part, what) if what in drawn.like else partial(draw, drawn)
+def _joined(drawn: Drawn, y: float, middle: bool) -> float:
+    """Where a block can read the residual stream, which begins here unless it comes from above."""
+    if middle:
+        return trunk.begin(drawn, y)
+    if drawn.sheet.trunk is None:
+        drawn.sheet.trunk = y
+    return y
 
+
+def _sequence(drawn: Drawn, parts: Iterable[Part], y: float) -> tuple[float, bool]:
+    """Those of these parts that are there, below each other; where they end, and whether there was any."""
+    started = False
+    for templates, draw in parts:
+        if drawn.has(templates):
+            if started:
+                # What begins with several ways has the heads of its own.
+                spread = any(templates == part and what not in drawn.like for what, part in SHARED.items())
+                drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden, not spread)
+                y += GAP
+            y, started = draw(y), True
+    return y, started
+
+
+def _chain(drawn: Drawn, *templates: str) -> Part:
+    return templates, partial(drawn.chain, templates)
+
+
+def _once(drawn: Drawn, what: str, draw: Callable[[Drawn, float], float]) -> Part:
+    part = SHARED[what]
+    return part, partial(drawn.compact, part, what) if what in drawn.like else partial(draw, drawn)
+
+
+def _leads(drawn: Drawn) -> tuple[Part, ...]:
+    """What begins a stage without a residual stream."""
     return (
-        chain("model.embed_tokens.weight"),
+        _chain(drawn, "model.embed_tokens.weight"),
         ((*parts.TOKEN, *parts.STATE), partial(parts.prediction, drawn)),
-        chain(parts.INPUT_NORM),
-        once("Latent attention", parts.attention),
-        chain(parts.MLP_NORM),
-        (parts.DENSE, partial(parts.dense, drawn)),
-        once("Router and experts", parts.experts),
-        chain(*parts.PREDICTED),
-        chain("model.norm.weight", "lm_head.weight"),
         (vision.ALL, partial(vision.vision, drawn)),
         ((compressed.EMBEDDING,), partial(compressed.embedding, drawn)),
         (drafters.START, partial(drafters.prediction, drawn)),
         (drafters.BLOCKS, partial(drafters.blocks, drawn)),
-        *((one.everything, partial(compressed.layer, drawn, one)) for one in (compressed.MAIN, compressed.DRAFT)),
+    )
+
+
+def _blocks(drawn: Drawn) -> tuple[tuple[Part, ...], ...]:
+    """The blocks of a layer, which each read the residual stream and add to it."""
+    return (
+        (_chain(drawn, parts.INPUT_NORM), _once(drawn, "Latent attention", latent.attention)),
+        (
+            _chain(drawn, parts.MLP_NORM),
+            (parts.DENSE, partial(parts.dense, drawn)),
+            _once(drawn, "Router and experts", parts.experts),
+        ),
+    )
+
+
+def _tails(drawn: Drawn) -> tuple[Part, ...]:
+    """What the residual stream ends in."""
+    return (
+        _chain(drawn, *parts.PREDICTED),
+        _chain(drawn, "model.norm.weight", "lm_head.weight"),
         (drafters.END, partial(drafters.drafted, drawn)),
         (compressed.LAST.end, partial(compressed.collapsed, drawn, compressed.LAST)),
     )

@@ -11,7 +11,7 @@ from dsctl.show.drawing import parts
 from dsctl.show.drawing.architecture import Element
 from dsctl.show.drawing.compressed import BETWEEN, DRAFT, collapsed, column, named, pill
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
-from dsctl.show.drawing.sheet import SIGNS, Line, needed
+from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
 
 _DRAFT = DRAFT.prefix
 TOKEN = named(_DRAFT, "emb.tok_emb.weight enorm.weight e_proj.weight")
@@ -71,7 +71,7 @@ def drafted(drawn: Drawn, y: float) -> float:
 def _beside(drawn: Drawn, pieces: Sequence[Element], at: tuple[float, float], width: float, title: str) -> float:
     """Pieces in a frame; the first of several is a table that the token before is looked up in."""
     (x, y), (kind, inner) = at, whole(pieces)
-    said = [Line(title, "title"), *([Line(SIGNS[kind] + kind, "mark")] if kind else [])]
+    said = [*wrapped(title, width - 16, "title"), *([Line(SIGNS[kind] + kind, "mark")] if kind else [])]
     frame = drawn.sheet.frame(x, y, width, said, kind)
     y += 10 + 15 * len(said)
     for number, piece in enumerate(inner):

@@ -8,11 +8,12 @@ from typing import Any
 from dsctl.show.drawing.architecture import Element, Stage
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
 
-LEFT, RIGHT = 34, WIDTH - 20
+LEFT, RIGHT = 48, WIDTH - 14
 MIDDLE = (LEFT + RIGHT) / 2
+# Of boxes that stand alone in the middle.
+WIDE = 240
 GAP = 26
 MOST_OTHERS = 12
-SAID = {"stored": "different storage format"}
 
 
 class Drawn:
@@ -62,7 +63,7 @@ class Drawn:
 
     def chain(self, templates: Iterable[str], y: float) -> float:
         """Boxes below each other in the middle, and the size of what passes between them."""
-        width, pieces = 300.0, self.take(*templates)
+        width, pieces = float(WIDE), self.take(*templates)
         for number, piece in enumerate(pieces):
             if number:
                 self.sheet.down(MIDDLE, y, y + GAP, self.hidden)
@@ -79,8 +80,8 @@ class Drawn:
         kinds = list(dict.fromkeys(piece.kind for piece in pieces if piece.kind))
         for kind in kinds:
             roles = ", ".join(dict.fromkeys(piece.role for piece in pieces if piece.kind == kind))
-            said += wrapped(f"{SIGNS[kind]}{SAID.get(kind, kind)}: {roles}", RIGHT - LEFT - 40, "mark")
-        alike = kinds == ["stored"] or (len(kinds) == 1 and all(piece.kind for piece in pieces))
+            said += wrapped(f"{SIGNS[kind]}{kind}: {roles}", RIGHT - LEFT - 40, "mark")
+        alike = len(kinds) == 1 and all(piece.kind for piece in pieces)
         height = self.row(what, needed(said))
         shown = kinds[0] if alike else "changed" if kinds else ""
         self.sheet.box(LEFT, y, RIGHT - LEFT, height, said, kind=shown, hint=_hint(pieces))
@@ -114,9 +115,9 @@ def streams(config: Mapping[str, Any]) -> str:
 def lines(pieces: Sequence[Element], width: float, note: str = "") -> list[Line]:
     """Names, how they are stored, and in words how they differ."""
     found = wrapped(", ".join(piece.name for piece in pieces), width - 10, "name")
-    stored = ", ".join(dict.fromkeys(piece.stored for piece in pieces))
+    stored = ", ".join(dict.fromkeys(piece.stored for piece in pieces if piece.storage))
     both = ", ".join(filter(None, (note, stored)))
-    for text in [both] if Line(both).width <= width - 10 else filter(None, (note, stored)):
+    for text in filter(None, [both] if Line(both).width <= width - 10 else (note, stored)):
         found += wrapped(text, width - 10)
     for some in dict.fromkeys(piece.some for piece in pieces if piece.some):
         found += wrapped(some, width - 10)
@@ -124,10 +125,15 @@ def lines(pieces: Sequence[Element], width: float, note: str = "") -> list[Line]
         whose = [piece.name for piece in pieces if (piece.kind, piece.words) == (kind, words)]
         lead = "" if len(whose) == len(pieces) else f"{', '.join(whose)}: "
         for number, word in enumerate(words):
-            found += wrapped(
-                f"{SIGNS[kind] if not number else ''}{lead if not number else ''}{word}", width - 8, "mark"
-            )
+            found += marked(f"{SIGNS[kind] if not number else ''}{lead if not number else ''}{word}", width - 8)
     return found
+
+
+def marked(text: str, width: float) -> list[Line]:
+    """A mark in as few lines as it takes; one that is too long for a line breaks at its arrow first."""
+    before, arrow, after = text.partition(" → ")
+    parts = [text] if not arrow or Line(text, "mark").width <= width else [before, f"→ {after}"]
+    return [line for part in parts for line in wrapped(part, width, "mark")]
 
 
 def whole(pieces: Sequence[Element]) -> tuple[str, tuple[Element, ...]]:

@@ -7,31 +7,34 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-WIDTH = 560
+WIDTH = 400
 LINE, PAD = 14, 7
-SIGNS = {"added": "+ ", "removed": "\N{MINUS SIGN} ", "changed": "~ ", "stored": "~ "}
-# How wide a letter is, of its size: of the page's letters, and of those that names are set in.
-PLAIN, MONO = 0.53, 0.61
+SIGNS = {"added": "+ ", "removed": "\N{MINUS SIGN} ", "changed": "~ "}
+# How wide a letter is, of its size: of the page's letters, of bold ones, and of those that names are set in.
+PLAIN, BOLD, MONO = 0.53, 0.62, 0.61
 
 
 Point = tuple[float, float]
 
 
 class Line(NamedTuple):
-    """A line of text: `kind` is name, note, mark or title."""
+    """A line of text: `kind` is name, note, mark, title or lane, the title of a narrow frame."""
 
     text: str
     kind: str = "note"
 
     @property
     def width(self) -> float:
-        size, each = {"name": (12, MONO), "title": (13, 0.58)}.get(self.kind, (11, PLAIN))
+        size, each = {"name": (12, MONO), "title": (13, BOLD), "lane": (11, BOLD), "mark": (11, BOLD)}.get(
+            self.kind, (11, PLAIN)
+        )
         return len(self.text) * size * each
 
 
 class Rectangle(NamedTuple):
-    """A rectangle with centred lines; `shape` is box, pill (something computed), ghost (something that is not there)
-    or frame (its lines at the upper left, others inside)."""
+    """A rectangle with centred lines; `shape` is box, pill (something computed), cache (something kept for later
+    tokens), node (a sum), ghost (something missing) or frame (its lines at the upper left, `indent` pixels from its
+    left, with boxes inside)."""
 
     x: float
     y: float
@@ -41,12 +44,13 @@ class Rectangle(NamedTuple):
     kind: str = ""
     shape: str = "box"
     hint: str = ""
+    indent: float = 10
 
     @property
     def baselines(self) -> list[tuple[float, float, Line]]:
         """Where each line begins or has its middle, and its base."""
         if self.shape == "frame":
-            return [(self.x + 10, self.y + 17 + n * LINE, line) for n, line in enumerate(self.lines)]
+            return [(self.x + self.indent, self.y + 17 + n * LINE, line) for n, line in enumerate(self.lines)]
         first = self.y + (self.height - LINE * len(self.lines)) / 2 + 10.5
         return [(self.x + self.width / 2, first + n * LINE, line) for n, line in enumerate(self.lines)]
 
@@ -100,6 +104,8 @@ class Sheet:
     labels: list[Label] = field(default_factory=list)
     height: float = 0
     cuts: list[tuple[float, str]] = field(default_factory=list)
+    # From where down the residual stream is still to be drawn; None where there is not one.
+    trunk: float | None = None
 
     @property
     def slices(self) -> Iterator[Slice]:
@@ -120,12 +126,15 @@ class Sheet:
         self.heights[key] = max(self.heights.get(key, 0), needed)
         return self.heights[key]
 
-    def box(self, x: float, y: float, width: float, height: float, lines: Iterable[Line], **rest: str) -> None:
-        self.boxes.append(Rectangle(x, y, width, height, tuple(lines), **rest))
+    def box(
+        self, x: float, y: float, width: float, height: float, lines: Iterable[Line],
+        kind: str = "", shape: str = "box", hint: str = "",
+    ) -> None:  # fmt: skip
+        self.boxes.append(Rectangle(x, y, width, height, tuple(lines), kind, shape, hint))
 
-    def frame(self, x: float, y: float, width: float, lines: Iterable[Line], kind: str = "") -> int:
+    def frame(self, x: float, y: float, width: float, lines: Iterable[Line], kind: str = "", indent: float = 10) -> int:
         """Begin a frame around what comes next; `close` ends it."""
-        self.boxes.append(Rectangle(x, y, width, 0, tuple(lines), kind, "frame"))
+        self.boxes.append(Rectangle(x, y, width, 0, tuple(lines), kind, "frame", indent=indent))
         return len(self.boxes) - 1
 
     def close(self, frame: int, bottom: float) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dsctl.show.drawing.compressed import WIDE, named
-from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through
+from dsctl.show.drawing.compressed import named
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through
 from dsctl.show.drawing.sheet import Line, needed
 
 _TOWER, _BLOCK = "vision.", "vision.blocks.{layer}."
@@ -31,7 +31,7 @@ def vision(drawn: Drawn, y: float) -> float:
     blocks = drawn.number("vision_n_layers")
     if drawn.has(name for names in SEEING for name in names):
         drawn.sheet.down(MIDDLE, y, y + GAP, drawn.number("vision_dim"))
-        frame = drawn.sheet.frame(LEFT + 60, y + GAP, RIGHT - LEFT - 120, [Line(f"{blocks} blocks", "title")])
+        frame = drawn.sheet.frame(LEFT + 20, y + GAP, RIGHT - LEFT - 40, [Line(f"{blocks} blocks", "title")])
         y = _boxes(drawn, SEEING, y + GAP + 26) + 10
         drawn.sheet.close(frame, y)
         drawn.sheet.down(MIDDLE, y, y + GAP, drawn.number("vision_dim"))
@@ -39,8 +39,8 @@ def vision(drawn: Drawn, y: float) -> float:
     y = _boxes(drawn, ALIGNED, y)
     marks = drawn.take(*IMAGE)
     if marks:
-        height = drawn.row("marks", needed(lines(marks, WIDE, "in place of words")))
-        drawn.box(marks, MIDDLE - WIDE / 2, y + 12, WIDE, height, "in place of words")
+        height = drawn.row("marks", needed(lines(marks, WIDE, "in place of text tokens")))
+        drawn.box(marks, MIDDLE - WIDE / 2, y + 12, WIDE, height, "in place of text tokens")
         y += 12 + height
     return y
 

@@ -1,16 +1,22 @@
-"""The page of a plan: bytes of the fullest rank beside the memory of accelerators, and what fits on which."""
+"""The page of a plan: bytes of the fullest rank beside the memory of accelerators, and on which it fits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dsctl.show.capacity import spread_words
+from dsctl.show.fits import spread_words
 from dsctl.show.drawing import page
-from dsctl.show.drawing.charts import Chart, stacks
+from dsctl.show.drawing.charts import COLOURS, Chart
+from dsctl.show.drawing.lengths import fitted, rules, stacked
 from dsctl.show.output import count, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
+
+# The verdicts of a plan, from the best.
+FITS, TIGHT, NO, SPLIT = "fits", "tight", "no", "cannot be split"
+# How many accelerators are named at a line.
+MOST = 3
 
 
 def capacity(facts: dict[str, Any], origin: str, sections: Sequence[Section]) -> str:
@@ -26,10 +32,8 @@ def capacity(facts: dict[str, Any], origin: str, sections: Sequence[Section]) ->
 
 
 def _cards(facts: dict[str, Any]) -> Iterator[Card]:
-    for name, one in facts["formats"].items():
-        yield Card(f"on disk, {name}", size(one["disk_bytes"]), f"{count(facts['values'])} values")
     for name in facts["formats"]:
-        yield _fits(name, facts["accelerators"])
+        yield fits(name, facts["accelerators"])
     cache = facts["cache"]
     if cache:
         each = cache["latent_bytes_per_token"] + cache["index_bytes_per_token"]
@@ -37,31 +41,82 @@ def _cards(facts: dict[str, Any]) -> Iterator[Card]:
         beside = f", {size(fixed)} per sequence" if fixed else ""
         detail = f"{each:,} B per token{beside}, {facts['batch']:,} x {facts['context']:,} tokens"
         yield Card("cache", size(cache["bytes"]), detail)
+    for name, one in facts["formats"].items():
+        yield Card(f"on disk, {name}", size(one["disk_bytes"]), f"{count(facts['values'])} values")
 
 
-def _fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:
-    """The accelerators that hold this format, with the fewest that it takes of each."""
-    held = [(one["name"], one["formats"][name]) for one in accelerators if one["formats"][name]["fits"]]
+def fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:
+    """The fewest accelerators that hold this format, and which others do, do tightly, or do not."""
+    found: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
+    for one in accelerators:
+        fit = one["formats"][name]
+        found.setdefault(_verdict(fit), []).append((fit.get("world", 0), one["name"], fit))
+    held = {verdict: sorted(found[verdict], key=lambda one: one[0]) for verdict in (FITS, TIGHT) if verdict in found}
     if not held:
-        uncut = all(one["formats"][name]["why"] == "cuts" for one in accelerators)
-        detail = "these numbers of ranks need cuts that cannot be made" if uncut else "with the numbers of ranks below"
-        return Card(f"{name} fits on", "none of these", detail, "removed")
-    told = [f"{fit['world']} x {each}" for each, fit in sorted(held, key=lambda one: one[1]["world"])]
-    return Card(f"{name} fits on", told[0], f"also {', '.join(told[1:])}" if told[1:] else "")
+        refused = SPLIT if SPLIT in found and len(found) == 1 else NO
+        why = (
+            "these numbers of ranks split heads or quantization blocks" if refused == SPLIT else "with the ranks below"
+        )
+        return Card(f"{name}: {refused}", "none of these", why, "removed")
+    verdict = next(iter(held))
+    world, first, fit = held[verdict][0]
+    held[verdict] = held[verdict][1:]
+    tokens = f"{fit['tokens']:,} tokens of cache. " if fit.get("tokens") else ""
+    rest = [
+        f"{'also' if word == verdict else word}: {', '.join(f'{many} x {each}' for many, each, _ in some)}"
+        for word, some in held.items()
+        if some
+    ]
+    rest += [f"{word}: {', '.join(each for _, each, _ in found[word])}" for word in (NO, SPLIT) if word in found]
+    detail = tokens + ". ".join(words[0].upper() + words[1:] for words in rest)
+    return Card(f"{name}: {verdict}", f"{world} x {first}", detail, "changed" if verdict == TIGHT else "")
+
+
+def _verdict(fit: dict[str, Any]) -> str:
+    if "verdict" in fit:
+        return str(fit["verdict"])
+    return FITS if fit["fits"] else SPLIT if fit["why"] == "cuts" else NO
 
 
 def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
-    memories: dict[int, list[str]] = {}
-    for one in facts["accelerators"]:
-        memories.setdefault(one["memory_bytes"], []).append(one["name"])
-    marks = {size(memory): memory for memory in memories}
-    lines = "; ".join(f"{size(memory)} {', '.join(names)}" for memory, names in memories.items())
+    memories = {one["name"]: float(one["memory_bytes"]) for one in facts["accelerators"]}
+    colours = {"weights": COLOURS[0], "cache": COLOURS[1]}
     for name, one in facts["formats"].items():
-        starred = " * needs cuts that cannot be made." if any(rank["cuts"] for rank in one["ranks"]) else ""
-        parts = {what: {spread(rank): rank[f"{what}_bytes"] for rank in one["ranks"]} for what in ("weights", "cache")}
-        yield stacks(f"Fullest rank, {name}", parts, marks, size, f"Lines across are memories: {lines}.{starred}")
+        series = {spread(rank): {what: rank[f"{what}_bytes"] for what in colours} for rank in one["ranks"]}
+        axis = fitted([rank["bytes"] for rank in one["ranks"]], list(memories.values()))
+        bars, lines = stacked(series, size, colours, axis), rules(_named(memories), axis)
+        rows = tuple((ranks, *(size(nbytes) for nbytes in parts.values())) for ranks, parts in series.items())
+        told = f"Lines are memories of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
+        beyond = [f"{each} {size(memory)}" for each, memory in memories.items() if memory > axis]
+        told += f" Beyond it: {', '.join(beyond)}." if beyond else ""
+        told += " An arrow marks a bar that is longer than the axis." if any(bar.cut for bar in bars) else ""
+        told += (
+            f" * {SPLIT}: splits heads or quantization blocks." if any(rank["cuts"] for rank in one["ranks"]) else ""
+        )
+        yield Chart(f"Fullest rank, {name}", told, None, ("", *colours), rows, colours, bars=bars, rules=lines)
+
+
+def _kept(facts: dict[str, Any]) -> str:
+    """What the verdicts have to do with the reserve, if there is one."""
+    reserve = facts.get("reserve")
+    if not reserve:
+        return ""
+    kept = size(reserve["bytes"]) if reserve["bytes"] is not None else f"{100 * reserve['share']:g} %"
+    return f" What fits leaves {kept} of it free; what is tight leaves less."
+
+
+def _named(memories: Mapping[str, float]) -> dict[str, float]:
+    """Lines by their names: those of the same size in words are one, at the least of them."""
+    found: dict[str, list[str]] = {}
+    for name, memory in memories.items():
+        found.setdefault(size(memory), []).append(name)
+    lines = {}
+    for words, names in found.items():
+        more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+        lines[f"{words}: {', '.join(names[:MOST])}{more}"] = min(memories[name] for name in names)
+    return lines
 
 
 def spread(rank: dict[str, Any]) -> str:
-    """TP 8 EP 8; parts that are 1 go unsaid, and a star marks cuts that cannot be made."""
+    """TP 8 EP 8, without parts that are 1; a star marks what cannot be split."""
     return spread_words(rank) + "*" * bool(rank["cuts"])

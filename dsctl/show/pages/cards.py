@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# The least share in percent that is written as a number.
+LEAST = 0.005
+
 
 class Card(NamedTuple):
     """One answer: what it is about, in a figure or few words, and what stands behind it. `kind` is a key of the page's
@@ -23,5 +26,7 @@ def change(before: float, after: float) -> str:
     if ratio >= 2 or ratio <= 0.5:
         return f"{ratio:.1f}x more" if ratio > 1 else f"{1 / ratio:.1f}x less"
     share = 100 * (ratio - 1)
+    if 0 < abs(share) < LEAST:
+        return f"less than {LEAST} % {'more' if share > 0 else 'less'}"
     digits = 2 if abs(share) < 1 else 1
     return "same" if after == before else f"{share:+.{digits}f} %".replace("-", "\N{MINUS SIGN}")

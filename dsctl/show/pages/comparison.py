@@ -1,7 +1,8 @@
-"""The page of a comparison: error by layer and role, its histogram, both sides' scales, what is furthest apart."""
+"""The page of a comparison: error by layer and role, its histogram, scales of both sides, the largest differences."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ from dsctl.show.sections import Column, Row, Section, printable
 # Decibels at which a colour begins; below the least one the error is as large as the value.
 HEAT = (60.0, 45.0, 30.0, 20.0, 10.0, 0.0)
 
+LINEAR = " The axis of shares is linear, that of powers of two logarithmic."
+
 
 class Cell(NamedTuple):
-    """Of a heat map: what stands in it, and how hot it is, 0 to 6."""
+    """A cell of a heat map: its text, and how hot it is, 0 to 6."""
 
     text: str
     heat: int
@@ -30,12 +33,29 @@ def comparison(found: Comparison, names: tuple[str, str], worst: int) -> str:
         f"Comparison of {names[0]} and {names[1]}",
         [printable(section) for section in (_by_role(found), _furthest(found, worst))],
         names=names,
+        lead=_lead(found),
         cards=list(_cards(found)),
-        charts=list(_charts(found)),
+        charts=[] if found.total.same else list(_charts(found)),
         roles=list(found.roles),
-        heat=list(_heat(found)),
+        # Without an error it has nothing to show.
+        heat=[] if found.total.same else list(_heat(found)),
         key=list(_key()),
     )
+
+
+def _lead(found: Comparison) -> str:
+    """The answer in a sentence."""
+    total, many = found.total, plural(len(found.compared), "parameter")
+    if total.same:
+        return f"All {count(total.values)} values of {many} are identical."
+    role, _ = min(found.roles.items(), key=lambda one: _least(one[1][1]))
+    differ = f"{1 - total.share:.2%} of {count(total.values)} values in {many} differ"
+    return f"{differ}; signal to noise: {_decibels(total)}. The largest difference is in: {role}."
+
+
+def _least(sums: Sums) -> float:
+    """Signal to noise as a number to sort by: none is the worst, and what is identical the best."""
+    return math.inf if sums.same else -math.inf if sums.snr is None else sums.snr
 
 
 def _cards(found: Comparison) -> Iterator[Card]:
@@ -45,7 +65,9 @@ def _cards(found: Comparison) -> Iterator[Card]:
     yield Card("largest error", f"{total.max_abs:.3g}", f"relative: {total.max_rel:.3g}")
     missing = len(found.only_ours) + len(found.only_theirs) + len(found.reshaped)
     if missing:
-        yield Card("not compared", plural(missing, "parameter"), "on one side only, or of another shape", "removed")
+        yield Card(
+            "not compared", plural(missing, "parameter"), "on one side only, or with a different shape", "removed"
+        )
     for side, counts in zip("AB", found.scales, strict=True):
         if counts.number:
             share = f"{counts.powers * 100 // counts.number}% are powers of two"
@@ -55,7 +77,8 @@ def _cards(found: Comparison) -> Iterator[Card]:
 def _charts(found: Comparison) -> Iterator[Chart]:
     total = found.total
     shares = {"same": total.share} | _filled(dict(histogram(total)), total.values)
-    told = f"{total.share:.2%} are identical; of the others, the bars say by which power of two the error begins."
+    told = f"{total.share:.2%} are identical. The bars group the rest by the power of two below their relative error."
+    told += LINEAR
     if not total.same:
         yield bars("Values by relative error", {"values": shares}, _percent, "relative error", told)
     sides = {
@@ -71,7 +94,7 @@ def _charts(found: Comparison) -> Iterator[Chart]:
         )
         places = _filled({int(place[2:]): 0 for held in sides.values() for place in held}, 1)
         aligned = {side: {place: held.get(place, 0.0) for place in places} for side, held in sides.items()}
-        yield bars("Block scales by the power of two below them", aligned, _percent, "scale", f"{told}.")
+        yield bars("Block scales by the power of two below them", aligned, _percent, "scale", f"{told}.{LINEAR}")
 
 
 def _filled(bins: dict[int, int], whole: int) -> dict[str, float]:
@@ -100,20 +123,20 @@ def _cell(sums: Sums | None) -> Cell:
         return Cell("", 0)
     snr = None if sums.same else sums.snr
     if snr is None:
-        return Cell("same" if sums.same else "no number", 0 if sums.same else len(HEAT))
+        return Cell("same" if sums.same else "not a number", 0 if sums.same else len(HEAT))
     return Cell(f"{snr:.1f}", sum(snr < edge for edge in HEAT))
 
 
 def _key() -> Iterator[Cell]:
     """What the heat map's colours mean."""
-    yield Cell(f"{HEAT[0]:.0f} dB and more, or the same", 0)
+    yield Cell(f"{HEAT[0]:.0f} dB and more, or identical", 0)
     for heat, (upper, lower) in enumerate(zip(HEAT, HEAT[1:], strict=False), 1):
         yield Cell(f"{lower:.0f} to {upper:.0f}", heat)
-    yield Cell(f"less than {HEAT[-1]:.0f}, or no number", len(HEAT))
+    yield Cell(f"less than {HEAT[-1]:.0f}, or not a number", len(HEAT))
 
 
 def _decibels(sums: Sums) -> str:
-    return "identical" if sums.same else "no number" if sums.snr is None else f"{sums.snr:.1f} dB"
+    return "identical" if sums.same else "not a number" if sums.snr is None else f"{sums.snr:.1f} dB"
 
 
 def _by_role(found: Comparison) -> Section:
@@ -126,9 +149,9 @@ def _by_role(found: Comparison) -> Section:
     )
     rows = [
         Row((role, f"{number:,}", _decibels(sums), f"{sums.share:.2%}", f"{sums.max_abs:.3g}"))
-        for role, (number, sums) in found.roles.items()
+        for role, (number, sums) in sorted(found.roles.items(), key=lambda one: _least(one[1][1]))
     ]
-    return Section("By role", "", columns, tuple(rows))
+    return Section("By role", "the largest difference first", columns, tuple(rows))
 
 
 def _furthest(found: Comparison, worst: int) -> Section:
@@ -137,4 +160,4 @@ def _furthest(found: Comparison, worst: int) -> Section:
         Row((_decibels(one.sums), f"{one.sums.max_abs:.3g}", " and ".join(dict.fromkeys(one.formats)), one.name))
         for one in found.worst(worst)
     ]
-    return Section("Furthest apart", "" if rows else "none: all are identical", columns, tuple(rows))
+    return Section("Largest differences", "" if rows else "all parameters are identical", columns, tuple(rows))

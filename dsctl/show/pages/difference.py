@@ -1,28 +1,33 @@
-"""The page of a diff: what was added, how big it is, what it costs and saves; then both architectures side by side."""
+"""The page of a diff: what happened and what it means, both architectures side by side, costs, and tables."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dsctl.checkpoint.groups import Group
-from dsctl.look.costs import kept
+from dsctl.look.costs import Attention, kept
+from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import BLOCKS
 from dsctl.look.meanings import meanings
-from dsctl.look.templates import Template
+from dsctl.look.templates import Template, TemplateChange
 from dsctl.look.totals import contexts
 from dsctl.show.differences import sections, titles
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, curves
 from dsctl.show.drawing.diagram import diagrams
+from dsctl.show.drawing.lengths import Words
 from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card, change
-from dsctl.show.sections import printable
+from dsctl.show.sections import Section, printable
 from dsctl.show.totals import flop
 
 SHORTEST = 1024
 NAMED = 3
+# Sections on how parameters of both sides are stored: alone, and among other changes.
+STORAGE = ("Different storage format", "Parameters on both sides")
 # What has a name of its own.
 ROLES = {
     "indexer": "a lightning indexer", "mtp": "a projection", "compressor": "compressors",
@@ -33,26 +38,55 @@ DRAFTING = {"mtp": "a block drafter's own parts"}
 
 
 def difference(diff: Diff, only: str | None, tensors: bool) -> str:
-    """The whole page; `only` and `tensors` choose among the terminal's sections, as there."""
-    names = titles(diff)
-    drawn = only is None and diff.a.model is not None and diff.b.model is not None
-    # What it means stands above, with its sources.
-    shown = [section for section in sections(diff, only, tensors) if section.title not in ("", "What it means")]
-    sides = list(zip(names, diagrams(diff), strict=True)) if drawn else []
+    """The whole page; `only` and `tensors` choose among the terminal's sections, as there. Without a difference it is
+    a sentence, and what was compared."""
+    names, whole = titles(diff), only is None
+    shown, stored = _sections(diff, only, tensors)
+    known = whole and diff.differs and diff.a.model is not None and diff.b.model is not None
+    sides = list(zip(names, diagrams(diff, storage=False), strict=True)) if known and not diff.same_parameters else []
+    charts = list(_charts(diff, names)) if diff.differs and only in (None, "totals") else []
     return page(
         "diff",
         f"Diff of {names[0]} and {names[1]}",
-        list(map(printable, shown)),
+        list(map(printable, shown)) if diff.differs_in(only) else [],
+        stored=list(map(printable, stored)) if diff.differs_in(only) else [],
         names=names,
-        origin=diff.origin,
+        source=diff.origin,
+        # The tables say it as well.
+        compared="" if diff.differs_in(only) else _compared(diff),
         lead=_lead(diff, names),
-        cards=list(_cards(diff)),
-        meanings=meanings(diff) if only is None else (),
-        charts=list(_charts(diff, names)) if only in (None, "totals") else [],
+        cards=list(_cards(diff)) if diff.differs else [],
+        meanings=meanings(diff) if whole else (),
+        charts=charts if any(chart.drawing for chart in charts) else [],
         sides=sides,
+        same=diagrams(diff)[1] if known and not sides else None,
         renamed=diff.renamed,
         kinds={box.kind for _, sheet in sides for box in sheet.boxes},
     )
+
+
+def _compared(diff: Diff) -> str:
+    return f"Compared: {', '.join(diff.compared)}. Not compared: {', '.join(diff.not_compared)}."
+
+
+def _sections(diff: Diff, only: str | None, tensors: bool) -> tuple[list[Section], list[Section]]:
+    """The terminal's sections, and apart from them those on how parameters are stored, which a page shows on demand.
+    The page has the origin, the headline and the meanings, with their sources, above."""
+    shown: list[Section] = []
+    stored: list[Section] = []
+    for section in sections(diff, only, tensors):
+        if section.title == "Tensors":
+            stored.append(section)
+        elif section.title in STORAGE:
+            apart = tuple(row for row in section.rows if row.cells[0] == "stored")
+            rest = tuple(row for row in section.rows if row.cells[0] != "stored")
+            if rest:
+                shown.append(section._replace(rows=rest))
+            if apart:
+                stored.append(section._replace(title=STORAGE[0], summary="", rows=apart))
+        elif section.title not in ("", "What it means") and (section.rows or section.summary != diff.headline):
+            shown.append(section)
+    return shown, stored
 
 
 def _lead(diff: Diff, names: tuple[str, str]) -> str:
@@ -67,9 +101,12 @@ def _lead(diff: Diff, names: tuple[str, str]) -> str:
     context, (before, after) = _context(diff), diff.attention
     if before and after and before.work(context) != after.work(context):
         work = change(before.work(context), after.work(context))
-        cache = change(_cached(diff)[0], _cached(diff)[1])
-        told = "the same cache" if cache == "same" else f"cache per token: {cache}"
-        said.append(f"At {context:,} tokens of context, attention arithmetic per token while decoding: {work}; {told}.")
+        whole = change(_token(diff.a, before, context), _token(diff.b, after, context))
+        cache = change(*_cached(diff))
+        held = "the cache per token stays the same" if cache == "same" else f"cache per token: {cache}"
+        said.append(
+            f"A new token after {context:,} tokens: attention arithmetic {work}, all arithmetic {whole}; {held}."
+        )
     if any(side.derived for side in (diff.a, diff.b)) and not diff.renamed:
         said.append(diff.headline)
     return " ".join(said)
@@ -84,7 +121,7 @@ def _roles(diff: Diff, templates: Iterable[Template]) -> list[tuple[str, str]]:
         for group in template.groups:
             found.setdefault(names.get(template.role, f"{template.role} parameters"), []).append(group)
     largest = sorted(found.items(), key=lambda one: -sum(group.values for group in one[1]))
-    return [(role, _where(groups, "drafter" if blocks else "MTP")) for role, groups in largest]
+    return [(role, _where(groups, "the drafter" if blocks else "the MTP layer")) for role, groups in largest]
 
 
 def _listed(told: Sequence[str]) -> str:
@@ -94,8 +131,7 @@ def _listed(told: Sequence[str]) -> str:
 
 def _where(groups: Sequence[Group], drafting: str) -> str:
     main, predicting = ({n for one in groups if one.family.mtp is mtp for n in one.layers} for mtp in (False, True))
-    told = [plural(len(main), "layer")] * bool(main) + [drafting] * bool(predicting)
-    return " and ".join(told)
+    return " and ".join([plural(len(main), "layer")] * bool(main) + [drafting] * bool(predicting))
 
 
 def _sizes(templates: Iterable[Template], whole: int) -> str:
@@ -108,41 +144,59 @@ def _sizes(templates: Iterable[Template], whole: int) -> str:
 
 
 def _cards(diff: Diff) -> Iterator[Card]:
+    """Parts that were added and removed, costs with the largest change first, and how parameters are stored."""
     for kind, templates in (("added", diff.added), ("removed", diff.removed)):
         if templates and not diff.renamed:
             roles = _roles(diff, templates)
             where = f"in {roles[0][1]}: " if len(roles) == 1 and roles[0][1] else ""
             yield Card(kind, _listed([role for role, _ in roles]), where + _sizes(templates, diff.a.nbytes), kind)
-    if diff.changed:
-        yield Card("changed", plural(len(diff.changed), "kind") + " of parameters", _changed(diff), "changed")
-    yield from _attention(diff)
-    yield _number("cache per token", *_cached(diff), size)
-    yield _number("active values per token", diff.a.active_values, diff.b.active_values, count)
-    yield _number("stored bytes", diff.a.nbytes, diff.b.nbytes, size)
+    structural = [one for one in diff.changed if one.structural]
+    if structural:
+        yield Card("changed", plural(len(structural), "kind") + " of parameters", _changed(structural), "changed")
+    costs = sorted(_costs(diff), key=lambda cost: -_factor(cost[1], cost[2]))
+    yield from (_number(*cost) for cost in costs if cost[1] != cost[2])
+    stored = [one for one in diff.changed if one.before.stored != one.after.stored]
+    if stored:
+        forms = Counter(f"{one.before.stored} → {one.after.stored}" for one in stored)
+        detail = _listed([f"{form} ({number})" for form, number in forms.most_common()])
+        yield Card("different storage format", plural(len(stored), "kind") + " of parameters", detail, "changed")
+    yield from (_number(*cost) for cost in costs if cost[1] == cost[2])
 
 
-def _changed(diff: Diff) -> str:
-    """In what parameters on both sides differ, the commonest first; how they are stored from what to what."""
-    found: Counter[str] = Counter()
-    for one in diff.changed:
-        found.update(f"{one.before.stored} → {one.after.stored}" if a == "stored" else a for a in one.aspects)
-    return _listed([f"{what} ({number})" for what, number in found.most_common()])
+def _changed(changed: Iterable[TemplateChange]) -> str:
+    """In what parameters on both sides differ, the commonest first."""
+    found = Counter(aspect for one in changed for aspect in one.aspects if aspect != "stored")
+    return _listed([f"{aspect} ({number})" for aspect, number in found.most_common()])
 
 
-def _attention(diff: Diff) -> Iterator[Card]:
+def _costs(diff: Diff) -> Iterator[tuple[str, float, float, Words]]:
+    """Numbers of both sides, and how they are written."""
     context, held, (before, after) = _context(diff), diff.cache_format, diff.attention
+    if before and after:
+        at = f"while decoding at {context:,} tokens"
+        whole = _token(diff.a, before, context), _token(diff.b, after, context)
+        yield f"attention arithmetic {at}", before.work(context), after.work(context), flop
+        yield f"all arithmetic of a token {at}", *whole, flop
+        yield f"cache read {at}", before.read_bytes(context, held), after.read_bytes(context, held), size
+    yield "cache per token", *_cached(diff), size
+    yield "active values per token", diff.a.active_values, diff.b.active_values, count
+    yield "stored bytes", diff.a.nbytes, diff.b.nbytes, size
+
+
+def _factor(before: float, after: float) -> float:
+    """By what factor one is larger than the other, as a logarithm; what only one side has is the most."""
     if not before or not after:
-        return
-    yield _number(
-        f"attention arithmetic while decoding at {context:,} tokens",
-        before.work(context), after.work(context), flop,
-    )  # fmt: skip
-    read = [one.read_bytes(context, held) for one in (before, after)]
-    yield _number(f"cache read while decoding at {context:,} tokens", read[0], read[1], size)
+        return math.inf if before != after else 0.0
+    return abs(math.log(after / before))
+
+
+def _token(side: Description, cost: Attention, context: int) -> int:
+    """Operations for one token after `context` others: two for each active value, and attention's (docs/costs.md)."""
+    return 2 * side.active_values + cost.work(context)
 
 
 def _context(diff: Diff) -> int:
-    """The one context that cards and sentences speak of: the longest of the terminal's table."""
+    """The context that cards and sentences refer to: the longest of the terminal's table."""
     return contexts(diff.a, diff.b)[-1]
 
 
@@ -163,19 +217,25 @@ def _number(what: str, before: float, after: float, words: Callable[[float], str
 
 
 def _charts(diff: Diff, names: tuple[str, str]) -> Iterator[Chart]:
+    """Costs over the context, the largest change first."""
     before, after = diff.attention
     if before is None or after is None:
         return
-    powers, told, form = _contexts(diff), _context(diff), diff.cache_format
-    places = [(context, f"{context // 1024:,}K") for context in powers]
-    sides = dict(zip(names, (before, after), strict=True))
-    work = {name: [side.work(context) for context in powers] for name, side in sides.items()}
-    read = {name: [side.read_bytes(context, form) for context in powers] for name, side in sides.items()}
-    held = {name: [kept(side, context, form).nbytes for context in powers] for name, side in sides.items()}
-    axis, at = "tokens of context", powers.index(told) if told in powers else len(powers) - 1
-    yield curves("Attention's arithmetic for one more token, while decoding", places, work, flop, axis, at)
-    yield curves("Cache read for one more token, while decoding", places, read, size, axis, at)
-    yield curves("Cache held", places, held, size, axis, at)
+    powers, context, form = _contexts(diff), _context(diff), diff.cache_format
+    pairs = list(zip(names, (diff.a, diff.b), (before, after), strict=True))
+    costs: dict[str, tuple[Callable[[Description, Attention, int], float], Words]] = {
+        "Attention's arithmetic for one new token": (lambda _, cost, n: cost.work(n), flop),
+        "All arithmetic for one new token": (_token, flop),
+        "Cache read for one new token": (lambda _, cost, n: cost.read_bytes(n, form), size),
+        "Cache held": (lambda _, cost, n: kept(cost, n, form).nbytes, size),
+    }
+    at = powers.index(context) if context in powers else len(powers) - 1
+    found = []
+    for title, (of, words) in costs.items():
+        series = {name: [of(side, cost, n) for n in powers] for name, side, cost in pairs}
+        change = _factor(*(values[at] for values in series.values()))
+        found.append((change, curves(title, powers, series, words, "tokens of context", at)))
+    yield from (chart for _, chart in sorted(found, key=lambda one: -one[0]))
 
 
 def _contexts(diff: Diff) -> list[int]:

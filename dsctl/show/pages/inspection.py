@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dsctl.checkpoint.groups import NUMBERS, Group
+from dsctl.core.params import OTHER, ROLES, in_order
 from dsctl.core.visible import visible
 from dsctl.look.diff import Diff
+from dsctl.look.diff_facts import BLOCKS
 from dsctl.look.inspection import Fold, Inspection, fold
 from dsctl.look.wording import ranges
 from dsctl.show.drawing import page
 from dsctl.show.drawing.architecture import last_name
-from dsctl.show.drawing.charts import Chart, areas
+from dsctl.show.drawing.charts import COLOURS, Chart
 from dsctl.show.drawing.diagram import diagrams
+from dsctl.show.drawing.lengths import Rule, share, shares, stacked
 from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
@@ -24,6 +28,10 @@ DTYPES = {
     "F16": "fp16 float16 half", "F32": "fp32 float32", "F64": "fp64 float64", "I8": "int8", "U8": "uint8",
     "I32": "int32", "I64": "int64",
 }  # fmt: skip
+
+# Steps of a token outside of layers, which are step 2 and, in a drafter, step 3.
+HEAD = "head"
+OUTSIDE = {"vision": (0, "vision"), "embedding": (1, "embedding"), HEAD: (4, "last norm and head"), OTHER: (5, "other")}
 
 
 class TensorRow(NamedTuple):
@@ -71,38 +79,122 @@ def _alike(seen: Inspection) -> str:
 
 def _charts(seen: Inspection) -> Iterator[Chart]:
     groups = seen.description.groups
-    by_role: dict[str, dict[str, float]] = {}
+    colours = dict(zip(in_order([*ROLES, OTHER]), itertools.cycle(COLOURS), strict=False))
+    colours |= {group.family.role: colours[OTHER] for group in groups if group.family.role not in colours}
+    yield _roles(groups, colours)
+    sizes = experts(groups)
+    if any(group.layers for group in groups):
+        yield _layers(seen, colours, sizes)
+    if len(set(sizes.values())) > 1:
+        yield _uneven(sizes)
+    dtypes = {total.name: float(total.nbytes) for total in seen.dtypes}
+    shown = dict(zip(dtypes, itertools.cycle(COLOURS), strict=False))
+    yield Chart(
+        "Bytes by dtype",
+        f"Of {size(sum(dtypes.values()))}, the largest first. The axis is linear.",
+        None,
+        bars=shares(dtypes, size, shown),
+    )
+
+
+def _roles(groups: Sequence[Group], colours: Mapping[str, str]) -> Chart:
+    """A bar for each role, however small; the projections of each in the table."""
+    found: dict[str, dict[str, float]] = {}
     for group in groups:
-        _add(by_role.setdefault(group.family.group, {}), visible(last_name(group.family.template)), group.nbytes)
-    yield areas("Bytes by role and projection", by_role, size)
-    yield areas("Bytes by layer", _layers(groups), size, _evenly("layer", _layers(groups)))
-    experts = _experts(groups)
-    if experts:
-        yield areas("Bytes by routed expert", {"routed experts": experts}, size, _evenly("expert", {"": experts}))
-    dtypes: dict[str, dict[str, float]] = {total.name: {total.name: total.nbytes} for total in seen.dtypes}
-    yield areas("Bytes by dtype", dtypes, size)
+        _add(found.setdefault(group.family.group, {}), visible(last_name(group.family.template)), group.nbytes)
+    totals = {role: sum(parts.values()) for role, parts in found.items()}
+    whole, ordered = sum(totals.values()), sorted(found, key=lambda role: -totals[role])
+    rows = tuple(
+        (role, part, size(nbytes), share(nbytes, whole or 1))
+        for role in ordered
+        for part, nbytes in sorted(found[role].items(), key=lambda one: -one[1])
+    )
+    told = f"Of {size(whole)}, the largest first. The axis is linear; every bar is at least 3 pixels long."
+    return Chart(
+        "Bytes by role", told, None, ("role", "part", "size", "share"), rows, bars=shares(totals, size, colours)
+    )
+
+
+class Place(NamedTuple):
+    """Where parameters are on the way of a token: `step` orders the embedding, layers and the head, `number` layers."""
+
+    step: int
+    number: int
+    name: str
+
+
+def _place(group: Group, layer: int | None, drafter: str) -> Place:
+    """Where the part of a group that is in a layer belongs; `drafter` names a layer of what drafts."""
+    family = group.family
+    if layer is None:
+        step, name = OUTSIDE.get(family.role, OUTSIDE[HEAD])
+        return Place(step, 0, name)
+    if family.mtp:
+        return Place(3, layer, f"{drafter} {layer - family.first_layer}")
+    return Place(2, layer, f"layer {layer}")
+
+
+def _layers(seen: Inspection, colours: Mapping[str, str], sizes: Mapping[str, float]) -> Chart:
+    """Bytes from the embedding through the layers in order to the head, by role."""
+    groups = seen.description.groups
+    drafter = "drafter" if seen.description.traits.drafter == BLOCKS else "MTP"
+    drafter += " stage" if any(group.family.first_layer for group in groups) else " layer"
+    found: dict[Place, dict[str, float]] = {}
+    for group in groups:
+        for layer in group.layers or (None,):
+            place = _place(group, layer, drafter)
+            _add(found.setdefault(place, {}), group.family.role, group.nbytes / max(len(group.layers), 1))
+    places = sorted(found)
+    present = {role for parts in found.values() for role in parts}
+    roles = [role for role in in_order(present) if role in present]
+    series = {place.name: {role: found[place].get(role, 0) for role in roles} for place in places}
+    axis = max(sum(parts.values()) for parts in series.values()) or 1
+    ticks = _ticks({n: place.number for n, place in enumerate(places) if place.step == 2}, len(places))
+    ends = [", ".join(place.name for place in places if wanted(place.step)) for wanted in ((2).__gt__, (2).__lt__)]
+    told = f"In the order in which a token passes. The axis is linear, from 0 to {size(axis)}."
+    if len(set(sizes.values())) == 1:
+        told += f" The {len(sizes):,} routed experts have the same size, {size(next(iter(sizes.values())))} each"
+        told += ", in all layers together."
+    return Chart(
+        "Bytes by layer", told, None, ("where", "size of each", "share of each"), tuple(_runs(places, series)),
+        {role: colours[role] for role in roles}, upright=stacked(series, size, colours, axis), ticks=ticks,
+        ends=(ends[0], ends[1]),
+    )  # fmt: skip
+
+
+def _runs(places: Sequence[Place], series: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    """Layers of the same size that follow each other as one row."""
+    whole = sum(sum(parts.values()) for parts in series.values()) or 1
+    totals = [(place, sum(series[place.name].values())) for place in places]
+    for (step, nbytes), members in itertools.groupby(totals, key=lambda one: (one[0].step, one[1])):
+        run = [place for place, _ in members]
+        name = f"layers {run[0].number}-{run[-1].number}" if step == 2 and len(run) > 1 else run[0].name
+        yield name, size(nbytes), share(nbytes, whole)
+
+
+def _ticks(numbers: Mapping[int, int], many: int) -> tuple[Rule, ...]:
+    """Some of these numbers, by their place among `many` bars: every one, second, fifth or tenth."""
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if len(numbers) <= 8 * step)
+    found = {place: number for place, number in numbers.items() if number % every == 0}
+    return tuple(Rule(str(number), round(100 * (place + 0.5) / many, 3)) for place, number in found.items())
+
+
+def _uneven(sizes: Mapping[str, float]) -> Chart:
+    """Bytes of each routed expert, drawn only if they differ."""
+    axis, colour = max(sizes.values()) or 1, {"routed expert": COLOURS[0]}
+    series = {f"expert {name}": {"routed expert": nbytes} for name, nbytes in sizes.items()}
+    ticks = _ticks({n: int(name) for n, name in enumerate(sizes)}, len(sizes))
+    told = f"All layers together, from {size(min(sizes.values()))} to {size(axis)}. The axis is linear, from 0."
+    rows = tuple((name, size(nbytes)) for name, nbytes in sizes.items())
+    upright = stacked(series, size, colour, axis)
+    return Chart("Bytes by routed expert", told, None, ("expert", "size"), rows, upright=upright, ticks=ticks)
 
 
 def _add(found: dict[str, float], name: str, nbytes: float) -> None:
     found[name] = found.get(name, 0) + nbytes
 
 
-def _layers(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
-    """Bytes of each layer, those with routed experts apart from the others."""
-    routed = {layer for group in groups if group.family.experts for layer in group.layers}
-    found: dict[str, dict[str, float]] = {}
-    for group in groups:
-        for layer in group.layers:
-            kind = "layers with experts" if layer in routed else "dense layers"
-            first = group.family.first_layer
-            kind, name = ("stages that draft", f"{layer - first}") if first else (kind, f"{layer}")
-            _add(found.setdefault(kind, {}), name, group.nbytes / len(group.layers))
-        if not group.layers:
-            _add(found.setdefault("outside of layers", {}), visible(last_name(group.family.template)), group.nbytes)
-    return {kind: dict(sorted(members.items(), key=lambda one: one[0].zfill(6))) for kind, members in found.items()}
-
-
-def _experts(groups: Sequence[Group]) -> dict[str, float]:
+def experts(groups: Sequence[Group]) -> dict[str, float]:
     """Bytes of each routed expert, all layers together."""
     found: dict[str, float] = {}
     for group in groups:
@@ -118,13 +210,6 @@ def _experts(groups: Sequence[Group]) -> dict[str, float]:
             if param.name in some:
                 _add(found, str(param.expert), each)
     return dict(sorted(found.items(), key=lambda one: int(one[0])))
-
-
-def _evenly(what: str, parts: dict[str, dict[str, float]]) -> str:
-    values = [value for members in parts.values() for name, value in members.items() if name.isdecimal()]
-    if not values or min(values) != max(values):
-        return f"A {what} has from {size(min(values))} to {size(max(values))}." if values else ""
-    return f"Every {what} has {size(values[0])}."
 
 
 def _listed(folded: Fold) -> TensorRow:
