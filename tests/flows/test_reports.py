@@ -21,7 +21,7 @@ from dsctl.show.pages.cards import Card
 from dsctl.show.pages.inspection import experts
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
-from tests.support.reports import made
+from tests.support.reports import Page, made
 
 PAGES = (
     "diff v3 v3.2",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dsctl.show.fits import spread_words
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import COLOURS, Chart
 from dsctl.show.drawing.lengths import fitted, rules, stacked
+from dsctl.show.fits import spread_words
 from dsctl.show.output import count, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
