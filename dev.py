@@ -1,6 +1,7 @@
-"""Set up, check and test dsctl on a machine with nothing but Python and pip: `python3 dev.py setup | check | ...`.
+"""Set up, check and test dsctl on a machine that has only Python and pip: `python3 dev.py setup | check | ...`.
 
-Everything goes into `.venv` beside this file. Standard library only; an old Python can parse it, and says so.
+It installs everything into `.venv` beside this file. It uses the standard library only. A Python that is too old can
+parse it and prints a hint.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 CONSTRAINTS = VENV / "torch.txt"
-# A build of torch without CUDA, for package sources that offer one.
+# A build of torch without CUDA, if the package index has one.
 CPU_TORCH = "torch==2.13.0+cpu"
 TORCH = "torch>=2.7"
-# The tests keep up to 2 GB of files at a time; their processes take about 4 GB.
+# The tests keep up to 2 GB of files at a time, and their processes take about 4 GB of memory.
 SCRATCH_BYTES = 12 << 30
 EXTRAS = {"setup": "[torch]", "dev": "[dev]"}
-# One thread each: several workers of several threads would only wait for each other. What is compiled is kept: hundreds
-# of processes start.
+# One thread per worker, because workers with several threads wait for each other. Bytecode is kept, because the tests
+# start hundreds of processes.
 TESTED = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 class Failed(Exception):
-    """A step that failed: what to say, and the exit code."""
+    """A step that failed: the message and the exit code."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -44,12 +45,16 @@ class Failed(Exception):
 
 
 def say(text: str) -> None:
-    """A line about what is being done."""
+    """Print a line about the current step to stderr."""
     print(f"dev: {text}", file=sys.stderr, flush=True)
 
 
 def run(*command: object, env: dict[str, str] | None = None) -> None:
-    """Run a tool in the repository's root; its failure is ours."""
+    """Run a tool in the root of the repository.
+
+    Raises:
+        Failed: the tool failed; the exit code is the tool's.
+    """
     words = [str(word) for word in command]
     code = subprocess.run(words, cwd=ROOT, env={**os.environ, **(env or {})}, check=False).returncode
     if code:
@@ -57,42 +62,42 @@ def run(*command: object, env: dict[str, str] | None = None) -> None:
 
 
 def works(*command: object) -> bool:
-    """Whether a command succeeds; what it prints is shown only by the caller's next try."""
+    """Whether a command succeeds. Its output is hidden."""
     words = [str(word) for word in command]
     return subprocess.run(words, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def pip(*arguments: object) -> tuple[object, ...]:
-    """The command line of the environment's own pip."""
+    """A command line for the pip in `.venv`."""
     return (PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments)
 
 
 def make_venv() -> None:
-    """Make `.venv`, also where the system's Python came without ensurepip."""
+    """Make `.venv`, even if the system's Python lacks ensurepip."""
     if PYTHON.exists() and works(PYTHON, "-c", "import pip, sys; sys.exit(sys.version_info < (3, 11))"):
         return
     if VENV.exists():
-        raise Failed(".venv is there, but has no pip or a Python older than 3.11\nhint: remove it and try again")
+        raise Failed(".venv exists, but lacks pip or has a Python older than 3.11\nhint: remove .venv and try again")
     say(f"making .venv with Python {platform.python_version()}")
     if works(sys.executable, "-m", "venv", VENV):
         return
     bare = works(sys.executable, "-m", "venv", "--clear", "--without-pip", VENV)
     if not (bare and works(sys.executable, "-m", "pip", "--python", PYTHON, "install", "pip")):
         raise Failed(
-            "cannot make a virtual environment: this Python lacks ensurepip, and no recent pip stands in for it\n"
+            "cannot make a virtual environment: this Python has neither ensurepip nor a recent pip\n"
             "hint: install your system's venv package (Debian, Ubuntu: apt install python3-venv)"
         )
 
 
 def torch_version() -> str | None:
-    """The version of torch in `.venv`, if it is there."""
+    """The version of torch in `.venv`, or None."""
     code = "from importlib.metadata import version; print(version('torch'))"
     found = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
 
 
 def install_torch(choice: str) -> None:
-    """Install torch unless it is there; `cpu` avoids the gigabytes of CUDA packages that Linux builds depend on."""
+    """Install torch if it is missing. `cpu` avoids the gigabytes of CUDA packages that the usual Linux build needs."""
     have = torch_version()
     chosen = CONSTRAINTS.read_text().partition("# ")[2].strip() if CONSTRAINTS.is_file() else choice
     if have and choice in ("keep", chosen):
@@ -108,53 +113,53 @@ def install_torch(choice: str) -> None:
 def _install_cpu_torch() -> bool:
     if works(*pip("install", "-q", CPU_TORCH)):
         return True
-    # uv knows where the CPU builds are published.
+    # uv finds the CPU builds without an index option.
     if works(*pip("install", "-q", "uv")):
         if works(PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "--torch-backend", "cpu", TORCH):
             return True
-    say("no CPU build of torch is within reach: installing the usual one, which may be several gigabytes")
+    say("cannot find a CPU build of torch: installing the usual one, which may take several gigabytes")
     return False
 
 
 def install(extra: str, choice: str) -> None:
-    """Bring `.venv` to what `pyproject.toml` asks for; nothing is done where it is there already."""
+    """Install the packages of `pyproject.toml` into `.venv`, unless they are installed already."""
     make_venv()
     wanted = _state(choice)
     enough = [VENV / f".dsctl-{name}" for name in {extra, "dev"}]
     if any(file.is_file() and file.read_text() == wanted for file in enough):
         return
-    # An older pip, as it comes with Python, may take a minute longer to find out what goes with what; it would do too.
+    # The pip that comes with an older Python may need a minute more to resolve versions. It works too.
     works(*pip("install", "-q", "--upgrade", "pip"))
     install_torch(choice)
-    # Most of what only tests use is never imported: compiling all of it takes longer than installing it.
+    # Tests import little of what they install, and compiling all of it takes longer than installing it.
     quick = ["--no-compile"] * (extra == "dev")
-    # The other packages must take the torch that is there, not another build of it.
+    # Keep pip from replacing the installed torch with a different build.
     CONSTRAINTS.write_text(f"torch=={torch_version()}  # {choice}\n")
-    say(f"installing dsctl{EXTRAS[extra]} and what it needs")
+    say(f"installing dsctl{EXTRAS[extra]}")
     run(*pip("install", "-q", *quick, "-c", CONSTRAINTS, "-e", f".{EXTRAS[extra]}"))
     (VENV / f".dsctl-{extra}").write_text(_state(choice))
 
 
 def _state(choice: str) -> str:
-    """A digest of everything that decides what `.venv` should hold."""
+    """A digest of the inputs that decide the contents of `.venv`."""
     digest = hashlib.sha256(f"{choice} {ROOT} {torch_version()}".encode())
     digest.update((ROOT / "pyproject.toml").read_bytes())
     return digest.hexdigest()
 
 
 def tool(name: str) -> Path:
-    """A program of the environment."""
+    """The path of a program in `.venv`."""
     return PYTHON.parent / name
 
 
 def setup(choice: str, rest: list[str]) -> None:
-    """Install dsctl into .venv."""
+    """Install dsctl with torch into .venv."""
     install("setup", choice)
     say("dsctl is ready: .venv/bin/dsctl")
 
 
 def lint(choice: str, rest: list[str]) -> None:
-    """Check style and the direction of imports."""
+    """Check style and import layers."""
     install("dev", choice)
     run(tool("ruff"), "check", "-q")
     run(tool("ruff"), "format", "-q", "--check")
@@ -168,7 +173,7 @@ def types(choice: str, rest: list[str]) -> None:
 
 
 def test(choice: str, rest: list[str]) -> None:
-    """Run the tests alone, on several processors where there are any."""
+    """Run the tests only, on up to four cores."""
     install("dev", choice)
     workers = min(4, os.cpu_count() or 1)
     spread = ["-n", str(workers)] if workers > 1 else []
@@ -178,14 +183,17 @@ def test(choice: str, rest: list[str]) -> None:
 
 @contextmanager
 def scratch(rest: list[str]) -> Iterator[list[str]]:
-    """Where tests write unless `rest` says: in memory if there is plenty, because they sync thousands of files."""
+    """Choose a folder in memory for the tests, which sync thousands of files, if memory is plenty.
+
+    Yields the option of pytest that names the folder; it is empty if `rest` names one or if memory is short.
+    """
     memory = Path("/dev/shm")  # noqa: S108  mkdtemp makes the folder, for this user alone
     plenty = memory.is_dir() and min(shutil.disk_usage(memory).free, available()) > SCRATCH_BYTES
     if not plenty or any(word.startswith("--basetemp") for word in rest):
         yield []
         return
     folder = tempfile.mkdtemp(prefix="dsctl-", dir=memory)
-    # What is left in memory would stay there.
+    # Files in memory outlive the process, so remove them on SIGTERM too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield [f"--basetemp={folder}/all"]
@@ -194,7 +202,7 @@ def scratch(rest: list[str]) -> Iterator[list[str]]:
 
 
 def available() -> int:
-    """Bytes of memory that programs can still have; 0 if the system does not say."""
+    """Available memory in bytes; 0 if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -203,10 +211,10 @@ def available() -> int:
 
 
 def check(choice: str, rest: list[str]) -> None:
-    """Check style, imports and types, and run the tests: what a change must pass."""
+    """Check style, imports and types, and run the tests; every change must pass this."""
     install("dev", choice)
     failed = []
-    # mypy needs one processor for most of a minute: it runs beside the tests, which often wait.
+    # mypy needs one core for most of a minute. It runs beside the tests, which often wait for the disk.
     with ThreadPoolExecutor() as pool:
         typed = pool.submit(types, choice, [])
         for step in (partial(lint, choice, []), partial(test, choice, rest), typed.result):
@@ -219,9 +227,9 @@ def check(choice: str, rest: list[str]) -> None:
 
 
 def browser(choice: str, rest: list[str]) -> None:
-    """Look at the pages of --html in a browser: the system's chromium, or the one that CHROMIUM names."""
+    """Test the pages of --html in a browser: the system's chromium, or the one in $CHROMIUM."""
     if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
-        raise Failed("no chromium here\nhint: install your system's chromium, or say CHROMIUM=/path/to/chrome")
+        raise Failed("cannot find chromium\nhint: install your system's chromium, or set CHROMIUM=/path/to/chrome")
     install("dev", choice)
     run(*pip("install", "-q", "-c", CONSTRAINTS, "playwright>=1.45"))
     run(PYTHON, "-m", "pytest", "-q", "-m", "browser", "tests/browser", *rest)
@@ -234,21 +242,21 @@ def soak(choice: str, rest: list[str]) -> None:
 
 
 def ray(choice: str, rest: list[str]) -> None:
-    """Run the tests that need a Ray cluster, on one of several processes here."""
+    """Run the tests that need a Ray cluster, on a cluster on this machine."""
     install("dev", choice)
     run(*pip("install", "-q", "-c", CONSTRAINTS, "-e", ".[ray]"))
     run(PYTHON, "-m", "pytest", "-q", "-m", "ray", *rest)
 
 
 def bench(choice: str, rest: list[str]) -> None:
-    """Measure and print the tables of benchmarks/."""
+    """Run the benchmarks and print their tables."""
     install("dev", choice)
     for script in sorted((ROOT / "benchmarks").glob("[!_]*.py")):
         run(PYTHON, "-m", f"benchmarks.{script.stem}", *rest)
 
 
 def docs(choice: str, rest: list[str]) -> None:
-    """Write docs/reference.md anew, run every command that README and docs show, and build the site into `site`."""
+    """Update docs/reference.md, run every command in README and docs, and build site/."""
     install("dev", choice)
     run(PYTHON, "-m", "tests.tools.reference")
     run(PYTHON, "-m", "pytest", "-q", "tests/test_docs.py", *rest)
@@ -259,21 +267,25 @@ TASKS = {task.__name__: task for task in (setup, check, lint, types, test, brows
 
 
 def main() -> int:
-    """Parse the command line and do one task."""
-    if sys.version_info < (3, 11):  # noqa: UP036  an older Python shall say so, not fail on syntax
-        say(f"dsctl needs Python 3.11 or newer, this is {platform.python_version()}")
-        say("hint: run it with a newer one, such as python3.12 dev.py setup")
+    """Parse the command line and run one task."""
+    if sys.version_info < (3, 11):  # noqa: UP036  an older Python must print this, not a syntax error
+        say(f"dsctl needs Python 3.11 or newer; this is Python {platform.python_version()}")
+        say("hint: use a newer Python, such as `python3.12 dev.py setup`")
         return 1
     summary = "\n".join(f"  {name:8}{task.__doc__}" for name, task in TASKS.items())
     parser = argparse.ArgumentParser(
-        prog="dev.py", epilog=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="dev.py",
+        description="Set up, check and test dsctl in .venv. Further arguments go to pytest.",
+        epilog=f"tasks:\n{summary}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("task", choices=TASKS, metavar="TASK")
+    parser.add_argument("task", choices=TASKS, metavar="TASK", help="run one of the tasks below")
     parser.add_argument(
         "--torch",
         choices=("cpu", "gpu", "keep"),
         default=os.environ.get("DSCTL_TORCH", "cpu"),
-        help="which build of torch (default: $DSCTL_TORCH, or cpu); keep: the one that is installed",
+        help="build of torch to install, or keep the installed one (default: $DSCTL_TORCH, or cpu)",
     )
     arguments, rest = parser.parse_known_args()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,18 @@ def test_what_follows_a_task_goes_to_pytest(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", ["dev.py", "test", "tests/unit", "-k", "header", "--torch", "keep"])
     assert DEV["main"]() == 0
     assert seen == [("keep", ["tests/unit", "-k", "header"])]
+
+
+def test_setup_and_dev_install_torch() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {task: extra.strip("[]") for task, extra in DEV["EXTRAS"].items()} == {"setup": "torch", "dev": "dev"}
+    assert extras["torch"] == [DEV["TORCH"]]
+    # The extra `dev` refers to the extras of users, so that both have the same versions.
+    (own,) = [text for text in extras["dev"] if text.startswith("dsctl[")]
+    assert {"torch", "report", "cloud"} <= set(own.removeprefix("dsctl[").rstrip("]").split(","))
+
+
+@pytest.mark.parametrize("task", DEV["TASKS"])
+def test_help_of_a_task_is_one_short_line(task: str) -> None:
+    text = DEV["TASKS"][task].__doc__
+    assert len(text) <= 90 and "\n" not in text and text.endswith(".") and text[0].isupper()

@@ -1,4 +1,4 @@
-"""What the extras of dsctl bring, and the command that installs one. torch is looked for, never loaded."""
+"""Extras of dsctl: is torch installed, and the command that installs an extra. Never loads torch."""
 
 from __future__ import annotations
 

@@ -118,9 +118,9 @@ def imported(name: str) -> list[str]:
 
 
 def suites(name: str) -> list[str]:
-    """The suites of which a recipe says that they take a new entry up unasked."""
+    """The suites that test a new entry automatically, as a recipe says."""
     steps = re.split(r" (?=\d+\. )", recipe(name))
-    said = [step.partition("unasked")[0] for step in steps if "unasked" in step]
+    said = [step.partition("automatically")[0] for step in steps if "automatically" in step]
     return [file for step in said for file in re.findall(r"`(tests/[^`]+\.py)`", step)]
 
 
