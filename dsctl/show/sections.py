@@ -66,10 +66,15 @@ def show(sections: Sequence[Section], output: Output, as_markdown: bool = False)
         output.raw("\n".join(map(markdown, map(printable, sections))))
         return
     for number, section in enumerate(printable(section, stand_ins=True) for section in sections):
+        lines = terminal(section, output.out.width, output.bounded)
         if number:
             output.text("")
-        for line in terminal(section, output.out.width, output.bounded):
-            output.text(line)
+        if output.out.is_terminal:
+            for line in lines:
+                output.text(line)
+        else:
+            # Without styles the words are all there is; a list of tensors has 92,000 lines.
+            output.raw("".join(f"{line.plain}\n" for line in lines))
 
 
 def printable(section: Section, stand_ins: bool = False) -> Section:
@@ -122,15 +127,15 @@ def _tables(section: Section, width: int, bounded: bool) -> Iterator[Text]:
 
 
 def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]:
-    rows = [row for row in section.rows if len(row.cells) > 1]
+    rows, marked = [row for row in section.rows if len(row.cells) > 1], section.marked
     widths = [_width(section.columns[n], (row.cells[n] for row in rows)) for n in shown]
-    indent = " " * GAP + ("  " if section.marked else "")
+    indent = " " * GAP + ("  " if marked else "")
     if any(section.columns[n].title for n in shown):
         titles = [section.columns[n].title for n in shown]
         yield Text(indent + _aligned(titles, shown, section.columns, widths).rstrip(), "dim")
     for row in section.rows:
         sign, style = MARKS[row.kind]
-        lead = Text(" " * GAP + (f"{sign} " if section.marked else ""), style)
+        lead = Text(" " * GAP + (f"{sign} " if marked else ""), style)
         if len(row.cells) == 1:
             lines = textwrap.wrap(row.cells[0], width, break_long_words=False, break_on_hyphens=False) or [""]
             yield lead.append(lines[0], style)
