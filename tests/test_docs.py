@@ -155,5 +155,12 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert fetched == []
 
 
+def test_the_nav_has_every_page_once_and_no_two_of_the_same_title() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = [page for section in nav for names in section.values() for page in names]
+    titles = [re.findall(r"^# (.+)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)[0] for page in pages]
+    assert len(set(pages)) == len(pages) and len(set(titles)) == len(titles)
+
+
 def test_the_picture_is_what_is_printed() -> None:
     assert pictures.FILE.read_text() == pictures.picture(), "run: python -m tests.tools.pictures"
