@@ -149,12 +149,25 @@ FAINT = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("line", LINES)
-def test_text_stands_out_and_has_a_size(line: str, scheme: str, browser: Any, pages: dict[str, Path]) -> None:
+def test_text_stands_out(line: str, scheme: str, browser: Any, pages: dict[str, Path]) -> None:
     page = opened(browser, pages[line], 400, scheme)
     assert page.evaluate(FAINT) == []
-    small = """[...document.querySelectorAll("svg text")].filter(text => text.textContent.trim()).filter(text =>
-        parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a < 10).map(text => text.textContent)"""
-    assert page.evaluate(small) == []
+    page.close()
+
+
+# Text that is smaller than 11 pixels where it can be seen.
+SMALL = """() => [...document.querySelectorAll("body *")].filter(one => one.checkVisibility()
+  && [...one.childNodes].some(child => child.nodeType === Node.TEXT_NODE && child.data.trim())
+  && parseFloat(getComputedStyle(one).fontSize) * (one.matches("svg text") ? one.getScreenCTM().a : 1) < 10.99
+).map(one => one.textContent)"""
+
+
+@pytest.mark.parametrize("width", [400, 1280, 2000])
+@pytest.mark.parametrize("line", LINES)
+def test_text_is_at_least_11_pixels_high(line: str, width: int, browser: Any, pages: dict[str, Path]) -> None:
+    page = opened(browser, pages[line], width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate(SMALL) == []
     page.close()
 
 
@@ -185,20 +198,25 @@ DIFFS = tuple(line for line in LINES if line.startswith("diff"))
 
 @pytest.mark.parametrize("line", ["diff v3 v3.2", "diff v2 glm-5.2", "diff v3.2 v4-pro", "diff small v3.2"])
 def test_the_changed_side_is_in_view_on_a_phone(line: str, browser: Any, pages: dict[str, Path]) -> None:
-    """Side B comes first and is as wide as the page; neither side needs to be scrolled across. On a desk A is left."""
+    """Side B comes first and is as wide as the page; neither side needs to be scrolled across, nor has the empty space
+    that lines it up with the other. On a desk A is left."""
     page = opened(browser, pages[line], 400)
+    assert page.locator(".stacked h3").first.inner_text().startswith("B: ")
     sides = page.evaluate(BOXES)
-    assert sides[1]["top"] + sides[1]["height"] <= sides[0]["top"]
+    assert len(sides) == 2 and sides[0]["top"] + sides[0]["height"] <= sides[1]["top"]
+    heights = [side["height"] for side in sides]
     for side in sides:
         assert side["left"] >= 0 and side["right"] <= 400 and side["right"] - side["left"] > 340
         assert side["inner"] <= 400
     page.set_viewport_size({"width": 1280, "height": 900})
     a, b = page.evaluate(BOXES)
     assert a["right"] <= b["left"] and a["top"] == b["top"]
+    assert a["height"] == b["height"] and heights[0] != heights[1]
     page.close()
 
 
-BOXES = """() => [...document.querySelectorAll(".sides > div")].map(side => {
+BOXES = """() => [...document.querySelectorAll(".sides > div, .stacked > div")]
+  .filter(side => side.checkVisibility()).map(side => {
   const {top, height, left, right} = side.getBoundingClientRect();
   const inner = Math.max(...[...side.querySelectorAll("text, rect")].map(one => one.getBoundingClientRect().right));
   return {top, height, left, right, inner};

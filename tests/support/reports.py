@@ -13,7 +13,7 @@ LARGEST = 1_000_000
 class Page(HTMLParser):
     """Elements opened and closed in order; their attributes; all text."""
 
-    VOID = frozenset({"meta", "input", "br", "link", "hr", "img"})
+    VOID = frozenset({"meta", "input", "br", "wbr", "link", "hr", "img"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

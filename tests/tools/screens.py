@@ -1,6 +1,6 @@
 """The pictures of pages in docs/images, taken in a browser: `python -m tests.tools.screens` after a meant change.
 
-They need what `python3 dev.py browser` installs.
+`python3 dev.py browser` installs what this needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST = 300_000
 
 
 class Screen(NamedTuple):
-    """A part of a page: from `above` pixels over an element, as wide as the window."""
+    """A part of a page, as wide as the window. It begins `above` pixels over an element."""
 
     name: str
     line: str
@@ -29,9 +29,9 @@ class Screen(NamedTuple):
 
 
 SCREENS = (
-    Screen("diff-page", "diff v3 v3.2", "body", 0, 812),
+    Screen("diff-page", "diff v3 v3.2", "body", 0, 914),
     Screen("diff-drawing", "diff v3 v3.2", "svg[aria-label^=Mixture]", 0, 1080, 1280),
-    Screen("inspect-page", "inspect v3.2", "body", 0, 960),
+    Screen("inspect-page", "inspect v3.2", "body", 0, 890),
 )
 
 

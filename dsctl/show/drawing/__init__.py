@@ -19,7 +19,7 @@ from dsctl.version import __version__
 
 __all__ = ["page", "ready", "save"]
 
-# How a page is known again: its generator stands in its first bytes.
+# A page of dsctl's has its generator in its first bytes.
 GENERATOR = b'<meta name="generator" content="dsctl '
 HEAD = 1024
 
@@ -28,8 +28,8 @@ def ready(file: str, sources: Sequence[str] = ()) -> None:
     """Make sure, before any work, that a page can be made and written to this file.
 
     Raises:
-        UsageError: the extra `report` is not installed; it is no file's name, lies in a source's folder, is there and
-            no page of dsctl's, or cannot be written.
+        UsageError: the extra `report` is not installed; `file` is not a file name, is inside a source's folder, exists
+            and is not a page of dsctl's, or cannot be written.
     """
     try:
         import jinja2  # noqa: F401
@@ -37,11 +37,13 @@ def ready(file: str, sources: Sequence[str] = ()) -> None:
     except ImportError as error:
         raise UsageError(f"--html needs {error.name}", hint=install_command("report")) from None
     if file.strip() in ("", "-"):
-        raise UsageError(f"--html: {file!r} names no file", hint="name one, such as page.html")
+        raise UsageError(f"--html: {file!r} is not a file name", hint="use one such as page.html")
     path = _place(file)
     for source in sources:
         if os.path.isdir(source) and path.is_relative_to(Path(source).resolve()):
-            raise UsageError(f"--html: {file}: lies in {source}, which is only read", hint="name a file outside of it")
+            raise UsageError(
+                f"--html: {file}: is inside {source}, which dsctl only reads", hint="choose a file outside it"
+            )
     _spare(file, path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         why = "Permission denied" if path.parent.is_dir() else "no such folder"
@@ -56,7 +58,7 @@ def _place(file: str) -> Path:
 
 
 def _spare(file: str, path: Path) -> None:
-    """Refuse what is there and is no page: weights, say."""
+    """Refuse to overwrite anything but a page, such as weights."""
     try:
         if not path.exists():
             return
@@ -67,14 +69,14 @@ def _spare(file: str, path: Path) -> None:
                 return
     except OSError as error:
         raise refusal(f"--html: {file}", error, UsageError) from None
-    what = "a folder" if path.is_dir() else "there already, and no page that dsctl made"
-    raise UsageError(f"--html: {file}: is {what}", hint="name another file, or remove that one")
+    what = "a folder" if path.is_dir() else "a file that dsctl did not write"
+    raise UsageError(f"--html: {file}: is {what}", hint="choose a different file, or delete that one")
 
 
 def page(template: str, title: str, sections: Sequence[Any] = (), origin: str = "", **values: Any) -> str:
     """A whole page from one of the templates; `sections` are the tables that the terminal shows.
 
-    `origin` says where what the page shows comes from. A section has a title, a summary, columns (title, right), rows
+    `origin` is the source of the page's facts. A section has a title, a summary, columns (title, right), rows
     (cells, kind) and paragraphs.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -87,7 +89,7 @@ def page(template: str, title: str, sections: Sequence[Any] = (), origin: str = 
 
 
 def save(text: str, file: str) -> None:
-    """Write a page, whole or not at all.
+    """Write a page completely, or leave the old file as it is.
 
     Raises:
         UsageError: it cannot be written there.
@@ -109,7 +111,7 @@ def save(text: str, file: str) -> None:
 
 
 def _mask() -> int:
-    """The process's umask, which mkstemp passes over."""
+    """The process's umask, which mkstemp ignores."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

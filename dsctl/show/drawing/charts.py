@@ -109,8 +109,8 @@ def _config(words: Words, colours: tuple[str, ...]) -> Any:
         foreground_strong="var(--ink)", foreground_subtle="var(--soft)", guide_stroke_color="var(--line)",
         major_guide_stroke_color="var(--line)", guide_stroke_dasharray="1,0", major_guide_stroke_dasharray="1,0",
         colors=colours, font_family="inherit", opacity="1", opacity_hover=".8", stroke_opacity="1",
-        stroke_width="3", label_font_size=15, major_label_font_size=15, value_font_size=15,
-        title_font_size=15,
+        stroke_width="3", label_font_size=17, major_label_font_size=17, value_font_size=17,
+        title_font_size=17,
     )  # fmt: skip
     return Config(
         style=style, js=[], height=HEIGHT, width=WIDTH, show_legend=False,

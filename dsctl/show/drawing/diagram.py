@@ -24,14 +24,15 @@ SHARED = {"Latent attention": parts.ATTENDING, "Router and experts": parts.EXPER
 EDGE, PAST = 12, 5
 
 
-def diagrams(diff: Diff, storage: bool = True) -> tuple[Sheet, Sheet]:
-    """The drawings of both sides; what they have in common is at the same height. With `storage`, every box shows how
-    its parameters are stored."""
-    pairs, heights = stages(diff, storage), dict[str, float]()
+def diagrams(diff: Diff, storage: bool = True, beside: bool = True) -> tuple[Sheet, Sheet]:
+    """The drawings of both sides. With `storage`, every box shows how its parameters are stored. With `beside`, parts
+    that both sides have are at the same height on both; without it, each drawing is as high as its own parts need."""
+    pairs, shared = stages(diff, storage), dict[str, float]()
     like = {what: _alike(pairs, part) for what, part in SHARED.items()}
+    heights = (shared, shared) if beside else (dict[str, float](), dict[str, float]())
     for side in (0, 1):
-        _side(Sheet(heights), pairs, side, like)
-    return _side(Sheet(heights), pairs, 0, like), _side(Sheet(heights), pairs, 1, like)
+        _side(Sheet(heights[side]), pairs, side, like)
+    return _side(Sheet(heights[0]), pairs, 0, like), _side(Sheet(heights[1]), pairs, 1, like)
 
 
 def _alike(pairs: Sequence[Pair], part: tuple[str, ...]) -> dict[str, str]:

@@ -48,8 +48,9 @@ def blocks(drawn: Drawn, y: float) -> float:
     """A block drafter: the states of some layers side by side, projected to one."""
     targets, size = drawn.config.get("dspark_target_layer_ids"), drawn.number("dspark_block_size")
     which = ", ".join(map(str, targets)) if isinstance(targets, list) else "some layers"
-    drawn.sheet.label(MIDDLE, y + 9, f"states of layers {which} side by side; drafts {size} tokens at a time", "middle")
-    return _begun(drawn, y, drawn.chain(BLOCKS, y + 16))
+    drawn.sheet.label(MIDDLE, y + 9, f"states of layers {which} side by side", "middle")
+    drawn.sheet.label(MIDDLE, y + 23, f"drafts {size} tokens at a time", "middle")
+    return _begun(drawn, y, drawn.chain(BLOCKS, y + 30))
 
 
 def drafted(drawn: Drawn, y: float) -> float:

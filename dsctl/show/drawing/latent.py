@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from dsctl.show.drawing.architecture import Element
 from dsctl.show.drawing.parts import (
-    BETWEEN,
     CLOSE,
     INDEX_KEY,
     INDEX_QUERY,
@@ -58,7 +57,7 @@ def attention(drawn: Drawn, y: float) -> float:
     sheet, top, low = drawn.sheet, y, y + 22
     keys, queries, indexer = drawn.take(*KEYS), drawn.take(*QUERIES), drawn.take(*INDEXER)
     there = drawn.other is not None and any(template in drawn.other for template in INDEXER)
-    lanes = Lanes(75, CLOSE) if indexer or there else Lanes((RIGHT - LEFT - 2 * BETWEEN) / 3, BETWEEN)
+    lanes = Lanes(75, CLOSE) if indexer or there else Lanes(102, CLOSE)
     ends = [*_kept(drawn, keys, lanes, low), _path(drawn, queries, lanes, QUERY, low)]
     middles = [LEFT + lanes.joined / 2, lanes.middle(QUERY)]
     if indexer:
@@ -108,7 +107,7 @@ def _kept(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, y: float) -> li
         sheet.down(middle, at, norm, latent)
         at = _boxed(drawn, found[KEYS[1]], lanes.at(LATENT), norm, lanes.width, "path 1")
     cache = norm + height + GAP
-    said = wrapped(f"cached per token: latent {latent}, rope key {rope}", lanes.joined - 16)
+    said = wrapped(f"cached per token: latent {latent}, rope key {rope}", lanes.joined - 8)
     sheet.down(middle, at, cache, latent)
     sheet.down(lanes.middle(ROPE), norm + height, cache, rope)
     height = drawn.row("path cache", needed(said))

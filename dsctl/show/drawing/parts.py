@@ -10,7 +10,7 @@ from dsctl.show.drawing.architecture import Element
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 
-# Lanes of experts, and of attention with an indexer and without.
+# Between the lanes of experts, and between those of attention.
 BETWEEN, CLOSE = 10, 8
 LANE = (RIGHT - LEFT - 2 * BETWEEN) / 3
 ROUTER_AT, ROUTED_AT, SHARED_AT = (LEFT + n * (LANE + BETWEEN) for n in range(3))
@@ -156,7 +156,7 @@ def experts(drawn: Drawn, y: float, bank: Bank = BANK) -> float:
         sheet.line((x, ends[-1]), (x, bottom + 10), head=False)
     sheet.line((min([*tails, MIDDLE]), bottom + 10), (max([*tails, MIDDLE]), bottom + 10), head=False)
     sheet.down(MIDDLE, bottom + 10, bottom + 24)
-    said = [Line("sum of what the experts give" if routed and shared else "sum of the experts")]
+    said = [Line("sum of the expert outputs" if routed and shared else "sum of the experts")]
     sheet.box(MIDDLE - 100, bottom + 24, 200, needed(said), said, shape="pill")
     return bottom + 24 + needed(said)
 

@@ -25,8 +25,8 @@ class Line(NamedTuple):
 
     @property
     def width(self) -> float:
-        size, each = {"name": (12, MONO), "title": (13, BOLD), "lane": (11, BOLD), "mark": (11, BOLD)}.get(
-            self.kind, (11, PLAIN)
+        size, each = {"name": (12, MONO), "title": (13, BOLD), "lane": (12, BOLD), "mark": (12, BOLD)}.get(
+            self.kind, (12, PLAIN)
         )
         return len(self.text) * size * each
 

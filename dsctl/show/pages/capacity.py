@@ -1,4 +1,4 @@
-"""The page of a plan: bytes of the fullest rank beside the memory of accelerators, and on which it fits."""
+"""The page of a plan: the bytes of the fullest rank, the memory of accelerators, and on which of them it fits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _cards(facts: dict[str, Any]) -> Iterator[Card]:
 
 
 def fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:
-    """The fewest accelerators that hold this format, and which others do, do tightly, or do not."""
+    """The smallest number of accelerators that hold this format; which other ones fit, are tight, or do not fit."""
     found: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
     for one in accelerators:
         fit = one["formats"][name]
@@ -86,9 +86,11 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
         axis = fitted([rank["bytes"] for rank in one["ranks"]], list(memories.values()))
         bars, lines = stacked(series, size, colours, axis), rules(_named(memories), axis)
         rows = tuple((ranks, *(size(nbytes) for nbytes in parts.values())) for ranks, parts in series.items())
-        told = f"Lines are memories of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
+        told = (
+            f"Each line marks the memory of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
+        )
         beyond = [f"{each} {size(memory)}" for each, memory in memories.items() if memory > axis]
-        told += f" Beyond it: {', '.join(beyond)}." if beyond else ""
+        told += f" Not on the axis: {', '.join(beyond)}." if beyond else ""
         told += " An arrow marks a bar that is longer than the axis." if any(bar.cut for bar in bars) else ""
         told += (
             f" * {SPLIT}: splits heads or quantization blocks." if any(rank["cuts"] for rank in one["ranks"]) else ""
@@ -97,12 +99,12 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
 
 
 def _kept(facts: dict[str, Any]) -> str:
-    """What the verdicts have to do with the reserve, if there is one."""
+    """How much memory each verdict leaves free, if there is a reserve."""
     reserve = facts.get("reserve")
     if not reserve:
         return ""
     kept = size(reserve["bytes"]) if reserve["bytes"] is not None else f"{100 * reserve['share']:g} %"
-    return f" What fits leaves {kept} of it free; what is tight leaves less."
+    return f' "Fits" leaves {kept} of it free; "tight" leaves less.'
 
 
 def _named(memories: Mapping[str, float]) -> dict[str, float]:

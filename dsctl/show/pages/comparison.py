@@ -37,7 +37,7 @@ def comparison(found: Comparison, names: tuple[str, str], worst: int) -> str:
         cards=list(_cards(found)),
         charts=[] if found.total.same else list(_charts(found)),
         roles=list(found.roles),
-        # Without an error it has nothing to show.
+        # Without errors there is nothing to show.
         heat=[] if found.total.same else list(_heat(found)),
         key=list(_key()),
     )
@@ -50,11 +50,11 @@ def _lead(found: Comparison) -> str:
         return f"All {count(total.values)} values of {many} are identical."
     role, _ = min(found.roles.items(), key=lambda one: _least(one[1][1]))
     differ = f"{1 - total.share:.2%} of {count(total.values)} values in {many} differ"
-    return f"{differ}; signal to noise: {_decibels(total)}. The largest difference is in: {role}."
+    return f"{differ}. Signal to noise: {_decibels(total)}. The {role} parameters differ most."
 
 
 def _least(sums: Sums) -> float:
-    """Signal to noise as a number to sort by: none is the worst, and what is identical the best."""
+    """Signal to noise as a number to sort by: a missing one is the worst, identical values are the best."""
     return math.inf if sums.same else -math.inf if sums.snr is None else sums.snr
 
 
@@ -128,7 +128,7 @@ def _cell(sums: Sums | None) -> Cell:
 
 
 def _key() -> Iterator[Cell]:
-    """What the heat map's colours mean."""
+    """The meaning of the heat map's colours."""
     yield Cell(f"{HEAT[0]:.0f} dB and more, or identical", 0)
     for heat, (upper, lower) in enumerate(zip(HEAT, HEAT[1:], strict=False), 1):
         yield Cell(f"{lower:.0f} to {upper:.0f}", heat)
@@ -151,13 +151,13 @@ def _by_role(found: Comparison) -> Section:
         Row((role, f"{number:,}", _decibels(sums), f"{sums.share:.2%}", f"{sums.max_abs:.3g}"))
         for role, (number, sums) in sorted(found.roles.items(), key=lambda one: _least(one[1][1]))
     ]
-    return Section("By role", "the largest difference first", columns, tuple(rows))
+    return Section("By role", "largest difference first", columns, tuple(rows))
 
 
 def _furthest(found: Comparison, worst: int) -> Section:
-    columns = (Column("SNR", True), Column("largest error", True), Column("stored as"), Column("parameter"))
+    columns = (Column("parameter"), Column("SNR", True), Column("largest error", True), Column("stored as"))
     rows = [
-        Row((_decibels(one.sums), f"{one.sums.max_abs:.3g}", " and ".join(dict.fromkeys(one.formats)), one.name))
+        Row((one.name, _decibels(one.sums), f"{one.sums.max_abs:.3g}", " and ".join(dict.fromkeys(one.formats))))
         for one in found.worst(worst)
     ]
     return Section("Largest differences", "" if rows else "all parameters are identical", columns, tuple(rows))

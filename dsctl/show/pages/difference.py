@@ -1,4 +1,4 @@
-"""The page of a diff: what happened and what it means, both architectures side by side, costs, and tables."""
+"""The page of a diff: the answer and its meaning, both architectures side by side, costs, and tables."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import Chart, curves
 from dsctl.show.drawing.diagram import diagrams
 from dsctl.show.drawing.lengths import Words
+from dsctl.show.drawing.sheet import Sheet
 from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card, change
 from dsctl.show.sections import Section, printable
@@ -28,7 +29,7 @@ SHORTEST = 1024
 NAMED = 3
 # Sections on how parameters of both sides are stored: alone, and among other changes.
 STORAGE = ("Different storage format", "Parameters on both sides")
-# What has a name of its own.
+# Roles with names of their own.
 ROLES = {
     "indexer": "a lightning indexer", "mtp": "a projection", "compressor": "compressors",
     "hyper-connections": "hyper-connections", "vision": "a vision tower",
@@ -43,7 +44,7 @@ def difference(diff: Diff, only: str | None, tensors: bool) -> str:
     names, whole = titles(diff), only is None
     shown, stored = _sections(diff, only, tensors)
     known = whole and diff.differs and diff.a.model is not None and diff.b.model is not None
-    sides = list(zip(names, diagrams(diff, storage=False), strict=True)) if known and not diff.same_parameters else []
+    sides = _sides(diff, names) if known and not diff.same_parameters else []
     charts = list(_charts(diff, names)) if diff.differs and only in (None, "totals") else []
     return page(
         "diff",
@@ -61,8 +62,14 @@ def difference(diff: Diff, only: str | None, tensors: bool) -> str:
         sides=sides,
         same=diagrams(diff)[1] if known and not sides else None,
         renamed=diff.renamed,
-        kinds={box.kind for _, sheet in sides for box in sheet.boxes},
+        kinds={box.kind for _, sheet, _ in sides for box in sheet.boxes},
     )
+
+
+def _sides(diff: Diff, names: tuple[str, str]) -> list[tuple[str, Sheet, Sheet]]:
+    """Each side with its drawing to stand beside the other's, and with the one for a page of one column."""
+    beside, alone = (diagrams(diff, storage=False, beside=beside) for beside in (True, False))
+    return list(zip(names, beside, alone, strict=True))
 
 
 def _compared(diff: Diff) -> str:
@@ -90,7 +97,7 @@ def _sections(diff: Diff, only: str | None, tensors: bool) -> tuple[list[Section
 
 
 def _lead(diff: Diff, names: tuple[str, str]) -> str:
-    """What happened, in a sentence or two, from the differences alone."""
+    """The answer in a sentence or two, from the differences alone."""
     said = [f"{diff.headline} No parameter has the same name on both sides."] if diff.renamed else []
     for verb, templates in (("adds", diff.added), ("drops", diff.removed)):
         if templates and not diff.renamed:
@@ -184,7 +191,7 @@ def _costs(diff: Diff) -> Iterator[tuple[str, float, float, Words]]:
 
 
 def _factor(before: float, after: float) -> float:
-    """By what factor one is larger than the other, as a logarithm; what only one side has is the most."""
+    """The logarithm of the factor between both; infinite if only one side has it."""
     if not before or not after:
         return math.inf if before != after else 0.0
     return abs(math.log(after / before))
@@ -224,9 +231,9 @@ def _charts(diff: Diff, names: tuple[str, str]) -> Iterator[Chart]:
     powers, context, form = _contexts(diff), _context(diff), diff.cache_format
     pairs = list(zip(names, (diff.a, diff.b), (before, after), strict=True))
     costs: dict[str, tuple[Callable[[Description, Attention, int], float], Words]] = {
-        "Attention's arithmetic for one new token": (lambda _, cost, n: cost.work(n), flop),
-        "All arithmetic for one new token": (_token, flop),
-        "Cache read for one new token": (lambda _, cost, n: cost.read_bytes(n, form), size),
+        "Attention arithmetic of one new token": (lambda _, cost, n: cost.work(n), flop),
+        "All arithmetic of one new token": (_token, flop),
+        "Cache read by one new token": (lambda _, cost, n: cost.read_bytes(n, form), size),
         "Cache held": (lambda _, cost, n: kept(cost, n, form).nbytes, size),
     }
     at = powers.index(context) if context in powers else len(powers) - 1

@@ -22,7 +22,7 @@ from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
 
-# What else a search may call a dtype.
+# Further names of dtypes that a search finds.
 DTYPES = {
     "F8_E4M3": "fp8 float8", "F8_E5M2": "fp8 float8", "F8_E8M0": "ue8m0 e8m0", "BF16": "bfloat16",
     "F16": "fp16 float16 half", "F32": "fp32 float32", "F64": "fp64 float64", "I8": "int8", "U8": "uint8",
@@ -35,7 +35,8 @@ OUTSIDE = {"vision": (0, "vision"), "embedding": (1, "embedding"), HEAD: (4, "la
 
 
 class TensorRow(NamedTuple):
-    """Tensors alike but for their numbers: their template as names and ranges by turns, which the search goes by."""
+    """Tensors that differ only in layer or expert number. The search reads `pattern`, in which # marks a number, and
+    `numbers`, the ranges of each."""
 
     dtype: str
     words: str
@@ -56,7 +57,7 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
         cards += [
             Card("architecture", one.model, _alike(seen)),
             Card("values", count(one.values), plural(one.parameters, "parameter")),
-            Card("active per token", count(one.active_values), "values that a token is multiplied with"),
+            Card("active per token", count(one.active_values), "values that each token is multiplied by"),
         ]
     return page(
         "inspect",
@@ -91,7 +92,7 @@ def _charts(seen: Inspection) -> Iterator[Chart]:
     shown = dict(zip(dtypes, itertools.cycle(COLOURS), strict=False))
     yield Chart(
         "Bytes by dtype",
-        f"Of {size(sum(dtypes.values()))}, the largest first. The axis is linear.",
+        f"Of {size(sum(dtypes.values()))}, largest first. The axis is linear.",
         None,
         bars=shares(dtypes, size, shown),
     )
@@ -109,14 +110,14 @@ def _roles(groups: Sequence[Group], colours: Mapping[str, str]) -> Chart:
         for role in ordered
         for part, nbytes in sorted(found[role].items(), key=lambda one: -one[1])
     )
-    told = f"Of {size(whole)}, the largest first. The axis is linear; every bar is at least 3 pixels long."
+    told = f"Of {size(whole)}, largest first. The axis is linear; each bar is at least 3 pixels long."
     return Chart(
         "Bytes by role", told, None, ("role", "part", "size", "share"), rows, bars=shares(totals, size, colours)
     )
 
 
 class Place(NamedTuple):
-    """Where parameters are on the way of a token: `step` orders the embedding, layers and the head, `number` layers."""
+    """Where a token meets parameters: `step` orders the embedding, layers and the head, `number` layers."""
 
     step: int
     number: int
@@ -151,7 +152,7 @@ def _layers(seen: Inspection, colours: Mapping[str, str], sizes: Mapping[str, fl
     axis = max(sum(parts.values()) for parts in series.values()) or 1
     ticks = _ticks({n: place.number for n, place in enumerate(places) if place.step == 2}, len(places))
     ends = [", ".join(place.name for place in places if wanted(place.step)) for wanted in ((2).__gt__, (2).__lt__)]
-    told = f"In the order in which a token passes. The axis is linear, from 0 to {size(axis)}."
+    told = f"From the embedding to the head. The axis is linear, from 0 to {size(axis)}."
     if len(set(sizes.values())) == 1:
         told += f" The {len(sizes):,} routed experts have the same size, {size(next(iter(sizes.values())))} each"
         told += ", in all layers together."
@@ -180,7 +181,7 @@ def _ticks(numbers: Mapping[int, int], many: int) -> tuple[Rule, ...]:
 
 
 def _uneven(sizes: Mapping[str, float]) -> Chart:
-    """Bytes of each routed expert, drawn only if they differ."""
+    """Bytes of each routed expert. Drawn only if they differ."""
     axis, colour = max(sizes.values()) or 1, {"routed expert": COLOURS[0]}
     series = {f"expert {name}": {"routed expert": nbytes} for name, nbytes in sizes.items()}
     ticks = _ticks({n: int(name) for n, name in enumerate(sizes)}, len(sizes))
