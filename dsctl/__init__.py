@@ -8,7 +8,7 @@ from dsctl.core.errors import DsctlError
 from dsctl.version import __version__
 
 if typing.TYPE_CHECKING:
-    from dsctl.api import Conversion, Result, Source, open  # noqa: A004  what it is called everywhere
+    from dsctl.api import Conversion, Result, Source, open  # noqa: A004  the usual name
 
 __all__ = ["Conversion", "DsctlError", "Result", "Source", "__version__", "open"]
 

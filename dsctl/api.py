@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Conversion", "Result", "Source", "open"]
 
 
-def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  what it is called everywhere
+def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  the usual name
     """A source by its folder, file, release or repository. Nothing is read yet; errors are raised when it is used."""
     return Source(os.fspath(place))
 
@@ -74,7 +74,7 @@ class Source:
         return f"<Source {shortened(self.place)}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the source's name. Nothing is read for it."""
+        """Return the name of the source, as HTML for a notebook. Reads nothing."""
         return f"<code>{escape(repr(self))}</code>"
 
     @cached_property
@@ -170,7 +170,8 @@ class Source:
             UsageError, TypeError: as `to`, or no size is given.
         """
         if not any(options.get(name) for name in ("tp", "ep", "pp")):
-            raise UsageError("over how many ranks?", hint="tp=N, ep=N, pp=N, or several of them")
+            hint = "give tp=N, ep=N or pp=N, or several of them"
+            raise UsageError("shard: the number of ranks is missing", hint=hint)
         return self.to(codec, **options)
 
     def slice(
@@ -192,7 +193,7 @@ class Source:
         kept = range(experts) if isinstance(experts, int) else experts or ()
         chosen = numbers("experts", kept)
         if experts is not None and not chosen:
-            raise UsageError("experts: none would be left", hint="leave experts out to keep all")
+            raise UsageError("experts: at least one must be kept", hint="leave experts out to keep all")
         part = Kept(None if layers is None else numbers("layers", layers), chosen, mtp)
         request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp="keep")
         return Conversion(self, request, part)
@@ -221,7 +222,8 @@ class Source:
         only, include, exclude = globs("only", only), globs("include", include), globs("exclude", exclude)
         if only:
             if include or exclude or target is None:
-                raise UsageError("only: needs a target, and neither include nor exclude")
+                hint = "name a target folder, and leave out include and exclude"
+                raise UsageError("only: needs a target, and cannot be combined with include or exclude", hint=hint)
             Source(SCHEME + repository.removeprefix(SCHEME)).to(only=only).run(target)
             return Source(os.fspath(target))
         ordered = order(repository, None if target is None else Path(target), include, exclude)
@@ -242,11 +244,11 @@ class Conversion:
         return f"<Conversion of {cut}{shortened(self.source.place)}, {self.request.towards}>"
 
     def __str__(self) -> str:
-        """What `print` shows: the plan. Headers are read for it."""
+        """Return the plan as text, which `print` shows. Reads headers."""
         return str(self.plan)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the plan."""
+        """Return the plan as HTML for a notebook. Reads headers."""
         return self.plan._repr_html_()
 
     @cached_property

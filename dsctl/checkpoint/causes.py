@@ -21,7 +21,7 @@ WEIGHTS = ".safetensors"
 # Codes of files that have to be fetched again.
 _FETCHED = ("missing-shard", "wrong-size", "broken-header", "lfs-pointer")
 
-BELONGS = "replace config.json by the one that belongs to these files"
+BELONGS = "replace config.json with the one that belongs to these files"
 
 
 class Told(Protocol):

@@ -218,7 +218,7 @@ def undeclared(contents: Contents, codecs: Iterable[Codec]) -> list[Fault]:
     configs = {codec: config for codec in found if (config := codec.config()) is not None}
     says = contents.quantization
     if configs and not says:
-        what = f"weights are {', '.join(sorted({c.name for c in configs}))}, but there is no quantization_config"
+        what = f"weights are {', '.join(sorted({c.name for c in configs}))}, but quantization_config is absent"
         return [Fault("format-not-declared", "config.json", what)]
     if says and found and not configs:
         return [Fault("declared-not-stored", "config.json", "quantization_config is there, but no weight is quantized")]

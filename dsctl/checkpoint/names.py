@@ -1,4 +1,4 @@
-"""Names of repositories: what a person may call a release or a repository on the hub."""
+"""Names of repositories: those that a user may write for a release or a repository on the hub."""
 
 from __future__ import annotations
 

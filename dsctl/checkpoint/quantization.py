@@ -51,7 +51,7 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
     told = [config for codec, config in configs.items() if codec.scale_fmt] or list(configs.values())
     if any(config != told[0] for config in told) or len({config["quant_method"] for config in configs.values()}) > 1:
         names = " and ".join(sorted(codec.name for codec in configs))
-        hint = "fp8-block-ct goes with the other formats of compressed-tensors"
+        hint = "fp8-block-ct can be combined with the other formats of compressed-tensors"
         raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
     config, method = told[0], told[0]["quant_method"]
     nvfp4 = next((one for one in configs.values() if dress.MOE_ALGORITHM in one), None)

@@ -32,7 +32,7 @@ def read_json(store: Store, file: str, files: Mapping[str, int]) -> dict[str, An
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise FormatError(f"{file}: holds {type(value).__name__} where an object is expected")
+        raise FormatError(f"{file}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

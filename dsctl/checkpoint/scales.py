@@ -156,7 +156,7 @@ def are_bytes(ref: TensorRef, scales: npt.NDArray[np.float32]) -> bool:
 def bytes_told(ref: TensorRef, scales: npt.NDArray[np.float32]) -> str:
     """The message about such scales."""
     largest = int(scales.max())
-    return f"holds the bytes of E8M0 scales as {ref.spec.dtype} numbers: {largest} in place of 2^{largest - 127}"
+    return f"holds the bytes of E8M0 scales as {ref.spec.dtype} numbers: {largest} instead of 2^{largest - 127}"
 
 
 def bad_scale(ref: TensorRef, scales: npt.NDArray[np.float32]) -> BadScale | None:

@@ -13,7 +13,7 @@ from dsctl.cli import completion
 from dsctl.cli.commands import Verb, Verbs
 from dsctl.version import __version__
 
-# Every verb, which is a function of the module of its name, with the first line of that function's docstring.
+# The verbs with the first lines of their docstrings. Each verb is a function in the module with its name.
 VERBS = {
     "compare": "Compare the values of two checkpoints, in any formats.",
     "convert": "Convert a checkpoint to another format, or rename its tensors.",
@@ -30,7 +30,7 @@ VERBS = {
     "tiny": "Make a small checkpoint of a release, with random weights.",
     "verify": "Check a checkpoint against its config, its index and its architecture.",
 }
-# What people type to ask dsctl about itself; they are no verbs.
+# Words that ask about dsctl itself; they are not verbs.
 ASKED = {
     "help": "Show the help of a command, or this page.",
     "version": "Print the version.",
@@ -75,7 +75,7 @@ def function(verb: str) -> Callable[..., None]:
 
 
 def _named() -> None:
-    """Stand for a verb that is named in `--help` and not called."""
+    """Represent a verb that `--help` lists and that is not called."""
     raise AssertionError("a verb that is not loaded was called")
 
 

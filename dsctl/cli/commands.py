@@ -120,7 +120,7 @@ def called(option: Any) -> str:
 
 
 def _said(option: Any) -> str:
-    """What an option does, its default if it has one that says something, and its environment variable."""
+    """The help text of an option, its default if that is meaningful, and its environment variable."""
     text = option.help or ""
     if option.show_default and option.default:
         text += f" [default: {option.default}]"

@@ -6,13 +6,14 @@ import os
 
 
 def sources(incomplete: str) -> list[str]:
-    """Names of releases, and what is in this folder; nothing in another folder, so that the shell completes files."""
+    """Names of releases and entries of this folder. Empty for a different folder, so that the shell completes its
+    files."""
     named = [name for name in releases(incomplete) if name.startswith(incomplete)]
     return named and named + _here(incomplete)
 
 
 def _here(incomplete: str) -> list[str]:
-    """Folders and weight files of this folder that begin so; a folder ends in a slash."""
+    """Folders and weight files of this folder that begin with the text; a folder ends in a slash."""
     with os.scandir() as entries:
         found = [
             entry.name + "/" * entry.is_dir()
@@ -23,7 +24,7 @@ def _here(incomplete: str) -> list[str]:
 
 
 def releases(incomplete: str) -> list[str]:
-    """Aliases of releases; the first of each as long as nothing is typed."""
+    """Aliases of releases; only the first of each while the text is empty."""
     from dsctl.releases import releases as known
 
     return [alias for release in known() for alias in release.alias[: None if incomplete else 1]]
@@ -45,7 +46,7 @@ def formats() -> list[str]:
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Recipes by name; nothing if none begins so, so that the shell completes files."""
+    """Recipes by name; empty if no name begins with the text, so that the shell completes files."""
     from dsctl.plan.recipes import ready
 
     return [name for name in ready() if name.startswith(incomplete)]

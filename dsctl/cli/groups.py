@@ -52,7 +52,7 @@ class FormatOptions:
 
 @dataclass(frozen=True, slots=True)
 class PartOptions:
-    """Which part of a checkpoint is converted."""
+    """The part of a checkpoint to convert."""
 
     only: Only = None
     skip: Skip = None
@@ -63,7 +63,7 @@ class PartOptions:
 
 @dataclass(frozen=True, slots=True)
 class RankOptions:
-    """How many ranks a checkpoint is sharded into; None is a size that was not given."""
+    """The numbers of ranks into which a checkpoint is sharded; None if a size is not given."""
 
     tp: Tp = None
     ep: Ep = None
@@ -72,7 +72,7 @@ class RankOptions:
 
 @dataclass(frozen=True, slots=True)
 class SpreadOptions:
-    """Which ranks are written, and which experts each rank holds."""
+    """The ranks to write, and the experts of each rank."""
 
     rank: Rank = None
     expert_map: ExpertMap = None
@@ -80,7 +80,7 @@ class SpreadOptions:
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """How tensors are laid out in files, and whether blocks that a split goes through are quantized again."""
+    """The layout of tensors in files, and whether blocks that a split goes through are quantized again."""
 
     layout: Layout = "published"
     recode: Recode = False
@@ -88,7 +88,7 @@ class LayoutOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a plan is carried out. `consume` counts how often the option was given; `max_memory` is in bytes."""
+    """The settings of a run. `consume` counts how often the option is given; `max_memory` is in bytes."""
 
     dry_run: DryRun = False
     workers: Workers = None
@@ -103,7 +103,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class PrintOptions:
-    """How the result is printed."""
+    """The format of the output."""
 
     json: Json = False
     quiet: Quiet = False

@@ -10,7 +10,8 @@ from dsctl.core.errors import LATER, DsctlError, Interrupted
 
 @contextmanager
 def resumable(again: str) -> Iterator[None]:
-    """Add to hints what the same command does after an interrupt, or if a store does not answer, such as `resumes`."""
+    """Add to hints the effect of running the same command again, such as `resumes`, after an interrupt or if a store
+    does not answer."""
     try:
         yield
     except Interrupted as interrupted:

@@ -115,7 +115,7 @@ def plan(
     form = _must_format([*(to or ()), *(one.name for one in recipes)]) if demands else STORED
     description = describe(located(source, remote, local))
     if not description.known:
-        raise UsageError(f"{source}: the architecture is unknown, so that cuts and caches cannot be computed")
+        raise UsageError(f"{source}: the architecture is unknown, so splits and caches cannot be computed")
     spreads, exact = _spreads(description, ranks)
     if exact:
         _check_counts(demands, spreads[0])
@@ -152,7 +152,7 @@ def _spreads(description: Description, sizes: RankOptions) -> tuple[list[Ranks],
 
 
 def _must_format(names: list[str]) -> str:
-    """The format that --must-fit is about: the given one, or as stored."""
+    """The format to which --must-fit applies: the given one, or as stored."""
     if len(names) > 1:
         raise UsageError(f"--must-fit: {len(names)} formats are given", hint="give at most one --to or --recipe")
     return names[0] if names else STORED
@@ -165,5 +165,5 @@ def _check_counts(demands: list[Must], ranks: Ranks) -> None:
             given = f"--tp {ranks.tp}, --ep {ranks.ep} and --pp {ranks.pp} make {ranks.world}"
             raise UsageError(
                 f"--must-fit {one.text}: is for {one.number} ranks, but {given}",
-                hint="give matching sizes, or none of them to try every split",
+                hint="give matching sizes, or leave all of them out to try every split",
             )

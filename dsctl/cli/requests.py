@@ -64,7 +64,7 @@ def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool
         UsageError: no size, sizes that contradict each other or the layout, or a wrong list of ranks or experts.
     """
     if not any((sizes.tp, sizes.ep, sizes.pp)):
-        raise UsageError("no number of ranks", hint="give --tp N, --ep N or --pp N, or several of them")
+        raise UsageError("the number of ranks is missing", hint="give --tp N, --ep N or --pp N, or several of them")
     if mtp and request.mtp == "drop":
         raise UsageError("--mtp and --no-mtp exclude each other", hint="give one of them")
     tp = sizes.tp or 1
@@ -72,7 +72,7 @@ def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool
     if which.expert_map and ep == 1:
         raise UsageError("--expert-map: one part would have all experts", hint="set the number of parts with --ep N")
     if mtp and request.layout == "vllm":
-        raise UsageError("--mtp: layout vllm has no place for the MTP layer", hint="leave --mtp out")
+        raise UsageError("--mtp: layout vllm does not support the MTP layer", hint="leave --mtp out")
     return replace(
         request,
         tp=tp,

@@ -50,5 +50,5 @@ def _experts(text: str | None) -> tuple[int, ...]:
     else:
         kept = parse_numbers(text, "--experts", "experts")
     if not kept:
-        raise UsageError("--experts: 0 keeps no expert", hint="leave --experts out to keep all")
+        raise UsageError("--experts: at least one must be kept", hint="leave --experts out to keep all")
     return kept

@@ -30,12 +30,12 @@ Against = Annotated[
         "--against",
         metavar="RELEASE|SRC",
         autocompletion=completion.sources,
-        help="Also compare with a release or a different folder.",
+        help="Compare with a release or a different folder as well.",
     ),
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Also fail on warnings.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]
 Ignore = Annotated[
     list[str] | None,
     typer.Option(
@@ -48,7 +48,7 @@ Ignore = Annotated[
 All = Annotated[
     bool, typer.Option("--all", help="List every finding and its consequences, instead of ten of each code.")
 ]
-Annotate = Annotated[bool, typer.Option("--annotate", help="Also print findings as annotations for GitHub Actions.")]
+Annotate = Annotated[bool, typer.Option("--annotate", help="Print findings as annotations for GitHub Actions, too.")]
 
 
 @verb
@@ -153,5 +153,5 @@ def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
     from dsctl.checkpoint.causes import remedy
 
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
-    fixing = "--fix corrects the metadata; --fix --dry-run shows what it would change" if mendable else None
+    fixing = "--fix corrects the metadata; --fix --dry-run only lists the changes" if mendable else None
     raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or fixing)

@@ -1,4 +1,4 @@
-"""How a region of a parameter is stored: the interface of codecs, and relations between two of them."""
+"""The stored form of a region of a parameter: the interface of codecs, and relations between two of them."""
 
 from __future__ import annotations
 

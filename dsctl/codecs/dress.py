@@ -17,7 +17,7 @@ Arguments = dict[str, Any]
 
 
 def arguments(kind: str, bits: int, strategy: str, **more: Any) -> Arguments:
-    """How weights or activations are quantized, symmetric in every format here."""
+    """The quantization of weights or activations, which is symmetric in every format here."""
     plain: Arguments = {
         "actorder": None, "block_structure": None, "dynamic": False, "group_size": None, "num_bits": bits,
         "observer": "memoryless_minmax", "observer_kwargs": {}, "scale_dtype": None, "strategy": strategy,

@@ -290,7 +290,7 @@ class _Scratch:
 
         A quotient in [2^e, 2^(e+1)) plus 2^(e+20) ends where E4M3 ends, so that the sum rounds as E4M3 does and its low
         byte counts steps of the mantissa. Holding e at -6 or above makes subnormals. Quotients are taken 2^7 too large,
-        so that e = -6 has the exponent field 128, of which nothing is left in the code's byte.
+        so that e = -6 has the exponent field 128, which leaves no bits in the code's byte.
         """
         import torch
 

@@ -46,11 +46,11 @@ FORMATS: dict[str, Format] = {
     "fp8-block-e8m0": Format(
         "transformers; SGLang for V4", "Hopper+", "fp8-block with ue8m0 scales; mxfp4 within 2^14", 31.5
     ),
-    "fp8-block-ct": Format(f"{_SERVERS}; transformers but for experts", "Hopper+", "itself, fp8-block", 31.6),
+    "fp8-block-ct": Format(f"{_SERVERS}; transformers except experts", "Hopper+", "itself, fp8-block", 31.6),
     "fp8-channel": Format(_ALL, "Ada+", "itself", 31.5),
-    "int8-channel": Format("vLLM; SGLang but for experts", "Turing+", "itself", 41.2),
+    "int8-channel": Format("vLLM; SGLang except experts", "Turing+", "itself", 41.2),
     "int8-block": Format("SGLang", "Ampere+", "itself", 40.5),
-    "mxfp8": Format("vLLM; transformers but for experts", "Blackwell", "itself, FP8 with ue8m0 scales", 31.5),
+    "mxfp8": Format("vLLM; transformers except experts", "Blackwell", "itself, FP8 with ue8m0 scales", 31.5),
     "int4-group": Format(_ALL, _MARLIN, "itself", 19.1, 19.9),
     "int4-group-32": Format(_ALL, _MARLIN, "itself", 20.5, 21.3),
     "int8-group": Format(_ALL, _MARLIN, "itself", 43.7),

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # A silent error, observed with transformers 5.24.
 SILENT = (
-    "transformers 5.24 loads routed experts in nvfp4 without a word, leaves out their global scale and computes wrong "
-    "answers: serve them with vLLM or SGLang"
+    "transformers 5.24 loads routed experts in nvfp4 without an error, but ignores their global scale and computes "
+    "wrong answers: serve them with vLLM or SGLang"
 )
 # The dtype of codes whose shape counts codes, not bytes: that of safetensors 0.8, torch's float4_e2m1fn_x2.
 LOGICAL = "F4"

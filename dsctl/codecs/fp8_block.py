@@ -69,7 +69,7 @@ class Fp8Block:
         return (cls((size[0], size[1]), fmt),)
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """How many blocks cover a matrix, partial ones counted."""
+        """The number of blocks that cover a matrix, including partial ones."""
         rows, columns = shape
         return -(-rows // self.block[0]), -(-columns // self.block[1])
 
@@ -89,7 +89,7 @@ class Fp8Block:
             return box
         for begin, end, size, whole in zip(box.start, box.stop, self.block, shape, strict=True):
             if begin % size or (end % size and end != whole):
-                raise Misaligned(f"a cut at {begin} to {end} of {whole} does not fall on blocks of {size}")
+                raise Misaligned(f"a cut at {begin} to {end} of {whole} is not aligned with blocks of {size}")
         start = tuple(a // size for a, size in zip(box.start, self.block, strict=True))
         return Box(start, tuple(-(-b // size) for b, size in zip(box.stop, self.block, strict=True)))
 

@@ -29,7 +29,7 @@ FEW_TO_DIVIDE = 32
 
 
 def grid(shape: tuple[int, ...], group: GroupShape) -> tuple[int, int]:
-    """How many groups cover a matrix, partial ones counted."""
+    """The number of groups that cover a matrix, including partial ones."""
     rows, columns = shape
     width = group[1] or max(columns, 1)
     return -(-rows // group[0]), -(-columns // width)
@@ -51,7 +51,7 @@ def grid_box(box: Box, group: GroupShape, shape: tuple[int, ...]) -> Box:
     sizes = group[0], group[1] or 1
     for begin, end, size, whole in zip(box.start, box.stop, sizes, shape, strict=True):
         if begin % size or (end % size and end != whole):
-            raise Misaligned(f"a cut at {begin} to {end} of {whole} does not fall on groups of {size}")
+            raise Misaligned(f"a cut at {begin} to {end} of {whole} is not aligned with groups of {size}")
     start = tuple(a // size for a, size in zip(box.start, sizes, strict=True))
     stop = tuple(-(-b // size) for b, size in zip(box.stop, sizes, strict=True))
     return Box(start, stop) if group[1] else Box((start[0], 0), (stop[0], 1))

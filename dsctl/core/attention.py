@@ -50,7 +50,7 @@ class Compressed:
         return len(self.ratios)
 
     def counted(self, ratio: int) -> int:
-        """How many layers have this ratio."""
+        """The number of layers with this ratio."""
         return self.ratios.count(ratio)
 
 

@@ -27,7 +27,7 @@ class Box(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """How many elements it holds (a scalar's box holds one)."""
+        """The number of elements (one for a scalar)."""
         return prod(self.shape)
 
     def intersect(self, other: Box) -> Box | None:

@@ -21,7 +21,7 @@ def choose(value: str, known: Iterable[str], what: str, option: str = "") -> str
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:
-    """What to type instead of `value`: the nearest known values if any is near, and all of them."""
+    """The suggestion in place of `value`: the nearest known values, if any is near, and all of them."""
     # Loaded late: only a refusal needs it.
     from difflib import get_close_matches
 

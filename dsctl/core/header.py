@@ -268,7 +268,7 @@ def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     if dtype not in DTYPE_BITS:
         raise ValueError(f"unknown dtype {dtype!r}" if dtype else "has no dtype")
     if shape == (-1,):
-        raise ValueError("impossible shape: none, or [-1]")
+        raise ValueError("impossible shape: absent, or [-1]")
     if len(shape) > 8 or any(n < 0 or n >= 1 << 48 for n in shape) or prod(shape) >= 1 << 60:
         raise ValueError(f"impossible shape {list(shape)}")
     if prod(shape) * DTYPE_BITS[dtype] % 8:
@@ -297,7 +297,7 @@ def _offset_fault(entries: Mapping[str, _Entry], room: int | None) -> str:
     for name, entry in entries.items():
         begin, end = entry.data_offsets
         if begin != at:
-            return f"tensor {name}: begins at {begin:,} where {at:,} was due: tensors overlap or leave a hole"
+            return f"tensor {name}: begins at {begin:,}, expected {at:,}: tensors overlap or leave a hole"
         at = end
     raise AssertionError("the offsets are right")
 

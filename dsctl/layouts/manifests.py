@@ -83,7 +83,7 @@ def decode(raw: bytes, file: str) -> Manifest:
         raise FormatError(f"{file}: is not a rank's manifest: {error}") from None
     ranks = found.ranks
     if not found.rank < ranks.world <= MOST or max(ranks.tp, ranks.ep) % min(ranks.tp, ranks.ep):
-        raise FormatError(f"{file}: there is no rank {found.rank} of TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}")
+        raise FormatError(f"{file}: rank {found.rank} does not exist with TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}")
     return found
 
 

@@ -24,7 +24,7 @@ class Dialect(NamedTuple):
 DIALECTS: dict[str, Dialect] = {
     # deepseek-ai/DeepSeek-V3, README_WEIGHTS.md; SGLang's blockwise_int8 has the same names.
     "deepseek": Dialect({"scale": ("", "_scale_inv")}),
-    # deepseek-ai/DeepSeek-V4-Flash, its published tensors; and what the reference models of V3 and V3.2 load.
+    # deepseek-ai/DeepSeek-V4-Flash, its published tensors; the tensors that the reference models of V3 and V3.2 load.
     "v4": Dialect({"scale": ("weight", "scale")}),
     # vllm-project/compressed-tensors, compressors/quantized_compressors (naive) and (pack).
     "compressed-tensors": Dialect({"scale": ("", "_scale")}),

@@ -1,1 +1,1 @@
-"""Read and tell: what a checkpoint holds, what differs, what it costs. Nothing is written."""
+"""Describe checkpoints: their contents, their differences and their costs. Nothing is written."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 GB, MIB, GIB = 10**9, 2**20, 2**30
 CAPACITY = "total capacity in an out-of-memory message"
-# What NVIDIA's tool counts beyond a process number, and what is assumed for other vendors' tools: bytes.
+# The most bytes by which the total of NVIDIA's tool exceeds a process number, and those assumed for other vendors.
 DRIVER, UNSEEN = 3 * GIB // 2, 4 * GIB
 
 
@@ -47,7 +47,7 @@ def _tb(number: float) -> int:
 
 
 def _tool(mib: int, less: int, words: str) -> tuple[int, str]:
-    """Memory and source of a device of which only a tool's total is known."""
+    """Memory and source of a device for which only the total of a tool is known."""
     return mib * MIB - less, f"estimated: {words} {mib:,} MiB, minus {less / GIB:g} GiB"
 
 
@@ -95,5 +95,5 @@ ACCELERATORS: dict[str, Accelerator] = {
     key: Accelerator(key, name, label, held[0], _tb(speed), *units, held[1])
     for key, name, label, held, speed, units in _ROWS
 }
-# Those that are shown if nobody asks for one.
+# The accelerators that are shown if none is requested.
 USUAL = ("a100", "h20", "h100", "h200", "b200", "b300", "mi300x", "mi355x")

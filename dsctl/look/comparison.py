@@ -108,18 +108,18 @@ class Comparison:
         return f"<Comparison {' and '.join(shortened(place, 50) for place in self.places)}: {self.summary}>"
 
     def __str__(self) -> str:
-        """What `print` shows: both places, and the error by role."""
+        """Return the text that `print` shows: both places, and the error by role."""
         sides = [f"{side}  {visible(place)}" for side, place in zip("AB", self.places, strict=True)]
         return "\n".join([*sides, self.summary, "", *text_table("By role", _COLUMNS, self._rows)])
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the same as HTML for a notebook."""
         sides = "".join(f"<p>{side}: {html(place)}</p>" for side, place in zip("AB", self.places, strict=True))
         return f"<h3>{html(self.summary)}</h3>{sides}{table('By role', _COLUMNS, self._rows)}"
 
     @property
     def summary(self) -> str:
-        """How many parameters were compared, and the share of identical values, in words."""
+        """The number of compared parameters, and the share of identical values, in words."""
         share = "all values identical" if self.total.same else f"{self.total.share:.2%} of values identical"
         left = len(self.only_ours) + len(self.only_theirs) + len(self.reshaped) + len(self.not_numbers)
         rest = f", {left:,} not compared" if left else ""

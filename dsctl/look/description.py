@@ -101,7 +101,7 @@ class Description:
 
     @property
     def main_values(self) -> int:
-        """Values without the multi-token-prediction layers."""
+        """Values without the MTP layers."""
         return sum(group.values for group in self.known if not group.family.mtp)
 
     @property

@@ -214,12 +214,12 @@ class Diff:
         return f"<Diff {self.a.name} → {self.b.name}: {self.verdict}>"
 
     def __str__(self) -> str:
-        """Origin, verdict and tables as text."""
+        """Return origin, verdict and tables as text, which `print` shows."""
         parts = [line for part in _tables(self) if (lines := text_table(*part)) for line in ("", *lines)]
         return "\n".join((self.origin, "", f"{self.a.name} → {self.b.name}   {self.headline}", *parts))
 
     def _repr_html_(self) -> str:
-        """The same for a notebook."""
+        """Return the same as HTML for a notebook."""
         parts = "".join(table(*part) for part in _tables(self))
         said = "".join(f"<p>{html(text)}</p>" for text in (self.origin, self.headline))
         return f"<h3>{html(self.a.name)} → {html(self.b.name)}</h3>{said}{parts}"

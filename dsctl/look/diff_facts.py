@@ -23,7 +23,8 @@ def latent(attention: Attention | None) -> LatentAttention | None:
 
 
 def indexer_gained(diff: Diff) -> Facts | None:
-    """B has an indexer that chooses the tokens to attend to, A has full attention: its sizes and what it saves."""
+    """B has an indexer that chooses the tokens to attend to, A has full attention: the sizes of the indexer and its
+    savings."""
     before, after = map(latent, diff.attention)
     if before is None or after is None or before.indexers or not after.indexers:
         return None
@@ -33,7 +34,7 @@ def indexer_gained(diff: Diff) -> Facts | None:
 
 
 def indexer_lost(diff: Diff) -> Facts | None:
-    """B has full attention, A has an indexer: its sizes and what it saved."""
+    """B has full attention, A has an indexer: the sizes of the indexer and its savings."""
     before, after = map(latent, diff.attention)
     if before is None or after is None or not before.indexers or after.indexers:
         return None
@@ -110,14 +111,14 @@ def scales_free(diff: Diff) -> Facts | None:
 
 
 def quantized(diff: Diff) -> Facts | None:
-    """How many matrices are quantized in B, and in which formats, if none is in A."""
+    """The number and the formats of the quantized matrices in B, if none is quantized in A."""
     if diff.a.quantized or not diff.b.quantized:
         return None
     return {"count": f"{diff.b.quantized:,}", "share": _share(diff), "format": _formats(diff.b)}
 
 
 def dequantized(diff: Diff) -> Facts | None:
-    """How many matrices are quantized in A, and in which formats, if none is in B."""
+    """The number and the formats of the quantized matrices in A, if none is quantized in B."""
     if not diff.a.quantized or diff.b.quantized:
         return None
     return {"count": f"{diff.a.quantized:,}", "share": _share(diff), "format": _formats(diff.a)}

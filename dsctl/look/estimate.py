@@ -25,10 +25,8 @@ from dsctl.plan.recipes import recipe
 
 class Choice(NamedTuple):
     """One format on one number of ranks. `weights` and `cache` are bytes on the fullest rank, `disk` those of a file.
-
-    `cuts` are the matrices that cannot be split over so many ranks, and `fits` the accelerators whose memory holds one
-    rank with 10% kept free; without a possible split it is empty.
-    """
+    `cuts` are the matrices that cannot be split over this number of ranks, and `fits` the accelerators whose memory
+    holds one rank with 10% kept free; without a possible split it is empty."""
 
     format: str
     ranks: Ranks
@@ -66,11 +64,11 @@ class Estimate:
         return f"<Estimate {shortened(self.source)}: {len(self.choices)} choices, {at}>"
 
     def __str__(self) -> str:
-        """What `print` shows: a table with a line per format and number of ranks."""
+        """Return the table that `print` shows, with a line per format and number of ranks."""
         return "\n".join(text_table(visible(self._title), _COLUMNS, self._rows))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the same table as HTML for a notebook."""
         return f"<h3>{html(self.source)}</h3>{table(self._title, _COLUMNS, self._rows)}"
 
     @property

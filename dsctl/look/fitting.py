@@ -57,7 +57,7 @@ class Fit(NamedTuple):
 
 
 def fit(load: Load, cuts: Sequence[Cut], cache: Cache, memory: int, reserve: int) -> Fit:
-    """How ranks fit into `memory` bytes each, of which `reserve` stay free."""
+    """The fit of ranks into `memory` bytes each, with `reserve` of them kept free."""
     left = memory - load.nbytes
     if cuts:
         return Fit(load.ranks, SPLIT, left, None, None)
@@ -75,7 +75,8 @@ def fit(load: Load, cuts: Sequence[Cut], cache: Cache, memory: int, reserve: int
 
 
 def best(fits: Sequence[Fit]) -> Fit:
-    """The fit with fewest ranks that fits, or is tight; else that which misses fewest bytes; else one with cuts."""
+    """The fit with the fewest ranks that fits or is tight; if there is no such fit, the one that misses the fewest
+    bytes; if every split is illegal, one with cuts."""
     for verdict in (FITS, TIGHT):
         held = [one for one in fits if one.verdict == verdict]
         if held:

@@ -87,7 +87,7 @@ class Inspection:
         return f"<Inspection {shortened(self.description.name)}: {self.description.summary}>"
 
     def __str__(self) -> str:
-        """What `print` shows: the same tables as a notebook, as text."""
+        """Return the tables as text, which `print` shows."""
         lines = [visible(self.description.name), *map(visible, self._said)]
         for title, columns, rows in self._tables:
             lines += ["", *text_table(title, columns, rows)]
@@ -174,7 +174,7 @@ class Inspection:
                 yield from (Tensor(tensor, spec, "") for tensor, spec in zip(named, specs.values(), strict=True))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the tables as HTML for a notebook."""
         said = "".join(f"<p>{html(text)}</p>" for text in self._said)
         tables = "".join(table(title, columns, rows) for title, columns, rows in self._tables)
         return f"<h3>{html(self.description.name)}</h3>{said}{tables}"
@@ -185,7 +185,7 @@ class Inspection:
 
     @property
     def _tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[object, ...]]]]:
-        """Titles, columns and rows of what is printed."""
+        """The title, columns and rows of each printed table."""
         roles = [(one.name, one.number, one.values, one.active, one.nbytes) for one in self.roles]
         yield "By role", ("role", "parameters", "values", "active per token", "bytes"), [*roles]
         dtypes = [(one.name, one.number, one.values, one.nbytes) for one in self.dtypes]
@@ -196,7 +196,7 @@ def inspect(source: str) -> Inspection:
     """Inspect a folder, a .safetensors file, a repository, or a release by any of its names; an existing path is first.
 
     Raises:
-        SourceError: it is none of these, or unreadable. FormatError: a file's own structure is broken.
+        SourceError: it is not one of these, or unreadable. FormatError: a file's own structure is broken.
     """
     here = os.path.exists(source) or is_url(source) or is_repository(source)
     if releases.meant(source) is not None or not here:

@@ -61,7 +61,7 @@ FIELDS: dict[str, str] = {
     "index_n_heads": "indexer heads",
     "index_topk": "tokens that a query attends to",
     "index_topk_freq": "one in this many layers chooses its tokens",
-    "indexer_types": "layers with an indexer of their own",
+    "indexer_types": "layers with their own indexer",
     "intermediate_size": "dense MLP width",
     "kv_lora_rank": "width of the cached latent",
     "max_position_embeddings": "positions that the config allows",
@@ -117,20 +117,20 @@ _DRAFTING = "deepseek-ai/DeepSeek-V4-Flash-0731, config.json, inference/model.py
 MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "compression-gained", compression_gained,
-        "Compressed attention: every layer attends to a window of the last {window} tokens. Beside the window, "
+        "Compressed attention: every layer attends to a window of the last {window} tokens. In addition to the window, "
         "{kinds}. All {heads} heads share one vector of {size} values per entry, which is key and value at once. Each "
         "head has a sink: its own logit in the softmax.",
         f"{_V4}, section 2.3; {_CODE}",
     ),
     Meaning(
         "compression-lost", compression_lost,
-        "No compression: every token has its own latent in the cache, without a window or sinks. Before, beside the "
-        "window, {kinds}.",
+        "No compression: every token has its own latent in the cache, without a window or sinks. Previously, in "
+        "addition to the window, {kinds}.",
         f"{_V4}, section 2.3; {_CODE}",
     ),
     Meaning(
         "compression-changed", compression_changed,
-        "Attention beside the window is compressed differently: {after}. Before, {before}.",
+        "Outside the window, attention is compressed differently: {after}. Previously, {before}.",
         "config.json, compress_ratios, index_topk, sliding_window",
     ),
     Meaning(
@@ -149,7 +149,8 @@ MEANINGS: tuple[Meaning, ...] = (
         "streams-gained", streams_gained,
         "Hyper-connections: {streams} residual streams instead of one pass through the layers. Attention and experts "
         "each read one input that is mixed from them, and write back through a mixture of {numbers} numbers that is "
-        "computed for every token. These {tensors} tensors ({values} million values) are float32 and must stay so.",
+        "computed for every token. These {tensors} tensors ({values} million values) are float32 and must stay "
+        "float32.",
         f"{_V4}, section 2.2; {_CODE}; huggingface/transformers issue 46167",
     ),
     Meaning(
@@ -229,7 +230,7 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "indexers-shared", indexers_shared,
-        "Layers with an indexer of their own: {before} → {after} of {layers}. The others use the tokens that an "
+        "Layers with their own indexer: {before} → {after} of {layers}. The others use the tokens that an "
         "earlier layer chose.",
         "config.json, indexer_types",
     ),
@@ -246,7 +247,8 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "quantized", quantized,
-        "{count} matrices are stored in {format}, with a scale per block{share}. A loader needs all tensors of each.",
+        "{count} matrices are stored in {format}, with a scale per block{share}. A loader needs every tensor "
+        "of each matrix.",
         "deepseek-ai/DeepSeek-V3 README_WEIGHTS.md",
     ),
     Meaning(
@@ -316,9 +318,9 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "training-only", training_only,
-        "As far as the built-in descriptions go, only the training differs: {compared} agree, apart from fields "
-        "without effect. Not compared: {not_compared}. Compare those in two folders before you replace one by the "
-        "other in a loader.",
+        "According to the built-in descriptions, only the training differs: {compared} agree, apart from fields "
+        "without effect. Not compared: {not_compared}. Compare these in two folders before you replace one model with "
+        "the other in a loader.",
         "config.json and tensor inventory of both",
     ),
 )  # fmt: skip

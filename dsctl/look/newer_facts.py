@@ -44,7 +44,7 @@ def compression_lost(diff: Diff) -> Facts | None:
 
 
 def _kinds(attention: CompressedAttention) -> str:
-    """The entries that layers attend to beside the window, by ratio."""
+    """The entries that layers attend to besides the window, by ratio."""
     one = attention.sizes
     said = []
     for ratio in sorted({*one.ratios} - {0}):
@@ -239,7 +239,7 @@ def drafter_lost(diff: Diff) -> Facts | None:
     """A block drafter in A and none in B."""
     if not _blocks(diff.a) or _blocks(diff.b) or diff.b.model is None:
         return None
-    left = "An MTP layer drafts the next token." if diff.b.draft_layers else "No part drafts tokens."
+    left = "An MTP layer drafts the next token." if diff.b.draft_layers else "Without it, B does not draft tokens."
     return {"stages": diff.a.draft_layers, "left": left}
 
 

@@ -24,7 +24,7 @@ def of_place(place: str) -> Description:
     """The description of the folder, file, repository or store of this name.
 
     Raises:
-        SourceError: there is none, or it is unreadable. FormatError: a file's structure is broken.
+        SourceError: it does not exist, or is unreadable. FormatError: a file's structure is broken.
     """
     if not os.path.exists(place):
         _refuse_unknown(place)
@@ -39,7 +39,7 @@ def _refuse_unknown(source: str) -> None:
 
 
 def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
-    """The description of an open checkpoint; `name` is its name for people."""
+    """The description of an open checkpoint; `name` is its printed name."""
     survey = checkpoint.survey if checkpoint.regular is None else Survey()
     return Description(
         name=name,

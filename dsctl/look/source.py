@@ -12,7 +12,7 @@ def describe(source: str) -> Description:
     A release is described from built-in data, offline; `hf://org/name` reads its repository.
 
     Raises:
-        SourceError: it is none of these, or unreadable. FormatError: a file's structure is broken.
+        SourceError: it is not one of these, or unreadable. FormatError: a file's structure is broken.
     """
     release = releases.meant(source)
     if release is not None:

@@ -90,7 +90,7 @@ def templates(groups: Iterable[Group]) -> dict[tuple[str, str], Template]:
 
 
 def aspects(before: Template, after: Template) -> Iterator[str]:
-    """Those of `ASPECTS` in which a template differs between two sides."""
+    """The members of `ASPECTS` in which a template differs between two sides."""
     for aspect in ASPECTS[:-1]:
         if getattr(before, aspect) != getattr(after, aspect):
             yield aspect

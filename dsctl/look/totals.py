@@ -78,7 +78,7 @@ def _read(context: int, format_: str, costs: Attention) -> int:
 
 
 def _fixed(costs: Attention, format_: str) -> int:
-    """Bytes that a sequence keeps whatever its length: window and compressor state."""
+    """Bytes that a sequence keeps independent of its length: window and compressor state."""
     whole = kept(costs, MILLION, format_)
     return whole.window + whole.state
 

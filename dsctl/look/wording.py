@@ -31,7 +31,7 @@ def drafting(traits: Traits) -> str:
 
 
 def ratio(number: float) -> str:
-    """How many times as much: two digits after the point below 2, one above."""
+    """A factor: two digits after the point below 2, one above."""
     return f"{number:.2f}" if number < 2 else f"{number:,.1f}"
 
 

@@ -218,7 +218,7 @@ def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config without multi-token-prediction layers, if it has the field."""
+    """The same config without MTP layers, if it has the field."""
     return {**config, **({_MTP: 0} if _MTP in config else {})}
 
 

@@ -1,4 +1,4 @@
-"""Kimi K2: DeepSeek V3's architecture with other dimensions and a stored rotary buffer.
+"""Kimi K2: DeepSeek V3's architecture with different dimensions and a stored rotary buffer.
 
 moonshotai/Kimi-K2-Instruct: its published tensor listing holds `rotary_emb.inv_freq` for every layer.
 """

@@ -59,7 +59,7 @@ class Model(Protocol):
         """The same config with the releases' fields, if a program saved it with different ones."""
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The same config for a checkpoint without multi-token-prediction layers."""
+        """The same config for a checkpoint without MTP layers."""
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         """The same config for these layers, numbered through the model, and these experts; empty means all."""

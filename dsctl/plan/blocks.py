@@ -32,7 +32,7 @@ def covers(pieces: tuple[Piece, ...], shape: tuple[int, ...], slots: tuple[Slot,
 
 
 def torn(checkpoint: Checkpoint, names: list[str]) -> PlanError:
-    """The error for parameters of which parts are missing."""
+    """The error for parameters with missing parts."""
     said = checkpoint.layout.shares.said if checkpoint.layout.shares else ""
     what = f"{len(names):,} parameters are incomplete" + (f": {said}" if said else "")
     hint = "put the files of all ranks into one folder" if said else None
@@ -173,7 +173,7 @@ def _beside(box: Box, shape: tuple[int, ...]) -> Iterator[Box]:
 
 
 def check_filled(slots: Iterable[Slot], layout: str) -> None:
-    """Refuse to write a tensor that no parameter fills completely, such as joined matrices of which one is left out.
+    """Refuse to write a tensor that no parameter fills completely, such as joined matrices without one of them.
 
     Raises:
         PlanError: with every such tensor.

@@ -131,16 +131,16 @@ class Plan:
         return f"<Plan {shortened(self.source)}, {self.request.towards}: {what}>"
 
     def __str__(self) -> str:
-        """What `print` shows: what happens to how many parameters, bytes, files, and notes."""
+        """Return the text that `print` shows: numbers of parameters by kind of work, bytes, files, and notes."""
         return "\n".join([*text_table(*self._table), *(visible(labelled(note)) for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the same as HTML for a notebook."""
         return table(*self._table) + "".join(f"<p>{html(labelled(note))}</p>" for note in self.notes)
 
     @property
     def _table(self) -> tuple[str, tuple[str, ...], list[tuple[str, str]]]:
-        """Title, columns and rows of what is printed."""
+        """The title, columns and rows of the printed table."""
         counts = [(name, f"{number:,}") for name, number in self.counts.items() if number or name == "unexplained"]
         rows = [("read", size(self.bytes_in)), ("written", size(self.bytes_out)), ("files", f"{len(self.files):,}")]
         title = f"{visible(self.source)}, {self.request.towards}, layout {visible(self.request.layout)}"

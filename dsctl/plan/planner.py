@@ -163,7 +163,7 @@ def _read_twice(steps: Iterable[Step]) -> Iterator[str]:
 
 def _gathered(steps: Iterable[Step]) -> Iterator[str]:
     if most := gathered_most(steps):
-        yield f"{ODD}: at most {most:,} bytes, if none of the scales follows from its group's values"
+        yield f"{ODD}: at most {most:,} bytes, if no scale follows from its group's values"
 
 
 def _step(want: Want, placed: tuple[Placed, ...], offsets: Mapping[tuple[str, str], int], lossy: bool) -> Step:

@@ -141,7 +141,7 @@ def _refuse_places(plan: Plan, store: Store, target: Path) -> None:
         except OSError:
             continue
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            what = "is a link or not a regular file, and dsctl needs this name for a file of its own"
+            what = "is a link or not a regular file, but dsctl needs this name for its own file"
             raise PlanError(f"{file}: {what}", hint="choose a new target")
 
 

@@ -114,7 +114,7 @@ def remembered(store: Store, target: Path, force: bool) -> Store:
 
 
 def refuse_consumed_since(store: Store, target: Path) -> None:
-    """Refuse a source of which another run consumed files after it was opened.
+    """Refuse a source if another run has consumed files of it since it was opened.
 
     Raises:
         ResumeError: files were consumed; the same command finds their notes when it is run again.

@@ -188,7 +188,7 @@ def _sample(store: Hashable, file: str, chosen: Slices, at: Times | None) -> str
 
 
 def touched(now: Mapping[str, HeldFile | Times], before: Mapping[str, HeldFile]) -> Iterator[str]:
-    """The files that may have changed: their times differ from the recorded ones, or were not recorded."""
+    """The files that may have changed: their times differ from the recorded ones, or are not recorded."""
     for file, one in now.items():
         at = one.times if isinstance(one, HeldFile) else one
         if at is not None and (file not in before or before[file].times != at):

@@ -36,7 +36,7 @@ class ObjectTarget:
 
     @property
     def place(self) -> str:
-        """What a person calls it."""
+        """Its printed name."""
         return shown(self.url)
 
     @property

@@ -38,12 +38,13 @@ class Result(Mapping[str, Any]):
         return f"<Result {shortened(self.target)}: {self._summary}>"
 
     def __str__(self) -> str:
-        """What `print` shows: whether it is right, what happened to how many parameters, and notes."""
+        """Return the text that `print` shows: whether the result is right, numbers of parameters by kind of work, and
+        notes."""
         lines = [f"{visible(self.target)}: {self._summary}", *text_table("", _COLUMNS, self._rows)[1:]]
         return "\n".join([*lines, *(visible(labelled(note)) for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the same as HTML for a notebook."""
         notes = "".join(f"<p>{html(labelled(note))}</p>" for note in self.notes)
         return f"<h3>{html(self.target)}</h3>{table(self._summary, _COLUMNS, self._rows)}{notes}"
 
@@ -57,7 +58,8 @@ class Result(Mapping[str, Any]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many parameters were moved, quantized, dropped and so on, and how many blocks kept their scale."""
+        """Numbers of parameters by kind of work (moved, quantized, dropped and so on), and numbers of blocks that kept
+        their scale."""
         return dict(self.audit["audit"])
 
     @property
@@ -67,7 +69,7 @@ class Result(Mapping[str, Any]):
 
     @property
     def files(self) -> dict[str, int]:
-        """Every file that was written, with its size in bytes; `result["files"]` has the digests too."""
+        """Every written file with its size in bytes; `result["files"]` also has the digests."""
         return {name: file["size"] for name, file in self.audit["files"].items()}
 
     @property
@@ -80,7 +82,7 @@ class Result(Mapping[str, Any]):
         return left_out(self.audit)
 
     def as_dict(self) -> dict[str, Any]:
-        """The audit as a dictionary of its own, as `dsctl.json` and `--json` have it."""
+        """A copy of the audit as a dictionary, as in `dsctl.json` and `--json`."""
         return dict(self.audit)
 
     @property

@@ -1,1 +1,1 @@
-"""How results look: text, Markdown, HTML pages, progress."""
+"""The presentation of results: text, Markdown, HTML pages, progress."""

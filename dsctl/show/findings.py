@@ -75,7 +75,8 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
 
 
 def _library(report: Report) -> str:
-    """How many files the safetensors library opened; side files are not among the checkpoint's own files."""
+    """The number of files that the safetensors library opened. It may include side files, which do not count as files
+    of the checkpoint."""
     checked = report.checked
     if checked.library is None:
         return f"not opened with the safetensors library: {checked.library_skipped}"

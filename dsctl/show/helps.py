@@ -1,4 +1,4 @@
-"""`--help` as text: usage, what a command does, examples, arguments, and options by panel."""
+"""`--help` as text: usage, description, examples, arguments, and options by panel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TIED = "\u00a0"
 
 
 class Entry(NamedTuple):
-    """An argument, an option or a command, and what it does."""
+    """An argument, an option or a command, and its description."""
 
     name: str
     text: str
 
 
 class HelpPage(NamedTuple):
-    """What `--help` of one command shows."""
+    """The contents of the help page of one command."""
 
     usage: str
     paragraphs: tuple[str, ...]

@@ -43,7 +43,7 @@ def as_json(machine: Machine) -> dict[str, Any]:
 
 
 def show_machine(machine: Machine, output: Output) -> None:
-    """Print the measurements, and how long a whole release takes to convert."""
+    """Print the measurements, and the time that the conversion of a whole release takes."""
     table = two_columns()
     for name, words in _rows(machine):
         table.add_row(name, words)
@@ -76,7 +76,7 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
 def _codecs(core: Processor) -> str:
     if core.decode is None or core.encode is None:
         return ""
-    return f"{size(core.decode)}/s FP8 decoded, {size(core.encode)}/s BF16 encoded, "
+    return f"FP8 decode {size(core.decode)}/s, FP8 encode {size(core.encode)}/s, "
 
 
 def _forecast(machine: Machine) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Show a download: its files beforehand, and its progress."""
+"""Show a download: its files before it starts, and its progress."""
 
 from __future__ import annotations
 

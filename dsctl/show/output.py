@@ -1,4 +1,4 @@
-"""Print what a command says: data on stdout, everything else on stderr. No other module prints.
+"""Print the output of a command: data on stdout, everything else on stderr. No other module prints.
 
 Every word passes `_Console` or `Output.raw`, which spell out control characters. Strings are never read as markup: text
 with a style is a pair of words and style. A stream that cannot encode a character gets an ASCII stand-in.
@@ -41,7 +41,7 @@ STAND_INS = {
 
 
 class _Console(Console):
-    """A console that prints strings as they are, control characters spelled out, whatever holds them."""
+    """A console that prints strings literally, with control characters spelled out, in any renderable."""
 
     def on_broken_pipe(self) -> None:
         # End as other programs do; 1 would mean that a diff differs.
@@ -120,12 +120,12 @@ class Output:
             end_unread()
 
     def note(self, text: str) -> None:
-        """Print something to know on stderr."""
+        """Print a remark on stderr."""
         if not self.quiet:
             self.err.print(line(text))
 
     def warn(self, text: str) -> None:
-        """Print something to act on on stderr."""
+        """Print a warning on stderr."""
         self.err.print(line(("warning: ", "yellow"), text), soft_wrap=True)
 
 
@@ -187,7 +187,7 @@ def show_error_as_json(error: DsctlError) -> None:
 
 
 def show_error(error: DsctlError, limit: int = 20) -> None:
-    """Print what, where and why in a line; then single faults if there are several; then a hint."""
+    """Print the error in one line (where, what, why); then its issues if there are several; then the hint."""
     err = _console(stderr=True)
     err.print(line(("error: ", "bold red"), error.message), soft_wrap=True)
     for issue in error.issues[:limit] if len(error.issues) > 1 else ():

@@ -17,7 +17,7 @@ from dsctl.show.tables import two_columns
 if TYPE_CHECKING:
     from dsctl.run.carry_out import Setup
 
-# The most parameters that are left out and named.
+# The most omitted parameters that are listed by name.
 NAMED = 10
 
 

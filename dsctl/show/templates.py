@@ -19,9 +19,8 @@ def parameters(diff: Diff) -> Iterator[Section]:
     """Templates that were added, removed or changed."""
     if diff.same_storage:
         many = f"{plural(len(diff.templates[0]), 'template')}, {plural(diff.a.parameters, 'parameter')}"
-        parts = " present on both sides, in part or whole" if diff.verdict == "parts" else ""
-        lacking = "; different ones are missing" if diff.verdict == "parts" else ""
-        yield Section("Parameters", f"no difference in {many}{parts}{lacking}")
+        parts = " present on both sides, whole or in part; the missing ones differ" if diff.verdict == "parts" else ""
+        yield Section("Parameters", f"no difference in {many}{parts}")
         return
     if diff.added or diff.removed:
         columns = (
@@ -112,7 +111,7 @@ def _aspect(template: Template, aspect: str) -> str:
 
 
 def _named(templates: list[Template], limit: int = 3) -> str:
-    """Templates in a few words: the names of a few, or how many of each role."""
+    """Templates in a few words: a few by name, more by their number per role."""
     if len(templates) <= limit:
         return ", ".join(short(t.name) for t in templates)
     roles = [template.role for template in templates]

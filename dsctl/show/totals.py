@@ -90,5 +90,5 @@ def _difference(total: TotalChange) -> str:
 
 
 def _times(times: float) -> str:
-    """How many times as much; a percentage if it is close to once."""
+    """A factor, or a percentage if the factor is close to 1."""
     return f"{ratio(times)}x" if times >= 1.05 else f"{100 * (times - 1):.1f}%"

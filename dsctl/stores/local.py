@@ -103,8 +103,8 @@ class LocalFolder:
         """Where a file lies on disk.
 
         Raises:
-            SourceError: the name is absolute, climbs out, or is a link that leads out of the folder (a link from a
-                hub cache's snapshot to its own blobs is what the cache is made of, and allowed).
+            SourceError: the name is absolute, climbs out, or is a link that leads out of the folder (links from
+                a hub cache's snapshot to its own blobs are allowed).
         """
         if not file or file.startswith("/") or "\\" in file or "\0" in file or ".." in file.split("/"):
             raise SourceError(f"{self.root}: file name {file!r} leads out of the folder")

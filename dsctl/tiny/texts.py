@@ -22,10 +22,10 @@ CHAT_TEMPLATE = (
 CARD = """# {release}, tiny
 
 Made by `dsctl tiny`: the names, dtypes, config keys and files of {release}, small dimensions, random weights.
-For trying out and testing what reads or converts checkpoints. It has learnt nothing.
+For testing programs that read or convert checkpoints. The model is untrained.
 """
-OTHER = "# The release has a file of this name. What it holds is not part of this small checkpoint.\n"
-LICENCE = "These weights are random numbers and this tokenizer knows bytes only: use them as you like.\n"
+OTHER = "# The release has a file of this name. Its contents are not part of this small checkpoint.\n"
+LICENCE = "These weights are random numbers, and this tokenizer knows only bytes: use them as you like.\n"
 
 
 def texts(release: str, config: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, str]:

@@ -84,7 +84,7 @@ def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
 
 
 def _traits(checkpoint: Checkpoint, their: Other) -> Traits:
-    """The traits of a release's tensors; for a folder, of which only the config is read, the checkpoint's own."""
+    """The traits of a release's tensors; for a folder, whose config alone is read, those of the checkpoint."""
     return their.release.storage.traits if their.release else checkpoint.traits
 
 

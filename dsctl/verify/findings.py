@@ -168,18 +168,18 @@ class Report:
         return f"<Report {shortened(self.place)}: {self.summary}>"
 
     def __str__(self) -> str:
-        """What `print` shows: how many findings there are, and the findings, the worst first."""
+        """Return the text that `print` shows: the number of findings, and the findings, the worst first."""
         lines = [f"{visible(self.place)}: {self.summary}"]
         return "\n".join([*lines, *text_table("", _COLUMNS, map(_row, self.findings))[1:]])
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the same as HTML for a notebook."""
         found = table("Findings", _COLUMNS, map(_row, self.findings))
         return f"<h3>{html(self.place)}</h3><p>{self.summary}</p>{found}"
 
     @property
     def summary(self) -> str:
-        """How many findings of each severity there are, in words."""
+        """The number of findings of each severity, in words."""
         return ", ".join(plural(self.count(severity), severity) for severity in SEVERITIES)
 
     @property

@@ -94,7 +94,7 @@ def _of_roles(checkpoint: Checkpoint) -> Iterator[Finding]:
             what = f"is absent, but {field.role} are stored as {kinds}: vLLM assumes {field.usual!r}"
             yield Finding("expert-dtype-missing", field.name, what)
         else:
-            true = f"the right value is {field.true!r}" if field.true else "no value is right"
+            true = f"the right value is {field.true!r}" if field.true else "no single value is right"
             what = f"is {field.said!r}, but {field.role} are stored as {kinds}: {true}"
             yield Finding("expert-dtype", field.name, what)
 

@@ -45,8 +45,8 @@ class SecondOpinion(NamedTuple):
 def second_opinion(store: Store, findings: Iterable[Finding], accepted: Collection[str]) -> SecondOpinion:
     """Open every weight file of a folder with the library.
 
-    A refusal that agrees with one of the findings goes into its details. A disagreement is said in the finding, or is a
-    finding of its own. `accepted` are the files whose headers our own checks accept.
+    A refusal that agrees with one of the findings goes into its details. A disagreement is noted in the finding, or
+    becomes a separate finding. `accepted` are the files whose headers our own checks accept.
     """
     found = list(findings)
     if not isinstance(store, LocalFolder):
@@ -63,7 +63,7 @@ def second_opinion(store: Store, findings: Iterable[Finding], accepted: Collecti
         try:
             reason = opened_by(store.path(file))
         except (OSError, SourceError):
-            # Such as for want of permissions or of address space.
+            # For example, permissions or address space are missing.
             unmapped += 1
             continue
         opened, refused = opened + (reason is None), refused + (reason is not None)

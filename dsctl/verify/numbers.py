@@ -27,7 +27,7 @@ FAINT = 1 << 24
 NOTHING = 2.0**-40
 # A matrix's largest scale is this many times that of most of its template, or that of most is this many times its own.
 FAR, NEAR_NOTHING = 1 << 8, 1 << 12
-# The least number of matrices that show what is usual.
+# The least number of matrices that show the usual scale.
 ENOUGH = 4
 
 

@@ -68,7 +68,7 @@ class Seen:
 
     @classmethod
     def new(cls, ref: TensorRef, codec: Codec | None, whole: bool = False) -> Seen:
-        """Facts about a tensor of which nothing is read yet."""
+        """Facts about a tensor that is not read yet."""
         places = grid(ref.spec.shape, codec.block) if codec else (rows_of(ref)[0], 1)
         return cls(ref, codec, np.zeros(places, np.dtype(KINDS[ref.spec.dtype].integer)), whole)
 

@@ -73,9 +73,9 @@ def _modes(store: LocalFolder, files: Iterable[str]) -> Iterator[Finding]:
     public = any(mode & 0o004 for mode in modes.values())
     for file, mode in modes.items():
         if not mode & 0o444:
-            yield Finding("unreadable-file", file, f"its mode {mode:04o} lets nobody read it")
+            yield Finding("unreadable-file", file, f"its mode {mode:04o} does not allow anybody to read it")
         elif public and not mode & 0o044:
-            yield Finding("private-file", file, f"its mode {mode:04o} lets only its owner read it, unlike other files")
+            yield Finding("private-file", file, f"its mode {mode:04o} allows only its owner to read it, unlike others")
 
 
 def with_tensors(checkpoint: Checkpoint, findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -98,7 +98,7 @@ def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
         ranks = f"rank {', '.join(map(str, shares.present))} of {shares.ranks.world}"
         yield Finding("one-rank", checkpoint.store.place, f"only {ranks}: the other ranks are not checked")
     if checkpoint.layout.name == MIXED:
-        what = "mixes names of the release with those of transformers, which saves it so: other loaders refuse it"
+        what = "mixes names of the release with those of transformers, which saves this way: other loaders refuse it"
         yield Finding("mixed-names", checkpoint.store.place, f"{what}; `dsctl convert SRC DST --layout published`")
     twice = list(_twice(checkpoint))
     yield from twice

@@ -45,7 +45,7 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class _Chunk:
-    """The bytes of one request, of which `left` are not yet used."""
+    """The bytes of one request; `left` of them are not yet used."""
 
     file: str
     begin: int

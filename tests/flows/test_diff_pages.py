@@ -63,7 +63,7 @@ def test_how_parameters_are_stored_is_shown_on_demand(here: Path) -> None:
 def test_a_diff_begins_with_what_it_means_and_draws_the_architecture_before_costs(here: Path) -> None:
     text = made("diff", "v3", "v3.2").text
     order = ["DeepSeek-V3.2 adds a lightning indexer", "Sparse attention:", "13.3x less", "The two architectures",
-             "What a token costs", "Sides", "Show the differences in storage"]  # fmt: skip
+             "Cost of a token", "Sides", "Show the differences in storage"]  # fmt: skip
     places = [text.index(said) for said in order]
     places[2] = text.index("saves: attention arithmetic")
     assert places == sorted(places)
@@ -153,7 +153,7 @@ def test_both_sides_stand_side_by_side(here: Path) -> None:
 
 def test_curves_that_coincide_are_said_and_not_drawn(here: Path) -> None:
     text = made("diff", "v3", "r1").text
-    assert "What a token costs" not in text and text.count("as before") == 6
+    assert "Cost of a token" not in text and text.count("as before") == 6
     both = curves("Cache held", [1024, 2048], {"a": [1, 2], "b": [1, 2]}, str, "tokens", 1)
     assert both.drawing is None and both.summary == "The same on both sides: 2 at 2,048 tokens." and len(both.rows) == 2
 

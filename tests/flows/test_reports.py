@@ -74,7 +74,7 @@ def test_a_page_says_where_it_comes_from_and_what_was_derived(words: tuple[str, 
 def test_a_page_of_sizes_that_cannot_be_cut_says_so(small: Path) -> None:
     assert call("plan", "v3.2", "--tp", "3", "--html", "page.html", "--quiet").returncode == 30
     page = Page(Path("page.html").read_text()).text
-    assert "these numbers of ranks split heads or quantization blocks" in page
+    assert "These numbers of ranks split heads or quantization blocks." in page
     assert "as stored: cannot be split" in page and "TP 3*" in page
     assert "publishes 131,072 tokens" in page and "163,840 (max_position_embeddings)" in page
 

@@ -131,7 +131,7 @@ def test_a_format_that_a_loader_gets_wrong_is_warned_of(
     monkeypatch.chdir(tmp_path)
     rules = '[[rule]]\nrole = "routed experts"\nformat = "nvfp4"\n[[rule]]\nmatch = "*"\nformat = "bf16"\n'
     (tmp_path / "experts.toml").write_text(rules)
-    wrong = "warning: transformers 5.24 loads routed experts in nvfp4 without a word"
+    wrong = "warning: transformers 5.24 loads routed experts in nvfp4 without an error"
     assert wrong in call("convert", source, "out", *words, "--dry-run").stderr
     assert wrong in call("convert", source, "out", *words).stderr
     assert any(note.startswith(wrong) for note in json.loads(Path("out/dsctl.json").read_text())["notes"])

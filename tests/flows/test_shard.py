@@ -304,7 +304,7 @@ def test_recoding_says_how_many_and_how_far_off(tmp_path_factory: pytest.TempPat
     kinds = {f"model.layers.{{layer}}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
     assert {kind["template"] for kind in said["recoded"]} == kinds
     assert {(kind["parameters"], kind["why"]) for kind in said["recoded"]} == {
-        (1, "a cut at 0 to 125 of 1000 does not fall on blocks of 128")
+        (1, "a cut at 0 to 125 of 1000 is not aligned with blocks of 128")
     }
     assert "~ model.layers.{layer}.mlp.up_proj.weight: 1 parameter: a cut at 0 to 125" in dsctl(
         "shard", source, tmp_path / "x", "--tp", 8, "--recode", "--dry-run"

@@ -1,4 +1,4 @@
-"""The format of each parameter: ordered rules from a TOML file, of which the first match decides."""
+"""The format of each parameter: ordered rules from a TOML file; the first matching rule decides."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def parse(text: str, name: str, where: str) -> Recipe:
     """A recipe from TOML.
 
     Raises:
-        UsageError: it is not a recipe; every wrong rule is named.
+        UsageError: it is not a recipe; `issues` lists every wrong rule.
     """
     try:
         file = msgspec.convert(tomllib.loads(text), _File)

@@ -19,7 +19,7 @@ from dsctl.version import __version__
 
 __all__ = ["page", "ready", "save"]
 
-# A page of dsctl's has its generator in its first bytes.
+# The generator in its first bytes identifies a page of dsctl.
 GENERATOR = b'<meta name="generator" content="dsctl '
 HEAD = 1024
 
@@ -37,13 +37,11 @@ def ready(file: str, sources: Sequence[str] = ()) -> None:
     except ImportError as error:
         raise UsageError(f"--html needs {error.name}", hint=install_command("report")) from None
     if file.strip() in ("", "-"):
-        raise UsageError(f"--html: {file!r} is not a file name", hint="use one such as page.html")
+        raise UsageError(f"--html: {file!r} is not the name of a file", hint="name one, such as page.html")
     path = _place(file)
     for source in sources:
         if os.path.isdir(source) and path.is_relative_to(Path(source).resolve()):
-            raise UsageError(
-                f"--html: {file}: is inside {source}, which dsctl only reads", hint="choose a file outside it"
-            )
+            raise UsageError(f"--html: {file}: lies in {source}, which is a source", hint="name a file outside of it")
     _spare(file, path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         why = "Permission denied" if path.parent.is_dir() else "no such folder"
@@ -58,7 +56,7 @@ def _place(file: str) -> Path:
 
 
 def _spare(file: str, path: Path) -> None:
-    """Refuse to overwrite anything but a page, such as weights."""
+    """Refuse to overwrite a file that is not a page of dsctl, such as weights."""
     try:
         if not path.exists():
             return
@@ -69,15 +67,15 @@ def _spare(file: str, path: Path) -> None:
                 return
     except OSError as error:
         raise refusal(f"--html: {file}", error, UsageError) from None
-    what = "a folder" if path.is_dir() else "a file that dsctl did not write"
-    raise UsageError(f"--html: {file}: is {what}", hint="choose a different file, or delete that one")
+    what = "is a folder" if path.is_dir() else "exists, and is not a page that dsctl wrote"
+    raise UsageError(f"--html: {file}: {what}", hint="name a different file, or remove this one")
 
 
 def page(template: str, title: str, sections: Sequence[Any] = (), origin: str = "", **values: Any) -> str:
-    """A whole page from one of the templates; `sections` are the tables that the terminal shows.
+    """Render a page from one of the templates. `sections` are the tables that the terminal shows.
 
-    `origin` is the source of the page's facts. A section has a title, a summary, columns (title, right), rows
-    (cells, kind) and paragraphs.
+    `origin` names the sources of the data. A section has a title, a summary, columns (title, right), rows (cells, kind)
+    and paragraphs.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -1,4 +1,5 @@
-"""A model as a drawing shows it: stages from embedding to head, in them each parameter with how it differs. Pure."""
+"""A model as a drawing shows it: stages from embedding to head, and the parameters of each with their differences.
+Pure."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from dsctl.look.wording import form, ranges
 
 EMBEDDING, PREDICTION, VISION = "Embedding", "Multi-token prediction", "Vision"
 STAGES = (VISION, EMBEDDING, "Dense layers", "Mixture-of-experts layers", PREDICTION, "Head", "Other")
-# A drawing ends with what branches off.
+# A drawing ends with the stages that branch off.
 DRAWN = (VISION, EMBEDDING, "Dense layers", "Mixture-of-experts layers", "Head", PREDICTION, "Other")
-# What a stage is called where its drafter is of another kind.
+# The names of stages with a different kind of drafter.
 CALLED = {(PREDICTION, "dspark"): "Block drafter"}
-# Modules without which the last name of their parameters tells too little.
+# Modules whose name is needed beside the last name of their parameters.
 MODULES = frozenset({"aligner", "compressor", "confidence_head", "patch_embed"})
 
 
 class Element(NamedTuple):
-    """One parameter of a stage: its last name, shape, how it is stored, in which of the stage's layers it is (empty:
-    in all), and how it differs from the other side's, with the words for it: `kind` is added, removed or changed.
-    How it is stored is not a difference here. `variant` distinguishes it from others of its template; `storage` says
-    whether its box shows how it is stored."""
+    """One parameter of a stage: its last name, shape and stored format, the layers of the stage that have it (empty:
+    all of them), and its difference from the other side. `kind` is added, removed or changed, and `words` describe the
+    change. A different stored format is not a difference here. `variant` distinguishes it from others of its template;
+    with `storage`, its box shows the stored format."""
 
     template: str
     role: str
@@ -41,7 +42,7 @@ class Element(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What it goes by among the others of its stage."""
+        """Its name, which is unique within the stage."""
         return keyed(self.template, self.variant)
 
 
@@ -51,9 +52,9 @@ def keyed(template: str, variant: str) -> str:
 
 
 class Stage(NamedTuple):
-    """A step of the way on one side: the embedding, layers of one kind, the head. `layers` are their numbers in names.
-    `kind` is added or removed where the other side lacks it, changed where it has another number of layers; `called` is
-    its name, by the kind of drafter, and `unit` what its layers are called."""
+    """One stage of one side: the embedding, layers of one kind, or the head. `layers` are their numbers in names.
+    `kind` is added or removed if the other side lacks the stage, and changed if the numbers of layers differ. `called`
+    is its printed name, which depends on the kind of drafter; `unit` is the noun for one of its layers."""
 
     title: str
     layers: tuple[int, ...]
@@ -66,7 +67,7 @@ class Stage(NamedTuple):
 
 
 def stages(diff: Diff, storage: bool = True) -> list[tuple[Stage | None, Stage | None]]:
-    """Both sides stage by stage, in the order of a drawing; None where a side lacks one."""
+    """Both sides stage by stage, in the order of the drawing; None if a side lacks a stage."""
     a, b = (_stages(side, storage) for side in (diff.a, diff.b))
     return [_marked(a.get(title), b.get(title)) for title in DRAWN if title in a or title in b]
 
@@ -88,8 +89,8 @@ def called(title: str, traits: Traits) -> str:
 
 
 def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Element]:
-    """A piece per template and variant; one that is stored in several ways says them all. Blocks of vision, whose
-    parameters differ in a number alone, are one."""
+    """One piece per template and variant; if it is stored in several formats, it lists all of them. Vision blocks,
+    whose parameters differ only in a number, share a piece."""
     found: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         template, variant = group.family.template, group.family.variant
@@ -106,7 +107,7 @@ def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Elemen
 
 
 def last_name(template: str) -> str:
-    """What a parameter is called within its module: q_a_proj, k_norm.bias, compressor.ape."""
+    """The name of a parameter within its module: q_a_proj, k_norm.bias, compressor.ape."""
     parts = template.removesuffix(".weight").split(".")
     return ".".join(parts[-2:] if parts[-1] == "bias" or (parts[-2:-1] and parts[-2] in MODULES) else parts[-1:])
 
@@ -138,7 +139,7 @@ def _mark(piece: Element, before: Element | None, after: Element | None, alone: 
 
 
 def _changes(before: Element, after: Element) -> Iterator[str]:
-    """What differs of one parameter, from what to what."""
+    """The differences of one parameter, each as before → after."""
     if before.shape != after.shape:
         yield f"{_times(before.shape)} → {_times(after.shape)}"
     if before.experts != after.experts:
@@ -154,7 +155,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    """Groups by the step of the way that they belong to, in its order; one that lies in two is taken apart."""
+    """Groups by their stage, in the order of the stages. A group that belongs to two stages is divided."""
     groups = list(groups)
     routed = {layer for group in groups if group.family.role == "router" for layer in group.layers}
     found: dict[str, list[Group]] = {name: [] for name in STAGES}
@@ -176,8 +177,8 @@ def staged(groups: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def _within(group: Group, routed: set[int], inside: bool) -> Group:
-    """The part of a group that lies in layers with experts, or without."""
+    """The part of a group in layers with experts, or in layers without."""
     layers = tuple(layer for layer in group.layers if (layer in routed) is inside)
-    # Every layer of a family has as much of it as any other.
+    # All layers of a family have equal shares of it.
     share = [number * len(layers) // len(group.layers) for number in (group.count, group.tensors, group.nbytes)]
     return Group(group.family, group.codec, layers, share[0], share[1], share[2], group.some)

@@ -12,17 +12,15 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 520, 300
-# Colours are variables of the page, that differ in light and dark; `base.html` gives them.
+# Colours are variables of the page, which differ in light and dark mode; `base.html` defines them.
 COLOURS = tuple(f"var(--c{number})" for number in range(13))
 SIDES = "var(--before)", "var(--after)"
 
 
 class Chart(NamedTuple):
-    """A drawing, or None if there is nothing to draw, what it shows, its numbers, its colours by name.
-
-    Instead of a drawing it can have `bars` that run across, with `rules` at values, or `upright` bars, with `ticks`
-    below them and what its first and last bars are (`ends`).
-    """
+    """A chart: a drawing, or None if there is nothing to draw, a summary, its numbers, and its colours by name. In
+    place of a drawing it can have horizontal `bars`, with `rules` at certain values, or `upright` bars, with `ticks`
+    below them and labels for the first and the last bar (`ends`)."""
 
     title: str
     summary: str
@@ -40,8 +38,8 @@ class Chart(NamedTuple):
 def curves(
     title: str, places: Sequence[int], series: Mapping[str, Sequence[float]], words: Words, axis: str, at: int
 ) -> Chart:
-    """A curve per series over numbers of tokens; both axes are linear and begin at 0. The summary gives the values at
-    place number `at`."""
+    """One curve per series over numbers of tokens; both axes are linear and begin at 0. The summary gives the values at
+    index `at`."""
     import pygal
 
     rows = tuple((f"{place:,}", *(words(values[n]) for values in series.values())) for n, place in enumerate(places))
@@ -65,13 +63,13 @@ def curves(
 
 
 def ticks(longest: int) -> list[int]:
-    """Places on a linear axis of tokens, the same distance apart, a power of two each: 0, 32,768, 65,536 and on."""
+    """Evenly spaced ticks on a linear axis of tokens, at multiples of a power of two: 0, 32,768, 65,536 and so on."""
     step = 1 << max((longest // 4).bit_length() - 1, 0)
     return list(range(0, longest + 1, step))
 
 
 def levels(highest: float) -> list[float]:
-    """Round numbers on a linear axis, the same distance apart, from 0: four to seven."""
+    """Four to seven evenly spaced round numbers on a linear axis from 0."""
     power = 10.0 ** math.floor(math.log10(highest or 1))
     step = next(power * factor for factor in (0.2, 0.25, 0.5, 1.0, 2.0) if highest <= 6 * power * factor)
     return [step * number for number in range(int(highest / step) + 1)]
@@ -85,7 +83,7 @@ def _thousands(tokens: int) -> str:
 
 
 def bars(title: str, series: Mapping[str, Mapping[str, float]], words: Words, axis: str, summary: str = "") -> Chart:
-    """Bars side by side, one colour per series, over the places that any of them has."""
+    """Bars side by side, one colour per series, at every place that any series has."""
     import pygal
 
     places = list(dict.fromkeys(place for members in series.values() for place in members))
@@ -120,11 +118,12 @@ def _config(words: Words, colours: tuple[str, ...]) -> Any:
 
 
 def _svg(chart: Any, title: str) -> Markup:
-    """The chart without script or what differs from run to run, its values as titles, which browsers show."""
+    """The chart without scripts and without values that change from run to run. Its values are titles, which browsers
+    show."""
     from markupsafe import Markup
     from pygal.etree import etree
 
-    # Found again by the chart's own rules only, and the same at every run.
+    # Only the chart's own rules refer to this identifier. It is the same in every run.
     chart.uuid = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
     root = chart.render_tree()
     for parent in list(root.iter()):

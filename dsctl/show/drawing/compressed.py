@@ -1,6 +1,7 @@
 """A layer of V4 in a block diagram: residual streams around attention and experts, compressors, grouped output.
 
-deepseek-ai/DeepSeek-V4-Flash inference/model.py. Each part is drawn from `y` down, and gives back where it ends.
+deepseek-ai/DeepSeek-V4-Flash inference/model.py. Each function draws a part from `y` down, and returns the `y` at which
+the part ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 BETWEEN = 8
 # The lanes of attention: the window's keys, compressors, queries and the indexer.
 SLIM, PRESSED, ASKED = 78, 92, 66
-# Beside the path of the window's keys stands the sink, so far to the right.
+# The sink is this far to the right of the path of the window's keys.
 SINK_AT = 26
 KEYS_AT, COMPRESSORS_AT = LEFT, LEFT + SLIM + BETWEEN
 QUERIES_AT, INDEXER_AT = COMPRESSORS_AT + PRESSED + BETWEEN, RIGHT - SLIM
@@ -91,12 +92,12 @@ EMBEDDING = "embed.weight"
 
 
 def many_streams(drawn: Drawn) -> str:
-    """How many residual streams there are, or nothing."""
+    """The number of residual streams; empty if config.json does not give it."""
     return drawn.number("hc_mult")
 
 
 def pill(drawn: Drawn, text: str, y: float, key: str, width: float = WIDE) -> float:
-    """Something computed, in the middle; where it ends."""
+    """Draw a computed value in the middle; return where it ends."""
     said = wrapped(text, width - 20)
     height = drawn.row(key, needed(said))
     drawn.sheet.box(MIDDLE - width / 2, y, width, height, said, shape="pill")
@@ -109,7 +110,7 @@ def embedding(drawn: Drawn, y: float) -> float:
     if not many_streams(drawn):
         return y
     drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
-    return pill(drawn, f"the same {many_streams(drawn)} times: residual streams", y + GAP, "streams")
+    return pill(drawn, f"copied to {many_streams(drawn)} residual streams", y + GAP, "streams")
 
 
 def layer(drawn: Drawn, layer: Layer, y: float) -> float:
@@ -119,7 +120,8 @@ def layer(drawn: Drawn, layer: Layer, y: float) -> float:
 
 
 def _site(drawn: Drawn, layer: Layer, what: str, y: float, inside: Callable[[float], float]) -> float:
-    """What reads one input from the streams, a norm, what is computed, and how that goes back to the streams."""
+    """Draw one site: the input is read from the streams, normed and computed, and the output is written back to the
+    streams."""
     sheet, many = drawn.sheet, many_streams(drawn)
     pieces = drawn.take(*layer.site(what))
     if pieces:
@@ -132,19 +134,19 @@ def _site(drawn: Drawn, layer: Layer, what: str, y: float, inside: Callable[[flo
     else:
         y = trunk.read(drawn, y)
     y = drawn.chain(layer.norms[what == "ffn" :][:1], y)
-    # What begins with several ways has the heads of its own.
+    # A part that begins with several paths draws its own arrow heads.
     sheet.down(MIDDLE, y, y + GAP, drawn.hidden, head=False)
     y = inside(y + GAP)
     if not pieces:
         return trunk.write(drawn, y)
     sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
-    end = pill(drawn, f"added to the {many} streams, which are mixed", y + GAP, f"{what} written", RIGHT - LEFT)
+    end = pill(drawn, f"mixes the {many} streams and adds the output", y + GAP, f"{what} written", RIGHT - LEFT)
     trunk.back(drawn, (y + GAP + end) / 2)
     return end
 
 
 def column(drawn: Drawn, pieces: Iterable[Element], x: float, y: float, width: float, key: str = "") -> float:
-    """Boxes below each other, with what leaves each on the arrow to the next."""
+    """Boxes below each other; the arrow to the next box is labelled with the output of the previous one."""
     before = ""
     for number, piece in enumerate(pieces):
         if number:
@@ -157,7 +159,7 @@ def column(drawn: Drawn, pieces: Iterable[Element], x: float, y: float, width: f
 
 
 def _attention(drawn: Drawn, layer: Layer, y: float) -> float:
-    """Keys of the window, compressed entries, queries and what chooses among entries; then the core and the output."""
+    """Keys of the window, compressed entries, queries, and the choice of entries; then the core and the output."""
     sheet, top, low = drawn.sheet, y, y + 22
     keys, queries, sink = drawn.take(*layer.keys), drawn.take(*layer.queries), drawn.take(layer.sink)
     compressors = drawn.take(*layer.compressor("attn."))
@@ -206,7 +208,8 @@ def _heads(drawn: Drawn) -> str:
 def _frame(
     drawn: Drawn, title: str, pieces: Sequence[Element], at: Point, width: float
 ) -> tuple[int, float, list[Element]]:
-    """Begin a frame in a lane: what all of its pieces have in common is said once; where its inside begins."""
+    """Begin a frame in a lane. A mark that all of its pieces share is drawn once, at the frame. Return where its
+    contents begin."""
     (x, y), (kind, inner) = at, whole(pieces)
     places = {piece.some for piece in inner}
     said = wrapped(title, width - 10, "lane")
@@ -219,7 +222,7 @@ def _frame(
 
 
 def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
-    """A box for each ratio: which layers have it, and its parameters."""
+    """A box for each ratio, with its layers and its parameters."""
     frame, at, pieces = _frame(drawn, "Compressor", pieces, (COMPRESSORS_AT, y), PRESSED)
     for number, variant in enumerate(dict.fromkeys(piece.variant for piece in pieces)):
         same = [piece for piece in pieces if piece.variant == variant]
@@ -239,7 +242,8 @@ def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
 
 
 def _indexer(drawn: Drawn, layer: Layer, both: tuple[list[Element], list[Element]], y: float) -> float:
-    """Queries from the latent beside it, weights of heads, keys of compressed entries, and what is chosen."""
+    """The indexer: queries from the latent beside it, weights of heads, keys of compressed entries, and the chosen
+    entries."""
     sheet, inner, middle = drawn.sheet, SLIM - 12, INDEXER_AT + SLIM / 2
     frame, at, pieces = _frame(drawn, "Lightning indexer", [*both[0], *both[1]], (INDEXER_AT, y), SLIM)
     many = len(both[0])
@@ -261,8 +265,8 @@ def _indexer(drawn: Drawn, layer: Layer, both: tuple[list[Element], list[Element
 
 
 def _core(drawn: Drawn, y: float, sinks: bool, main: bool, chosen: set[str]) -> float:
-    """Where keys, entries, queries and the choice meet; what a query attends to, by kind of layer. An indexer chooses
-    among entries of the variants `chosen`."""
+    """The core, in which keys, entries, queries and the choice meet, with the entries that a query attends to in each
+    kind of layer. An indexer chooses among entries of the variants `chosen`."""
     heads, window = drawn.number("num_attention_heads"), drawn.number("sliding_window")
     width, rope = RIGHT - LEFT - 16, drawn.number("qk_rope_head_dim")
     said = [Line(f"Attention, {heads} heads{', each with a sink' * sinks}", "title")]
@@ -282,7 +286,7 @@ def _core(drawn: Drawn, y: float, sinks: bool, main: bool, chosen: set[str]) -> 
 
 
 def _output(drawn: Drawn, layer: Layer, y: float) -> float:
-    """Heads go out in groups, each through a matrix of its own, and all together through the last."""
+    """The output: each group of heads passes through its own matrix, and one last matrix joins the groups."""
     groups, rank, before = drawn.number("o_groups"), drawn.number("o_lora_rank"), _heads(drawn)
     for number, piece in enumerate(drawn.take(*layer.output)):
         drawn.sheet.down(MIDDLE, y, y + GAP, before)
@@ -295,7 +299,7 @@ def _output(drawn: Drawn, layer: Layer, y: float) -> float:
 
 
 def collapsed(drawn: Drawn, layer: Layer, y: float) -> float:
-    """The streams become one; last norm and head."""
+    """The reduction of all streams to one, the last norm and the head."""
     pieces, rest = drawn.take(*layer.site("head")), layer.end[-2:]
     if pieces:
         note = f"{many_streams(drawn)} streams → 1"

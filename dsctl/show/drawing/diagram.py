@@ -1,4 +1,4 @@
-"""Both architectures as block diagrams, stage beside stage: attention opened into its path, sizes on the arrows."""
+"""Both architectures as block diagrams, stage beside stage, with the path through attention and sizes on the arrows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, Drawn, streams
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet
 
 Pair = tuple[Stage | None, Stage | None]
-# A step of a stage: its parameters, and how it is drawn from a height.
+# A step of a stage: its parameters, and the function that draws it from a height.
 Part = tuple[tuple[str, ...], Callable[[float], float]]
 # Stages that the residual stream of the main model does not pass.
 APART = (VISION, PREDICTION, "Other")
-# Parts that are drawn once where several stages have them alike.
+# Parts that are drawn once if several stages have equal ones.
 SHARED = {"Latent attention": parts.ATTENDING, "Router and experts": parts.EXPERTS}
-# The left of frames, and of what passes them.
+# The left edge of frames, and of the line that passes them.
 EDGE, PAST = 12, 5
 
 
 def diagrams(diff: Diff, storage: bool = True, beside: bool = True) -> tuple[Sheet, Sheet]:
-    """The drawings of both sides. With `storage`, every box shows how its parameters are stored. With `beside`, parts
-    that both sides have are at the same height on both; without it, each drawing is as high as its own parts need."""
+    """The drawings of both sides.
+
+    With `storage`, every box shows the stored format of its parameters. With `beside`, parts that both sides have are
+    at the same height; without it, each drawing is as high as its own parts need.
+    """
     pairs, shared = stages(diff, storage), dict[str, float]()
     like = {what: _alike(pairs, part) for what, part in SHARED.items()}
     heights = (shared, shared) if beside else (dict[str, float](), dict[str, float]())
@@ -36,13 +39,14 @@ def diagrams(diff: Diff, storage: bool = True, beside: bool = True) -> tuple[She
 
 
 def _alike(pairs: Sequence[Pair], part: tuple[str, ...]) -> dict[str, str]:
-    """Stages whose part is that of another one, on both sides, and that one: the stage with the most layers."""
+    """Stages whose part equals that of a different stage, on both sides, each with that stage: the one with the most
+    layers."""
     first: dict[Any, str] = {}
     like: dict[str, str] = {}
     for pair in sorted(pairs, key=lambda pair: -max(len(stage.layers) if stage else 0 for stage in pair)):
         title = _title(pair)
         inside = [tuple(piece for piece in stage.pieces if piece.key in part) if stage else () for stage in pair]
-        # A stage that one side alone has is beside nothing: how its pieces differ does not count there.
+        # A stage that only one side has is compared with nothing: the differences of its pieces do not count.
         alone = [(side, tuple(map(_plain, pieces))) for side, pieces in enumerate(inside)]
         keys: list[Any] = (
             [tuple(inside)] if all(pair) else [key for key, stage in zip(alone, pair, strict=True) if stage]
@@ -89,14 +93,15 @@ def _side(sheet: Sheet, pairs: Sequence[Pair], side: int, like: Mapping[str, Map
 
 
 def _flow(config: Mapping[str, Any]) -> str:
-    """What passes between layers: residual stream, 7,168."""
+    """The label of the state between layers: residual stream, 7,168."""
     many, width = config.get("hc_mult"), streams(config)
     flow = f"{many:,} residual streams" if type(many) is int else "residual stream"
     return f"{flow}, {width}" if width else flow
 
 
 def _branch(sheet: Sheet, state: float, y: float) -> None:
-    """From the residual stream after the last layer past what follows it, cut where the sheet is."""
+    """Draw the branch from the residual stream after the last layer past the parts that follow it; the branch is cut
+    where the sheet is cut."""
     passed = [cut for cut, _ in sheet.cuts if cut > state]
     sheet.line((trunk.AT, state), (PAST, state), (PAST, passed[0]), head=False, kind="dashed")
     for top, bottom in zip(passed, passed[1:], strict=False):
@@ -105,7 +110,7 @@ def _branch(sheet: Sheet, state: float, y: float) -> None:
 
 
 def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, str], after: bool, y: float) -> float:
-    """A frame with the stage's parts below each other, along the residual stream; its height."""
+    """A frame with the stage's parts below each other, along the residual stream. Return its height."""
     many = len(stage.layers)
     numbered = many and stage.title != "Other"
     name = stage.called or stage.title
@@ -124,7 +129,7 @@ def _stage(sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, s
 
 
 def _along(drawn: Drawn, y: float) -> float:
-    """What begins in the middle, the blocks that read the residual stream and add to it, and what ends it."""
+    """Draw the beginning in the middle, the blocks that read the residual stream and add to it, and the end."""
     at, middle = _sequence(drawn, _leads(drawn), y)
     for block in _blocks(drawn):
         if any(drawn.has(templates) for templates, _ in block):
@@ -147,7 +152,7 @@ def _along(drawn: Drawn, y: float) -> float:
 
 
 def _joined(drawn: Drawn, y: float, middle: bool) -> float:
-    """Where a block can read the residual stream, which begins here unless it comes from above."""
+    """The place where a block reads the residual stream, which begins here unless it comes from above."""
     if middle:
         return trunk.begin(drawn, y)
     if drawn.sheet.trunk is None:
@@ -156,12 +161,12 @@ def _joined(drawn: Drawn, y: float, middle: bool) -> float:
 
 
 def _sequence(drawn: Drawn, parts: Iterable[Part], y: float) -> tuple[float, bool]:
-    """Those of these parts that are there, below each other; where they end, and whether there was any."""
+    """Draw the parts that exist below each other. Return where they end, and whether any exists."""
     started = False
     for templates, draw in parts:
         if drawn.has(templates):
             if started:
-                # What begins with several ways has the heads of its own.
+                # A part that begins with several paths draws its own arrow heads.
                 spread = any(templates == part and what not in drawn.like for what, part in SHARED.items())
                 drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden, not spread)
                 y += GAP
@@ -179,7 +184,7 @@ def _once(drawn: Drawn, what: str, draw: Callable[[Drawn, float], float]) -> Par
 
 
 def _leads(drawn: Drawn) -> tuple[Part, ...]:
-    """What begins a stage without a residual stream."""
+    """The beginning of a stage without a residual stream."""
     return (
         _chain(drawn, "model.embed_tokens.weight"),
         ((*parts.TOKEN, *parts.STATE), partial(parts.prediction, drawn)),
@@ -191,7 +196,7 @@ def _leads(drawn: Drawn) -> tuple[Part, ...]:
 
 
 def _blocks(drawn: Drawn) -> tuple[tuple[Part, ...], ...]:
-    """The blocks of a layer, which each read the residual stream and add to it."""
+    """The blocks of a layer; each reads the residual stream and adds to it."""
     return (
         (_chain(drawn, parts.INPUT_NORM), _once(drawn, "Latent attention", latent.attention)),
         (
@@ -203,7 +208,7 @@ def _blocks(drawn: Drawn) -> tuple[tuple[Part, ...], ...]:
 
 
 def _tails(drawn: Drawn) -> tuple[Part, ...]:
-    """What the residual stream ends in."""
+    """The end of the residual stream."""
     return (
         _chain(drawn, *parts.PREDICTED),
         _chain(drawn, "model.norm.weight", "lm_head.weight"),

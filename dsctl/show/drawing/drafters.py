@@ -1,4 +1,4 @@
-"""What V4's drafters add to a layer in a block diagram: how they begin, and what they end with.
+"""The parts that V4's drafters add to a layer in a block diagram, at its beginning and its end.
 
 deepseek-ai/DeepSeek-V4-Flash and DeepSeek-V4-Flash-0731, inference/model.py.
 """
@@ -37,7 +37,7 @@ def prediction(drawn: Drawn, y: float) -> float:
 
 
 def _begun(drawn: Drawn, y: float, end: float) -> float:
-    """Where layers begin, on both sides alike, whatever drafts on each."""
+    """The height at which layers begin, the same on both sides for any kind of drafter."""
     bottom = y + drawn.row("begun", end - y)
     if bottom > end:
         drawn.sheet.down(MIDDLE, end, bottom, head=False)
@@ -54,7 +54,7 @@ def blocks(drawn: Drawn, y: float) -> float:
 
 
 def drafted(drawn: Drawn, y: float) -> float:
-    """What a drafter ends with: one stream, the head, and beside it what a block drafter has."""
+    """The end of a drafter: the reduction to one stream, the head, and the additional parts of a block drafter."""
     own = drawn.has([f"{_DRAFT}head.weight"])
     y = collapsed(drawn, DRAFT, y)
     if not own:
@@ -70,7 +70,7 @@ def drafted(drawn: Drawn, y: float) -> float:
 
 
 def _beside(drawn: Drawn, pieces: Sequence[Element], at: tuple[float, float], width: float, title: str) -> float:
-    """Pieces in a frame; the first of several is a table that the token before is looked up in."""
+    """Pieces in a frame. The first of several is a table that is indexed by the previous token."""
     (x, y), (kind, inner) = at, whole(pieces)
     said = [*wrapped(title, width - 16, "title"), *([Line(SIGNS[kind] + kind, "mark")] if kind else [])]
     frame = drawn.sheet.frame(x, y, width, said, kind)

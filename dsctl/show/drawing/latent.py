@@ -24,12 +24,12 @@ from dsctl.show.drawing.parts import (
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
 
-# In which row of attention's lanes each stands; between rows 1 and 2 is the cache.
+# The row of each parameter in attention's lanes; the cache is between rows 1 and 2.
 PATH = {KEYS[0]: 0, KEYS[1]: 1, KEYS[2]: 2, QUERIES[0]: 0, QUERIES[1]: 0, QUERIES[2]: 1, QUERIES[3]: 2}
 
 
 class Lanes(NamedTuple):
-    """Where attention's paths are drawn: latent, rope key and queries, each `width` wide, and the indexer, wider."""
+    """The lanes of attention's paths: latent, rope key and queries, each `width` wide, and the wider indexer."""
 
     width: float
     between: float
@@ -53,7 +53,8 @@ LATENT, ROPE, QUERY, INDEX = range(4)
 
 
 def attention(drawn: Drawn, y: float) -> float:
-    """Latent attention: what is cached, the queries, the indexer that chooses among earlier tokens, and the output."""
+    """Latent attention: the cached vectors, the queries, the indexer that chooses among earlier tokens, and the
+    output."""
     sheet, top, low = drawn.sheet, y, y + 22
     keys, queries, indexer = drawn.take(*KEYS), drawn.take(*QUERIES), drawn.take(*INDEXER)
     there = drawn.other is not None and any(template in drawn.other for template in INDEXER)
@@ -66,7 +67,7 @@ def attention(drawn: Drawn, y: float) -> float:
     spread(drawn, top, low, middles)
     bottom = top + drawn.row("paths", max(at for _, at, _ in ends) - top)
     if there and not indexer:
-        said = wrapped("no indexer: every earlier token counts", lanes.wide(INDEX) - 8)
+        said = wrapped("no indexer: attends to every earlier token", lanes.wide(INDEX) - 8)
         sheet.box(lanes.at(INDEX), low, lanes.wide(INDEX), bottom - low, said, shape="ghost")
     for lane, at, label in ends:
         meet(drawn, lanes.middle(lane), at, bottom, label, 36 if lane == INDEX else lanes.width - 4)
@@ -81,13 +82,14 @@ def attention(drawn: Drawn, y: float) -> float:
 
 
 def _row(drawn: Drawn, y: float, row: int) -> float:
-    """Where a row of attention's paths begins, on both sides and in all lanes alike."""
+    """The height at which a row of attention's paths begins, the same on both sides and in all lanes."""
     above = ["path 0", "path 1", "path cache"] if row == 2 else ["path 0"][:row]
     return y + sum(height + GAP for key in above if (height := drawn.row(key, 0)))
 
 
 def _kept(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, y: float) -> list[tuple[int, float, str]]:
-    """The latent and the rope key, which are cached, and each head's keys and values; ends of paths with their labels.
+    """The latent and the rope key, which are cached, and each head's keys and values. Return the ends of paths with
+    their labels.
 
     kv_a_proj_with_mqa gives both: kv_lora_rank values and qk_rope_head_dim (DeepSeek-V2 paper, section 2.1.3).
     """
@@ -122,14 +124,14 @@ def _kept(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, y: float) -> li
 
 
 def _boxed(drawn: Drawn, pieces: Sequence[Element], x: float, y: float, width: float, row: str) -> float:
-    """A box as high as its row; where it ends."""
+    """A box as high as its row. Return where it ends."""
     height = drawn.row(row, needed(lines(pieces, width)))
     drawn.box(pieces, x, y, width, height)
     return y + height
 
 
 def _path(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, lane: int, y: float) -> tuple[int, float, str]:
-    """Boxes at the heights that they have on both sides and in every lane; where they end, and what leaves them."""
+    """Boxes at the heights that they have on both sides and in every lane. Return where they end, and their output."""
     last, before = y, ""
     for piece in pieces:
         row = PATH[piece.template]
@@ -143,7 +145,8 @@ def _path(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, lane: int, y: f
 
 
 def _heads(drawn: Drawn, size: int, fields: tuple[str, ...]) -> str:
-    """A size as heads times what each has, if config.json says so; what each has of several on a line of its own."""
+    """A size as heads times the size per head, if config.json gives it. If a head has several parts, they are on a
+    separate line."""
     heads, parts = drawn.config.get("num_attention_heads"), [drawn.config.get(name) for name in fields]
     if type(heads) is not int or not all(type(part) is int for part in parts):
         return f"{size:,}"
@@ -155,7 +158,7 @@ def _heads(drawn: Drawn, size: int, fields: tuple[str, ...]) -> str:
 
 
 def _indexer(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, y: float) -> float:
-    """The indexer in its frame: queries from the latent beside it, keys, weights of heads, and what is chosen."""
+    """The indexer in its frame: queries from the latent beside it, keys, weights of heads, and the chosen tokens."""
     sheet, x, width, middle = drawn.sheet, lanes.at(INDEX), lanes.wide(INDEX), lanes.middle(INDEX)
     inner, (kind, pieces) = width - 12, whole(pieces)
     title = wrapped("Lightning indexer", width - 12, "lane")
@@ -182,7 +185,7 @@ def _indexer(drawn: Drawn, pieces: Sequence[Element], lanes: Lanes, y: float) ->
 
 
 def _from_latent(drawn: Drawn, x: float, y: float) -> None:
-    """The indexer's queries come from the normed latent of the queries, where there is one."""
+    """The arrow from the normed latent of the queries, if it exists, to the indexer's queries."""
     start = drawn.places.get(QUERIES[2])
     if start is not None:
         turn = start[0] + CLOSE / 2
@@ -190,7 +193,7 @@ def _from_latent(drawn: Drawn, x: float, y: float) -> None:
 
 
 def _core(drawn: Drawn, indexed: bool, y: float) -> float:
-    """Where keys, values, queries and the choice meet."""
+    """The core, in which keys, values, queries and the choice meet."""
     heads, top = drawn.number("num_attention_heads"), drawn.number("index_topk")
     plain, rope = drawn.number("qk_nope_head_dim"), drawn.number("qk_rope_head_dim")
     width = RIGHT - LEFT - 16

@@ -1,7 +1,7 @@
-"""Bars for a page, made of its own elements and not of a picture: their text is as large on a phone as on a desk.
+"""Bars for a page as HTML elements, not as a picture: their text is as large on a phone as on a desktop.
 
-A chart's bars run across, one a line, or up, one beside the other. All begin at 0 on a linear axis. A page shows every
-part of a bar that runs across with at least some pixels. Pure.
+A chart's bars are horizontal, one per line, or upright, side by side. All begin at 0 on a linear axis. In a horizontal
+bar every part is at least a few pixels long. Pure.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-# How far beyond the largest line an axis goes when a bar is cut off, and the most of an axis that bars leave empty.
+# The factor by which an axis exceeds the largest line if a bar is cut, and the largest empty share of an axis.
 MARGIN, EMPTY = 1.08, 0.4
 
 Words = Callable[[float], str]
 
 
 class Part(NamedTuple):
-    """A part of a bar: what it is, in words, its colour, and its length in percent of the axis."""
+    """A part of a bar: its description in words, its colour, and its length in percent of the axis."""
 
     words: str
     colour: str
@@ -51,7 +51,7 @@ def shares(sizes: Mapping[str, float], words: Words, colours: Mapping[str, str])
 
 
 def share(part: float, whole: float) -> str:
-    """94.9 %, and 0.03 % of what is small."""
+    """94.9 %; 0.03 % if it is small."""
     percent = 100 * part / whole
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2f} %" if percent >= 0.01 else "< 0.01 %"
 
@@ -59,7 +59,7 @@ def share(part: float, whole: float) -> str:
 def stacked(
     series: Mapping[str, Mapping[str, float]], words: Words, colours: Mapping[str, str], axis: float
 ) -> tuple[Bar, ...]:
-    """A bar for each name, with its parts in order; those that are longer than the axis are cut there."""
+    """A bar for each name, with its parts in order. A bar that is longer than the axis is cut there."""
     return tuple(_stack(name, parts, words, colours, axis) for name, parts in series.items())
 
 
@@ -80,8 +80,8 @@ def _part(what: str, value: float, axis: float, colour: str, words: Words) -> Pa
 def fitted(sizes: Sequence[float], lines: Sequence[float]) -> float:
     """The end of an axis for bars of these sizes and lines at these values.
 
-    The longest bar, or the next line above it if that leaves less than `EMPTY` of the axis without a bar. Bars that are
-    longer than every line are cut off beyond the last one, if others are not.
+    It is the longest bar, or the next line above it if that leaves less than `EMPTY` of the axis without a bar. If only
+    some bars are longer than every line, these are cut beyond the last line.
     """
     longest, highest = max(sizes, default=1), max(lines, default=0)
     within = [size for size in sizes if size <= highest * MARGIN]
@@ -92,7 +92,7 @@ def fitted(sizes: Sequence[float], lines: Sequence[float]) -> float:
 
 
 def rules(lines: Mapping[str, float], axis: float) -> tuple[Rule, ...]:
-    """The lines that are on the axis, from the lowest up; those with the same value are one."""
+    """The lines within the axis, in ascending order. Lines with the same value are joined."""
     names: dict[float, list[str]] = {}
     for name, value in sorted(lines.items(), key=lambda one: one[1]):
         if value <= axis:

@@ -1,5 +1,8 @@
-"""What a layer of the diagram consists of beside attention: a dense MLP, the experts, and what multi-token prediction
-begins with. Each part is drawn from `y` down, and returns where it ends."""
+"""Parts of a layer in the diagram other than attention: a dense MLP, the experts, and the beginning of multi-token
+prediction.
+
+Each function draws a part from `y` down, and returns where it ends.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 BETWEEN, CLOSE = 10, 8
 LANE = (RIGHT - LEFT - 2 * BETWEEN) / 3
 ROUTER_AT, ROUTED_AT, SHARED_AT = (LEFT + n * (LANE + BETWEEN) for n in range(3))
-# Between the paths of attention and where they meet: room for two lines beside each arrow.
+# The height between the paths of attention and their meeting point: room for two lines beside each arrow.
 MEETING = 40
 
 _LAYER = "model.layers.{layer}."
@@ -35,7 +38,8 @@ ROUTER = f"{_MLP}gate.weight", f"{_MLP}gate.e_score_correction_bias"
 
 
 class Bank(NamedTuple):
-    """The parameters of a layer's experts: their router, the routed ones, the shared ones; the last of each is down."""
+    """The parameters of a layer's experts: router, routed and shared experts. The last of each is the down
+    projection."""
 
     router: tuple[str, ...]
     routed: tuple[str, ...]
@@ -56,7 +60,7 @@ PREDICTED = f"{_LAYER}shared_head.norm.weight", f"{_LAYER}shared_head.head.weigh
 
 
 def prediction(drawn: Drawn, y: float) -> float:
-    """The next token and the last layer's hidden state, each normed, side by side into one matrix."""
+    """The next token and the last layer's hidden state, each normed and concatenated for one matrix."""
     width, ends = MIDDLE - LEFT - BETWEEN / 2, []
     said = ((LEFT, TOKEN, "the next token"), (RIGHT - width, STATE[:1], "the last layer's hidden state"))
     for x, templates, note in said:
@@ -83,14 +87,14 @@ def _stack(drawn: Drawn, pieces: Iterable[Element], x: float, y: float, width: f
 
 
 def meet(drawn: Drawn, x: float, y: float, bottom: float, label: str, width: float) -> None:
-    """An arrow from the end of a path to where all paths meet, with a label of at most two lines."""
+    """An arrow from the end of a path to the point where all paths meet, with a label of at most two lines."""
     drawn.sheet.down(x, y, bottom + MEETING)
     for number, line in enumerate(line for part in label.split("\n") for line in wrapped(part, width)):
         drawn.sheet.label(x + 5, bottom + 14 + 13 * number, line.text)
 
 
 def spread(drawn: Drawn, top: float, low: float, middles: Sequence[float]) -> None:
-    """From the middle above to several places below."""
+    """Lines from the middle above to several places below."""
     drawn.sheet.line((MIDDLE, top), (MIDDLE, top + 8), head=False)
     drawn.sheet.line((min([*middles, MIDDLE]), top + 8), (max([*middles, MIDDLE]), top + 8), head=False)
     for x in middles:
@@ -103,7 +107,7 @@ def dense(drawn: Drawn, y: float) -> float:
 
 
 def _mlp(drawn: Drawn, names: Sequence[str], pieces: Sequence[Element], at: Point, width: float, key: str) -> float:
-    """Gate and up as one box where they are alike, then down, the last of `names`; the inner size on the arrow."""
+    """Gate and up, as one box if they are equal, then down, the last of `names`; the inner size labels the arrow."""
     (x, y), middle = at, at[0] + width / 2
     first, down = ([one for one in pieces if (one.template == names[-1]) is last] for last in (False, True))
     if not first:
@@ -156,13 +160,14 @@ def experts(drawn: Drawn, y: float, bank: Bank = BANK) -> float:
         sheet.line((x, ends[-1]), (x, bottom + 10), head=False)
     sheet.line((min([*tails, MIDDLE]), bottom + 10), (max([*tails, MIDDLE]), bottom + 10), head=False)
     sheet.down(MIDDLE, bottom + 10, bottom + 24)
-    said = [Line("sum of the expert outputs" if routed and shared else "sum of the experts")]
+    said = [Line("sum of all expert outputs" if routed and shared else "sum of the expert outputs")]
     sheet.box(MIDDLE - 100, bottom + 24, 200, needed(said), said, shape="pill")
     return bottom + 24 + needed(said)
 
 
 def _choice(drawn: Drawn, y: float, bottom: float) -> None:
-    """From the choice to the frame of the routed experts, which ends above it where a router has many parts."""
+    """The arrow from the choice to the frame of the routed experts. It ends above the frame if a router has many
+    parts."""
     start, turn, end = ROUTER_AT + LANE, ROUTER_AT + LANE + BETWEEN / 2, min(y, bottom - 20)
     elbow = ((turn, y), (turn, end)) if end < y else ()
     drawn.sheet.line((start, y), *elbow, (ROUTED_AT, end))

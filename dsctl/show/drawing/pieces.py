@@ -1,4 +1,5 @@
-"""One stage of a block diagram while it is drawn: its parameters are taken one by one, so that none is forgotten."""
+"""One stage of a block diagram while it is drawn. Parameters are taken from it as they are drawn, so that none is
+forgotten."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
 
 LEFT, RIGHT = 48, WIDTH - 14
 MIDDLE = (LEFT + RIGHT) / 2
-# Of boxes that stand alone in the middle.
+# The width of a box alone in the middle.
 WIDE = 240
 GAP = 26
 MOST_OTHERS = 12
 
 
 class Drawn:
-    """A stage of one side on its sheet. `like` says by part in which other stage it is drawn already; `other` are the
-    pieces of the other side's stage, None where there is none; `after` tells which side this is."""
+    """A stage of one side on its sheet. `like` has, by part, the stage in which an equal part is already drawn; `other`
+    are the pieces of the other side's stage, None if that side lacks the stage; `after` is true for side B."""
 
     def __init__(self, sheet: Sheet, stage: Stage, other: Stage | None, like: Mapping[str, str], after: bool) -> None:
         self.sheet, self.title, self.config, self.like = sheet, stage.title, stage.config, like
@@ -33,11 +34,12 @@ class Drawn:
 
     @property
     def streams(self) -> str:
-        """What passes from layer to layer: the hidden size, times the residual streams where there are several."""
+        """The size of the state between layers: the hidden size, times the number of residual streams if there are
+        several."""
         return streams(self.config)
 
     def number(self, field: str) -> str:
-        """A number of config.json, or nothing."""
+        """A number from config.json; empty if it is absent."""
         value = self.config.get(field)
         return f"{value:,}" if type(value) is int else ""
 
@@ -46,7 +48,7 @@ class Drawn:
         return any(piece.template in wanted for piece in self.left.values())
 
     def take(self, *templates: str) -> list[Element]:
-        """Those of these that are there, every variant, and are drawn now."""
+        """Take the pieces with these names, in every variant, that exist and are not yet drawn."""
         keys = [key for name in templates for key, piece in self.left.items() if piece.template == name]
         return [self.left.pop(key) for key in keys]
 
@@ -54,15 +56,15 @@ class Drawn:
         return self.sheet.row(f"{self.title}/{key}", needed)
 
     def box(self, pieces: Sequence[Element], x: float, y: float, width: float, height: float, note: str = "") -> None:
-        """Pieces that go together as one box."""
+        """Draw pieces together as one box."""
         kinds = dict.fromkeys(piece.kind for piece in pieces)
         kind = next(iter(kinds)) if len(kinds) == 1 else "changed"
         self.sheet.box(x, y, width, height, lines(pieces, width, note), kind=kind, hint=_hint(pieces))
-        # Where its right side has its middle.
+        # The middle of its right side.
         self.places |= {piece.key: (x + width, y + height / 2) for piece in pieces}
 
     def chain(self, templates: Iterable[str], y: float) -> float:
-        """Boxes below each other in the middle, and the size of what passes between them."""
+        """Boxes below each other in the middle, with the size of the state between them."""
         width, pieces = float(WIDE), self.take(*templates)
         for number, piece in enumerate(pieces):
             if number:
@@ -74,7 +76,7 @@ class Drawn:
         return y
 
     def compact(self, part: tuple[str, ...], what: str, y: float) -> float:
-        """A part that is drawn in another stage, as one box."""
+        """Draw one box for a part that is drawn in a different stage."""
         pieces, like = self.take(*part), self.like[what]
         said = [Line(what, "title"), Line(f"as in the {like[0].lower()}{like[1:]}")]
         kinds = list(dict.fromkeys(piece.kind for piece in pieces if piece.kind))
@@ -88,7 +90,7 @@ class Drawn:
         return y + height
 
     def rest(self, y: float) -> float:
-        """Whatever has no place of its own, three in a row."""
+        """Draw the remaining pieces, three per row."""
         pieces, width = list(self.left.values()), (RIGHT - LEFT - 20) / 3
         self.left.clear()
         for start in range(0, min(len(pieces), MOST_OTHERS), 3):
@@ -105,7 +107,7 @@ class Drawn:
 
 
 def streams(config: Mapping[str, Any]) -> str:
-    """How wide the state between layers is: 4,096; 4 x 4,096 with four residual streams; nothing if not known."""
+    """The width of the state between layers: 4,096; 4 x 4,096 with four residual streams; empty if unknown."""
     size, many = config.get("hidden_size"), config.get("hc_mult")
     if type(size) is not int:
         return ""
@@ -113,7 +115,7 @@ def streams(config: Mapping[str, Any]) -> str:
 
 
 def lines(pieces: Sequence[Element], width: float, note: str = "") -> list[Line]:
-    """Names, how they are stored, and in words how they differ."""
+    """Lines with names, stored formats, and differences in words."""
     found = wrapped(", ".join(piece.name for piece in pieces), width - 10, "name")
     stored = ", ".join(dict.fromkeys(piece.stored for piece in pieces if piece.storage))
     both = ", ".join(filter(None, (note, stored)))
@@ -130,14 +132,15 @@ def lines(pieces: Sequence[Element], width: float, note: str = "") -> list[Line]
 
 
 def marked(text: str, width: float) -> list[Line]:
-    """A mark in as few lines as it takes; one that is too long for a line breaks at its arrow first."""
+    """A mark in as few lines as possible. One that is too long for a line breaks at its arrow first."""
     before, arrow, after = text.partition(" → ")
     parts = [text] if not arrow or Line(text, "mark").width <= width else [before, f"→ {after}"]
     return [line for part in parts for line in wrapped(part, width, "mark")]
 
 
 def whole(pieces: Sequence[Element]) -> tuple[str, tuple[Element, ...]]:
-    """added or removed where all of them are, and the pieces: a frame says it then, and not every box in it."""
+    """added or removed if this is true of all pieces, and the pieces: the frame then has the mark, and not each box in
+    it."""
     kinds = {piece.kind for piece in pieces}
     kind = kinds.pop() if len(kinds) == 1 else ""
     if kind not in ("added", "removed"):
@@ -146,8 +149,8 @@ def whole(pieces: Sequence[Element]) -> tuple[str, tuple[Element, ...]]:
 
 
 def through(piece: Element) -> str:
-    """What goes in and comes out: a matrix [out, in] takes its input from the last dimension, an embedding or another
-    table from its first."""
+    """The input and output sizes: a matrix [out, in] takes its input from the last dimension, an embedding or a
+    different table from its first."""
     looked_up = piece.role == "embedding" or piece.stored == "I64"
     shape = piece.shape if looked_up else piece.shape[::-1]
     return " → ".join(f"{size:,}" for size in shape)

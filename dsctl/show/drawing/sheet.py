@@ -1,4 +1,4 @@
-"""What a block diagram is made of: boxes, frames, arrows and text on a sheet, in pixels. Pure; a template draws it."""
+"""The elements of a block diagram: boxes, frames, arrows and text on a sheet, in pixels. Pure; a template draws it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 WIDTH = 400
 LINE, PAD = 14, 7
 SIGNS = {"added": "+ ", "removed": "\N{MINUS SIGN} ", "changed": "~ "}
-# How wide a letter is, of its size: of the page's letters, of bold ones, and of those that names are set in.
+# The width of a letter as a share of its size: in the page's font, in bold, and in the font of names.
 PLAIN, BOLD, MONO = 0.53, 0.62, 0.61
 
 
@@ -48,7 +48,7 @@ class Rectangle(NamedTuple):
 
     @property
     def baselines(self) -> list[tuple[float, float, Line]]:
-        """Where each line begins or has its middle, and its base."""
+        """The anchor of each line (its beginning or its middle), and its baseline."""
         if self.shape == "frame":
             return [(self.x + self.indent, self.y + 17 + n * LINE, line) for n, line in enumerate(self.lines)]
         first = self.y + (self.height - LINE * len(self.lines)) / 2 + 10.5
@@ -56,7 +56,7 @@ class Rectangle(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """A line through points, across or down, with a head at its end or without."""
+    """A line through points, horizontal or vertical, with or without a head at its end."""
 
     points: tuple[Point, ...]
     head: bool = True
@@ -95,8 +95,8 @@ class Slice(NamedTuple):
 
 @dataclass
 class Sheet:
-    """One side's drawing. `heights` is shared by both sides, so that what they have in common stands side by side: a
-    first pass over both finds the heights, a second draws."""
+    """One side's drawing. `heights` is shared by both sides, so that parts that both have stand side by side: a first
+    pass over both finds the heights, a second one draws."""
 
     heights: dict[str, float]
     boxes: list[Rectangle] = field(default_factory=list)
@@ -104,12 +104,13 @@ class Sheet:
     labels: list[Label] = field(default_factory=list)
     height: float = 0
     cuts: list[tuple[float, str]] = field(default_factory=list)
-    # From where down the residual stream is still to be drawn; None where there is not one.
+    # The height from which the residual stream is not yet drawn; None without a residual stream.
     trunk: float | None = None
 
     @property
     def slices(self) -> Iterator[Slice]:
-        """The sheet from cut to cut, so that a page of paper can end between: what begins in each."""
+        """The sheet divided at its cuts, so that a printed page can end between them, with the parts that begin in each
+        slice."""
         ends = [y for y, _ in self.cuts[1:]] + [self.height]
         for (top, title), bottom in zip(self.cuts, ends, strict=True):
             yield Slice(
@@ -122,7 +123,7 @@ class Sheet:
             )
 
     def row(self, key: str, needed: float) -> float:
-        """The height of what goes by this name on both sides."""
+        """The height of the part with this name on both sides."""
         self.heights[key] = max(self.heights.get(key, 0), needed)
         return self.heights[key]
 
@@ -133,7 +134,7 @@ class Sheet:
         self.boxes.append(Rectangle(x, y, width, height, tuple(lines), kind, shape, hint))
 
     def frame(self, x: float, y: float, width: float, lines: Iterable[Line], kind: str = "", indent: float = 10) -> int:
-        """Begin a frame around what comes next; `close` ends it."""
+        """Begin a frame around the parts drawn next; `close` ends it."""
         self.boxes.append(Rectangle(x, y, width, 0, tuple(lines), kind, "frame", indent=indent))
         return len(self.boxes) - 1
 
@@ -154,7 +155,7 @@ class Sheet:
 
 
 def wrapped(text: str, width: float, kind: str = "note") -> list[Line]:
-    """A text in as many lines as it needs to be no wider than this, where its words allow."""
+    """A text wrapped to this width, if its words allow it."""
     lines: list[str] = []
     for word in _words(text, width, kind):
         longer = f"{lines[-1]}{'' if kind == 'name' and lines[-1][-1] in '_.' else ' '}{word}" if lines else word

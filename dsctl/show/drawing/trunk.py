@@ -1,5 +1,7 @@
-"""The residual stream in a block diagram: a trunk at the left, from the embedding to the head, which every block reads
-and adds to. With hyper-connections it is several streams. Each function draws from `y` down and returns where it ends.
+"""The residual stream in a block diagram: a trunk at the left, from the embedding to the head. Every block reads it and
+adds to it.
+
+With hyper-connections it is several streams. Each function draws from `y` down and returns where it ends.
 """
 
 from __future__ import annotations
@@ -12,18 +14,18 @@ from dsctl.show.drawing.sheet import Line, Sheet
 
 AT, APART, MOST = 30.0, 3.0, 4
 RADIUS = 8.0
-# How far below a block its sum stands.
+# The distance of a sum below its block.
 BELOW = 16.0
 
 
 def many(config: Mapping[str, Any]) -> int:
-    """How many lines it is drawn as: the streams of config.json, at most `MOST`."""
+    """The number of lines of the trunk: the streams of config.json, at most `MOST`."""
     streams = config.get("hc_mult")
     return max(1, min(streams, MOST)) if type(streams) is int else 1
 
 
 def begin(drawn: Drawn, y: float) -> float:
-    """From the middle, where something ends at `y`, to a trunk that begins here."""
+    """Draw from the middle, where a part ends at `y`, to a trunk that begins here."""
     turn = y + BELOW
     for x, off, kind in _lines(drawn.config):
         drawn.sheet.line(
@@ -42,7 +44,7 @@ def grow(sheet: Sheet, config: Mapping[str, Any], y: float) -> None:
 
 
 def _lines(config: Mapping[str, Any]) -> Iterator[tuple[float, float, str]]:
-    """Where each line of the trunk is, how far from its middle, and how it is drawn."""
+    """The position of each line of the trunk, its distance from the middle, and its style."""
     number = many(config)
     for stream in range(number):
         off = APART * (stream - (number - 1) / 2)
@@ -50,14 +52,14 @@ def _lines(config: Mapping[str, Any]) -> Iterator[tuple[float, float, str]]:
 
 
 def read(drawn: Drawn, y: float) -> float:
-    """From the trunk to the middle, into what begins where this ends."""
+    """Draw from the trunk to the part that begins in the middle."""
     drawn.sheet.line((AT + _half(drawn), y + 6), (MIDDLE, y + 6), (MIDDLE, y + GAP))
     drawn.sheet.label(MIDDLE + 5, y + 20, drawn.hidden)
     return y + GAP
 
 
 def end(drawn: Drawn, y: float) -> float:
-    """The trunk goes to the middle and ends."""
+    """Draw the end of the trunk, in the middle."""
     grow(drawn.sheet, drawn.config, y)
     turn, bottom = y + 6, y + GAP + 6
     for x, off, kind in _lines(drawn.config):
@@ -71,7 +73,7 @@ def end(drawn: Drawn, y: float) -> float:
 
 
 def write(drawn: Drawn, y: float) -> float:
-    """From the middle, where a block ends at `y`, to its sum with the trunk."""
+    """Draw from the middle, where a block ends at `y`, to its sum with the trunk."""
     turn = y + BELOW
     drawn.sheet.line((MIDDLE, y), (MIDDLE, turn), (AT + RADIUS, turn))
     drawn.sheet.label(MIDDLE + 5, y + 12, drawn.hidden)
@@ -80,12 +82,12 @@ def write(drawn: Drawn, y: float) -> float:
 
 
 def into(drawn: Drawn, y: float) -> None:
-    """From the trunk straight into a box at the left, at `y`."""
+    """Draw from the trunk straight into a box at the left, at `y`."""
     drawn.sheet.line((AT + _half(drawn), y), (LEFT, y))
 
 
 def back(drawn: Drawn, y: float) -> None:
-    """From a box at the left straight to a sum with the trunk, at `y`."""
+    """Draw from a box at the left straight to a sum with the trunk, at `y`."""
     drawn.sheet.line((LEFT, y), (AT + RADIUS, y))
     _sum(drawn, y)
 

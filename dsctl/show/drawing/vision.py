@@ -26,7 +26,8 @@ ALL = (*IMAGE, *PATCHES, *(name for names in (*SEEING, *ALIGNED) for name in nam
 
 
 def vision(drawn: Drawn, y: float) -> float:
-    """Patches of an image through blocks of their own, then to the model's width; the marks around an image."""
+    """Patches of an image through their own blocks and a projection to the width of the model, and the marks around an
+    image."""
     y = _boxes(drawn, (PATCHES,), y)
     blocks = drawn.number("vision_n_layers")
     if drawn.has(name for names in SEEING for name in names):
@@ -46,7 +47,7 @@ def vision(drawn: Drawn, y: float) -> float:
 
 
 def _boxes(drawn: Drawn, groups: Iterable[tuple[str, ...]], y: float) -> float:
-    """A box for each group of parameters that is there, below each other."""
+    """A box for each existing group of parameters, below each other."""
     found = [pieces for names in groups if (pieces := drawn.take(*names))]
     for number, pieces in enumerate(found):
         if number:

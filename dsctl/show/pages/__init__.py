@@ -1,1 +1,1 @@
-"""What `--html` writes: the answer on cards, drawings, and the terminal's sections below them. A page per verb."""
+"""The pages of `--html`: cards with the answer, drawings, and the sections of the terminal. One page per verb."""

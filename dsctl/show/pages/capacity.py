@@ -1,4 +1,5 @@
-"""The page of a plan: the bytes of the fullest rank, the memory of accelerators, and on which of them it fits."""
+"""The page of a plan: bytes of the fullest rank compared with the memory of accelerators, and the accelerators that
+suffice."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from dsctl.show.output import count, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
 
-# The verdicts of a plan, from the best.
+# The verdicts of a plan, the best first.
 FITS, TIGHT, NO, SPLIT = "fits", "tight", "no", "cannot be split"
-# How many accelerators are named at a line.
+# The most accelerators named at a line.
 MOST = 3
 
 
@@ -23,7 +24,7 @@ def capacity(facts: dict[str, Any], origin: str, sections: Sequence[Section]) ->
     """The whole page."""
     return page(
         "plan",
-        f"What it takes to serve {facts['source']}",
+        f"Memory needed to serve {facts['source']}",
         list(map(printable, sections)),
         origin=origin,
         cards=list(_cards(facts)),
@@ -46,18 +47,21 @@ def _cards(facts: dict[str, Any]) -> Iterator[Card]:
 
 
 def fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:
-    """The smallest number of accelerators that hold this format; which other ones fit, are tight, or do not fit."""
+    """The fewest accelerators that hold this format, and the verdicts of all others."""
     found: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
     for one in accelerators:
         fit = one["formats"][name]
         found.setdefault(_verdict(fit), []).append((fit.get("world", 0), one["name"], fit))
     held = {verdict: sorted(found[verdict], key=lambda one: one[0]) for verdict in (FITS, TIGHT) if verdict in found}
     if not held:
-        refused = SPLIT if SPLIT in found and len(found) == 1 else NO
-        why = (
-            "these numbers of ranks split heads or quantization blocks" if refused == SPLIT else "with the ranks below"
-        )
-        return Card(f"{name}: {refused}", "none of these", why, "removed")
+        if list(found) == [SPLIT]:
+            return Card(
+                f"{name}: {SPLIT}",
+                "not possible",
+                "These numbers of ranks split heads or quantization blocks.",
+                "removed",
+            )
+        return Card(f"{name}: {NO}", "does not fit", "No accelerator shown holds it with the ranks below.", "removed")
     verdict = next(iter(held))
     world, first, fit = held[verdict][0]
     held[verdict] = held[verdict][1:]
@@ -86,11 +90,9 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
         axis = fitted([rank["bytes"] for rank in one["ranks"]], list(memories.values()))
         bars, lines = stacked(series, size, colours, axis), rules(_named(memories), axis)
         rows = tuple((ranks, *(size(nbytes) for nbytes in parts.values())) for ranks, parts in series.items())
-        told = (
-            f"Each line marks the memory of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
-        )
+        told = f"A line marks the memory of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
         beyond = [f"{each} {size(memory)}" for each, memory in memories.items() if memory > axis]
-        told += f" Not on the axis: {', '.join(beyond)}." if beyond else ""
+        told += f" Beyond the axis: {', '.join(beyond)}." if beyond else ""
         told += " An arrow marks a bar that is longer than the axis." if any(bar.cut for bar in bars) else ""
         told += (
             f" * {SPLIT}: splits heads or quantization blocks." if any(rank["cuts"] for rank in one["ranks"]) else ""
@@ -99,16 +101,16 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
 
 
 def _kept(facts: dict[str, Any]) -> str:
-    """How much memory each verdict leaves free, if there is a reserve."""
+    """The relation between the verdicts and the reserve, if there is a reserve."""
     reserve = facts.get("reserve")
     if not reserve:
         return ""
     kept = size(reserve["bytes"]) if reserve["bytes"] is not None else f"{100 * reserve['share']:g} %"
-    return f' "Fits" leaves {kept} of it free; "tight" leaves less.'
+    return f" A format that fits leaves {kept} of it free; one that is tight leaves less."
 
 
 def _named(memories: Mapping[str, float]) -> dict[str, float]:
-    """Lines by their names: those of the same size in words are one, at the least of them."""
+    """Lines by name. Memories that print as the same size share a line, at the smallest of them."""
     found: dict[str, list[str]] = {}
     for name, memory in memories.items():
         found.setdefault(size(memory), []).append(name)
@@ -120,5 +122,5 @@ def _named(memories: Mapping[str, float]) -> dict[str, float]:
 
 
 def spread(rank: dict[str, Any]) -> str:
-    """TP 8 EP 8, without parts that are 1; a star marks what cannot be split."""
+    """TP 8 EP 8, without sizes of 1; a star marks an impossible split."""
     return spread_words(rank) + "*" * bool(rank["cuts"])

@@ -1,16 +1,16 @@
-"""The cards that a page begins with."""
+"""The cards at the top of a page."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# The least share in percent that is written as a number.
+# The least share, in percent, that is printed as a number.
 LEAST = 0.005
 
 
 class Card(NamedTuple):
-    """One answer: what it is about, in a figure or few words, and what stands behind it. `kind` is a key of the page's
-    colours (added, removed, changed, saves, costs), which the label says too."""
+    """One answer: its subject, a figure or a few words, and details. `kind` is a key of the page's colours (added,
+    removed, changed, saves, costs); the label has the same meaning in words."""
 
     label: str
     figure: str
@@ -19,7 +19,7 @@ class Card(NamedTuple):
 
 
 def change(before: float, after: float) -> str:
-    """+0.13 %, as long as the share is small; 13.3x less and 2.1x more beyond; nothing without a before."""
+    """+0.13 % if the share is small; 13.3x less or 2.1x more if it is large; empty without a value before."""
     if not before or not after:
         return ""
     ratio = after / before

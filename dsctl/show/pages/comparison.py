@@ -13,14 +13,14 @@ from dsctl.show.output import count, plural
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Column, Row, Section, printable
 
-# Decibels at which a colour begins; below the least one the error is as large as the value.
+# The decibels at which each colour begins; below the least one the error is as large as the value.
 HEAT = (60.0, 45.0, 30.0, 20.0, 10.0, 0.0)
 
 LINEAR = " The axis of shares is linear, that of powers of two logarithmic."
 
 
 class Cell(NamedTuple):
-    """A cell of a heat map: its text, and how hot it is, 0 to 6."""
+    """A cell of a heat map: its text, and its heat from 0 to 6."""
 
     text: str
     heat: int
@@ -37,7 +37,7 @@ def comparison(found: Comparison, names: tuple[str, str], worst: int) -> str:
         cards=list(_cards(found)),
         charts=[] if found.total.same else list(_charts(found)),
         roles=list(found.roles),
-        # Without errors there is nothing to show.
+        # Without an error, the map would be empty.
         heat=[] if found.total.same else list(_heat(found)),
         key=list(_key()),
     )
@@ -54,7 +54,7 @@ def _lead(found: Comparison) -> str:
 
 
 def _least(sums: Sums) -> float:
-    """Signal to noise as a number to sort by: a missing one is the worst, identical values are the best."""
+    """Signal to noise as a sort key: undefined is the worst, identical the best."""
     return math.inf if sums.same else -math.inf if sums.snr is None else sums.snr
 
 
@@ -98,7 +98,7 @@ def _charts(found: Comparison) -> Iterator[Chart]:
 
 
 def _filled(bins: dict[int, int], whole: int) -> dict[str, float]:
-    """Shares by power of two, empty ones between included."""
+    """Shares by power of two, including empty ones in between."""
     if not bins:
         return {}
     return {f"2^{power}": bins.get(power, 0) / whole for power in range(min(bins), max(bins) + 1)}
@@ -109,7 +109,7 @@ def _percent(share: float) -> str:
 
 
 def _heat(found: Comparison) -> Iterator[tuple[str, list[Cell]]]:
-    """A row per layer, a cell per role: the sums over its parameters."""
+    """One row per layer, one cell per role: the sums over its parameters."""
     sums: dict[int | None, dict[str, Sums]] = {}
     for one in found.compared:
         sums.setdefault(one.layer, {}).setdefault(one.role, Sums()).add(one.sums)

@@ -1,4 +1,4 @@
-"""The page of a diff: the answer and its meaning, both architectures side by side, costs, and tables."""
+"""The page of a diff: the changes and their meaning, both architectures side by side, costs, and tables."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from dsctl.show.totals import flop
 
 SHORTEST = 1024
 NAMED = 3
-# Sections on how parameters of both sides are stored: alone, and among other changes.
+# Sections about stored formats of parameters on both sides: alone, and among other changes.
 STORAGE = ("Different storage format", "Parameters on both sides")
-# Roles with names of their own.
+# Roles with their own phrases.
 ROLES = {
     "indexer": "a lightning indexer", "mtp": "a projection", "compressor": "compressors",
     "hyper-connections": "hyper-connections", "vision": "a vision tower",
 }  # fmt: skip
-# And in a drafter of another kind.
+# The same for a block drafter.
 DRAFTING = {"mtp": "a block drafter's own parts"}
 
 
 def difference(diff: Diff, only: str | None, tensors: bool) -> str:
-    """The whole page; `only` and `tensors` choose among the terminal's sections, as there. Without a difference it is
-    a sentence, and what was compared."""
+    """The whole page. `only` and `tensors` choose among the terminal's sections, as they do in the terminal. Without
+    differences, the page is one sentence and a list of the compared parts."""
     names, whole = titles(diff), only is None
     shown, stored = _sections(diff, only, tensors)
     known = whole and diff.differs and diff.a.model is not None and diff.b.model is not None
@@ -53,7 +53,7 @@ def difference(diff: Diff, only: str | None, tensors: bool) -> str:
         stored=list(map(printable, stored)) if diff.differs_in(only) else [],
         names=names,
         source=diff.origin,
-        # The tables say it as well.
+        # The tables contain it as well.
         compared="" if diff.differs_in(only) else _compared(diff),
         lead=_lead(diff, names),
         cards=list(_cards(diff)) if diff.differs else [],
@@ -77,8 +77,8 @@ def _compared(diff: Diff) -> str:
 
 
 def _sections(diff: Diff, only: str | None, tensors: bool) -> tuple[list[Section], list[Section]]:
-    """The terminal's sections, and apart from them those on how parameters are stored, which a page shows on demand.
-    The page has the origin, the headline and the meanings, with their sources, above."""
+    """The terminal's sections, and separately those about stored formats, which a page shows on demand. The page has
+    the origin, the headline, and the meanings with their sources above."""
     shown: list[Section] = []
     stored: list[Section] = []
     for section in sections(diff, only, tensors):
@@ -97,7 +97,7 @@ def _sections(diff: Diff, only: str | None, tensors: bool) -> tuple[list[Section
 
 
 def _lead(diff: Diff, names: tuple[str, str]) -> str:
-    """The answer in a sentence or two, from the differences alone."""
+    """The changes in a sentence or two, from the differences alone."""
     said = [f"{diff.headline} No parameter has the same name on both sides."] if diff.renamed else []
     for verb, templates in (("adds", diff.added), ("drops", diff.removed)):
         if templates and not diff.renamed:
@@ -120,7 +120,7 @@ def _lead(diff: Diff, names: tuple[str, str]) -> str:
 
 
 def _roles(diff: Diff, templates: Iterable[Template]) -> list[tuple[str, str]]:
-    """Roles by size, and the layers that they are in: a lightning indexer, 61 layers and MTP."""
+    """Roles by size, and their layers: a lightning indexer, 61 layers and MTP."""
     found: dict[str, list[Group]] = {}
     blocks = any(side.traits.drafter == BLOCKS for side in (diff.a, diff.b))
     names = ROLES | (DRAFTING if blocks else {})
@@ -151,7 +151,7 @@ def _sizes(templates: Iterable[Template], whole: int) -> str:
 
 
 def _cards(diff: Diff) -> Iterator[Card]:
-    """Parts that were added and removed, costs with the largest change first, and how parameters are stored."""
+    """Added and removed parts, costs with the largest change first, and stored formats."""
     for kind, templates in (("added", diff.added), ("removed", diff.removed)):
         if templates and not diff.renamed:
             roles = _roles(diff, templates)
@@ -171,13 +171,13 @@ def _cards(diff: Diff) -> Iterator[Card]:
 
 
 def _changed(changed: Iterable[TemplateChange]) -> str:
-    """In what parameters on both sides differ, the commonest first."""
+    """The aspects in which parameters of both sides differ, the most frequent first."""
     found = Counter(aspect for one in changed for aspect in one.aspects if aspect != "stored")
     return _listed([f"{aspect} ({number})" for aspect, number in found.most_common()])
 
 
 def _costs(diff: Diff) -> Iterator[tuple[str, float, float, Words]]:
-    """Numbers of both sides, and how they are written."""
+    """Names and numbers of both sides, each with the function that formats them."""
     context, held, (before, after) = _context(diff), diff.cache_format, diff.attention
     if before and after:
         at = f"while decoding at {context:,} tokens"
@@ -191,7 +191,7 @@ def _costs(diff: Diff) -> Iterator[tuple[str, float, float, Words]]:
 
 
 def _factor(before: float, after: float) -> float:
-    """The logarithm of the factor between both; infinite if only one side has it."""
+    """The logarithm of the factor between two values; infinite if only one side has a value."""
     if not before or not after:
         return math.inf if before != after else 0.0
     return abs(math.log(after / before))
@@ -213,7 +213,7 @@ def _cached(diff: Diff) -> tuple[float, float]:
 
 
 def _number(what: str, before: float, after: float, words: Callable[[float], str]) -> Card:
-    """A number of both sides: less of it saves, more of it costs."""
+    """A number of both sides: a smaller one saves, a larger one costs."""
     if not before or not after:
         return Card(what, words(after) if after else "not known", f"before: {words(before) if before else 'not known'}")
     if before == after:
@@ -246,7 +246,7 @@ def _charts(diff: Diff, names: tuple[str, str]) -> Iterator[Chart]:
 
 
 def _contexts(diff: Diff) -> list[int]:
-    """Powers of two up to the longest context that either can hold."""
+    """Powers of two up to the longest context that either side allows."""
     told = [side.config.get("max_position_embeddings") for side in (diff.a, diff.b)]
     longest = max([n for n in told if type(n) is int], default=0)
     longest = min(max(longest, SHORTEST * 8), 1 << 24)

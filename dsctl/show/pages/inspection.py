@@ -1,4 +1,4 @@
-"""The page of an inspection: where the bytes are, the terminal's sections, and a table of tensors to search."""
+"""The page of an inspection: the distribution of bytes, the terminal's sections, and a searchable table of tensors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dsctl.show.output import count, plural, size
 from dsctl.show.pages.cards import Card
 from dsctl.show.sections import Section, printable
 
-# Further names of dtypes that a search finds.
+# Other names of a dtype in a search.
 DTYPES = {
     "F8_E4M3": "fp8 float8", "F8_E5M2": "fp8 float8", "F8_E8M0": "ue8m0 e8m0", "BF16": "bfloat16",
     "F16": "fp16 float16 half", "F32": "fp32 float32", "F64": "fp64 float64", "I8": "int8", "U8": "uint8",
     "I32": "int32", "I64": "int64",
 }  # fmt: skip
 
-# Steps of a token outside of layers, which are step 2 and, in a drafter, step 3.
+# Steps outside of layers. Layers are step 2 and, in a drafter, step 3.
 HEAD = "head"
 OUTSIDE = {"vision": (0, "vision"), "embedding": (1, "embedding"), HEAD: (4, "last norm and head"), OTHER: (5, "other")}
 
@@ -66,7 +66,7 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
         origin=visible(one.origin.sentence),
         cards=cards,
         charts=list(_charts(seen)),
-        # Beside itself nothing is marked.
+        # Compared with itself, a model has no marks.
         sheet=diagrams(Diff(one, one))[0] if one.model is not None else None,
         name=visible(one.name),
         tensors=list(map(_listed, fold(seen.tensors()))),
@@ -99,7 +99,7 @@ def _charts(seen: Inspection) -> Iterator[Chart]:
 
 
 def _roles(groups: Sequence[Group], colours: Mapping[str, str]) -> Chart:
-    """A bar for each role, however small; the projections of each in the table."""
+    """A bar for each role, however small; the table also has the projections of each role."""
     found: dict[str, dict[str, float]] = {}
     for group in groups:
         _add(found.setdefault(group.family.group, {}), visible(last_name(group.family.template)), group.nbytes)
@@ -117,7 +117,8 @@ def _roles(groups: Sequence[Group], colours: Mapping[str, str]) -> Chart:
 
 
 class Place(NamedTuple):
-    """Where a token meets parameters: `step` orders the embedding, layers and the head, `number` layers."""
+    """The position of parameters in the data flow: `step` orders the embedding, layers and the head, `number`
+    layers."""
 
     step: int
     number: int
@@ -125,7 +126,7 @@ class Place(NamedTuple):
 
 
 def _place(group: Group, layer: int | None, drafter: str) -> Place:
-    """Where the part of a group that is in a layer belongs; `drafter` names a layer of what drafts."""
+    """The position of a group's part in one layer; `drafter` is the noun for a layer of a drafter."""
     family = group.family
     if layer is None:
         step, name = OUTSIDE.get(family.role, OUTSIDE[HEAD])
@@ -164,7 +165,7 @@ def _layers(seen: Inspection, colours: Mapping[str, str], sizes: Mapping[str, fl
 
 
 def _runs(places: Sequence[Place], series: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
-    """Layers of the same size that follow each other as one row."""
+    """Join consecutive layers of the same size into one row."""
     whole = sum(sum(parts.values()) for parts in series.values()) or 1
     totals = [(place, sum(series[place.name].values())) for place in places]
     for (step, nbytes), members in itertools.groupby(totals, key=lambda one: (one[0].step, one[1])):
@@ -174,7 +175,7 @@ def _runs(places: Sequence[Place], series: Mapping[str, Mapping[str, float]]) ->
 
 
 def _ticks(numbers: Mapping[int, int], many: int) -> tuple[Rule, ...]:
-    """Some of these numbers, by their place among `many` bars: every one, second, fifth or tenth."""
+    """Some of these numbers, depending on the number of bars, `many`: every one, second, fifth or tenth."""
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if len(numbers) <= 8 * step)
     found = {place: number for place, number in numbers.items() if number % every == 0}
     return tuple(Rule(str(number), round(100 * (place + 0.5) / many, 3)) for place, number in found.items())

@@ -15,7 +15,7 @@ from dsctl.core.header import TensorSpec
 from dsctl.stores.local import LocalFolder
 from tests.support.headers import BLOCKS, FP8_CONFIG, Files, files_of, fp8, opened, write
 
-ANOTHER = "replace config.json by the one that belongs to these files"
+ANOTHER = "replace config.json with the one that belongs to these files"
 HERE = LocalFolder("/here")
 
 

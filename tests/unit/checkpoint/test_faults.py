@@ -100,7 +100,7 @@ def test_nothing_allows_codes_without_scales(tmp_path: Path) -> None:
 def test_a_config_that_does_not_say_what_is_stored_can_be_mended(tmp_path: Path) -> None:
     error = _refused(_without(tmp_path, config=BF16_CONFIG))
     assert error.hint == "`dsctl verify --fix` updates config.json to match the stored tensors"
-    assert error.issues == ("config.json: weights are fp8-block, but there is no quantization_config",)
+    assert error.issues == ("config.json: weights are fp8-block, but quantization_config is absent",)
 
 
 def test_a_lost_file_is_the_cause(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_ranks_that_are_not_there_are_missing_unless_one_folder_is_all_that_is_r
         (FP8, [BLOCKS, Plain()], []),
         (None, [Plain()], []),
         ({}, [Plain()], []),
-        (None, [BLOCKS], ["weights are fp8-block, but there is no quantization_config"]),
+        (None, [BLOCKS], ["weights are fp8-block, but quantization_config is absent"]),
         (FP8, [Plain()], ["quantization_config is there, but no weight is quantized"]),
         (FP8, [], []),
         (FP8, [replace(BLOCKS, block=(64, 64))], ["weight_block_size is [128, 128], scales are stored for [64, 64]"]),

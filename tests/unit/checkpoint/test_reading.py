@@ -55,8 +55,8 @@ def test_a_key_twice_is_refused_at_any_depth() -> None:
         (b"\xff", "not valid JSON"),
         (b"", "not valid JSON"),
         (b"[" * 200_000, "not valid JSON"),
-        (b"[1]", "holds list where an object is expected"),
-        (b"null", "holds NoneType where an object is expected"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b"null", "expected a JSON object, found NoneType"),
     ],
 )
 def test_a_file_that_holds_no_object(tmp_path: Path, raw: bytes, words: str) -> None:

@@ -112,7 +112,7 @@ def one(dtype: object = "F32", shape: object = (1,), offsets: object = (0, 4), n
         (one(shape=[1 << 30, 1 << 30]), "impossible shape"),
         (one("F4", [3], [0, 1]), "not a whole number of bytes"),
         (one(offsets=[0, 5]), "takes 4"),
-        (one(offsets=[4, 8]), "begins at 4 where 0 was due"),
+        (one(offsets=[4, 8]), "begins at 4, expected 0"),
         (one(offsets=[4, 0]), "out of range"),
         (one(offsets=[-4, 0]), "out of range"),
         (b'{"a":{}}', "has no dtype"),

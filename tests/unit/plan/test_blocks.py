@@ -133,7 +133,7 @@ def test_cuts_through_blocks_are_refused() -> None:
         blocks.refuse()
     assert found.value.message == (
         "1 parameter would be cut through quantization blocks: "
-        "w: a cut at 0 to 100 of 512 does not fall on blocks of 128"
+        "w: a cut at 0 to 100 of 512 is not aligned with blocks of 128"
     )
     assert found.value.hint == "--recode quantizes these again"
 
@@ -145,7 +145,7 @@ def test_cuts_through_blocks_are_recoded_if_that_is_asked_for() -> None:
         ("one", "recode", True),
         ("two", "recode", True),
     ]
-    why = "a cut at 0 to 100 of 512 does not fall on blocks of 128"
+    why = "a cut at 0 to 100 of 512 is not aligned with blocks of 128"
     assert blocks.recoded == [Recoded("template", 6, why)]
     blocks.refuse()
 

@@ -65,9 +65,9 @@ def within(frame: Rectangle, box: Rectangle) -> bool:
 def test_parts_are_drawn_as_what_they_are() -> None:
     said = texts(drawn("v4-flash-0731"))
     for text in (
-        "the same 4 times: residual streams",
+        "copied to 4 residual streams",
         "hyper-connection: 4 streams → 1, F32",
-        "added to the 4 streams, which are mixed",
+        "mixes the 4 streams and adds the output",
         "Compressor",
         "4 tokens → 1",
         "128 tokens → 1",
