@@ -87,6 +87,11 @@ def accelerators() -> list[str]:
     return list(ACCELERATORS)
 
 
+def demands() -> list[str]:
+    """Accelerators with a usual number of them."""
+    return [f"{name}x8" for name in accelerators()]
+
+
 def cache_formats() -> list[str]:
     """Formats of the KV cache."""
     from dsctl.look.costs import CACHE_FORMATS
@@ -101,11 +106,12 @@ def parts() -> list[str]:
     return list(PARTS)
 
 
-def kinds() -> list[str]:
-    """Kinds of difference on which a diff can fail."""
+def kinds(incomplete: str) -> list[str]:
+    """Kinds of difference on which a diff can fail; they may follow others and a comma."""
     from dsctl.look.gates import KINDS
 
-    return list(KINDS)
+    before, comma, _ = incomplete.rpartition(",")
+    return [before + comma + kind for kind in KINDS]
 
 
 def findings() -> list[str]:

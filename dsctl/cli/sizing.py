@@ -40,11 +40,14 @@ def parse_reserve(text: str) -> Reserve:
     """A reserve: 8%, 4GB, 4GiB or 0.
 
     Raises:
-        UsageError: the text is neither a percentage below 100 nor a size.
+        UsageError: the text is neither a percentage below 100 nor a size with its unit.
     """
     word = text.strip()
     if word == "0":
         return Reserve(0, asked=True)
+    if word.isdecimal():
+        # 8 bytes are nobody's reserve: 8 stands for 8% or 8GB.
+        raise UsageError(f"--reserve: {text!r} has no unit", hint="write it as 8%, 4GB, 4GiB or 0")
     if not word.endswith("%"):
         return Reserve(parse_size(word, "--reserve"), asked=True)
     share = _decimal(word[:-1].strip())
@@ -130,7 +133,7 @@ MustFit = Annotated[
         "--must-fit",
         metavar="NAMExCOUNT",
         parser=parse_must,
-        autocompletion=completion.accelerators,
+        autocompletion=completion.demands,
         help="Exit with 50 unless it fits on these accelerators, such as h200x8; repeatable.",
     ),
 ]

@@ -111,7 +111,7 @@ def verify(
     if fix:
         _tell(done, dry_run, output)
     output.data(as_json(report, their, strict, done, mended=mending))
-    show_report(source, report, their, show_all, output)
+    show_report(source, report, their, show_all, ignore or [], output)
     for line in workflow_commands(source, report) if annotate else ():
         output.raw(f"{line}\n")
     if is_failing(report, strict):

@@ -26,13 +26,15 @@ VERDICTS = {
     "sizes": "Same architecture, different sizes or parts.",
     "parts": "Same architecture, but not all of its parameters are present on both sides.",
     "storage": "Same parameters, different storage format.",
-    "config": "Same parameters and storage format; only config.json differs.",
+    "config": "Same parameters and storage format; config.json differs.",
+    "config, files": "Same parameters and storage format; config.json and other files differ.",
     "files": "Same parameters, storage format and config.json; other files differ.",
     "nothing": "No difference: same parameters, storage format and config.json.",
 }
 # The same if the config of a side was not read, but derived: its config.json is not known.
 VERDICTS_DERIVED = {
-    "config": "Same parameters and storage format; only the config differs.",
+    "config": "Same parameters and storage format; the config differs.",
+    "config, files": "Same parameters and storage format; the config and other files differ.",
     "files": "Same parameters and storage format; other files differ.",
     "nothing": "No difference between the descriptions.",
 }
@@ -186,12 +188,13 @@ class Diff:
     def headline(self) -> str:
         """The verdict in a sentence, with the sides whose config was derived, not read."""
         derived = dict.fromkeys(side.name for side in (self.a, self.b) if side.derived)
+        key = "config, files" if self.verdict == "config" and self.differs_in("files") else self.verdict
         if derived:
-            said = VERDICTS_DERIVED.get(self.verdict, VERDICTS[self.verdict])
+            said = VERDICTS_DERIVED.get(key, VERDICTS[key])
             return f"{said} Config of {' and '.join(derived)}: derived, not read."
         if self.verdict == "nothing" and not self.a.config and not self.b.config:
             return "No difference: same parameters and storage format. Neither side has a config.json."
-        return VERDICTS[self.verdict]
+        return VERDICTS[key]
 
     @property
     def differs(self) -> bool:

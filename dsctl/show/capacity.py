@@ -101,9 +101,12 @@ def _contexts(facts: dict[str, Any]) -> Iterator[str]:
     published, positions = facts["published_context"], facts["max_position_embeddings"]
     known = [f"the model card publishes {published:,} tokens"] if published else []
     known += [f"config.json allows {positions:,} (max_position_embeddings)"] if positions else []
+    more = (
+        f" {facts['context']:,} tokens are more than it allows." if positions and facts["context"] > positions else ""
+    )
     default = "" if facts["context_from"] == "asked" else f"; --context defaults to {facts['context']:,}"
     if known:
-        yield f"Context: {'; '.join(known)}{default}."
+        yield f"Context: {'; '.join(known)}{default}.{more}"
 
 
 def _cuts(facts: dict[str, Any]) -> Section:

@@ -35,13 +35,17 @@ def is_failing(report: Report, strict: bool) -> bool:
     return bool(report.count("error") or (strict and report.count("warning")))
 
 
-def show_report(source: str, report: Report, their: Other | None, show_all: bool, output: Output) -> None:
-    """Print what was checked and the findings: ten of each code, or all of them with `show_all`."""
+def show_report(
+    source: str, report: Report, their: Other | None, show_all: bool, ignored: Sequence[str], output: Output
+) -> None:
+    """Print what was checked, the ignored codes and the findings: ten of each code, or all of them with `show_all`."""
     checked = report.checked
     tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
     output.text(f"{source}: {tensors}")
     for part, words in _scope(report, their):
         output.text(f"  {part:10}  {words}")
+    if ignored:
+        output.text(f"  {'ignored':10}  {', '.join(dict.fromkeys(ignored))}")
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
         for finding in found if show_all else found[:SHOWN]:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
@@ -108,6 +108,11 @@ class Output:
             # A line that was measured before is printed as it is; a table or a tree is wrapped, never cropped.
             self.out.print(parts[0], soft_wrap=isinstance(parts[0], Text))
 
+    def lines(self, lines: Iterable[Text]) -> None:
+        """Print lines of the result that were measured before, as they are; together, because there may be 90,000."""
+        if not self.json and not self.quiet:
+            self.out.print(Group(*lines), soft_wrap=True)
+
     def raw(self, text: str) -> None:
         """Print lines on stdout without wrapping them."""
         self._write(spelled_lines(text))
@@ -137,8 +142,14 @@ def line(*parts: Part) -> Text:
 def prepare() -> None:
     """Let the streams write stand-ins for characters that their encoding lacks, such as -> for an arrow in ASCII.
 
+    Streams that the caller closed are opened on the null device: a file that dsctl opens must never become one of them.
     A library's finalizer fails silently: Python would print its traceback below our own error line.
     """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  open until the end
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.unraisablehook = lambda failed: None
     codecs.register_error(_STOOD_IN, _stand_in)
     for stream in (sys.stdout, sys.stderr):

@@ -66,15 +66,9 @@ def show(sections: Sequence[Section], output: Output, as_markdown: bool = False)
         output.raw("\n".join(map(markdown, map(printable, sections))))
         return
     for number, section in enumerate(printable(section, stand_ins=True) for section in sections):
-        lines = terminal(section, output.out.width, output.bounded)
         if number:
             output.text("")
-        if output.out.is_terminal:
-            for line in lines:
-                output.text(line)
-        else:
-            # Without styles the words are all there is; a list of tensors has 92,000 lines.
-            output.raw("".join(f"{line.plain}\n" for line in lines))
+        output.lines(terminal(section, output.out.width, output.bounded))
 
 
 def printable(section: Section, stand_ins: bool = False) -> Section:

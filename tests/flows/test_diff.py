@@ -598,6 +598,9 @@ def test_contents_of_other_files_are_compared(tmp_path: Path, tmp_path_factory: 
     text = " ".join(dsctl("diff", ours, theirs).split())
     assert "same text, moved: tokenizer_config.json → chat_template.jinja" in text
     assert f"Special tokens have different numbers: {token} {number - 7} → {number}." in text
+    config = json.loads((theirs / "config.json").read_text()) | {"rope_theta": 5}
+    (theirs / "config.json").write_text(json.dumps(config))
+    assert facts(str(ours), str(theirs))["headline"].endswith("; config.json and other files differ.")
 
 
 def test_facts_of_releases_are_shown_as_known() -> None:

@@ -183,6 +183,12 @@ def test_text_fits_the_width_and_is_plain_in_a_pipe(copy: Path, width: int) -> N
     assert ("parameters" in text.split("By role")[1].splitlines()[1]) == (width > 80)
 
 
+def test_every_tensor_of_a_release_is_listed() -> None:
+    lines = dsctl("inspect", "v3.2", "--tensors").splitlines()
+    assert sum(".weight" in line or ".bias" in line for line in lines) > 90_000
+    assert len(lines) == len(set(lines)) + lines.count("") - 1
+
+
 def test_every_file_is_listed_when_asked(tmp_path_factory: pytest.TempPathFactory) -> None:
     source = tiny(tmp_path_factory, "v3", shards=12)
     short, long = dsctl("inspect", source), dsctl("inspect", source, "--files")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -218,6 +219,13 @@ def test_streams_of_any_encoding_are_written_to(encoding: str, source: Path, tmp
     )  # fmt: skip
     listed = json.loads(done.stdout.decode(encoding))["tensor_list"]
     assert "nämé-源-\U0001f600" in [one["name"] for one in listed]
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_streams_may_be_closed(closed: int) -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m dsctl diff v3 v3.2 {closed}>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0 and not done.stderr and bool(done.stdout) == (closed != 1), done
 
 
 def in_ascii(*arguments: Any, width: int = 80) -> Done:

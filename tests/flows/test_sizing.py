@@ -233,11 +233,12 @@ def test_what_cannot_be_split_does_not_fit_in_any_memory() -> None:
 def test_sizes_that_split_no_format_are_refused_after_the_report(
     words: tuple[str, ...], reason: str, sizes: str
 ) -> None:
-    for json_ in ((), ("--json",)):
-        done = call("plan", *words, *json_)
-        assert done.returncode == PlanError.exit_code and done.stdout
-        error, _, hint = done.stderr.partition("hint: ")
-        assert reason in error and sizes in hint
+    done, in_json = call("plan", *words), call("plan", *words, "--json")
+    assert done.returncode == in_json.returncode == PlanError.exit_code and done.stdout and in_json.stdout
+    error, _, hint = done.stderr.partition("hint: ")
+    assert reason in error and sizes in hint
+    error = json.loads(in_json.stderr)["error"]
+    assert reason in error["message"] and sizes in error["hint"]
 
 
 def test_one_format_that_can_be_split_is_enough() -> None:
@@ -355,6 +356,7 @@ def test_scales_that_follow_from_values_are_not_kept() -> None:
         (("v3.2", "--reserve", "100%"), 2),
         (("v3.2", "--reserve", "-1%"), 2),
         (("v3.2", "--reserve", "some"), 2),
+        (("v3.2", "--reserve", "8"), 2),
         (("v3.2", "--must-fit", "h200"), 2),
         (("v3.2", "--must-fit", "h200x0"), 2),
         (("v3.2", "--must-fit", "h200x99999"), 2),
@@ -430,7 +432,8 @@ def test_the_usual_accelerators_are_a_selection_and_the_report_says_so() -> None
     text = dsctl("plan", "v3.2")
     assert f"8 of {len(ACCELERATORS)} accelerators are shown. Choose with --gpu NAME" in text
     assert "Reserve: 10%" in text and "--reserve SIZE|PERCENT" in text
-    asked = dsctl("plan", "v3.2", "--gpu", "h20", "--reserve", "8%")
+    asked = dsctl("plan", "v3.2", "--gpu", "h20", "--reserve", "8%", "--context", "200000")
+    assert "200,000 tokens are more than it allows." in asked and "than it allows" not in text
     assert "accelerators are shown" not in asked and "Reserve:" not in asked and "8% of each GPU kept free" in asked
     assert "about 95.0 to 95.2 GiB (label 96 GB)" in asked
 
