@@ -119,13 +119,13 @@ def older(folder: Path) -> None:
 
 # By question: the right checkpoint, and the wrong one or what makes the right one wrong.
 WRONG: dict[str, tuple[str, str | Callable[[Path], None]]] = {
-    "Is it whole?": ("small", truncated),
+    "Is it complete?": ("small", truncated),
     "Is every byte as dsctl wrote it, and every value plausible?": ("bf16", flipped),
     "Does it have the reference's config, tokenizer and other files?": ("small", unnamed),
     "Does it have the release's parameters?": ("full", "small"),
     "Does it have the reference's parameters?": ("small", without_norm),
     "Is it stored in the same format, such as FP8?": ("small", "bf16"),
-    "Are its numbers near enough, within 25 dB?": ("bf16", "seeded"),
+    "Do its values match, with at least 25 dB?": ("bf16", "seeded"),
     "Does it fit on eight H200?": ("full", "full bf16"),
     "Did this version of dsctl write it?": ("bf16", older),
 }
@@ -205,7 +205,7 @@ def test_there_are_no_more_annotations_than_github_shows(copy: Folder) -> None:
 def test_annotations_and_json_are_refused_together(made: Callable[[str], Path]) -> None:
     done = call("verify", made("small"), "--annotate", "--json")
     assert done.returncode == 2 and not done.stdout
-    assert "--json and --annotate are both given" in done.stderr
+    assert "--json and --annotate cannot be combined" in done.stderr
 
 
 def action() -> dict[str, Any]:

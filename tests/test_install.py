@@ -186,6 +186,9 @@ def test_uv_installs_it_as_a_tool_and_its_hint_adds_an_extra(tmp_path: Path) -> 
     assert done.returncode == 0 and (tmp_path / "page.html").is_file(), done.stderr
     once = run(uv, "tool", "run", "--from", ROOT, "dsctl", "diff", "v3", "v3.2", cwd=tmp_path, env=env)
     assert once.returncode == 0 and once.stdout == run_dsctl("diff", "v3", "v3.2"), once.stderr
+    once = run(uv, "tool", "run", "--isolated", "--from", ROOT, "dsctl", *wanted[1:], cwd=tmp_path, env=env)
+    hint = f"uvx --from 'dsctl[report] @ {ROOT.as_uri()}' dsctl ..."
+    assert once.returncode == 2 and f"hint: {hint}\n" in once.stderr, once.stderr
 
 
 def test_the_image_is_built_from_what_is_there(tmp_path: Path) -> None:

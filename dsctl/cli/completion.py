@@ -59,6 +59,13 @@ def layouts() -> list[str]:
     return list(LAYOUTS)
 
 
+def whole_layouts() -> list[str]:
+    """Layouts of whole checkpoints."""
+    from dsctl.layouts import LAYOUTS, SHARDED
+
+    return [name for name in LAYOUTS if name not in SHARDED]
+
+
 def scale_formats() -> list[str]:
     """Formats of FP8 scales."""
     from dsctl.plan.request import SCALE_FORMATS

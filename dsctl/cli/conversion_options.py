@@ -110,7 +110,7 @@ Names = Annotated[
     typer.Option(
         "--layout",
         metavar="NAME",
-        autocompletion=completion.layouts,
+        autocompletion=completion.whole_layouts,
         help="Choose names: published (as released, the default), transformers, fused or stacked.",
         rich_help_panel=WHAT,
     ),

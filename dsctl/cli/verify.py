@@ -42,7 +42,7 @@ Ignore = Annotated[
         "--ignore",
         metavar="CODE",
         autocompletion=completion.findings,
-        help="Ignore findings with this code; repeatable.",
+        help="Ignore findings with this code; repeatable, or several with commas.",
     ),
 ]
 All = Annotated[
@@ -90,14 +90,16 @@ def verify(
     from dsctl.verify.repair import mends
 
     if annotate and printing.json:
-        raise UsageError("--json and --annotate are both given", hint="choose one: both print to stdout")
-    _refuse(ignore or [], dry_run and not fix)
+        raise UsageError("--json and --annotate cannot be combined", hint="choose one: both print to stdout")
+    ignored = _codes(ignore)
+    if dry_run and not fix:
+        raise UsageError("--dry-run needs --fix: without it, verify changes nothing")
     output, mending = printing.output(), fix and not dry_run
     store = weights_at(located(source, remote, local))
     their = other(located(against, remote, local)) if against else None
 
     def check() -> Report:
-        return _checked(store, their, deep, ignore or [], output)
+        return _checked(store, their, deep, ignored, output)
 
     done: list[Mend] = []
     with undisturbed(store) if mending else nullcontext():
@@ -110,21 +112,24 @@ def verify(
             done = mends(store, report, their)
     if fix:
         _tell(done, dry_run, output)
-    output.data(as_json(report, their, strict, done, mended=mending))
-    show_report(source, report, their, show_all, ignore or [], output)
+    output.data(as_json(report, their, strict, ignored, done, mended=mending))
+    show_report(source, report, their, show_all, ignored, output)
     for line in workflow_commands(source, report) if annotate else ():
         output.raw(f"{line}\n")
     if is_failing(report, strict):
         _fail(source, report, store, not fix and can_mend(store, report, their))
 
 
-def _refuse(ignore: Collection[str], lone_dry_run: bool) -> None:
+def _codes(ignore: list[str] | None) -> list[str]:
+    """The codes of --ignore, each once.
+
+    Raises:
+        UsageError: no finding has such a code.
+    """
     from dsctl.verify.findings import CODES
 
-    for code in ignore:
-        choose(code, CODES, "finding code", "--ignore")
-    if lone_dry_run:
-        raise UsageError("--dry-run needs --fix: without it, verify changes nothing")
+    words = dict.fromkeys(word.strip() for text in ignore or () for word in text.split(","))
+    return [choose(word, CODES, "finding code", "--ignore") for word in words]
 
 
 def _checked(store: Store, their: Other | None, deep: bool, ignore: Collection[str], output: Output) -> Report:

@@ -21,11 +21,13 @@ def choose(value: str, known: Iterable[str], what: str, option: str = "") -> str
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:
-    """The suggestion in place of `value`: the nearest known values, if any is near, and all of them."""
+    """The suggestion in place of `value`: known values that begin with it or are near, if any, and all."""
     # Loaded late: only a refusal needs it.
     from difflib import get_close_matches
 
     table = list(known)
-    near = get_close_matches(value.strip().lower(), table, n=3, cutoff=0.6)
+    word = value.strip().lower()
+    longer = [known for known in table if word and known.startswith(word)]
+    near = list(dict.fromkeys((*longer, *get_close_matches(word, table, n=3, cutoff=0.6))))[:3]
     listed = f"known: {', '.join(table)}"
     return f"did you mean {' or '.join(near)}? {listed}" if near else listed

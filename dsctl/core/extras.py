@@ -12,6 +12,9 @@ from dsctl.core.errors import PlanError
 # The file that each installer of programs leaves in the environment it makes (uv 0.11, pipx 1.8) -> its command.
 _INSTALLERS = {"uv-receipt.toml": "uv tool install", "pipx_metadata.json": "pipx install --force"}
 
+# The folder of uv's cache that holds the environments of `uvx`.
+_ONCE = "archive-v"
+
 
 def require_torch(what: str) -> None:
     """Refuse `what`, such as "writing weights", if torch is not installed. Takes well under a millisecond.
@@ -29,10 +32,12 @@ def has_torch() -> bool:
 
 
 def install_command(extra: str) -> str:
-    """The command that adds an extra to this installation, as pip, `uv tool` or pipx made it."""
+    """The command that adds an extra to this installation, as pip, `uv tool`, pipx or `uvx` made it."""
     for file, words in _INSTALLERS.items():
         if Path(sys.prefix, file).is_file():
             return f"{words} 'dsctl[{extra}]{_origin()}'"
+    if Path(sys.prefix).parent.name.startswith(_ONCE):
+        return f"uvx --from 'dsctl[{extra}]{_origin()}' dsctl ..."
     return f"pip install 'dsctl[{extra}]'"
 
 

@@ -20,6 +20,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 # The published layout's older name, which dsctl's own files and older scripts may use.
 RECORDED = "hf"
+# Layouts that are always sharded over ranks.
+SHARDED = ("deepseek", "vllm")
 # Layouts whose writer stores float32 where releases store BF16, and the layout of a folder with two kinds of names.
 WIDENED = (NAME, MIXED)
 # Warnings about quantized experts, by layout.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dsctl.core.errors import PlanError
+from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.layout import Slot, native
 from dsctl.layouts.native_config import native_config
@@ -72,7 +72,7 @@ class Deepseek:
 
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Deepseek:
         if shares is None:
-            raise PlanError("layout deepseek needs ranks", hint="dsctl shard SRC DST --layout deepseek --tp N")
+            raise UsageError("layout deepseek needs ranks", hint="dsctl shard SRC DST --layout deepseek --tp N")
         ranks = shares.ranks
         if ranks.ep != ranks.tp or ranks.pp != 1 or shares.placed:
             raise PlanError(

@@ -71,7 +71,7 @@ class Layout(Protocol):
         """This arrangement for these families; `alone` names the shard if only its folder is read.
 
         Raises:
-            PlanError: it cannot have ranks, or needs them, or does not support these sizes or this model.
+            UsageError: it needs ranks. PlanError: it cannot have them, or does not support these sizes or this model.
         """
 
     def slots(self, param: Param) -> tuple[Slot, ...]:

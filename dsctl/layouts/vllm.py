@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dsctl.core.errors import PlanError
+from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.fused import fused_names, joined_slot
 from dsctl.layouts.joins import Join, joined
@@ -47,7 +47,7 @@ class Vllm:
     def arranged(self, families: Iterable[Family], shares: Shares | None, alone: str = "") -> Vllm:
         families = tuple(family for family in families if not family.mtp)
         if shares is None:
-            raise PlanError("layout vllm needs ranks", hint="dsctl shard SRC DST --layout vllm --tp N")
+            raise UsageError("layout vllm needs ranks", hint="dsctl shard SRC DST --layout vllm --tp N")
         if native(families):
             raise PlanError(
                 "layout vllm: only the modules of vLLM's deepseek_v2.py are supported, not DeepSeek V4's",

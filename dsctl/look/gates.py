@@ -27,7 +27,8 @@ def found(diff: Diff, kinds: Iterable[str], part: str | None = None) -> tuple[st
         UsageError: `config` cannot be judged, because a config was derived, not read, or neither side has one.
     """
     wanted = set(kinds)
-    return tuple(said for kind in KINDS if kind in wanted for said in _JUDGES[kind](diff, part))
+    differing = [said for kind in KINDS if kind in wanted for said in _JUDGES[kind](diff, part)]
+    return tuple({said.partition(" ")[0]: said for said in reversed(differing)}.values())[::-1]
 
 
 def _architecture(diff: Diff, part: str | None) -> Iterator[str]:
@@ -67,8 +68,11 @@ def _formats(diff: Diff, side: int) -> set[str]:
 
 
 def _any(diff: Diff, part: str | None) -> Iterator[str]:
-    if diff.differs_in(part):
-        yield part or diff.verdict
+    if part and diff.differs_in(part):
+        yield part
+    elif diff.differs_in(part):
+        kinds = [*_architecture(diff, part), *["config"] * bool(diff.config), *_storage(diff, part)]
+        yield from [*kinds, *["files"] * diff.differs_in("files")] or [diff.verdict]
 
 
 def _counted(number: int, noun: str) -> str:

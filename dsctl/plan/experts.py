@@ -31,14 +31,14 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
     try:
         raw = read_small(path, MAX_BYTES)
     except OSError as error:
-        raise refusal(path, error, SourceError) from None
+        raise refusal(f"--expert-map: {path}", error, SourceError) from None
     try:
         rows = msgspec.json.decode(raw, type=_Map).physical_to_logical_map
     except (ValueError, RecursionError) as error:
         hint = 'as {"physical_to_logical_map": [[0, 1, ...], ...]}, a row per MoE layer'
-        raise FormatError(f"{path}: is not a map of experts: {error}", hint=hint) from None
+        raise FormatError(f"--expert-map: {path}: is not a map of experts: {error}", hint=hint) from None
     if not rows:
-        raise FormatError(f"{path}: the map of experts has no rows")
+        raise FormatError(f"--expert-map: {path}: the map has no rows")
     return tuple(map(tuple, rows))
 
 

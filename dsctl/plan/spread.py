@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec
 from dsctl.core.choices import choose
-from dsctl.core.errors import PlanError
+from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.params import Family, Unit
 from dsctl.layouts import LAYOUTS, SAID_OF_EXPERTS, follows
 from dsctl.layouts.layout import Layout
@@ -50,7 +50,8 @@ def arrangement(subject: Subject, request: Request) -> Layout:
     """The layout of the target.
 
     Raises:
-        UsageError, PlanError: an unknown layout, or sizes that do not fit together or the model.
+        UsageError: an unknown layout, a size out of range, or a rank that these sizes do not have.
+        PlanError: sizes that do not fit together or the model.
         FormatError: a map of experts that is not of this model.
     """
     layout = known_layout(request)
@@ -60,11 +61,11 @@ def arrangement(subject: Subject, request: Request) -> Layout:
         raise PlanError(f"{subject.place}: ranks need a config.json of a known architecture")
     ranks = Ranks(request.tp, request.ep, request.pp)
     if not all(1 <= number <= MOST for number in (ranks.tp, ranks.ep, ranks.pp)):
-        raise PlanError(f"TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}: sizes are from 1 to {MOST:,}")
+        raise UsageError(f"TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}: sizes are from 1 to {MOST:,}")
     check(subject.families, ranks, subject.place)
     none = [rank for rank in request.ranks if not 0 <= rank < ranks.world]
     if none:
-        raise PlanError(f"no rank {none[0]}: there are {ranks.world} ranks, numbered from 0")
+        raise UsageError(f"no rank {none[0]}: there are {ranks.world} ranks, numbered from 0")
     shares = Shares.of(subject.families, ranks, request.ranks, _placed(subject, request))
     return layout.arranged(subject.families, shares)
 

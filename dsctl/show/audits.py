@@ -78,7 +78,9 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     counts = audit["audit"]
     said = [f"{counts[name]:,} {name}" for name in DONE if counts.get(name)]
     blocks = [f"{counts[name]:,} {words}" for name, words in _BLOCKS.items() if counts.get(name)]
-    values = f"{counts['parameters']:,} parameters, {counts['values']:,} values"
+    kept = counts["parameters"] - counts.get("dropped", 0)
+    of = f"{kept:,} of {counts['parameters']:,}" if counts.get("dropped") else f"{kept:,}"
+    values = f"{of} parameters, {counts['values']:,} values"
     output.text(("audit", "bold"), f": {values}: {', '.join(said)}; {counts['unexplained']} unexplained")
     if blocks:
         output.text(f"scales: {', '.join(blocks)}")

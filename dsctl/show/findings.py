@@ -15,13 +15,16 @@ SHOWN = 10
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def as_json(report: Report, their: Other | None, strict: bool, done: Sequence[Mend], mended: bool) -> dict[str, Any]:
+def as_json(
+    report: Report, their: Other | None, strict: bool, ignored: Sequence[str], done: Sequence[Mend], mended: bool
+) -> dict[str, Any]:
     """A report as stable JSON."""
     return {
         "place": report.place,
         "against": their.origin._asdict() if their else None,
         "ok": not is_failing(report, strict),
         "checked": report.checked._asdict(),
+        "ignored": list(ignored),
         "counts": {severity: report.count(severity) for severity in SEVERITIES},
         "findings": [
             f._asdict() | {"severity": f.severity, "mendable": CODES[f.code].mendable} for f in report.findings
@@ -45,7 +48,7 @@ def show_report(
     for part, words in _scope(report, their):
         output.text(f"  {part:10}  {words}")
     if ignored:
-        output.text(f"  {'ignored':10}  {', '.join(dict.fromkeys(ignored))}")
+        output.text(f"  {'ignored':10}  {', '.join(ignored)}")
     for code, group in groupby(report.findings, key=lambda finding: finding.code):
         found = list(group)
         for finding in found if show_all else found[:SHOWN]:

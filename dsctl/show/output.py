@@ -106,7 +106,16 @@ class Output:
             self.out.print(line(*words))
         else:
             # A line that was measured before is printed as it is; a table or a tree is wrapped, never cropped.
-            self.out.print(parts[0], soft_wrap=isinstance(parts[0], Text))
+            self._padded(parts[0], isinstance(parts[0], Text))
+
+    def _padded(self, renderable: Any, soft_wrap: bool) -> None:
+        """Print one renderable, in a pipe without the spaces that pad its lines."""
+        if self.out.is_terminal:
+            self.out.print(renderable, soft_wrap=soft_wrap)
+            return
+        with self.out.capture() as caught:
+            self.out.print(renderable, soft_wrap=soft_wrap)
+        self._write("".join(f"{text.rstrip()}\n" for text in caught.get().splitlines()))
 
     def lines(self, lines: Iterable[Text]) -> None:
         """Print lines of the result that were measured before, as they are; together, because there may be 90,000."""

@@ -59,7 +59,11 @@ def folder_beside(path: str) -> LocalFolder:
     Raises:
         SourceError: it is not a folder on this machine, or cannot be read.
     """
-    found = LocalFolder.at(path)
+    hint = "name the folder of the original checkpoint"
+    try:
+        found = LocalFolder.at(path)
+    except SourceError as error:
+        raise SourceError(f"--original: {error}", hint=hint) from None
     if found.only:
-        raise SourceError(f"{path}: is not a folder", hint="name the folder of the original checkpoint")
+        raise SourceError(f"--original: {path}: is not a folder", hint=hint)
     return found

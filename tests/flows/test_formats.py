@@ -273,7 +273,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     ("options", "said"),
     [
         (("--recipe", "no-such"), "int4-experts-fp8"),
-        (("--recipe", "int4"), "did you mean int4-experts?"),
+        (("--recipe", "int4"), "did you mean int4-experts-fp8 or int4-experts or int8?"),
         (("--recipe", "int4.toml"), "No such file"),
         (("--recipe", "int8", "--bf16"), "exclude each other"),
         (("--to", "int5"), "unknown format"),

@@ -143,7 +143,7 @@ def test_a_file_without_config_is_told_by_dtype_and_file(copy: Path) -> None:
     shutil.copy(file, bare / "x.safetensors")
     assert told(bare)["dtypes"] == facts["dtypes"]
     text = dsctl("inspect", bare)
-    assert "not known" in text and "By dtype" in text and "By role" not in text
+    assert "unknown: no config.json" in text and "By dtype" in text and "By role" not in text
 
 
 @pytest.mark.parametrize("to", [None, "int8-channel"])

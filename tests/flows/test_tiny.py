@@ -220,7 +220,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_same_checkpoint_may_be_asked_for_again_and_no_other(tmp_path: Path) -> None:
     line = ("tiny", "v3", tmp_path / "out", "--layers", 2, "--experts", 2, "--hidden", 256)
-    assert dsctl(*line).startswith("made ")
+    assert dsctl(*line).startswith("made: ")
     whole, times = contents(tmp_path / "out"), [path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()]
     assert dsctl(*line).startswith("already made: ")
     assert times == [path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()]

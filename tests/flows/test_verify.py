@@ -200,8 +200,10 @@ def test_exit_codes_and_json(clean: dict[str, Path], spoiled) -> None:
     assert done.returncode == 50 and len(reports(done.stderr)) == 1
     said = json.loads(done.stdout)
     assert [(f["severity"], f["code"], f["mendable"]) for f in said["findings"]] == [("error", "bad-scale", False)]
-    done = call("verify", folder.path, "--ignore", "bad-scale")
-    assert done.returncode == 0 and "\n  ignored     bad-scale\n" in done.stdout
+    done = call("verify", folder.path, "--ignore", "bad-scale,no-config")
+    assert done.returncode == 0 and "\n  ignored     bad-scale, no-config\n" in done.stdout
+    done = call("verify", folder.path, "--json", "--ignore", "no-config", "--ignore", "bad-scale,no-config")
+    assert json.loads(done.stdout)["ignored"] == ["no-config", "bad-scale"]
 
 
 def test_scales_that_a_release_has_apart_are_a_note(spoiled) -> None:

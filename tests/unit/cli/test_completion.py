@@ -15,7 +15,7 @@ import pytest
 from dsctl.cli import completion
 from dsctl.cli.app import ASKED, VERBS
 from dsctl.codecs import CODECS
-from dsctl.layouts import LAYOUTS
+from dsctl.layouts import LAYOUTS, SHARDED
 from dsctl.look.accelerators import ACCELERATORS
 from dsctl.look.costs import CACHE_FORMATS
 from dsctl.look.diff import PARTS
@@ -91,7 +91,8 @@ ALIASES = [alias for release in releases() for alias in release.alias]
         ("dsctl convert a b --to ", [*CODECS, "published"]),
         ("dsctl slice a b --to fp8-block-", [name for name in CODECS if name.startswith("fp8-block-")]),
         ("dsctl convert a b --recipe ", list(ready())),
-        ("dsctl convert a b --layout ", list(LAYOUTS)),
+        ("dsctl convert a b --layout ", [name for name in LAYOUTS if name not in SHARDED]),
+        ("dsctl shard a b --layout ", list(LAYOUTS)),
         ("dsctl shard a b --layout v", ["vllm"]),
         ("dsctl convert a b --scale-fmt ", ["auto", "float32", "ue8m0"]),
         ("dsctl convert a b --engine ", list(ENGINES)),

@@ -21,6 +21,13 @@ def test_a_near_miss_is_answered_with_what_was_meant() -> None:
     assert refused.value.hint == "did you mean fp8-block? known: bf16, fp8-block, int4-group"
 
 
+def test_the_beginning_of_values_is_answered_with_them() -> None:
+    with pytest.raises(UsageError, match="unknown format 'int4'") as refused:
+        choose("int4", ("int8", *FORMATS, "int4-group-32"), "format")
+    assert refused.value.hint is not None
+    assert refused.value.hint.startswith("did you mean int4-group or int4-group-32 or int8? known: int8, ")
+
+
 def test_a_value_far_from_all_is_answered_with_the_table_alone() -> None:
     with pytest.raises(UsageError) as refused:
         choose("q", FORMATS, "format")

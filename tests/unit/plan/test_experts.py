@@ -38,7 +38,7 @@ def test_another_file_is_no_map(tmp_path: Path, text: str) -> None:
 
 
 def test_a_map_needs_rows(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="the map of experts has no rows"):
+    with pytest.raises(FormatError, match="the map has no rows"):
         placement(_file(tmp_path, '{"physical_to_logical_map": []}'))
 
 
