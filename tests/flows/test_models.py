@@ -105,7 +105,7 @@ def test_the_table_names_every_release_once() -> None:
     table = dsctl("models").splitlines()
     starred = [release.alias[0] + "*" * ("config" in release.derived) for release in releases()]
     assert [line.split()[0] for line in table[1:-3]] == starred
-    assert any(line.startswith("  *: its config was derived") for line in table[-3:])
+    assert any(line.startswith("  *: the config was derived") for line in table[-3:])
 
 
 def test_json_has_every_release_with_its_sources() -> None:

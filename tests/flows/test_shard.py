@@ -406,7 +406,8 @@ def test_a_release_is_planned_by_its_name_alone(tmp_path: Path) -> None:
 def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path, words: str, said: str) -> None:
     for source in ("v3.2", even):
         done = call("shard", source, tmp_path / "out", *words.split(), "--dry-run")
-        assert done.returncode == 30 and said in done.stderr, done.stderr
+        code = 2 if said.startswith(("unknown layout", "no rank")) else 30
+        assert done.returncode == code and said in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 4", "--tp 4 --rank 1", "--tp 2 --ep 4 --layout stacked"])

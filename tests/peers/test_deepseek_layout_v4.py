@@ -182,7 +182,7 @@ def test_files_of_the_published_rules_are_merged(tmp_path_factory: pytest.TempPa
         save_file(held, foreign / f"model{rank}-mp2.safetensors")
     (foreign / "config.json").write_bytes((source / "config.json").read_bytes())
     said = made("merge", foreign, tmp_path / "plain")
-    assert "5 parameters stay BF16, as layout deepseek holds them: no whole.dsctl keeps their scales" in said
+    assert "5 parameters stay BF16, as in layout deepseek: without whole.dsctl their scales are lost" in said
     made("merge", foreign, tmp_path / "back", "--to", "published")
     before, after = tensors(source), tensors(tmp_path / "back")
     assert {name: (one.dtype, one.shape) for name, one in after.items()} == {

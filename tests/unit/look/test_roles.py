@@ -109,7 +109,7 @@ def test_pages_have_every_role() -> None:
     )
     assert all("gauge" in page and "beacon" in page for page in pages)
     # The chart's numbers, with their shares of all bytes.
-    assert f"<td>{2048 / ALL.nbytes:.1%}</td>" in pages[0].replace(' class="right"', "")
+    assert f"<td>{204800 / ALL.nbytes:.1f} %</td>" in pages[0].replace(' class="right"', "")
 
 
 @pytest.mark.parametrize("line", ["inspect v3", "inspect v3 --tree", "plan v3 --recipe int4-experts"])
