@@ -12,7 +12,7 @@ from dsctl import models, releases
 from dsctl.codecs import CODECS
 from dsctl.codecs.plain import FLOATS
 from dsctl.core.boxes import Box, tiles
-from dsctl.core.errors import PlanError
+from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.header import DTYPE_BITS
 from dsctl.core.params import Family, Param
 from dsctl.layouts import LAYOUTS
@@ -50,7 +50,7 @@ def cases() -> Iterator[pytest.ParameterSet]:
             for ranks in SPREADS:
                 try:
                     arranged = layout.arranged(known, Shares.of(known, ranks) if ranks else None)
-                except PlanError:
+                except (PlanError, UsageError):
                     continue
                 params = tuple(param for family in known for param in family.params())
                 spread = f"tp{ranks.tp}-ep{ranks.ep}-pp{ranks.pp}" if ranks else "whole"

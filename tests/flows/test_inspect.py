@@ -184,8 +184,8 @@ def test_text_fits_the_width_and_is_plain_in_a_pipe(copy: Path, width: int) -> N
 
 
 def test_every_tensor_of_a_release_is_listed() -> None:
-    lines = dsctl("inspect", "v3.2", "--tensors").splitlines()
-    assert sum(".weight" in line or ".bias" in line for line in lines) > 90_000
+    lines = dsctl("inspect", "v2-lite", "--tensors").splitlines()
+    assert sum(".weight" in line or ".bias" in line for line in lines) == 5291
     assert len(lines) == len(set(lines)) + lines.count("") - 1
 
 

@@ -226,16 +226,23 @@ def test_names_that_are_odd_but_good_are_taken(hub: Hub, source: Path, command: 
     "address",
     ["http://[::1", "localhost:8080", "ftp://example.com", "http://", "http://me:secret@[::1", "https:///x", ""],
 )
-def test_an_address_that_is_none_is_refused_at_once(environment: dict[str, str], tmp_path: Path, address: str) -> None:
-    variables = environment | {"HF_ENDPOINT": address}
+def test_an_address_that_is_none_is_refused_at_once(
+    command: Run, environment: dict[str, str], tmp_path: Path, address: str
+) -> None:
     for line in (["inspect", f"hf://{REPOSITORY}"], ["download", REPOSITORY, tmp_path / "x"]):
-        done = run(*line, env=variables)
+        # huggingface_hub cannot be imported with such an address, so no fork of what imported it can be asked.
+        unreadable = "[" in address
+        done = (
+            run(*line, env=environment | {"HF_ENDPOINT": address})
+            if unreadable
+            else command(*line, HF_ENDPOINT=address)
+        )
         refused(done, "HF_ENDPOINT", "is not a hub's address")
         assert "secret" not in done.stderr
 
 
-def test_a_doctor_says_that_an_address_is_none(environment: dict[str, str], tmp_path: Path) -> None:
-    done = run("doctor", tmp_path, env=environment | {"HF_ENDPOINT": "localhost:8080"})
+def test_a_doctor_says_that_an_address_is_none(command: Run, tmp_path: Path) -> None:
+    done = command("doctor", tmp_path, HF_ENDPOINT="localhost:8080")
     assert done.returncode == 0 and "not reached (HF_ENDPOINT" in " ".join(done.stdout.split()), done
 
 
