@@ -45,7 +45,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_it_has_what_its_config_says_and_its_config_says_what_the_release_s_does(
     alias: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    checkpoint, release = opened(tiny(tmp_path_factory, alias)), find(alias)
+    source = tiny(tmp_path_factory, alias, hidden=256, vocab=256, moe_intermediate=128)
+    checkpoint, release = opened(source), find(alias)
     bare = {"no-format-pt"} if release.storage.bare else set()
     assert {fault.code for fault in checkpoint.faults} == bare and not checkpoint.survey.faults
     assert checkpoint.config is not None and checkpoint.config.keys() == release.config.keys()
