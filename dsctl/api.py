@@ -284,23 +284,24 @@ class Conversion:
         engine: str = "processes",
         address: str = "",
         device: str = "cpu",
+        digest: str = "blake3",
         report: Callable[[Event], None] = lambda event: None,
     ) -> Result:
         """Carry the plan out, or resume an interrupted run, and return the result with the audit of `dsctl.json`.
 
         `workers` and `max_memory` (bytes, all processes together) default to what the machine has; with several
         workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for. `engine`,
-        `address` and `device` are those of `dsctl convert`.
+        `address`, `device` and `digest` are those of `dsctl convert`.
 
         Raises:
-            UsageError: an unknown engine or device, an address without a cluster, a number below 1; nothing was opened.
+            UsageError: an unknown engine, device or digest, an address without a cluster, a number below 1.
             PlanError, ResumeError: the target holds different work, or has no room. FormatError: a scale is impossible.
             SourceError, WorkError: reading or writing failed; the same call resumes.
         """
         from dsctl.run.carry_out import carry_out, set_up
         from dsctl.run.how import How
 
-        how = How(workers, max_memory, engine, address, device, force)
+        how = How(workers, max_memory, engine, address, device, force, digest=digest)
         setup = set_up(self.plan, self._opened[0].store, os.fspath(target), how)
         return Result(setup.target, carry_out(setup, report))
 

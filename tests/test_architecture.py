@@ -76,6 +76,7 @@ TABLES = {
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
+    "blake3": ("core.digests",),
     "fsspec": (
         "stores.objects",
         "stores.places",
@@ -115,7 +116,7 @@ LATE = {
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.completion": {
         "cli.app", "codecs", "layouts", "look.accelerators", "look.costs", "look.diff", "look.gates", "plan.recipes",
-        "plan.request", "releases", "verify.findings", "work.executors",
+        "plan.request", "releases", "run.how", "verify.findings", "work.executors",
     },
     "cli.conversion": {"checkpoint.originals", "cli.carrying", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},

@@ -6,13 +6,13 @@ change of layout. Both are safetensors files, so any reader can open them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_json, strict_json
+from dsctl.checkpoint.signed_files import entries_of, read_entry
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec, build, parse
@@ -20,7 +20,6 @@ from dsctl.stores import INDEX, SIGNED
 
 WHOLE = "whole.dsctl"
 _HEADER = "header:"
-CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _broken(file: str, what: str) -> FormatError:
 
 
 def is_altered(checkpoint: Checkpoint, file: str) -> bool:
-    """Whether a local side file's SHA-256 differs from the one in the folder's `dsctl.json`.
+    """Whether a local side file's digest differs from the one in the folder's `dsctl.json`.
 
     False if that is unknown: without `dsctl.json`, if it does not list the side file, and for remote sources.
 
@@ -143,10 +142,11 @@ def is_altered(checkpoint: Checkpoint, file: str) -> bool:
     store, files = checkpoint.store, checkpoint.files
     signed = None if store.remote else read_json(store, SIGNED, files)
     entries = (signed or {}).get("files")
-    entry = entries.get(file) if isinstance(entries, dict) else None
-    if not isinstance(entry, dict):
+    said = entries.get(file) if isinstance(entries, dict) else None
+    if not isinstance(said, dict):
         return False
-    digest = hashlib.sha256()
-    for begin in range(0, files[file], CHUNK_BYTES):
-        digest.update(store.read(file, begin, min(begin + CHUNK_BYTES, files[file])))
-    return digest.hexdigest() != entry.get("sha256")
+    try:
+        entry = entries_of({file: said})[file]
+    except ValueError:
+        return True
+    return read_entry(store, file, files[file], entry) != entry

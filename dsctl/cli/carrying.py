@@ -11,7 +11,7 @@ from dsctl.plan.request import Request
 from dsctl.run.carry_out import carry_out, rehearse, set_up
 from dsctl.run.how import How
 from dsctl.run.resources import probe
-from dsctl.show.audits import show_audit, show_found, warn, warn_of_values
+from dsctl.show.audits import printed, show_audit, show_found, warn, warn_of_values
 from dsctl.show.output import Output
 from dsctl.show.plans import show_plan
 from dsctl.show.progress import Progress
@@ -41,7 +41,7 @@ def convert_from(
         audit = carry_out(setup, progress.report, output.note)
     warn_of_values(audit, output)
     if output.json:
-        output.data(audit)
+        output.data(printed(audit))
         return
     if setup.state == "complete":
         show_found(setup, audit, output)

@@ -87,6 +87,13 @@ def devices() -> list[str]:
     return list(DEVICES)
 
 
+def digests() -> list[str]:
+    """Digests of files."""
+    from dsctl.run.how import DIGESTS
+
+    return list(DIGESTS)
+
+
 def accelerators() -> list[str]:
     """Accelerators."""
     from dsctl.look.accelerators import ACCELERATORS

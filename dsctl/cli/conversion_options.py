@@ -165,6 +165,16 @@ Device = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+Digest = Annotated[
+    str,
+    typer.Option(
+        "--digest",
+        metavar="blake3|sha256",
+        autocompletion=completion.digests,
+        help="Compute BLAKE3 digests, or with sha256 also SHA-256, which reads each file again.",
+        rich_help_panel=RUNNING,
+    ),
+]
 MaxMemory = Annotated[
     int | None,
     typer.Option(

@@ -16,6 +16,7 @@ from dsctl.cli.conversion_options import (
     Bf16,
     Consume,
     Device,
+    Digest,
     Engine,
     Ep,
     ExpertMap,
@@ -95,6 +96,7 @@ class RunOptions:
     engine: Engine = "processes"
     address: Address = None
     device: Device = "cpu"
+    digest: Digest = "blake3"
     max_memory: MaxMemory = None
     force: Force = False
     verbose: Verbose = False

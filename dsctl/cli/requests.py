@@ -100,6 +100,7 @@ def judged(request: Request, options: RunOptions) -> How:
         options.device,
         options.force,
         _twice(options.consume),
+        options.digest,
     )
     if not options.dry_run:
         require_torch("writing weights")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from dsctl.core.digests import Sums, hasher
 from dsctl.core.errors import DsctlError, ResumeError, WorkError, words_of
 
 _Kind = TypeVar("_Kind", bound=DsctlError)
@@ -140,17 +141,17 @@ def read_own(path: Path) -> bytes:
         return file.read(MOST_BYTES)
 
 
-def replace_file(path: Path, data: bytes | Iterable[bytes]) -> str:
+def replace_file(path: Path, data: bytes | Iterable[bytes], sha256: bool = False) -> Sums:
     """Write a whole file so that a reader sees all of it or none: sibling, fsync, rename, fsync of the folder.
 
-    Returns the SHA-256 of the written bytes.
+    Returns the digests of the written bytes; the SHA-256 only if it is asked for.
 
     Raises:
         WorkError: the folder cannot be written.
     """
-    digest = write_beside(path, data)
+    sums = write_beside(path, data, sha256=sha256)
     take_place(path)
-    return digest
+    return sums
 
 
 def beside(path: Path) -> Path:
@@ -158,20 +159,22 @@ def beside(path: Path) -> Path:
     return path.with_name(path.name + NEW)
 
 
-def write_beside(path: Path, data: bytes | Iterable[bytes], mode: int | None = None) -> str:
-    """Write and fsync the sibling that will replace a file, with these permissions; return its SHA-256.
+def write_beside(path: Path, data: bytes | Iterable[bytes], mode: int | None = None, sha256: bool = False) -> Sums:
+    """Write and fsync the sibling that will replace a file, with these permissions; return its digests.
 
     Raises:
         WorkError: the folder cannot be written.
     """
-    digest = hashlib.sha256()
+    blake3, sha = hasher(), hashlib.sha256()
     sibling = beside(path)
     try:
         make_folders(path.parent)
         sibling.unlink(missing_ok=True)
         with os.fdopen(os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             for chunk in (data,) if isinstance(data, bytes) else data:
-                digest.update(chunk)
+                blake3.update(chunk)
+                if sha256:
+                    sha.update(chunk)
                 file.write(chunk)
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
@@ -179,7 +182,7 @@ def write_beside(path: Path, data: bytes | Iterable[bytes], mode: int | None = N
             os.fsync(file.fileno())
     except OSError as error:
         raise failure(path, error) from None
-    return digest.hexdigest()
+    return Sums(blake3.digest().hex(), sha.hexdigest() if sha256 else "")
 
 
 def take_place(path: Path) -> None:

@@ -26,7 +26,7 @@ from dsctl.plan.notes import labelled
 from dsctl.plan.request import Request
 from dsctl.plan.steps import Step
 
-BAND_BYTES = 24 << 20
+BAND_BYTES = 8 << 20
 # The most bytes of a header's entry for one tensor.
 GATHERED_NAME = 256
 MISSING = "missing in the source"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl.checkpoint.reading import strict_json
+from dsctl.checkpoint.signed_files import entries_of
 from dsctl.core.errors import FormatError, ResumeError
 from dsctl.core.files import read_own
 from dsctl.plan.plan import COUNTED
@@ -46,12 +47,8 @@ def valid_audit(said: Any) -> dict[str, Any]:
     """
     if not isinstance(said, dict):
         raise TypeError("it is not an object")
-    files, counts = said.get("files"), said.get("audit")
-    if not isinstance(files, dict) or not all(
-        isinstance(file, dict) and is_count(file.get("size")) and isinstance(file.get("sha256"), str)
-        for file in files.values()
-    ):
-        raise ValueError("files: a size or a digest is missing")
+    counts = said.get("audit")
+    entries_of(said.get("files"))
     if not isinstance(counts, dict) or not all(map(is_count, counts.values())):
         raise ValueError("audit: a count is not a number")
     if lacking := [name for name in COUNTED if name not in counts and name not in _LATER]:

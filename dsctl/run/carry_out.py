@@ -123,15 +123,15 @@ def carry_out(
     devices = choose_devices(how.device, how.engine)
 
     def executor() -> Executor:
-        context = Context(store, str(setup.folder), resources.band_bytes, devices)
+        context = Context(store, str(setup.folder), resources.band_bytes, devices, resources.threads)
         return choose(
             context, resources.workers, resources.worker_bytes, how.engine, how.address, how.workers or 0, say
         )
 
     if setup.delivery is not None:
-        audit = deliver(setup.delivery, setup.state, executor, store, report, how.consume)
+        audit = deliver(setup.delivery, setup.state, executor, store, report, how)
     else:
-        audit = run(plan, store, setup.folder, executor, report, how.force, how.consume)
+        audit = run(plan, store, setup.folder, executor, report, how)
     if setup.state == "complete" and not all(isinstance(note, str) for note in audit["notes"]):
         what = "is not valid: its notes are not a list of texts"
         raise ResumeError(f"{setup.target}/dsctl.json: {what}", hint="start over with --force")

@@ -15,18 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsctl.checkpoint.signed_files import entries_of, read_entry
 from dsctl.core.errors import PlanError, ResumeError
 from dsctl.core.files import make_folders
 from dsctl.plan.plan import Plan
-from dsctl.run.driver import run
+from dsctl.run.driver import Staged, run
 from dsctl.run.events import Committed, Event, EventReport
+from dsctl.run.how import How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.object_target import ObjectTarget
-from dsctl.run.staging import WAITING, digest_of, empty, fingerprint_of, staging, staging_bytes
+from dsctl.run.staging import WAITING, empty, fingerprint_of, staging, staging_bytes
 from dsctl.stores import SIGNED, Store
+from dsctl.stores.local import LocalFolder
 from dsctl.stores.uploads import Uploads
 from dsctl.work.executors import Executor
+
+_USUAL = How()
 
 
 @dataclass(slots=True)
@@ -76,7 +81,7 @@ class Delivery:
         if state == "complete" or (self.force and before != target.there):
             what = "another run worked here in the meantime"
             raise ResumeError(f"{target.place}: {what}", hint="check its result, then run the command again")
-        if state == "new" or fingerprint_of(self.folder) != self.plan.fingerprint:
+        if state == "new" or fingerprint_of(self.folder) != self.plan.fingerprint or _is_older(staging(self.url)):
             shutil.rmtree(staging(self.url), ignore_errors=True)
         if state == "new":
             target.clear()
@@ -85,10 +90,15 @@ class Delivery:
         make_folders(self.folder)
         self._notes = Journal(staging(self.url))
         for note in self._notes.records:
-            if "file" in note and target.there.get(note["file"]) == note["size"]:
-                self._sent[note["file"]] = note["sha256"]
+            if "digest" in note and target.there.get(note["file"]) == note["size"]:
+                self._sent[note["file"]] = str(note["digest"])
                 empty(self.folder / note["file"], note["size"])
         self._pool = ThreadPoolExecutor(1)
+
+    @property
+    def staged(self) -> Staged:
+        """What the run must know about the folder."""
+        return Staged(staging_bytes(self.plan), frozenset(self._sent))
 
     def report(self, event: Event) -> None:
         """Upload each file that the run commits, in the background.
@@ -99,7 +109,7 @@ class Delivery:
         if not isinstance(event, Committed):
             return
         assert self._pool is not None
-        self._pending.append(self._pool.submit(self._upload, event.file, event.sha256))
+        self._pending.append(self._pool.submit(self._upload, event.file, event.entry.digest))
         while len(self._pending) > WAITING:
             self._pending.popleft().result()
 
@@ -120,14 +130,15 @@ class Delivery:
         """
         while self._pending:
             self._pending.popleft().result()
-        for name, file in audit["files"].items():
-            if self._sent.get(name) == file["sha256"]:
+        here = LocalFolder(str(self.folder))
+        for name, entry in entries_of(audit["files"]).items():
+            if self._sent.get(name) == entry.digest:
                 continue
-            if digest_of(self.folder / name) != file["sha256"]:
+            if read_entry(here, name, entry.size, entry) != entry:
                 what = "was uploaded before, and is now missing"
                 raise ResumeError(f"{self._target.place}/{name}: {what}", hint="start over with --force")
-            self._upload(name, file["sha256"])
-        self._upload(SIGNED, digest_of(self.folder / SIGNED))
+            self._upload(name, entry.digest)
+        self._upload(SIGNED, "")
         self._target.retire()
         shutil.rmtree(staging(self.url), ignore_errors=True)
 
@@ -141,13 +152,20 @@ class Delivery:
         if self._lock is not None:
             self._lock.release()
 
-    def _upload(self, name: str, sha256: str) -> None:
+    def _upload(self, name: str, digest: str) -> None:
         path = self.folder / name
         size = self._target.uploads.send(name, path)
         if self._notes is not None:
-            self._notes.append({"file": name, "size": size, "sha256": sha256})
-        self._sent[name] = sha256
+            self._notes.append({"file": name, "size": size, "digest": digest})
+        self._sent[name] = digest
         empty(path, size)
+
+
+def _is_older(folder: Path) -> bool:
+    """Whether an earlier version of dsctl began to upload: its notes do not tell what the uploaded files hold."""
+    notes = Journal(folder)
+    notes.close()
+    return any("file" in note and "digest" not in note for note in notes.records)
 
 
 def deliver(
@@ -156,7 +174,7 @@ def deliver(
     executor: Callable[[], Executor],
     store: Store,
     report: EventReport = lambda event: None,
-    consume: bool = False,
+    how: How = _USUAL,
 ) -> dict[str, Any]:
     """Carry the plan out, or resume it, and upload its files to the target.
 
@@ -165,12 +183,12 @@ def deliver(
     """
     if state == "complete":
         return delivery.audit()
-    if consume:
+    if how.consume:
         raise PlanError("--consume is for a target on this machine")
     try:
         delivery.begin(store)
         both = delivery.beside(report)
-        audit = run(delivery.plan, store, delivery.folder, executor, both, most=staging_bytes(delivery.plan))
+        audit = run(delivery.plan, store, delivery.folder, executor, both, how, delivery.staged)
         delivery.finish(audit)
     finally:
         delivery.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dsctl.checkpoint.signed_files import SignedFile
+
 
 class Advanced(NamedTuple):
     """Source bytes that have been processed."""
@@ -16,8 +18,19 @@ class Committed(NamedTuple):
     """A file that has its final name and is on the disk."""
 
     file: str
-    size: int
-    sha256: str
+    entry: SignedFile
+
+
+class ReadBack(NamedTuple):
+    """The machine was restarted since a run was interrupted: these bytes of its output are read back first."""
+
+    nbytes: int
+
+
+class Torn(NamedTuple):
+    """Jobs whose output was not on the disk after the restart; they are done again."""
+
+    jobs: int
 
 
 class Resumed(NamedTuple):
@@ -28,5 +41,5 @@ class Resumed(NamedTuple):
     nbytes: int
 
 
-Event = Advanced | Committed | Resumed
+Event = Advanced | Committed | ReadBack | Torn | Resumed
 EventReport = Callable[[Event], None]

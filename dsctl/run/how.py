@@ -9,6 +9,8 @@ from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.work.executors import ENGINES, named_devices
 
+BLAKE3, SHA256 = "blake3", "sha256"
+DIGESTS = (BLAKE3, SHA256)
 # More bytes or processes than any machine has.
 MOST = 1 << 60
 
@@ -19,7 +21,8 @@ class How:
 
     `workers` are processes, and `max_memory` is in bytes of all processes together; None uses what the machine has.
     `engine`, `address` and `device` are those of the command line. With `force` a target that dsctl made is started
-    over; with `consume` source files are deleted as they are converted.
+    over; with `consume` source files are deleted as they are converted. With the `digest` sha256, every file also gets
+    its SHA-256.
 
     Raises:
         UsageError: an unknown engine or device, an address without a cluster, a number below 1.
@@ -32,11 +35,13 @@ class How:
     device: str = "cpu"
     force: bool = False
     consume: bool = False
+    digest: str = BLAKE3
 
     def __post_init__(self) -> None:
         choose(self.engine, ENGINES, "engine", "--engine")
         if self.address and self.engine != "ray":
             raise UsageError("--address is for --engine ray", hint="add --engine ray, or leave --address out")
+        choose(self.digest, DIGESTS, "digest", "--digest")
         named_devices(self.device)
         if not _is_amount(self.workers, int):
             raise UsageError(f"--workers: {self.workers!r} is not a number of processes", hint="1 or more")

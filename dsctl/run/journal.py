@@ -116,13 +116,17 @@ def _records(raw: bytes, invalid: Callable[[], ResumeError]) -> tuple[list[dict[
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a JSON value is a receipt: of a job with its counts, or of a file with its size and digest."""
+    """Whether a JSON value is a receipt: of a job with its counts and digests, or of a file with its size.
+
+    The receipts of earlier versions have no digests for jobs, and the SHA-256 of every file.
+    """
     if not isinstance(record, dict):
         return False
     if "file" in record:
-        return isinstance(record["file"], str) and is_count(record.get("size")) and _is_digest(record.get("sha256"))
+        return isinstance(record["file"], str) and is_count(record.get("size")) and _is_digest(record)
     counts = record.get("counts")
-    return is_count(record.get("job")) and isinstance(counts, dict) and all(map(is_count, counts.values()))
+    known = isinstance(record.get("digests", ""), str) and is_count(record.get("job"))
+    return known and isinstance(counts, dict) and all(map(is_count, counts.values()))
 
 
 def is_count(value: Any) -> bool:
@@ -130,5 +134,7 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64
+def _is_digest(record: dict[str, Any]) -> bool:
+    """Whether a file's SHA-256 is absent or can be one."""
+    sha256 = record.get("sha256", "0" * 64)
+    return isinstance(sha256, str) and len(sha256) == 64

@@ -25,19 +25,22 @@ NOBODY = ""
 class Route:
     """A run's plan, source store and target folder, and the identity of the source's files.
 
-    `held` are the identities when the run began; for consumed files, those in the folder's mark.
+    `held` are the identities when the run began; for consumed files, those in the folder's mark. `sent` are the files
+    of a staging folder that were uploaded and take no space in it any more.
     """
 
     plan: Plan
     store: Store
     target: Path
     held: dict[str, HeldFile]
+    sent: frozenset[str] = frozenset()
 
 
 class Mark(NamedTuple):
     """A folder's mark: in `dsctl.json` if it is complete, else in `.dsctl/request.json`.
 
-    `held` are the identities of the source's files, `work` is the digest of `work_of`, `files` are the target's files.
+    `held` are the identities of the source's files, `work` is the digest of `work_of`, `files` are the target's files,
+    `boot` is the start of the system under which the journal was written (see `boot`), or empty.
     """
 
     complete: bool
@@ -49,6 +52,15 @@ class Mark(NamedTuple):
     held: dict[str, HeldFile]
     work: str
     files: tuple[str, ...]
+    boot: str = ""
+
+
+def boot() -> str:
+    """The identifier of this start of the system; empty if the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def mark_of(said: Any, complete: bool) -> Mark | None:
@@ -61,7 +73,7 @@ def mark_of(said: Any, complete: bool) -> Mark | None:
         return Mark(
             complete, said["fingerprint"], str(said.get("dsctl" if complete else "version", "")), said.get("request"),
             str(said.get("revision", "")), str(source.get("place", "")), parse(source.get("identity") or {}),
-            str(said.get("work", "")), tuple(map(str, files)),
+            str(said.get("work", "")), tuple(map(str, files)), str(said.get("boot", "")),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
@@ -130,7 +142,7 @@ def sign_begun(route: Route) -> None:
         WorkError: the folder cannot be written.
     """
     begun = begun_json(route.plan, route.store, route.held)
-    _write(route.target, begun | {"work": work_of(route.plan), "files": sorted(outputs(route.plan))})
+    _write(route.target, begun | {"work": work_of(route.plan), "boot": boot(), "files": sorted(outputs(route.plan))})
 
 
 def sign_nobody(target: Path, files: Sequence[str]) -> None:

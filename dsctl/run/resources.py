@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from dsctl.core.errors import PlanError
@@ -25,15 +26,19 @@ STEP_BYTES = 6 << 10
 SMALL_BYTES = 512 << 20
 # Codec and hashing speed of one core, in output bytes per second (benchmarks/, rounded down).
 CORE_SPEED = 0.7e9
+# Jobs that a worker does at once: one is read or written while another is computed.
+THREADS = 2
 PROBE_BYTES = 64 << 20
 LEAST_BAND = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The layout of a run on this machine: workers, bytes of float32 per band, and memory in bytes."""
+    """The layout of a run on this machine: workers and the threads of each, bytes of float32 per band, and memory in
+    bytes."""
 
     workers: int
+    threads: int
     band_bytes: int
     worker_bytes: int
     driver_bytes: int
@@ -62,13 +67,13 @@ def allot(plan: Plan, workers: int | None = None, budget: int | None = None, ahe
     driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
     small = plan.bytes_out < SMALL_BYTES
     wanted = workers or (1 if small else max(1, min(cores(), len(plan.jobs))))
-    for band in _bands():
-        each = WORKER_BYTES + ahead + plan.peak_bytes(band)
+    for threads, band in product(range(min(THREADS, len(plan.jobs)), 0, -1), _bands()):
+        each = WORKER_BYTES + threads * (ahead + plan.peak_bytes(band))
         for count in (wanted,) if workers else range(wanted, 0, -1):
-            found = Resources(count, band, each, driver)
+            found = Resources(count, threads, band, each, driver)
             if budget is None or found.memory <= budget:
                 return found
-    least = Resources(workers or 1, LEAST_BAND, WORKER_BYTES + ahead + plan.peak_bytes(LEAST_BAND), driver).memory
+    least = Resources(workers or 1, 1, LEAST_BAND, WORKER_BYTES + ahead + plan.peak_bytes(LEAST_BAND), driver).memory
     raise PlanError(
         f"--max-memory {budget:,} bytes is too small: {workers or 1} worker(s) need {least:,}",
         hint="use a larger budget" + (", or fewer --workers" if workers and workers > 1 else ""),

@@ -9,8 +9,6 @@ import os
 from collections import deque
 from pathlib import Path
 
-from dsctl.core.errors import WorkError
-from dsctl.core.files import refusal
 from dsctl.plan.plan import Plan
 from dsctl.run.marks import BEGUN
 from dsctl.stores import SIGNED, WORKING
@@ -57,16 +55,3 @@ def empty(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.truncate(size)
-
-
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        WorkError: it cannot be read.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise refusal(path, error, WorkError) from None

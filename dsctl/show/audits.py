@@ -36,6 +36,12 @@ _BLOCKS = {
 }
 
 
+def printed(audit: dict[str, Any]) -> dict[str, Any]:
+    """The audit as `--json` prints it: without the digests of single tensors, which can take megabytes."""
+    files = {name: {key: file[key] for key in file if key != "tensors"} for name, file in audit["files"].items()}
+    return audit | {"files": files}
+
+
 def show_found(setup: Setup, audit: dict[str, Any], output: Output) -> None:
     """Say that there was nothing to do, and that --consume deleted nothing."""
     done = "written in part" if left_out(audit) else "complete"

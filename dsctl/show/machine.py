@@ -63,7 +63,7 @@ def _rows(machine: Machine) -> list[tuple[str, str]]:
         ("not installed", ", ".join(lacking) or "nothing"),
         ("machine", f"{plural(machine.cores, 'core')}, {size(machine.memory)} of memory"),
         ("devices", ", ".join(machine.devices) or without),
-        ("one core", f"{_codecs(core)}SHA-256 {size(core.sha256)}/s"),
+        ("one core", f"{_codecs(core)}BLAKE3 {size(core.blake3)}/s, SHA-256 {size(core.sha256)}/s"),
         ("disk", f"{disk.folder}: {size(disk.free)} free, write {size(disk.write)}/s, read {size(disk.read)}/s"),
     ]
     if machine.hub is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import Progress as Bar
 
 from dsctl.plan.plan import Plan
-from dsctl.run.events import Advanced, Committed, Event
+from dsctl.run.events import Advanced, Committed, Event, ReadBack, Torn
 from dsctl.show.bars import columns
 from dsctl.show.output import Output, plural, size, span
 
@@ -50,7 +50,13 @@ class Progress:
             self._advance(event.nbytes)
         elif isinstance(event, Committed):
             if self._verbose:
-                self._output.note(f"finished {event.file}: {size(event.size)}, sha256 {event.sha256}")
+                entry = event.entry
+                self._output.note(f"finished {event.file}: {size(entry.size)}, {entry.kind} {entry.digest}")
+        elif isinstance(event, ReadBack):
+            what = "that an interrupted run wrote, because the system was restarted"
+            self._output.note(f"reading back {size(event.nbytes)} {what}")
+        elif isinstance(event, Torn):
+            self._output.warn(f"{plural(event.jobs, 'job')} must be done again: the disk does not hold their output")
         else:
             self._output.note(f"resumed: {event.jobs:,} of {plural(event.of, 'job')} were done already")
             self._done += event.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -32,8 +33,8 @@ class Threads:
         """Whether the results of the tasks are still wanted."""
         return not self._ended.is_set()
 
-    def end(self) -> None:
-        """Start no further task. Running tasks can check `going`."""
+    def end(self, patience: float = 0) -> None:
+        """Start no further task, and wait up to `patience` seconds for the running ones, which can check `going`."""
         self._ended.set()
         while True:
             try:
@@ -44,6 +45,9 @@ class Threads:
                 waiting[0].set_running_or_notify_cancel()
         for _ in self._threads:
             self._tasks.put(None)
+        last = time.monotonic() + patience
+        for thread in self._threads if patience else ():
+            thread.join(max(0.0, last - time.monotonic()))
 
     def _work(self) -> None:
         while (waiting := self._tasks.get()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.scales import scales_to_check
+from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.errors import FormatError
 from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED, Store
@@ -55,8 +56,7 @@ def verify(
         findings += against(checkpoint, their)
     contents = ReadContents()
     if deep and surveyed:
-        digests = {name: entry.sha256 for name, entry in (entries or {}).items()}
-        contents = read_contents(checkpoint, digests, advance)
+        contents = read_contents(checkpoint, entries or {}, advance)
     refs = [ref for header in checkpoint.headers.values() for ref in header.tensors.values()]
     checked = scope._replace(
         files=len(checkpoint.headers) + len(opened.lost),
@@ -86,7 +86,7 @@ def _has_survey(checkpoint: Checkpoint) -> bool:
         return False
 
 
-def _signed(store: Store, findings: list[Finding], lost: frozenset[str]) -> dict[str, signed.Signed] | None:
+def _signed(store: Store, findings: list[Finding], lost: frozenset[str]) -> dict[str, SignedFile] | None:
     files = store.files()
     if SIGNED in lost:
         return None

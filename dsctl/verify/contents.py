@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +14,12 @@ import numpy.typing as npt
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece
+from dsctl.checkpoint.signed_files import SignedFile, Signer, differences, read_entry
 from dsctl.codecs.codec import Codec
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
 from dsctl.core.progress import Advance
+from dsctl.stores import SIGNED
 from dsctl.verify.findings import Finding
 from dsctl.verify.seen import INTEGERS, KINDS, Seen, rows_of
 from dsctl.verify.structure import params, placed
@@ -27,6 +28,8 @@ from dsctl.verify.values import block_scales, copies, duplicates, far, largest, 
 
 BAND_BYTES = 2 << 20
 THREADS = 8
+# Tensors that a finding names.
+NAMED = 3
 
 # A stored tensor's file and name.
 _TensorName = tuple[str, str]
@@ -45,15 +48,15 @@ class _Read(NamedTuple):
     """The result of reading a file."""
 
     file: str
-    sha256: str | None
+    differences: list[str] | None
     seen: list[Seen]
     findings: list[Finding]
 
 
 def read_contents(
-    checkpoint: Checkpoint, digests: Mapping[str, str], advance: Advance = lambda nbytes: None
+    checkpoint: Checkpoint, signed: Mapping[str, SignedFile], advance: Advance = lambda nbytes: None
 ) -> ReadContents:
-    """Read every weight file, and every other file with a digest, once.
+    """Read every weight file, and every other signed file, once.
 
     Raises:
         SourceError: a file cannot be read.
@@ -65,15 +68,15 @@ def read_contents(
     copied = _copied(checkpoint)
     whole = frozenset(name for group in copied for _, name in group)
     known = _Known(frozenset(owners), codecs, whole, dict(_stated(held)), dict(_tables(held)))
-    reader = _ContentReader(checkpoint, known, digests, advance)
+    reader = _ContentReader(checkpoint, known, signed, advance)
     contents = ReadContents()
     seen: dict[_TensorName, Seen] = {}
     for read in reader.files():
         contents.nbytes += checkpoint.files[read.file]
-        if read.sha256 is not None:
+        if read.differences is not None:
             contents.digests += 1
-            if read.sha256 != digests[read.file]:
-                contents.findings.append(Finding("digest", read.file, "its SHA-256 differs from the one in dsctl.json"))
+            if read.differences:
+                contents.findings.append(Finding("digest", read.file, _unlike(read.differences)))
         contents.findings += read.findings
         seen |= {(one.ref.file, one.ref.name): one for one in read.seen}
     scales = {(p.refs[0].file, p.refs[0].name): p.refs[-1] for _, p in held if len(p.refs) > 1}
@@ -147,16 +150,16 @@ class _ContentReader:
         self,
         checkpoint: Checkpoint,
         known: _Known,
-        digests: Mapping[str, str],
+        signed: Mapping[str, SignedFile],
         advance: Advance,
     ) -> None:
-        self.checkpoint, self.known, self.digests, self._advance = checkpoint, known, digests, advance
+        self.checkpoint, self.known, self.signed, self._advance = checkpoint, known, signed, advance
         self.store = checkpoint.store
         self._stop, self._lock = threading.Event(), threading.Lock()
 
     def files(self) -> Iterator[_Read]:
         """Every file, the largest first."""
-        names = [f for f in self.checkpoint.files if f in self.digests or f in self.checkpoint.headers]
+        names = [f for f in self.checkpoint.files if f in self.signed or f in self.checkpoint.headers]
         names.sort(key=lambda name: -self.checkpoint.files[name])
         pool = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
         try:
@@ -166,14 +169,17 @@ class _ContentReader:
             pool.shutdown(cancel_futures=True)
 
     def _file(self, file: str) -> _Read:
-        digest = hashlib.sha256() if file in self.digests else None
-        header = self.checkpoint.headers.get(file)
+        header, entry = self.checkpoint.headers.get(file), self.signed.get(file)
+        if header is None and entry is not None:
+            found = read_entry(self.store, file, self.checkpoint.files[file], entry)
+            self._done(self.checkpoint.files[file])
+            return _Read(file, differences(entry, found, None), [], [])
+        signer = Signer(entry, header) if entry else None
         tensors = list(header.tensors.values()) if header else []
         at = header.size if header else self.checkpoint.files[file]
         seen, findings = [], []
-        if digest is not None:
-            for begin in range(0, at, BAND_BYTES):
-                digest.update(self.store.read(file, begin, min(begin + BAND_BYTES, at)))
+        if signer is not None:
+            signer.update(self.store.read(file, 0, at))
         self._done(at)
         buffer = np.empty(BAND_BYTES, np.uint8)
         for ref in tensors:
@@ -182,8 +188,8 @@ class _ContentReader:
             said = known.stated.get(place)
             table = TableRead(ref, known.tables[place]) if place in known.tables else None
             for band, first in self._bands(ref, buffer):
-                if digest is not None:
-                    digest.update(band.data)
+                if signer is not None:
+                    signer.update(band.data)
                 if one is not None:
                     one.take(band, first)
                 if table is not None:
@@ -196,7 +202,8 @@ class _ContentReader:
                 findings += table.findings()
             if one is not None and ref.nbytes:
                 seen.append(one)
-        return _Read(file, digest.hexdigest() if digest else None, seen, findings)
+        differ = differences(entry, signer.entry(), header) if entry and signer else None
+        return _Read(file, differ, seen, findings)
 
     def _tells(self, ref: TensorRef) -> bool:
         """Whether a tensor's bits are checked: floats, and integers that are a parameter's codes."""
@@ -222,6 +229,12 @@ class _ContentReader:
             raise InterruptedError
         with self._lock:
             self._advance(nbytes)
+
+
+def _unlike(differences: list[str]) -> str:
+    """The finding about a file whose bytes are not the signed ones."""
+    what, more = ", ".join(differences[:NAMED]), len(differences) - NAMED
+    return f"differs from {SIGNED}: {what}" + (f" and {more:,} more tensors" if more > 0 else "")
 
 
 def _numbers(ref: TensorRef, band: npt.NDArray[np.uint8]) -> list[int]:

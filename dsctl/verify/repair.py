@@ -7,23 +7,24 @@ it replaces the file: the signature shows the next run that this one was killed 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.reading import read_json
 from dsctl.checkpoint.scales import are_powers_of_two, read_scales
+from dsctl.checkpoint.signed_files import SignedFile, Signer, differences, read_entry
 from dsctl.codecs import dress
 from dsctl.codecs.plain import TORCH_NAMES
 from dsctl.core.errors import PlanError, VerifyFailed
 from dsctl.core.files import beside, sync_folder, take_place, write_beside
-from dsctl.core.header import PT
+from dsctl.core.header import PT, Header
 from dsctl.stores import INDEX, SIGNED, WORKING, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.against import Other
@@ -35,6 +36,8 @@ from dsctl.verify.signed import read_signed
 from dsctl.verify.structure import quantized_codecs, usual_dtype
 
 COPY_BYTES = 8 << 20
+# New files get the digest of their bytes.
+_PLAIN = SignedFile(0, blake3="0" * 64)
 _INDEX_CODES = {"no-index", "index-wrong", "index-unknown", "total-size"}
 _CONFIG_CODES = {
     "format-not-declared", "declared-not-stored", "block-size", "scale-fmt-undeclared", "not-power-of-two",
@@ -97,20 +100,19 @@ def mend(store: LocalFolder, planned: Iterable[Mend]) -> None:
         path = folder / one.file
         store.path(one.file)
         if one.data is not None:
-            sha256 = _write(path, one.data())
-            _sign(folder, one.file, beside(path).stat().st_size, sha256)
+            _write(path, one.data())
+            _sign(store, one.file)
         take_place(path)
 
 
-def _write(path: Path, data: Iterable[bytes]) -> str:
-    """Write the sibling that replaces a file, with its permissions, and return its sha256. Removed if that fails."""
+def _write(path: Path, data: Iterable[bytes]) -> None:
+    """Write the sibling that replaces a file, with its permissions. Removed if that fails."""
     try:
-        sha256 = write_beside(path, data, _mode(path))
+        write_beside(path, data, _mode(path))
         sync_folder(path.parent)
     except BaseException:
         beside(path).unlink(missing_ok=True)
         raise
-    return sha256
 
 
 def _mode(path: Path) -> int | None:
@@ -122,24 +124,20 @@ def _unended(store: LocalFolder) -> Iterator[Mend]:
     files = store.files()
     for file, entry in (read_signed(store, files) or {}).items():
         sibling = str(beside(Path(file)))
-        if files.get(sibling) == entry.size and _sha256(store, sibling, entry.size) == entry.sha256:
+        if files.get(sibling) == entry.size and read_entry(store, sibling, entry.size, entry) == entry:
             yield Mend(file, f"replaced by {sibling}, which {SIGNED} signs", None)
 
 
-def _sha256(store: Store, file: str, size: int) -> str:
-    digest = hashlib.sha256()
-    for chunk in _copied(store, file, size):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sign(folder: Path, file: str, size: int, sha256: str) -> None:
-    """Put a file's new size and digest into `dsctl.json`, if there is one."""
-    signed = folder / SIGNED
-    if not signed.is_file():
+def _sign(store: LocalFolder, file: str) -> None:
+    """Put the size and the digests of a file's new sibling into `dsctl.json`, if there is one."""
+    signed, files = Path(store.root) / SIGNED, store.files()
+    entries = read_signed(store, files)
+    if entries is None:
         return
+    sibling = str(beside(Path(file)))
+    entry = read_entry(store, sibling, files[sibling], entries.get(file, _PLAIN))
     audit = json.loads(signed.read_bytes())
-    audit["files"] = dict(sorted({**audit["files"], file: {"size": size, "sha256": sha256}}.items()))
+    audit["files"] = dict(sorted({**audit["files"], file: entry.json()}.items()))
     write_beside(signed, _text(audit, 1), _mode(signed))
     take_place(signed)
 
@@ -152,26 +150,27 @@ def _headers(checkpoint: Checkpoint, store: LocalFolder, report: Report) -> Iter
     files = {finding.where for finding in report.findings if finding.code == "no-format-pt"}
     entries = read_signed(store, checkpoint.files) or {}
     for file in sorted(files & checkpoint.headers.keys()):
-        size, sha256 = checkpoint.files[file], entries[file].sha256 if file in entries else None
+        size, header = checkpoint.files[file], checkpoint.headers[file]
         what = f'add {{"format": "pt"}} to its header; copies {size:,} bytes beside the file, then replaces it'
-        yield Mend(file, what, lambda file=file, size=size, sha256=sha256: _stamped(store, file, size, sha256), size)  # type: ignore[misc]
+        yield Mend(file, what, partial(_stamped, store, header, size, entries.get(file)), size)
 
 
-def _stamped(store: Store, file: str, size: int, sha256: str | None) -> Iterator[bytes]:
+def _stamped(store: Store, header: Header, size: int, entry: SignedFile | None) -> Iterator[bytes]:
     """A weight file with the metadata that loaders need; offsets count from the header's end and stay the same."""
-    head = store.head(file, size)
+    file = header.file
+    head, signer = store.head(file, size), Signer(entry or _PLAIN, header)
     entries = json.loads(head[8:])
     metadata = {**entries.pop("__metadata__", {}), **PT}
     text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    old = hashlib.sha256(head)
+    signer.update(head)
     for begin in range(len(head), size, COPY_BYTES):
         chunk = store.read(file, begin, min(begin + COPY_BYTES, size))
-        old.update(chunk)
+        signer.update(chunk)
         yield chunk
-    if sha256 is not None and old.hexdigest() != sha256:
-        raise VerifyFailed(f"{file}: its SHA-256 differs from the one in {SIGNED}: file left unchanged")
+    if entry is not None and differences(entry, signer.entry(), header):
+        raise VerifyFailed(f"{file}: its {entry.kind} digest differs from the one in {SIGNED}: file left unchanged")
 
 
 def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
+from dsctl.checkpoint.signed_files import SignedFile, entries_of
 from dsctl.core.errors import FormatError
 from dsctl.stores import SIGNED, Store
 from dsctl.verify.findings import Finding
 
 
-class Signed(msgspec.Struct, frozen=True):
-    """A file's entry in `dsctl.json`."""
-
-    size: int
-    sha256: str
-
-
 class _Audit(msgspec.Struct):
-    files: dict[str, Signed]
+    files: Any
 
 
-def read_signed(store: Store, files: Mapping[str, int]) -> dict[str, Signed] | None:
+def read_signed(store: Store, files: Mapping[str, int]) -> dict[str, SignedFile] | None:
     """Every file that `dsctl.json` names, or None if there is no `dsctl.json`.
 
     Raises:
@@ -31,12 +26,12 @@ def read_signed(store: Store, files: Mapping[str, int]) -> dict[str, Signed] | N
     if SIGNED not in files:
         return None
     try:
-        return msgspec.json.decode(store.read(SIGNED, 0, files[SIGNED]), type=_Audit).files
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return entries_of(msgspec.json.decode(store.read(SIGNED, 0, files[SIGNED]), type=_Audit).files)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise FormatError(f"{SIGNED}: {error}") from None
 
 
-def sizes(signed: Mapping[str, Signed], files: Mapping[str, int]) -> Iterator[Finding]:
+def sizes(signed: Mapping[str, SignedFile], files: Mapping[str, int]) -> Iterator[Finding]:
     """Findings about files that are missing, have a different size, or are not in `dsctl.json`."""
     for name, entry in signed.items():
         if name not in files:

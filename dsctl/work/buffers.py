@@ -1,20 +1,25 @@
-"""The open output files of one job, and buffers that the next band uses again. Loads torch."""
+"""The open output files of one job, the digests of what is written, and buffers used again. Loads torch."""
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import NamedTuple
 
 import torch
 
 from dsctl.core.boxes import Box
+from dsctl.core.digests import PIECE_BYTES, Hasher, digest, hasher
 from dsctl.core.files import PART, failure, write_all
 from dsctl.core.header import TensorSpec
 from dsctl.plan.steps import Part
+from dsctl.plan.stretches import Written
 from dsctl.work.devices import device
 from dsctl.work.gathering import Gathered
 from dsctl.work.readahead import Reader
-from dsctl.work.tasks import Context
+from dsctl.work.tasks import DIGEST, READ, WRITE, Context
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -22,15 +27,38 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16, "U32": torch.uint32,
     "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
-# Small enough to stay in a core's own cache between reading and hashing.
-CHUNK = 1 << 20
+# Smaller buffers come from the allocator.
+SMALL = 1 << 20
+
+
+class _Stretch(NamedTuple):
+    """The end of a stretch of output bytes, and its digest so far."""
+
+    end: int
+    hasher: Hasher
 
 
 class JobFiles:
-    """The open output files and the buffers of one job; all output is on the disk when it ends."""
+    """The open output files and the buffers of one job; all output is on the disk when it ends.
 
-    def __init__(self, context: Context, source: Reader, scratch: dict[str, torch.Tensor]) -> None:
-        self.context, self.source, self.scratch = context, source, scratch
+    `written` are the stretches that the job writes, each from its first byte to its last. `heed` is called after
+    each read, and raises if the job is no longer wanted.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        source: Reader,
+        scratch: dict[str, torch.Tensor],
+        written: Iterable[Written] = (),
+        heed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.context, self.source, self.scratch, self._heed = context, source, scratch, heed
+        self.seconds = dict.fromkeys((READ, DIGEST, WRITE), 0.0)
+        self._written = tuple(written)
+        self._stretches = {(one.file, one.begin): _Stretch(one.end, hasher()) for one in self._written}
+        # Each stretch under the file and the place of its next byte.
+        self._next = dict(self._stretches)
         self.open: dict[str, int] = {}
         self.peaks: dict[str, torch.Tensor] = {}
         self.largest: dict[str, int] = {}
@@ -49,7 +77,9 @@ class JobFiles:
         for file, descriptor in self.open.items():
             try:
                 if kind is None:
+                    began = perf_counter()
                     os.fdatasync(descriptor)
+                    self._spent(WRITE, began)
             except OSError as error:
                 raise failure(self._part(file), error) from None
             finally:
@@ -71,7 +101,10 @@ class JobFiles:
         """A box of a stored tensor, contiguous."""
         rows, offset = _rows(part.spec, box)
         buffer = self.buffer(name, TensorSpec(part.spec.dtype, rows.shape))
+        began = perf_counter()
         self.source.read_into(part.file, part.offset + offset, bytes_of(buffer))
+        self._spent(READ, began)
+        self._heed()
         inner = box.relative_to(rows.start)
         if inner.shape == rows.shape:
             return buffer
@@ -89,6 +122,11 @@ class JobFiles:
             inner = Part(part.name, part.file, part.offset + (box.start[0] + row) * width, _inner(part.spec))
             self.write(inner, start, line)
 
+    def digests(self) -> bytes:
+        """The digests of all stretches, one after the other."""
+        assert not self._next, "a stretch was not written to its end"
+        return b"".join(self._stretches[one.file, one.begin].hasher.digest() for one in self._written)
+
     def _part(self, file: str) -> str:
         return os.path.join(self.context.folder, file + PART)
 
@@ -97,14 +135,37 @@ class JobFiles:
         try:
             if file not in self.open:
                 self.open[file] = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-            write_all(self.open[file], data, offset)
+            for at in range(0, len(data), PIECE_BYTES):
+                piece, began = data[at : at + PIECE_BYTES], perf_counter()
+                self._digest(file, offset + at, piece)
+                began = self._spent(DIGEST, began)
+                write_all(self.open[file], piece, offset + at)
+                self._spent(WRITE, began)
         except OSError as error:
             raise failure(path, error) from None
+
+    def _spent(self, what: str, began: float) -> float:
+        """Add the time since `began` to an account; the time now."""
+        now = perf_counter()
+        self.seconds[what] += now - began
+        return now
+
+    def _digest(self, file: str, offset: int, piece: memoryview) -> None:
+        """Add bytes to the digest of the stretch that goes on at this place."""
+        one = self._next.pop((file, offset), None)
+        if one is None:
+            # Each band writes a scale of the whole matrix again.
+            same = self._stretches[file, offset].hasher.digest() == digest(piece)
+            assert same, f"{file}: other bytes are written at {offset} again"
+            return
+        one.hasher.update(piece)
+        if offset + len(piece) < one.end:
+            self._next[file, offset + len(piece)] = one
 
 
 def _fresh(nbytes: int, pinned: bool) -> torch.Tensor:
     """Memory that returns to the system when it is dropped; the allocator would keep freed memory and grow."""
-    if pinned or nbytes < CHUNK:
+    if pinned or nbytes < SMALL:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
     return torch.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 

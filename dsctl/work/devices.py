@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -86,10 +87,14 @@ class Device:
         return torch.cuda.stream(self._streams[number % 2]) if self._streams else nullcontext()
 
 
-@cache
 def device(name: str) -> Device | None:
-    """The device of this name, created once per process; None for the processor."""
-    return None if name == "cpu" else Device(name)
+    """The device of this name, created once per thread; None for the processor."""
+    return None if name == "cpu" else _device(name, get_ident())
+
+
+@cache
+def _device(name: str, thread: int) -> Device:
+    return Device(name)
 
 
 def _stretches(shape: tuple[int, ...], block: int, number: int) -> Iterator[Box]:

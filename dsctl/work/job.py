@@ -1,10 +1,12 @@
-"""Perform one job: read each byte once, move or recode it, write it in place; or read a file back. Loads torch."""
+"""Perform one job: read each byte once, move or recode it, digest it and write it in place. Loads torch."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable
 from pathlib import Path
+from time import perf_counter, thread_time
 from typing import NamedTuple
 
 import torch
@@ -13,24 +15,35 @@ from dsctl.codecs import grids, group_scales
 from dsctl.codecs.codec import CODES, KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
 from dsctl.codecs.grids import chunks, peaks
 from dsctl.core.boxes import Box
+from dsctl.core.digests import PIECE_BYTES
 from dsctl.core.errors import WorkError, of_the_machine
 from dsctl.core.files import PART, refusal
 from dsctl.core.header import TensorSpec
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
 from dsctl.plan.steps import Region, Step, held_as, moved, share
-from dsctl.work.buffers import CHUNK, DTYPES, JobFiles, bytes_of
+from dsctl.plan.stretches import written
+from dsctl.work.buffers import DTYPES, JobFiles, bytes_of
 from dsctl.work.gathering import odd_scales
 from dsctl.work.readahead import ahead
-from dsctl.work.tasks import WORST, Context, Receipt, Seal, add
+from dsctl.work.tasks import COMPUTE, PROCESSOR, WORST, Context, Receipt, Seal, add
 from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins, stored_parts
 
-# The buffers of this process, from one job to the next: fresh memory costs a tenth of a small job.
-_SCRATCH: dict[str, torch.Tensor] = {}
+
+class _Scratch(threading.local):
+    """The buffers of this thread, from one job to the next: fresh memory costs a tenth of a small job."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, torch.Tensor] = {}
+
+
+_SCRATCH = _Scratch()
 
 
 def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
     """Do one task. Repeating it writes the same bytes to the same place.
+
+    `progress` is called with the bytes that are done, and often with 0; it raises if the task is no longer wanted.
 
     Raises:
         SourceError: the source cannot be read.
@@ -39,8 +52,12 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
     if isinstance(task, Seal):
         return _seal(task, context, progress)
     counts: dict[str, int] = {}
+    began, worked = perf_counter(), thread_time()
     try:
-        with ahead(context.store, task.steps) as source, JobFiles(context, source, _SCRATCH) as files:
+        with (
+            ahead(context.store, task.steps) as source,
+            JobFiles(context, source, _SCRATCH.buffers, written(task), lambda: progress(0)) as files,
+        ):
             for step in task.steps:
                 add(counts, _step(step, files, progress))
             if any(step.gathers for step in task.steps):
@@ -53,12 +70,9 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
         if refused is None:
             raise
         raise refused from None
-    return Receipt(task.number, counts)
-
-
-def release() -> None:
-    """Free the buffers that jobs keep for the next job."""
-    _SCRATCH.clear()
+    seconds = files.seconds | {PROCESSOR: thread_time() - worked}
+    seconds[COMPUTE] = perf_counter() - began - sum(files.seconds.values())
+    return Receipt(task.number, counts, digests=files.digests(), seconds=seconds)
 
 
 def _seal(task: Seal, context: Context, progress: Advance) -> Receipt:
@@ -67,7 +81,7 @@ def _seal(task: Seal, context: Context, progress: Advance) -> Receipt:
     digest = hashlib.sha256()
     try:
         with open(part if part.exists() else path, "rb", buffering=0) as file:
-            buffer = bytearray(CHUNK)
+            buffer = bytearray(PIECE_BYTES)
             while count := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:count])
                 progress(0)

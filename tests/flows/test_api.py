@@ -25,8 +25,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory, "v3.2", layers=2, experts=2)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {name: file["sha256"] for name, file in json.loads((folder / "dsctl.json").read_text())["files"].items()}
+def digests(folder: Path) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = json.loads((folder / "dsctl.json").read_text())["files"]
+    assert all(file.keys() & {"tree", "blake3"} for file in found.values())
+    return found
 
 
 def test_a_conversion_is_the_command_lines(small: Path, tmp_path: Path) -> None:

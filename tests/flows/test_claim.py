@@ -227,16 +227,16 @@ def test_a_copy_of_the_source_is_the_same_source(source: Path, tmp_path: Path) -
 
 
 def test_weights_that_change_under_way_are_not_signed(source: Path, tmp_path: Path) -> None:
-    from dsctl.run import driver
+    from dsctl.run import dispatch
 
-    real = driver._commit
+    real = dispatch._rename
 
-    def commit(target: Path, file: str) -> None:
+    def rename(target: Path, file: str) -> None:
         real(target, file)
         change(source)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_commit", commit)
+        patch.setattr(dispatch, "_rename", rename)
         told(convert(source, tmp_path / "out"), 41, FIRST, "same command")
     assert not (tmp_path / "out" / "dsctl.json").exists()
     assert convert(source, tmp_path / "out").returncode == 0

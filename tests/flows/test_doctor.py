@@ -15,7 +15,7 @@ from tests.support.schemas import faults
 
 
 def machine(disk: tuple[float, float], processor: tuple[float, float, float], cores: int) -> Machine:
-    return Machine("3", "any", {}, cores, 1, (), Processor(*processor), Disk("x", 1, *disk), None)
+    return Machine("3", "any", {}, cores, 1, (), Processor(*processor, 1.0), Disk("x", 1, *disk), None)
 
 
 def test_it_tells_what_is_here(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_without_torch_the_codecs_are_not_measured(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     found = json.loads(dsctl("doctor", tmp_path, "--no-hub", "--json"))
     assert not faults("doctor", found)
-    assert found["core_bytes_per_second"].keys() == {"decode", "encode", "sha256"}
+    assert found["core_bytes_per_second"].keys() == {"decode", "encode", "blake3", "sha256"}
     assert found["core_bytes_per_second"]["decode"] is None and found["core_bytes_per_second"]["sha256"] > 1e6
     assert set(found["source_bytes_per_hour"].values()) == set(found["held_by"].values()) == {None}
     said = dsctl("doctor", tmp_path, "--no-hub")

@@ -79,10 +79,10 @@ def test_stopped_at_every_moment(
 ) -> None:
     """The process ends itself, without any clean-up, right after a named step of the driver."""
     after = {
-        "prepared": "dsctl.run.driver._prepare",
+        "prepared": "dsctl.run.dispatch._prepare",
         "first job": "dsctl.run.journal.Journal.append",
-        "first file": "dsctl.run.driver._commit",
-        "before config": "dsctl.run.driver._work",
+        "first file": "dsctl.run.dispatch._rename",
+        "before config": "dsctl.run.dispatch.Dispatch.carry_out",
         "before signing": "dsctl.core.files.replace_file",
     }[point]
     times = {"before signing": 4}.get(point, 1)

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.core.digests import digest
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
-from dsctl.run.driver import _prepare, _work
+from dsctl.plan.stretches import written
+from dsctl.run.dispatch import Dispatch, prepare_all
 from dsctl.run.journal import Journal
 from dsctl.run.resuming import RunState, replay
+from dsctl.run.signing import as_text
 from dsctl.stores.local import LocalFolder
 from dsctl.work.tasks import Receipt, Seal
 from tests.support.checkpoints import tiny
@@ -39,10 +42,16 @@ class Idle:
 
     def next(self, progress: Advance) -> Receipt:
         task = self.tasks.popleft()
-        return Receipt(None, {}, task.file, "0" * 64) if isinstance(task, Seal) else Receipt(task.number, {"moved": 1})
+        assert not isinstance(task, Seal)
+        return Receipt(task.number, {"moved": 1}, digests=made_up(task))
 
     def close(self) -> None:
         pass
+
+
+def made_up(job: Job) -> bytes:
+    """As many digests as a job's receipt has."""
+    return b"".join(digest(str(one.begin).encode()) for one in written(job))
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +64,33 @@ def plan(source: Path) -> Plan:
     """A plan of many jobs, each of as many parameters as one of the real V3.2's."""
     plan = make_plan(open_checkpoint(LocalFolder.at(source)), Request("bf16"))
     some = plan.jobs[0]
-    plan.jobs = [some._replace(number=number, steps=some.steps[:9]) for number in range(JOBS)]
+    many = [some._replace(number=number, steps=some.steps[:9]) for number in range(JOBS)]
+    # Without the others, files would be finished of which nothing was written.
+    plan.jobs = many + [job._replace(number=JOBS + job.number) for job in plan.jobs]
     return plan
 
 
 def test_a_job_costs_the_driver_less_than_a_millisecond(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / ".dsctl").mkdir()
-    for file in plan.files:
-        _prepare(file, tmp_path)
+    prepare_all(plan, tmp_path, RunState(), plan.jobs)
     with Journal(tmp_path / ".dsctl") as journal:
         began = time.process_time()
-        _work(plan, tmp_path, journal, Idle(), RunState(), deque(plan.jobs), lambda event: None, None)
+        Dispatch(plan, tmp_path, journal, Idle(), RunState()).carry_out(deque(plan.jobs), lambda event: None)
         spent = time.process_time() - began
     assert spent / JOBS < 0.001
+    assert all((tmp_path / file.name).exists() for file in plan.files)
 
 
 def test_a_journal_of_a_hundred_thousand_jobs_is_read_in_two_seconds(plan: Plan, tmp_path: Path) -> None:
-    lines = [json.dumps({"job": number, "counts": {"blocks_restored": number}}) for number in range(RECORDS)]
+    some = plan.jobs[0]._replace(steps=plan.jobs[0].steps[:1])
+    plan.jobs = [some._replace(number=number) for number in range(RECORDS)]
+    counted = ({"blocks_restored": number} for number in range(RECORDS))
+    digests = as_text(made_up(some))
+    lines = [json.dumps({"job": job.number, "counts": next(counted), "digests": digests}) for job in plan.jobs]
     (tmp_path / "journal.jsonl").write_text("\n".join(lines) + "\n")
     began = time.process_time()
     with Journal(tmp_path) as journal:
-        state = replay(tmp_path, journal)
+        state = replay(plan, tmp_path, journal)
     assert time.process_time() - began < 2
     assert len(state.done) == RECORDS and state.counts == {"blocks_restored": RECORDS * (RECORDS - 1) // 2}
 

@@ -16,6 +16,7 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.consume import remembered, room
 from dsctl.run.driver import run
+from dsctl.run.how import How
 from dsctl.stores.local import LocalFolder
 from dsctl.work.executors.serial import Serial
 from dsctl.work.tasks import Context, Receipt
@@ -48,7 +49,7 @@ def digests(folder: Path) -> dict[str, str]:
 def convert(folder: Path, target: Path, executor: type[Serial], force: bool = False) -> None:
     store = remembered(LocalFolder.at(folder), target, force)
     plan = make_plan(open_checkpoint(store), Request(to="bf16"))
-    run(plan, store, target, lambda: executor(Context(store, str(target))), consume=True)
+    run(plan, store, target, lambda: executor(Context(store, str(target))), how=How(consume=True))
 
 
 def test_the_source_goes_and_the_result_is_the_same(source: Path, doomed: Path, tmp_path: Path) -> None:
@@ -170,5 +171,5 @@ def test_what_is_not_its_own_is_never_consumed(doomed: Path, tmp_path: Path, why
     store, before = LocalFolder.at(doomed), digests(doomed)
     plan = make_plan(open_checkpoint(store), request)
     with pytest.raises(PlanError):
-        run(plan, store, tmp_path / "out", lambda: Serial(Context(store, str(tmp_path / "out"))), consume=True)
+        run(plan, store, tmp_path / "out", lambda: Serial(Context(store, str(tmp_path / "out"))), how=How(consume=True))
     assert digests(doomed) == before

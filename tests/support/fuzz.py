@@ -65,11 +65,11 @@ class Corpus:
             self.kinds[name] = self.root / name
         self.kinds["complete"] = self.root / "decoded"
         begun = self.root / "begun"
-        for after in range(4, 60, 4):
+        for after in range(60, 400, 20):
             shutil.rmtree(begun, ignore_errors=True)
             with met(fault("ENOSPC", "pwrite", ".part", after=after)):
                 assert call("convert", self.root / "whole", begun, "--bf16", "--workers", 1).returncode == 41
-            if (begun / ".dsctl" / "journal.jsonl").stat().st_size > 500:
+            if list(begun.glob("*.safetensors")):
                 break
         self.kinds["begun"] = begun
 

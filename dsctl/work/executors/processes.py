@@ -1,36 +1,39 @@
-"""Worker processes on this machine, one torch thread each, one pipe each."""
+"""Worker processes on this machine, one pipe each. A worker does several jobs at once, on threads."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import sys
+import traceback
 from dataclasses import replace
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from threading import Lock
 from typing import Any
 
 from dsctl.core.errors import DsctlError, WorkError, of_the_machine
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
+from dsctl.stores.threads import threads
 from dsctl.work.tasks import Context, Receipt, Seal
 
 _HINT = "memory may have run out: use fewer --workers; the same command resumes"
 
 
 class Processes:
-    """The requested number of processes; each gets its next task when its last one is done.
+    """The requested number of processes; each gets its next task when one of its threads is free.
 
-    If the driver dies, a worker finds its pipe closed at the next band and ends.
+    If the driver dies, a worker finds its pipe closed and ends.
     """
 
     def __init__(self, context: Context, workers: int) -> None:
-        self.capacity = workers
+        self.capacity = workers * context.threads
         server = prepare()
         self._workers: dict[Connection, ForkServerProcess] = {}
-        self._idle: list[Connection] = []
+        self._tasks: dict[Connection, int] = {}
         for number in range(workers):
             ours, theirs = server.Pipe()
             its = replace(context, devices=(context.devices[number % len(context.devices)],))
@@ -42,17 +45,18 @@ class Processes:
                 raise _no_server(error) from None
             theirs.close()
             self._workers[ours] = process
-            self._idle.append(ours)
+            self._tasks[ours] = 0
 
     def submit(self, task: Job | Seal) -> None:
-        pipe = self._idle.pop(0)
+        pipe = min(self._tasks, key=self._tasks.__getitem__)
+        self._tasks[pipe] += 1
         try:
             pipe.send(task)
         except OSError:
             raise self._died(pipe) from None
 
     def next(self, progress: Advance) -> Receipt:
-        busy = [pipe for pipe in self._workers if pipe not in self._idle]
+        busy = [pipe for pipe, tasks in self._tasks.items() if tasks]
         while True:
             for pipe in wait(busy):
                 assert isinstance(pipe, Connection)
@@ -60,7 +64,7 @@ class Processes:
                 if isinstance(message, int):
                     progress(message)
                     continue
-                self._idle.append(pipe)
+                self._tasks[pipe] -= 1
                 if isinstance(message, DsctlError):
                     raise message
                 return message  # type: ignore[no-any-return]
@@ -121,12 +125,31 @@ def _serve(pipe: Connection, context: Context) -> None:
         pipe.send(of_the_machine(error))
         return
     torch.set_num_threads(1)
-    try:
-        while True:
-            task = pipe.recv()
-            try:
-                pipe.send(perform(task, context, pipe.send))
-            except DsctlError as error:
-                pipe.send(error)
-    except (EOFError, ConnectionError):
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  its reader has gone
+    sending = Lock()
+
+    def send(message: int | Receipt | DsctlError) -> None:
+        with sending:
+            pipe.send(message)
+
+    def work(task: Job | Seal) -> None:
+        try:
+            send(perform(task, context, lambda nbytes: send(nbytes) if nbytes else None))
+        except DsctlError as error:
+            send(error)
+
+    def work_or_end(task: Job | Seal) -> None:
+        try:
+            work(task)
+        except ConnectionError:
+            os._exit(0)
+        except BaseException:  # noqa: BLE001  a fault of dsctl ends the process, and the driver reports it
+            traceback.print_exc()
+            os._exit(1)
+
+    with threads(context.threads) as pool:
+        try:
+            while True:
+                pool.submit(partial(work_or_end, pipe.recv()))
+        except (EOFError, ConnectionError):
+            # The driver has gone, and no thread may write on.
+            os._exit(0)

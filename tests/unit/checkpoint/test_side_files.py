@@ -156,9 +156,9 @@ def _signed(folder: Path, said: object) -> Checkpoint:
 
 def test_a_side_file_as_it_was_signed(decoded: Checkpoint) -> None:
     folder = Path(decoded.store.place)
-    digest = hashlib.sha256((folder / ORIGINAL).read_bytes()).hexdigest()
-    assert not is_altered(_signed(folder, {"files": {ORIGINAL: {"sha256": digest}}}), ORIGINAL)
-    assert is_altered(_signed(folder, {"files": {ORIGINAL: {"sha256": "0" * 64}}}), ORIGINAL)
+    size, digest = (folder / ORIGINAL).stat().st_size, hashlib.sha256((folder / ORIGINAL).read_bytes()).hexdigest()
+    assert not is_altered(_signed(folder, {"files": {ORIGINAL: {"size": size, "sha256": digest}}}), ORIGINAL)
+    assert is_altered(_signed(folder, {"files": {ORIGINAL: {"size": size, "sha256": "0" * 64}}}), ORIGINAL)
     assert is_altered(_signed(folder, {"files": {ORIGINAL: {}}}), ORIGINAL)
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dsctl.core.errors import WorkError
-from dsctl.run.staging import digest_of, empty, fingerprint_of, staging
+from dsctl.run.staging import empty, fingerprint_of, staging
 
 
 def test_each_target_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,10 +36,3 @@ def test_a_file_that_was_sent_keeps_its_size_and_no_blocks(tmp_path: Path) -> No
     path = tmp_path / "inner" / "a"
     empty(path, 1 << 30)
     assert path.stat().st_size == 1 << 30 and path.stat().st_blocks < 64
-
-
-def test_a_file_that_is_gone_has_no_digest(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"weights")
-    assert digest_of(tmp_path / "a") == hashlib.sha256(b"weights").hexdigest()
-    with pytest.raises(WorkError, match="No such file"):
-        digest_of(tmp_path / "b")

@@ -1,0 +1,145 @@
+"""Hand jobs to workers, record their receipts in the journal, and give finished files their names."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsctl.core.files import PART, failure, make_folders, sync_folder, write_all
+from dsctl.plan.plan import Job, OutFile, Plan
+from dsctl.run.consume import Consumer
+from dsctl.run.events import Advanced, Committed, EventReport
+from dsctl.run.journal import Journal
+from dsctl.run.resuming import RunState
+from dsctl.run.signing import as_text
+from dsctl.work.executors import Executor
+from dsctl.work.tasks import Receipt, Seal, add
+
+
+def prepare_all(plan: Plan, target: Path, state: RunState, todo: Iterable[Job]) -> None:
+    """Make every file that does not have its final name yet, and sync its folder.
+
+    Raises:
+        WorkError: the folder cannot be written.
+    """
+    waiting = _waiting(plan.files, todo)
+    for file in plan.files:
+        if file.name not in state.committed:
+            _prepare(file, target, finished=not waiting[file.name])
+    for folder in sorted({(target / file.name).parent for file in plan.files} | {target}):
+        sync_folder(folder)
+
+
+def _prepare(file: OutFile, target: Path, finished: bool = False) -> None:
+    """Make a file's `.part` with its header and known bytes; an existing one keeps its other bytes.
+
+    If all work on it is finished, it may have its final name.
+    """
+    path = target / (file.name + PART)
+    if finished and (target / file.name).is_file():
+        return
+    try:
+        (target / file.name).unlink(missing_ok=True)
+        make_folders(path.parent)
+        if path.is_symlink() or (path.exists() and path.stat().st_size != file.size):
+            path.unlink()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            os.truncate(descriptor, file.size)
+            for offset, data in ((0, file.header), *file.literals):
+                write_all(descriptor, data, offset)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise failure(path, error) from None
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """The work of one run: `carry_out` does the jobs that are not done, and commits every file.
+
+    With `sha256`, each finished file is read back once more for its SHA-256. `state` is kept up to date.
+    """
+
+    plan: Plan
+    target: Path
+    journal: Journal
+    workers: Executor
+    state: RunState
+    sha256: bool = False
+    consumer: Consumer | None = None
+
+    def carry_out(self, todo: deque[Job], report: EventReport) -> None:
+        """Do these jobs, and commit the files whose jobs are all done.
+
+        Raises:
+            DsctlError: a job failed, or the journal or a file cannot be written; the same call resumes.
+        """
+        waiting, jobs = _waiting(self.plan.files, todo), {job.number: job for job in todo}
+        files = {file.name: file for file in self.plan.files}
+        ready = deque(file for file in self.plan.files if not waiting[file.name] and self._is_open(file))
+        busy = 0
+        while todo or ready or busy:
+            while ready and not self.sha256:
+                self._commit(ready.popleft(), report)
+            while busy < self.workers.capacity and (ready or todo):
+                self.workers.submit(Seal(ready.popleft().name) if ready else todo.popleft())
+                busy += 1
+            if not busy:
+                continue
+            receipt = self.workers.next(lambda nbytes: report(Advanced(nbytes)))
+            busy -= 1
+            if receipt.file is not None:
+                self._commit(files[receipt.file], report, receipt.sha256)
+                continue
+            assert receipt.job is not None
+            self._take(jobs[receipt.job], receipt)
+            for name in jobs[receipt.job].files:
+                waiting[name] -= 1
+                if not waiting[name]:
+                    ready.append(files[name])
+
+    def _is_open(self, file: OutFile) -> bool:
+        return file.name not in self.state.committed
+
+    def _take(self, job: Job, receipt: Receipt) -> None:
+        """Record the receipt of a job, whose output is on the disk."""
+        self.journal.append({"job": job.number, "counts": receipt.counts, "digests": as_text(receipt.digests)})
+        if self.consumer:
+            self.consumer.done(job.number)
+        add(self.state.counts, receipt.counts)
+        self.state.digests.add(job, receipt.digests)
+        for what, seconds in receipt.seconds.items():
+            self.state.seconds[what] = self.state.seconds.get(what, 0.0) + seconds
+
+    def _commit(self, file: OutFile, report: EventReport, sha256: str = "") -> None:
+        """Give a file its final name, and record that."""
+        _rename(self.target, file.name)
+        record = {"file": file.name, "size": file.size} | ({"sha256": sha256} if sha256 else {})
+        self.journal.append(record)
+        entry = self.state.committed[file.name] = self.state.digests.entry(file, sha256)
+        report(Committed(file.name, entry))
+
+
+def _waiting(files: Iterable[OutFile], todo: Iterable[Job]) -> dict[str, int]:
+    """The number of jobs that each file waits for."""
+    waiting = {file.name: 0 for file in files}
+    for job in todo:
+        for name in job.files:
+            waiting[name] += 1
+    return waiting
+
+
+def _rename(target: Path, file: str) -> None:
+    path = target / file
+    part = path.with_name(path.name + PART)
+    try:
+        if part.exists():
+            os.rename(part, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise failure(path, error) from None
