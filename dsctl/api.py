@@ -303,7 +303,7 @@ class Conversion:
 
         how = How(workers, max_memory, engine, address, device, force, digest=digest)
         setup = set_up(self.plan, self._opened[0].store, os.fspath(target), how)
-        return Result(setup.target, carry_out(setup, report))
+        return Result(setup.target, carry_out(setup, report).audit)
 
 
 def _place(source: Source | str) -> str:

@@ -10,7 +10,7 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.carry_out import carry_out, rehearse, set_up
 from dsctl.run.how import How
-from dsctl.run.resources import probe
+from dsctl.run.speed import probe
 from dsctl.show.audits import printed, show_audit, show_found, warn, warn_of_values
 from dsctl.show.output import Output
 from dsctl.show.plans import show_plan
@@ -35,14 +35,14 @@ def convert_from(
     warn(setup.plan.notes, output)
     if options.dry_run:
         rehearse(setup)
-        show_plan(setup, probe(setup.plan, setup.store, setup.folder), output)
+        show_plan(setup, probe(setup.plan, setup.store, setup.folder, setup.resources), output)
         return
     with resumable("resumes where it stopped"), Progress(setup.plan, output, options.verbose) as progress:
-        audit = carry_out(setup, progress.report, output.note)
+        audit, pace = carry_out(setup, progress.report, output.note)
     warn_of_values(audit, output)
     if output.json:
-        output.data(printed(audit))
+        output.data(printed(audit, pace))
         return
     if setup.state == "complete":
         show_found(setup, audit, output)
-    show_audit(audit, setup.target, output)
+    show_audit(audit, setup.target, output, pace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
@@ -19,7 +19,8 @@ from dsctl.run.delivery import Delivery, deliver
 from dsctl.run.driver import run
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
-from dsctl.run.resources import Resources, allot
+from dsctl.run.pace import Pace, Watch
+from dsctl.run.resources import Resources, allot, cores
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
@@ -51,6 +52,13 @@ class Setup:
     def spared(self) -> bool:
         """Whether source files still exist that a run with `consume` would have deleted."""
         return self.how.consume and any(files_read(job) - gone(self.store) for job in self.plan.jobs)
+
+
+class Outcome(NamedTuple):
+    """The audit of a finished target, and the pace of the run; None if an earlier run had done all of the work."""
+
+    audit: dict[str, Any]
+    pace: Pace | None
 
 
 def open_source(source: str, target: str, how: How) -> Checkpoint:
@@ -105,8 +113,8 @@ def rehearse(setup: Setup) -> None:
 
 def carry_out(
     setup: Setup, report: EventReport = lambda event: None, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """Carry a plan out, or resume an interrupted run, and return the audit that `dsctl.json` keeps.
+) -> Outcome:
+    """Carry a plan out, or resume an interrupted run, and return the audit that `dsctl.json` keeps, and the run's pace.
 
     `report` is called with the events of the run, `say` with an occasional line of text from a cluster.
 
@@ -128,6 +136,8 @@ def carry_out(
             context, resources.workers, resources.worker_bytes, how.engine, how.address, how.workers or 0, say
         )
 
+    watch = Watch(resources.workers * resources.threads, cores(), store.remote)
+    report = watch.beside(report)
     if setup.delivery is not None:
         audit = deliver(setup.delivery, setup.state, executor, store, report, how)
     else:
@@ -135,4 +145,4 @@ def carry_out(
     if setup.state == "complete" and not all(isinstance(note, str) for note in audit["notes"]):
         what = "is not valid: its notes are not a list of texts"
         raise ResumeError(f"{setup.target}/dsctl.json: {what}", hint="start over with --force")
-    return audit
+    return Outcome(audit, watch.pace())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -22,6 +22,7 @@ from dsctl.core.errors import SourceError, WorkError
 from dsctl.core.extras import has_torch
 from dsctl.core.files import existing, refusal
 from dsctl.run.resources import cores
+from dsctl.run.speed import read_speed, write_speed
 from dsctl.stores.hub import reach
 from dsctl.stores.hub_entries import Reached
 
@@ -31,8 +32,8 @@ EXTRAS = ("hf_xet", "ray", "s3fs")
 # A matrix of these sides is measured: 8 M values, beyond any core's own cache.
 SIDE = 4096, 2048
 ROUNDS = 5
-DISK_BYTES = 256 << 20
-_CHUNK = 8 << 20
+# Files that are written at once, to measure the disk.
+WRITERS = 4
 
 
 class Disk(NamedTuple):
@@ -159,23 +160,9 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _disk(folder: Path) -> Disk:
     status = os.statvfs(existing(folder))
-    free = status.f_bavail * status.f_frsize
-    total = min(DISK_BYTES, max(_CHUNK, free // 4) // _CHUNK * _CHUNK)
-    data = os.urandom(_CHUNK)
     try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            began = time.perf_counter()
-            for _ in range(total // _CHUNK):
-                file.write(data)
-            os.fsync(file.fileno())
-            write = total / (time.perf_counter() - began)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            file.seek(0)
-            buffer = bytearray(_CHUNK)
-            began = time.perf_counter()
-            while file.readinto(buffer):
-                pass
-            return Disk(str(folder), free, write, total / (time.perf_counter() - began))
+        with ExitStack() as stack:
+            write, files = write_speed(folder, min(cores(), WRITERS), stack)
+            return Disk(str(folder), status.f_bavail * status.f_frsize, write, read_speed(files))
     except OSError as error:
         raise refusal(folder, error, WorkError, "name a folder that can be written to") from None

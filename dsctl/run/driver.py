@@ -20,7 +20,7 @@ from dsctl.run.checks import check_source, check_space
 from dsctl.run.claim import check_target, claim, held_now, retire
 from dsctl.run.consume import Consumer, alone, beside_others, refuse_consumed_since, refuse_unsafe, room
 from dsctl.run.dispatch import Dispatch, prepare_all
-from dsctl.run.events import Advanced, EventReport, Resumed
+from dsctl.run.events import Advanced, EventReport, Resumed, Worked
 from dsctl.run.gathered import gathered
 from dsctl.run.how import SHA256, How
 from dsctl.run.identity import times, touched
@@ -124,6 +124,7 @@ def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: E
         if journal.records:
             report(_resumed(route.plan, state))
         todo = deque(job for job in route.plan.jobs if job.number not in state.done)
+        written = sum(step.written_bytes for job in todo for step in job.steps)
         prepare_all(route.plan, route.target, state, todo)
         safe = partial(_refuse_changed, route, lock)
         consumer = Consumer(route.store, route.target, route.plan.jobs, state.done, safe) if how.consume else None
@@ -134,6 +135,7 @@ def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: E
                 Dispatch(route.plan, route.target, journal, workers, state, sha256, consumer).carry_out(todo, report)
             finally:
                 workers.close()
+            report(Worked(written, state.seconds))
         safe()
         return _finish(route, state, report, safe, how.digest == SHA256)
 

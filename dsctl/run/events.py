@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from dsctl.checkpoint.signed_files import SignedFile
@@ -33,6 +33,13 @@ class Torn(NamedTuple):
     jobs: int
 
 
+class Worked(NamedTuple):
+    """The jobs of this run are done: the bytes that they wrote, and their seconds by what they were spent on."""
+
+    written: int
+    seconds: Mapping[str, float]
+
+
 class Resumed(NamedTuple):
     """The work of an interrupted run that is already done."""
 
@@ -41,5 +48,5 @@ class Resumed(NamedTuple):
     nbytes: int
 
 
-Event = Advanced | Committed | ReadBack | Torn | Resumed
+Event = Advanced | Committed | ReadBack | Torn | Resumed | Worked
 EventReport = Callable[[Event], None]

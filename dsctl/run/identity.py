@@ -88,7 +88,7 @@ def times(plan: Plan, store: Store) -> dict[str, Times]:
     """
     found: dict[str, Times] = {}
     for file in watched(plan, store):
-        folder = _folder(store, file)
+        folder = folder_of(store, file)
         if folder is None:
             continue
         try:
@@ -99,10 +99,10 @@ def times(plan: Plan, store: Store) -> dict[str, Times]:
     return found
 
 
-def _folder(store: Store, file: str) -> LocalFolder | None:
+def folder_of(store: Store, file: str) -> LocalFolder | None:
     """The folder on this machine in which a file of a store is, if any."""
     if isinstance(store, Joined):
-        return store.beside if file.startswith(PREFIX) else _folder(store.store, file)
+        return store.beside if file.startswith(PREFIX) else folder_of(store.store, file)
     folder = store.store if isinstance(store, Remembered) else store
     return folder if isinstance(folder, LocalFolder) else None
 

@@ -1,18 +1,13 @@
-"""The machine's resources and a run's share of them: memory, workers, disk speed. No torch."""
+"""The machine's resources and a run's share of them: memory, workers. No torch."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-import time
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from dsctl.core.errors import PlanError
-from dsctl.core.files import existing
 from dsctl.plan.plan import BAND_BYTES, Plan
-from dsctl.stores import Store
 
 # Resident size of a Python process after importing torch and running its first kernels (measured, torch 2.13 on
 # Linux). The system may map some 60 MB more of the libraries' files, and drops them when memory is short.
@@ -24,11 +19,8 @@ DRIVER_BYTES = 50 << 20
 STEP_BYTES = 6 << 10
 # Below this much output, one process finishes before others have started.
 SMALL_BYTES = 512 << 20
-# Codec and hashing speed of one core, in output bytes per second (benchmarks/, rounded down).
-CORE_SPEED = 0.7e9
 # Jobs that a worker does at once: one is read or written while another is computed.
 THREADS = 2
-PROBE_BYTES = 64 << 20
 LEAST_BAND = 1 << 20
 
 
@@ -85,38 +77,3 @@ def _bands() -> list[int]:
     while bands[-1] > LEAST_BAND:
         bands.append(bands[-1] // 2)
     return bands
-
-
-@dataclass(frozen=True, slots=True)
-class Speeds:
-    """Measured just now, bytes per second."""
-
-    read: float
-    write: float
-
-    def seconds(self, plan: Plan, workers: int) -> float:
-        """The time for a plan, in seconds: that of the disk, or of the processors if that is longer."""
-        disk = plan.bytes_in / self.read + plan.bytes_out / self.write
-        return max(disk, plan.bytes_out / (CORE_SPEED * min(workers, cores())))
-
-
-def probe(plan: Plan, store: Store, target: Path) -> Speeds | None:
-    """Measure by reading a little of the source and writing it beside the target, synced; None if not possible."""
-    if store.remote:
-        return None
-    biggest = max((p for step in plan.steps for r in step.reads for p in r.parts), key=lambda p: p.spec.nbytes)
-    size = min(PROBE_BYTES, biggest.spec.nbytes)
-    try:
-        began = time.perf_counter()
-        data = store.read(biggest.file, biggest.offset, biggest.offset + size)
-        read = time.perf_counter() - began
-        began = time.perf_counter()
-        with tempfile.TemporaryFile(dir=existing(target), buffering=0) as file:
-            for _ in range(max(1, (8 << 20) // max(size, 1))):
-                file.write(data)
-            os.fsync(file.fileno())
-            written = file.tell()
-        write = time.perf_counter() - began
-    except OSError:
-        return None
-    return Speeds(size / max(read, 1e-9), written / max(write, 1e-9))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl.plan.notes import PARTIAL, WARNING, labelled
 from dsctl.run.result import left_out
-from dsctl.show.output import Output, plural, size
-from dsctl.work.tasks import INFINITE, NAN, WORST
+from dsctl.show.output import Output, plural, size, span
+from dsctl.work.tasks import COMPUTE, DIGEST, INFINITE, NAN, READ, WORST, WRITE
 
 if TYPE_CHECKING:
     from dsctl.run.carry_out import Setup
+    from dsctl.run.pace import Pace
 
 # What happens to parameters, by the names of the audit's counts.
 DONE = {
@@ -24,6 +25,9 @@ DONE = {
     "moved": "copied unchanged",
     "dropped": "left out",
 }
+# The least bytes written of a run whose time is shown: less says nothing about the machine.
+TIMED = 256 << 20
+_WORKING = {READ: "reading", COMPUTE: "computing", DIGEST: "digesting", WRITE: "writing"}
 _BLOCKS = {
     "blocks_restored": "blocks with their kept scale",
     "blocks_computed": "blocks with a new scale",
@@ -36,10 +40,11 @@ _BLOCKS = {
 }
 
 
-def printed(audit: dict[str, Any]) -> dict[str, Any]:
-    """The audit as `--json` prints it: without the digests of single tensors, which can take megabytes."""
+def printed(audit: dict[str, Any], pace: Pace | None) -> dict[str, Any]:
+    """The audit as `--json` prints it: with the time of this run, without the digests of single tensors, which can take
+    megabytes."""
     files = {name: {key: file[key] for key in file if key != "tensors"} for name, file in audit["files"].items()}
-    return audit | {"files": files}
+    return audit | {"files": files, "run": pace.json() if pace else None}
 
 
 def show_found(setup: Setup, audit: dict[str, Any], output: Output) -> None:
@@ -79,8 +84,8 @@ def warn_of_values(audit: dict[str, Any], output: Output) -> None:
             output.warn(f"{plural(number, 'decoded value')} {there} {what}: `dsctl verify --deep` names them")
 
 
-def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
-    """Print the audit that `dsctl.json` keeps."""
+def show_audit(audit: dict[str, Any], target: str, output: Output, pace: Pace | None = None) -> None:
+    """Print the audit that `dsctl.json` keeps, and the pace of a run of some size."""
     counts = audit["audit"]
     said = [f"{counts[name]:,} {name}" for name in DONE if counts.get(name)]
     blocks = [f"{counts[name]:,} {words}" for name, words in _BLOCKS.items() if counts.get(name)]
@@ -96,8 +101,13 @@ def show_audit(audit: dict[str, Any], target: str, output: Output) -> None:
     total = sum(file["size"] for file in audit["files"].values())
     left = left_out(audit)
     how = ("in part", "yellow") if left else ("complete", "green")
-    files = f"{plural(len(audit['files']), 'file')}, {size(total)} in {target} (digests in dsctl.json)"
-    output.text(how, f": {files}" + (f"; left out: {left}" if left else ""))
+    files = f"{plural(len(audit['files']), 'file')}, {size(total)} in {target}"
+    shown = pace if pace and pace.written >= TIMED else None
+    took = f" in {span(shown.seconds)}, {size(shown.rate)}/s, limited by the {shown.limit}" if shown else ""
+    output.text(how, f": {files}{took} (digests in dsctl.json)" + (f"; left out: {left}" if left else ""))
+    if shown:
+        shares = ", ".join(f"{share:.0%} {_WORKING[name]}" for name, share in shown.shares.items())
+        output.text(f"time of the workers: {shares}")
     show_partial(audit["notes"], output)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl.core.files import existing
 from dsctl.plan.plan import Plan, Recoded
 from dsctl.plan.request import KEEP, Request
-from dsctl.run.resources import Speeds
+from dsctl.run.speed import Speeds
 from dsctl.show.audits import DONE, show_notes, show_partial
 from dsctl.show.output import Output, count, line, plural, size, span
 from dsctl.show.tables import two_columns

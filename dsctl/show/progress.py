@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import Progress as Bar
 
 from dsctl.plan.plan import Plan
-from dsctl.run.events import Advanced, Committed, Event, ReadBack, Torn
+from dsctl.run.events import Advanced, Committed, Event, ReadBack, Resumed, Torn
 from dsctl.show.bars import columns
 from dsctl.show.output import Output, plural, size, span
 
@@ -57,7 +57,7 @@ class Progress:
             self._output.note(f"reading back {size(event.nbytes)} {what}")
         elif isinstance(event, Torn):
             self._output.warn(f"{plural(event.jobs, 'job')} must be done again: the disk does not hold their output")
-        else:
+        elif isinstance(event, Resumed):
             self._output.note(f"resumed: {event.jobs:,} of {plural(event.of, 'job')} were done already")
             self._done += event.nbytes
 
