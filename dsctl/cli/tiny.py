@@ -102,7 +102,6 @@ def tiny(
     """
     from dsctl.tiny import make_planned
     from dsctl.tiny.blueprint import TinyRecipe, blueprint
-    from dsctl.tiny.workers import cores
 
     recipe = TinyRecipe(
         **asdict(sizes),
@@ -116,7 +115,7 @@ def tiny(
     plan, output = blueprint(release, recipe), printing.output()
     began = time.monotonic()
     with reading(output, plan.nbytes, "making") as advance:
-        made = make_planned(plan, target, seed, advance, cores())
+        made = make_planned(plan, target, seed, advance, workers=None)
     seconds = time.monotonic() - began
     origin = Origin.of_release(find(made.release))
     output.data(made._asdict() | {"seed": seed, "origin": origin._asdict()})

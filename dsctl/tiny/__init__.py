@@ -23,7 +23,7 @@ from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, TinyRecipe, blueprint
 from dsctl.tiny.draws import tasks
 from dsctl.tiny.texts import texts
-from dsctl.tiny.workers import Filling, fill
+from dsctl.tiny.workers import Filling, cores, fill
 
 # The folder in the target that exists until the checkpoint is finished.
 UNFINISHED = ".unfinished"
@@ -51,14 +51,14 @@ def make(
     folder: str | Path,
     recipe: TinyRecipe | None = None,
     advance: Advance = lambda nbytes: None,
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Made:
     """Write a small checkpoint of a release (by any of its names) to a new or empty folder.
 
     A folder that holds the same checkpoint, byte for byte, stays unchanged. A folder that a killed run left unfinished
     is made again from the start. `advance` is called with the tensors' bytes as they are written. With more than one
-    worker, large checkpoints are made by that number of processes, and the calling script needs the
-    `if __name__ == "__main__":` that multiprocessing asks for; otherwise by threads, which wait for Python's lock.
+    worker (None: one per core), processes make a large checkpoint, and the calling script needs the
+    `if __name__ == "__main__":` that multiprocessing asks for. Otherwise at most 8 threads do.
 
     Raises:
         UsageError: no such release, or sizes that are impossible for it.
@@ -71,10 +71,14 @@ def make(
 
 
 def make_planned(
-    plan: Blueprint, folder: str | Path, seed: int = 0, advance: Advance = lambda nbytes: None, workers: int = 1
+    plan: Blueprint,
+    folder: str | Path,
+    seed: int = 0,
+    advance: Advance = lambda nbytes: None,
+    workers: int | None = 1,
 ) -> Made:
     """Write a planned checkpoint, see `make`."""
-    target, how = Path(folder), _How(seed, workers, advance)
+    target, how = Path(folder), _How(seed, workers or cores(), advance)
     require_torch("making weights")
     present = _present(plan, target, how)
     if not present:

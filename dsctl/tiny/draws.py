@@ -10,7 +10,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.tiny.blueprint import Blueprint, StoredParam
 
 # Values of one task: few enough for an even share of the cores, enough to outweigh a message to a process.
-TASK_VALUES = 1 << 23
+TASK_VALUES = 1 << 21
 
 
 class Draw(NamedTuple):
