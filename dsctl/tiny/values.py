@@ -18,10 +18,14 @@ from dsctl.work.buffers import DTYPES
 
 BLOCK = 128
 BAND_VALUES = 1 << 20
+# Values looked up at a time: places and values stay in the cache beside the table.
+PIECE_VALUES = 1 << 17
 # Equally likely Gaussian values, more than BF16 can distinguish; looking one up is faster than computing it.
 LEVELS = 1 << 16
 # A word of the generator holds this many levels, the lowest bits first.
 LEVELS_PER_WORD = 4
+
+Bits = np.random.BitGenerator
 
 
 def written(work: Work, files: Sequence[int], seed: int, deviation: float) -> Iterator[int]:
@@ -53,9 +57,7 @@ def bands(draw: Draw, seed: int, deviation: float) -> Iterator[tuple[Box, torch.
         yield from _numbers(draw, bits)
         return
     dtype = torch.float32 if draw.dtype == "F32" else torch.bfloat16
-    found = _gained(draw, bits, deviation) if draw.gains else _plain(draw, bits, deviation, dtype)
-    for band, values in found:
-        yield band, values.to(dtype)
+    yield from (_gained if draw.gains else _plain)(draw, bits, deviation, dtype)
 
 
 def _cut(shape: tuple[int, ...]) -> list[Box]:
@@ -64,49 +66,55 @@ def _cut(shape: tuple[int, ...]) -> list[Box]:
     return list(Box.whole(shape).bands(max(BLOCK, BAND_VALUES // columns // BLOCK * BLOCK)))
 
 
-def _plain(
-    draw: Draw, bits: np.random.BitGenerator, deviation: float, dtype: torch.dtype
-) -> Iterator[tuple[Box, torch.Tensor]]:
+def _plain(draw: Draw, bits: Bits, deviation: float, dtype: torch.dtype) -> Iterator[tuple[Box, torch.Tensor]]:
     """Values of one magnitude: the table holds them as they are stored."""
-    table = (_gaussian() * torch.tensor(deviation, dtype=torch.float32)).add_(draw.center).to(dtype)
-    cut = _cut(draw.shape)
-    levels = torch.empty(cut[0].size, dtype=torch.int32)
-    values = torch.empty(cut[0].size, dtype=dtype)
+    table, cut = _table(deviation, draw.center, dtype), _cut(draw.shape)
+    values, levels = torch.empty(cut[0].size, dtype=dtype), _scratch()
     for band in cut:
-        yield band, _looked_up(table, bits, levels[: band.size], values[: band.size]).view(band.shape)
+        found = values[: band.size]
+        _look_up(table, bits, levels, found)
+        yield band, found.view(band.shape)
 
 
-def _gained(draw: Draw, bits: np.random.BitGenerator, deviation: float) -> Iterator[tuple[Box, torch.Tensor]]:
-    """Values of a matrix whose blocks have different magnitudes: float32."""
+def _gained(draw: Draw, bits: Bits, deviation: float, dtype: torch.dtype) -> Iterator[tuple[Box, torch.Tensor]]:
+    """Values of a matrix whose blocks have different magnitudes, rounded once they have their gains."""
     rows, columns = draw.shape
     grid = -(-rows // BLOCK), -(-columns // BLOCK)
     gains = torch.from_numpy(np.random.Generator(bits).uniform(0.25, 4, grid).astype(np.float32))
-    table, cut = _gaussian() * torch.tensor(deviation, dtype=torch.float32), _cut(draw.shape)
-    levels = torch.empty(cut[0].size, dtype=torch.int32)
-    values = torch.empty(cut[0].shape)
+    table, cut, levels = _table(deviation, draw.center, torch.float32), _cut(draw.shape), _scratch()
+    values, exact = torch.empty(cut[0].shape, dtype=dtype), torch.empty(BLOCK, columns)
     for band in cut:
         found = values[: band.shape[0]]
-        # One row of blocks at a time: the values are still in the cache when they meet their gains.
         for begin in range(0, len(found), BLOCK):
-            block = found[begin : begin + BLOCK]
-            _looked_up(table, bits, levels[: block.numel()], block.view(-1))
-            block.mul_(gains[(band.start[0] + begin) // BLOCK].repeat_interleave(BLOCK)[:columns])
+            rounded = found[begin : begin + BLOCK]
+            block = exact[: len(rounded)]
+            _look_up(table, bits, levels, block.view(-1))
+            rounded.copy_(block.mul_(gains[(band.start[0] + begin) // BLOCK].repeat_interleave(BLOCK)[:columns]))
         yield band, found
 
 
-def _looked_up(
-    table: torch.Tensor, bits: np.random.BitGenerator, levels: torch.Tensor, out: torch.Tensor
-) -> torch.Tensor:
-    """Fill `out` with values of the table at random levels; `levels` (int32) is scratch of the same length.
+@cache
+def _table(deviation: float, center: float, dtype: torch.dtype) -> torch.Tensor:
+    """The equally likely values of a parameter, [LEVELS]."""
+    return (_gaussian() * torch.tensor(deviation, dtype=torch.float32)).add_(center).to(dtype)
 
-    The generator's words, taken apart, are its 16-bit integers: `Generator.integers` takes three times as long.
+
+def _scratch() -> torch.Tensor:
+    return torch.empty(PIECE_VALUES, dtype=torch.int32)
+
+
+def _look_up(table: torch.Tensor, bits: Bits, levels: torch.Tensor, out: torch.Tensor) -> None:
+    """Fill `out` with values of the table at random levels; `levels` is scratch for a piece, int32.
+
+    The generator's words, taken apart, are its 16-bit integers: `Generator.integers` takes twice as long.
     """
-    words = bits.random_raw(-(-len(out) // LEVELS_PER_WORD))
-    levels.copy_(torch.from_numpy(words.view(np.uint16)[: len(out)]))
-    return torch.index_select(table, 0, levels, out=out)
+    for piece in torch.split(out, PIECE_VALUES):
+        words = bits.random_raw(-(-len(piece) // LEVELS_PER_WORD))
+        places = levels[: len(piece)].copy_(torch.from_numpy(words.view(np.uint16)[: len(piece)]))
+        torch.index_select(table, 0, places, out=piece)
 
 
-def _numbers(draw: Draw, bits: np.random.BitGenerator) -> Iterator[tuple[Box, torch.Tensor]]:
+def _numbers(draw: Draw, bits: Bits) -> Iterator[tuple[Box, torch.Tensor]]:
     """Whole numbers, all different within a row: consecutive ones, with 0 after the last."""
     generator, columns = np.random.Generator(bits), draw.shape[1]
     for band in _cut(draw.shape):
