@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.options import Target, parse_size
 from dsctl.releases import find
-from dsctl.show.output import Output, count, plural
+from dsctl.show.bars import reading
+from dsctl.show.output import Output, count, plural, span
 from dsctl.show.output import size as shown_size
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ def tiny(
 
         dsctl tiny v3 plain --layers 2 --experts 4 --bf16
     """
-    from dsctl.tiny import make
-    from dsctl.tiny.blueprint import TinyRecipe
+    from dsctl.tiny import make_planned
+    from dsctl.tiny.blueprint import TinyRecipe, blueprint
 
     recipe = TinyRecipe(
         **asdict(sizes),
@@ -110,10 +112,17 @@ def tiny(
         bf16=bf16,
         aligned=aligned,
     )
-    made, output = make(release, target, recipe), printing.output()
+    plan, output = blueprint(release, recipe), printing.output()
+    began = time.monotonic()
+    with reading(output, plan.nbytes, "making") as advance:
+        made = make_planned(plan, target, seed, advance, workers=None)
+    seconds = time.monotonic() - began
     origin = Origin.of_release(find(made.release))
     output.data(made._asdict() | {"seed": seed, "origin": origin._asdict()})
     _show(made, output)
+    # The line goes with the bar: what a pipe receives does not depend on the speed.
+    if output.err.is_terminal and not made.present:
+        output.note(f"wrote {shown_size(made.nbytes)} in {span(seconds)}: {shown_size(made.nbytes / seconds)}/s")
     if origin.derived:
         output.note(f"from {origin.text}")
 

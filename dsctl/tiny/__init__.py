@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +18,13 @@ from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.extras import require_torch
 from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
 from dsctl.core.header import PT, TensorSpec, build
+from dsctl.core.progress import Advance
 from dsctl.stores import INDEX
-from dsctl.tiny.blueprint import Blueprint, StoredParam, TinyRecipe, blueprint
+from dsctl.tiny.blueprint import Blueprint, TinyRecipe, blueprint
+from dsctl.tiny.draws import tasks
 from dsctl.tiny.texts import texts
+from dsctl.tiny.workers import Filling, cores, fill
 
-THREADS = 8
 # The folder in the target that exists until the checkpoint is finished.
 UNFINISHED = ".unfinished"
 
@@ -45,11 +46,19 @@ class Made(NamedTuple):
     present: bool
 
 
-def make(release: str, folder: str | Path, recipe: TinyRecipe | None = None) -> Made:
+def make(
+    release: str,
+    folder: str | Path,
+    recipe: TinyRecipe | None = None,
+    advance: Advance = lambda nbytes: None,
+    workers: int | None = 1,
+) -> Made:
     """Write a small checkpoint of a release (by any of its names) to a new or empty folder.
 
     A folder that holds the same checkpoint, byte for byte, stays unchanged. A folder that a killed run left unfinished
-    is made again from the start.
+    is made again from the start. `advance` is called with the tensors' bytes as they are written. With more than one
+    worker (None: one per core), processes make a large checkpoint, and the calling script needs the
+    `if __name__ == "__main__":` that multiprocessing asks for. Otherwise at most 8 threads do.
 
     Raises:
         UsageError: no such release, or sizes that are impossible for it.
@@ -57,12 +66,23 @@ def make(release: str, folder: str | Path, recipe: TinyRecipe | None = None) -> 
         ResumeError: another run is making a checkpoint in the folder.
         WorkError: it cannot be written; nothing is left behind, and the same call starts again.
     """
-    recipe, target = recipe or TinyRecipe(), Path(folder)
-    plan = blueprint(release, recipe)
+    recipe = recipe or TinyRecipe()
+    return make_planned(blueprint(release, recipe), folder, recipe.seed, advance, workers)
+
+
+def make_planned(
+    plan: Blueprint,
+    folder: str | Path,
+    seed: int = 0,
+    advance: Advance = lambda nbytes: None,
+    workers: int | None = 1,
+) -> Made:
+    """Write a planned checkpoint, see `make`."""
+    target, how = Path(folder), _How(seed, workers or cores(), advance)
     require_torch("making weights")
-    present = _present(plan, target, recipe.seed)
+    present = _present(plan, target, how)
     if not present:
-        _make(plan, target, recipe.seed)
+        _make(plan, target, how)
     values = sum(item.param.family.values for item in plan.stored)
     tensors = sum(len(item.places) for item in plan.stored)
     return Made(
@@ -70,7 +90,13 @@ def make(release: str, folder: str | Path, recipe: TinyRecipe | None = None) -> 
     )
 
 
-def _make(plan: Blueprint, target: Path, seed: int) -> None:
+class _How(NamedTuple):
+    seed: int
+    workers: int
+    advance: Advance
+
+
+def _make(plan: Blueprint, target: Path, how: _How) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise PlanError(f"{target}: exists and is not a folder")
     created = not target.exists()
@@ -79,7 +105,7 @@ def _make(plan: Blueprint, target: Path, seed: int) -> None:
         try:
             _claim(target, plan)
             try:
-                _write(plan, target, seed)
+                _write(plan, target, how)
             except BaseException:
                 _empty(target)
                 raise
@@ -91,7 +117,7 @@ def _make(plan: Blueprint, target: Path, seed: int) -> None:
             raise
 
 
-def _present(plan: Blueprint, target: Path, seed: int) -> bool:
+def _present(plan: Blueprint, target: Path, how: _How) -> bool:
     """Whether the folder holds this checkpoint and nothing else; a second copy is made beside it to compare."""
     names = _names(plan)
     try:
@@ -99,7 +125,7 @@ def _present(plan: Blueprint, target: Path, seed: int) -> bool:
             return False
         # Always the same name, so that the files of a killed run are found.
         again = target.absolute().with_name(f".{target.name}-again")
-        _make(plan, again, seed)
+        _make(plan, again, how)
         try:
             return not any(map(any, filecmp.cmpfiles(target, again, names, shallow=False)[1:]))
         finally:
@@ -160,7 +186,7 @@ def _empty(target: Path) -> None:
         working.rmdir()
 
 
-def _write(plan: Blueprint, target: Path, seed: int) -> None:
+def _write(plan: Blueprint, target: Path, how: _How) -> None:
     """Write all files to a working folder, and move them to their places when they are on the disk, the index last.
 
     While the working folder exists, the checkpoint is unfinished.
@@ -180,7 +206,9 @@ def _write(plan: Blueprint, target: Path, seed: int) -> None:
             files.append(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
             offsets.append(begins)
             write_all(files[-1], header, 0)
-        _fill(plan, files, offsets, seed)
+        deviation = float(plan.config.get("initializer_range") or 0.02)
+        filling = Filling(tuple(part.absolute() for part in parts), how.seed, deviation)
+        fill(filling, tasks(plan, offsets), plan.nbytes, how.workers, how.advance)
         for descriptor in files:
             os.fsync(descriptor)
     finally:
@@ -208,25 +236,3 @@ def _remove_empty(folder: Path) -> None:
     for inner in folder.iterdir():
         inner.rmdir()
     folder.rmdir()
-
-
-def _fill(plan: Blueprint, files: list[int], offsets: list[dict[str, int]], seed: int) -> None:
-    # This loads torch, and refusals should not have to wait for it.
-    from dsctl.tiny.values import bands, encoded
-
-    deviation = float(plan.config.get("initializer_range") or 0.02)
-
-    def write(item: StoredParam) -> None:
-        for band, values in bands(item.param, seed, deviation):
-            for part, data in encoded(values, item.codec).items():
-                place = item.places[part]
-                first = item.codec.box(part, band, item.param.shape).start[0]
-                row = place.spec.nbytes // place.spec.shape[0]
-                write_all(files[place.file], data, offsets[place.file][place.tensor] + first * row)
-
-    pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), THREADS))
-    try:
-        for _ in pool.map(write, plan.stored):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
