@@ -104,7 +104,7 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
     "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
-    "work.values",
+    "work.trial", "work.values",
 }  # fmt: skip
 
 # Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever

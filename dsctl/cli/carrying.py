@@ -33,6 +33,8 @@ def convert_from(
     """
     setup = set_up(make_plan(checkpoint, request, original), checkpoint.store, target, how)
     warn(setup.plan.notes, output)
+    if setup.chosen.why:
+        output.note(setup.chosen.why)
     if options.dry_run:
         rehearse(setup)
         show_plan(setup, probe(setup.plan, setup.store, setup.folder, setup.resources), output)

@@ -161,7 +161,7 @@ Device = Annotated[
         metavar="NAME",
         envvar="DSCTL_DEVICE",
         autocompletion=completion.devices,
-        help="Compute on cpu, on cuda, or on the GPUs of these numbers, such as cuda:0,1.",
+        help="Compute on cpu, cuda, some GPUs (cuda:0,1), or auto: the faster one, as measured.",
         rich_help_panel=RUNNING,
     ),
 ]

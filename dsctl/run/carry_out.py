@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from dsctl.run.checks import check_source
 from dsctl.run.claim import check_target
 from dsctl.run.consume import beside_others, gone, refuse_link, remembered
 from dsctl.run.delivery import Delivery, deliver
+from dsctl.run.device_choice import Chosen, choose_device
 from dsctl.run.driver import run
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
@@ -25,7 +26,7 @@ from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
 from dsctl.stores.uploads import SENT_BYTES
-from dsctl.work.executors import Executor, choose, choose_devices
+from dsctl.work.executors import CPU, Executor, choose
 from dsctl.work.executors.processes import prepare
 from dsctl.work.readahead import WINDOW_BYTES
 from dsctl.work.tasks import Context
@@ -46,6 +47,7 @@ class Setup:
     folder: Path
     delivery: Delivery | None
     resources: Resources
+    chosen: Chosen
     state: str
 
     @property
@@ -79,36 +81,40 @@ def open_source(source: str, target: str, how: How) -> Checkpoint:
 
 
 def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
-    """Check the target and allot this machine's workers and memory. Nothing is written.
+    """Check the target, and choose this machine's devices, workers and memory. Nothing is written.
 
     Raises:
-        PlanError: there is not enough memory, or the target cannot be used.
+        PlanError: there is not enough memory or no such device, or the target cannot be used.
         ResumeError: the target holds the work of a different request.
     """
     place = path_of(target)
     delivery = Delivery(place, plan, how.force) if is_url(place) else None
+    if delivery is not None:
+        folder, state = delivery.folder, delivery.check(store)
+    else:
+        folder = Path(place)
+        with beside_others(store, folder):
+            state = check_target(plan, store, folder, how.force)
+    chosen = Chosen((CPU,)) if state == "complete" else choose_device(how.device, how.engine, plan)
     ahead = (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0)
     # The nodes of a cluster have processors and memory of their own: only the needs of one task count here.
-    workers = 1 if how.engine == "ray" else how.workers
+    on_cluster = how.engine == "ray"
+    gpus = 0 if on_cluster or chosen.devices == (CPU,) else len(chosen.devices)
     budget = None if how.max_memory is None else int(how.max_memory)
-    resources = allot(plan, workers, budget, ahead)
-    if delivery is not None:
-        return Setup(plan, store, place, how, delivery.folder, delivery, resources, delivery.check(store))
-    folder = Path(place)
-    with beside_others(store, folder):
-        state = check_target(plan, store, folder, how.force)
-    return Setup(plan, store, place, how, folder, None, resources, state)
+    resources = allot(plan, 1 if on_cluster else how.workers, budget, ahead, gpus)
+    if on_cluster:
+        resources = replace(resources, threads=1)
+    return Setup(plan, store, place, how, folder, delivery, resources, chosen, state)
 
 
 def rehearse(setup: Setup) -> None:
     """Refuse everything that `carry_out` would refuse before it writes.
 
     Raises:
-        FormatError, SourceError: as `check_source`. PlanError: this machine does not have the device.
+        FormatError, SourceError: as `check_source`.
     """
     if not setup.store.remote:
         check_source(setup.plan, setup.store)
-    choose_devices(setup.how.device, setup.how.engine)
 
 
 def carry_out(
@@ -128,10 +134,9 @@ def carry_out(
     plan, store, how, resources = setup.plan, setup.store, setup.how, setup.resources
     if resources.workers > 1 and setup.state != "complete":
         prepare()
-    devices = choose_devices(how.device, how.engine)
 
     def executor() -> Executor:
-        context = Context(store, str(setup.folder), resources.band_bytes, devices, resources.threads)
+        context = Context(store, str(setup.folder), resources.band_bytes, setup.chosen.devices, resources.threads)
         return choose(
             context, resources.workers, resources.worker_bytes, how.engine, how.address, how.workers or 0, say
         )

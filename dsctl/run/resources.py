@@ -21,6 +21,8 @@ STEP_BYTES = 6 << 10
 SMALL_BYTES = 512 << 20
 # Jobs that a worker does at once: one is read or written while another is computed.
 THREADS = 2
+# Of a worker with a GPU there is one per GPU: its jobs read, digest and write while others compute.
+GPU_THREADS = 8
 LEAST_BAND = 1 << 20
 
 
@@ -48,18 +50,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def allot(plan: Plan, workers: int | None = None, budget: int | None = None, ahead: int = 0) -> Resources:
-    """Choose workers and band size: as many workers as cores and jobs, within the budget in bytes.
+def allot(
+    plan: Plan, workers: int | None = None, budget: int | None = None, ahead: int = 0, gpus: int = 0
+) -> Resources:
+    """Choose workers and band size: as many workers as cores and jobs, or as GPUs, within the budget in bytes.
 
-    `ahead` are the bytes that each worker reads ahead.
+    `ahead` are the bytes that each of a worker's jobs reads ahead.
 
     Raises:
         PlanError: the budget is too small for one worker.
     """
     driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
     small = plan.bytes_out < SMALL_BYTES
-    wanted = workers or (1 if small else max(1, min(cores(), len(plan.jobs))))
-    for threads, band in product(range(min(THREADS, len(plan.jobs)), 0, -1), _bands()):
+    wanted = workers or gpus or (1 if small else max(1, min(cores(), len(plan.jobs))))
+    most = min(GPU_THREADS if gpus else THREADS, max(1, -(-len(plan.jobs) // wanted)))
+    for threads, band in product(range(most, 0, -1), _bands()):
         each = WORKER_BYTES + threads * (ahead + plan.peak_bytes(band))
         for count in (wanted,) if workers else range(wanted, 0, -1):
             found = Resources(count, threads, band, each, driver)

@@ -39,6 +39,8 @@ def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
         "carried": plan.carried,
         "jobs": len(plan.jobs),
         "workers": resources.workers,
+        "devices": list(setup.chosen.devices),
+        "device_reason": setup.chosen.why or None,
         "worker_peak_bytes": resources.worker_bytes,
         "peak_bytes": resources.memory,
         "read_bytes_per_second": speeds and round(speeds.read),

@@ -68,7 +68,7 @@ class JobFiles:
     @property
     def _pinned(self) -> bool:
         """Whether buffers are in pinned memory, which a device can copy without the processor."""
-        return self.device is not None and self.device.name != "cpu"
+        return self.device is not None and self.device.name.startswith("cuda")
 
     def __enter__(self) -> JobFiles:
         return self

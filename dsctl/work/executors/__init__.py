@@ -36,16 +36,17 @@ class Executor(Protocol):
 
 EXECUTORS: dict[str, Callable[[Context, int], Executor]] = {"serial": Serial, "processes": Processes, "ray": Ray}
 ENGINES = ("processes", "ray")
-DEVICES = ("cpu", "cuda")
+CPU, AUTO = "cpu", "auto"
+DEVICES = (CPU, "cuda", AUTO)
 
 
 def named_devices(text: str) -> tuple[int, ...] | None:
-    """The device numbers in cuda:1 or cuda:0,1; empty for cuda, which means all; None for cpu.
+    """The device numbers in cuda:1 or cuda:0,1; empty for cuda, which means all; None for cpu and auto.
 
     Raises:
         UsageError: the text is not a device.
     """
-    if text == "cpu":
+    if text in (CPU, AUTO):
         return None
     kind, colon, numbers = text.partition(":")
     if kind != "cuda" or (colon and not all(n.isascii() and n.isdecimal() for n in numbers.split(","))):
@@ -64,14 +65,19 @@ def choose_devices(text: str, engine: str = "processes") -> tuple[str, ...]:
         return ("cpu",)
     if engine == "ray":
         return ("cuda",)
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = len(cuda_devices())
     chosen = numbers or tuple(range(there))
     if not there or max(chosen) >= there:
         what = f"this machine has {there:,} CUDA device{'' if there == 1 else 's'}"
         raise PlanError(f"--device {text}: {what}", hint="--device cpu works anywhere")
     return tuple(f"cuda:{n}" for n in chosen)
+
+
+def cuda_devices() -> tuple[str, ...]:
+    """The CUDA devices of this machine, by torch's names."""
+    import torch
+
+    return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))
 
 
 def choose(

@@ -96,7 +96,7 @@ ALIASES = [alias for release in releases() for alias in release.alias]
         ("dsctl shard a b --layout v", ["vllm"]),
         ("dsctl convert a b --scale-fmt ", ["auto", "float32", "ue8m0"]),
         ("dsctl convert a b --engine ", list(ENGINES)),
-        ("dsctl convert a b --device ", ["cpu", "cuda"]),
+        ("dsctl convert a b --device ", ["cpu", "cuda", "auto"]),
         ("dsctl plan v3 --gpu ", list(ACCELERATORS)),
         ("dsctl plan v3 --must-fit h200", ["h200x8"]),
         ("dsctl plan v3 --kv ", list(CACHE_FORMATS)),
