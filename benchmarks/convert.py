@@ -1,10 +1,11 @@
 """Whole conversions against what else there is, both sides in one run: medians of several, and the ratios.
 
-    python benchmarks/convert.py [--size 2GB] [--folder DIR ...] [--runs 3]
+    python benchmarks/convert.py [--size 2GB] [--folder DIR ...] [--runs 3] [--before CHECKOUT]
 
 Sides, each a process of its own: dsctl; the published loop (deepseek-ai/DeepSeek-V3 inference/fp8_cast_bf16.py) with
 the textbook formula in place of its GPU kernel; compressed-tensors' convert_checkpoint with its FP8 block
-dequantizer; and the floor, which reads the source once and writes as many bytes as the output has, synced. Wall and
+dequantizer; the floor, which reads the source once and writes as many bytes as the output has, synced; and with
+`--before` dsctl as it is in a checkout of an earlier commit, with one worker. Wall and
 processor seconds are the system's own account of the finished process and its children; memory is that of the
 largest process.
 """
@@ -123,16 +124,19 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def sides(source: Path, target: Path, flag: str, size: int) -> dict[str, list[str]]:
+def sides(source: Path, target: Path, flag: str, size: int, before: Path | None) -> dict[str, list[str]]:
     """The commands to compare, by what they are called in the table."""
     python = sys.executable
     dsctl = [python, "-m", "dsctl", "convert", str(source), str(target), flag, "--quiet"]
+    one = [*dsctl, "--workers", "1"]
+    earlier = {"before, 1 worker": ["env", f"PYTHONPATH={before}", *one]} if before else {}
     floor = [python, "-c", FLOOR, str(source), str(target), str(size)]
     if flag == "--fp8":
-        return {"dsctl": dsctl, "floor": floor}
+        return {"dsctl": dsctl, "dsctl, 1 worker": one, **earlier, "floor": floor}
     return {
         "dsctl": dsctl,
-        "dsctl, 1 worker": [*dsctl, "--workers", "1"],
+        "dsctl, 1 worker": one,
+        **earlier,
         "published loop": [python, "-c", PUBLISHED, str(source), str(target)],
         "compressed-tensors": [python, "-c", PEER, str(source), str(target)],
         "floor": floor,
@@ -157,6 +161,9 @@ def compare(
         ratio = median(run.wall / base for run, base in zip(done, floor, strict=True))
         wall, cpu, memory = (median(column) for column in zip(*done, strict=True))
         say(f"{name:<20}{wall:>9.2f}{cpu:>9.2f}{memory / 1e6:>9.0f}{ratio:>14.2f}")
+    if before := found.get("before, 1 worker"):
+        pairs = zip(found["dsctl, 1 worker"], before, strict=True)
+        say(f"1 worker, processor seconds now / before: {median(now.cpu / then.cpu for now, then in pairs):.2f}")
 
 
 # The real widths, fewer of everything else: matrices of the real sizes.
@@ -169,6 +176,7 @@ def main() -> None:
     parser.add_argument("--size", default="2GB")
     parser.add_argument("--folder", action="append", help="where to work; default: memory-backed and disk-backed")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit")
     arguments = parser.parse_args()
     for place in arguments.folder or ["/dev/shm", tempfile.gettempdir()]:
         with tempfile.TemporaryDirectory(dir=place, prefix="dsctl-bench-") as name:
@@ -179,9 +187,9 @@ def main() -> None:
             timed([sys.executable, "-m", "dsctl", "convert", str(source), str(bf16), "--bf16", "--quiet"])
             out, back = folder_bytes(bf16), folder_bytes(source)
             title = f"FP8 to BF16 in {place}: {back / 1e9:.2f} GB to {out / 1e9:.2f} GB"
-            compare(title, sides(source, target, "--bf16", out), target, out, arguments.runs, print)
+            compare(title, sides(source, target, "--bf16", out, arguments.before), target, out, arguments.runs, print)
             title = f"BF16 to FP8 in {place}: {out / 1e9:.2f} GB to {back / 1e9:.2f} GB"
-            compare(title, sides(bf16, target, "--fp8", back), target, back, arguments.runs, print)
+            compare(title, sides(bf16, target, "--fp8", back, arguments.before), target, back, arguments.runs, print)
 
 
 if __name__ == "__main__":

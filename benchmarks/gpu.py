@@ -1,10 +1,10 @@
 """A GPU against all cores and against the published loop, in one short run: `python -m benchmarks.gpu [--size 6GB]`.
 
-First the contract tests of devices run on the GPU. Then one FP8 checkpoint in a memory-backed folder is converted to BF16
-by each side in turn, several rounds: dsctl on the processor with all cores, dsctl on the GPU with its usual process per
-GPU, dsctl with `--device auto`, and the published loop (deepseek-ai/DeepSeek-V3 inference/fp8_cast_bf16.py) with the
-textbook formula on the GPU. Medians of wall and processor seconds, and ratios; the files of all dsctl's sides are
-compared. `--device cpu` plays the GPU, to try the script on a machine without one.
+First the contract tests of devices run on the GPU. Then one FP8 checkpoint in a memory-backed folder is converted to
+BF16 by each side in turn, several rounds: dsctl on the processor with all cores, dsctl on the GPU with its usual
+process per GPU, dsctl with `--device auto`, and the published loop (deepseek-ai/DeepSeek-V3 inference/fp8_cast_bf16.py)
+with the textbook formula on the GPU. Medians of wall and processor seconds, and ratios; the files of all dsctl's sides
+are compared. `--device cpu` plays the GPU, to try the script on a machine without one.
 """
 
 from __future__ import annotations
