@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from dsctl.run.driver import run
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.run.pace import Pace, Watch
-from dsctl.run.resources import Resources, allot, cores
+from dsctl.run.resources import GPU_THREADS, THREADS, Resources, allot, cores
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
@@ -101,9 +101,9 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
     on_cluster = how.engine == "ray"
     gpus = 0 if on_cluster or chosen.devices == (CPU,) else len(chosen.devices)
     budget = None if how.max_memory is None else int(how.max_memory)
-    resources = allot(plan, 1 if on_cluster else how.workers, budget, ahead, gpus)
-    if on_cluster:
-        resources = replace(resources, threads=1)
+    # A remote source is read ahead over several connections already.
+    threads = 1 if on_cluster or store.remote else GPU_THREADS if gpus else THREADS
+    resources = allot(plan, 1 if on_cluster else how.workers, budget, ahead, gpus, threads)
     return Setup(plan, store, place, how, folder, delivery, resources, chosen, state)
 
 

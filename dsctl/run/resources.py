@@ -51,23 +51,28 @@ def cores() -> int:
 
 
 def allot(
-    plan: Plan, workers: int | None = None, budget: int | None = None, ahead: int = 0, gpus: int = 0
+    plan: Plan,
+    workers: int | None = None,
+    budget: int | None = None,
+    ahead: int = 0,
+    usual: int = 0,
+    threads: int = THREADS,
 ) -> Resources:
-    """Choose workers and band size: as many workers as cores and jobs, or as GPUs, within the budget in bytes.
+    """Choose workers and band size: as many workers as cores and jobs (or `usual`), within the budget in bytes.
 
-    `ahead` are the bytes that each of a worker's jobs reads ahead.
+    `ahead` are the bytes that each of a worker's jobs reads ahead, `threads` the most jobs of a worker at once.
 
     Raises:
         PlanError: the budget is too small for one worker.
     """
     driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
     small = plan.bytes_out < SMALL_BYTES
-    wanted = workers or gpus or (1 if small else max(1, min(cores(), len(plan.jobs))))
-    most = min(GPU_THREADS if gpus else THREADS, max(1, -(-len(plan.jobs) // wanted)))
-    for threads, band in product(range(most, 0, -1), _bands()):
-        each = WORKER_BYTES + threads * (ahead + plan.peak_bytes(band))
+    wanted = workers or usual or (1 if small else max(1, min(cores(), len(plan.jobs))))
+    most = min(threads, max(1, -(-len(plan.jobs) // wanted)))
+    for at_once, band in product(range(most, 0, -1), _bands()):
+        each = WORKER_BYTES + at_once * (ahead + plan.peak_bytes(band))
         for count in (wanted,) if workers else range(wanted, 0, -1):
-            found = Resources(count, threads, band, each, driver)
+            found = Resources(count, at_once, band, each, driver)
             if budget is None or found.memory <= budget:
                 return found
     least = Resources(workers or 1, 1, LEAST_BAND, WORKER_BYTES + ahead + plan.peak_bytes(LEAST_BAND), driver).memory

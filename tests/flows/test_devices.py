@@ -96,9 +96,9 @@ def test_a_cluster_s_gpus_are_not_measured(plan: Plan) -> None:
 
 def test_there_is_one_worker_for_each_gpu_with_many_jobs_at_once(plan: Plan) -> None:
     plan.jobs = plan.jobs * 16
-    found = allot(plan, gpus=2)
+    found = allot(plan, usual=2, threads=GPU_THREADS)
     assert (found.workers, found.threads) == (2, GPU_THREADS)
-    assert allot(plan, workers=3, gpus=2).workers == 3
+    assert allot(plan, workers=3, usual=2).workers == 3
 
 
 @pytest.mark.usefixtures("gpus")
