@@ -1,9 +1,10 @@
-"""One worker against two, where no disk is the limit: whole runs, in turn, and what remains once start-up is taken off.
+"""How much faster more workers are, where no disk is the limit: whole runs, in turn, with and without start-up.
 
-    python benchmarks/workers.py [--size 4GB] [--folder /dev/shm] [--runs 5]
+    python benchmarks/workers.py [--size 4GB] [--folder /dev/shm] [--runs 5] [--workers 1 2 4]
 
-The start-up is that of a run on a checkpoint of a few megabytes, with as many workers. Beside it stands what the
-machine gave at that time to two processes that share nothing: they only hash.
+The start-up is that of a run on a checkpoint of a few megabytes, with as many workers. Two more columns show what the
+machine itself gives: as many processes that only digest 1 MB in their cache, and as many that only copy memory that is
+in no cache, each against one process. A worker does two jobs at once, so that one worker uses more than one core.
 """
 
 from __future__ import annotations
@@ -18,70 +19,72 @@ from pathlib import Path
 
 from benchmarks.convert import WARM, WIDTHS, folder_bytes, timed
 
-HASH = """
-import hashlib, time
-block, done, end = bytes(1 << 20), 0, time.monotonic() + 3
+DIGEST = """
+import time
+from blake3 import blake3
+block, done, end = bytes(1 << 20), 0, time.monotonic() + 2
 while time.monotonic() < end:
-    hashlib.sha256(block)
+    blake3(block)
+    done += 1
+print(done)
+"""
+COPY = """
+import mmap, time
+source, target = (memoryview(mmap.mmap(-1, 128 << 20)) for _ in range(2))
+source[:] = target[:] = bytes(128 << 20)
+done, end = 0, time.monotonic() + 2
+while time.monotonic() < end:
+    target[:] = source
     done += 1
 print(done)
 """
 
 
-def hashed(processes: int) -> int:
-    """Megabytes that so many processes hash in three seconds, together."""
-    command = [sys.executable, "-c", HASH]
+def together(script: str, processes: int) -> int:
+    """The rounds that so many processes do in two seconds, together."""
+    command = [sys.executable, "-c", script]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     return sum(int(process.communicate()[0]) for process in running)
 
 
 def main() -> None:
-    """Make both checkpoints, run all four commands in turn, print the best of each."""
+    """Make both checkpoints, run all commands in turn, print the best of each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="4GB")
     parser.add_argument("--folder", default="/dev/shm")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 2])
     arguments = parser.parse_args()
+    counts = sorted({1, *arguments.workers})
     dsctl = [sys.executable, "-m", "dsctl"]
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="dsctl-bench-") as name:
         work, target = Path(name), Path(name) / "target"
-        timed(
-            [
-                *dsctl,
-                "tiny",
-                "v3.2",
-                str(work / "large"),
-                "--size",
-                arguments.size,
-                "--shards",
-                "32",
-                *WIDTHS,
-                "--quiet",
-            ]
-        )
+        large = [*dsctl, "tiny", "v3.2", str(work / "large"), "--size", arguments.size, "--shards", "32", *WIDTHS]
+        timed([*large, "--quiet"])
         timed([*dsctl, "tiny", "v3.2", str(work / "small"), "--quiet"])
         found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-        control = [0.0]
         for _ in range(arguments.runs):
-            control.append(hashed(2) / hashed(1))
             for source in ("small", "large"):
-                for workers in (1, 2):
+                for count in counts:
                     shutil.rmtree(target, ignore_errors=True)
                     warm = str(2 * folder_bytes(work / source))
                     subprocess.run([sys.executable, "-c", WARM, warm], check=True)
-                    words = ["convert", str(work / source), str(target), "--bf16", "--quiet", "--workers", str(workers)]
+                    words = ["convert", str(work / source), str(target), "--bf16", "--quiet", "--workers", str(count)]
                     run = timed([*dsctl, *words])
-                    found.setdefault((source, workers), []).append((run.wall, run.cpu))
+                    found.setdefault((source, count), []).append((run.wall, run.cpu))
         read = folder_bytes(work / "large")
+    machine = {count: (together(DIGEST, count), together(COPY, count)) for count in counts}
     best = {key: min(runs) for key, runs in found.items()}
+    net = {count: best["large", count][0] - best["small", count][0] for count in counts}
     print(f"{read / 1e9:.2f} GB of FP8 to BF16 in {arguments.folder}, best of {arguments.runs}, {os.cpu_count()} cores")
-    print(f"{'workers':>7}{'wall s':>9}{'cpu s':>9}{'start-up s':>12}{'GB/s read, start-up off':>26}")
-    for workers in (1, 2):
-        (wall, cpu), start = best["large", workers], best["small", workers][0]
-        print(f"{workers:>7}{wall:>9.2f}{cpu:>9.2f}{start:>12.2f}{read / 1e9 / (wall - start):>26.2f}")
-    one, two = (best["large", n][0] - best["small", n][0] for n in (1, 2))
-    print(f"two processes that only hash: {max(control):.2f}x")
-    print(f"two workers: {best['large', 1][0] / best['large', 2][0]:.2f}x, start-up off {one / two:.2f}x")
+    print(
+        f"{'workers':>7}{'wall s':>9}{'cpu s':>9}{'start s':>9}{'GB/s read':>11}{'x one':>7}{'digest x':>10}{'copy x':>8}"
+    )
+    for count in counts:
+        (wall, cpu), start = best["large", count], best["small", count][0]
+        digests, copies = (machine[count][place] / machine[1][place] for place in (0, 1))
+        rate = f"{read / 1e9 / net[count]:>11.2f}{net[1] / net[count]:>7.2f}"
+        print(f"{count:>7}{wall:>9.2f}{cpu:>9.2f}{start:>9.2f}{rate}{digests:>10.2f}{copies:>8.2f}")
 
 
 if __name__ == "__main__":
