@@ -88,8 +88,8 @@ def drive(plan: Plan, folder: Path) -> float:
     _, wall, _ = timed(lambda: prepare_all(plan, folder, RunState(), plan.jobs))
     print(f"make {len(plan.files)} files of {plan.bytes_out / 1e9:.0f} GB, sparse: {wall:.2f} s")
     with Journal(working) as journal:
-        work = Dispatch(plan, folder, journal, idle, RunState())
-        _, wall, cpu = timed(lambda: work.carry_out(deque(plan.jobs), lambda event: None))
+        work = Dispatch(plan, folder, journal, RunState())
+        _, wall, cpu = timed(lambda: work.carry_out(idle, deque(plan.jobs), lambda event: None))
     tasks = len(plan.jobs)
     print(
         f"{len(plan.jobs):,} jobs: {tasks / wall:,.0f} a second, {1000 * cpu / tasks:.3f} ms of processor and "

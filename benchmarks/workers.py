@@ -77,9 +77,8 @@ def main() -> None:
     best = {key: min(runs) for key, runs in found.items()}
     net = {count: best["large", count][0] - best["small", count][0] for count in counts}
     print(f"{read / 1e9:.2f} GB of FP8 to BF16 in {arguments.folder}, best of {arguments.runs}, {os.cpu_count()} cores")
-    print(
-        f"{'workers':>7}{'wall s':>9}{'cpu s':>9}{'start s':>9}{'GB/s read':>11}{'x one':>7}{'digest x':>10}{'copy x':>8}"
-    )
+    titles = ("workers", 7), ("wall s", 9), ("cpu s", 9), ("start s", 9), ("GB/s read", 11), ("x one", 7)
+    print("".join(f"{title:>{width}}" for title, width in (*titles, ("digest x", 10), ("copy x", 8))))
     for count in counts:
         (wall, cpu), start = best["large", count], best["small", count][0]
         digests, copies = (machine[count][place] / machine[1][place] for place in (0, 1))

@@ -17,6 +17,7 @@ from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec, build, parse
 from dsctl.stores import INDEX, SIGNED
+from dsctl.stores.sums import is_sha256
 
 WHOLE = "whole.dsctl"
 _HEADER = "header:"
@@ -122,6 +123,17 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
         raise _broken(file, "kept config.json or its quantization_config is not an object")
     files = {name: kept for kept, header in headers.items() for name in header.tensors}
     return Original(headers, files, scales, texts, config)
+
+
+def kept_sums(checkpoint: Checkpoint) -> dict[str, str]:
+    """The SHA-256 of the files that a folder was made from, as its `dsctl.json` keeps them; empty if it does not.
+
+    Raises:
+        SourceError: `dsctl.json` cannot be read. FormatError: it is not JSON.
+    """
+    source = (read_json(checkpoint.store, SIGNED, checkpoint.files) or {}).get("source")
+    kept = source.get("sha256") if isinstance(source, dict) else None
+    return {str(name): one for name, one in kept.items() if is_sha256(one)} if isinstance(kept, dict) else {}
 
 
 def _broken(file: str, what: str) -> FormatError:

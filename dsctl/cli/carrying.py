@@ -9,7 +9,7 @@ from dsctl.cli.hints import resumable
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.run.carry_out import carry_out, rehearse, set_up
-from dsctl.run.how import How
+from dsctl.run.how import SHA256, How
 from dsctl.run.speed import probe
 from dsctl.show.audits import printed, show_audit, show_found, warn, warn_of_values
 from dsctl.show.output import Output
@@ -47,4 +47,6 @@ def convert_from(
         return
     if setup.state == "complete":
         show_found(setup, audit, output)
+        if how.digest == SHA256 and not all("sha256" in file for file in audit["files"].values()):
+            output.warn("some of its files have no SHA-256 in dsctl.json: --force makes them again, with it")
     show_audit(audit, setup.target, output, pace)

@@ -108,6 +108,7 @@ class Plan:
     """Steps in source order, output files, and the other files of the target folder.
 
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
+    `released` has the SHA-256 of files that should come back as they were released.
     """
 
     request: Request
@@ -125,6 +126,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     folders: tuple[str, ...] = ()
     recoded: list[Recoded] = field(default_factory=list)
+    released: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"

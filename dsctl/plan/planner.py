@@ -14,7 +14,7 @@ from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.quantization import fused
 from dsctl.checkpoint.ranks import check_repeated
-from dsctl.checkpoint.side_files import WHOLE
+from dsctl.checkpoint.side_files import WHOLE, kept_sums
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
@@ -23,7 +23,7 @@ from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
 from dsctl.plan.notes import copied, partial
-from dsctl.plan.plan import COUNTED, Dropped, Placed, Plan, Want, fingerprint, gathered_most, kind
+from dsctl.plan.plan import COUNTED, Dropped, OutFile, Placed, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import KEEP, Request
 from dsctl.plan.selection import wanted
 from dsctl.plan.spread import settled
@@ -84,7 +84,20 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         jobs=list(jobs_of(steps)),
         folders=folders(target),
         recoded=blocks.recoded,
+        released=dict(_released(target, files)) if original is None else {},
     )
+
+
+def _released(target: Target, files: Iterable[OutFile]) -> Iterator[tuple[str, str]]:
+    """The SHA-256 of files that the target restores, if the source's folder keeps those of the original files."""
+    side = target.original
+    if side is None or not target.restores:
+        return
+    sums = kept_sums(target.checkpoint)
+    for file in files:
+        known = side.headers.get(file.name)
+        if file.name in sums and known is not None and known.raw == file.header[8:]:
+            yield file.name, sums[file.name]
 
 
 def _steps(

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from dsctl.core.files import PART, failure, make_folders, sync_folder, write_all
 from dsctl.plan.plan import Job, OutFile, Plan
 from dsctl.run.consume import Consumer
@@ -62,18 +64,23 @@ def _prepare(file: OutFile, target: Path, finished: bool = False) -> None:
 class Dispatch:
     """The work of one run: `carry_out` does the jobs that are not done, and commits every file.
 
-    With `sha256`, each finished file is read back once more for its SHA-256. `state` is kept up to date.
+    With `sha256`, each finished file is read back once more for its SHA-256; otherwise only the files whose SHA-256 is
+    known. `state` is kept up to date.
     """
 
     plan: Plan
     target: Path
     journal: Journal
-    workers: Executor
     state: RunState
     sha256: bool = False
     consumer: Consumer | None = None
 
-    def carry_out(self, todo: deque[Job], report: EventReport) -> None:
+    @property
+    def is_done(self) -> bool:
+        """Whether every file has its name, and its SHA-256 if it needs one."""
+        return not any(map(self._is_open, self.plan.files))
+
+    def carry_out(self, workers: Executor, todo: deque[Job], report: EventReport) -> None:
         """Do these jobs, and commit the files whose jobs are all done.
 
         Raises:
@@ -84,14 +91,15 @@ class Dispatch:
         ready = deque(file for file in self.plan.files if not waiting[file.name] and self._is_open(file))
         busy = 0
         while todo or ready or busy:
-            while ready and not self.sha256:
-                self._commit(ready.popleft(), report)
-            while busy < self.workers.capacity and (ready or todo):
-                self.workers.submit(Seal(ready.popleft().name) if ready else todo.popleft())
+            for file in [file for file in ready if not self._is_read_back(file)]:
+                ready.remove(file)
+                self._commit(file, report)
+            while busy < workers.capacity and (ready or todo):
+                workers.submit(Seal(ready.popleft().name) if ready else todo.popleft())
                 busy += 1
             if not busy:
                 continue
-            receipt = self.workers.next(lambda nbytes: report(Advanced(nbytes)))
+            receipt = workers.next(lambda nbytes: report(Advanced(nbytes)))
             busy -= 1
             if receipt.file is not None:
                 self._commit(files[receipt.file], report, receipt.sha256)
@@ -103,8 +111,13 @@ class Dispatch:
                 if not waiting[name]:
                     ready.append(files[name])
 
+    def _is_read_back(self, file: OutFile) -> bool:
+        return self.sha256 or file.name in self.plan.released
+
     def _is_open(self, file: OutFile) -> bool:
-        return file.name not in self.state.committed
+        """Whether a file waits for its name, or for its SHA-256."""
+        entry = self.state.committed.get(file.name)
+        return entry is None or (self._is_read_back(file) and not entry.sha256)
 
     def _take(self, job: Job, receipt: Receipt) -> None:
         """Record the receipt of a job, whose output is on the disk."""
@@ -121,7 +134,9 @@ class Dispatch:
         _rename(self.target, file.name)
         record = {"file": file.name, "size": file.size} | ({"sha256": sha256} if sha256 else {})
         self.journal.append(record)
-        entry = self.state.committed[file.name] = self.state.digests.entry(file, sha256)
+        known = self.state.committed.get(file.name)
+        entry = replace(known, sha256=sha256) if known else self.state.digests.entry(file, sha256)
+        self.state.committed[file.name] = entry
         report(Committed(file.name, entry))
 
 

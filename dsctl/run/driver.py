@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.signed_files import signed_bytes
 from dsctl.core.errors import ResumeError, WorkError
@@ -18,7 +19,7 @@ from dsctl.plan.plan import Plan
 from dsctl.run.audits import read_audit
 from dsctl.run.checks import check_source, check_space
 from dsctl.run.claim import check_target, claim, held_now, retire
-from dsctl.run.consume import Consumer, alone, beside_others, refuse_consumed_since, refuse_unsafe, room
+from dsctl.run.consume import Consumer, Remembered, alone, beside_others, refuse_consumed_since, refuse_unsafe, room
 from dsctl.run.dispatch import Dispatch, prepare_all
 from dsctl.run.events import Advanced, EventReport, Resumed, Worked
 from dsctl.run.gathered import gathered
@@ -29,8 +30,10 @@ from dsctl.run.locks import Lock
 from dsctl.run.marks import Route, read_mark, source_json
 from dsctl.run.resuming import RunState, regain
 from dsctl.stores import SIGNED, WORKING, Store
+from dsctl.stores.sums import stated_sums
 from dsctl.version import __version__
 from dsctl.work.executors import Executor
+from dsctl.work.tasks import AS_RELEASED, UNLIKE_RELEASED
 
 COPY_BYTES = 8 << 20
 _USUAL = How()
@@ -128,11 +131,11 @@ def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: E
         prepare_all(route.plan, route.target, state, todo)
         safe = partial(_refuse_changed, route, lock)
         consumer = Consumer(route.store, route.target, route.plan.jobs, state.done, safe) if how.consume else None
-        if todo or len(state.committed) < len(route.plan.files):
+        dispatch = Dispatch(route.plan, route.target, journal, state, how.digest == SHA256, consumer)
+        if todo or not dispatch.is_done:
             workers = executor()
             try:
-                sha256 = how.digest == SHA256
-                Dispatch(route.plan, route.target, journal, workers, state, sha256, consumer).carry_out(todo, report)
+                dispatch.carry_out(workers, todo, report)
             finally:
                 workers.close()
             report(Worked(written, state.seconds))
@@ -194,9 +197,9 @@ def _finish(
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,
-        "source": source_json(plan, route.held) | {"files": plan.source_files},
+        "source": source_json(plan, route.held) | {"files": plan.source_files} | _sums(route),
         "request": plan.request.json(),
-        "audit": plan.counts | dict(sorted(state.counts.items())),
+        "audit": plan.counts | dict(sorted(state.counts.items())) | _compared(plan, state),
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "notes": plan.notes,
         "files": {name: entry.json() for name, entry in sorted(files.items())},
@@ -204,3 +207,20 @@ def _finish(
     safe()
     replace_file(target / SIGNED, (json.dumps(audit, indent=1, ensure_ascii=False) + "\n").encode())
     return audit
+
+
+def _sums(route: Route) -> dict[str, Any]:
+    """The SHA-256 that a hub states for the source's weight files, if the way back can compare with them."""
+    if ORIGINAL not in {file.name for file in route.plan.files}:
+        return {}
+    store = route.store.store if isinstance(route.store, Remembered) else route.store
+    sums = {name: one for name, one in stated_sums(store).items() if name in route.plan.source_files}
+    return {"sha256": sums} if sums else {}
+
+
+def _compared(plan: Plan, state: RunState) -> dict[str, int]:
+    """The numbers of files that are, and are not, the release's own."""
+    if not plan.released:
+        return {}
+    same = sum(state.committed[name].sha256 == sha256 for name, sha256 in plan.released.items())
+    return {AS_RELEASED: same, UNLIKE_RELEASED: len(plan.released) - same}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dsctl.plan.notes import PARTIAL, WARNING, labelled
 from dsctl.run.result import left_out
 from dsctl.show.output import Output, plural, size, span
-from dsctl.work.tasks import COMPUTE, DIGEST, INFINITE, NAN, READ, WORST, WRITE
+from dsctl.work.tasks import AS_RELEASED, COMPUTE, DIGEST, INFINITE, NAN, READ, UNLIKE_RELEASED, WORST, WRITE
 
 if TYPE_CHECKING:
     from dsctl.run.carry_out import Setup
@@ -77,7 +77,10 @@ def show_partial(notes: Iterable[str], output: Output) -> None:
 
 
 def warn_of_values(audit: dict[str, Any], output: Output) -> None:
-    """Warn of decoded values that are not finite."""
+    """Warn of decoded values that are not finite, and of restored files that are not the release's."""
+    if number := audit["audit"].get(UNLIKE_RELEASED):
+        have = "has a" if number == 1 else "have a"
+        output.warn(f"{plural(number, 'restored file')} {have} different SHA-256 than in the release")
     for name, what in ((NAN, "not a number"), (INFINITE, "infinite")):
         if number := audit["audit"].get(name):
             there = "is" if number == 1 else "are"
@@ -97,6 +100,9 @@ def show_audit(audit: dict[str, Any], target: str, output: Output, pace: Pace | 
         output.text(f"scales: {', '.join(blocks)}")
     if WORST in counts:
         output.text(f"largest error after re-quantizing: {counts[WORST]:,} ppm of the part's maximum")
+    if AS_RELEASED in counts:
+        of = counts[AS_RELEASED] + counts[UNLIKE_RELEASED]
+        output.text(f"release: {counts[AS_RELEASED]:,} of {plural(of, 'file')} have the SHA-256 that the hub stated")
     show_notes(audit["notes"], output)
     total = sum(file["size"] for file in audit["files"].values())
     left = left_out(audit)

@@ -18,6 +18,8 @@ READ, COMPUTE, WRITE, DIGEST = "read", "compute", "write", "digest"
 PROCESSOR = "processor"
 # Decoded values that are not finite, from codes that mean NaN or from scales too large for the target's dtype.
 NAN, INFINITE = "values_not_a_number", "values_infinite"
+# Restored files whose SHA-256 is, and is not, that of the release.
+AS_RELEASED, UNLIKE_RELEASED = "files_as_released", "files_unlike_released"
 
 
 def add(total: dict[str, int], counts: Mapping[str, int]) -> None:

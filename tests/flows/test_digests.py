@@ -125,6 +125,70 @@ def test_sha256_is_had_for_the_asking(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 50 and "SHA-256" in done.stdout
 
 
+def test_a_resumed_run_gives_sha256_to_files_that_were_finished_without(
+    source: Path, tmp_path: Path, launcher: Launcher
+) -> None:
+    out = tmp_path / "out"
+    line = ("convert", source, out, "--bf16", "--workers", "1")
+    launcher.start(*line, last=("dsctl.run.journal.Journal.append", 5)).wait()
+    assert any("file" in record for record in lines(out))
+    dsctl(*line, "--digest", "sha256")
+    for name, entry in signed(out).items():
+        assert entry["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
+
+
+def test_a_finished_folder_without_sha256_says_so(source: Path, tmp_path: Path) -> None:
+    dsctl("convert", source, tmp_path / "out", "--bf16")
+    done = call("convert", source, tmp_path / "out", "--bf16", "--digest", "sha256")
+    assert done.returncode == 0 and "no SHA-256" in done.stderr
+
+
+@pytest.fixture
+def cached(source: Path, tmp_path: Path) -> Path:
+    """The checkpoint as a hub's client keeps it: links to files whose names are their SHA-256."""
+    home = tmp_path / "models--acme--small"
+    (home / "blobs").mkdir(parents=True)
+    folder = home / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        blob = home / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        (folder / path.name).symlink_to(f"../../blobs/{blob.name}")
+    return folder
+
+
+@pytest.mark.parametrize("format_", ["fp8-block", "published"])
+def test_the_way_back_is_compared_with_the_release(cached: Path, tmp_path: Path, format_: str) -> None:
+    dsctl("convert", cached, tmp_path / "bf16", "--bf16")
+    kept = json.loads((tmp_path / "bf16" / "dsctl.json").read_text())["source"]["sha256"]
+    weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in cached.glob("*.safetensors")}
+    assert kept == weights
+    told = dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--to", format_)
+    assert "release: 4 of 4 files have the SHA-256 that the hub stated" in told
+    found = {name: entry.get("sha256") for name, entry in signed(tmp_path / "back").items() if "tree" in entry}
+    assert found == weights
+    counts = json.loads((tmp_path / "back" / "dsctl.json").read_text())["audit"]
+    assert (counts["files_as_released"], counts["files_unlike_released"]) == (4, 0)
+
+
+def test_a_file_that_is_not_the_release_s_is_counted(cached: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bf16"
+    dsctl("convert", cached, out, "--bf16")
+    audit = json.loads((out / "dsctl.json").read_text())
+    name = min(audit["source"]["sha256"])
+    audit["source"]["sha256"] |= {name: "0" * 64, "../else": "1" * 64, "x": 7}
+    (out / "dsctl.json").write_text(json.dumps(audit))
+    done = call("convert", out, tmp_path / "back", "--fp8")
+    assert done.returncode == 0 and "1 restored file has a different SHA-256" in done.stderr
+    assert "release: 3 of 4 files" in done.stdout
+
+
+def test_what_no_hub_states_is_not_compared(source: Path, tmp_path: Path) -> None:
+    dsctl("convert", source, tmp_path / "bf16", "--bf16")
+    assert "sha256" not in json.loads((tmp_path / "bf16" / "dsctl.json").read_text())["source"]
+    assert "release:" not in dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--fp8")
+
+
 def test_an_unknown_digest_is_a_mistake(source: Path, tmp_path: Path) -> None:
     done = call("convert", source, tmp_path / "out", "--bf16", "--digest", "md5")
     assert done.returncode == 2 and "--digest" in done.stderr and not (tmp_path / "out").exists()

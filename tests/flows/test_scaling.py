@@ -75,7 +75,7 @@ def test_a_job_costs_the_driver_less_than_a_millisecond(plan: Plan, tmp_path: Pa
     prepare_all(plan, tmp_path, RunState(), plan.jobs)
     with Journal(tmp_path / ".dsctl") as journal:
         began = time.process_time()
-        Dispatch(plan, tmp_path, journal, Idle(), RunState()).carry_out(deque(plan.jobs), lambda event: None)
+        Dispatch(plan, tmp_path, journal, RunState()).carry_out(Idle(), deque(plan.jobs), lambda event: None)
         spent = time.process_time() - began
     assert spent / JOBS < 0.001
     assert all((tmp_path / file.name).exists() for file in plan.files)
