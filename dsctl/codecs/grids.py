@@ -7,6 +7,7 @@ the columns; blocks of several rows may be cut short at the edges. Torch is impo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,9 @@ def grid_box(box: Box, group: GroupShape, shape: tuple[int, ...]) -> Box:
     return Box(start, stop) if group[1] else Box((start[0], 0), (stop[0], 1))
 
 
-def chunks(rows: int, columns: int, group: GroupShape) -> Iterator[tuple[slice, slice]]:
-    """Runs of rows of about `CHUNK` values, in whole groups: the rows of the matrix and those of its grid."""
-    step = max(1, CHUNK // max(1, columns * group[0]))
+def chunks(rows: int, columns: int, group: GroupShape, size: int | None = None) -> Iterator[tuple[slice, slice]]:
+    """Runs of rows of about `size` values (`CHUNK`), in whole groups: rows of the matrix and those of its grid."""
+    step = max(1, (size or CHUNK) // max(1, columns * group[0]))
     for first in range(0, -(-rows // group[0]) if columns else 0, step):
         yield slice(first * group[0], min(rows, (first + step) * group[0])), slice(first, first + step)
 
@@ -70,9 +71,9 @@ def chunk(shape: tuple[int, ...], group: GroupShape) -> int:
     return min(rows * columns, max(CHUNK, columns, min(PIECE, group[0] * columns)))
 
 
-def pieces(rows: slice, columns: int) -> Iterator[slice]:
-    """Runs of about `PIECE` values of a row of blocks, which can be much longer."""
-    step = max(1, PIECE // max(1, columns))
+def pieces(rows: slice, columns: int, size: int = PIECE) -> Iterator[slice]:
+    """Runs of about `size` values of a row of blocks, which can be much longer."""
+    step = max(1, size // max(1, columns))
     return (slice(row, min(row + step, rows.stop)) for row in range(rows.start, rows.stop, step))
 
 
@@ -169,9 +170,14 @@ def multiplied(values: torch.Tensor, factors: torch.Tensor, group: GroupShape, o
         if at_once(out) and not 0 < group[1] < FEW_TO_DIVIDE:
             # Integers of eight bits are exact in bfloat16.
             exact = values if values.dtype == out.dtype else out.copy_(values)
-            products(exact.view(1, *shape), factors.view(-1), out.view(1, *shape))
+            products(exact.view(1, *shape), factors.view(1, -1), out.view(1, *shape))
         else:
             torch.mul(values.view(shape), factors.view(-1, 1), out=out.view(shape))
+        return
+    if at_once(out) and not values.shape[1] % group[1]:
+        groups = out.copy_(values).view(len(values), factors.shape[1], -1)
+        each = factors if len(factors) == 1 else factors.repeat_interleave(group[0], 0)[: len(values)]
+        products(groups, each, groups)
         return
     for index, rows in enumerate(_blocks(values, group)):
         each = spread(factors[index], values.shape[1], group[1])
@@ -187,18 +193,42 @@ def at_once(out: torch.Tensor) -> bool:
 
 
 def products(values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, less: float = 0.0) -> None:
-    """`out` = (values - less) * factors, one float32 factor per group, rounded once where values * factors is exact.
+    """`out` = (values - less) * a float32 factor per group, rounded once where values * factors is exact.
 
-    Values and out are contiguous, [rows, groups, size]; out may be values. Without `less` any product rounds once.
+    Values and out are contiguous, [rows, groups, size], of one dtype; out may be values. Factors are [rows, groups], or
+    [1, groups] for all rows. Without `less` any product rounds once.
 
     Batch normalisation with variance 1, mean `less` and offset -0 (which keeps the sign of zeros) is torch's only
     single pass that reads bfloat16, multiplies in float32 and writes bfloat16. A product of mixed dtypes takes three.
+    A product of bfloat16 alone is quicker still, for factors that it holds and if rows do not share them.
     """
     import torch
 
-    mean, one, unused = torch.full_like(factors, less), torch.ones_like(factors), factors.new_empty(0)
-    offset = torch.zeros_like(factors).neg_()
-    torch.native_batch_norm(values, factors, offset, mean, one, False, 0.0, 0.0, out=(out, unused, unused.clone()))
+    if len(factors) > 1:
+        # A row's groups follow those of the row before.
+        values, out = (one.view(1, -1, one.shape[2]) for one in (values, out))
+    factors = factors.reshape(-1)
+    if not less and len(values) == 1 and values.shape[2] >= FEW_TO_DIVIDE and holds(values.dtype, factors):
+        torch.mul(values[0], factors.to(values.dtype).unsqueeze(1), out=out[0])
+        return
+    mean, variance, offset = _constants(len(factors), less)
+    unused, other = factors.new_empty(0), factors.new_empty(0)
+    torch.native_batch_norm(values, factors, offset, mean, variance, False, 0.0, 0.0, out=(out, unused, other))
+
+
+@lru_cache(maxsize=8)
+def _constants(count: int, less: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The means, variances and offsets of `products`."""
+    import torch
+
+    return torch.full((count,), float(less)), torch.ones(count), torch.full((count,), -0.0)
+
+
+def holds(dtype: torch.dtype, factors: torch.Tensor) -> bool:
+    """Whether a dtype holds these float32 factors exactly, so that its products round as in float32."""
+    import torch
+
+    return dtype == torch.float32 or torch.equal(factors.to(dtype).float(), factors)
 
 
 def spread(factors: torch.Tensor, columns: int, width: int) -> torch.Tensor:

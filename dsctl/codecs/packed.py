@@ -124,7 +124,7 @@ class Packed:
     def _widened(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         nibbles.widened(packed, out)
         groups = out.view(1, factors.numel(), self.size)
-        products(groups, factors.view(-1), groups, less=128 + 8)
+        products(groups, factors.view(1, -1), groups, less=128 + 8)
 
     def _apart(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         multiplied(self._unpacked(packed), factors, self.group, out)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dsctl.codecs import dress, e4m3, nibbles, scales
 from dsctl.codecs.codec import CODES, SCALE, Form
 from dsctl.codecs.grids import (
+    PIECE,
     GroupShape,
     chunk,
     chunks,
@@ -21,6 +22,7 @@ from dsctl.codecs.grids import (
     divides,
     grid,
     grid_box,
+    holds,
     multiplied,
     peaks,
     pieces,
@@ -85,18 +87,21 @@ class Scaled:
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
 
-    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> bool:
         """code * scale, rounded once to `out`'s dtype.
 
         Raises:
             BadBlock: a scale is NaN, infinite, zero or negative.
         """
-        codes, scales = stored[CODES], stored[SCALE]
+        codes, scales, found = stored[CODES], stored[SCALE], False
         factors = self._factors(scales)
         refuse_bad(factors)
-        decode = _decode_e4m3 if self.codes == "F8_E4M3" else multiplied
-        for rows, places in chunks(codes.shape[0], codes.shape[1], self.group):
-            decode(codes[rows], factors[places], self.group, out[rows])
+        for rows, places in chunks(codes.shape[0], codes.shape[1], self.group, PIECE):
+            if self.codes == "I8":
+                multiplied(codes[rows], factors[places], self.group, out[rows])
+            else:
+                found |= _decode_e4m3(codes[rows], factors[places], self.group, out[rows])
+        return found
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; the quotient is rounded to the dtype of the values, then to a code.
@@ -132,7 +137,7 @@ class Scaled:
     def _quantize(self, values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         import torch
 
-        dtype = values.dtype if _holds(values.dtype, factors) else torch.float32
+        dtype = values.dtype if holds(values.dtype, factors) else torch.float32
         quotients = torch.empty_like(values, dtype=dtype)
         divided(values.to(dtype), factors.to(dtype), self.group, quotients)
         if self.codes == "I8":
@@ -151,27 +156,15 @@ class Scaled:
         return dress.config(*dress.SCHEMES[self.name])
 
 
-def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> None:
+def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> bool:
     import torch
 
     codes = codes.view(torch.uint8)
-    if group[0] > 1:
-        e4m3.decode(codes, factors, out, group)
-        return
+    if group[0] > 1 or not codes.numel():
+        return e4m3.decode(codes, factors, out, group)
     # Groups of one row in sequence are the blocks of one long row.
-    groups = factors.numel(), -1
-    if out.dtype == torch.bfloat16 and _holds(out.dtype, factors):
-        e4m3.decode_rows(codes.view(groups), factors.view(-1, 1), out.view(groups))
-    else:
-        width = codes.numel() // factors.numel()
-        e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
-
-
-def _holds(dtype: torch.dtype, factors: torch.Tensor) -> bool:
-    """Whether a dtype holds these float32 factors exactly, so that its products round as in float32."""
-    import torch
-
-    return torch.equal(factors.to(dtype).float(), factors)
+    width = codes.numel() // factors.numel()
+    return e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
 
 
 def formats() -> dict[str, Scaled]:
