@@ -27,6 +27,7 @@ PRESETS = {
     "fp8-block-ct": "FP8_BLOCK", "fp8-channel": "FP8_DYNAMIC", "int8-channel": "W8A8", "int8-group": "W8A16",
     "int4-group": "W4A16", "int4-group-32": "W4A16", "mxfp4": "MXFP4A16", "mxfp8": "MXFP8", "nvfp4": "NVFP4A16",
 }  # fmt: skip
+WARM = 5
 Stored = dict[str, torch.Tensor]
 
 
@@ -94,7 +95,8 @@ def seconds(function: Callable[[], object]) -> float:
 def report(case: Case, size: int, runs: int) -> str:
     """One line of the table."""
     functions = [function for function in (case.ours, case.theirs) if function]
-    times = [[seconds(function) for function in functions] for _ in range(runs + 1)][1:]
+    # The first calls find memory that the machine has yet to provide.
+    times = [[seconds(function) for function in functions] for _ in range(runs + WARM)][WARM:]
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     line = f"{case.name:24}{size / medians[0] / 1e9:8.2f}"
     if case.theirs is None:

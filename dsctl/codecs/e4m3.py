@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING
 
 from dsctl.codecs.grids import PIECE, chunk, chunks, pieces, products
@@ -56,8 +57,9 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: 
         return False
     columns, found = scales.shape[1] * block[1], False
     height = min(len(codes), max(1, PIECE // columns))
-    words = out.new_empty((height, columns), dtype=_float(out).integer)
-    cpu, ordinary, factors = codes.device.type == "cpu", _ordinary(scales), scales * 2.0 ** _float(out).bias
+    words = out.new_empty((height, columns), dtype=_float(out.dtype).integer)
+    cpu, ordinary = codes.device.type == "cpu", _ordinary(scales)
+    factors = scales * 2.0 ** _float(out.dtype).bias
     for band, places in chunks(len(codes), columns, block, PIECE):
         for rows in pieces(band, columns):
             part = codes[rows]
@@ -67,13 +69,6 @@ def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: 
                 found = True
                 _decode_plainly(part, scales[places], out[rows], block)
     return found
-
-
-def _widen(codes: torch.Tensor, words: torch.Tensor, into: _Float) -> None:
-    """Move each code's fields to their places in a wider float; the bias is still missing."""
-    import torch
-
-    words.copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
 
 
 def encode(values: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False) -> torch.Tensor:
@@ -166,19 +161,15 @@ def bad_scales(scales: torch.Tensor) -> tuple[int, int, float] | None:
     return row, column, float(scales[row, column])
 
 
-def _float(values: torch.Tensor) -> _Float:
-    return _floats()[values.dtype]
-
-
 @lru_cache
-def _floats() -> dict[torch.dtype, _Float]:
+def _float(dtype: torch.dtype) -> _Float:
     import torch
 
     return {
         torch.bfloat16: _Float(torch.int16, -1 << 15, 4, 120),
         torch.float16: _Float(torch.int16, -1 << 15, 7, 8),
         torch.float32: _Float(torch.int32, -1 << 31, 20, 120),
-    }
+    }[dtype]
 
 
 def _grid(matrix: torch.Tensor, block: Block) -> tuple[int, int]:
@@ -216,8 +207,10 @@ def _decode_quickly(
     `words` is integer scratch, padded to whole blocks. Each code's fields are moved to their places in `out.dtype`,
     subnormals included; the factors follow: scales with the missing bias.
     """
-    columns, into, padded = codes.shape[1], _float(out), words.view(out.dtype)
-    _widen(codes, words[:, :columns], into)
+    import torch
+
+    columns, into, padded = codes.shape[1], _float(out.dtype), words.view(out.dtype)
+    words[:, :columns].copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
     if len(factors) > 1:
         factors = factors.repeat_interleave(height, 0)[: len(codes)]
     shape = len(codes), factors.shape[1], -1
@@ -264,7 +257,7 @@ class _Scratch:
 
         band, columns = min(block[0], values.shape[0]), _grid(values, block)[1] * block[1]
         chunk = min(band, max(1, CHUNK // max(1, columns)))
-        words = values.new_empty((band, columns), dtype=_float(values).integer)
+        words = values.new_empty((band, columns), dtype=_float(values.dtype).integer)
         floats = values.new_empty((2, chunk, columns), dtype=torch.float32)
         return cls(block[1], words, floats[0], floats[1], values.new_empty((chunk, columns), dtype=torch.uint8))
 
@@ -274,10 +267,10 @@ class _Scratch:
 
         columns, words = values.shape[1], self.words[: len(values)]
         words[:, columns:] = 0
-        torch.abs(values, out=words.view(values.dtype)[:, :columns])
+        torch.bitwise_and(values.view(words.dtype), ~_float(values.dtype).sign, out=words[:, :columns])
         # Magnitudes have the same order as their bits, with infinity and NaN on top.
         peaks = words.amax(0).view(-1, self.size).amax(1).view(values.dtype).float()
-        if not peaks.isfinite().all():
+        if not float(peaks.amax()) < inf:
             raise NotFinite(index, int(peaks.isfinite().logical_not().nonzero()[0]))
         return replace(self, words=words), peaks
 
@@ -327,7 +320,7 @@ class _Scratch:
         columns = values.shape[1]
         words = self.words[:, :columns]
         if _ordinary(scales) and not _has_nan(codes):
-            factors = (scales * 2.0 ** _float(values).bias)[None]
+            factors = (scales * 2.0 ** _float(values.dtype).bias)[None]
             _decode_quickly(codes, factors, words.view(values.dtype), self.words, len(codes))
         else:
             _decode_plainly(codes, scales[None], words.view(values.dtype), (len(codes), self.size))

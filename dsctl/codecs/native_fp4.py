@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dsctl.codecs import nibbles
-from dsctl.codecs.grids import chunks, divided, greatest
+from dsctl.codecs.grids import chunk, chunks, divided, greatest, multiplied
 from dsctl.codecs.scales import powers
 
 if TYPE_CHECKING:
@@ -37,38 +37,12 @@ def exponents(peaks: torch.Tensor) -> torch.Tensor:
     return ((scaled.view(torch.int32) + 0x7FFFFF) >> 23).clamp_(0, 254).to(torch.uint8)
 
 
-def encode(
-    values: torch.Tensor, peaks: torch.Tensor, kept: torch.Tensor | None, codes: torch.Tensor
-) -> tuple[torch.Tensor, int]:
-    """Fill `codes` (uint8 [rows, columns / 2]) from values ([rows, columns]) with groups of these peaks (float32).
-
-    `kept` are E8M0 codes of an earlier encoding, or `NONE`. Returns the scales (uint8) and the number of groups that
-    were restored with a kept scale.
-    """
-    import torch
-
-    magnitudes = values.abs().float()
-    scales, restored = exponents(peaks), 0
-    quotients = torch.empty_like(magnitudes)
-    divided(magnitudes, powers(scales), (1, GROUP), quotients)
-    groups = quotients.view(-1, GROUP)
-    # All are 0, 1, 2, 3, 4 or 6, the largest 6: they are also codes at twice the scale.
-    double = ((groups == groups.trunc()) & (groups != 5)).all(1) & (groups.amax(1) == 6)
-    double = double.view(scales.shape) & (scales < 254)
-    scales += double
-    if kept is not None:
-        restored = _restore(magnitudes.view(-1, GROUP), kept.reshape(-1), scales.view(-1))
-    divided(magnitudes, powers(scales), (1, GROUP), quotients)
-    bits = values.view(torch.int32 if values.dtype == torch.float32 else torch.int16)
-    signs = bits.clamp(-8, 0).to(torch.uint8).bitwise_and_(8)
-    nibbles.pack(nibbles.e2m1(quotients).bitwise_or_(signs), codes)
-    return scales, restored
-
-
 def encode_all(
     values: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, kept: torch.Tensor | None
 ) -> dict[str, int]:
-    """Fill codes (uint8) and scales (E8M0) of a matrix; the counts go to the audit.
+    """Fill codes (uint8 [rows, columns / 2]) and scales (E8M0) of a matrix; the counts go to the audit.
+
+    `kept` are E8M0 codes of an earlier encoding, or `NONE`.
 
     Raises:
         BadBlock: a value is NaN or infinite, or 2^127 or more.
@@ -76,25 +50,47 @@ def encode_all(
     import torch
 
     out, restored = scales.view(torch.uint8), 0
+    rounding = nibbles.E2m1(chunk(tuple(values.shape), (1, GROUP)), values.device)
     for rows, places in chunks(values.shape[0], values.shape[1], (1, GROUP)):
-        peaks = greatest(values[rows].abs().float(), (1, GROUP), places.start)
-        known = None if kept is None else kept[places].view(torch.uint8)
-        out[places], same = encode(values[rows], peaks, known, codes[rows])
-        restored += same
+        quotients = rounding.magnitudes(values[rows])
+        peaks = greatest(quotients, (1, GROUP), places.start)
+        made = exponents(peaks)
+        divided(quotients, powers(made), (1, GROUP), quotients)
+        better = made + _doubled(quotients, peaks, made, rounding)
+        if kept is not None:
+            restored += _restore(values[rows].view(-1, GROUP), kept[places].view(torch.uint8).view(-1), better.view(-1))
+        if not torch.equal(made, better):
+            # Exact, but for quotients that are far too small for a code other than zero.
+            multiplied(quotients, powers(made) / powers(better), (1, GROUP), quotients)
+        rounding.write(quotients, values[rows], codes[rows], zeros=True)
+        out[places] = better
     counts = {"groups_restored": restored, "groups_computed": out.numel() - restored}
     return {name: count for name, count in counts.items() if count}
 
 
-def _restore(magnitudes: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor) -> int:
-    """Use kept scales for the groups that they restore exactly; return the number of these groups."""
+def _doubled(
+    quotients: torch.Tensor, peaks: torch.Tensor, scales: torch.Tensor, rounding: nibbles.E2m1
+) -> torch.Tensor:
+    """Mask of the groups whose values are also codes at twice the scale: all are 0, 1, 2, 3, 4 or 6, the largest 6."""
     import torch
+
+    found = ((peaks == powers(scales) * 6) & (scales < 254)).view(-1)
+    places = found.nonzero().view(-1)
+    if len(places):
+        groups = torch.index_select(quotients.view(-1, GROUP), 0, places)
+        less = rounding.rounded(groups * 0.5).mul_(2).sub_(groups).abs_()
+        found[places] = less.view(torch.int32).amax(1) == 0
+    return found.view(scales.shape)
+
+
+def _restore(values: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor) -> int:
+    """Use kept scales for the groups that they restore exactly; return the number of these groups."""
 
     places = (kept != NONE).nonzero().view(-1)
     if not len(places):
         return 0
-    held, factors = magnitudes[places], powers(kept[places]).view(-1, 1)
-    table = torch.tensor(nibbles.E2M1, device=held.device)
-    again = table[nibbles.e2m1(held / factors).to(torch.int32)] * factors
+    held, factors = values[places].abs().float(), powers(kept[places]).view(-1, 1)
+    again = nibbles.E2m1(held.numel(), held.device).rounded(held / factors) * factors
     same = (again == held).all(1)
     scales[places[same]] = kept[places[same]]
     return int(same.sum())

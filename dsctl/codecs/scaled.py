@@ -16,6 +16,7 @@ from dsctl.codecs.codec import CODES, SCALE, Form
 from dsctl.codecs.grids import (
     PIECE,
     GroupShape,
+    at_once,
     chunk,
     chunks,
     divided,
@@ -34,6 +35,8 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
+# Integers that become bfloat16 at a time, in place.
+INTEGERS = 8 * PIECE
 # Dtypes for E8M0.
 _POWERS = ("U8", "F8_E8M0")
 SCALE_DTYPES = {"BF16": ("BF16", "F32"), "F32": ("BF16", "F32"), "U8": ("U8", "F8_E8M0"), "F8_E8M0": ("U8", "F8_E8M0")}
@@ -94,13 +97,19 @@ class Scaled:
             BadBlock: a scale is NaN, infinite, zero or negative.
         """
         codes, scales, found = stored[CODES], stored[SCALE], False
+        rows, columns = codes.shape
+        if self.codes == "I8":
+            # Scales in the dtype of the values need no other form.
+            factors = scales if scales.dtype == out.dtype and at_once(out) else self._factors(scales)
+            refuse_bad(factors)
+            # Integers become bfloat16 in place, without scratch memory.
+            for run, places in chunks(rows, columns, self.group, INTEGERS if at_once(out) else PIECE):
+                multiplied(codes[run], factors[places], self.group, out[run])
+            return False
         factors = self._factors(scales)
         refuse_bad(factors)
-        for rows, places in chunks(codes.shape[0], codes.shape[1], self.group, PIECE):
-            if self.codes == "I8":
-                multiplied(codes[rows], factors[places], self.group, out[rows])
-            else:
-                found |= _decode_e4m3(codes[rows], factors[places], self.group, out[rows])
+        for run, places in chunks(rows, columns, self.group, PIECE):
+            found |= _decode_e4m3(codes[run], factors[places], self.group, out[run])
         return found
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -142,7 +151,7 @@ class Scaled:
         divided(values.to(dtype), factors.to(dtype), self.group, quotients)
         if self.codes == "I8":
             # SGLang's blocks, of largest code 127, never reach -128: their largest magnitude is 127 scales.
-            nibbles.integers(quotients, 8, out)
+            nibbles.integers(quotients, 8, out, torch.empty_like(values, dtype=torch.float32))
             return
         out.copy_(quotients.clamp_(-448, 448))
 
