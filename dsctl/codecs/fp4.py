@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.codecs import dress, native_fp4, nibbles, search
 from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INPUT_SCALE, KEPT, PEAK, SCALE, Form
-from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
+from dsctl.codecs.grids import (
+    FEW_TO_DIVIDE,
+    at_once,
+    chunk,
+    chunks,
+    divided,
+    divides,
+    greatest,
+    grid,
+    grid_box,
+    multiplied,
+    peak,
+    refuse_bad,
+)
 from dsctl.codecs.scales import e4m3, exponents, powers
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
@@ -133,8 +146,11 @@ class Fp4:
         refuse_bad(factors, zero=self.surveys)
         codes = stored[CODES].view(torch.uint8)
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
-            values = nibbles.unpacked(codes[rows], nibbles.E2M1, torch.bfloat16)
-            multiplied(values, factors[places], self.group, out[rows])
+            band = out[rows]
+            direct = band.dtype == torch.float32 or (at_once(band) and self.size >= FEW_TO_DIVIDE)
+            values = band if direct else torch.empty_like(band, dtype=torch.bfloat16)
+            nibbles.unpacked(codes[rows], nibbles.E2M1, values)
+            multiplied(values, factors[places], self.group, band)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; quotients rounded to the nearest code, ties to even.

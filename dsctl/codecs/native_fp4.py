@@ -9,11 +9,10 @@ imported when called.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dsctl.codecs import nibbles
-from dsctl.codecs.grids import chunk, chunks, divided, greatest, multiplied
+from dsctl.codecs.grids import PIECE, chunk, chunks, divided, greatest, multiplied
 from dsctl.codecs.scales import powers
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
     codes, scales = codes.view(torch.uint8), scales.view(torch.uint8)
     found = torch.empty(scales.shape, dtype=torch.bool)
-    for rows, places in chunks(codes.shape[0], 2 * codes.shape[1], (1, GROUP)):
+    for rows, places in chunks(codes.shape[0], 2 * codes.shape[1], (1, GROUP), PIECE):
         found[places] = _odd(codes[rows], scales[places])
     return found
 
@@ -110,19 +109,16 @@ def odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def _odd(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     import torch
 
-    found = torch.index_select(_kinds(codes.device), 0, codes.reshape(-1).to(torch.int32)).view(*scales.shape, -1)
-    top = found.bitwise_and(7).amax(2)
-    halves = found.bitwise_and_(8).amax(2).to(torch.bool)
-    beyond = (scales < ORDINARY[0]) | (scales > ORDINARY[1]) | (top < 5) | ((top == 7) & ~halves)
-    return torch.where(top == 0, scales != ZEROS, beyond)
+    found = nibbles.sixteens(codes)
+    second, third = found >> 1, found >> 2
 
+    def some(bits: torch.Tensor) -> torch.Tensor:
+        """Whether a group has a code whose lowest bit is set here."""
+        groups = bits.view(*scales.shape, 2)
+        return ((groups[..., 0] | groups[..., 1]) & nibbles.every(1)) != 0
 
-@lru_cache
-def _kinds(device: torch.device) -> torch.Tensor:
-    """By byte: the larger magnitude of its two codes, or 8 if one of them is 0.5 or 1.5."""
-    import torch
-
-    pairs = torch.arange(256, dtype=torch.int32, device=device)
-    low, high = pairs & 7, (pairs >> 4) & 7
-    halves = (low == 1) | (low == 3) | (high == 1) | (high == 3)
-    return (torch.maximum(low, high) + 8 * halves).to(torch.uint8)
+    either = found | second
+    # The codes are 1, 2 or 3 for 0.5, 1 and 1.5; 5, 6 or 7 for 3, 4 and 6.
+    halves, large, sixes = some(found & ~third), some(either & third), some(found & second & third)
+    beyond = (scales < ORDINARY[0]) | (scales > ORDINARY[1]) | ~large | (sixes & ~halves)
+    return torch.where(some(either | third), beyond, scales != ZEROS)

@@ -29,6 +29,20 @@ def pack(codes: torch.Tensor, out: torch.Tensor, spare: torch.Tensor) -> None:
     out.view(torch.int8).copy_(pairs)
 
 
+def sixteens(packed: torch.Tensor) -> torch.Tensor:
+    """Sixteen codes in one integer of 64 bits: packed codes (uint8 [rows, columns / 2], contiguous) without a copy."""
+    import torch
+
+    if packed.storage_offset() % 8:
+        packed = packed.clone()
+    return packed.view(torch.int64)
+
+
+def every(code: int) -> int:
+    """An integer of 64 bits with sixteen times this code, which is below 8."""
+    return code * 0x1111_1111_1111_1111
+
+
 def split(packed: torch.Tensor) -> torch.Tensor:
     """Unpacked codes, int8 from 0 to 15, from packed ones (uint8, contiguous); twice as many columns."""
     import torch
@@ -49,13 +63,12 @@ def widened(packed: torch.Tensor, words: torch.Tensor) -> None:
     pairs.mul_(1 + (1 << 12)).bitwise_and_(0x000F000F).bitwise_or_(0x43004300)
 
 
-def unpacked(packed: torch.Tensor, table: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The values of packed codes (uint8, contiguous), twice as many columns, in `dtype`."""
+def unpacked(packed: torch.Tensor, table: tuple[float, ...], out: torch.Tensor) -> None:
+    """Fill `out` (contiguous, any float dtype) with the values of packed codes (uint8, half as many columns)."""
     import torch
 
-    pairs = _pairs(table, dtype, packed.device)
-    found = torch.index_select(pairs, 0, packed.view(-1).to(torch.int32))
-    return found.view(dtype).view(*packed.shape[:-1], -1)
+    pairs = _pairs(table, out.dtype, packed.device)
+    torch.index_select(pairs, 0, packed.reshape(-1).to(torch.int32), out=out.view(pairs.dtype).view(-1))
 
 
 @lru_cache

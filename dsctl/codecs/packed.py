@@ -183,8 +183,7 @@ class Packed:
 
         def restore(values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
             out.copy_(self._quotients(values, scales, spare))
-            # One sum less another is a rounded quotient.
-            out.clamp_(-half, half - 1).add_(nibbles.MAGIC).sub_(nibbles.MAGIC)
+            out.clamp_(-half, half - 1).round_()
             multiplied(out, scales.float(), self.group, out)
 
         tried = [(largest * share / 7.5).to(dtype) for share in search.SHARES]
