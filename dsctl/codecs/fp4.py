@@ -175,14 +175,19 @@ class Fp4:
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             magnitudes = rounding.magnitudes(values[rows])
             largest = greatest(magnitudes, self.group, places.start)
-            stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype)
+            stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype, rounding)
             factors = self._factors(stored[SCALE][places], stored.get(GLOBAL_SCALE))
             divided(magnitudes, factors, self.group, magnitudes)
             rounding.write(magnitudes, values[rows], codes[rows])
         return {}
 
     def _scales(
-        self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
+        self,
+        magnitudes: torch.Tensor,
+        largest: torch.Tensor,
+        stored: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        rounding: nibbles.E2m1,
     ) -> torch.Tensor:
         """The groups' scales; `dtype` is that of the weights."""
 
@@ -190,7 +195,6 @@ class Fp4:
         if not self.search:
             return scales
         tried = [self._made(largest, share, stored, dtype) for share in self._shares]
-        rounding = nibbles.E2m1(search.most(magnitudes), magnitudes.device)
 
         def restore(magnitudes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
             factors = self._factors(scales, stored.get(GLOBAL_SCALE))

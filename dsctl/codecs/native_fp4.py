@@ -57,7 +57,8 @@ def encode_all(
         divided(quotients, powers(made), (1, GROUP), quotients)
         better = made + _doubled(quotients, peaks, made, rounding)
         if kept is not None:
-            restored += _restore(values[rows].view(-1, GROUP), kept[places].view(torch.uint8).view(-1), better.view(-1))
+            known = kept[places].view(torch.uint8).view(-1)
+            restored += _restore(values[rows].view(-1, GROUP), known, better.view(-1), rounding)
         if not torch.equal(made, better):
             # Exact, but for quotients that are far too small for a code other than zero.
             multiplied(quotients, powers(made) / powers(better), (1, GROUP), quotients)
@@ -82,14 +83,14 @@ def _doubled(
     return found.view(scales.shape)
 
 
-def _restore(values: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor) -> int:
+def _restore(values: torch.Tensor, kept: torch.Tensor, scales: torch.Tensor, rounding: nibbles.E2m1) -> int:
     """Use kept scales for the groups that they restore exactly; return the number of these groups."""
 
     places = (kept != NONE).nonzero().view(-1)
     if not len(places):
         return 0
     held, factors = values[places].abs().float(), powers(kept[places]).view(-1, 1)
-    again = nibbles.E2m1(held.numel(), held.device).rounded(held / factors) * factors
+    again = rounding.rounded(held / factors).mul_(factors)
     same = (again == held).all(1)
     scales[places[same]] = kept[places[same]]
     return int(same.sum())

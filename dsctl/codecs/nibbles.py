@@ -104,14 +104,14 @@ class E2m1:
     def __init__(self, count: int, device: torch.device) -> None:
         import torch
 
-        self._floats = torch.empty((2, count), device=device)
-        self._bytes = torch.empty((2, count), dtype=torch.uint8, device=device)
+        self._floats = [torch.empty(count, device=device) for _ in range(2)]
+        self._bytes = [torch.empty(count, dtype=torch.uint8, device=device) for _ in range(2)]
 
     def magnitudes(self, values: torch.Tensor) -> torch.Tensor:
         """The magnitudes of values (any float dtype), float32 of their shape, until the next call."""
         import torch
 
-        found = self._floats[0, : values.numel()].view(values.shape)
+        found = self._floats[0][: values.numel()].view(values.shape)
         return torch.abs(found.copy_(values), out=found)
 
     def write(self, quotients: torch.Tensor, values: torch.Tensor, out: torch.Tensor, zeros: bool = False) -> None:
@@ -140,7 +140,7 @@ class E2m1:
         return self._summed(quotients, powers).sub_(powers, alpha=2.0**22).clamp_max_(6)
 
     def _powers(self, quotients: torch.Tensor) -> torch.Tensor:
-        return self._floats[1, : quotients.numel()].view(quotients.shape)
+        return self._floats[1][: quotients.numel()].view(quotients.shape)
 
     def _summed(self, quotients: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
         import torch

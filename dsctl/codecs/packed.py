@@ -35,26 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 
-class _Spare:
-    """Scratch memory of encoding up to `count` values: quotients, sums in float32, and codes; 10 bytes each."""
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        import torch
-
-        self._floats = torch.empty((2, count), device=device)
-        self._codes = torch.empty((2, count), dtype=torch.uint8, device=device)
-
-    def quotients(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return self._floats[0].view(dtype)[: values.numel()].view(values.shape)
-
-    def sums(self, values: torch.Tensor) -> torch.Tensor:
-        return self._floats[1, : values.numel()].view(values.shape)
-
-    def codes(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        first, second = (one[: values.numel()].view(values.shape) for one in self._codes)
-        return first, second
-
-
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Symmetric integers of `bits` bits in groups of `size` columns; `search` finds the scale with the least error."""
@@ -168,43 +148,46 @@ class Packed:
         import torch
 
         packed, scales = stored[CODES].view(torch.uint8), stored[SCALE]
-        spare = _Spare(chunk(tuple(values.shape), self.group), values.device)
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
-            scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype, spare)
-            self._quantize(band, scales[places], packed[rows], spare)
+            scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype)
+            self._quantize(band, scales[places], packed[rows])
         return {}
 
-    def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype, spare: _Spare) -> torch.Tensor:
+    def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         half = 1 << (self.bits - 1)
         scales = fraction(largest, half - 0.5, dtype)
         if not self.search:
             return scales
 
         def restore(values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
-            out.copy_(self._quotients(values, scales, spare))
+            out.copy_(self._quotients(values, scales))
             out.clamp_(-half, half - 1).round_()
             multiplied(out, scales.float(), self.group, out)
 
         tried = [(largest * share / 7.5).to(dtype) for share in search.SHARES]
         return search.best(values, [scales, *tried], restore)
 
-    def _quotients(self, values: torch.Tensor, scales: torch.Tensor, spare: _Spare) -> torch.Tensor:
+    def _quotients(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Quotients in the dtype of the values if scales have it, else in float32."""
         import torch
 
         dtype = values.dtype if scales.dtype == values.dtype else torch.float32
-        quotients = spare.quotients(values, dtype)
+        quotients = torch.empty_like(values, dtype=dtype)
         divided(values.to(dtype), scales.to(dtype), self.group, quotients)
         return quotients
 
-    def _quantize(self, values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, spare: _Spare) -> None:
+    def _quantize(self, values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
         """Rounded quotients, offset by half the range."""
-        codes, other = spare.codes(values)
-        quotients = self._quotients(values, scales, spare)
-        nibbles.integers(quotients, self.bits, codes if self.bits == 4 else out, spare.sums(values))
-        if self.bits == 4:
-            nibbles.pack(codes, out, other)
+        import torch
+
+        quotients, sums = self._quotients(values, scales), torch.empty_like(values, dtype=torch.float32)
+        if self.bits == 8:
+            nibbles.integers(quotients, 8, out, sums)
+            return
+        codes = torch.empty_like(values, dtype=torch.uint8)
+        nibbles.integers(quotients, 4, codes, sums)
+        nibbles.pack(codes, out, sums.view(-1).view(torch.uint8)[: codes.numel()].view(codes.shape))
 
     def config(self) -> dict[str, Any] | None:
         return dress.config("pack-quantized", dress.grouped("int", self.bits, self.size), None)

@@ -16,12 +16,6 @@ SHARES = tuple(n / 32 for n in range(20, 36) if n != 32)
 COLUMNS = 1 << 17
 
 
-def most(values: torch.Tensor) -> int:
-    """The most of these values that are searched at a time."""
-    columns = values.shape[-1]
-    return values.numel() // columns * min(columns, COLUMNS) if columns else 0
-
-
 def best(values: torch.Tensor, tried: Sequence[torch.Tensor], restore: Restore) -> torch.Tensor:
     """Choose, for each group of columns, the scale from several grids that restores its values with the least error.
 
