@@ -2,6 +2,8 @@
 
 GB/s of the BF16 values, by the processor time of one thread, in which other work on the machine does not count; the two
 are timed in turn within one run; medians. Their encode is calculate_qparams and compress, their decode is decompress.
+`v4` is the four-bit format of DeepSeek V4's experts on its way to other formats; theirs decompresses their mxfp4, which
+is the same for them, and compresses again.
 """
 
 from __future__ import annotations
@@ -18,15 +20,20 @@ from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
-from dsctl.codecs import CODECS
-from dsctl.codecs.codec import Codec
+from dsctl.codecs import CODECS, NATIVE, in_dialect
+from dsctl.codecs.codec import CODES, SCALE, Codec
+from dsctl.codecs.group_scales import bounds
 from dsctl.codecs.plain import Plain
+from dsctl.codecs.recasts import recast
 from dsctl.work.buffers import DTYPES
 
 PRESETS = {
     "fp8-block-ct": "FP8_BLOCK", "fp8-channel": "FP8_DYNAMIC", "int8-channel": "W8A8", "int8-group": "W8A16",
     "int4-group": "W4A16", "int4-group-32": "W4A16", "mxfp4": "MXFP4A16", "mxfp8": "MXFP8", "nvfp4": "NVFP4A16",
 }  # fmt: skip
+WARM = 5
+# What V4's experts become, and what compressed-tensors makes of them instead.
+V4 = {"fp8-block-e8m0": "fp8-block-ct", "nvfp4": "nvfp4"}
 Stored = dict[str, torch.Tensor]
 
 
@@ -75,13 +82,43 @@ def cases(name: str, values: torch.Tensor) -> Iterator[Case]:
         yield Case(f"{name} encode", encode, None)
         yield Case(f"{name} decode", decode, None)
         return
-    scheme = preset_name_to_scheme(PRESETS[name], ["Linear"])
-    if name == "int4-group-32":
-        scheme.weights.group_size = 32
-    compressor = BaseCompressor.get_value_from_registry(infer_module_format(torch.nn.Linear, scheme).value)
+    scheme, compressor = peer_of(name)
     peer = compress(values, scheme, compressor)
     yield Case(f"{name} encode", encode, lambda: compress(values, scheme, compressor))
     yield Case(f"{name} decode", decode, lambda: compressor.decompress(dict(peer), scheme))
+
+
+def peer_of(name: str) -> tuple[QuantizationScheme, Any]:
+    """compressed-tensors' scheme and compressor of a format."""
+    scheme = preset_name_to_scheme(PRESETS[name], ["Linear"])
+    if name == "int4-group-32":
+        assert scheme.weights is not None
+        scheme.weights.group_size = 32
+    return scheme, BaseCompressor.get_value_from_registry(infer_module_format(torch.nn.Linear, scheme).value)
+
+
+def expert_cases(values: torch.Tensor) -> Iterator[Case]:
+    """V4's experts on their way to BF16, FP8 and NVFP4."""
+    source, shape, out = (
+        in_dialect(CODECS["mxfp4"], NATIVE),
+        (values.shape[0], values.shape[1]),
+        torch.empty_like(values),
+    )
+    held = empty(source, shape)
+    source.encode(values, held)
+    scheme, compressor = peer_of("mxfp4")
+    peer = compress(values, scheme, compressor)
+    decompress = lambda: compressor.decompress(dict(peer), scheme)["weight"]  # noqa: E731
+    yield Case("v4 to bf16", lambda: source.decode(held, out), decompress)
+    for name, theirs in V4.items():
+        way, made, other = recast(source, CODECS[name]), empty(CODECS[name], shape), peer_of(theirs)
+        assert way is not None
+        largest = (lambda: bounds(held[SCALE], held[CODES])[1]) if way.surveys else (lambda: None)
+        yield Case(
+            f"v4 to {name}",
+            lambda way=way, made=made, largest=largest: way.write(held, made, largest()),  # type: ignore[misc]
+            lambda other=other: compress(decompress(), *other),  # type: ignore[misc]
+        )
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -94,7 +131,8 @@ def seconds(function: Callable[[], object]) -> float:
 def report(case: Case, size: int, runs: int) -> str:
     """One line of the table."""
     functions = [function for function in (case.ours, case.theirs) if function]
-    times = [[seconds(function) for function in functions] for _ in range(runs + 1)][1:]
+    # The first calls find memory that the machine has yet to provide.
+    times = [[seconds(function) for function in functions] for _ in range(runs + WARM)][WARM:]
     medians = [statistics.median(column) for column in zip(*times, strict=True)]
     line = f"{case.name:24}{size / medians[0] / 1e9:8.2f}"
     if case.theirs is None:
@@ -105,7 +143,7 @@ def report(case: Case, size: int, runs: int) -> str:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    known = [name for name, codec in CODECS.items() if not isinstance(codec, Plain)]
+    known = [*(name for name, codec in CODECS.items() if not isinstance(codec, Plain)), "v4"]
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(known))
     parser.add_argument("--rows", type=int, default=2048, help="a multiple of 128")
     parser.add_argument("--columns", type=int, default=7168, help="a multiple of 128")
@@ -116,7 +154,7 @@ def main() -> None:
     print(f"{options.rows} x {options.columns}, torch {torch.__version__}, 1 thread, median of {options.runs}")
     print(f"{'GB/s of BF16':24}{'ours':>8}{'compressed-tensors':>20}{'ratio':>9}")
     for name in options.formats or known:
-        for case in cases(name, values):
+        for case in expert_cases(values) if name == "v4" else cases(name, values):
             print(report(case, 2 * values.numel(), options.runs), flush=True)
 
 

@@ -125,8 +125,10 @@ class Codec(Protocol):
             Misaligned: the region's edges go through a stored unit.
         """
 
-    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> bool | None:
         """Write the values of a region into `out` ([rows, columns], a float dtype).
+
+        Returns whether a code may be NaN, or None if decoding did not look for such codes.
 
         Raises:
             BadBlock: a scale is impossible.

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING
 
-from dsctl.codecs.grids import PIECE, chunk, pieces, products
+from dsctl.codecs.grids import PIECE, chunk, chunks, pieces, products
 
 if TYPE_CHECKING:
     import torch
@@ -46,33 +48,27 @@ class NotFinite(ValueError):
         self.row, self.column = row, column
 
 
-def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> None:
-    """Write float32(code) * scale into `out`. NaN codes give NaN, with the sign and payload of torch's cast."""
-    columns = scales.shape[1] * block[1]
-    height = min(len(codes), block[0], max(1, PIECE // max(1, columns)))
-    words = out.new_empty((height, columns), dtype=_float(out).integer)
-    for index, rows in _bands(codes, block):
-        for piece in pieces(rows, columns):
-            _decode_band(codes[piece], scales[index], out[piece], words[: len(codes[piece])])
+def decode(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block = BLOCK) -> bool:
+    """Write float32(code) * scale into `out`; return whether a code may be NaN.
 
-
-def decode_rows(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
-    """The same for one scale per row, [rows, 1], each exact in bfloat16; `out` is bfloat16."""
-    import torch
-
-    if codes.device.type != "cpu" or _has_nan(codes) or not _ordinary(scales):
-        torch.mul(codes.view(torch.float8_e4m3fn).float(), scales, out=out)
-        return
-    into = _float(out)
-    _widen(codes, out.view(into.integer), into)
-    out.mul_((scales * 2.0**into.bias).to(out.dtype))
-
-
-def _widen(codes: torch.Tensor, words: torch.Tensor, into: _Float) -> None:
-    """Move each code's fields to their places in a wider float; the bias is still missing."""
-    import torch
-
-    words.copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
+    NaN codes give NaN, with the sign and payload of torch's cast.
+    """
+    if not codes.numel():
+        return False
+    columns, found = scales.shape[1] * block[1], False
+    height = min(len(codes), max(1, PIECE // columns))
+    words = out.new_empty((height, columns), dtype=_float(out.dtype).integer)
+    cpu, ordinary = codes.device.type == "cpu", _ordinary(scales)
+    factors = scales * 2.0 ** _float(out.dtype).bias
+    for band, places in chunks(len(codes), columns, block, PIECE):
+        for rows in pieces(band, columns):
+            part = codes[rows]
+            if cpu and (ordinary or _ordinary(scales[places])) and not _has_nan(part):
+                _decode_quickly(part, factors[places], out[rows], words[: len(part)], block[0])
+            else:
+                found = True
+                _decode_plainly(part, scales[places], out[rows], block)
+    return found
 
 
 def encode(values: torch.Tensor, out: torch.Tensor, block: Block = BLOCK, power_of_two: bool = False) -> torch.Tensor:
@@ -165,14 +161,15 @@ def bad_scales(scales: torch.Tensor) -> tuple[int, int, float] | None:
     return row, column, float(scales[row, column])
 
 
-def _float(values: torch.Tensor) -> _Float:
+@lru_cache
+def _float(dtype: torch.dtype) -> _Float:
     import torch
 
     return {
         torch.bfloat16: _Float(torch.int16, -1 << 15, 4, 120),
         torch.float16: _Float(torch.int16, -1 << 15, 7, 8),
         torch.float32: _Float(torch.int32, -1 << 31, 20, 120),
-    }[values.dtype]
+    }[dtype]
 
 
 def _grid(matrix: torch.Tensor, block: Block) -> tuple[int, int]:
@@ -202,24 +199,35 @@ def _spread(scales: torch.Tensor, columns: int, size: int) -> torch.Tensor:
     return scales.repeat_interleave(size)[:columns]
 
 
-def _decode_band(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, words: torch.Tensor) -> None:
-    """Decode at most one row of blocks; `words` is integer scratch, padded to whole blocks.
+def _decode_quickly(
+    codes: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, words: torch.Tensor, height: int
+) -> None:
+    """Decode rows of one row of blocks, or whole rows of blocks of this height; no code is NaN, scales are ordinary.
 
-    Each code's fields are moved to their places in `out.dtype`, subnormals included; scale and missing bias follow.
+    `words` is integer scratch, padded to whole blocks. Each code's fields are moved to their places in `out.dtype`,
+    subnormals included; the factors follow: scales with the missing bias.
     """
     import torch
 
-    columns, size = codes.shape[1], words.shape[1] // len(scales)
-    if codes.device.type != "cpu" or _has_nan(codes) or not _ordinary(scales):
-        out.copy_(codes.view(torch.float8_e4m3fn).float() * _spread(scales, columns, size))
-        return
-    into, shifted, padded = _float(out), words[:, :columns], words.view(out.dtype)
-    _widen(codes, shifted, into)
-    whole = out if out.is_contiguous() and out.shape == words.shape else torch.empty_like(padded)
-    shape = len(codes), len(scales), -1
-    products(padded.view(shape), scales * 2.0**into.bias, whole.view(shape))
-    if whole is not out:
-        out.copy_(whole[:, :columns])
+    columns, into, padded = codes.shape[1], _float(out.dtype), words.view(out.dtype)
+    words[:, :columns].copy_(codes.view(torch.int8)).mul_(1 << into.shift).bitwise_and_(into.sign | 0x7F << into.shift)
+    if len(factors) > 1:
+        factors = factors.repeat_interleave(height, 0)[: len(codes)]
+    shape = len(codes), factors.shape[1], -1
+    direct = out.is_contiguous() and out.shape == words.shape
+    products(padded.view(shape), factors, (out if direct else padded).view(shape))
+    if not direct:
+        out.copy_(padded[:, :columns])
+
+
+def _decode_plainly(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor, block: Block) -> None:
+    """The same for any codes and scales, by the formula itself."""
+    import torch
+
+    for index, band in _bands(codes, block):
+        each = _spread(scales[index], codes.shape[1], block[1])
+        for rows in pieces(band, codes.shape[1], CHUNK):
+            out[rows].copy_(codes[rows].view(torch.float8_e4m3fn).float().mul_(each))
 
 
 def _has_nan(codes: torch.Tensor) -> bool:
@@ -230,7 +238,7 @@ def _has_nan(codes: torch.Tensor) -> bool:
 
 
 def _ordinary(scales: torch.Tensor) -> bool:
-    return bool(((scales >= ORDINARY[0]) & (scales < ORDINARY[1])).all())
+    return float(scales.amin()) >= ORDINARY[0] and float(scales.amax()) < ORDINARY[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +257,7 @@ class _Scratch:
 
         band, columns = min(block[0], values.shape[0]), _grid(values, block)[1] * block[1]
         chunk = min(band, max(1, CHUNK // max(1, columns)))
-        words = values.new_empty((band, columns), dtype=_float(values).integer)
+        words = values.new_empty((band, columns), dtype=_float(values.dtype).integer)
         floats = values.new_empty((2, chunk, columns), dtype=torch.float32)
         return cls(block[1], words, floats[0], floats[1], values.new_empty((chunk, columns), dtype=torch.uint8))
 
@@ -259,10 +267,10 @@ class _Scratch:
 
         columns, words = values.shape[1], self.words[: len(values)]
         words[:, columns:] = 0
-        torch.abs(values, out=words.view(values.dtype)[:, :columns])
+        torch.bitwise_and(values.view(words.dtype), ~_float(values.dtype).sign, out=words[:, :columns])
         # Magnitudes have the same order as their bits, with infinity and NaN on top.
         peaks = words.amax(0).view(-1, self.size).amax(1).view(values.dtype).float()
-        if not peaks.isfinite().all():
+        if not float(peaks.amax()) < inf:
             raise NotFinite(index, int(peaks.isfinite().logical_not().nonzero()[0]))
         return replace(self, words=words), peaks
 
@@ -311,7 +319,11 @@ class _Scratch:
         """Mask of the blocks whose codes and scales give the band's values bit for bit: bool [blocks]."""
         columns = values.shape[1]
         words = self.words[:, :columns]
-        _decode_band(codes, scales, words.view(values.dtype), self.words)
+        if _ordinary(scales) and not _has_nan(codes):
+            factors = (scales * 2.0 ** _float(values.dtype).bias)[None]
+            _decode_quickly(codes, factors, words.view(values.dtype), self.words, len(codes))
+        else:
+            _decode_plainly(codes, scales[None], words.view(values.dtype), (len(codes), self.size))
         words.bitwise_xor_(values.view(words.dtype))
         self.words[:, columns:] = 0
         largest, smallest = self.words.amax(0), self.words.amin(0)

@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dsctl.codecs import dress, native_fp4, nibbles, search
 from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INPUT_SCALE, KEPT, PEAK, SCALE, Form
-from dsctl.codecs.grids import chunk, chunks, divided, divides, greatest, grid, grid_box, multiplied, peak, refuse_bad
+from dsctl.codecs.grids import (
+    FEW_TO_DIVIDE,
+    at_once,
+    chunk,
+    chunks,
+    divided,
+    divides,
+    greatest,
+    grid,
+    grid_box,
+    multiplied,
+    peak,
+    refuse_bad,
+)
 from dsctl.codecs.scales import e4m3, exponents, powers
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
@@ -133,8 +146,11 @@ class Fp4:
         refuse_bad(factors, zero=self.surveys)
         codes = stored[CODES].view(torch.uint8)
         for rows, places in chunks(out.shape[0], out.shape[1], self.group):
-            values = nibbles.unpacked(codes[rows], nibbles.E2M1, torch.bfloat16)
-            multiplied(values, factors[places], self.group, out[rows])
+            band = out[rows]
+            direct = band.dtype == torch.float32 or (at_once(band) and self.size >= FEW_TO_DIVIDE)
+            values = band if direct else torch.empty_like(band, dtype=torch.bfloat16)
+            nibbles.unpacked(codes[rows], nibbles.E2M1, values)
+            multiplied(values, factors[places], self.group, band)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; quotients rounded to the nearest code, ties to even.
@@ -155,34 +171,37 @@ class Fp4:
             stored[GLOBAL_SCALE].copy_(made)
             if self.multiplied:
                 stored[INPUT_SCALE].fill_(1.0)
+        rounding = nibbles.E2m1(chunk(tuple(values.shape), self.group), values.device)
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
-            magnitudes = values[rows].abs().float()
+            magnitudes = rounding.magnitudes(values[rows])
             largest = greatest(magnitudes, self.group, places.start)
-            stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype)
+            stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype, rounding)
             factors = self._factors(stored[SCALE][places], stored.get(GLOBAL_SCALE))
             divided(magnitudes, factors, self.group, magnitudes)
-            signs = nibbles.signs(values[rows], magnitudes)
-            nibbles.pack(nibbles.e2m1(magnitudes).bitwise_or_(signs), codes[rows])
+            rounding.write(magnitudes, values[rows], codes[rows])
         return {}
 
     def _scales(
-        self, magnitudes: torch.Tensor, largest: torch.Tensor, stored: Mapping[str, torch.Tensor], dtype: torch.dtype
+        self,
+        magnitudes: torch.Tensor,
+        largest: torch.Tensor,
+        stored: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        rounding: nibbles.E2m1,
     ) -> torch.Tensor:
         """The groups' scales; `dtype` is that of the weights."""
-        import torch
 
         scales = self._made(largest, 1.0, stored, dtype)
         if not self.search:
             return scales
         tried = [self._made(largest, share, stored, dtype) for share in self._shares]
 
-        def restored(magnitudes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        def restore(magnitudes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
             factors = self._factors(scales, stored.get(GLOBAL_SCALE))
-            quotients = torch.empty_like(magnitudes)
-            divided(magnitudes, factors, self.group, quotients)
-            return _restored(nibbles.e2m1(quotients), factors, self.group)
+            divided(magnitudes, factors, self.group, out)
+            multiplied(rounding.rounded(out), factors, self.group, out)
 
-        return search.best(magnitudes, [scales, *tried], restored)
+        return search.best(magnitudes, [scales, *tried], restore)
 
     @property
     def _shares(self) -> tuple[float, ...]:
@@ -209,15 +228,6 @@ class Fp4:
         if not self.dialect.startswith(dress.METHOD):
             return dress.fp8((128, 128), "ue8m0")
         return dress.config(*dress.SCHEMES[self.name])
-
-
-def _restored(codes: torch.Tensor, factors: torch.Tensor, group: tuple[int, int]) -> torch.Tensor:
-    import torch
-
-    table = torch.tensor(nibbles.E2M1, device=codes.device)
-    out = torch.index_select(table, 0, codes.view(-1).to(torch.int32)).view(codes.shape)
-    multiplied(out, factors, group, out)
-    return out
 
 
 def _second_scale(peak: torch.Tensor) -> torch.Tensor:

@@ -102,7 +102,7 @@ class Fp8Block:
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
 
-    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> bool:
         """float32(code) * scale, rounded once to `out`'s dtype.
 
         Raises:
@@ -111,11 +111,10 @@ class Fp8Block:
         import torch
 
         if self.scale_fmt is None:
-            self._dressed.decode(stored, out)
-            return
+            return self._dressed.decode(stored, out)
         scales = stored[SCALE].to(torch.float32)
         refuse_bad(scales)
-        e4m3.decode(stored[CODES].view(torch.uint8), scales, out, self.block)
+        return e4m3.decode(stored[CODES].view(torch.uint8), scales, out, self.block)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """amax per block / 448, rounded up to a power of two for ue8m0; kept scales if they reproduce the values.

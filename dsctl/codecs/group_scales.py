@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from dsctl.codecs import nibbles
 from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INEXACT, INPUT_SCALE, SCALE, SWEPT, Codec, Inexact
 
 if TYPE_CHECKING:
@@ -29,17 +30,20 @@ def bounds(scales: torch.Tensor, codes: torch.Tensor | None = None) -> tuple[int
     import torch
 
     found = scales.view(torch.uint8)
-    if codes is not None:
-        found = found[_filled(codes, found.shape)]
-    return (int(found.amin()), int(found.amax())) if found.numel() else (255, 0)
+    if not found.numel():
+        return 255, 0
+    if codes is None:
+        return int(found.amin()), int(found.amax())
+    filled = _filled(codes, found.shape)
+    return int(found.masked_fill(~filled, 255).amin()), int(found.masked_fill(~filled, 0).amax())
 
 
 def _filled(codes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Mask of the groups that are not all zeros (of either sign)."""
     import torch
 
-    magnitudes = codes.view(torch.uint8).bitwise_and(0x77)
-    return magnitudes.view(*shape, -1).amax(2).to(torch.bool)
+    groups = nibbles.sixteens(codes.view(torch.uint8)).view(*shape, 2)
+    return ((groups[..., 0] | groups[..., 1]) & nibbles.every(7)) != 0
 
 
 def regrouped(
@@ -57,11 +61,9 @@ def regrouped(
     below = powers < SMALLEST
     lost = int(_lost(below, held[CODES], lossy, powers)) if bool(below.any()) else 0
     out[CODES].view(torch.uint8).copy_(held[CODES].view(torch.uint8))
-    found = torch.index_select(
-        _codes(powers.device), 0, powers.clamp_(SMALLEST - 1, LARGEST).sub_(SMALLEST - 1).view(-1)
-    )
-    parts = target.form.group[1]
-    out[SCALE].view(torch.uint8).copy_(found.view(powers.shape).repeat_interleave(_GROUP // parts, 1))
+    table = _codes(_GROUP // target.form.group[1], powers.device)
+    places = powers.clamp_(SMALLEST - 1, LARGEST).sub_(SMALLEST - 1)
+    torch.index_select(table, 0, places.view(-1), out=out[SCALE].view(table.dtype).view(-1))
     exponent, multiplied = largest - LARGEST - _BIAS, INPUT_SCALE in out
     out[GLOBAL_SCALE].fill_(2.0 ** (exponent if multiplied else -exponent))
     if multiplied:
@@ -83,10 +85,11 @@ def _lost(below: torch.Tensor, codes: torch.Tensor, lossy: bool, powers: torch.T
 
 
 @lru_cache
-def _codes(device: torch.device) -> torch.Tensor:
-    """E4M3 codes (uint8) of zero, and of the powers of two from `SMALLEST` to `LARGEST`."""
+def _codes(times: int, device: torch.device) -> torch.Tensor:
+    """E4M3 codes of zero and of the powers of two from `SMALLEST` to `LARGEST`, each 2, 4 or 8 times in an integer."""
     import torch
 
     exponents = torch.arange(SMALLEST, LARGEST + 1, dtype=torch.float32, device=device)
     powers = torch.cat((exponents.new_zeros(1), torch.exp2(exponents)))
-    return powers.to(torch.float8_e4m3fn).view(torch.uint8)
+    codes = powers.to(torch.float8_e4m3fn).view(torch.uint8).repeat_interleave(times)
+    return codes.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[times])

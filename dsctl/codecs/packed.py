@@ -124,7 +124,7 @@ class Packed:
     def _widened(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         nibbles.widened(packed, out)
         groups = out.view(1, factors.numel(), self.size)
-        products(groups, factors.view(-1), groups, less=128 + 8)
+        products(groups, factors.view(1, -1), groups, less=128 + 8)
 
     def _apart(self, packed: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         multiplied(self._unpacked(packed), factors, self.group, out)
@@ -151,37 +151,43 @@ class Packed:
         for rows, places in chunks(values.shape[0], values.shape[1], self.group):
             band = values[rows]
             scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype)
-            self._pack(self._codes(band, scales[places]), packed[rows])
+            self._quantize(band, scales[places], packed[rows])
         return {}
 
     def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        scales = fraction(largest, 2 ** (self.bits - 1) - 0.5, dtype)
+        half = 1 << (self.bits - 1)
+        scales = fraction(largest, half - 0.5, dtype)
         if not self.search:
             return scales
+
+        def restore(values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+            out.copy_(self._quotients(values, scales))
+            out.clamp_(-half, half - 1).round_()
+            multiplied(out, scales.float(), self.group, out)
+
         tried = [(largest * share / 7.5).to(dtype) for share in search.SHARES]
-        return search.best(values, [scales, *tried], self._restored)
+        return search.best(values, [scales, *tried], restore)
 
-    def _restored(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        out = self._codes(values, scales).float().sub_(1 << (self.bits - 1))
-        multiplied(out, scales.float(), self.group, out)
-        return out
-
-    def _codes(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Rounded quotients, offset by half the range, uint8."""
+    def _quotients(self, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Quotients in the dtype of the values if scales have it, else in float32."""
         import torch
 
         dtype = values.dtype if scales.dtype == values.dtype else torch.float32
         quotients = torch.empty_like(values, dtype=dtype)
         divided(values.to(dtype), scales.to(dtype), self.group, quotients)
-        codes = torch.empty_like(values, dtype=torch.uint8)
-        nibbles.integers(quotients, self.bits, codes)
-        return codes
+        return quotients
 
-    def _pack(self, codes: torch.Tensor, out: torch.Tensor) -> None:
-        if self.bits == 4:
-            nibbles.pack(codes, out)
-        else:
-            out.copy_(codes)
+    def _quantize(self, values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+        """Rounded quotients, offset by half the range."""
+        import torch
+
+        quotients, sums = self._quotients(values, scales), torch.empty_like(values, dtype=torch.float32)
+        if self.bits == 8:
+            nibbles.integers(quotients, 8, out, sums)
+            return
+        codes = torch.empty_like(values, dtype=torch.uint8)
+        nibbles.integers(quotients, 4, codes, sums)
+        nibbles.pack(codes, out, sums.view(-1).view(torch.uint8)[: codes.numel()].view(codes.shape))
 
     def config(self) -> dict[str, Any] | None:
         return dress.config("pack-quantized", dress.grouped("int", self.bits, self.size), None)

@@ -108,8 +108,8 @@ def _widened(way: Recast, held: Stored, out: Stored) -> dict[str, int]:
             lost += _losing(way, codes[rows], below, each, places.start)
         pairs = codes[rows].to(torch.int32).view(*band.shape, -1)
         pairs += below.clamp_max_(_VANISHED).mul_(256).unsqueeze_(2)
-        found = torch.index_select(_table(codes.device), 0, pairs.view(-1))
-        out[CODES][rows].view(torch.uint8).copy_(found.view(torch.uint8).view(out[CODES][rows].shape))
+        table, made = _table(codes.device), out[CODES][rows].view(torch.uint8).view(torch.int16)
+        torch.index_select(table, 0, pairs.view(-1), out=made.view(-1))
         _store(out[SCALE][places], written.to(torch.uint8))
     return {SWEPT: out[SCALE].numel()} | ({INEXACT: lost} if lost else {})
 

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dsctl.codecs import dress, e4m3, nibbles, scales
 from dsctl.codecs.codec import CODES, SCALE, Form
 from dsctl.codecs.grids import (
+    PIECE,
     GroupShape,
+    at_once,
     chunk,
     chunks,
     divided,
     divides,
     grid,
     grid_box,
+    holds,
     multiplied,
     peaks,
     pieces,
@@ -32,6 +35,8 @@ from dsctl.core.header import TensorSpec
 if TYPE_CHECKING:
     import torch
 
+# Integers that become bfloat16 at a time, in place.
+INTEGERS = 8 * PIECE
 # Dtypes for E8M0.
 _POWERS = ("U8", "F8_E8M0")
 SCALE_DTYPES = {"BF16": ("BF16", "F32"), "F32": ("BF16", "F32"), "U8": ("U8", "F8_E8M0"), "F8_E8M0": ("U8", "F8_E8M0")}
@@ -85,18 +90,27 @@ class Scaled:
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
 
-    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+    def decode(self, stored: Mapping[str, torch.Tensor], out: torch.Tensor) -> bool:
         """code * scale, rounded once to `out`'s dtype.
 
         Raises:
             BadBlock: a scale is NaN, infinite, zero or negative.
         """
-        codes, scales = stored[CODES], stored[SCALE]
+        codes, scales, found = stored[CODES], stored[SCALE], False
+        rows, columns = codes.shape
+        if self.codes == "I8":
+            # Scales in the dtype of the values need no other form.
+            factors = scales if scales.dtype == out.dtype and at_once(out) else self._factors(scales)
+            refuse_bad(factors)
+            # Integers become bfloat16 in place, without scratch memory.
+            for run, places in chunks(rows, columns, self.group, INTEGERS if at_once(out) else PIECE):
+                multiplied(codes[run], factors[places], self.group, out[run])
+            return False
         factors = self._factors(scales)
         refuse_bad(factors)
-        decode = _decode_e4m3 if self.codes == "F8_E4M3" else multiplied
-        for rows, places in chunks(codes.shape[0], codes.shape[1], self.group):
-            decode(codes[rows], factors[places], self.group, out[rows])
+        for run, places in chunks(rows, columns, self.group, PIECE):
+            found |= _decode_e4m3(codes[run], factors[places], self.group, out[run])
+        return found
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; the quotient is rounded to the dtype of the values, then to a code.
@@ -132,12 +146,12 @@ class Scaled:
     def _quantize(self, values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
         import torch
 
-        dtype = values.dtype if _holds(values.dtype, factors) else torch.float32
+        dtype = values.dtype if holds(values.dtype, factors) else torch.float32
         quotients = torch.empty_like(values, dtype=dtype)
         divided(values.to(dtype), factors.to(dtype), self.group, quotients)
         if self.codes == "I8":
             # SGLang's blocks, of largest code 127, never reach -128: their largest magnitude is 127 scales.
-            nibbles.integers(quotients, 8, out)
+            nibbles.integers(quotients, 8, out, torch.empty_like(values, dtype=torch.float32))
             return
         out.copy_(quotients.clamp_(-448, 448))
 
@@ -151,27 +165,15 @@ class Scaled:
         return dress.config(*dress.SCHEMES[self.name])
 
 
-def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> None:
+def _decode_e4m3(codes: torch.Tensor, factors: torch.Tensor, group: GroupShape, out: torch.Tensor) -> bool:
     import torch
 
     codes = codes.view(torch.uint8)
-    if group[0] > 1:
-        e4m3.decode(codes, factors, out, group)
-        return
+    if group[0] > 1 or not codes.numel():
+        return e4m3.decode(codes, factors, out, group)
     # Groups of one row in sequence are the blocks of one long row.
-    groups = factors.numel(), -1
-    if out.dtype == torch.bfloat16 and _holds(out.dtype, factors):
-        e4m3.decode_rows(codes.view(groups), factors.view(-1, 1), out.view(groups))
-    else:
-        width = codes.numel() // factors.numel()
-        e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
-
-
-def _holds(dtype: torch.dtype, factors: torch.Tensor) -> bool:
-    """Whether a dtype holds these float32 factors exactly, so that its products round as in float32."""
-    import torch
-
-    return torch.equal(factors.to(dtype).float(), factors)
+    width = codes.numel() // factors.numel()
+    return e4m3.decode(codes.view(1, -1), factors.view(1, -1), out.view(1, -1), (1, width))
 
 
 def formats() -> dict[str, Scaled]:

@@ -8,33 +8,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    Restore = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
 # Candidates beside the plain rule: scales for these shares of the group's largest magnitude.
 SHARES = tuple(n / 32 for n in range(20, 36) if n != 32)
 # Columns searched at a time: every try makes temporary values, and the allocator keeps freed memory.
 COLUMNS = 1 << 17
 
 
-def best(
-    values: torch.Tensor,
-    tried: Sequence[torch.Tensor],
-    restored: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+def best(values: torch.Tensor, tried: Sequence[torch.Tensor], restore: Restore) -> torch.Tensor:
     """Choose, for each group of columns, the scale from several grids that restores its values with the least error.
 
-    `restored(values, scales)` returns the values after storing them with these scales, float32 of the same shape.
+    `restore(values, scales, out)` fills `out`, float32 of the values' shape, with the values after storing them with
+    these scales.
     """
     import torch
 
     columns, groups = values.shape[-1], tried[0].shape[-1]
     if columns <= COLUMNS:
-        return _best(values, tried, restored)
+        return _best(values, tried, restore)
     many = COLUMNS * groups // columns
     return torch.cat(
         [
             _best(
                 values[..., first * columns // groups : (first + many) * columns // groups].contiguous(),
                 [scales[..., first : first + many].contiguous() for scales in tried],
-                restored,
+                restore,
             )
             for first in range(0, groups, many)
         ],
@@ -42,16 +41,14 @@ def best(
     )
 
 
-def _best(
-    values: torch.Tensor,
-    tried: Sequence[torch.Tensor],
-    restored: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+def _best(values: torch.Tensor, tried: Sequence[torch.Tensor], restore: Restore) -> torch.Tensor:
     import torch
 
     chosen, least = tried[0].clone(), None
+    restored = torch.empty_like(values, dtype=torch.float32)
     for scales in tried:
-        error = restored(values, scales).sub_(values).square_().view(*scales.shape, -1).sum(-1)
+        restore(values, scales, restored)
+        error = restored.sub_(values).square_().view(*scales.shape, -1).sum(-1)
         if least is None:
             least = error
             continue

@@ -84,25 +84,27 @@ def band_values(
         if step.gathers:
             files.gathered.note(step, both, stored)
         piece = values if both == band else files.buffer("piece", TensorSpec(dtype, both.shape))
-        _decode(region.codec, stored, piece, files.device)
-        if counts is not None and _may_overflow(stored):
+        nan = _decode(region.codec, stored, piece, files.device)
+        if counts is not None and _may_overflow(stored, nan):
             add(counts, _not_finite(piece))
         if piece is not values:
             cut_out(values, both.relative_to(band.start)).copy_(piece)
     return values
 
 
-def _may_overflow(stored: Mapping[str, torch.Tensor]) -> bool:
+def _may_overflow(stored: Mapping[str, torch.Tensor], nan: bool | None) -> bool:
     """Whether stored tensors hold an E4M3 code that means NaN, or a scale so large that a value may be infinite.
 
-    Two maxima over the codes cost a tenth of decoding them: one NaN, 0x7f, is the largest code as int8, the other,
-    0xff, as uint8. Checking every value would cost as much as decoding.
+    `nan` is the former if decoding has found it out. Otherwise two maxima over the codes cost a tenth of decoding them:
+    one NaN, 0x7f, is the largest code as int8, the other, 0xff, as uint8. Checking every value would cost as much as
+    decoding.
     """
     codes = stored.get(CODES)
-    if codes is not None and codes.dtype == torch.float8_e4m3fn and codes.numel():
+    if nan is None and codes is not None and codes.dtype == torch.float8_e4m3fn and codes.numel():
         raw = codes.view(torch.uint8).numpy()
-        if raw.max() == 0xFF or raw.view("int8").max() == 0x7F:
-            return True
+        nan = raw.max() == 0xFF or raw.view("int8").max() == 0x7F
+    if nan:
+        return True
     scales = (stored[part] for part in SCALES if part in stored)
     return any(scale.is_floating_point() and bool((scale.float() > HUGE).any()) for scale in scales)
 
@@ -114,11 +116,12 @@ def _not_finite(values: torch.Tensor) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _decode(codec: Codec, stored: dict[str, torch.Tensor], out: torch.Tensor, there: Device | None) -> None:
+def _decode(codec: Codec, stored: dict[str, torch.Tensor], out: torch.Tensor, there: Device | None) -> bool | None:
+    """Decode; return whether a code may be NaN, or None if that is unknown."""
     if there is None:
-        codec.decode(stored, out)
-    else:
-        there.decode(codec, stored, out)
+        return codec.decode(stored, out)
+    there.decode(codec, stored, out)
+    return None
 
 
 @contextmanager

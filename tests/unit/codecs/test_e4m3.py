@@ -105,8 +105,11 @@ def test_decode_is_the_formula_for_every_code(dtype: torch.dtype, scale: float) 
 def test_one_nan_code_stays_nan(nan: int) -> None:
     codes = torch.zeros(256, 256, dtype=torch.uint8)
     codes[200, 7] = nan
-    values = decoded(codes, torch.full((2, 2), 0.5), torch.bfloat16)
+    values = torch.empty(256, 256, dtype=torch.bfloat16)
+    assert e4m3.decode(codes, torch.full((2, 2), 0.5), values)
     assert values.isnan().nonzero().tolist() == [[200, 7]]
+    codes[200, 7] = 0x7E
+    assert not e4m3.decode(codes, torch.full((2, 2), 0.5), values)
 
 
 @settings(deadline=None, max_examples=60)

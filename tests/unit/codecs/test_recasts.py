@@ -58,6 +58,17 @@ def test_four_bits_become_eight_under_the_largest_scale(target: Fp8Block) -> Non
     assert torch.equal(bits(values_of(target, out)), bits(values_of(FP4, held)))
 
 
+@pytest.mark.parametrize("offset", [0, 3, 8])
+def test_bounds_of_scales_ignore_groups_of_zeros_wherever_the_codes_begin(offset: int) -> None:
+    held = four_bits(3, 110, 120, (4, 128))
+    codes, scales = held[CODES].view(torch.uint8), held[SCALE].view(torch.uint8)
+    codes[1, :16], codes[2, 16:32], scales[1, 0], scales[2, 1] = 0x80, 0x08, 200, 2
+    moved = torch.empty(offset + codes.numel(), dtype=torch.uint8)[offset:].view(codes.shape).copy_(codes)
+    assert bounds(scales, moved) == (int(scales[scales > 2].amin()), int(scales[scales < 200].amax()))
+    assert bounds(scales, torch.zeros_like(codes)) == (255, 0)
+    assert bounds(scales) == (2, 200)
+
+
 def test_zeros_keep_their_sign() -> None:
     held, out = four_bits(2, 118, 120), room(FP8, (256, 256))
     held[CODES].view(torch.uint8)[:] = 0x80
