@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.hub.conftest import REPOSITORY, Run, Started
 from tests.hub.server import Hub, one_in
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller, tiny
 from tests.support.command import call, dsctl
 from tests.support.forks import Launcher
 from tests.support.schemas import faults
@@ -237,7 +237,7 @@ def test_a_part_reads_little_more_than_it_writes_with_headers_too(
 def test_converting_from_the_hub_gives_the_bytes_of_a_folder(
     hub: Hub, release: str, command: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, release)
+    source = smaller(tmp_path_factory, release)
     hub.publish("acme/other", source)
     hub.fault = one_in(5, *FAULTS)
     done(command("convert", "acme/other", tmp_path / "remote", "--bf16", "--workers", "2", **IMPATIENT))
@@ -317,7 +317,7 @@ def test_a_slice_loads_in_transformers(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    source = tiny(tmp_path_factory, release)
+    source = smaller(tmp_path_factory, release)
     dsctl("slice", source, tmp_path / "small", "--layers", "0-1", "--experts", experts, "--bf16")
     model, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "small", dtype=torch.float32, output_loading_info=True
