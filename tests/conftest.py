@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -14,6 +15,11 @@ os.environ.pop("COLUMNS", None)
 # Options are those that a test gives: nothing comes from the environment of whoever runs it.
 for name in [name for name in os.environ if name.startswith("DSCTL_")]:
     del os.environ[name]
+
+
+def pytest_collection_finish() -> None:
+    """Spare what was imported and collected, which stays, from every later collection of garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,7 @@ TABLES = {
             "hub_requests",
             "joined",
             "places",
+            "sums",
             "threads",
             "uploads",
         },

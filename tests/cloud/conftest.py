@@ -14,7 +14,8 @@ from tests.support.checkpoints import tiny
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small V3.2 in four files: the server is slow."""
-    return tiny(tmp_path_factory, "v3.2", hidden=256, vocab=512, intermediate=256, moe_intermediate=256)
+    sizes = {"hidden": 256, "vocab": 256, "intermediate": 256, "moe_intermediate": 256, "layers": 2, "experts": 4}
+    return tiny(tmp_path_factory, "v3.2", **sizes)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def test_from_store_to_store(objects: Objects, remote: str, expected: dict[str, 
 def test_large_files_go_in_parts_and_parts_of_killed_runs_are_given_back(
     objects: Objects, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tiny(tmp_path_factory, "v3.2")
+    source = tiny(tmp_path_factory, "v3.2", hidden=512, vocab=2048, intermediate=1024)
     left = {"Bucket": BUCKET, "Key": "parted/model-00001-of-000004.safetensors"}
     upload = objects.client.create_multipart_upload(**left)["UploadId"]
     objects.client.upload_part(**left, UploadId=upload, PartNumber=1, Body=b"left behind")

@@ -13,7 +13,7 @@ from dsctl.codecs.codec import KEPT, PEAK, BadBlock, Codec
 from dsctl.work.devices import Device
 from tests.contracts.test_codecs import decoded, empty, encoded, gaussian
 from tests.flows.test_resume import contents
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl
 
 # One that no stretch divides, one smaller than a stretch.
@@ -96,7 +96,7 @@ def test_codes_that_are_nan_are_nan_there_too_and_nothing_else_is(there: Device)
 @GPU[1]
 @pytest.mark.gpu
 def test_a_conversion_there_gives_the_same_bytes(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    source = tiny(tmp_path_factory, "v3.2")
+    source = smaller(tmp_path_factory, "v3.2")
     for device in ("cpu", "cuda"):
         dsctl("convert", source, tmp_path / device, "--bf16", "--workers", "1", "--device", device)
         dsctl("convert", tmp_path / device, tmp_path / f"{device}-back", "--fp8", "--workers", "1", "--device", device)

@@ -26,14 +26,14 @@ from dsctl.stores.local import LocalFolder
 from dsctl.work import job as work
 from dsctl.work.executors import EXECUTORS, Executor, processes
 from dsctl.work.tasks import Context
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 
 Make = Callable[[Context], Executor]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return LocalFolder.at(tiny(tmp_path_factory, "v3.2"))
+    return LocalFolder.at(smaller(tmp_path_factory, "v3.2"))
 
 
 @pytest.fixture(scope="module")

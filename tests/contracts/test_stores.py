@@ -15,12 +15,12 @@ from dsctl.core.errors import FormatError, SourceError
 from dsctl.stores import STORES, Store, store_at
 from tests.cloud.server import Objects
 from tests.hub.server import Hub
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, "v3")
+    return smaller(tmp_path_factory, "v3")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from dsctl.core.errors import UsageError
 from dsctl.look.compare import pair
 from dsctl.plan.request import Request
 from dsctl.stores import store_at
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl as command
 
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, "v3.2", layers=2, experts=2)
+    return smaller(tmp_path_factory, "v3.2", layers=2, experts=2)
 
 
 def digests(folder: Path) -> dict[str, dict[str, str]]:

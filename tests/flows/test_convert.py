@@ -13,7 +13,7 @@ from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from tests.support import trees
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl, dsctl_fails
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +38,7 @@ def formula(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=["v3", "v3.2"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, request.param)
+    return smaller(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def recipe(values: torch.Tensor, power_of_two: bool) -> tuple[torch.Tensor, torc
 def test_changed_weights_are_encoded_anew_and_the_rest_is_kept(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    source = tiny(tmp_path_factory, "v3.2")
+    source = smaller(tmp_path_factory, "v3.2")
     dsctl("convert", source, tmp_path / "bf16", "--bf16")
     name = "model.layers.0.mlp.gate_proj.weight"
     file = tmp_path / "bf16" / json.loads((tmp_path / "bf16" / INDEX).read_text())["weight_map"][name]
@@ -192,7 +192,7 @@ def test_parts_of_a_model(source: Path, tmp_path: Path) -> None:
 
 
 def test_regrouping_changes_files_only(source: Path, bf16: Path, tmp_path: Path) -> None:
-    dsctl("convert", source, tmp_path / "grouped", "--bf16", "--shard-size", "8MB")
+    dsctl("convert", source, tmp_path / "grouped", "--bf16", "--shard-size", "4MB")
     one, two = tensors(bf16), tensors(tmp_path / "grouped")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     files = sorted(path.name for path in (tmp_path / "grouped").glob("*.safetensors"))
@@ -232,7 +232,7 @@ def test_a_foreign_folder_and_another_request_are_left_alone(source: Path, tmp_p
 def test_there_and_back_for_other_releases(
     release: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    source = tiny(tmp_path_factory, release)
+    source = smaller(tmp_path_factory, release)
     dsctl("convert", source, tmp_path / "bf16", "--bf16")
     dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--fp8")
     assert digests(tmp_path / "back") == digests(source)

@@ -24,7 +24,7 @@ from dsctl.look.source import describe
 from dsctl.look.wording import ranges
 from dsctl.releases import releases
 from dsctl.show.templates import parameters
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller, tiny
 from tests.support.command import call, dsctl, dsctl_fails
 from tests.tools import goldens
 from tests.tools.goldens import GOLDENS
@@ -240,7 +240,7 @@ def test_stored_tensors_are_listed_by_name(folders: Path) -> None:
 
 
 def test_missing_and_surplus_tensors_of_a_folder_show(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    whole = tiny(tmp_path_factory, layers=2, experts=2, bf16=True, shards=1)
+    whole = smaller(tmp_path_factory, layers=2, experts=2, bf16=True, shards=1)
     (data,) = whole.glob("*.safetensors")
     target = tmp_path / "changed"
     target.mkdir()
@@ -268,12 +268,12 @@ def test_missing_and_surplus_tensors_of_a_folder_show(tmp_path: Path, tmp_path_f
 def test_control_characters_of_a_config_do_not_reach_the_terminal(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    shutil.copytree(tiny(tmp_path_factory), tmp_path / "odd")
+    shutil.copytree(smaller(tmp_path_factory), tmp_path / "odd")
     config = tmp_path / "odd" / "config.json"
     fields = json.loads(config.read_text()) | {"a\x1b[31m[bold]": "\x1b]0;title\x07\n[/red]", "deep": {"er": [1, None]}}
     config.write_text(json.dumps(fields))
     for style in ((), ("--markdown",)):
-        text = dsctl("diff", tiny(tmp_path_factory), tmp_path / "odd", "--only", "config", *style)
+        text = dsctl("diff", smaller(tmp_path_factory), tmp_path / "odd", "--only", "config", *style)
         assert "\x1b" not in text and "\x07" not in text
         assert "[31m[bold]" in text and "[/red]" in text and "deep.er" in text
 
@@ -348,7 +348,7 @@ def test_the_first_line_says_where_each_side_comes_from(
         assert first(verb[0], "DeepSeek-V3.2", *verb[1:]) == f"From {built_in}."
         assert dsctl_fails(verb[0], "DeepSeek-V3.2", *verb[1:], "--local") == 10
         assert dsctl_fails(verb[0], "./DeepSeek-V3.2", *verb[1:]) == 10
-    shutil.copytree(tiny(tmp_path_factory), tmp_path / "DeepSeek-V3.2")
+    shutil.copytree(smaller(tmp_path_factory), tmp_path / "DeepSeek-V3.2")
     folder = "headers and config.json in folder DeepSeek-V3.2"
     for only in ((), ("--only", "tensors"), ("--markdown",)):
         assert first("diff", "DeepSeek-V3.2", "v3.2", *only) == f"A: {folder}. B: {built_in}."
@@ -404,7 +404,7 @@ def test_only_training_is_said_to_differ_with_what_was_not_looked_at() -> None:
 def test_files_beside_the_weights_are_compared_byte_for_byte(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    ours, theirs = tiny(tmp_path_factory), tmp_path / "theirs"
+    ours, theirs = smaller(tmp_path_factory), tmp_path / "theirs"
     shutil.copytree(ours, theirs)
     same = facts(str(ours), str(theirs))
     assert same["verdict"] == "nothing" and {"tokenizer", "chat template"} <= set(same["compared"])
@@ -515,9 +515,9 @@ def test_the_answer_comes_before_every_table() -> None:
 
 def test_a_diff_without_differences_is_a_sentence(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(tiny(tmp_path_factory), copy)
+    shutil.copytree(smaller(tmp_path_factory), copy)
     for words in ((), ("--markdown",)):
-        text = dsctl("diff", tiny(tmp_path_factory), copy, *words)
+        text = dsctl("diff", smaller(tmp_path_factory), copy, *words)
         assert "No difference: same parameters, storage format and config.json." in text
         assert "Compared: config.json" in text and "Totals" not in text and len(text.splitlines()) < 9
     assert len(facts(str(copy), str(copy))["totals"]["token_work"]) == 3
@@ -582,7 +582,7 @@ def test_checks_fail_on_the_kinds_that_they_name(
 
 
 def test_contents_of_other_files_are_compared(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    ours, theirs = tiny(tmp_path_factory), tmp_path / "theirs"
+    ours, theirs = smaller(tmp_path_factory), tmp_path / "theirs"
     shutil.copytree(ours, theirs)
     config = json.loads((theirs / "tokenizer_config.json").read_text())
     (theirs / "chat_template.jinja").write_text(config.pop("chat_template"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.flows.test_resume import contents
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import Done, call, dsctl, run
 from tests.support.faults import environment, fault, met
 
@@ -24,7 +24,7 @@ EIO, FULL = os.strerror(5), os.strerror(28)
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, "v3.2")
+    return smaller(tmp_path_factory, "v3.2")
 
 
 @pytest.fixture(scope="module")

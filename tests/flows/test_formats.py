@@ -17,7 +17,7 @@ from dsctl.codecs import CODECS
 from dsctl.core.errors import FormatError, UsageError
 from dsctl.layouts.naming import tensors as tensors_of
 from dsctl.plan.recipes import FOR_EXPERTS, ready
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller, tiny
 from tests.support.command import call, dsctl, dsctl_fails
 from tests.support.folders import tensors
 
@@ -49,12 +49,12 @@ def error(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, "v3.2", layers=2, experts=2)
+    return smaller(tmp_path_factory, "v3.2", layers=2, experts=2)
 
 
 @pytest.fixture
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, "v3.2", layers=2, experts=2, bf16=True)
+    return smaller(tmp_path_factory, "v3.2", layers=2, experts=2, bf16=True)
 
 
 @pytest.mark.parametrize("format_", QUANTIZED)
@@ -321,7 +321,7 @@ def test_a_format_for_everything_leaves_the_indexer_and_says_so(small: Path, tmp
 def test_ready_recipes_run_where_there_is_no_indexer(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, "v3", layers=2, experts=2)
+    source = smaller(tmp_path_factory, "v3", layers=2, experts=2)
     plan = json.loads(dsctl("convert", source, tmp_path / "out", "--recipe", name, "--dry-run", "--json"))
     named = any(rule.role == "indexer" for rule in ready()[name].rules)
     assert named == any("the model has no such parameter" in note for note in plan["notes"])

@@ -21,7 +21,7 @@ from dsctl.look.inspection import fold, inspect
 from dsctl.models import MODELS
 from dsctl.releases import releases
 from dsctl.stores.local import LocalFolder
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl
 
 INDEX = "model.safetensors.index.json"
@@ -29,12 +29,12 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture(scope="module", params=["v2", "v3", "v3.2", "glm-5", "kimi-k2"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, request.param)
+    return smaller(tmp_path_factory, request.param)
 
 
 @pytest.fixture
 def copy(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny(tmp_path_factory, "v3.2"), tmp_path / "copy"))
+    return Path(shutil.copytree(smaller(tmp_path_factory, "v3.2"), tmp_path / "copy"))
 
 
 def told(*words: Any) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def test_every_tensor_of_a_release_is_listed() -> None:
 
 
 def test_every_file_is_listed_when_asked(tmp_path_factory: pytest.TempPathFactory) -> None:
-    source = tiny(tmp_path_factory, "v3", shards=12)
+    source = smaller(tmp_path_factory, "v3", shards=12)
     short, long = dsctl("inspect", source), dsctl("inspect", source, "--files")
     assert "... and 6 more: --files lists them" in short
     assert all(path.name in long for path in source.glob("*.safetensors")) and "more:" not in long

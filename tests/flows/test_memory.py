@@ -21,12 +21,12 @@ from tests.support.command import dsctl, dsctl_fails
 
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A V3 whose embedding alone has 512 MB, in a file that takes no room on the disk."""
+    """A V3 whose embedding alone has 256 MB, in a file that takes no room on the disk."""
     folder = tmp_path_factory.mktemp("huge")
     dsctl("tiny", "v3", folder / "seed", "--layers", 2, "--experts", 2, "--shards", 1, "--bf16")
     config = json.loads((folder / "seed" / "config.json").read_text())
-    config |= {"vocab_size": 1 << 20, "hidden_size": 256}
-    spec = TensorSpec("BF16", (1 << 20, 256))
+    config |= {"vocab_size": 1 << 19, "hidden_size": 256}
+    spec = TensorSpec("BF16", (1 << 19, 256))
     header, _ = build({"model.embed_tokens.weight": spec})
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
@@ -75,7 +75,8 @@ def test_a_large_tensor_needs_no_more_than_planned(huge: Path, tmp_path: Path) -
     arguments = (huge, tmp_path / "out", "--to", "f32", "--allow-missing")
     planned = json.loads(dsctl("convert", *arguments, "--workers", 1, "--dry-run", "--json"))["peak_bytes"]
     measured = peak(*arguments)
-    assert measured < 1 << 30
+    # The tensor alone has 256 MB, what becomes of it 512 MB.
+    assert measured < 512 << 20
     assert abs(measured - planned) / planned < 0.1, (measured, planned)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl_fails, run
 
 GIGABYTE = 1 << 30
@@ -35,7 +35,7 @@ def test_what_is_not_a_small_file_is_refused(
         with open(place, "wb") as file:
             file.truncate(64 * GIGABYTE)
     words = {"convert": ["--recipe", place], "shard": ["--tp", 1, "--ep", 2, "--expert-map", place]}[verb]
-    done = run(verb, tiny(tmp_path_factory, "v3"), tmp_path / "out", *words, "--dry-run", preexec_fn=bounded)
+    done = run(verb, smaller(tmp_path_factory, "v3"), tmp_path / "out", *words, "--dry-run", preexec_fn=bounded)
     assert done.returncode in (2, 10, 20), done.stderr
     assert done.stderr.startswith("error: ") and str(place) in done.stderr and "internal" not in done.stderr
     assert not done.stdout
@@ -45,7 +45,7 @@ def test_what_is_not_a_small_file_is_refused(
 def test_a_dry_run_refuses_the_devices_that_a_run_refuses(
     device: str, code: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    line = ("convert", tiny(tmp_path_factory, "v3"), tmp_path / "out", "--bf16", "--device", device)
+    line = ("convert", smaller(tmp_path_factory, "v3"), tmp_path / "out", "--bf16", "--device", device)
     assert dsctl_fails(*line, "--dry-run") == dsctl_fails(*line) == code
     assert not (tmp_path / "out").exists()
 

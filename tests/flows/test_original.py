@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dsctl as package
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller, tiny
 from tests.support.command import call, dsctl
 
 SMALL = {
@@ -67,7 +67,7 @@ def test_python_takes_it_too(release: Path, decoded: Path, tmp_path: Path) -> No
 
 def test_v4_comes_back_from_either_kind_of_folder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     """Its experts' scales follow from the values, except for the odd ones."""
-    release = tiny(tmp_path_factory, "v4-flash")
+    release = smaller(tmp_path_factory, "v4-flash")
     dsctl("convert", release, tmp_path / "plain", "--bf16", "--no-keep-scales")
     dsctl("convert", release, tmp_path / "kept", "--bf16")
     for number, original in enumerate((release, tmp_path / "kept")):

@@ -23,7 +23,7 @@ from dsctl.run.resuming import RunState, replay
 from dsctl.run.signing import as_text
 from dsctl.stores.local import LocalFolder
 from dsctl.work.tasks import Receipt, Seal
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl, dsctl_fails
 
 JOBS, RECORDS = 2_000, 100_000
@@ -56,7 +56,7 @@ def made_up(job: Job) -> bytes:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory, "v3.2")
+    return smaller(tmp_path_factory, "v3.2")
 
 
 @pytest.fixture

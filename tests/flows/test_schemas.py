@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl
 from tests.support.schemas import ERROR, FOLDER, VERBS, faults, validator
 from tests.tools.reference import commands
@@ -57,9 +57,9 @@ PRINTED = (
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "small").symlink_to(tiny(tmp_path_factory, "v3.2", layers=2, experts=4))
-    (tmp_path / "plain").symlink_to(tiny(tmp_path_factory, "v3.2", layers=2, experts=4, bf16=True))
-    (tmp_path / "other").symlink_to(tiny(tmp_path_factory, "v3", layers=2, experts=2))
+    (tmp_path / "small").symlink_to(smaller(tmp_path_factory, "v3.2", layers=2, experts=4))
+    (tmp_path / "plain").symlink_to(smaller(tmp_path_factory, "v3.2", layers=2, experts=4, bf16=True))
+    (tmp_path / "other").symlink_to(smaller(tmp_path_factory, "v3", layers=2, experts=2))
     shutil.copytree(tmp_path / "small", tmp_path / "broken")
     (tmp_path / "broken" / "model-00002-of-000004.safetensors").unlink()
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dsctl.api import open as dsctl_open
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails, run
-from tests.support.folders import contents, tensors
+from tests.support.folders import contents, linked, tensors
 
 # The smallest that TP 8 cuts between blocks.
 EVEN = {"layers": 2, "experts": 8, "hidden": 128, "heads": 16, "vocab": 256, "moe_intermediate": 1024}
@@ -26,31 +28,49 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory, "v3.2", **EVEN)
 
 
+Spread = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def quarters(even: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spread(even: Path, tmp_path_factory: pytest.TempPathFactory) -> Spread:
+    """The same on ranks, by the options of `dsctl shard`: made once, for tests that change nothing in it."""
+
+    @cache
+    def made(words: str) -> Path:
+        folder = tmp_path_factory.mktemp("spread") / "parts"
+        dsctl("shard", even, folder, *words.split())
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def quarters(spread: Spread) -> Path:
     """The same on four ranks."""
-    folder = tmp_path_factory.mktemp("quarters") / "parts"
-    dsctl("shard", even, folder, "--tp", 4)
-    return folder
+    return spread("--tp 4")
 
 
 def source_of(kind: str, factory: pytest.TempPathFactory) -> Path:
     return tiny(factory, kind.removesuffix("-bf16"), bf16=kind.endswith("-bf16"), **EVEN)
 
 
-def there_and_back(source: Path, folder: Path, *words: object) -> dict[str, int]:
-    """Shard and merge give the source's files byte for byte; the audit of the sharding."""
+def there_and_back(source: Path, folder: Path, *words: object) -> None:
+    """Shard and merge give the source's files byte for byte."""
     dsctl("shard", source, folder / "parts", *words, "--workers", 1)
-    dsctl("merge", folder / "parts", folder / "back", "--workers", 1)
-    assert contents(folder / "back") == contents(source)
-    audit: dict[str, int] = json.loads((folder / "parts" / "dsctl.json").read_text())["audit"]
+    and_back(source, folder / "parts", folder / "back")
+
+
+def and_back(source: Path, parts: Path, back: Path) -> None:
+    """Merge gives the source's files byte for byte, and the audit of the sharding says that all was moved."""
+    dsctl("merge", parts, back, "--workers", 1)
+    assert contents(back) == contents(source)
+    audit: dict[str, int] = json.loads((parts / "dsctl.json").read_text())["audit"]
     assert audit["moved"] == audit["parameters"] and audit["unexplained"] == 0
-    return audit
 
 
 @pytest.mark.parametrize("words", ["--tp 1", "--tp 2", "--tp 8", "--ep 2", "--ep 8"])
-def test_shard_then_merge_is_byte_identical(even: Path, tmp_path: Path, words: str) -> None:
-    there_and_back(even, tmp_path, *words.split())
+def test_shard_then_merge_is_byte_identical(even: Path, spread: Spread, tmp_path: Path, words: str) -> None:
+    and_back(even, spread(words), tmp_path / "back")
 
 
 @pytest.mark.parametrize(
@@ -112,27 +132,24 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(raw(one), raw(other))
 
 
-def test_resharding_gives_what_sharding_gives(even: Path, tmp_path: Path) -> None:
-    dsctl("shard", even, tmp_path / "eight", "--tp", 8)
-    for number, words in enumerate((["--tp", 2], ["--tp", 4, "--ep", 8], ["--layout", "deepseek", "--tp", 4, "--mtp"])):
-        dsctl("shard", tmp_path / "eight", tmp_path / f"again{number}", *words)
-        dsctl("shard", even, tmp_path / f"direct{number}", *words)
-        assert contents(tmp_path / f"again{number}") == contents(tmp_path / f"direct{number}")
+def test_resharding_gives_what_sharding_gives(spread: Spread, tmp_path: Path) -> None:
+    for number, words in enumerate(("--tp 2", "--tp 4 --ep 8", "--layout deepseek --tp 4 --mtp")):
+        dsctl("shard", spread("--tp 8"), tmp_path / f"again{number}", *words.split())
+        assert contents(tmp_path / f"again{number}") == contents(spread(words))
 
 
-def test_the_files_of_the_whole_are_kept_through_layouts_that_have_others(even: Path, tmp_path: Path) -> None:
-    dsctl("shard", even, tmp_path / "four", "--tp", 4, "--layout", "deepseek", "--mtp")
-    for number, words in enumerate((["--tp", 8], ["--tp", 2, "--layout", "fused"])):
-        dsctl("shard", tmp_path / "four", tmp_path / f"again{number}", *words)
-        dsctl("shard", even, tmp_path / f"direct{number}", *words)
-        assert contents(tmp_path / f"again{number}") == contents(tmp_path / f"direct{number}")
+def test_the_files_of_the_whole_are_kept_through_layouts_that_have_others(spread: Spread, tmp_path: Path) -> None:
+    four = spread("--layout deepseek --tp 4 --mtp")
+    for number, words in enumerate(("--tp 8", "--tp 2 --layout fused")):
+        dsctl("shard", four, tmp_path / f"again{number}", *words.split())
+        assert contents(tmp_path / f"again{number}") == contents(spread(words))
 
 
-def test_every_rank_is_a_folder_that_stands_alone(even: Path, tmp_path: Path) -> None:
-    dsctl("shard", even, tmp_path / "out", "--tp", 4, "--ep", 2)
+def test_every_rank_is_a_folder_that_stands_alone(even: Path, spread: Spread) -> None:
+    out = spread("--tp 4 --ep 2")
     before, world = tensors(even), 4
     for rank in range(world):
-        folder = tmp_path / "out" / f"rank-{rank:05d}"
+        folder = out / f"rank-{rank:05d}"
         held, told = tensors(folder), json.loads((folder / MANIFEST).read_text())
         assert json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].keys() == held.keys()
         assert (folder / "config.json").read_bytes() == (even / "config.json").read_bytes()
@@ -180,7 +197,7 @@ def test_parts_written_by_several_machines_are_put_together(even: Path, tmp_path
 
 
 def test_ranks_of_another_config_are_refused(quarters: Path, tmp_path: Path) -> None:
-    shutil.copytree(quarters, tmp_path / "parts")
+    linked(quarters, tmp_path / "parts")
     path = tmp_path / "parts" / "rank-00002" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
     done = call("merge", tmp_path / "parts", tmp_path / "back")
@@ -242,19 +259,19 @@ def test_part_of_a_model_is_spread_and_merged(even: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("words", ["--tp 8 --layout hf", "--tp 2 --layout stacked"])
-def test_looking_verbs_read_what_is_spread(even: Path, tmp_path: Path, words: str) -> None:
-    dsctl("shard", even, tmp_path / "parts", *words.split())
-    assert "no problems found" in dsctl("verify", tmp_path / "parts", "--deep")
-    seen = json.loads(dsctl("inspect", tmp_path / "parts", "--json"))
+def test_looking_verbs_read_what_is_spread(even: Path, spread: Spread, tmp_path: Path, words: str) -> None:
+    parts = spread(words)
+    assert "no problems found" in dsctl("verify", parts, "--deep")
+    seen = json.loads(dsctl("inspect", parts, "--json"))
     assert seen["parameters"] == json.loads(dsctl("inspect", even, "--json"))["parameters"]
-    assert "all identical" in dsctl("compare", even, tmp_path / "parts")
-    for name, source in (("one", even), ("two", tmp_path / "parts")):
+    assert "all identical" in dsctl("compare", even, parts)
+    for name, source in (("one", even), ("two", parts)):
         dsctl("slice", source, tmp_path / name, "--layers", "0-1", "--experts", "2")
     assert "all identical" in dsctl("compare", tmp_path / "one", tmp_path / "two")
 
 
-def test_copies_that_disagree_are_named(even: Path, tmp_path: Path) -> None:
-    dsctl("shard", even, tmp_path / "parts", "--tp", 4)
+def test_copies_that_disagree_are_named(even: Path, quarters: Path, tmp_path: Path) -> None:
+    shutil.copytree(quarters, tmp_path / "parts")
     name = "model.layers.1.post_attention_layernorm.weight"
     file = json.loads((even / "model.safetensors.index.json").read_text())["weight_map"][name]
     change(tmp_path / "parts" / "rank-00002" / file, name)
@@ -352,7 +369,7 @@ def test_experts_go_where_a_map_places_them(even: Path, tmp_path: Path) -> None:
     }
 
 
-def test_formats_change_in_the_same_pass_and_back(even: Path, tmp_path: Path) -> None:
+def test_formats_change_in_the_same_pass_and_back(even: Path, quarters: Path, tmp_path: Path) -> None:
     dsctl("convert", even, tmp_path / "bf16", "--bf16")
     dsctl("shard", even, tmp_path / "parts", "--tp", 4, "--bf16")
     dsctl("merge", tmp_path / "parts", tmp_path / "merged")
@@ -361,15 +378,13 @@ def test_formats_change_in_the_same_pass_and_back(even: Path, tmp_path: Path) ->
     dsctl("merge", tmp_path / "parts", tmp_path / "fp8", "--fp8")
     assert contents(tmp_path / "fp8") == contents(even)
     dsctl("shard", tmp_path / "bf16", tmp_path / "again", "--tp", 4, "--fp8")
-    dsctl("shard", even, tmp_path / "direct", "--tp", 4)
-    for path in (tmp_path / "direct").rglob("*.safetensors"):
-        assert (tmp_path / "again" / path.relative_to(tmp_path / "direct")).read_bytes() == path.read_bytes()
+    for path in quarters.rglob("*.safetensors"):
+        assert (tmp_path / "again" / path.relative_to(quarters)).read_bytes() == path.read_bytes()
 
 
-def test_a_dry_run_tells_every_size(even: Path, tmp_path: Path) -> None:
+def test_a_dry_run_tells_every_size(even: Path, quarters: Path, tmp_path: Path) -> None:
     said = json.loads(dsctl("shard", even, tmp_path / "out", "--tp", 4, "--dry-run", "--json"))
-    dsctl("shard", even, tmp_path / "out", "--tp", 4)
-    held = contents(tmp_path / "out")
+    held = contents(quarters)
     assert said["bytes_out"] == sum(map(len, held.values()))
     assert said["files"] == {name: len(held[name]) for name in said["files"]}
     assert "tensor-parallel sizes that cut no block: 1, 2, 4, 8" in said["notes"]
@@ -411,12 +426,11 @@ def test_a_release_is_refused_what_its_checkpoint_is(even: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("words", ["--tp 4", "--tp 2 --ep 4", "--tp 4 --rank 1", "--tp 2 --ep 4 --layout stacked"])
-def test_a_plan_by_name_counts_what_a_checkpoint_of_it_gets(even: Path, tmp_path: Path, words: str) -> None:
+def test_a_plan_by_name_counts_what_a_checkpoint_of_it_gets(even: Path, spread: Spread, words: str) -> None:
     from dsctl.look.opened import of_checkpoint
     from dsctl.plan.overview import overview
 
-    source, parts = dsctl_open(even), tmp_path / "parts"
-    dsctl("shard", even, parts, *words.split())
+    source, parts = dsctl_open(even), spread(words)
     tp, ep = (int(value) for value in (words.split()[1], words.split()[3] if "--ep" in words else 1))
     ranks, layout = (1,) if "--rank" in words else (), "stacked" if "stacked" in words else "hf"
     asked = source.to(tp=tp, ep=ep, ranks=ranks, layout=layout).request
@@ -439,9 +453,9 @@ def test_sizes_that_make_no_sense_are_refused(even: Path, tmp_path: Path, words:
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_side_file_the_tensors_are_the_same(even: Path, tmp_path: Path) -> None:
-    for number, words in enumerate((["--tp", 2], ["--layout", "deepseek", "--tp", 2, "--mtp"])):
-        dsctl("shard", even, tmp_path / f"parts{number}", *words)
+def test_without_the_side_file_the_tensors_are_the_same(even: Path, spread: Spread, tmp_path: Path) -> None:
+    for number, words in enumerate(("--tp 2", "--layout deepseek --tp 2 --mtp")):
+        linked(spread(words), tmp_path / f"parts{number}")
         (tmp_path / f"parts{number}" / "whole.dsctl").unlink()
         dsctl("merge", tmp_path / f"parts{number}", tmp_path / f"back{number}")
         before, after = tensors(even), tensors(tmp_path / f"back{number}")
@@ -477,7 +491,7 @@ def test_what_is_stored_once_for_several_is_neither_cut_nor_joined(even: Path, t
 def test_manifests_that_contradict_each_other_are_refused(
     quarters: Path, tmp_path: Path, field: str, value: object
 ) -> None:
-    shutil.copytree(quarters, tmp_path / "parts")
+    linked(quarters, tmp_path / "parts")
     path = tmp_path / "parts" / "rank-00002" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") == 20
@@ -486,7 +500,7 @@ def test_manifests_that_contradict_each_other_are_refused(
 
 @pytest.mark.parametrize("sizes", [{"tp": 3}, {"ep": 3}, {"tp": 4096, "pp": 4096}, {"pp": 60}, {"tp": 5, "ep": 5}])
 def test_manifests_of_impossible_sizes_are_refused(quarters: Path, tmp_path: Path, sizes: dict[str, int]) -> None:
-    shutil.copytree(quarters, tmp_path / "parts")
+    linked(quarters, tmp_path / "parts")
     for path in (tmp_path / "parts").rglob(MANIFEST):
         path.write_text(json.dumps(json.loads(path.read_text()) | sizes))
     assert dsctl_fails("merge", tmp_path / "parts", tmp_path / "back") in (20, 30)

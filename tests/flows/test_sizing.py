@@ -24,7 +24,7 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.recipes import ready
 from dsctl.plan.request import KEEP, Request
 from dsctl.stores.local import LocalFolder
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl, dsctl_fails
 
 V32 = describe("v3.2")
@@ -46,7 +46,7 @@ def cache(batch: int = 1, context: int = 1000, format_: str = "bf16") -> Cache:
 @pytest.mark.parametrize("to", ["bf16", "fp8-block"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_disk_is_what_a_conversion_plans(to: str, bf16: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tiny(tmp_path_factory, bf16=bf16)
+    folder = smaller(tmp_path_factory, bf16=bf16)
     plan = make_plan(open_checkpoint(LocalFolder.at(folder)), Request(to=to))
     described, weights = describe(str(folder)), [file for file in plan.files if file.name != ORIGINAL]
     kept_aside = kept_scales(described, chosen(described, to))
@@ -75,7 +75,7 @@ format = "bf16"
 def test_bytes_by_role_are_what_a_conversion_plans(
     asked: str, bf16: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder, recipe = tiny(tmp_path_factory, bf16=bf16), tmp_path / "some.toml"
+    folder, recipe = smaller(tmp_path_factory, bf16=bf16), tmp_path / "some.toml"
     recipe.write_text(RECIPE.format(asked))
     options = ("--recipe", asked) if asked in ready() else ("--recipe", recipe)
     planned, name = json.loads(dsctl("convert", folder, tmp_path / "out", *options, "--dry-run", "--json")), options[1]
@@ -271,7 +271,7 @@ def test_the_published_context_is_the_default_and_both_figures_are_named(source:
 def test_a_context_that_is_not_published_is_that_of_the_config(tmp_path_factory: pytest.TempPathFactory) -> None:
     asked = facts("v3.2", "--context", "1000")
     assert (asked["context"], asked["context_from"], asked["published_context"]) == (1000, "asked", 131_072)
-    folder = facts(str(tiny(tmp_path_factory)))
+    folder = facts(str(smaller(tmp_path_factory)))
     assert (folder["context"], folder["context_from"]) == (163_840, "max_position_embeddings")
     assert folder["published_context"] is None
     shorter = Cache.of(replace(V32, config={**V32.config, "max_position_embeddings": 4_000}), None, 1, "bf16")
@@ -381,7 +381,7 @@ def test_impossible_wishes_are_refused(words: tuple[str, ...], code: int) -> Non
 
 
 def test_a_folder_is_planned_like_a_release(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder: Path = tiny(tmp_path_factory)
+    folder: Path = smaller(tmp_path_factory)
     found = facts(str(folder))
     assert found["formats"]["as stored"]["disk_bytes"] == describe(str(folder)).nbytes
 

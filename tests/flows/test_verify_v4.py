@@ -14,7 +14,7 @@ from dsctl.verify.against import other
 from dsctl.verify.findings import Report
 from tests.flows.planted import Folder, Planted
 from tests.flows.planted_v4 import BASE, BLOCKS, EXPERT, FLASH, PLANTED_V4, scale_of
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller, tiny
 from tests.support.command import call, dsctl
 
 SMALL = {"layers": 3, "experts": 4, "hidden": 256, "heads": 2, "vocab": 32, "moe_intermediate": 128, "shards": 2}
@@ -114,7 +114,7 @@ def test_a_release_is_held_against_by_name(clean: dict[str, Path]) -> None:
 def test_scales_that_are_too_many_are_left_to_a_deep_check_and_that_is_said(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(shutil.copytree(tiny(tmp_path_factory, FLASH), tmp_path / "source"))
+    source = Path(shutil.copytree(smaller(tmp_path_factory, FLASH), tmp_path / "source"))
     Folder(source).poke(scale_of(EXPERT), 7, b"\xff")
     monkeypatch.setattr("dsctl.checkpoint.scales.LOOKED_AT", 1000)
     done = call("verify", source)

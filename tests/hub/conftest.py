@@ -22,8 +22,8 @@ REPOSITORY = "acme/small"
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small V3.2 in four files."""
-    return tiny(tmp_path_factory, "v3.2")
+    """A small V3.2 in four files, each larger than what is read ahead of a header."""
+    return tiny(tmp_path_factory, "v3.2", hidden=256, vocab=512, intermediate=256, moe_intermediate=256)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,14 +80,21 @@ class Hub:
     def digest(self, path: Path) -> tuple[str, str]:
         """sha256 of the contents, and SHA-1 as git takes it of a blob."""
         if path not in self.digests:
-            data = path.read_bytes()
-            blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-            self.digests[path] = hashlib.sha256(data).hexdigest(), blob
+            stat = path.stat()
+            self.digests[path] = _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return self.digests[path]
 
     def sent(self, suffix: str = "") -> int:
         """Body bytes sent for paths that end so."""
         return sum(request.sent for request in self.log if request.path.endswith(suffix))
+
+
+@cache
+def _digest(path: Path, *identity: int) -> tuple[str, str]:
+    """Both digests of a file, which is read once for all hubs that hold it as it is now."""
+    data = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return hashlib.sha256(data).hexdigest(), blob
 
 
 class _Server(ThreadingHTTPServer):

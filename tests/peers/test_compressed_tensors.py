@@ -9,14 +9,14 @@ import pytest
 import torch
 from compressed_tensors.entrypoints.convert import FP8BlockDequantizer, convert_checkpoint
 
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl
 from tests.support.folders import tensors
 
 
 @pytest.mark.parametrize("release", ["v3", "v3.2", "kimi-k2"])
 def test_both_decode_every_tensor_alike(release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    source, ours, theirs = tiny(tmp_path_factory, release), tmp_path / "ours", tmp_path / "theirs"
+    source, ours, theirs = smaller(tmp_path_factory, release), tmp_path / "ours", tmp_path / "theirs"
     dsctl("convert", source, ours, "--bf16")
     convert_checkpoint(str(source), str(theirs), FP8BlockDequantizer.from_pretrained(str(source)), device="cpu")
     mine, peers = tensors(ours), tensors(theirs)

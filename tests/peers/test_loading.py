@@ -10,7 +10,7 @@ import torch
 from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer, convert_checkpoint
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl
 from tests.support.folders import tensors
 
@@ -40,7 +40,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 def test_transformers_loads_every_weight_as_we_decode_it(
     format_: str, source_is_fp8: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, "v3", bf16=not source_is_fp8)
+    source = smaller(tmp_path_factory, "v3", bf16=not source_is_fp8)
     stored, decoded = both_ways(source, tmp_path, "--to", format_)
     expected, opened = load(decoded), load(stored, quantization_config=CompressedTensorsConfig(run_compressed=False))
     weights = dict(opened.named_parameters())
@@ -57,7 +57,7 @@ def test_transformers_loads_others_beside_experts_in_bf16(
     rules = (("role", "routed experts", "bf16"), ("match", "*", format_))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("".join(f'[[rule]]\n{key} = "{which}"\nformat = "{to}"\n' for key, which, to in rules))
-    stored, decoded = both_ways(tiny(tmp_path_factory, "v3", bf16=True), tmp_path, "--recipe", str(recipe))
+    stored, decoded = both_ways(smaller(tmp_path_factory, "v3", bf16=True), tmp_path, "--recipe", str(recipe))
     opened = load(stored, quantization_config=CompressedTensorsConfig(run_compressed=False))
     assert torch.equal(logits(opened), logits(load(decoded)))
 
@@ -75,7 +75,7 @@ def test_transformers_loads_others_beside_experts_in_bf16(
 def test_compressed_tensors_dequantizes_whole_checkpoints_as_we_do(
     release: str, asked: tuple[str, ...], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, release, bf16=True, layers=2, experts=2)
+    source = smaller(tmp_path_factory, release, bf16=True, layers=2, experts=2)
     stored, decoded = both_ways(source, tmp_path, *asked)
     convert_checkpoint(str(stored), str(tmp_path / "theirs"), CompressedTensorsDequantizer(str(stored)), device="cpu")
     mine, peers = tensors(decoded), tensors(tmp_path / "theirs")

@@ -25,7 +25,7 @@ import dsctl
 from dsctl.codecs.codec import Codec
 from dsctl.core.params import Param
 from dsctl.plan.recipes import ready
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl as command
 
 Fused = Mapping[str, tuple[str, ...]]
@@ -104,7 +104,7 @@ def written(recipe: str, folder: Path) -> Path:
 
 
 def asked(release: str, recipe: str, folder: Path, factory: pytest.TempPathFactory) -> Asked:
-    source = tiny(factory, release, bf16=True, layers=3, experts=2)
+    source = smaller(factory, release, bf16=True, layers=3, experts=2)
     if recipe not in ready():
         recipe = str(written(recipe, folder))
     plan = dsctl.open(source).to(recipe=recipe).plan
@@ -197,7 +197,7 @@ def test_the_modules_that_transformers_makes_are_those(
     recipe: str, release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     told = asked(release, recipe, tmp_path, tmp_path_factory)
-    config = AutoConfig.from_pretrained(tiny(tmp_path_factory, release, bf16=True, layers=3, experts=2))
+    config = AutoConfig.from_pretrained(smaller(tmp_path_factory, release, bf16=True, layers=3, experts=2))
     config.quantization_config = None
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -276,7 +276,7 @@ def test_compressed_tensors_configs_say_of_every_module_how_it_is_stored(
 def test_transformers_loads_fp8_beside_experts_in_bf16(
     release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, release, aligned=True, bf16=True, mtp=False)
+    source = smaller(tmp_path_factory, release, aligned=True, bf16=True, mtp=False)
     command("convert", source, tmp_path / "fp8", "--recipe", written("fp8-block but experts", tmp_path))
     command("convert", tmp_path / "fp8", tmp_path / "decoded", "--bf16")
     found = []

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl
 
 COMMANDS = {
@@ -23,7 +23,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module", params=["tiny", *COMMANDS])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = tiny(tmp_path_factory, "v3.2")
+    source = smaller(tmp_path_factory, "v3.2")
     if request.param == "tiny":
         return source
     target = tmp_path_factory.mktemp("written") / request.param
@@ -52,7 +52,7 @@ def test_save_file_would_have_written_the_same_bytes(folder: Path, tmp_path: Pat
 
 
 def test_the_file_of_kept_scales_opens_too(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    source = tiny(tmp_path_factory, "v3.2")
+    source = smaller(tmp_path_factory, "v3.2")
     dsctl("convert", source, tmp_path / "out", "--bf16")
     with safe_open(tmp_path / "out" / "original.dsctl", framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, FineGrainedFP8Config, PreTrainedModel
 
 from dsctl.tiny.texts import ASSISTANT, USER
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller
 from tests.support.command import dsctl
 
 
@@ -57,7 +57,7 @@ def assert_same(one: Loaded, two: Loaded) -> None:
 def test_an_fp8_checkpoint_and_our_bf16_of_it_compute_the_same(
     release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, release, aligned=True)
+    source = smaller(tmp_path_factory, release, aligned=True)
     dsctl("convert", source, tmp_path / "bf16", "--bf16")
     bf16 = load(tmp_path / "bf16")
     assert all(name.startswith("model.layers.3.") for name in bf16.unexpected)  # the MTP layer, which it does not run
@@ -68,7 +68,7 @@ def test_an_fp8_checkpoint_and_our_bf16_of_it_compute_the_same(
 def test_it_reads_our_quantization_as_we_do(
     release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    plain = tiny(tmp_path_factory, release, aligned=True, bf16=True, mtp=False)
+    plain = smaller(tmp_path_factory, release, aligned=True, bf16=True, mtp=False)
     dsctl("convert", plain, tmp_path / "fp8", "--fp8")
     dsctl("convert", tmp_path / "fp8", tmp_path / "decoded", "--bf16")
     decoded = load(tmp_path / "decoded")
@@ -78,7 +78,7 @@ def test_it_reads_our_quantization_as_we_do(
 
 @pytest.mark.parametrize("release", ["v2", "v2-lite", "glm-5", "glm-5.2"])
 def test_bf16_releases_in_miniature_load_whole(release: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tiny(tmp_path_factory, release)
+    folder = smaller(tmp_path_factory, release)
     loaded = load(folder)
     assert not loaded.missing
     assert all(name.startswith("model.layers.3.") for name in loaded.unexpected)
@@ -86,7 +86,7 @@ def test_bf16_releases_in_miniature_load_whole(release: str, tmp_path_factory: p
 
 
 def test_the_stand_in_tokenizer_goes_there_and_back(tmp_path_factory: pytest.TempPathFactory) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny(tmp_path_factory, "v3.2"))
+    tokenizer = AutoTokenizer.from_pretrained(smaller(tmp_path_factory, "v3.2"))
     text = "Größe: 3 µm — 東京\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     chat = tokenizer.apply_chat_template(

@@ -135,8 +135,9 @@ class Launcher:
         environment: Mapping[str, str] | None = None,
         stopped: bool = False,
         last: tuple[str, int] = ("", 0),
+        script: str = "",
     ) -> Running:
-        """Start `dsctl` with these arguments and more environment.
+        """Start `dsctl` with these arguments and more environment, or a `script` of Python if there is one.
 
         `stopped`, it waits for SIGCONT before anything. `last` is a function, such as dsctl.run.driver.drive, and the
         call of it after which the process ends with 9 and without any clean-up.
@@ -148,6 +149,7 @@ class Launcher:
         asked = {
             "number": self._number, "arguments": words, "out": str(out), "err": str(err), "stopped": stopped,
             "environment": dict(environment or {}), "settings": self._settings, "last": last,
+            "script": script,
         }  # fmt: skip
         with self._changed:
             self._asked[self._number] = running
@@ -161,6 +163,12 @@ class Launcher:
     def run(self, *arguments: Any, environment: Mapping[str, str] | None = None) -> Done:
         """Run `dsctl` to its end."""
         return self.start(*arguments, environment=environment).wait()
+
+    def script(self, script: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> str:
+        """What a script of Python prints, which succeeds; dsctl and torch have been imported before it begins."""
+        done = self.start(*arguments, environment=environment, script=script).wait()
+        assert done.code == 0, done.err
+        return done.out
 
     def good(self, *arguments: Any) -> Done:
         """Run `dsctl`, which succeeds."""

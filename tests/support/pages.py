@@ -18,7 +18,6 @@ import io
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from tests.support.command import call
+from tests.support.folders import linked
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -137,14 +137,18 @@ def _commands(lines: list[str], start: int) -> Iterator[Command]:
 
 @dataclass
 class Shelf:
-    """Stand-ins, each made once: a page gets copies."""
+    """Stand-ins, each made once: a page gets copies, whose weights no command may change in place."""
 
     folder: Path
     _made: dict[str, Path] = field(default_factory=dict)
+    _times: dict[Path, int] = field(default_factory=dict)
 
     def put(self, names: Iterable[str], where: Path) -> None:
         for name in names:
-            shutil.copytree(self._kept(name), where / name)
+            linked(self._kept(name), where / name)
+        for file in self.folder.rglob("*.safetensors"):
+            changed = file.stat().st_mtime_ns
+            assert self._times.setdefault(file, changed) == changed, f"{file} was changed in place"
 
     def _kept(self, name: str) -> Path:
         if name not in self._made:

@@ -34,6 +34,10 @@ def serve() -> None:
     import dsctl.work.executors.serial
     import dsctl.work.job  # noqa: F401  what each command would import
 
+    # What huggingface_hub imports; it reads its settings when it is imported itself.
+    for name in ("filelock", "httpx2", "tqdm", "yaml"):
+        importlib.import_module(name)
+
     signal.set_wakeup_fd(ends := _pipe()[1])
     signal.signal(signal.SIGCHLD, lambda *_: None)
     woken = WAKE[0]
@@ -102,11 +106,8 @@ def _become(asked: dict[str, Any]) -> NoReturn:
             _end_after(*asked["last"])
         if asked["stopped"]:
             os.kill(os.getpid(), signal.SIGSTOP)
-        sys.argv = ["dsctl", *asked["arguments"]]
-        from dsctl.__main__ import main
-
         try:
-            main()
+            _begin(asked["script"], asked["arguments"])
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -115,6 +116,18 @@ def _become(asked: dict[str, Any]) -> NoReturn:
         code = 1
     finally:
         _end(code)
+
+
+def _begin(script: str, arguments: list[str]) -> None:
+    """Run a script as `python -c` does, or `dsctl`."""
+    if script:
+        sys.argv = ["-c", *arguments]
+        exec(script, {"__name__": "__main__"})
+    else:
+        from dsctl.__main__ import main
+
+        sys.argv = ["dsctl", *arguments]
+        main()
 
 
 def _end_after(place: str, times: int) -> None:
