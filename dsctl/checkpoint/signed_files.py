@@ -85,6 +85,9 @@ def signed_tree(header_bytes: bytes, size: int, stretches: Iterable[Stretch], sh
     """The entry of a safetensors file from the digests of its stretches, which together cover all of its tensors.
 
     A tensor whose stretches cover it in several parts is a joined one.
+
+    Raises:
+        ValueError: they do not cover the tensors.
     """
     header = parse(header_bytes[8:], "", None)
     waiting = sorted({*stretches})
@@ -96,13 +99,15 @@ def signed_tree(header_bytes: bytes, size: int, stretches: Iterable[Stretch], sh
         while at < len(waiting) and waiting[at].begin < ref.end:
             parts.append(waiting[at])
             at += 1
-        assert parts and parts[0].begin == ref.begin, f"{ref.name}: nothing was written at its first byte"
+        if not parts or parts[0].begin != ref.begin:
+            raise ValueError(f"{ref.name}: there is no digest of its first bytes")
         ends = [*(part.begin for part in parts[1:]), ref.end]
         if len(parts) > 1:
             lengths = [end - part.begin for part, end in zip(parts, ends, strict=True)]
             cuts[ref.name] = tuple((len(list(run)), length) for length, run in groupby(lengths))
         found.append(digests.joined([part.digest for part in parts]))
-    assert at == len(waiting), "a stretch is outside all tensors"
+    if at < len(waiting):
+        raise ValueError("a digest is of bytes outside all tensors")
     whole = digests.tree(digests.digest(header_bytes), found).hex()
     return SignedFile(size, tree=whole, tensors=b64encode(b"".join(found)).decode(), cuts=cuts, sha256=sha256)
 

@@ -20,7 +20,7 @@ from dsctl.run.gathered import lost_pieces
 from dsctl.run.identity import HeldFile, touched
 from dsctl.run.journal import Journal
 from dsctl.run.marks import Mark, Route, boot, read_mark, sign_begun
-from dsctl.run.signing import StretchDigests, as_text, from_text, read_back
+from dsctl.run.signing import StretchDigests, as_text, from_text, holds_known, read_back
 from dsctl.stores import INDEX
 from dsctl.work.tasks import add
 
@@ -88,6 +88,9 @@ def regain(route: Route, journal: Journal, report: EventReport) -> RunState:
     lost = {file.name for file in plan.files if file.name not in finished and not _there(file, target)}
     # A side file's copies of config.json and the index are written with its header, not by a job.
     lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
+    if _restarted(mark):
+        kept = finished - route.sent
+        lost |= {file.name for file in plan.files if file.name in kept and not holds_known(target, file)}
     forgotten = {number for number, job in jobs.items() if new and not new.isdisjoint(files_read(job))}
     forgotten |= set(lost_pieces(jobs.values(), target)) if plan.gathers else set()
     torn = _torn(route, journal, [jobs[n] for n in sorted(jobs.keys() - forgotten)], mark, report)
@@ -113,13 +116,18 @@ def regain(route: Route, journal: Journal, report: EventReport) -> RunState:
     return replay(plan, target, journal)
 
 
+def _restarted(mark: Mark | None) -> bool:
+    """Whether the system was restarted since the journal was written, as far as that is known."""
+    return mark is not None and bool(mark.boot) and mark.boot != boot()
+
+
 def _torn(route: Route, journal: Journal, jobs: Sequence[Job], mark: Mark | None, report: EventReport) -> set[int]:
     """The jobs whose recorded output is not on the disk; looked at only if the system was restarted since.
 
     The receipts of an earlier version have no digests: they get those of what the disk holds.
     """
     records = {record["job"]: record for record in journal.records if "job" in record}
-    restarted = mark is not None and bool(mark.boot) and mark.boot != boot()
+    restarted = _restarted(mark)
     whole = {file.name for file in route.plan.files if _there(file, route.target)}
     looked = [
         job for job in jobs if (restarted or "digests" not in records[job.number]) and whole.issuperset(job.files)

@@ -72,6 +72,23 @@ def read_back(target: Path, stretches: Sequence[Written]) -> list[bytes]:
         return [found.result() for found in [pool.submit(partial(_digest, target, one)) for one in stretches]]
 
 
+def holds_known(target: Path, file: OutFile) -> bool:
+    """Whether a finished file has its header and the bytes that are known without any job.
+
+    Raises:
+        WorkError: it cannot be read.
+    """
+    path = target / file.name
+    try:
+        with open(path, "rb", buffering=0) as opened:
+            known = ((0, file.header), *file.literals)
+            return all(os.pread(opened.fileno(), len(data), at) == data for at, data in known)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise refusal(path, error, WorkError) from None
+
+
 def _digest(target: Path, one: Written) -> bytes:
     path = target / one.file
     part = path.with_name(path.name + PART)

@@ -278,6 +278,29 @@ def test_a_write_that_was_lost_before_a_restart_is_done_again(source: Path, begu
     }
 
 
+def test_a_header_that_was_lost_before_a_restart_is_written_again(
+    source: Path, tmp_path: Path, whole: Path, launcher: Launcher
+) -> None:
+    out = tmp_path / "out"
+    last = ("dsctl.run.journal.Journal.append", 5)
+    launcher.start("convert", source, out, "--bf16", "--workers", "1", last=last).wait()
+    named = next(record["file"] for record in lines(out) if "file" in record)
+    damage(out / named, 20)
+    restart(out)
+    done = call("convert", source, out, "--bf16")
+    assert done.returncode == 0 and (out / named).read_bytes() == (whole / named).read_bytes()
+
+
+def test_a_journal_that_names_a_file_before_its_jobs_is_refused(source: Path, begun: Path) -> None:
+    journal = begun / ".dsctl" / "journal.jsonl"
+    name = min(path.name for path in begun.glob("*.part")).removesuffix(".part")
+    record = {"file": name, "size": (begun / f"{name}.part").stat().st_size}
+    (begun / name).write_bytes((begun / f"{name}.part").read_bytes())
+    journal.write_text(json.dumps(record) + "\n")
+    done = call("convert", source, begun, "--bf16")
+    assert done.returncode == 40 and "a line is not valid" in done.stderr
+
+
 def test_after_a_restart_that_lost_nothing_nothing_is_done_again(source: Path, begun: Path, whole: Path) -> None:
     restart(begun)
     done = call("convert", source, begun, "--bf16")
