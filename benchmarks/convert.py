@@ -129,7 +129,7 @@ def sides(source: Path, target: Path, flag: str, size: int, before: Path | None)
     python = sys.executable
     dsctl = [python, "-m", "dsctl", "convert", str(source), str(target), flag, "--quiet"]
     one = [*dsctl, "--workers", "1"]
-    earlier = {"before, 1 worker": ["env", f"PYTHONPATH={before}", *one]} if before else {}
+    earlier = {"before, 1 worker": ["env", f"--chdir={before}", *one]} if before else {}
     floor = [python, "-c", FLOOR, str(source), str(target), str(size)]
     if flag == "--fp8":
         return {"dsctl": dsctl, "dsctl, 1 worker": one, **earlier, "floor": floor}
