@@ -8,7 +8,7 @@ from dsctl.cli.groups import RunOptions
 from dsctl.cli.hints import resumable
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
-from dsctl.run.carry_out import carry_out, rehearse, set_up
+from dsctl.run.carry_out import carry_out, prepare_early, rehearse, set_up
 from dsctl.run.how import SHA256, How
 from dsctl.run.speed import probe
 from dsctl.show.audits import printed, show_audit, show_found, warn, warn_of_values
@@ -31,6 +31,8 @@ def convert_from(
     Raises:
         DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
+    if not options.dry_run:
+        prepare_early(checkpoint, how)
     setup = set_up(make_plan(checkpoint, request, original), checkpoint.store, target, how)
     warn(setup.plan.notes, output)
     if setup.chosen.why:

@@ -21,7 +21,7 @@ from dsctl.run.driver import run
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.run.pace import Pace, Watch
-from dsctl.run.resources import GPU_THREADS, THREADS, Resources, allot, cores
+from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, allot, cores
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
@@ -78,6 +78,13 @@ def open_source(source: str, target: str, how: How) -> Checkpoint:
     store = remembered(store, Path(place), how.force)
     with beside_others(store, Path(place)):
         return open_checkpoint(store)
+
+
+def prepare_early(checkpoint: Checkpoint, how: How) -> None:
+    """Begin to import torch for the workers while the plan is made, if the checkpoint is large enough for several."""
+    alone = how.engine != "processes" or how.device != CPU or (how.workers or cores()) == 1
+    if not alone and sum(checkpoint.files.values()) >= SMALL_BYTES:
+        prepare()
 
 
 def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.cli import carrying
 from dsctl.core.digests import digest
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job, Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.plan.stretches import written
+from dsctl.run import carry_out
 from dsctl.run.dispatch import Dispatch, prepare_all
 from dsctl.run.journal import Journal
 from dsctl.run.resuming import RunState, replay
@@ -110,3 +112,25 @@ def test_auto_is_what_no_number_means_and_memory_has_two_names(source: Path, tmp
 @pytest.mark.parametrize("word", ["cuda:", "cuda:²", "cuda:0,", "cuda:-1", "tpu"])
 def test_a_device_that_is_none_is_a_mistake(source: Path, tmp_path: Path, word: str) -> None:
     assert dsctl_fails("convert", source, tmp_path / "out", "--bf16", "--device", word) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "least", "early"),
+    [
+        (("--workers", "2"), 0, True),
+        (("--workers", "1"), 0, False),
+        (("--workers", "2", "--dry-run"), 0, False),
+        (("--workers", "2", "--device", "auto"), 0, False),
+        (("--workers", "2"), 1 << 40, False),
+    ],
+)
+def test_workers_begin_to_start_while_the_plan_is_made(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], least: int, early: bool
+) -> None:
+    told: list[str] = []
+    planned = carrying.make_plan
+    monkeypatch.setattr(carry_out, "SMALL_BYTES", least)
+    monkeypatch.setattr(carry_out, "prepare", lambda: told.append("prepared"))
+    monkeypatch.setattr(carrying, "make_plan", lambda *rest: (told.append("planned"), planned(*rest))[1])
+    dsctl("convert", source, tmp_path / "out", "--bf16", *words)
+    assert (told[0] == "prepared") == early

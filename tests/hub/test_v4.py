@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def test_a_conversion_from_a_hub_gives_the_folder_s_bytes(
     assert done.returncode == 0, done.stderr
     dsctl("convert", source, tmp_path / "here", way, "--workers", 1)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    stated = json.loads((tmp_path / "there" / "dsctl.json").read_text())["source"]["sha256"]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.glob("*.safetensors")}
+    assert stated == digests
 
 
 def test_what_looks_reads_no_weights(hub: Hub, command: Run) -> None:
