@@ -46,7 +46,7 @@ class SignedFile(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def kind(self) -> str:
         """The name of that digest."""
-        return "SHA-256" if self.digest == self.sha256 else "BLAKE3"
+        return "BLAKE3 tree" if self.tree else "BLAKE3" if self.blake3 else "SHA-256"
 
     def json(self) -> dict[str, Any]:
         """The entry as `dsctl.json` keeps it."""

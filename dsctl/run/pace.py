@@ -11,6 +11,8 @@ from dsctl.run.events import Advanced, Event, EventReport, Worked
 from dsctl.work.tasks import COMPUTE, DIGEST, PROCESSOR, READ, WRITE
 
 SHARES = (READ, COMPUTE, DIGEST, WRITE)
+# The least bytes written of a run that says something about the machine.
+LEAST_BYTES = 256 << 20
 # With this share of its processors busy, a run is limited by them.
 BUSY = 0.6
 
@@ -21,7 +23,7 @@ class Pace:
 
     `working` are the seconds between the first bytes and the last receipt, `jobs` those of all jobs together, by what
     they were spent on. `limit` is what the run waited for: processor, workers (each of them was busy, but not every
-    core), disk or network.
+    core), disk or network; None if it wrote too little to tell.
     """
 
     seconds: float
@@ -29,7 +31,7 @@ class Pace:
     read: int
     written: int
     jobs: Mapping[str, float]
-    limit: str
+    limit: str | None
 
     @property
     def rate(self) -> float:
@@ -88,7 +90,8 @@ class Watch:
         if self._worked is None or not self._worked.seconds:
             return None
         jobs, working = self._worked.seconds, max(self._last - self._first, 1e-9)
-        limit = limited(jobs, working, self.threads, self.cores, self.remote)
+        enough = self._worked.written >= LEAST_BYTES
+        limit = limited(jobs, working, self.threads, self.cores, self.remote) if enough else None
         return Pace(time.monotonic() - self._began, working, self._read, self._worked.written, jobs, limit)
 
 

@@ -25,8 +25,6 @@ DONE = {
     "moved": "copied unchanged",
     "dropped": "left out",
 }
-# The least bytes written of a run whose time is shown: less says nothing about the machine.
-TIMED = 256 << 20
 _WORKING = {READ: "reading", COMPUTE: "computing", DIGEST: "digesting", WRITE: "writing"}
 _BLOCKS = {
     "blocks_restored": "blocks with their kept scale",
@@ -108,7 +106,7 @@ def show_audit(audit: dict[str, Any], target: str, output: Output, pace: Pace | 
     left = left_out(audit)
     how = ("in part", "yellow") if left else ("complete", "green")
     files = f"{plural(len(audit['files']), 'file')}, {size(total)} in {target}"
-    shown = pace if pace and pace.written >= TIMED else None
+    shown = pace if pace and pace.limit else None
     took = f" in {span(shown.seconds)}, {size(shown.rate)}/s, limited by the {shown.limit}" if shown else ""
     output.text(how, f": {files}{took} (digests in dsctl.json)" + (f"; left out: {left}" if left else ""))
     if shown:

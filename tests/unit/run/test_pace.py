@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsctl.run.events import Advanced, Event, Worked
-from dsctl.run.pace import Pace, Watch, limited
+from dsctl.run.pace import LEAST_BYTES, Pace, Watch, limited
 from dsctl.work.tasks import COMPUTE, DIGEST, PROCESSOR, READ, WRITE
 
 JOBS = {READ: 1.0, COMPUTE: 2.0, DIGEST: 1.0, WRITE: 4.0, PROCESSOR: 4.0}
@@ -52,6 +52,9 @@ def test_a_watch_takes_the_events_and_passes_them_on() -> None:
     pace = watch.pace()
     assert told == events and pace is not None
     assert (pace.read, pace.written, pace.jobs) == (42, 84, JOBS) and 0 < pace.working <= pace.seconds
+    assert pace.limit is None, "84 bytes do not tell"
+    report(Worked(LEAST_BYTES, JOBS))
+    assert (known := watch.pace()) is not None and known.limit in ("processor", "workers", "disk")
 
 
 def test_a_run_without_jobs_has_no_pace() -> None:
