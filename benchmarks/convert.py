@@ -28,21 +28,21 @@ import json, os, sys
 import torch
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(2)
-source, target = sys.argv[1:]
+source, target, device = sys.argv[1:]
 os.makedirs(target)
 weight_map = json.load(open(f"{source}/model.safetensors.index.json"))["weight_map"]
 loaded = {}
 def tensor(name):
     file = weight_map[name]
     if file not in loaded:
-        loaded[file] = load_file(f"{source}/{file}")
+        loaded[file] = load_file(f"{source}/{file}", device=device)
     return loaded[file][name]
 def textbook(codes, scale):
     rows, columns = codes.shape
     full = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
     return (codes.float() * full).to(torch.bfloat16)
 for file in sorted(set(weight_map.values())):
-    current = loaded[file] = load_file(f"{source}/{file}")
+    current = loaded[file] = load_file(f"{source}/{file}", device=device)
     out = {}
     for name, weight in current.items():
         if name.endswith("_scale_inv"):
@@ -52,6 +52,8 @@ for file in sorted(set(weight_map.values())):
     save_file(out, f"{target}/{file}", metadata={"format": "pt"})
     while len(loaded) > 2:
         del loaded[next(iter(loaded))]
+        if device != "cpu":
+            torch.cuda.empty_cache()
 os.sync()
 """
 PEER = """
@@ -137,7 +139,7 @@ def sides(source: Path, target: Path, flag: str, size: int, before: Path | None)
         "dsctl": dsctl,
         "dsctl, 1 worker": one,
         **earlier,
-        "published loop": [python, "-c", PUBLISHED, str(source), str(target)],
+        "published loop": [python, "-c", PUBLISHED, str(source), str(target), "cpu"],
         "compressed-tensors": [python, "-c", PEER, str(source), str(target)],
         "floor": floor,
     }

@@ -19,39 +19,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.convert import WARM, WIDTHS, Run, folder_bytes, timed
-
-LOOP = """
-import json, os, sys
-import torch
-from safetensors.torch import load_file, save_file
-source, target, device = sys.argv[1:]
-os.makedirs(target)
-weight_map = json.load(open(f"{source}/model.safetensors.index.json"))["weight_map"]
-loaded = {}
-def tensor(name):
-    file = weight_map[name]
-    if file not in loaded:
-        loaded[file] = load_file(f"{source}/{file}", device=device)
-    return loaded[file][name]
-def textbook(codes, scale):
-    rows, columns = codes.shape
-    full = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    return (codes.float() * full).to(torch.bfloat16)
-for file in sorted(set(weight_map.values())):
-    current = loaded[file] = load_file(f"{source}/{file}", device=device)
-    out = {}
-    for name, weight in current.items():
-        if name.endswith("_scale_inv"):
-            continue
-        fp8 = weight.element_size() == 1
-        out[name] = textbook(weight, tensor(name + "_scale_inv")) if fp8 else weight
-    save_file(out, f"{target}/{file}", metadata={"format": "pt"})
-    while len(loaded) > 2:
-        del loaded[next(iter(loaded))]
-        if device != "cpu":
-            torch.cuda.empty_cache()
-"""
+from benchmarks.convert import PUBLISHED, WARM, WIDTHS, Run, folder_bytes, timed
 
 
 def contracts() -> None:
@@ -104,7 +72,7 @@ def main() -> None:
             f"dsctl, {arguments.device}": convert("--device", arguments.device),
             f"dsctl, {arguments.device}, 4 workers": convert("--device", arguments.device, "--workers", "4"),
             "dsctl, auto": convert("--device", "auto"),
-            "published loop": [sys.executable, "-c", LOOP, str(source), str(work / "out"), arguments.device],
+            "published loop": [sys.executable, "-c", PUBLISHED, str(source), str(work / "out"), arguments.device],
         }
         kept = work / "kept"
         for number in range(arguments.runs):

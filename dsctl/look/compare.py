@@ -6,7 +6,6 @@ would decode it: to the other side's dtype if that is plain, to float32 if both 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from dsctl.core.extras import require_torch
 from dsctl.core.header import TensorRef
 from dsctl.core.lists import globs
 from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.processors import cores
 from dsctl.core.progress import Advance
 from dsctl.layouts.layout import whole
 from dsctl.layouts.naming import stored_name
@@ -151,7 +151,7 @@ def compare(pairing: Pairing, advance: Advance = lambda nbytes: None) -> Compari
     )
     reader = PairReader(pairing.stores)
     found: dict[str, Compared] = {}
-    pool = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
+    pool = ThreadPoolExecutor(min(THREADS, cores()))
     try:
         for pair, one in zip(order, pool.map(reader.compared, order), strict=True):
             found[pair.param.name] = one

@@ -11,6 +11,7 @@ from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
 from dsctl.core.errors import ResumeError
 from dsctl.core.extras import require_torch
+from dsctl.core.processors import cores
 from dsctl.plan.plan import Plan, files_read
 from dsctl.run.checks import check_source
 from dsctl.run.claim import check_target
@@ -21,7 +22,7 @@ from dsctl.run.driver import run
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.run.pace import Pace, Watch
-from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, allot, cores
+from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, allot
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of

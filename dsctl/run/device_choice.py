@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from dsctl.core.amounts import plural
 from dsctl.core.extras import require_torch
+from dsctl.core.processors import cores
 from dsctl.plan.plan import Plan
-from dsctl.run.resources import GPU_THREADS, cores
+from dsctl.run.resources import GPU_THREADS
 from dsctl.work.executors import AUTO, CPU, choose_devices, cuda_devices
 
 # Devices of the system without which there is no CUDA device: on Linux, and on Windows' Linux.

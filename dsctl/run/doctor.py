@@ -21,7 +21,7 @@ from dsctl.core.digests import PIECE_BYTES, digest
 from dsctl.core.errors import SourceError, WorkError
 from dsctl.core.extras import has_torch
 from dsctl.core.files import existing, refusal
-from dsctl.run.resources import cores
+from dsctl.core.processors import cores
 from dsctl.run.speed import read_speed, write_speed
 from dsctl.stores.hub import reach
 from dsctl.stores.hub_entries import Reached

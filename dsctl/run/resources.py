@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import product
 
 from dsctl.core.errors import PlanError
+from dsctl.core.processors import cores
 from dsctl.plan.plan import BAND_BYTES, Plan
 
 # Resident size of a Python process after importing torch and running its first kernels (measured, torch 2.13 on
@@ -43,11 +43,6 @@ class Resources:
         if self.workers == 1:
             return self.driver_bytes + self.worker_bytes - DRIVER_BYTES
         return self.driver_bytes + SHARED_BYTES + self.workers * (self.worker_bytes - SHARED_BYTES)
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def allot(

@@ -15,9 +15,10 @@ from tempfile import TemporaryFile
 
 from dsctl.core.errors import SourceError
 from dsctl.core.files import existing
+from dsctl.core.processors import cores
 from dsctl.plan.plan import Plan
 from dsctl.run.identity import folder_of
-from dsctl.run.resources import Resources, cores
+from dsctl.run.resources import Resources
 from dsctl.stores import Store
 
 # Decoding or encoding, digesting and handing over to the system: output bytes per second of one core (benchmarks/,

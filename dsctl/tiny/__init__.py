@@ -18,12 +18,13 @@ from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.extras import require_torch
 from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
 from dsctl.core.header import PT, TensorSpec, build
+from dsctl.core.processors import cores
 from dsctl.core.progress import Advance
 from dsctl.stores import INDEX
 from dsctl.tiny.blueprint import Blueprint, TinyRecipe, blueprint
 from dsctl.tiny.draws import tasks
 from dsctl.tiny.texts import texts
-from dsctl.tiny.workers import Filling, cores, fill
+from dsctl.tiny.workers import Filling, fill
 
 # The folder in the target that exists until the checkpoint is finished.
 UNFINISHED = ".unfinished"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dsctl.core.errors import WorkError, of_the_machine
+from dsctl.core.processors import cores
 from dsctl.core.progress import Advance
 from dsctl.tiny.draws import Task
 from dsctl.work.executors.processes import prepare
@@ -31,11 +32,6 @@ class Filling(NamedTuple):
     paths: tuple[Path, ...]
     seed: int
     deviation: float
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def fill(filling: Filling, tasks: Sequence[Task], nbytes: int, workers: int, advance: Advance) -> None:

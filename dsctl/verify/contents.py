@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from dsctl.checkpoint.signed_files import SignedFile, Signer, differences, read_
 from dsctl.codecs.codec import Codec
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
+from dsctl.core.processors import cores
 from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED
 from dsctl.verify.findings import Finding
@@ -161,7 +161,7 @@ class _ContentReader:
         """Every file, the largest first."""
         names = [f for f in self.checkpoint.files if f in self.signed or f in self.checkpoint.headers]
         names.sort(key=lambda name: -self.checkpoint.files[name])
-        pool = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
+        pool = ThreadPoolExecutor(min(THREADS, cores()))
         try:
             yield from pool.map(self._file, names)
         finally:
