@@ -65,7 +65,7 @@ class Dispatch:
     """The work of one run: `carry_out` does the jobs that are not done, and commits every file.
 
     With `sha256`, each finished file is read back once more for its SHA-256; otherwise only the files whose SHA-256 is
-    known. `state` is kept up to date.
+    known. `sent` are placeholders of uploaded files, which cannot be read back. `state` is kept up to date.
     """
 
     plan: Plan
@@ -74,6 +74,7 @@ class Dispatch:
     state: RunState
     sha256: bool = False
     consumer: Consumer | None = None
+    sent: frozenset[str] = frozenset()
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +118,7 @@ class Dispatch:
     def _is_open(self, file: OutFile) -> bool:
         """Whether a file waits for its name, or for its SHA-256."""
         entry = self.state.committed.get(file.name)
-        return entry is None or (self._is_read_back(file) and not entry.sha256)
+        return entry is None or (self._is_read_back(file) and not entry.sha256 and file.name not in self.sent)
 
     def _take(self, job: Job, receipt: Receipt) -> None:
         """Record the receipt of a job, whose output is on the disk."""

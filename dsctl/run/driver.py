@@ -131,7 +131,7 @@ def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: E
         prepare_all(route.plan, route.target, state, todo)
         safe = partial(_refuse_changed, route, lock)
         consumer = Consumer(route.store, route.target, route.plan.jobs, state.done, safe) if how.consume else None
-        dispatch = Dispatch(route.plan, route.target, journal, state, how.digest == SHA256, consumer)
+        dispatch = Dispatch(route.plan, route.target, journal, state, how.digest == SHA256, consumer, route.sent)
         if todo or not dispatch.is_done:
             workers = executor()
             try:

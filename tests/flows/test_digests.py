@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
+from dsctl.run.dispatch import Dispatch
 from dsctl.run.driver import run
+from dsctl.run.journal import Journal
+from dsctl.run.resuming import RunState
 from dsctl.stores.local import LocalFolder
 from dsctl.work.executors.serial import Serial
 from dsctl.work.tasks import Context
@@ -135,6 +139,15 @@ def test_a_resumed_run_gives_sha256_to_files_that_were_finished_without(
     dsctl(*line, "--digest", "sha256")
     for name, entry in signed(out).items():
         assert entry["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
+
+
+def test_placeholders_of_uploaded_files_are_not_read_back(source: Path, tmp_path: Path, begun: Path) -> None:
+    plan = make_plan(open_checkpoint(LocalFolder.at(source)), Request("bf16"))
+    state = RunState(committed={file.name: SignedFile(file.size, tree="0" * 64) for file in plan.files})
+    with Journal(tmp_path) as journal:
+        names = frozenset(file.name for file in plan.files)
+        assert not Dispatch(plan, begun, journal, state, sha256=True).is_done
+        assert Dispatch(plan, begun, journal, state, sha256=True, sent=names).is_done
 
 
 def test_a_finished_folder_without_sha256_says_so(source: Path, tmp_path: Path) -> None:
