@@ -2,9 +2,10 @@
 
     python benchmarks/workers.py [--size 4GB] [--folder /dev/shm] [--runs 5] [--workers 1 2 4]
 
-The start-up is that of a run on a checkpoint of a few megabytes, with as many workers. Two more columns show what the
-machine itself gives: as many processes that only digest 1 MB in their cache, and as many that only copy memory that is
-in no cache, each against one process. A worker does two jobs at once, so that one worker uses more than one core.
+The start-up is that of a run on a checkpoint of a few megabytes, with as many workers. More columns show what the
+machine itself gives: as many processes that only digest 1 MB in their cache, that only copy memory that is in no cache,
+that write to a file of their own, and that all write to one file, each against one process. A worker does two jobs at
+once, so that one worker uses more than one core.
 """
 
 from __future__ import annotations
@@ -38,13 +39,30 @@ while time.monotonic() < end:
     done += 1
 print(done)
 """
+WRITE = """
+import os, sys, time
+descriptor, begin = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), int(sys.argv[2]) * (64 << 20)
+block, done, end = bytes(1 << 20), 0, time.monotonic() + 2
+while time.monotonic() < end:
+    os.pwrite(descriptor, block, begin + (done % 64 << 20))
+    done += 1
+print(done)
+"""
 
 
-def together(script: str, processes: int) -> int:
-    """The rounds that so many processes do in two seconds, together."""
-    command = [sys.executable, "-c", script]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+def together(commands: list[list[str]]) -> int:
+    """The rounds that Python processes with these arguments do in two seconds, together."""
+    running = [subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True) for words in commands]
     return sum(int(process.communicate()[0]) for process in running)
+
+
+def machine(folder: Path, processes: int) -> tuple[int, ...]:
+    """The rounds of so many processes that digest, that copy, that write to their own files, and to the same one."""
+    numbers = range(processes)
+    own = [["-c", WRITE, str(folder / f"own-{number}"), "0"] for number in numbers]
+    same = [["-c", WRITE, str(folder / "same"), str(number)] for number in numbers]
+    alike = ([["-c", script]] * processes for script in (DIGEST, COPY))
+    return tuple(map(together, (*alike, own, same)))
 
 
 def main() -> None:
@@ -73,17 +91,20 @@ def main() -> None:
                     run = timed([*dsctl, *words])
                     found.setdefault((source, count), []).append((run.wall, run.cpu))
         read = folder_bytes(work / "large")
-    machine = {count: (together(DIGEST, count), together(COPY, count)) for count in counts}
+        shutil.rmtree(target)
+        given = {count: machine(work, count) for count in counts}
     best = {key: min(runs) for key, runs in found.items()}
     net = {count: best["large", count][0] - best["small", count][0] for count in counts}
     print(f"{read / 1e9:.2f} GB of FP8 to BF16 in {arguments.folder}, best of {arguments.runs}, {os.cpu_count()} cores")
     titles = ("workers", 7), ("wall s", 9), ("cpu s", 9), ("start s", 9), ("GB/s read", 11), ("x one", 7)
-    print("".join(f"{title:>{width}}" for title, width in (*titles, ("digest x", 10), ("copy x", 8))))
+    columns = ("digest x", 10), ("copy x", 8), ("files x", 9), ("one file x", 12)
+    print("".join(f"{title:>{width}}" for title, width in (*titles, *columns)))
     for count in counts:
         (wall, cpu), start = best["large", count], best["small", count][0]
-        digests, copies = (machine[count][place] / machine[1][place] for place in (0, 1))
         rate = f"{read / 1e9 / net[count]:>11.2f}{net[1] / net[count]:>7.2f}"
-        print(f"{count:>7}{wall:>9.2f}{cpu:>9.2f}{start:>9.2f}{rate}{digests:>10.2f}{copies:>8.2f}")
+        ratios = (many / one for many, one in zip(given[count], given[1], strict=True))
+        machines = "".join(f"{ratio:>{width}.2f}" for ratio, (_, width) in zip(ratios, columns, strict=True))
+        print(f"{count:>7}{wall:>9.2f}{cpu:>9.2f}{start:>9.2f}{rate}{machines}")
 
 
 if __name__ == "__main__":

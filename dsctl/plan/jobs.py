@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 
 from dsctl.plan.plan import Job
 from dsctl.plan.steps import Step
@@ -30,6 +32,20 @@ def jobs_of(steps: Iterable[Step]) -> Iterator[Job]:
         size += cost
     if run:
         yield _job(number, run)
+
+
+def spread(jobs: Iterable[Job], lanes: int) -> Iterator[Job]:
+    """The same jobs in another order: this many in a row write to different files, as far as there are so many.
+
+    A system lets one thread at a time write to a file: with 16 that write to the same one, most of them wait.
+    """
+    runs = (deque(run) for _, run in groupby(jobs, key=lambda job: job.files[:1]))
+    active = deque(islice(runs, lanes))
+    while active:
+        run = active.popleft()
+        yield run.popleft()
+        if run or (run := next(runs, deque())):
+            active.append(run)
 
 
 def _job(number: int, steps: list[Step]) -> Job:

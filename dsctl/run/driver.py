@@ -15,6 +15,7 @@ from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.signed_files import signed_bytes
 from dsctl.core.errors import ResumeError, WorkError
 from dsctl.core.files import existing, replace_file, sync_folder
+from dsctl.plan.jobs import spread
 from dsctl.plan.plan import Plan
 from dsctl.run.audits import read_audit
 from dsctl.run.checks import check_source, check_space
@@ -89,7 +90,7 @@ def run(
         else:
             route = _route(plan, store, target, state, staged.sent if staged else frozenset())
             with alone(store) if consume else nullcontext():
-                audit = _drive(route, lock, executor, report, how)
+                audit = _drive(route, lock, executor, report, how, in_order=consume or staged is not None)
         retire(target)
         sync_folder(target)
     finally:
@@ -121,7 +122,10 @@ def _confirmed(target: Path) -> dict[str, Any]:
     return audit
 
 
-def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: EventReport, how: How) -> dict[str, Any]:
+def _drive(
+    route: Route, lock: Lock, executor: Callable[[], Executor], report: EventReport, how: How, in_order: bool
+) -> dict[str, Any]:
+    """Do what is not done; `in_order` finishes one file after the other, for which there is room on the disk."""
     with Journal(route.target / WORKING) as journal:
         state = regain(route, journal, report)
         if journal.records:
@@ -135,7 +139,7 @@ def _drive(route: Route, lock: Lock, executor: Callable[[], Executor], report: E
         if todo or not dispatch.is_done:
             workers = executor()
             try:
-                dispatch.carry_out(workers, todo, report)
+                dispatch.carry_out(workers, deque(spread(todo, 1 if in_order else workers.capacity)), report)
             finally:
                 workers.close()
             report(Worked(written, state.seconds))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from math import prod
 from typing import NamedTuple
 
@@ -48,20 +50,27 @@ class Work(NamedTuple):
     codec: Codec
     regions: tuple[dict[str, Region], ...]
 
+    @property
+    def file(self) -> int:
+        """The number of the file to write to first."""
+        return next(iter(self.regions[0].values())).file
+
 
 Task = tuple[Work, ...]
 
 
 def tasks(plan: Blueprint, offsets: Sequence[dict[str, int]]) -> list[Task]:
-    """All work on a checkpoint, the largest first; small parameters share a task.
+    """All work on a checkpoint, the largest first, by turns of the files; small parameters share a task.
 
-    `offsets` has the place of each tensor's first byte in its file, by file.
+    A system lets one process at a time write to a file. `offsets` has the place of each tensor's first byte in its
+    file, by file.
     """
     places: dict[tuple[Draw, Codec], list[dict[str, Region]]] = {}
     for item in plan.stored:
         places.setdefault((_draw(item), item.codec), []).append(_regions(item, offsets))
     works = [Work(draw, codec, tuple(regions)) for (draw, codec), regions in places.items()]
-    return list(_shared(sorted(works, key=lambda work: -work.draw.values)))
+    turns: dict[tuple[int, int], Iterator[int]] = defaultdict(count)
+    return list(_shared(sorted(works, key=lambda work: (-work.draw.values, next(turns[work.draw.values, work.file])))))
 
 
 def _draw(item: StoredParam) -> Draw:

@@ -10,7 +10,7 @@ from msgspec import structs
 from dsctl.codecs.plain import Plain
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorSpec
-from dsctl.plan.jobs import JOB_BYTES, jobs_of, source_order
+from dsctl.plan.jobs import JOB_BYTES, jobs_of, source_order, spread
 from dsctl.plan.plan import files_read
 from dsctl.plan.steps import Copy, Part, Region, Step
 
@@ -81,3 +81,21 @@ def test_steps_are_sorted_by_their_first_byte(places: list[tuple[str, int]]) -> 
 def test_small_files_make_a_job_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsctl.plan.jobs.JOB_BYTES", 0)
     assert len(list(jobs_of([_step(str(number), 1) for number in range(3)]))) == 3
+
+
+def test_jobs_at_the_same_time_write_to_different_files() -> None:
+    jobs = list(jobs_of(_step(f"{file}{n}", 256, file, to=file) for file in "abcd" for n in range(3)))
+    found = " ".join(job.steps[0].name for job in spread(jobs, 3))
+    assert found == "a0 b0 c0 a1 b1 c1 a2 b2 c2 d0 d1 d2"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 5)), max_size=12), st.integers(1, 9))
+def test_spreading_keeps_every_job_and_the_order_within_a_file(runs: list[tuple[str, int]], lanes: int) -> None:
+    steps = [_step(f"{number}-{n}", 256, to=file) for number, (file, count) in enumerate(runs) for n in range(count)]
+    jobs = list(jobs_of(steps))
+    found = list(spread(jobs, lanes))
+    assert sorted(found) == jobs
+    assert lanes > 1 or found == jobs
+    for run in range(len(runs)):
+        numbers = [job.number for job in found if job.steps[0].name.startswith(f"{run}-")]
+        assert numbers == sorted(numbers)
