@@ -48,6 +48,11 @@ class SignedFile(msgspec.Struct, frozen=True, omit_defaults=True):
         """The name of that digest."""
         return "BLAKE3 tree" if self.tree else "BLAKE3" if self.blake3 else "SHA-256"
 
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The names of the digests that bytes are compared with."""
+        return ("BLAKE3",) * bool(self.tree or self.blake3) + ("SHA-256",) * bool(self.sha256)
+
     def json(self) -> dict[str, Any]:
         """The entry as `dsctl.json` keeps it."""
         return msgspec.json.decode(msgspec.json.encode(self))  # type: ignore[no-any-return]

@@ -74,7 +74,9 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
     if checked.against:
         lines.append(("against", their.origin.text if their else checked.against))
     if checked.signed:
-        lines.append(("dsctl.json", "sizes" + (f" and {plural(checked.digests, 'digest')}" if checked.digests else "")))
+        by = ", ".join(checked.algorithms)
+        compared = f" and {plural(checked.digests, 'digest')} ({by})" if checked.digests else ""
+        lines.append(("dsctl.json", f"sizes{compared}"))
     lines.append(
         ("contents", f"{size(checked.contents)} read" if checked.contents else "not checked: --deep reads them")
     )

@@ -67,6 +67,7 @@ def verify(
         scales_unread=sum(ref.spec.values for ref in all_scales.keys() - scales.keys()),
         signed=entries is not None,
         digests=contents.digests,
+        algorithms=tuple(sorted(contents.algorithms)),
         contents=contents.nbytes,
         against=their.name if their else None,
     )

@@ -37,11 +37,12 @@ _TensorName = tuple[str, str]
 
 @dataclass(slots=True)
 class ReadContents:
-    """The findings of reading all files, the bytes read, and the number of digests compared."""
+    """The findings of reading all files, the bytes read, the number of files compared with digests, and whose."""
 
     findings: list[Finding] = field(default_factory=list)
     nbytes: int = 0
     digests: int = 0
+    algorithms: frozenset[str] = frozenset()
 
 
 class _Read(NamedTuple):
@@ -75,6 +76,7 @@ def read_contents(
         contents.nbytes += checkpoint.files[read.file]
         if read.differences is not None:
             contents.digests += 1
+            contents.algorithms |= {*signed[read.file].algorithms}
             if read.differences:
                 contents.findings.append(Finding("digest", read.file, _unlike(read.differences)))
         contents.findings += read.findings

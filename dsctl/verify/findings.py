@@ -135,6 +135,7 @@ class Finding(NamedTuple):
 class CheckScope(NamedTuple):
     """What was checked: files and tensors by their headers, scales as numbers, digests, bytes of weights.
 
+    `digests` counts the files whose bytes were compared with `dsctl.json`, by the digests named in `algorithms`.
     `scales_unread` counts the scales of groups that were not read because there are too many of them. The fields of
     `library` are those of `dsctl.verify.library.SecondOpinion`.
     """
@@ -147,6 +148,7 @@ class CheckScope(NamedTuple):
     scales_unread: int = 0
     signed: bool = False
     digests: int = 0
+    algorithms: tuple[str, ...] = ()
     contents: int = 0
     against: str | None = None
     library: str | None = None
