@@ -96,7 +96,7 @@ def download(
         dsctl download deepseek-ai/DeepSeek-V3.2 --verify-only
     """
     output, repository = printing.output(), repository_of(what)
-    show_progress(output.err.is_terminal and not output.quiet and not dry_run)
+    show_progress(output.has_bar and not dry_run)
     if layers or experts or only:
         if include or exclude or verify_only:
             raise UsageError(

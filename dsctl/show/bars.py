@@ -21,7 +21,7 @@ from dsctl.show.output import Output
 @contextmanager
 def reading(output: Output, total: int, what: str) -> Iterator[Callable[[int], None]]:
     """Show a bar for bytes read or written, on a terminal only; yields the function that advances it by bytes."""
-    if not output.err.is_terminal or output.quiet:
+    if not output.has_bar:
         yield lambda nbytes: None
         return
     with Bar(*columns(), console=output.err, transient=True) as bar:

@@ -91,6 +91,11 @@ class Output:
         self.out, self.err = _console(), _console(stderr=True)
         self.bounded = _bounded()
 
+    @property
+    def has_bar(self) -> bool:
+        """Whether stderr is a terminal on which a bar can move, and may show one."""
+        return self.err.is_terminal and not self.err.is_dumb_terminal and not self.quiet
+
     def data(self, value: Any) -> None:
         """Print the command's result as JSON, if --json was given."""
         if self.json:

@@ -29,7 +29,7 @@ class Progress:
         self._before = 0
         self._bar: Bar | None = None
         self._task: Any = None
-        if output.err.is_terminal and not output.quiet:
+        if output.has_bar:
             self._bar = Bar(*columns(), console=output.err, transient=True)
             self._task = self._bar.add_task("converting", total=self._total)
 

@@ -197,10 +197,12 @@ def test_killed_while_it_empties_a_folder_the_next_run_goes_on(source: Path, tmp
 
 
 def change(source: Path) -> None:
-    """Other weights under the same header."""
-    raw = bytearray((source / FIRST).read_bytes())
-    raw[-40:] = bytes(byte ^ 1 for byte in raw[-40:])
-    (source / FIRST).write_bytes(raw)
+    """Other weights under the same header, in place: a reader never sees a shorter file."""
+    with open(source / FIRST, "r+b") as file:
+        file.seek(-40, os.SEEK_END)
+        last = file.read()
+        file.seek(-40, os.SEEK_END)
+        file.write(bytes(byte ^ 1 for byte in last))
 
 
 def test_weights_that_changed_are_noticed(source: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_file_that_changed_since_it_was_read_is_not_consumed(
     real = Journal.append
 
     def append(journal: Journal, record: Any) -> None:
-        (source / FIRST).write_bytes((source / FIRST).read_bytes())
+        os.utime(source / FIRST)
         real(journal, record)
 
     monkeypatch.setattr(Journal, "append", append)

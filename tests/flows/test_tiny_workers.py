@@ -121,10 +121,11 @@ def test_an_interrupt_of_the_terminal_ends_all_processes_and_leaves_nothing(tmp_
     assert not any(b"forkserver" in cmdline(pid) for pid in (*servers, *makers))
 
 
-def on_a_terminal(*words: Any) -> tuple[str, str]:
+def on_a_terminal(*words: Any, kind: str = "xterm") -> tuple[str, str]:
     """Stdout of a pipe, and stderr as a terminal of its own receives it."""
     ours, theirs = pty.openpty()
-    running = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=theirs, text=True)
+    env = {**os.environ, "TERM": kind}
+    running = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=theirs, text=True, env=env)
     os.close(theirs)
     seen = b""
     try:
@@ -147,5 +148,7 @@ def test_a_terminal_shows_a_bar_and_the_speed_and_a_pipe_neither(tmp_path: Path)
     printed, seen = on_a_terminal(*line)
     assert printed.startswith("already made: ") and "wrote" not in seen
     assert on_a_terminal(*line[:2], tmp_path / "quiet", *line[3:], "--quiet") == ("", "")
+    _, seen = on_a_terminal(*line[:2], tmp_path / "dumb", *line[3:], kind="dumb")
+    assert seen.startswith("wrote ")
     done = run(*line[:2], tmp_path / "piped", *line[3:])
     assert done.stdout.startswith("made: ") and done.stdout.count("\n") == 1 and not done.stderr
