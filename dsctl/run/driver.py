@@ -130,7 +130,7 @@ def _drive(
         state = regain(route, journal, report)
         if journal.records:
             report(_resumed(route.plan, state))
-        todo = deque(job for job in route.plan.jobs if job.number not in state.done)
+        todo = [job for job in route.plan.jobs if job.number not in state.done]
         written = sum(step.written_bytes for job in todo for step in job.steps)
         prepare_all(route.plan, route.target, state, todo)
         safe = partial(_refuse_changed, route, lock)
