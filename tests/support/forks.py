@@ -145,6 +145,9 @@ class Launcher:
         self._number += 1
         words = tuple(map(str, arguments))
         out, err = (self._folder / f"{self._number}.{name}" for name in ("out", "err"))
+        # A command may be killed before it opens them.
+        out.touch()
+        err.touch()
         running = Running(words, 0, out, err, time.monotonic())
         asked = {
             "number": self._number, "arguments": words, "out": str(out), "err": str(err), "stopped": stopped,
