@@ -38,7 +38,8 @@ def single_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
     own = *checkpoint.faults, *checkpoint.contradictions
     if checkpoint.regular is None:
         return *own, *checkpoint.survey.faults
-    return *own, *undeclared(checkpoint.contents, checkpoint.regular.values())
+    codecs = (codec for family, codec in checkpoint.regular.items() if not family.table)
+    return *own, *undeclared(checkpoint.contents, codecs)
 
 
 def known_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:

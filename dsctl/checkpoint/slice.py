@@ -23,7 +23,7 @@ from dsctl.codecs import dress
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
-from dsctl.core.config_fields import SPARED_FIELDS
+from dsctl.core.config_fields import QUANTIZATION, SPARED_FIELDS, edited
 from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.params import Param
 from dsctl.layouts.ranks import main_layers
@@ -190,10 +190,10 @@ def _skipping(
             said[field] = list(dict.fromkeys(names))
     stored = [(param, source, pieces[0].codec) for param, source in cut if (pieces := survey.pieces.get(param.name))]
     if stored and not any(codec.quantized for _, _, codec in stored):
-        return {name: value for name, value in config.items() if name != "quantization_config"}
+        return edited(config, {}, [QUANTIZATION])
     if said.get("quant_method") == dress.METHOD:
         said |= _targeted(checkpoint.quantization, stored)
-    return {**config, "quantization_config": said}
+    return edited(config, {QUANTIZATION: said})
 
 
 def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Codec]]) -> dict[str, Any]:
