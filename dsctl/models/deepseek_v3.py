@@ -17,7 +17,7 @@ import msgspec
 from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
 from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -324,6 +324,11 @@ class DeepseekV3:
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)
+
+    def kept_rows(
+        self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param
+    ) -> Iterable[tuple[int, int]] | None:
+        return None
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)

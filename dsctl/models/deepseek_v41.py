@@ -6,7 +6,7 @@ inventories list them, and inference/model.py. Split dimensions: its inference/c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ import msgspec
 from dsctl.core.attention import Sizes
 from dsctl.core.config_fields import text_fields
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import DeepseekV3
 from dsctl.models.deepseek_v4 import Block, told
 from dsctl.models.deepseek_v4_config import DSPARK, units
@@ -24,6 +24,7 @@ from dsctl.models.deepseek_v4_vision import aligner, tower
 from dsctl.models.deepseek_v41_config import attention, shrunk, sliced, without_mtp
 from dsctl.models.deepseek_v41_dimensions import Dimensions, dimensions
 from dsctl.models.deepseek_v41_faults import contradictions
+from dsctl.models.deepseek_v41_tables import kept_rows
 from dsctl.models.model import Contradiction
 
 QUANTIZED = ("attention", "indexer", "shared experts", "mtp", "engram")
@@ -162,6 +163,12 @@ class DeepseekV41(DeepseekV3):
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)
+
+    def kept_rows(
+        self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param
+    ) -> Iterable[tuple[int, int]] | None:
+        assert source.layer is not None and param.layer is not None
+        return kept_rows(config, small, source.layer, param.layer)
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)
