@@ -48,6 +48,10 @@ TABLES = {
         "MODELS",
         {
             "deepseek_v4_config",
+            "deepseek_v41_config",
+            "deepseek_v41_dimensions",
+            "deepseek_v41_faults",
+            "deepseek_v41_tables",
             "deepseek_v4_dimensions",
             "deepseek_v4_faults",
             "deepseek_v4_saved",

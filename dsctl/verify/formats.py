@@ -37,10 +37,21 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
             name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
             yield Finding("scale-dtype", name, "is BF16, but loaders expect F32")
         yield from _spelled(param, piece)
+        yield from _of_table(checkpoint, param, piece)
     yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
     if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
+
+
+def _of_table(checkpoint: Checkpoint, param: Param, piece: Piece) -> Iterator[Finding]:
+    """Scales of a table that span several rows: loaders look up a row together with scales of its own."""
+    published = checkpoint.published.get(param.role)
+    group = piece.codec.form.group
+    if param.family.table and piece.codec.quantized and published is not None and group != published.block:
+        rows, columns = published.block
+        what = f"has scales for {group[0]}x{group[1]} values, but loaders expect them for {rows}x{columns}"
+        yield Finding("wrong-scale", param.name, what)
 
 
 def _spelled(param: Param, piece: Piece) -> Iterator[Finding]:
