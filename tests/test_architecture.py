@@ -29,6 +29,7 @@ TABLES = {
             "codec",
             "dress",
             "e4m3",
+            "long_rows",
             "facts",
             "grids",
             "group_scales",
