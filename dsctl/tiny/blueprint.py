@@ -36,6 +36,8 @@ RANKS = (
     "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_head_dim",
 )  # fmt: skip
 BLOCK = 128
+# Roles whose parameters have files of their own after all others.
+ENGRAM = ("engram tables", "engram")
 # The least number of files, and a file size in bytes, near that of the V3 release.
 SHARDS, SHARD_BYTES = 4, 4_300_000_000
 
@@ -214,7 +216,9 @@ def _grown(
 
 
 def _order(param: Param) -> tuple[bool, float]:
-    """The order of releases: embedding, layers, last norm and head, then the MTP layer."""
+    """The order of releases: embedding, layers, last norm and head, then the MTP layer, and n-gram tables last."""
+    if param.role in ENGRAM:
+        return True, float("inf")
     if param.layer is not None:
         return param.family.mtp, param.layer
     return False, -1 if param.role == "embedding" else float("inf")
