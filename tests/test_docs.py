@@ -19,7 +19,7 @@ import yaml
 from dsctl.core import errors
 from tests.support.command import call
 from tests.support.pages import PAGES, ROOT, STAND_INS, Shelf, fits, play
-from tests.tools import pictures, reference
+from tests.tools import pictures, reference, releases
 from tests.tools.outputs import renewed
 from tests.tools.reference import commands
 
@@ -123,6 +123,10 @@ def test_every_verb_explains_itself(verb: str) -> None:
     assert f"dsctl {verb} " in command.help, "help shows no example"
     silent = [param.name for param in command.params if param.name != "help" and not param.help]
     assert not silent
+
+
+def test_the_page_of_releases_is_what_their_descriptions_say() -> None:
+    assert releases.PAGE.read_text() == releases.page(), "run: python -m tests.tools.releases"
 
 
 def test_the_reference_is_what_help_shows() -> None:

@@ -38,6 +38,7 @@ STAND_INS = {
     "DeepSeek-V3.2": "tiny v3.2 DeepSeek-V3.2",
     "DeepSeek-V3.2-bf16": "convert DeepSeek-V3.2 DeepSeek-V3.2-bf16 --bf16",
     "DeepSeek-V4-Flash": "tiny v4-flash DeepSeek-V4-Flash --hidden 256",
+    "DeepSeek-V4.1-Flash": "tiny v4.1-flash DeepSeek-V4.1-Flash --hidden 128",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
     "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
 }
