@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from dsctl.core.header import TensorSpec
+
 # The roles of known architectures, in the order of a printed table; `in_order` appends any others.
 ROLES = (
     "embedding", "attention", "compressor", "indexer", "dense mlp", "routed experts", "shared experts", "router",
@@ -33,7 +35,8 @@ class Published(NamedTuple):
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
     the scale format of FP8, stored or requested, if configs have such a field; `why` gives the reason. `fields` are the
     fields of `config.json` outside `quantization_config` that declare the format: for each name its values by kind of
-    codes (`Form.codes`), first the one that loaders assume if the field is absent.
+    codes (`Form.codes`), first the one that loaders assume if the field is absent. `dtypes` are the codec's dtypes that
+    releases spell differently, by the codec's field.
     """
 
     format: str
@@ -41,6 +44,7 @@ class Published(NamedTuple):
     scale_fmt: str | None = None
     why: str = ""
     fields: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    dtypes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,9 @@ class Traits:
 
     `drafter` is the kind of drafter, `stages` the number of its stages (None: as in the config); `own`: the drafter has
     its own embedding and head; `vision`: the model has parts that read images. `experts` is the code of routed experts
-    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it.
+    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it. `rotary` is the buffer of
+    rotary frequencies that every layer stores, None if there is none or its spec is the usual one. `bias` is the dtype
+    of router biases, empty if it is the usual one.
     """
 
     drafter: str = ""
@@ -58,6 +64,8 @@ class Traits:
     vision: bool = False
     experts: str = ""
     scales: str = ""
+    rotary: TensorSpec | None = None
+    bias: str = ""
 
 
 class Unit(NamedTuple):

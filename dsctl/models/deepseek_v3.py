@@ -18,6 +18,7 @@ from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.models.deepseek_v3_traits import as_stored, told
 from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -259,7 +260,7 @@ def fp8_blocks(scale_fmt: str, why: str) -> dict[str, Published]:
 
 
 class DeepseekV3:
-    """V3, R1 and V3.1."""
+    """V3, R1, V3.1, and models with their architecture such as Moonlight."""
 
     name = "deepseek_v3"
     # The entry of `architectures`, for models that it identifies.
@@ -272,11 +273,11 @@ class DeepseekV3:
         return self.architecture is not None and self.architecture in (config.get("architectures") or ())
 
     def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
-        return PLAIN_TRAITS
+        return told(config, stored)
 
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
-        return (*outside(d), *self.layers(d), *multi_token_prediction(d))
+        return as_stored((*outside(d), *self.layers(d), *multi_token_prediction(d)), d.num_hidden_layers, traits)
 
     def layers(self, d: Dimensions) -> list[Family]:
         main = tuple(range(d.num_hidden_layers))
