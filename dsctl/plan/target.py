@@ -11,7 +11,7 @@ from dsctl.checkpoint.odd_scales import OddScales, read_odd
 from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
-from dsctl.codecs import CODECS, in_dialect
+from dsctl.codecs import CODECS, in_dialect, of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
@@ -54,13 +54,22 @@ class Target:
 
     @cached_property
     def saves(self) -> bool:
-        """Whether the target keeps a side file for the way back: with the scales that decoding or recasting loses."""
+        """Whether the target keeps a side file for the way back.
+
+        It has the scales that decoding or recasting loses, and the config that declares the released format.
+        """
         checkpoint, request = self.checkpoint, self.request
         if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
             return False
         if self.formats.format.plain:
-            return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
+            return any(codec.keeps_scales or codec in self._released for codec in checkpoint.stored_codecs)
         return request.to == BLOCKS and any(recast(codec, self.formats.format) for codec in checkpoint.stored_codecs)
+
+    @cached_property
+    def _released(self) -> set[Codec]:
+        """The quantized codecs of the architecture's releases."""
+        forms = self.formats.published.values()
+        return {codec for form in forms if (codec := of_published(form, self.checkpoint.quantization)).quantized}
 
     @cached_property
     def encoded(self) -> Codec | None:
