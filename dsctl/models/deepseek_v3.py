@@ -282,9 +282,8 @@ class DeepseekV3:
     def layers(self, d: Dimensions) -> list[Family]:
         main = tuple(range(d.num_hidden_layers))
         families = attention(d, main, False)
-        families += gated(_MLP, d.hidden_size, d.intermediate_size, "dense mlp", layers=d.dense_layers) * bool(
-            d.dense_layers
-        )
+        dense = d.dense_layers
+        families += gated(_MLP, d.hidden_size, d.intermediate_size, "dense mlp", layers=dense) * bool(dense)
         families += experts(d, d.moe_layers, False, bias=True) * bool(d.moe_layers)
         if d.mtp_layers:
             families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
@@ -296,6 +295,8 @@ class DeepseekV3:
         return ()
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
+        if traits.rotary and traits.bias and not config.get("quantization_config"):
+            return dict.fromkeys(QUANTIZED, Published("bf16", "deepseek", "float32", "as Moonlight stores them"))
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
 
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
@@ -306,8 +307,7 @@ class DeepseekV3:
         sizes = whole_numbers(config, *fields)
         if sizes is None:
             return None
-        layers, heads, latent, rotary = sizes
-        found, indexed = Latent(layers, heads, latent, rotary), self.indexed(config)
+        found, indexed = Latent(*sizes), self.indexed(config)
         chosen = whole_numbers(config, "index_n_heads", "index_head_dim", "index_topk") if indexed else None
         if chosen is None:
             return found

@@ -16,7 +16,8 @@ from dsctl.core.params import PLAIN_TRAITS, Family, Traits
 ROTARY = "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
 BIAS = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
 _FLOATS = ("BF16", "F16", "F32")
-_NARROW = "BF16"
+# The dtype of router biases in V3.
+_USUAL = "F32"
 # More layers and values than any model has: a config or header beyond them is not believed.
 _MOST = 4096
 
@@ -29,9 +30,12 @@ def told(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
     rotary = _first(ROTARY, layers, stored)
     if rotary is not None and (rotary.dtype not in _FLOATS or len(rotary.shape) != 1 or rotary.values > _MOST):
         rotary = None
+    if rotary is None:
+        return PLAIN_TRAITS
+    # Biases of the same dtype as the buffer are Moonlight's. Without the buffer, they were float32 and lost precision.
     bias = _first(BIAS, layers, stored)
-    narrow = bias is not None and bias.dtype == _NARROW
-    return Traits(rotary=rotary, bias=_NARROW * narrow) if rotary or narrow else PLAIN_TRAITS
+    same = bias is not None and bias.dtype == rotary.dtype != _USUAL
+    return Traits(rotary=rotary, bias=rotary.dtype * same)
 
 
 def _first(template: str, layers: int, stored: Mapping[str, TensorSpec]) -> TensorSpec | None:

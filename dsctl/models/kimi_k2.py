@@ -23,6 +23,10 @@ class KimiK2(DeepseekV3):
     name = "kimi_k2"
     architecture = None
 
+    def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
+        # Every release stores router biases in float32: narrower ones lost precision.
+        return replace(super().traits(config, stored), bias="")
+
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         if traits.rotary is None:
             d = dimensions(config)
