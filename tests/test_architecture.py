@@ -47,6 +47,7 @@ TABLES = {
     "models": (
         "MODELS",
         {
+            "deepseek_v3_traits",
             "deepseek_v4_config",
             "deepseek_v4_dimensions",
             "deepseek_v4_faults",

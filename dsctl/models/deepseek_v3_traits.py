@@ -16,8 +16,8 @@ from dsctl.core.params import PLAIN_TRAITS, Family, Traits
 ROTARY = "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
 BIAS = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
 _FLOATS = ("BF16", "F16", "F32")
-# The dtype of router biases in V3.
-_USUAL = "F32"
+# Dtypes of router biases that are not V3's.
+_NARROW = ("BF16", "F16")
 # More layers and values than any model has: a config or header beyond them is not believed.
 _MOST = 4096
 
@@ -32,10 +32,9 @@ def told(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
         rotary = None
     if rotary is None:
         return PLAIN_TRAITS
-    # Biases of the same dtype as the buffer are Moonlight's. Without the buffer, they were float32 and lost precision.
+    # Narrow biases beside a buffer are Moonlight's own. Without a buffer, they were float32 and lost precision.
     bias = _first(BIAS, layers, stored)
-    same = bias is not None and bias.dtype == rotary.dtype != _USUAL
-    return Traits(rotary=rotary, bias=rotary.dtype * same)
+    return Traits(rotary=rotary, bias=bias.dtype if bias is not None and bias.dtype in _NARROW else "")
 
 
 def _first(template: str, layers: int, stored: Mapping[str, TensorSpec]) -> TensorSpec | None:

@@ -149,17 +149,7 @@ class Formats:
     def notes(self) -> list[str]:
         """Notes on the requested formats."""
         names = {rule.format for rule in self.rules} or {self.request.to}
-        blocks = self._blocks[1] if names & {"fp8-block", PUBLISHED} and self._has_blocks(names) else []
-        return [*blocks, *self._new_groups]
-
-    @property
-    def _new_groups(self) -> list[str]:
-        """A note on released formats whose scales no side file keeps: the way back to them is not exact."""
-        forms = self.published.values() if self.request.to == PUBLISHED else ()
-        codecs = dict.fromkeys(of_published(form, self.quantization) for form in forms)
-        lost = [codec.name for codec in codecs if codec.quantized and not codec.keeps_scales]
-        what = "every group gets a new scale; if these weights were decoded from it, its codes do not come back exactly"
-        return [f"scales: {name}: {what}" for name in lost if name not in {codec.name for codec in self.stored}]
+        return self._blocks[1] if names & {"fp8-block", PUBLISHED} and self._has_blocks(names) else []
 
     def _has_blocks(self, names: set[str]) -> bool:
         return "fp8-block" in names or any(CODECS[form.format].scale_fmt for form in self.published.values())

@@ -120,6 +120,7 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         notes += [f"scales: the original ones are those of {elsewhere.place}", *elsewhere.notes]
     whole = _whole(checkpoint, notes)
     published = _published(checkpoint, original)
+    notes += _new_groups(checkpoint, published) if original and request.to == PUBLISHED else ()
     formats = Formats(
         request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
         checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
@@ -133,6 +134,14 @@ def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request,
     """The description of the folder from which the source was decoded, if a requested format can use it."""
     header, asked = checkpoint.original, {rule.format for rule in rules} or {request.to}
     return None if header is None or asked.isdisjoint(SCALED) else _side_file(checkpoint, ORIGINAL, header, notes)
+
+
+def _new_groups(checkpoint: Checkpoint, published: Mapping[str, Published]) -> list[str]:
+    """Notes on the released formats that the source was decoded from, and whose scales no side file keeps."""
+    codecs = dict.fromkeys(of_published(form, checkpoint.quantization) for form in published.values())
+    lost = [codec.name for codec in codecs if codec.quantized and not codec.keeps_scales]
+    what = "no scales were kept, so every group gets a new one: the released codes do not come back exactly"
+    return [f"scales: {name}: {what}" for name in lost if name not in {one.name for one in checkpoint.stored_codecs}]
 
 
 def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:
