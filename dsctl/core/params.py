@@ -53,9 +53,9 @@ class Traits:
 
     `drafter` is the kind of drafter, `stages` the number of its stages (None: as in the config); `own`: the drafter has
     its own embedding and head; `vision`: the model has parts that read images. `experts` is the code of routed experts
-    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it. `rotary` is the buffer of
-    rotary frequencies that every layer stores, None if there is none or its spec is the usual one. `bias` is the dtype
-    of router biases, empty if it is the usual one.
+    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it. `rotary` is the spec of
+    the rotary buffer that every layer stores, None if there is none or it is the usual one. `bias` is the dtype of
+    router biases, empty if it is the usual one.
     """
 
     drafter: str = ""

@@ -268,9 +268,8 @@ class DeepseekV3:
     usual_sizes: Mapping[str, int] = MappingProxyType({})
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        if config.get("model_type") == self.name:
-            return True
-        return self.architecture is not None and self.architecture in (config.get("architectures") or ())
+        listed = self.architecture is not None and self.architecture in (config.get("architectures") or ())
+        return listed or config.get("model_type") == self.name
 
     def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
         return told(config, stored)
@@ -307,7 +306,8 @@ class DeepseekV3:
         sizes = whole_numbers(config, *fields)
         if sizes is None:
             return None
-        found, indexed = Latent(*sizes), self.indexed(config)
+        layers, heads, latent, rotary = sizes
+        found, indexed = Latent(layers, heads, latent, rotary), self.indexed(config)
         chosen = whole_numbers(config, "index_n_heads", "index_head_dim", "index_topk") if indexed else None
         if chosen is None:
             return found
