@@ -113,6 +113,8 @@ def _notes(side: Description, title: str) -> Iterator[str]:
     if side.derived:
         reason = side.release.sources["config"][0].removeprefix("derived: ") if side.release else ""
         yield f"{title}: config.json was derived, not read: {reason}."
+    if side.release and "storage.traits.rotary" in side.release.derived:
+        yield f"{title}: the bytes of rotary_emb.inv_freq are known; its dtype and shape were not read."
     for template in side.release.storage.scales_apart if side.release else ():
         yield f"{title}: the scales of {template} are not powers of two, unlike all others."
     if side.part:

@@ -79,6 +79,13 @@ def test_a_relative_has_the_parameters_of_its_parent(alias: str) -> None:
     assert {find(alias).name, find(PARENTS[alias]).name} <= names
 
 
+def test_a_diff_says_that_the_shape_of_the_buffer_was_not_read() -> None:
+    for sides in (("kimi-k2", "kimi-k2-0905"), ("v3", "moonlight")):
+        told = " ".join(dsctl("diff", *sides).split())
+        assert "the bytes of rotary_emb.inv_freq are known; its dtype and shape were not read" in told
+    assert "were not read" not in dsctl("diff", "v3", "kimi-k2")
+
+
 @pytest.mark.parametrize("alias", ["mai-ds-r1", "r1-1776"])
 def test_two_models_of_r1_have_no_mtp_layer(alias: str) -> None:
     described = describe(alias)
