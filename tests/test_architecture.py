@@ -29,6 +29,7 @@ TABLES = {
             "codec",
             "dress",
             "e4m3",
+            "long_rows",
             "facts",
             "grids",
             "group_scales",
@@ -47,8 +48,13 @@ TABLES = {
     "models": (
         "MODELS",
         {
+            "deepseek_v3_config",
             "deepseek_v3_traits",
             "deepseek_v4_config",
+            "deepseek_v41_config",
+            "deepseek_v41_dimensions",
+            "deepseek_v41_faults",
+            "deepseek_v41_tables",
             "deepseek_v4_dimensions",
             "deepseek_v4_faults",
             "deepseek_v4_saved",

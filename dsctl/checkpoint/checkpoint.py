@@ -14,6 +14,7 @@ from dsctl.codecs import readable
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.amounts import plural, size
+from dsctl.core.config_fields import quantization_of
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits
@@ -136,8 +137,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        value = (self.config or {}).get("quantization_config")
-        return value if isinstance(value, dict) else None
+        return quantization_of(self.config or {})
 
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:

@@ -11,7 +11,7 @@ from dsctl.core.errors import FormatError
 # Faults that make nothing unreadable or ambiguous.
 NOTES = frozenset({
     "stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank",
-    "drafter-stages", "scale-fmt-missing",
+    "drafter-stages", "scale-fmt-missing", "cache-sources", "engram-tables",
 })  # fmt: skip
 
 # Codes of causes, which come before the faults that follow from them.
@@ -38,7 +38,8 @@ def single_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
     own = *checkpoint.faults, *checkpoint.contradictions
     if checkpoint.regular is None:
         return *own, *checkpoint.survey.faults
-    return *own, *undeclared(checkpoint.contents, checkpoint.regular.values())
+    codecs = (codec for family, codec in checkpoint.regular.items() if not family.table)
+    return *own, *undeclared(checkpoint.contents, codecs)
 
 
 def known_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:

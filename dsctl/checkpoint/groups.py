@@ -10,6 +10,7 @@ from dsctl import models
 from dsctl.checkpoint.released import quantized_roles, stored_codec
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
+from dsctl.core.config_fields import quantization_of
 from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.core.params import OTHER, PLAIN_TRAITS, Family, Param, Traits
 from dsctl.models.model import Model
@@ -83,8 +84,7 @@ class Known:
 
     @property
     def quantization(self) -> Mapping[str, Any] | None:
-        said = self.config.get("quantization_config")
-        return said if isinstance(said, dict) else None
+        return quantization_of(self.config)
 
 
 def whole(family: Family, codec: Codec) -> Group:

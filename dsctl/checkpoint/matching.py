@@ -130,7 +130,8 @@ def survey(contents: Contents) -> Survey:
             for ref in found.extra
         ]
     found.faults += missing_ranks(contents)
-    codecs = {piece.codec for pieces in found.pieces.values() for piece in pieces}
+    tables = {name for family in contents.families if family.table for name in family.names()}
+    codecs = {piece.codec for name, pieces in found.pieces.items() if name not in tables for piece in pieces}
     unread = any(fault.code in _UNREAD for fault in found.faults)
     found.faults += [f for f in undeclared(contents, codecs) if not unread or f.code != "declared-not-stored"]
     return found
@@ -213,7 +214,7 @@ def _why_not(contents: Contents, slot: Slot, param: Param) -> Fault:
 
 
 def undeclared(contents: Contents, codecs: Iterable[Codec]) -> list[Fault]:
-    """Contradictions between `quantization_config` and the codecs that read the weights."""
+    """Contradictions between `quantization_config` and the codecs that read the weights, except tables'."""
     found = set(codecs)
     configs = {codec: config for codec in found if (config := codec.config()) is not None}
     says = contents.quantization

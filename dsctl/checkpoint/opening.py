@@ -17,6 +17,7 @@ from dsctl.core.errors import FormatError, SourceError
 from dsctl.core.header import Header
 from dsctl.layouts.manifests import Manifest, decode
 from dsctl.layouts.recognition import manifest_files, of_ranks
+from dsctl.models.model import Model
 from dsctl.stores import INDEX, Store, store_at
 from dsctl.stores.hub import is_repository
 
@@ -82,10 +83,16 @@ def open_checkpoint(store: Store) -> Checkpoint:
     faults += [
         Fault("no-format-pt", file, 'metadata lacks {"format": "pt"}: transformers 5 loads it, older than 5 refuses')
         for file, header in headers.items()
-        if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx") and not plain
+        if header.metadata.get("format") not in ("pt", "tf", "flax", "mlx") and not plain and not _are_bare(model)
     ]
     manifests = {file: _manifest(store, file, files[file]) for file in manifest_files(files)}
     return Checkpoint(store, files, config, model, headers, faults, index, total, manifests)
+
+
+def _are_bare(model: Model | None) -> bool:
+    """Whether no release of an architecture has metadata in its headers, so that its loaders need none."""
+    known = [one.storage.bare for one in releases.releases() if model is not None and one.architecture == model.name]
+    return bool(known) and all(known)
 
 
 def _manifest(store: Store, file: str, size: int) -> Manifest:

@@ -39,9 +39,12 @@ _ALSO_JOINED = {"fused_qkv_a_proj": "fused_qkv_a_proj_with_mqa"}
 def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any] | None:
     """The `quantization_config` for these parameters, or None if none is quantized.
 
+    Tables whose rows are looked up are not modules that it covers.
+
     Raises:
         PlanError: one `quantization_config` cannot declare them, or loaders would not read it.
     """
+    stored = [(param, codec) for param, codec in stored if not param.family.table]
     configs = {codec: config for codec in dict.fromkeys(codec for _, codec in stored) if (config := codec.config())}
     if not configs:
         return None
@@ -56,7 +59,7 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
     config, method = told[0], told[0]["quant_method"]
     nvfp4 = next((one for one in configs.values() if dress.MOE_ALGORITHM in one), None)
     if nvfp4 is not None:
-        config = config | nvfp4 | _of_experts(stored)
+        config = nvfp4 | config | _of_experts(stored)
     spared = _spared(stored, method)
     if spared and method not in _SPARED:
         what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
@@ -144,7 +147,7 @@ def _dressed(stored: Sequence[tuple[Param, Codec]], configs: Mapping[Codec, dict
 def linear(param: Param) -> bool:
     """Whether loaders store a parameter as the weight of a linear module."""
     named = param.quantizable or param.name.endswith(_WEIGHT)
-    return len(param.shape) == 2 and param.role != "embedding" and named
+    return len(param.shape) == 2 and param.role != "embedding" and not param.family.table and named
 
 
 def module_of(param: Param) -> str:

@@ -9,6 +9,7 @@ from dsctl import models
 from dsctl.codecs import of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
+from dsctl.core.config_fields import quantization_of
 from dsctl.core.params import Family
 from dsctl.models.model import Model
 from dsctl.releases import Release
@@ -20,7 +21,7 @@ def quantized_roles(release: Release) -> Mapping[str, Codec]:
     Raises:
         FormatError: the config declares an unknown format.
     """
-    quantization = release.config.get("quantization_config")
+    quantization = quantization_of(release.config)
     published = _model(release).published(release.config, release.storage.traits) if quantization else {}
     return {role: _with_scales(of_published(form, quantization), release) for role, form in published.items()}
 

@@ -110,6 +110,37 @@ def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[Tenso
                 yield from read.result()
 
 
+def scale_bands(store: Store, ref: TensorRef) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """A scale tensor's values in bands of rows of at most `RUN_BYTES`, each with the number of its first row.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    rows = ref.spec.shape[0] if len(ref.spec.shape) > 1 else 1
+    row = ref.nbytes // max(1, rows)
+    step = max(1, RUN_BYTES // max(1, row))
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        values = as_float32(store.read(ref.file, ref.begin + first * row, ref.begin + last * row), ref.spec.dtype)
+        yield first, values.reshape((last - first, *ref.spec.shape[1:]) if len(ref.spec.shape) > 1 else ref.spec.shape)
+
+
+def bad_band(store: Store, ref: TensorRef) -> BadScale | None:
+    """The first impossible scale of a large tensor, or None; it is read in bands."""
+    for first, values in scale_bands(store, ref):
+        if bad := bad_scale(ref, values):
+            return bad._replace(row=bad.row + first)
+    return None
+
+
+def split_large(refs: Iterable[TensorRef]) -> tuple[list[TensorRef], list[TensorRef]]:
+    """Scale tensors that fit in memory as numbers, and those to read in bands: the scales of tables."""
+    found: tuple[list[TensorRef], list[TensorRef]] = ([], [])
+    for ref in refs:
+        found[ref.nbytes > RUN_BYTES].append(ref)
+    return found
+
+
 def _read_all(store: Store, run: list[TensorRef]) -> list[tuple[TensorRef, npt.NDArray[np.float32]]]:
     return list(_read_run(store, run))
 
@@ -205,6 +236,8 @@ def refuse_bad_scales(store: Store, refs: Iterable[TensorRef]) -> None:
         FormatError: it lists every bad tensor with its first bad block.
     """
     found, copied = [], False
+    refs, large = split_large(refs)
+    found += [str(bad) for ref in large if (bad := bad_band(store, ref))]
     for ref, scales in read_scales(store, refs):
         if are_bytes(ref, scales):
             found.append(f"{ref.name}: {bytes_told(ref, scales)} (in {ref.file})")

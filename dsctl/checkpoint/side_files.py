@@ -14,6 +14,7 @@ from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_json, strict_json
 from dsctl.checkpoint.signed_files import entries_of, read_entry
 from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.core.config_fields import QUANTIZATION, quantization_of, text_fields
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec, build, parse
 from dsctl.stores import INDEX, SIGNED
@@ -35,7 +36,7 @@ class Original:
 
     @property
     def codec(self) -> Fp8Block | None:
-        declared = Fp8Block.declared(self.config.get("quantization_config") or {})
+        declared = Fp8Block.declared(quantization_of(self.config) or {})
         dtypes = {ref.spec.dtype for ref in self.scales.values()}
         return replace(declared[0], scale_dtype=dtypes.pop()) if declared and len(dtypes) == 1 else None
 
@@ -119,7 +120,7 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
         strict_json(texts.get(INDEX, b"{}"), file)
     except (ValueError, RecursionError) as error:
         raise _broken(file, f"kept JSON is not valid: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("quantization_config") or {}, dict):
+    if not isinstance(config, dict) or not isinstance(text_fields(config).get(QUANTIZATION) or {}, dict):
         raise _broken(file, "kept config.json or its quantization_config is not an object")
     files = {name: kept for kept, header in headers.items() for name in header.tensors}
     return Original(headers, files, scales, texts, config)

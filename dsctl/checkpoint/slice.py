@@ -23,7 +23,7 @@ from dsctl.codecs import dress
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
-from dsctl.core.config_fields import SPARED_FIELDS
+from dsctl.core.config_fields import QUANTIZATION, SPARED_FIELDS, edited
 from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.params import Param
 from dsctl.layouts.ranks import main_layers
@@ -88,7 +88,7 @@ def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
     traits = replace(checkpoint.traits, stages=len(extra & {*cut.layers}))
     params = [param for family in checkpoint.model.families(config, traits) for param in family.params()]
     sources = dict(_sources(checkpoint, params, cut))
-    survey = _survey(checkpoint, params, sources, cut)
+    survey = _survey(checkpoint, params, sources, cut, config)
     return replace(
         checkpoint,
         config=_skipping(config, checkpoint, [(param, sources[param.name]) for param in params], survey),
@@ -113,12 +113,22 @@ def _sources(checkpoint: Checkpoint, params: Iterable[Param], cut: SliceCut) -> 
         yield param.name, source
 
 
-def _survey(checkpoint: Checkpoint, params: Iterable[Param], sources: Mapping[str, Param], cut: SliceCut) -> Survey:
+def _survey(
+    checkpoint: Checkpoint,
+    params: Iterable[Param],
+    sources: Mapping[str, Param],
+    cut: SliceCut,
+    small: Mapping[str, Any],
+) -> Survey:
+    """The pieces of the small model's parameters; `small` is its config."""
     survey = Survey()
     wrong = {fault.where: fault for fault in checkpoint.survey.faults if fault.code != "extra-tensor"}
     for param in params:
         source = sources[param.name]
         pieces = checkpoint.survey.pieces.get(source.name)
+        if pieces and param.family.table and source.shape != param.shape:
+            survey.pieces[param.name] = _of_table(checkpoint, param, source, cover(pieces), small)
+            continue
         if pieces:
             survey.pieces[param.name] = _cut(param, source, pieces, cut)
             continue
@@ -139,28 +149,46 @@ def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Sli
     (piece, *more), (rows, columns) = pieces, param.shape
     stored, whole = piece.codec.plain, piece.slot.region == Box.whole(source.shape)
     if more or not whole or stored is None or rows != source.shape[0] or columns > source.shape[1]:
-        raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
+        raise _no_cut(param, source)
     slot = structs.replace(piece.slot, region=Box.whole(param.shape))
     return (structs.replace(piece, slot=slot, codec=Renumbered(stored, experts=source.family.below, kept=cut.experts)),)
 
 
 def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
     """The kept experts' rows of a parameter with one row per expert."""
+    experts = cut.experts[: param.shape[0]]
+    if param.role != "router" or param.shape[0] != len(experts):
+        raise _no_cut(param, source)
+    return _taken(param, source, pieces, ((experts[first], experts[last - 1] + 1) for first, last in _runs(experts)))
+
+
+def _of_table(
+    checkpoint: Checkpoint, param: Param, source: Param, pieces: tuple[Piece, ...], small: Mapping[str, Any]
+) -> tuple[Piece, ...]:
+    """The kept rows of a table; its first rows if the config does not show of which parts it consists."""
+    assert checkpoint.model is not None and checkpoint.config is not None
+    ranges = checkpoint.model.kept_rows(checkpoint.config, small, source, param)
+    return _taken(param, source, pieces, [(0, param.shape[0])] if ranges is None else ranges)
+
+
+def _taken(
+    param: Param, source: Param, pieces: tuple[Piece, ...], ranges: Iterable[tuple[int, int]]
+) -> tuple[Piece, ...]:
+    """These ranges of a parameter's rows, one below the other."""
     (piece, *more), rest = pieces, source.shape[1:]
-    whole = Box.whole(source.shape)
-    if more or piece.slot.region != whole or param.shape != (len(cut.experts), *rest) or param.role != "router":
-        raise PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
-    return tuple(
-        structs.replace(
-            piece,
-            slot=structs.replace(
-                piece.slot,
-                region=Box((first, *(0,) * len(rest)), (last, *rest)),
-                at=(piece.slot.at[0] + cut.experts[first], *piece.slot.at[1:]),
-            ),
-        )
-        for first, last in _runs(cut.experts)
-    )
+    if more or piece.slot.region != Box.whole(source.shape) or param.shape[1:] != rest:
+        raise _no_cut(param, source)
+    taken, filled = [], 0
+    for begin, end in ranges:
+        region = Box((filled, *(0,) * len(rest)), (filled + end - begin, *rest))
+        slot = structs.replace(piece.slot, region=region, at=(piece.slot.at[0] + begin, *piece.slot.at[1:]))
+        taken.append(structs.replace(piece, slot=slot))
+        filled += end - begin
+    return tuple(taken)
+
+
+def _no_cut(param: Param, source: Param) -> PlanError:
+    return PlanError(f"{param.name}: {list(source.shape)} cannot be cut to {list(param.shape)}")
 
 
 def _runs(numbers: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -190,10 +218,10 @@ def _skipping(
             said[field] = list(dict.fromkeys(names))
     stored = [(param, source, pieces[0].codec) for param, source in cut if (pieces := survey.pieces.get(param.name))]
     if stored and not any(codec.quantized for _, _, codec in stored):
-        return {name: value for name, value in config.items() if name != "quantization_config"}
+        return edited(config, {}, [QUANTIZATION])
     if said.get("quant_method") == dress.METHOD:
         said |= _targeted(checkpoint.quantization, stored)
-    return {**config, "quantization_config": said}
+    return edited(config, {QUANTIZATION: said})
 
 
 def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Codec]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.lost_files import of_files
 from dsctl.checkpoint.matching import misfits, stored_shape
 from dsctl.checkpoint.pieces import SHAPED, Fault
+from dsctl.core.config_fields import edited, text_fields
 from dsctl.core.errors import DsctlError
 from dsctl.core.params import Family, Param
 
@@ -33,7 +34,7 @@ def of_config(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault],
     now, left = checkpoint, faults
     while len(left) > 1 and len(found) < SIZES and (better := _better(now, left)):
         field, now, gone = better
-        was, holds = (checkpoint.config[field], (now.config or {})[field])
+        was, holds = (text_fields(config)[field] for config in (checkpoint.config, now.config or {}))
         left = [fault for fault in left if _key(fault) not in gone]
         what = f"{field} is {was}, but the files hold {holds}; {len(gone):,} faults follow from this"
         found.append(Fault("wrong-config", "config.json", what, tuple(str(f) for f in faults if _key(f) in gone)))
@@ -69,7 +70,9 @@ def _better(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[str, Checkpoin
     guesses = []
     before = misfits(checkpoint.contents, _samples(checkpoint.families))
     for field, value in dict.fromkeys(_guesses(checkpoint)):
-        guess = replace(checkpoint, config={**(checkpoint.config or {}), field: value}, known_traits=checkpoint.traits)
+        guess = replace(
+            checkpoint, config=edited(checkpoint.config or {}, {field: value}), known_traits=checkpoint.traits
+        )
         try:
             count = sum(family.count for family in guess.families)
             guesses.append((misfits(guess.contents, _samples(guess.families)), -count, field, guess))
@@ -93,7 +96,7 @@ def _samples(families: Iterable[Family]) -> Iterator[Param]:
 
 def _guesses(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
     """Fields of the config with different values that shapes and the numbers in names suggest."""
-    config = checkpoint.config or {}
+    config = text_fields(checkpoint.config or {})
     sizes = {field: value for field, value in config.items() if type(value) is int}
     others = [
         (param.family, shape)
@@ -124,7 +127,7 @@ def _solved(checkpoint: Checkpoint, field: str, value: int, others: Iterable[tup
     """The values of a field that make a stored shape right: a shape grows in proportion to every field."""
     assert checkpoint.model is not None and checkpoint.config is not None
     try:
-        grown = checkpoint.model.families({**checkpoint.config, field: value + 1}, checkpoint.traits)
+        grown = checkpoint.model.families(edited(checkpoint.config, {field: value + 1}), checkpoint.traits)
     except DsctlError:
         return
     shapes = {(family.template, family.mtp): family.shape for family in grown}

@@ -54,8 +54,9 @@ def of_published(published: Published, quantization: Mapping[str, Any] | None = 
     if not isinstance(codec, Fp8Block):
         return codec
     said = next(iter(Fp8Block.declared(quantization or {})), None)
-    block, fmt = (said.block, said.scale_fmt) if said else (codec.block, published.scale_fmt or codec.scale_fmt)
-    return replace(codec, block=block, scale_fmt=fmt)
+    if said is None or published.own_block:
+        return replace(codec, block=published.block, scale_fmt=published.scale_fmt or codec.scale_fmt)
+    return replace(codec, block=said.block, scale_fmt=said.scale_fmt)
 
 
 def declared(quantization: Mapping[str, Any] | None, published: Iterable[Published] = ()) -> tuple[Codec, ...]:
@@ -88,8 +89,8 @@ def readable(quantization: Mapping[str, Any] | None, published: Iterable[Publish
     published = tuple(published)
     ours = [of_published(one, quantization if known else None) for one in published]
     met = [
-        of_published(Published(name, dialect, "ue8m0"), quantization if known else None)
-        for dialect in dict.fromkeys(one.dialect for one in published)
+        of_published(Published(name, dialect, "ue8m0", block=block), quantization if known else None)
+        for dialect, block in dict.fromkeys((one.dialect, one.block) for one in published if not one.own_block)
         for name in _MET.get(dialect, ())
     ]
     # A wrongly declared block size does not hide the releases' own blocks.

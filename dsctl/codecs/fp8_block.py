@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import dress, e4m3
+from dsctl.codecs import dress, e4m3, long_rows
 from dsctl.codecs.codec import CODES, KEPT, OTHERS, SCALE, BadBlock, Form, Misaligned
 from dsctl.codecs.scaled import Scaled
 from dsctl.core.boxes import Box
@@ -97,7 +97,7 @@ class Fp8Block:
         if self.scale_fmt is None:
             return self._dressed.room(shape, width, encoding)
 
-        return e4m3.room((shape[0], shape[1]), self.block, width, encoding)
+        return long_rows.room((shape[0], shape[1]), self.block, width, encoding)
 
     def stated(self, shape: tuple[int, ...]) -> dict[str, bytes]:
         return {}
@@ -114,7 +114,7 @@ class Fp8Block:
             return self._dressed.decode(stored, out)
         scales = stored[SCALE].to(torch.float32)
         refuse_bad(scales)
-        return e4m3.decode(stored[CODES].view(torch.uint8), scales, out, self.block)
+        return long_rows.decode(stored[CODES].view(torch.uint8), scales, out, self.block)
 
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """amax per block / 448, rounded up to a power of two for ue8m0; kept scales if they reproduce the values.
@@ -135,14 +135,14 @@ class Fp8Block:
         restored = 0
         try:
             if given is None:
-                scales = made = e4m3.encode(values, codes, self.block, power_of_two)
+                scales = made = long_rows.encode(values, codes, self.block, power_of_two)
             else:
                 kept = given.to(torch.float32)
                 refuse_bad(kept)
                 # An unusable kept scale is replaced by 1, which restores only what 1 restores.
                 if others is not None and power_of_two:
                     kept = torch.where(e4m3.is_power_of_two(kept), kept, 1.0)
-                scales, same = e4m3.encode_restoring(values, kept, codes, self.block, power_of_two)
+                scales, same = long_rows.encode_restoring(values, kept, codes, self.block, power_of_two)
                 restored, made = int(same.sum()), scales.masked_fill(same, 0.0)
         except e4m3.NotFinite as error:
             raise BadBlock("NaN or infinity", error.row, error.column) from None

@@ -54,7 +54,37 @@ class Compressed:
         return self.ratios.count(ratio)
 
 
-Sizes = Latent | Compressed
+@dataclass(frozen=True, slots=True)
+class SharedCaches:
+    """Attention to a window of tokens, and to the best entries of a cache that several layers share.
+
+    `ratios` has an entry for each main layer: how many tokens an entry of its cache stands for, or 0 for the window
+    alone. The layers in `caches` own a cache of entries and of index keys; every layer uses that of the last owner at
+    or before it. The layers in `indexers` choose the `topk` entries for themselves and for the layers up to the next
+    one. The indexer of layer `pool_source` also chooses `pool` candidates, to which later indexers are limited; it is
+    the first layer of the second half, whose layers a prompt does not have to pass. All heads share an entry of `size`
+    values, `rotary` of which are the rotary part. Every head has a sink.
+    """
+
+    ratios: tuple[int, ...]
+    caches: tuple[int, ...]
+    indexers: tuple[int, ...]
+    pool_source: int
+    pool: int
+    heads: int
+    size: int
+    rotary: int
+    window: int
+    index_heads: int
+    index_size: int
+    topk: int
+
+    @property
+    def layers(self) -> int:
+        return len(self.ratios)
+
+
+Sizes = Latent | Compressed | SharedCaches
 
 
 def whole_numbers(config: Mapping[str, Any], *fields: str) -> list[int] | None:

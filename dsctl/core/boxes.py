@@ -65,6 +65,18 @@ class Box(msgspec.Struct, frozen=True, gc=False):
         stop[dimension] = start[dimension] + step
         return Box(tuple(start), tuple(stop))
 
+    def padded_part(self, dimension: int, index: int, count: int) -> Box:
+        """Part `index` of `count` parts of the same length along one dimension; the last ones are cut at the box's end.
+
+        Every part but the first may be empty, if there are too many.
+        """
+        first, last = self.start[dimension], self.stop[dimension]
+        step = -(-(last - first) // count)
+        start, stop = list(self.start), list(self.stop)
+        start[dimension] = min(first + index * step, last)
+        stop[dimension] = min(start[dimension] + step, last)
+        return Box(tuple(start), tuple(stop))
+
     def bands(self, rows: int) -> Iterable[Box]:
         """The box cut along its first dimension into bands of at most `rows` rows."""
         if not self.start:

@@ -13,8 +13,8 @@ from dsctl.core.header import TensorSpec
 
 # The roles of known architectures, in the order of a printed table; `in_order` appends any others.
 ROLES = (
-    "embedding", "attention", "compressor", "indexer", "dense mlp", "routed experts", "shared experts", "router",
-    "hyper-connections", "norm", "head", "mtp", "vision",
+    "embedding", "engram tables", "engram", "attention", "compressor", "indexer", "dense mlp", "routed experts",
+    "shared experts", "router", "hyper-connections", "norm", "head", "mtp", "vision",
 )  # fmt: skip
 
 
@@ -35,8 +35,10 @@ class Published(NamedTuple):
     `format` is a name of `dsctl.codecs.CODECS`, `dialect` one of `dsctl.layouts.naming.DIALECTS`; `scale_fmt` is
     the scale format of FP8, stored or requested, if configs have such a field; `why` gives the reason. `fields` are the
     fields of `config.json` outside `quantization_config` that declare the format: for each name its values by kind of
-    codes (`Form.codes`), first the one that loaders assume if the field is absent. `dtypes` are the codec's dtypes that
-    releases spell differently, by the codec's field.
+    codes (`Form.codes`), first the one that loaders assume if the field is absent; a field of `quantization_config` is
+    given as `quantization_config.name`. `block` are the rows and columns of FP8 blocks if no config declares them;
+    `own_block`: they are these whatever the config declares. `dtypes` are the codec's dtypes that releases spell
+    differently, by the codec's field.
     """
 
     format: str
@@ -44,6 +46,8 @@ class Published(NamedTuple):
     scale_fmt: str | None = None
     why: str = ""
     fields: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    block: tuple[int, int] = (128, 128)
+    own_block: bool = False
     dtypes: tuple[tuple[str, str], ...] = ()
 
 
@@ -119,7 +123,9 @@ class Family:
     multi-token-prediction layer. `active` of `experts` are used per token. `twin` names the parameter that this one
     duplicates (the MTP layer's embedding and head). `fused` names the module into which loaders join it with others.
     `derived`: it follows from the config, and loaders that name their own modules do not store it. `last`: it goes with
-    the last pipeline stage. `below`: its values are whole numbers from 0 up to this number. `variant` separates it from
+    the last pipeline stage. `below`: its values are whole numbers from 0 up to this number. `table`: a token looks up
+    single rows, so a scale must belong to one row; ranks that share its rows have equal parts, the last one padded.
+    `variant` separates it from
     other families with the same template, such as those of layers with a different compression. Layers are numbered
     through the model, MTP layers after all others; names count from `first_layer` on.
     """
@@ -140,6 +146,7 @@ class Family:
     last: bool = False
     first_layer: int = 0
     below: int = 0
+    table: bool = False
     variant: str = ""
 
     @property

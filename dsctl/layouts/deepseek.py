@@ -6,6 +6,7 @@ published script omits the MTP layer; here it is named by the same rules.
 
 V4 is published under the reference model's names. DeepSeek-V4-Flash and -0731, inference/convert.py: the drafter stays,
 without the embedding and the head that duplicate the model's; `wo_a` is decoded; four-bit codes are called F4.
+DeepSeek-V4.1-Flash, the same: the rows of n-gram tables are cut into equal parts, the last one padded.
 """
 
 from __future__ import annotations
@@ -94,10 +95,13 @@ class Deepseek:
         parts = self.names.get(family.template) or name_of(family.template)
         numbers = {"{layer}": str(param.number), "{expert}": str(param.expert)}
         tensor = ".".join([numbers.get(part, part) for part in parts])
-        origin = (0,) * len(family.shape)
-        return tuple(
-            [Slot(file_of(rank, world), tensor, box, box.shape, origin) for rank, box in self.shares.boxes(param)]
-        )
+        origin, boxes = (0,) * len(family.shape), self.shares.boxes(param)
+        if family.table:
+            each = -(-family.shape[0] // world), *family.shape[1:]
+            return tuple(
+                [Slot(file_of(rank, world), tensor, box, each, origin, padded=box.shape != each) for rank, box in boxes]
+            )
+        return tuple([Slot(file_of(rank, world), tensor, box, box.shape, origin) for rank, box in boxes])
 
     def decoded(self, family: Family) -> str:
         parts = self.names.get(family.template, ())

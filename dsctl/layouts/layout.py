@@ -18,6 +18,7 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     the container's shape and the region's start in it. `tensor` is the parameter's name there; `dsctl.layouts.naming`
     names its parts. `stack` is (index, count) where containers of one shape are stored
     stacked along a new first dimension, as routed experts may be, and None where the container is the tensor.
+    `padded`: the rest of the container is padding, zeros with a scale of 1.
     """
 
     shard: str
@@ -26,6 +27,7 @@ class Slot(msgspec.Struct, frozen=True, gc=False):
     container: tuple[int, ...]
     at: tuple[int, ...]
     stack: tuple[int, int] | None = None
+    padded: bool = False
 
     def stacked(self, spec: TensorSpec) -> TensorSpec:
         """The spec of the stored tensor that contains this slot's part `spec`."""

@@ -1,7 +1,8 @@
-"""The config that V4's reference `generate.py` reads, made from a `config.json`.
+"""The config that V4's and V4.1's reference `generate.py` reads, made from the fields of a `config.json`.
 
 deepseek-ai/DeepSeek-V4-Flash, inference/config.json and inference/model.py (`ModelArgs`); DeepSeek-V4-Flash-0731, which
-adds the stages of its drafter and the fields that begin with `dspark_`.
+adds the stages of its drafter and the fields that begin with `dspark_`; DeepSeek-V4.1-Flash, whose config for inference
+has no nested fields, as public tests of loaders for it list them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,21 @@ _FIELDS = {
     "hc_sinkhorn_iters": "hc_sinkhorn_iters", "compress_rope_theta": "compress_rope_theta", _RATIOS: _RATIOS,
     "dspark_block_size": "dspark_block_size", "dspark_noise_token_id": "dspark_noise_token_id",
     "dspark_target_layer_ids": "dspark_target_layer_ids", "dspark_markov_rank": "dspark_markov_rank",
+    "dspark_n_routed_experts": "dspark_n_routed_experts", "dspark_n_activated_experts": "dspark_num_experts_per_tok",
+    "kv_source_layers": "kv_source_layer_ids", "index_source_layers": "index_source_layer_ids",
+    "candidate_source_layer": "candidate_source_layer_id", "candidate_topk_blocks": "candidate_topk_blocks",
+    "candidate_block_size": "candidate_block_size", "engram_layer_ids": "engram_layer_ids",
+    "engram_num_embeddings": "engram_num_embeddings", "engram_max_ngram_size": "engram_max_ngram_size",
+    "engram_vocab_size": "engram_vocab_size", "engram_n_heads": "engram_n_heads",
+    "engram_head_dim": "engram_head_dim", "engram_pad_id": "engram_pad_token_id",
+    "engram_compressed_vocab_size": "engram_compressed_vocab_size", "image_token_id": "image_token_id",
+}  # fmt: skip
+# The same for the parts that read images, which V4.1 nests in an object.
+_VISION, _VISION_FIELDS = "vision_config", {
+    "vision_n_layers": "num_hidden_layers", "vision_dim": "hidden_size", "vision_n_heads": "num_attention_heads",
+    "vision_inter_dim": "intermediate_size", "vision_patch_size": "patch_size", "vision_rope_theta": "rope_theta",
+    "vision_downsample_ratio": "downsample_ratio", "vision_max_n_token": "max_image_tokens",
+    "vision_min_pixels": "min_pixels", "vision_max_wh_ratio": "max_wh_ratio",
 }  # fmt: skip
 # The same for its rotary embedding.
 _ROTARY = {
@@ -41,6 +57,9 @@ def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     rotary = config.get("rope_scaling")
     if isinstance(rotary, dict):
         said |= {name: rotary[field] for name, field in _ROTARY.items() if rotary.get(field) is not None}
+    eye = config.get(_VISION)
+    if isinstance(eye, dict):
+        said |= {name: eye[field] for name, field in _VISION_FIELDS.items() if field in eye}
     for name, (field, usual) in _USUAL.items():
         said |= {name: config[field]} if config.get(field, usual) != usual else {}
     ratios, layers = config.get(_RATIOS), config.get("num_hidden_layers")
@@ -51,4 +70,5 @@ def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     said["dtype"] = "fp8" if quantization.get("quant_method") == "fp8" else "bf16"
     if quantization.get("scale_fmt"):
         said["scale_fmt"] = quantization["scale_fmt"]
-    return said | ({"expert_dtype": "fp4"} if config.get("expert_dtype") == "fp4" else {})
+    four_bits = "fp4" in (config.get("expert_dtype"), quantization.get("expert_dtype"))
+    return said | ({"expert_dtype": "fp4"} if four_bits else {})

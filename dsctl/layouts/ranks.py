@@ -65,10 +65,21 @@ def main_layers(families: Iterable[Family]) -> tuple[int, ...]:
 
 
 @lru_cache(1 << 16)
-def share(shape: tuple[int, ...], dimension: int | None, index: int, parts: int) -> Box:
-    """Part `index` of `parts` of a shape along one dimension, or the whole. Equal boxes are one object."""
+def share(shape: tuple[int, ...], dimension: int | None, index: int, parts: int, padded: bool = False) -> Box:
+    """Part `index` of `parts` of a shape along one dimension, or the whole. Equal boxes are one object.
+
+    `padded`: parts may be uneven, see `Box.padded_part`.
+    """
     whole = Box.whole(shape)
-    return whole if dimension is None or parts == 1 else whole.part(dimension, index, parts)
+    if dimension is None or parts == 1:
+        return whole
+    return (whole.padded_part if padded else whole.part)(dimension, index, parts)
+
+
+def rows_left(family: Family, parts: int) -> bool:
+    """Whether every one of so many parts of a table has rows."""
+    rows = family.shape[0]
+    return (parts - 1) * -(-rows // parts) < rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,7 @@ class Shares:
         stage, parts, holders = self._stage(param), self.ranks.cut(family), self._holders(param)
         for rank in self.present:
             if rank // size == stage and (holders is None or rank % size // parts in holders):
-                yield rank, share(family.shape, family.split, rank % size % parts, parts)
+                yield rank, share(family.shape, family.split, rank % size % parts, parts, family.table)
 
     def pattern(self, param: Param) -> tuple[int, int | None, int | None]:
         """The key of `boxes`: parameters of one family with equal keys have the same shares."""

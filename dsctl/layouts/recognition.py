@@ -69,7 +69,7 @@ def _shares(families: Families, ranks: Ranks, place: str, **more: Any) -> Shares
     except (PlanError, UsageError) as error:
         raise FormatError(f"{place}: {error.message}") from None
     for family in families():
-        length = 0 if family.split is None else family.shape[family.split]
+        length = 0 if family.split is None or family.table else family.shape[family.split]
         if length % ranks.cut(family):
             raise FormatError(f"{place}: {family.template}: {length:,} is not a multiple of {ranks.cut(family)} ranks")
     return Shares.of(families(), ranks, **more)

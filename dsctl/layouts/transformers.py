@@ -126,6 +126,9 @@ class Transformers(RankFolders):
         if shares is not None:
             hint = "dsctl convert SRC DST --layout transformers"
             raise PlanError("layout transformers holds a whole checkpoint, not ranks", hint=hint)
+        if any(family.table for family in families):
+            what = "layout transformers: transformers 5.24 does not have DeepSeek V4.1, so it has no names for it"
+            raise PlanError(what, hint="choose --layout published or deepseek")
         own = {family.template: SPELLINGS[family.template][0] for family in families if family.template in SPELLINGS}
         return replace(self, joins=_joins(families, own or stacked_names(families)))
 

@@ -13,6 +13,7 @@ from dsctl import models, releases
 from dsctl.checkpoint.groups import Group, Known, groups_of_release
 from dsctl.checkpoint.origin import Origin
 from dsctl.core.amounts import count, plural, size
+from dsctl.core.config_fields import text_fields
 from dsctl.core.errors import FormatError
 from dsctl.core.params import OTHER, PLAIN_TRAITS, Family, Traits
 from dsctl.core.visible import shortened
@@ -21,8 +22,9 @@ from dsctl.releases import Release
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One checkpoint. `release` is set for a published one. `missing` are parameters of the architecture that the files
-    lack, `faults` are other problems of the files, and `part` names the missing ranks."""
+    """One checkpoint. `release` is set for a published one. `config` are the fields of its language model, wherever
+    `config.json` nests them. `missing` are parameters of the architecture that the files lack, `faults` are other
+    problems of the files, and `part` names the missing ranks."""
 
     name: str
     place: str
@@ -108,8 +110,8 @@ class Description:
     def active_values(self) -> int:
         """Values that one token is multiplied with, including only the experts chosen for it.
 
-        The embedding and tables of experts by token are looked up, and vision parts are for images: they do not count.
-        The results agree with the active parameters in model cards (V3: 36.6 B, "37B").
+        The embedding, n-gram tables and tables of experts by token are looked up, and vision parts are for images: they
+        do not count. The results agree with the active parameters in model cards (V3: 36.6 B, "37B").
         """
         return sum(active(group) for group in self.known)
 
@@ -135,7 +137,7 @@ class Description:
 def active(group: Group) -> int:
     """The number of values of a group that one token is multiplied with."""
     family = group.family
-    if family.mtp or family.below or family.role in ("embedding", "vision"):
+    if family.mtp or family.below or family.table or family.role in ("embedding", "vision"):
         return 0
     return group.values * family.active // family.experts if family.experts else group.values
 
@@ -147,7 +149,7 @@ def of_release(release: Release) -> Description:
         release.name,
         release.repository,
         release,
-        release.config,
+        text_fields(release.config),
         model.name,
         groups_of_release(release),
         release.storage.files,

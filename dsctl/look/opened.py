@@ -10,6 +10,7 @@ from dsctl.checkpoint.faults import known_faults
 from dsctl.checkpoint.groups import groups_of
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.pieces import Survey
+from dsctl.core.config_fields import text_fields
 from dsctl.core.errors import SourceError
 from dsctl.look.description import Description
 from dsctl.stores import store_at
@@ -45,7 +46,7 @@ def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
         name=name,
         place=checkpoint.store.place,
         release=None,
-        config=checkpoint.config or {},
+        config=text_fields(checkpoint.config or {}),
         model=checkpoint.model.name if checkpoint.model else None,
         groups=groups_of(checkpoint),
         files=len(checkpoint.headers),

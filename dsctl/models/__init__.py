@@ -10,6 +10,7 @@ from dsctl.models.deepseek_v2 import DeepseekV2
 from dsctl.models.deepseek_v3 import DeepseekV3
 from dsctl.models.deepseek_v4 import DeepseekV4
 from dsctl.models.deepseek_v32 import DeepseekV32
+from dsctl.models.deepseek_v41 import DeepseekV41
 from dsctl.models.glm_moe_dsa import GlmMoeDsa
 from dsctl.models.kimi_k2 import KimiK2
 from dsctl.models.model import Model
@@ -18,6 +19,7 @@ MODELS: dict[str, Model] = {
     "deepseek_v2": DeepseekV2(),
     "deepseek_v32": DeepseekV32(),
     "deepseek_v4": DeepseekV4(),
+    "deepseek_v41": DeepseekV41(),
     "glm_moe_dsa": GlmMoeDsa(),
     "kimi_k2": KimiK2(),
     "deepseek_v3": DeepseekV3(),

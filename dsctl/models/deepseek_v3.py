@@ -17,7 +17,8 @@ import msgspec
 from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
+from dsctl.models.deepseek_v3_config import sliced, without_mtp
 from dsctl.models.deepseek_v3_traits import as_stored, told
 from dsctl.models.model import Contradiction
 
@@ -80,9 +81,6 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         raise FormatError(f"config.json: {error}") from None
 
 
-_MTP = "num_nextn_predict_layers"
-# Fields with an entry for each of the main layers.
-_PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
 # The roles whose matrices FP8 releases quantize.
 QUANTIZED = ("attention", "indexer", "dense mlp", "routed experts", "shared experts")
 _LAYER = "model.layers.{layer}."
@@ -218,42 +216,6 @@ def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...
     return (Unit(number, noun),) if type(number) is int and number > 0 else ()
 
 
-def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config without MTP layers, if it has the field."""
-    return {**config, **({_MTP: 0} if _MTP in config else {})}
-
-
-def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-    """The config with the fields adapted that depend on layers and experts."""
-    whole = config["num_hidden_layers"]
-    main = [layer for layer in layers if layer < whole]
-    small = dict(config) | {"num_hidden_layers": len(main)}
-    if _MTP in config:
-        small[_MTP] = len(layers) - len(main)
-    if "first_k_dense_replace" in config:
-        small["first_k_dense_replace"] = sum(layer < config["first_k_dense_replace"] for layer in main)
-    for field in _PER_LAYER:
-        if isinstance(config.get(field), list) and len(config[field]) == whole:
-            small[field] = [config[field][layer] for layer in main]
-    return small | (_routing(config, len(experts)) if experts else {})
-
-
-def _routing(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Experts, groups and experts per token for `count` experts: groups stay equal and hold two or more each.
-
-    A group's score is the sum of its two best experts (DeepSeek-V3 inference/model.py, `Gate`).
-    """
-    groups = next((g for g in range(config.get("n_group") or 1, 1, -1) if count % g == 0 and count // g >= 2), 1)
-    chosen = min(config.get("topk_group") or 1, groups)
-    edited = {
-        "n_routed_experts": count,
-        "num_experts_per_tok": min(config.get("num_experts_per_tok") or 1, chosen * (count // groups)),
-        "n_group": groups,
-        "topk_group": chosen,
-    }
-    return {field: value for field, value in edited.items() if config.get(field) is not None}
-
-
 def fp8_blocks(scale_fmt: str, why: str) -> dict[str, Published]:
     """The published form of releases that quantize to FP8 by blocks: all matrices of these roles in the same form."""
     return dict.fromkeys(QUANTIZED, Published("fp8-block", "deepseek", scale_fmt, why))
@@ -268,8 +230,9 @@ class DeepseekV3:
     usual_sizes: Mapping[str, int] = MappingProxyType({})
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        listed = self.architecture is not None and self.architecture in (config.get("architectures") or ())
-        return listed or config.get("model_type") == self.name
+        if config.get("model_type") == self.name:
+            return True
+        return self.architecture is not None and self.architecture in (config.get("architectures") or ())
 
     def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
         return told(config, stored)
@@ -325,6 +288,11 @@ class DeepseekV3:
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)
+
+    def kept_rows(
+        self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param
+    ) -> Iterable[tuple[int, int]] | None:
+        return None
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)

@@ -29,7 +29,7 @@ from dsctl.models.deepseek_v4_config import (
     units,
     without_mtp,
 )  # fmt: skip
-from dsctl.models.deepseek_v4_dimensions import MOST_STAGES, Dimensions, dimensions
+from dsctl.models.deepseek_v4_dimensions import MOST_STAGES, BlockSizes, Dimensions, dimensions
 from dsctl.models.deepseek_v4_faults import contradictions
 from dsctl.models.deepseek_v4_saved import restored
 from dsctl.models.deepseek_v4_vision import vision_tower
@@ -77,10 +77,10 @@ def _has_stage(stored: Mapping[str, TensorSpec], number: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Layers with the same parts: the prefix of their names, their numbers, and their compression ratio."""
 
-    d: Dimensions
+    d: BlockSizes
     prefix: str
     layers: tuple[int, ...]
     first: int = 0
@@ -190,7 +190,7 @@ def outside(d: Dimensions) -> Iterator[Family]:
     """Embedding, the reduction of all residual streams to one, last norm and head."""
     yield Family("embed.weight", (d.vocab_size, d.hidden_size), "embedding", split=0)
     yield Family("norm.weight", (d.hidden_size,), "norm", last=True)
-    yield from (replace(family, last=True) for family in _Block(d, "", ()).hyper_connections(("head",)))
+    yield from (replace(family, last=True) for family in Block(d, "", ()).hyper_connections(("head",)))
     if not d.tie_word_embeddings:
         yield Family("head.weight", (d.vocab_size, d.hidden_size), "head", split=0, last=True)
 
@@ -199,7 +199,7 @@ def drafter(d: Dimensions, kind: str, stages: int, own: bool, vision: bool) -> I
     """The drafter's stages: layers without compression, and the parameters that each kind of drafter adds."""
     first = d.num_hidden_layers
     layers = tuple(range(first, first + stages))
-    block = _Block(d, _DRAFT, layers, first)
+    block = Block(d, _DRAFT, layers, first)
     yield from block.whole(vision)
     opening, closing = replace(block, layers=layers[:1]), replace(block, layers=layers[-1:])
     hidden, vocabulary = d.hidden_size, (d.vocab_size, d.hidden_size)
@@ -241,7 +241,7 @@ class DeepseekV4(DeepseekV3):
         if traits.stages is not None:
             stages = traits.stages if traits.drafter == MTP else max(traits.stages, stages)
         kind = traits.drafter or kind
-        main = _Block(d, _LAYER, tuple(range(d.num_hidden_layers)))
+        main = Block(d, _LAYER, tuple(range(d.num_hidden_layers)))
         return (
             *outside(d),
             *main.whole(traits.vision),

@@ -20,8 +20,8 @@ MOST_STAGES = 64
 _HINT = "put the matching config.json beside the files"
 
 
-class Dimensions(msgspec.Struct, frozen=True):
-    """The fields of `config.json` that set names and shapes."""
+class BlockSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that set names and shapes of layers, in V4 and V4.1."""
 
     vocab_size: Size
     hidden_size: Size
@@ -43,6 +43,11 @@ class Dimensions(msgspec.Struct, frozen=True):
     tie_word_embeddings: bool = False
     dspark_target_layer_ids: tuple[Count, ...] | None = None
     dspark_markov_rank: Size | None = None
+
+
+class Dimensions(BlockSizes, frozen=True, kw_only=True):
+    """The fields of `config.json` that set names and shapes."""
+
     vision_n_layers: Count = 32
     vision_dim: Size = 1024
     vision_inter_dim: Size = 2816

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
 
 
 class Contradiction(NamedTuple):
@@ -63,6 +63,14 @@ class Model(Protocol):
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         """The same config for these layers, numbered through the model, and these experts; empty means all."""
+
+    def kept_rows(
+        self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param
+    ) -> Iterable[tuple[int, int]] | None:
+        """The ranges of rows of a table from which the smaller table of a sliced config is cut; None if unknown.
+
+        `source` is the table of `config`, `param` that of the config that `sliced` made of it.
+        """
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         """The same config with small dimensions: `sizes` holds layers, experts, hidden, heads, vocab."""

@@ -180,7 +180,7 @@ def check_filled(slots: Iterable[Slot], layout: str) -> None:
     """
     left: dict[tuple[str, str], int] = {}
     for slot in slots:
-        if slot.stack or slot.container != slot.region.shape:
+        if slot.stack or (slot.container != slot.region.shape and not slot.padded):
             place = slot.shard, slot.tensor
             size = left.get(place, prod(slot.container) * (slot.stack[1] if slot.stack else 1))
             left[place] = size - slot.region.size

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from dsctl.codecs.codec import Codec, Misaligned
-from dsctl.core.boxes import Box
 from dsctl.core.params import Family, Unit
-from dsctl.layouts.ranks import Ranks
+from dsctl.layouts.ranks import Ranks, rows_left, share
 
 
 class Cut(NamedTuple):
@@ -41,16 +40,18 @@ def _uneven(family: Family, parts: int, units: Sequence[Unit]) -> str:
     split = next((unit for unit in units if unit.number % parts), None) if family.role == "attention" else None
     if split is not None:
         return f"{split.number} {split.noun} / {parts}"
+    if family.table:
+        return "" if rows_left(family, parts) else f"{family.shape[0]:,} rows / {parts} leave parts without rows"
     length = family.shape[family.split]
     return f"{length:,} / {parts}" if length % parts else ""
 
 
 def _through_blocks(family: Family, codec: Codec, parts: int) -> str:
-    dimension, whole = family.split or 0, Box.whole(family.shape)
+    dimension = family.split or 0
     for part in codec.parts:
         for index in range(parts):
             try:
-                codec.box(part, whole.part(dimension, index, parts), family.shape)
+                codec.box(part, share(family.shape, dimension, index, parts, family.table), family.shape)
             except Misaligned:
                 each, block = family.shape[dimension] // parts, codec.block[dimension]
                 return f"{each:,} = {each / block:.4g} x {block}"

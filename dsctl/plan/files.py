@@ -10,7 +10,7 @@ from msgspec import structs
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.side_files import WHOLE
-from dsctl.codecs.codec import Codec
+from dsctl.codecs.codec import SCALE, Codec
 from dsctl.codecs.fp4 import SILENT
 from dsctl.core.errors import PlanError
 from dsctl.core.header import PT, TensorSpec, build
@@ -24,6 +24,8 @@ from dsctl.plan.whole import whole_side
 
 # Size limit, in bytes, of files for tensors whose file the source does not give.
 USUAL_SHARD = 5_000_000_000
+# The number 1 as a scale.
+_ONE = {"F8_E8M0": b"\x7f", "F32": b"\0\0\x80\x3f", "BF16": b"\x80\x3f"}
 
 
 class _Stored(NamedTuple):
@@ -141,6 +143,7 @@ def out_files(
         PlanError: the matrices of one joined tensor have several dtypes.
     """
     specs, stated = _tensors(part for places in placed.values() for one in places for part in one.parts)
+    padding = [one for places in placed.values() for one in places if one.slot.padded]
     metadata = _metadata(target)
     files: list[OutFile] = []
     offsets: dict[tuple[str, str], int] = {}
@@ -148,8 +151,15 @@ def out_files(
         header, begins = _header(target, file, specs[file], metadata)
         offsets |= {(file, tensor): begin for tensor, begin in begins.items()}
         size = len(header) + sum(spec.nbytes for spec in specs[file].values())
-        literals = tuple((begins[tensor], data) for tensor, data in stated.get(file, {}).items())
-        files.append(OutFile(file, header, size, literals))
+        literals = [(begins[tensor], data) for tensor, data in stated.get(file, {}).items()]
+        literals += [
+            padded
+            for one in padding
+            for part in one.parts
+            if part.file == file
+            for padded in _padding(one, part, begins)
+        ]
+        files.append(OutFile(file, header, size, tuple(literals)))
     if target.saves:
         side = scales_of(target, placed.keys())
         offsets |= {(ORIGINAL, tensor): begin for tensor, begin in side.begins.items()}
@@ -172,6 +182,14 @@ def _tensors(parts: Iterable[PlacedPart]) -> tuple[dict[str, dict[str, TensorSpe
         if part.stated is not None:
             stated.setdefault(part.file, {})[part.tensor] = part.stated
     return specs, stated
+
+
+def _padding(place: Placed, part: PlacedPart, begins: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
+    """The offset and the bytes of the rows of a stored tensor that no parameter fills: zeros, with a scale of 1."""
+    rows, filled = part.spec.shape[0], place.slot.region.shape[0]
+    row = part.spec.nbytes // rows
+    one = _ONE[part.spec.dtype] if part.name == SCALE else b"\0"
+    yield begins[part.tensor] + filled * row, one * ((rows - filled) * row // len(one))
 
 
 def _header(

@@ -16,7 +16,7 @@ from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.params import OTHER, Family, Param, Published
 from dsctl.plan import recipes
 from dsctl.plan.recipes import FOR_EXPERTS, Rule, chosen, named, takes
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, SEARCHED, Request
+from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SEARCHED, Request
 
 _WIDE, _NARROW = Plain("F32"), Plain("BF16")
 
@@ -66,7 +66,10 @@ class Formats:
         if self.request.to == PUBLISHED:
             form = self.published.get(family.role)
             released = family.quantizable and form is not None
-            return self._stored_as(self._released(form) if form else self._blocks[0], family, source, released)
+            codec = self._released(form) if form else self._blocks[0]
+            return self._stored_as(codec, family, source, released)
+        if family.table and not (name != KEEP and CODECS[name].plain):
+            return self._of_table(name, family, source)
         if self.request.to in FOR_EXPERTS and not takes(self.format, family):
             return source
         if self.request.to != RECIPE:
@@ -75,6 +78,12 @@ class Formats:
             return recipes.kept(self.rules, source)
         codec = self._named(name)
         return self._stored_as(codec, family, source, takes(codec, family))
+
+    def _of_table(self, name: str, family: Family, source: Codec) -> Codec:
+        """The codec of a table: in FP8 its own, whose scales belong to single rows; other formats leave it as it is."""
+        form = self.published.get(family.role)
+        encoded = name == BLOCKS and form is not None and source.plain is not None
+        return of_published(form) if encoded and form is not None else source
 
     def _stored_as(self, codec: Codec, family: Family, source: Codec, quantizable: bool) -> Codec:
         """The codec of a format for a parameter; an unquantized parameter keeps the source's or the release's dtype."""
@@ -103,6 +112,8 @@ class Formats:
 
     def _released(self, form: Published) -> Codec:
         codec, blocks = of_published(form, self.quantization), self._blocks[0]
+        if form.own_block:
+            return codec
         if not isinstance(codec, Fp8Block) or codec.name == blocks.name:
             return codec if codec.scale_fmt is None else blocks
         return replace(codec, block=blocks.block, scale_fmt=blocks.scale_fmt)
@@ -110,7 +121,9 @@ class Formats:
     @cached_property
     def _blocks(self) -> tuple[Codec, list[str]]:
         """fp8-block and notes on its scales: as requested, or else as in the original, the source or its releases."""
-        asked, blocks = self.request.scale_fmt, [codec for codec in self.stored if codec.scale_fmt]
+        own = {form.block for form in self.published.values() if form.own_block}
+        blocks = [codec for codec in self.stored if codec.scale_fmt and codec.block not in own]
+        asked = self.request.scale_fmt
         if self.kept and asked in ("auto", self.kept.scale_fmt):
             return self.kept, [f"scales: {self.kept.scale_fmt}; original scales are reused if they still fit"]
         notes = []
@@ -122,8 +135,8 @@ class Formats:
             notes.append(f"scales: the source has no {ORIGINAL}, so every block gets a new scale; {what}")
             notes.append("scales: --original FOLDER takes the original ones from the FP8 checkpoint")
         fmt, why = (asked, "as requested") if asked != "auto" else self._usual_scales(blocks)
-        size = blocks[0].block if blocks else (128, 128)
         form = next((form for form in self.published.values() if CODECS[form.format].scale_fmt), None)
+        size = blocks[0].block if blocks else form.block if form else (128, 128)
         if form is not None and form.dialect == NATIVE:
             return self._native_blocks(size, blocks)
         return Fp8Block(size, fmt, dialect=form.dialect if form else "deepseek"), [*notes, f"scales: {fmt} ({why})"]

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
+from dsctl.plan.large import cut_up
 from dsctl.plan.plan import Job
 from dsctl.plan.steps import Step
 
@@ -19,10 +20,10 @@ def source_order(step: Step) -> tuple[str, int]:
 
 
 def jobs_of(steps: Iterable[Step]) -> Iterator[Job]:
-    """The jobs of steps in source order."""
+    """The jobs of steps in source order; a very large step is the work of several jobs."""
     run: list[Step] = []
     size = number = 0
-    for step in steps:
+    for step in (part for whole in steps for part in cut_up(whole, JOB_BYTES)):
         cost = max(step.read_bytes, step.written_bytes)
         full = run and (size + cost > JOB_BYTES or run[-1].reads[0].parts[0].file != step.reads[0].parts[0].file)
         if full:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from msgspec import structs
 
 from dsctl.checkpoint.side_files import Side, kept_texts
 from dsctl.codecs.codec import SCALE, Codec
+from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
 from dsctl.plan.plan import Want
@@ -64,12 +66,17 @@ def kept_scales(target: Target, want: Want) -> Region | None:
         return own
     name, shape = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE), want.param.shape
     sides = (target.original, target.formats.kept), (target.whole, target.encoded)
-    known = (side.scales.get(name) for side, codec in sides if side and codec == want.codec)
+    known = (side.scales.get(name) for side, codec in sides if side and _alike(codec, want.codec))
     ref = next(filter(None, known), None)
     if ref is None or ref.spec != want.codec.specs(shape)[SCALE]:
         return None
     part = Part(SCALE, ref.file, ref.begin, ref.spec)
     return Region(Box.whole(shape), want.codec, (part,), shape, (0,) * len(shape))
+
+
+def _alike(kept: Codec | None, wanted: Codec) -> bool:
+    """Whether kept scales are of a codec's kind; the spec of each shows whether they are of its blocks."""
+    return kept is not None and isinstance(wanted, Fp8Block) and kept == replace(wanted, block=kept.block)
 
 
 def _own_scales(want: Want) -> Region | None:

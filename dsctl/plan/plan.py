@@ -176,7 +176,7 @@ class Plan:
     def peak_bytes(self, band_bytes: int) -> int:
         """The most bytes of a worker's buffers, with bands of `band_bytes` of float32."""
         held: dict[str, int] = {}
-        for step in {_shape(step): step for step in self.steps}.values():
+        for step in {_shape(step): step for job in self.jobs for step in job.steps}.values():
             for name, nbytes in step.buffers(band_bytes).items():
                 held[name] = max(held.get(name, 0), nbytes)
         return sum(held.values())

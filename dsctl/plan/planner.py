@@ -56,7 +56,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
         *_gone(target, placed),
-        *(_renumbered(steps) if request.slice else ()),
+        *((*_renumbered(steps), *_compacted(wants)) if request.slice else ()),
         *_read_twice(steps),
         *_gathered(steps),
         *copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name),
@@ -163,6 +163,14 @@ def _renumbered(steps: Iterable[Step]) -> Iterator[str]:
             else "1 table of experts by token holds the new numbers"
         )
         yield f"{tables}; a kept expert replaces each removed one"
+
+
+def _compacted(wants: Iterable[Want]) -> Iterator[str]:
+    """The note on tables of which a slice has only some rows."""
+    rows = [want.param.shape[0] for want in wants if want.param.family.table and len(want.pieces) > 1]
+    if rows:
+        tables = f"{len(rows):,} n-gram tables hold" if len(rows) > 1 else "1 n-gram table holds"
+        yield f"{tables} only the first rows of each of its parts, {max(rows):,} rows: enough to run, not to answer"
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:

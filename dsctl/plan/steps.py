@@ -121,12 +121,12 @@ class Step(msgspec.Struct, frozen=True, gc=False):
             return Box.whole(self.shape)
         first = min(region.box.start[0] for region in self.writes)
         last = max(region.box.stop[0] for region in self.writes)
-        rows = self._row_step
+        rows = self.row_step
         rest = self.shape[1:]
         return Box((first // rows * rows, *(0,) * len(rest)), (min(-(-last // rows) * rows, self.shape[0]), *rest))
 
     @property
-    def _row_step(self) -> int:
+    def row_step(self) -> int:
         """Rows that cut no block, neither of a whole parameter nor of a part with blocks of its own."""
         regions = (*self.reads, *self.writes)
         ragged = {region.box.shape[0] for region in regions if region.box.start[0] % region.codec.block[0]}
@@ -140,7 +140,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
         """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
         if len(self.shape) < 2:
             return max(1, band_bytes // 4)
-        step = self._row_step
+        step = self.row_step
         row_bytes = max(1, 4 * prod(self.shape[1:]))
         return max(step, band_bytes // row_bytes // step * step)
 
@@ -206,7 +206,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
                 for name, spec in region.codec.specs(shape).items():
                     yield f"out:{held_as(name)}", spec.nbytes
         for part in self.kept.parts if self.kept else ():
-            yield f"kept:{part.name}", part.spec.nbytes
+            yield f"kept:{part.name}", _rows_bytes(part, self.kept, rows) if self.kept else 0
         if self.odd:
             yield "odd", self.odd.spec.nbytes
         if self.gathers:

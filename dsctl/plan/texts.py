@@ -17,6 +17,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import TORCH_NAMES, Plain
 from dsctl.core.boxes import Box
+from dsctl.core.config_fields import edited, quantization_of, text_fields, with_quantization, with_value
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
 from dsctl.layouts import recorded_name
@@ -35,7 +36,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msg
 def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
     """The source's other files, copied unchanged, with their sizes; without those that are `made`."""
     checkpoint, request = target.checkpoint, target.request
-    derived = checkpoint.layout.texts(checkpoint.config or {})
+    derived = checkpoint.layout.texts(text_fields(checkpoint.config or {}))
     replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
     part = request.only or request.skip or request.layers or request.experts
     quantized = request.to == RECIPE or not target.formats.format.plain
@@ -60,7 +61,7 @@ def texts(target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Plac
     found = {"config.json": _config(target, wants)} if target.checkpoint.config is not None else {}
     config = found.get("config.json", b"")
     found |= rank_texts(target.layout, placed, [want.param for want in wants], config)
-    found |= target.layout.texts(json.loads(config or b"{}"))
+    found |= target.layout.texts(text_fields(json.loads(config or b"{}")))
     if target.layout.shares is not None:
         return found
     parts = [part for places in placed.values() for one in places for part in one.parts]
@@ -84,38 +85,35 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
     if request.to == KEEP:
         return _kept_config(target, without_mtp)
     codec = target.formats.format
-    edited = edit_config(without_mtp, codec, quantization_config([(want.param, want.codec) for want in wants]))
-    _say_published(target, wants, edited)
-    if edited == config and target.layout.shares is None and target.checkpoint.layout.published:
+    quantization = quantization_config([(want.param, want.codec) for want in wants])
+    made = _say_published(target, wants, edit_config(without_mtp, codec, quantization))
+    if made == config and target.layout.shares is None and target.checkpoint.layout.published:
         return target.checkpoint.store.read("config.json", 0, target.checkpoint.files["config.json"])
     if target.restores and target.original:
         before = target.original.config
         if _decoded(target, before) == _decoded(target, config) and request.mtp == "keep":
-            stored = [want.codec for want in wants if want.codec.quantized] if codec.plain else [codec]
-            if (before.get("quantization_config") or {}) == _quantization(before, stored):
+            quantized = [want.codec for want in wants if want.codec.quantized and not want.param.family.table]
+            if (quantization_of(before) or {}) == _quantization(before, quantized if codec.plain else [codec]):
                 return target.original.texts["config.json"]
-    return json_text(edited)
+    return json_text(made)
 
 
 def _decoded(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the same checkpoint without quantization."""
-    decoded = edit_config(config, Plain(target.formats.base_dtype))
-    _say_published(target, (), decoded)
-    return decoded
+    return _say_published(target, (), edit_config(config, Plain(target.formats.base_dtype)))
 
 
-def _say_published(target: Target, wants: Sequence[Want], edited: dict[str, Any]) -> None:
-    """Set the fields that declare the format of a role in releases, or remove them if the target has another format."""
+def _say_published(target: Target, wants: Sequence[Want], config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the fields that declare the format of a role in releases, or without them if the target has
+    another format."""
     codes: dict[str, set[str]] = {}
     for want in wants:
         codes.setdefault(want.param.role, set()).add(want.codec.form.codes)
     for role, published in target.formats.published.items():
         for name, values in published.fields:
             stored = {dict(values).get(one) for one in codes.get(role, ())}
-            if len(stored) == 1 and (value := stored.pop()):
-                edited[name] = value
-            else:
-                edited.pop(name, None)
+            config = with_value(config, name, stored.pop() if len(stored) == 1 else None)
+    return config
 
 
 def _without_mtp(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,18 +121,18 @@ def _without_mtp(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config) if model is None else model.without_mtp(config)
 
 
-def _kept_config(target: Target, edited: Mapping[str, Any]) -> bytes:
+def _kept_config(target: Target, config: Mapping[str, Any]) -> bytes:
     """The source's config.json, unchanged or without the MTP layer."""
     checkpoint = target.checkpoint
     if target.layout.shares is None and checkpoint.layout.shares is None:
-        return json_text(edited)
+        return json_text(config)
     known = checkpoint.store.read("config.json", 0, checkpoint.files["config.json"])
-    return known if json.loads(known) == edited else json_text(edited)
+    return known if json.loads(known) == config else json_text(config)
 
 
 def _quantization(before: Mapping[str, Any], stored: Iterable[Codec]) -> Any:
     """The original's own quantization_config, if it declares the same formats as the target's codecs."""
-    said, stored = before.get("quantization_config") or {}, list(stored)
+    said, stored = quantization_of(before) or {}, list(stored)
     declared = {_as_declared(codec) for codec in Fp8Block.declared(said)}
     same = declared == {_as_declared(codec) for codec in stored if codec.scale_fmt}
     methods = {(codec.config() or {}).get("quant_method") for codec in stored}
@@ -150,12 +148,10 @@ def edit_config(
     config: Mapping[str, Any], codec: Codec, quantization: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A `config.json` for weights stored by `codec`, with matching quantization_config and dtype."""
-    edited = {name: value for name, value in config.items() if name != "quantization_config"}
-    if quantization is not None:
-        edited["quantization_config"] = quantization
+    made = with_quantization(config, quantization)
     if codec.plain:
-        edited["dtype" if "dtype" in edited else "torch_dtype"] = TORCH_NAMES[codec.plain]
-    return edited
+        made = edited(made, {"dtype" if "dtype" in text_fields(made) else "torch_dtype": TORCH_NAMES[codec.plain]})
+    return made
 
 
 def index_of(parts: Iterable[PlacedPart]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ def as_json(one: Description) -> dict[str, Any]:
     """Format a release as stable JSON; fields without a source are null."""
     release = one.release
     assert release is not None
+    fields = one.config
     return {
         "alias": list(release.alias),
         "name": release.name,
@@ -26,10 +27,10 @@ def as_json(one: Description) -> dict[str, Any]:
         "values": one.values,
         "main_values": one.main_values,
         "active_values": one.active_values,
-        "layers": release.config.get("num_hidden_layers"),
+        "layers": fields.get("num_hidden_layers"),
         "mtp_layers": one.draft_layers,
         "drafter": _drafter(one),
-        "context": release.config.get("max_position_embeddings"),
+        "context": fields.get("max_position_embeddings"),
         "published_context": release.context,
         "formats": list(release.storage.formats),
         "scale_fmt": release.storage.scale_fmt,

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from dsctl.core.config_fields import text_fields
 from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.extras import require_torch
 from dsctl.core.files import alone_in, beside, make_folders, refusal, replace_file, sync_folder, write_all
@@ -207,7 +208,7 @@ def _write(plan: Blueprint, target: Path, how: _How) -> None:
             files.append(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
             offsets.append(begins)
             write_all(files[-1], header, 0)
-        deviation = float(plan.config.get("initializer_range") or 0.02)
+        deviation = float(text_fields(plan.config).get("initializer_range") or 0.02)
         filling = Filling(tuple(part.absolute() for part in parts), how.seed, deviation)
         fill(filling, tasks(plan, offsets), plan.nbytes, how.workers, how.advance)
         for descriptor in files:

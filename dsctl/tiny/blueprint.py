@@ -11,6 +11,7 @@ from dsctl.checkpoint.checkpoint import MAX_PARAMS
 from dsctl.checkpoint.released import quantized_roles, stored_codec
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
+from dsctl.core.config_fields import QUANTIZATION, edited, text_fields
 from dsctl.core.errors import UsageError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Family, Param, Traits
@@ -150,11 +151,13 @@ def _config(real: Mapping[str, Any], sizes: Mapping[str, int], recipe: TinyRecip
     """The release's config with small dimensions; every key that is still true is kept."""
     small = models.recognise(real).tiny(real, sizes)
     if recipe.aligned:
-        small |= {field: -(-small[field] // BLOCK) * BLOCK for field in RANKS if small.get(field)}
-        if "qk_head_dim" in small:
-            small["qk_head_dim"] = small["qk_nope_head_dim"] + small["qk_rope_head_dim"]
+        said = text_fields(small)
+        sizes = {field: -(-said[field] // BLOCK) * BLOCK for field in RANKS if said.get(field)}
+        if "qk_head_dim" in said:
+            sizes["qk_head_dim"] = sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"]
+        small = edited(small, sizes)
     if recipe.bf16:
-        small.pop("quantization_config", None)
+        small = edited(small, {}, [QUANTIZATION])
     if not recipe.mtp:
         small = models.recognise(real).without_mtp(small)
     return small
@@ -184,7 +187,7 @@ def _sizes(release: Release, recipe: TinyRecipe, quantized: Mapping[str, Codec])
         families = models.recognise(real).families(_config(real, sizes, recipe), traits)
         return sum(_family_bytes(family, quantized) for family in families)
 
-    largest = {name: int(real.get(field) or 1) for name, (_, field) in SIZES.items()}
+    largest = {name: int(text_fields(real).get(field) or 1) for name, (_, field) in SIZES.items()}
     return _grown(recipe.size, usual, largest, given, total)
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dsctl.core.config_fields import text_fields
+
 # The special tokens at the begin and end of the real tokenizers' texts.
 BEGIN, END, USER, ASSISTANT = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
@@ -33,7 +35,7 @@ def texts(release: str, config: Mapping[str, Any], others: Iterable[str] = ()) -
     values: dict[str, Any] = {
         "config.json": config,
         "generation_config.json": _generation(config),
-        "tokenizer.json": _tokenizer(config["vocab_size"]),
+        "tokenizer.json": _tokenizer(text_fields(config)["vocab_size"]),
         "tokenizer_config.json": _tokenizer_config(config),
         "special_tokens_map.json": {"bos_token": BEGIN, "eos_token": END, "pad_token": END},
     }
@@ -46,6 +48,7 @@ def texts(release: str, config: Mapping[str, Any], others: Iterable[str] = ()) -
 
 
 def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
+    config = text_fields(config)
     ids = {field: config[field] for field in ("bos_token_id", "eos_token_id") if config.get(field) is not None}
     return {"_from_model_config": True, **ids, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
 
@@ -58,7 +61,7 @@ def _tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "eos_token": END,
         "pad_token": END,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": config.get("max_position_embeddings", 4096),
+        "model_max_length": text_fields(config).get("max_position_embeddings", 4096),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "chat_template": CHAT_TEMPLATE,
     }

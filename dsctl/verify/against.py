@@ -9,7 +9,7 @@ from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.origin import Origin
 from dsctl.checkpoint.reading import read_json
-from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS
+from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS, quantization_of, text_fields
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family, Traits
 from dsctl.releases import Release
@@ -116,10 +116,11 @@ def _outlines(families: Iterable[Family]) -> dict[str, _FamilyOutline]:
 
 def _config(checkpoint: Checkpoint, config: Mapping[str, Any], their: Other) -> Iterator[Finding]:
     free = _FREE | {field for published in checkpoint.published.values() for field, _ in published.fields}
-    for key in dict.fromkeys((*their.config, *config)):
-        if key in free or (key in config and key in their.config and config[key] == their.config[key]):
+    mine, other = text_fields(config), text_fields(their.config)
+    for key in dict.fromkeys((*other, *mine)):
+        if key in free or (key in mine and key in other and mine[key] == other[key]):
             continue
-        here, there = config.get(key, _ABSENT), their.config.get(key, _ABSENT)
+        here, there = mine.get(key, _ABSENT), other.get(key, _ABSENT)
         yield Finding("config-differs", key, _differing(here, there, their.name))
 
 
@@ -140,7 +141,7 @@ def _storage(checkpoint: Checkpoint, release: Release) -> Iterator[Finding]:
     if (mine.experts, mine.scales) != (theirs.experts, theirs.scales):
         return
     said = checkpoint.quantization or {}
-    if said.get("quant_method") != (release.config.get("quantization_config") or {}).get("quant_method"):
+    if said.get("quant_method") != (quantization_of(release.config) or {}).get("quant_method"):
         return
     refs = list(checkpoint.tensors)
     found = {"stored_tensors": len(refs), "total_size": sum(ref.nbytes for ref in refs)}

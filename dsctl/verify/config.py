@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.core.config_fields import text_fields
 from dsctl.verify.findings import Finding
 
 # The model types of an architecture's releases.
@@ -14,6 +15,7 @@ _TYPES = {
     "DeepseekV3ForCausalLM": ("deepseek_v3", "kimi_k2", "joyai_llm_flash"),
     "DeepseekV32ForCausalLM": ("deepseek_v32",),
     "DeepseekV4ForCausalLM": ("deepseek_v4",),
+    "DeepseekV41ForCausalLM": ("deepseek_v41",),
     "GlmMoeDsaForCausalLM": ("glm_moe_dsa",),
 }
 _BIAS = "e_score_correction_bias"
@@ -29,7 +31,7 @@ class Check(NamedTuple):
 
 def fields(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Findings about every field whose meaning is known."""
-    config = checkpoint.config or {}
+    config = text_fields(checkpoint.config or {})
     for check in CHECKS:
         values = [config.get(field) for field in check.fields]
         if None not in values and _is_wrong(check, values):

@@ -21,6 +21,7 @@ from dsctl.core.processors import cores
 from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED
 from dsctl.verify.findings import Finding
+from dsctl.verify.rows import RowsRead
 from dsctl.verify.seen import INTEGERS, KINDS, Seen, rows_of
 from dsctl.verify.structure import params, placed
 from dsctl.verify.tables import WHOLE, TableRead
@@ -68,7 +69,8 @@ def read_contents(
     codecs = {name: codec for name, (_, codec) in owners.items() if codec.scale_fmt and name not in stacked}
     copied = _copied(checkpoint)
     whole = frozenset(name for group in copied for _, name in group)
-    known = _Known(frozenset(owners), codecs, whole, dict(_stated(held)), dict(_tables(held)))
+    looked_up = frozenset(piece.refs[0].name for param, piece in held if param.family.table)
+    known = _Known(frozenset(owners), codecs, whole, dict(_stated(held)), dict(_tables(held)), looked_up)
     reader = _ContentReader(checkpoint, known, signed, advance)
     contents = ReadContents()
     seen: dict[_TensorName, Seen] = {}
@@ -136,13 +138,14 @@ def _tables(held: Iterable[tuple[Param, Piece]]) -> Iterator[tuple[_TensorName, 
 
 class _Known(NamedTuple):
     """Facts about tensors before they are read: the weights, the codecs of some, the tensors to read whole, the bytes
-    that some must hold, and the limits of the numbers in tables."""
+    that some must hold, the limits of the numbers in tables, and the tables whose rows are looked up."""
 
     weights: frozenset[str]
     codecs: Mapping[str, Codec]
     whole: frozenset[str]
     stated: Mapping[_TensorName, bytes]
     tables: Mapping[_TensorName, int]
+    looked_up: frozenset[str]
 
 
 class _ContentReader:
@@ -188,7 +191,7 @@ class _ContentReader:
             known, place = self.known, (file, ref.name)
             one = Seen.new(ref, known.codecs.get(ref.name), ref.name in known.whole) if self._tells(ref) else None
             said = known.stated.get(place)
-            table = TableRead(ref, known.tables[place]) if place in known.tables else None
+            table = self._table(ref)
             for band, first in self._bands(ref, buffer):
                 if signer is not None:
                     signer.update(band.data)
@@ -207,8 +210,17 @@ class _ContentReader:
         differ = differences(entry, signer.entry(), header) if entry and signer else None
         return _Read(file, differ, seen, findings)
 
+    def _table(self, ref: TensorRef) -> TableRead | RowsRead | None:
+        """A reader for a table of integers, or for one whose rows are looked up."""
+        below = self.known.tables.get((ref.file, ref.name))
+        if below is not None:
+            return TableRead(ref, below)
+        return RowsRead(ref) if ref.name in self.known.looked_up and ref.spec.dtype in KINDS else None
+
     def _tells(self, ref: TensorRef) -> bool:
         """Whether a tensor's bits are checked: floats, and integers that are a parameter's codes."""
+        if ref.name in self.known.looked_up:
+            return False
         return ref.spec.dtype in KINDS and (ref.spec.dtype not in INTEGERS or ref.name in self.known.weights)
 
     def _bands(self, ref: TensorRef, buffer: npt.NDArray[np.uint8]) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:

@@ -61,6 +61,8 @@ CODES: dict[str, Code] = {
     "drafter-stages":       Code(ERROR),
     "drafter-config":       Code(ERROR),
     "drafter-targets":      Code(ERROR),
+    "cache-sources":        Code(ERROR),
+    "engram-tables":        Code(ERROR),
     # tensors
     "missing-rank":         Code(ERROR),
     "one-rank":             Code(NOTE),

@@ -11,7 +11,7 @@ from dsctl.checkpoint.pieces import Piece
 from dsctl.checkpoint.quantization import LINEAR, is_named, module_of, texts
 from dsctl.codecs import SPELLINGS, dress
 from dsctl.codecs.codec import SCALE, Codec
-from dsctl.core.config_fields import SPARED_FIELDS
+from dsctl.core.config_fields import SPARED_FIELDS, value_at
 from dsctl.core.params import Param
 from dsctl.layouts.naming import DIALECTS
 from dsctl.verify.findings import Finding
@@ -37,10 +37,21 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
             name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
             yield Finding("scale-dtype", name, "is BF16, but loaders expect F32")
         yield from _spelled(param, piece)
+        yield from _of_table(checkpoint, param, piece)
     yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
     if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
+
+
+def _of_table(checkpoint: Checkpoint, param: Param, piece: Piece) -> Iterator[Finding]:
+    """Scales of a table that span several rows: loaders look up a row together with scales of its own."""
+    published = checkpoint.published.get(param.role)
+    group = piece.codec.form.group
+    if param.family.table and piece.codec.quantized and published is not None and group != published.block:
+        rows, columns = published.block
+        what = f"has scales for {group[0]}x{group[1]} values, but loaders expect them for {rows}x{columns}"
+        yield Finding("wrong-scale", param.name, what)
 
 
 def _spelled(param: Param, piece: Piece) -> Iterator[Finding]:
@@ -77,7 +88,8 @@ def role_fields(checkpoint: Checkpoint) -> Iterator[RoleField]:
     for role, published in checkpoint.published.items():
         for name, values in published.fields:
             stored = tuple(codes.get(role, ()))
-            said, true = (checkpoint.config or {}).get(name), dict(values).get(stored[0]) if len(stored) == 1 else None
+            said = value_at(checkpoint.config or {}, name)
+            true = dict(values).get(stored[0]) if len(stored) == 1 else None
             if stored:
                 yield RoleField(name, role, said, true, values[0][1], stored)
 
@@ -157,6 +169,8 @@ def _promises(checkpoint: Checkpoint, said: Mapping[str, Any]) -> Iterator[Findi
     quantized = 0
     for param, piece in params(checkpoint):
         module, is_quantized = module_of(param), piece.codec.quantized
+        if param.family.table:
+            continue
         quantized += is_quantized
         spares = any(is_named(text, module, param) is True for text in spared)
         mine = [one for one in groups if any(is_named(text, module, param) is not False for text in one.targets)]

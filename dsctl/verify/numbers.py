@@ -12,12 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from dsctl.checkpoint.checkpoint import Checkpoint
-from dsctl.checkpoint.scales import NUMBERS, are_bytes, are_powers_of_two, bad_scale, bytes_told, read_scales
+from dsctl.checkpoint.scales import (
+    NUMBERS,
+    are_bytes,
+    are_powers_of_two,
+    bad_band,
+    bad_scale,
+    bytes_told,
+    read_scales,
+    split_large,
+)
 from dsctl.codecs.codec import SCALE, SCALES, Codec
 from dsctl.core.header import TensorRef
 from dsctl.releases import releases
 from dsctl.verify.findings import Finding
-from dsctl.verify.structure import params, pieces, placed
+from dsctl.verify.structure import params, pieces, placed, quantized_codecs
 
 # A scale this many times its matrix's median, or above this number, gives weights that no training gives.
 ODD = 1 << 8
@@ -42,8 +51,9 @@ def scale_refs(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
 
 
 def block_scales(checkpoint: Checkpoint) -> dict[TensorRef, Codec]:
-    """The scale tensors of FP8 blocks, which may be powers of two or not."""
-    return {ref: codec for ref, codec in scale_refs(checkpoint).items() if codec.scale_fmt}
+    """The scale tensors of FP8 blocks, which may be powers of two or not; those of tables are exponents in any case."""
+    known = quantized_codecs(checkpoint)
+    return {ref: codec for ref, codec in scale_refs(checkpoint).items() if codec.scale_fmt and codec in known}
 
 
 def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[Finding]:
@@ -51,7 +61,11 @@ def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[
     largest: dict[TensorRef, float] = {}
     unrounded: dict[TensorRef, Finding] = {}
     all_powers, ue8m0 = True, (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
-    for ref, values in read_scales(checkpoint.store, refs):
+    small, large = split_large(refs)
+    for ref in large:
+        if bad := bad_band(checkpoint.store, ref):
+            yield from placed(checkpoint, ref, [Finding("bad-scale", ref.name, bad.told)])
+    for ref, values in read_scales(checkpoint.store, small):
         if not values.size:
             continue
         powers = not refs[ref].scale_fmt or _are_powers(values)
@@ -76,7 +90,7 @@ def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[
     yield from _unread_bytes(checkpoint)
     if any(fault.code == "scale-fmt-missing" for fault in checkpoint.contradictions):
         return
-    blocks = any(codec.scale_fmt for codec in refs.values())
+    blocks = any(codec.scale_fmt for codec in quantized_codecs(checkpoint))
     if blocks and all_powers and checkpoint.quantization and not ue8m0:
         yield Finding("scale-fmt-undeclared", "config.json", "all scales are powers of two, but scale_fmt is not ue8m0")
 

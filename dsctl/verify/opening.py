@@ -13,7 +13,6 @@ from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_header, read_json
 from dsctl.core.errors import FormatError, SourceError
 from dsctl.core.header import parse
-from dsctl.releases import releases
 from dsctl.stores import INDEX, SIGNED, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.findings import Finding
@@ -87,9 +86,7 @@ def open_anyhow(store: Store) -> Opened:
                 raise
             return Opened(None, findings, frozenset(lost))
         checkpoint = open_checkpoint(Without(store, frozenset(lost)))
-    released = {"no-format-pt"} if _are_bare(checkpoint) else set()
-    faults = [fault for fault in checkpoint.faults if fault.code not in released]
-    findings += [Finding(*fault) for fault in faults if not _known(fault.code, fault.where, lost)]
+    findings += [Finding(*fault) for fault in checkpoint.faults if not _known(fault.code, fault.where, lost)]
     return Opened(checkpoint, findings, frozenset(lost))
 
 
@@ -99,13 +96,6 @@ def reachable(store: Store) -> tuple[Store, list[Finding]]:
         return store, []
     lost = store.unreachable()
     return replace(store, lenient=True), [Finding("unreadable-file", file, why) for file, why in lost.items()]
-
-
-def _are_bare(checkpoint: Checkpoint) -> bool:
-    """Whether no release of its architecture has metadata in its headers, so that its loaders need none."""
-    model = checkpoint.model.name if checkpoint.model else ""
-    alike = [release.storage.bare for release in releases() if release.architecture == model]
-    return bool(alike) and all(alike)
 
 
 def _known(code: str, where: str, lost: set[str]) -> bool:

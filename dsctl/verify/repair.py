@@ -22,6 +22,7 @@ from dsctl.checkpoint.scales import are_powers_of_two, read_scales
 from dsctl.checkpoint.signed_files import SignedFile, Signer, differences, read_entry
 from dsctl.codecs import dress
 from dsctl.codecs.plain import TORCH_NAMES
+from dsctl.core.config_fields import QUANTIZATION, edited, quantization_of, text_fields, with_value
 from dsctl.core.errors import PlanError, VerifyFailed
 from dsctl.core.files import beside, sync_folder, take_place, write_beside
 from dsctl.core.header import PT, Header
@@ -201,27 +202,25 @@ def _index(checkpoint: Checkpoint, store: Store, lost: bool) -> Iterator[Mend]:
 def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
     """`quantization_config` and dtype that match the stored tensors."""
     config = dict(checkpoint.config or {})
-    said = config.get("quantization_config")
+    said = quantization_of(config)
     true = _quantization(checkpoint, report)
     changes = []
     if true is None and said is not None:
-        del config["quantization_config"]
+        config = edited(config, {}, [QUANTIZATION])
         changes.append("quantization_config removed: no weight is quantized")
     elif true != said:
-        config["quantization_config"] = true
+        config = edited(config, {QUANTIZATION: true})
         changes.append(f"quantization_config becomes {json.dumps(true)}")
     for field in role_fields(checkpoint):
         if len(field.stored) > 1 or field.said == field.true:
             continue
-        if field.true is None:
-            config.pop(field.name, None)
-        else:
-            config[field.name] = field.true
+        config = with_value(config, field.name, field.true)
         changes.append(f"{field.name} becomes {field.true}" if field.true else f"{field.name} removed")
     usual = TORCH_NAMES.get(usual_dtype(checkpoint))
-    key = "dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"
-    if usual and key in config and config[key] != usual:
-        config[key] = usual
+    flat = text_fields(config)
+    key = "dtype" if "dtype" in flat and "torch_dtype" not in flat else "torch_dtype"
+    if usual and key in flat and flat[key] != usual:
+        config = edited(config, {key: usual})
         changes.append(f"{key} becomes {usual}")
     data = _text(config)
     if changes:

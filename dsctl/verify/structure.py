@@ -208,5 +208,9 @@ def pieces(checkpoint: Checkpoint) -> Iterator[Piece]:
 
 
 def quantized_codecs(checkpoint: Checkpoint) -> set[Codec]:
-    """The quantized formats of the stored parameters."""
-    return {piece.codec for piece in pieces(checkpoint) if piece.codec.config() is not None}
+    """The quantized formats of the stored parameters, without tables, whose format no config declares."""
+    return {
+        piece.codec
+        for param, piece in params(checkpoint)
+        if piece.codec.config() is not None and not param.family.table
+    }

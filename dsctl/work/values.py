@@ -22,6 +22,8 @@ from dsctl.work.tasks import INFINITE, NAN, Context, add
 
 # No product of two scales up to here and a code overflows float32 or BF16.
 HUGE = 2.0**50
+# Scales are read in bands of at most this many bytes.
+SCALE_BYTES = 8 << 20
 
 
 class Values:
@@ -39,11 +41,14 @@ class Values:
         return band_values(step, band, self._files, refuse=False)
 
     def scales(self, step: Step) -> Iterator[tuple[TensorSpec, torch.Tensor]]:
-        """The stored block scales of all regions that a step reads, each with its dtype and shape."""
+        """The stored block scales of all regions that a step reads, in bands of rows, each with its tensor's spec."""
         for region in step.reads:
             for part in region.parts:
                 if part.name == SCALE:
-                    yield part.spec, self._files.read("scales", part, region.place(part.name, region.box))
+                    place = region.place(part.name, region.box)
+                    row = part.spec.nbytes // max(1, part.spec.shape[0])
+                    for band in place.bands(max(1, SCALE_BYTES // max(1, row))):
+                        yield part.spec, self._files.read("scales", part, band)
 
 
 def stored_parts(step: Step, place: int, box: Box, files: JobFiles, refuse: bool = True) -> dict[str, torch.Tensor]:

@@ -36,6 +36,7 @@ from tests.flows.planted import (
     no_quantization,
 )
 from tests.flows.planted_v4 import PLANTED_V4
+from tests.flows.planted_v41 import PLANTED_V41
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, reports
 
@@ -106,7 +107,7 @@ def test_a_planted_fault_is_found_by_its_name(name: str, spoiled, clean: dict[st
 
 
 def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
-    planted = {fault.code for fault in (*PLANTED.values(), *PLANTED_V4.values())}
+    planted = {fault.code for fault in (*PLANTED.values(), *PLANTED_V4.values(), *PLANTED_V41.values())}
     assert CODES.keys() - planted == {
         "twin-equal",
         "other-storage",

@@ -14,9 +14,11 @@ from dsctl.verify.against import other
 from dsctl.verify.findings import Report
 from tests.flows.planted import Folder, Planted
 from tests.flows.planted_v4 import BASE, BLOCKS, EXPERT, FLASH, PLANTED_V4, scale_of
+from tests.flows.planted_v41 import PLANTED_V41, V41
 from tests.support.checkpoints import smaller, tiny
 from tests.support.command import call, dsctl
 
+ALL = PLANTED_V4 | {f"V4.1: {name}": fault for name, fault in PLANTED_V41.items()}
 SMALL = {"layers": 3, "experts": 4, "hidden": 256, "heads": 2, "vocab": 32, "moe_intermediate": 128, "shards": 2}
 USUAL = {"twin-equal"}
 
@@ -31,7 +33,12 @@ def codes(report: Report) -> set[str]:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {release: tiny(tmp_path_factory, release, **SMALL) for release in (FLASH, BASE, BLOCKS)}
+    return {release: tiny(tmp_path_factory, release, **sizes(release)) for release in (FLASH, BASE, BLOCKS, V41)}
+
+
+def sizes(release: str) -> dict[str, int]:
+    """All kinds of layers: V4.1 has more of them."""
+    return {**SMALL, "layers": 8, "hidden": 128} if release == V41 else SMALL
 
 
 @pytest.fixture
@@ -39,9 +46,9 @@ def spoiled(tmp_path: Path, clean: dict[str, Path]):
     return lambda release: Folder(Path(shutil.copytree(clean[release], tmp_path / "spoiled")))
 
 
-@pytest.mark.parametrize("release", [FLASH, BASE, BLOCKS, "v4-pro", "v4-pro-0813", "v4-flash-vision-exp"])
+@pytest.mark.parametrize("release", [FLASH, BASE, BLOCKS, "v4-pro", "v4-pro-0813", "v4-flash-vision-exp", V41])
 def test_nothing_is_found_on_a_clean_checkpoint(release: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tiny(tmp_path_factory, release, **SMALL)
+    folder = tiny(tmp_path_factory, release, **sizes(release))
     report = check(folder, deep=True, against=folder)
     assert codes(report) == set(), [str(finding) for finding in report.findings]
     assert report.checked.parameters > 100
@@ -50,7 +57,9 @@ def test_nothing_is_found_on_a_clean_checkpoint(release: str, tmp_path_factory: 
 MADE = {"bf16": ["--bf16"], "powers": ["--fp8"], "numbers": ["--fp8", "--scale-fmt", "float32"]}
 
 
-@pytest.mark.parametrize(("release", "kind"), [*((FLASH, kind) for kind in MADE), (BASE, "bf16"), (BLOCKS, "powers")])
+@pytest.mark.parametrize(
+    ("release", "kind"), [*((one, kind) for one in (FLASH, V41) for kind in MADE), (BASE, "bf16"), (BLOCKS, "powers")]
+)
 def test_nothing_is_found_on_what_was_made_of_one(
     release: str, kind: str, clean: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -63,9 +72,9 @@ def test_nothing_is_found_on_what_was_made_of_one(
         assert report.checked.signed
 
 
-@pytest.mark.parametrize("name", PLANTED_V4)
+@pytest.mark.parametrize("name", ALL)
 def test_a_planted_fault_is_found_by_its_name(name: str, spoiled) -> None:
-    fault: Planted = PLANTED_V4[name]
+    fault: Planted = ALL[name]
     folder = spoiled(fault.release)
     fault.plant(folder)
     report = check(folder.path, fault.deep)

@@ -7,15 +7,19 @@ from pathlib import Path
 
 from dsctl import releases
 from dsctl.checkpoint.groups import groups_of_release
+from dsctl.core.config_fields import text_fields
 from dsctl.core.header import TensorSpec, build
 from dsctl.layouts.naming import DIALECTS
 from dsctl.stores import INDEX
 
 
 def hollow(folder: Path, name: str) -> Path:
-    """The files of a release as they are published: embedding, a layer each, heads, a stage of the drafter each."""
+    """The files of a release as they are published: embedding, a layer each, heads, a stage of the drafter each, and
+    an n-gram table each."""
     release = releases.find(name)
-    layers, count = release.config["num_hidden_layers"], release.storage.files
+    layers, count = text_fields(release.config)["num_hidden_layers"], release.storage.files
+    assert count is not None
+    tables = text_fields(release.config).get("engram_layer_ids")
     files: dict[str, dict[str, TensorSpec]] = {}
     for group in groups_of_release(release):
         named = DIALECTS[group.codec.dialect]
@@ -23,6 +27,8 @@ def hollow(folder: Path, name: str) -> Path:
             first = param.role in ("embedding", "vision")
             layer = param.layer if param.layer is not None else -1 if first else layers
             number = layer + 2 + (param.layer is not None and layer >= layers)
+            if param.role.startswith("engram"):
+                number = count - (param.layer == tables[0])
             held = files.setdefault(f"model-{number:05d}-of-{count:05d}.safetensors", {})
             held |= {named.tensor(param.name, part): spec for part, spec in group.specs.items()}
     folder.mkdir()

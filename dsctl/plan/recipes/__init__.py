@@ -31,11 +31,16 @@ RENAMED = {
     "w4a8-experts": ("int4-experts-fp8", "its experts are W4A16, INT4 weights with BF16 activations"),
 }
 MAX_BYTES = 1 << 20
+# The glob that is not about any name in particular.
+EVERYTHING = "*"
 _FOLDER = Path(__file__).parent
 
 
 class Rule(NamedTuple):
-    """`format` for the parameters of a role, or for names that match a glob; role `mtp` is a whole MTP layer."""
+    """`format` for the parameters of a role, or for names that match a glob; role `mtp` is a whole MTP layer.
+
+    A rule for everything leaves tables whose rows are looked up as they are stored: loaders keep them in FP8.
+    """
 
     role: str
     match: str
@@ -46,6 +51,8 @@ class Rule(NamedTuple):
         return f"{which} -> {self.format}"
 
     def fits(self, param: Param) -> bool:
+        if self.match == EVERYTHING:
+            return not param.family.table
         if self.match:
             return fnmatchcase(param.name, self.match)
         return self.role in (param.role, param.family.group)

@@ -11,7 +11,9 @@ import pytest
 
 from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import Plain
+from dsctl.core.config_fields import edited, text_fields
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family
 from dsctl.models import MODELS, recognise
@@ -61,7 +63,10 @@ def test_every_release_has_the_tensors_and_bytes_it_publishes(name: str) -> None
     assert recognise(release["config"]).name == release["architecture"]
     tensors = nbytes = 0
     for family in families(name):
-        specs = (_stored(family, release["storage"]["formats"])).specs(family.shape)
+        stored = _stored(family, release["storage"]["formats"])
+        if name == "v4.1-flash" and isinstance(stored, Fp8Block) and not family.table:
+            stored = replace(stored, block=(32, 32))
+        specs = stored.specs(family.shape)
         tensors += family.count * len(specs)
         nbytes += family.count * sum(spec.nbytes for spec in specs.values())
     assert release["storage"]["stored_tensors"] in (None, tensors)
@@ -73,11 +78,33 @@ def _stored(family: Family, formats: list[str]) -> Codec:
     if "int4-group-32" in formats and family.role == "routed experts":
         # Kimi K2 Thinking states shapes in I32.
         return replace(CODECS["int4-group-32"], shape_dtype="I32")  # type: ignore[type-var]
+    if family.role == "engram tables":
+        return Fp8Block((1, 32), "ue8m0", "F8_E8M0", "v4")
     four_bits = in_dialect(CODECS["mxfp4"], "v4")
     blocks = next((CODECS[name] for name in ("fp8-block", "fp8-block-e8m0") if name in formats), None)
     if not family.quantizable or blocks is None:
         return Plain(family.dtype)
     return four_bits if "mxfp4" in formats and family.role == "routed experts" else blocks
+
+
+def test_v41_flash_is_the_audited_inventory() -> None:
+    """A public audit of the headers of all 48 files at revision dba1be0a: elements by dtype, and all parameters."""
+    values: dict[str, int] = {}
+    found = families("v4.1-flash")
+    for family in found:
+        stored = _stored(family, RELEASES["v4.1-flash"]["storage"]["formats"])
+        if isinstance(stored, Fp8Block) and not family.table:
+            stored = replace(stored, block=(32, 32))
+        for spec in stored.specs(family.shape).values():
+            values[spec.dtype] = values.get(spec.dtype, 0) + family.count * spec.values
+    assert values == {
+        "I8": 278_585_671_680, "F8_E4M3": 204_015_223_296, "F8_E8M0": 23_563_015_184, "BF16": 1_976_441_856,
+        "F32": 42_307_282,
+    }  # fmt: skip
+    assert sum(family.count * family.values for family in found) == 763_205_315_794
+    tables = sum(family.count * family.values for family in found if family.table)
+    drafter = sum(family.count * family.values for family in found if family.mtp)
+    assert (tables, drafter) == (196_613_849_600, 14_225_362_530)
 
 
 @pytest.mark.parametrize("name", sorted(RELEASES))
@@ -96,7 +123,8 @@ def test_names_are_unique_and_twins_exist_with_the_same_shape(name: str) -> None
 @pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "a rank"])
 def test_an_absurd_field_is_named(model: str, field: str, value: object) -> None:
     config = next(r["config"] for r in RELEASES.values() if r["architecture"] == model)
-    field = next(name for name in ("kv_lora_rank", "o_lora_rank") if name in config) if field == "a rank" else field
-    config = config | {field: value}
+    known = text_fields(config)
+    field = next(name for name in ("kv_lora_rank", "o_lora_rank") if name in known) if field == "a rank" else field
+    config = edited(config, {field: value})
     with pytest.raises(FormatError, match=field):
         MODELS[model].families(config)

@@ -61,6 +61,7 @@ def test_decoding_leaves_417_tensors_in_float32(flash: Checkpoint) -> None:
         ("v4-flash", "bf16", 581_975_531_080), ("v4-pro", "bf16", 3_197_868_864_632),
         ("v4-flash", "fp8-block", 292_502_338_120), ("v4-pro", "fp8-block", 1_602_033_600_632),
         ("v4-flash", "published", 159_609_485_896), ("v4-flash-base", "published", 294_673_469_000),
+        ("v4.1-flash", "published", 510_286_023_000), ("v4.1-flash", "fp8-block", 772_004_202_840),
     ],
 )  # fmt: skip
 def test_what_formats_take(name: str, to: str, nbytes: int) -> None:
