@@ -48,6 +48,8 @@ TABLES = {
     "models": (
         "MODELS",
         {
+            "deepseek_v3_config",
+            "deepseek_v3_traits",
             "deepseek_v4_config",
             "deepseek_v41_config",
             "deepseek_v41_dimensions",

@@ -49,6 +49,8 @@ def of_published(published: Published, quantization: Mapping[str, Any] | None = 
         FormatError: see `declared`.
     """
     codec = in_dialect(CODECS[published.format], published.dialect)
+    if published.dtypes:
+        codec = replace(codec, **dict(published.dtypes))  # type: ignore[type-var]
     if not isinstance(codec, Fp8Block):
         return codec
     said = next(iter(Fp8Block.declared(quantization or {})), None)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from dsctl.core.header import TensorSpec
+
 # The roles of known architectures, in the order of a printed table; `in_order` appends any others.
 ROLES = (
     "embedding", "engram tables", "engram", "attention", "compressor", "indexer", "dense mlp", "routed experts",
@@ -35,7 +37,8 @@ class Published(NamedTuple):
     fields of `config.json` outside `quantization_config` that declare the format: for each name its values by kind of
     codes (`Form.codes`), first the one that loaders assume if the field is absent; a field of `quantization_config` is
     given as `quantization_config.name`. `block` are the rows and columns of FP8 blocks if no config declares them;
-    `own_block`: they are these whatever the config declares.
+    `own_block`: they are these whatever the config declares. `dtypes` are the codec's dtypes that releases spell
+    differently, by the codec's field.
     """
 
     format: str
@@ -45,6 +48,7 @@ class Published(NamedTuple):
     fields: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     block: tuple[int, int] = (128, 128)
     own_block: bool = False
+    dtypes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,9 @@ class Traits:
 
     `drafter` is the kind of drafter, `stages` the number of its stages (None: as in the config); `own`: the drafter has
     its own embedding and head; `vision`: the model has parts that read images. `experts` is the code of routed experts
-    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it.
+    (`Form.codes`) and `scales` the dtype of their scales, empty if the tensors do not show it. `rotary` is the spec of
+    the rotary buffer that every layer stores, None if there is none or it is the usual one. `bias` is the dtype of
+    router biases, empty if it is the usual one.
     """
 
     drafter: str = ""
@@ -62,6 +68,8 @@ class Traits:
     vision: bool = False
     experts: str = ""
     scales: str = ""
+    rotary: TensorSpec | None = None
+    bias: str = ""
 
 
 class Unit(NamedTuple):

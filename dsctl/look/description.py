@@ -5,8 +5,8 @@ It has the parameters, their formats and the totals. `look/opened.py` describes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsctl import models, releases
@@ -15,7 +15,7 @@ from dsctl.checkpoint.origin import Origin
 from dsctl.core.amounts import count, plural, size
 from dsctl.core.config_fields import text_fields
 from dsctl.core.errors import FormatError
-from dsctl.core.params import OTHER, PLAIN_TRAITS, Traits
+from dsctl.core.params import OTHER, PLAIN_TRAITS, Family, Traits
 from dsctl.core.visible import shortened
 from dsctl.releases import Release
 
@@ -167,9 +167,15 @@ def identify(config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[
         model = models.recognise(config)
     except FormatError:
         return ()
-    families = model.families(config, traits)
+    families = _shaped(model.families(config, traits))
     return tuple(
         release
         for release in releases.releases()
-        if release.architecture == model.name and model.families(release.config, release.storage.traits) == families
+        if release.architecture == model.name
+        and _shaped(model.families(release.config, release.storage.traits)) == families
     )
+
+
+def _shaped(families: Iterable[Family]) -> list[Family]:
+    """Families without dtypes, and without the shapes of parameters that follow from the config."""
+    return [replace(one, dtype="", shape=() if one.derived else one.shape) for one in families]

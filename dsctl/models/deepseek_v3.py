@@ -18,6 +18,8 @@ from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
+from dsctl.models.deepseek_v3_config import sliced, without_mtp
+from dsctl.models.deepseek_v3_traits import as_stored, told
 from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -79,9 +81,6 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         raise FormatError(f"config.json: {error}") from None
 
 
-_MTP = "num_nextn_predict_layers"
-# Fields with an entry for each of the main layers.
-_PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
 # The roles whose matrices FP8 releases quantize.
 QUANTIZED = ("attention", "indexer", "dense mlp", "routed experts", "shared experts")
 _LAYER = "model.layers.{layer}."
@@ -217,49 +216,13 @@ def counted(config: Mapping[str, Any], field: str, noun: str) -> tuple[Unit, ...
     return (Unit(number, noun),) if type(number) is int and number > 0 else ()
 
 
-def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config without MTP layers, if it has the field."""
-    return {**config, **({_MTP: 0} if _MTP in config else {})}
-
-
-def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
-    """The config with the fields adapted that depend on layers and experts."""
-    whole = config["num_hidden_layers"]
-    main = [layer for layer in layers if layer < whole]
-    small = dict(config) | {"num_hidden_layers": len(main)}
-    if _MTP in config:
-        small[_MTP] = len(layers) - len(main)
-    if "first_k_dense_replace" in config:
-        small["first_k_dense_replace"] = sum(layer < config["first_k_dense_replace"] for layer in main)
-    for field in _PER_LAYER:
-        if isinstance(config.get(field), list) and len(config[field]) == whole:
-            small[field] = [config[field][layer] for layer in main]
-    return small | (_routing(config, len(experts)) if experts else {})
-
-
-def _routing(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Experts, groups and experts per token for `count` experts: groups stay equal and hold two or more each.
-
-    A group's score is the sum of its two best experts (DeepSeek-V3 inference/model.py, `Gate`).
-    """
-    groups = next((g for g in range(config.get("n_group") or 1, 1, -1) if count % g == 0 and count // g >= 2), 1)
-    chosen = min(config.get("topk_group") or 1, groups)
-    edited = {
-        "n_routed_experts": count,
-        "num_experts_per_tok": min(config.get("num_experts_per_tok") or 1, chosen * (count // groups)),
-        "n_group": groups,
-        "topk_group": chosen,
-    }
-    return {field: value for field, value in edited.items() if config.get(field) is not None}
-
-
 def fp8_blocks(scale_fmt: str, why: str) -> dict[str, Published]:
     """The published form of releases that quantize to FP8 by blocks: all matrices of these roles in the same form."""
     return dict.fromkeys(QUANTIZED, Published("fp8-block", "deepseek", scale_fmt, why))
 
 
 class DeepseekV3:
-    """V3, R1 and V3.1."""
+    """V3, R1, V3.1, and models with their architecture such as Moonlight."""
 
     name = "deepseek_v3"
     # The entry of `architectures`, for models that it identifies.
@@ -272,18 +235,17 @@ class DeepseekV3:
         return self.architecture is not None and self.architecture in (config.get("architectures") or ())
 
     def traits(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Traits:
-        return PLAIN_TRAITS
+        return told(config, stored)
 
     def families(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[Family, ...]:
         d = dimensions(config)
-        return (*outside(d), *self.layers(d), *multi_token_prediction(d))
+        return as_stored((*outside(d), *self.layers(d), *multi_token_prediction(d)), d.num_hidden_layers, traits)
 
     def layers(self, d: Dimensions) -> list[Family]:
         main = tuple(range(d.num_hidden_layers))
         families = attention(d, main, False)
-        families += gated(_MLP, d.hidden_size, d.intermediate_size, "dense mlp", layers=d.dense_layers) * bool(
-            d.dense_layers
-        )
+        dense = d.dense_layers
+        families += gated(_MLP, d.hidden_size, d.intermediate_size, "dense mlp", layers=dense) * bool(dense)
         families += experts(d, d.moe_layers, False, bias=True) * bool(d.moe_layers)
         if d.mtp_layers:
             families += attention(d, d.mtp_layers, True) + experts(d, d.mtp_layers, True, bias=True)
@@ -295,6 +257,8 @@ class DeepseekV3:
         return ()
 
     def published(self, config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> Mapping[str, Published]:
+        if traits.rotary and traits.bias and not config.get("quantization_config"):
+            return dict.fromkeys(QUANTIZED, Published("bf16", "deepseek", "float32", "as Moonlight stores them"))
         return fp8_blocks("float32", "as V3 and R1 store them; --scale-fmt ue8m0 for V3.1 and later")
 
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:

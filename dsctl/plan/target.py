@@ -11,7 +11,7 @@ from dsctl.checkpoint.odd_scales import OddScales, read_odd
 from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
-from dsctl.codecs import CODECS, in_dialect
+from dsctl.codecs import CODECS, in_dialect, of_published
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
@@ -54,13 +54,22 @@ class Target:
 
     @cached_property
     def saves(self) -> bool:
-        """Whether the target keeps a side file for the way back: with the scales that decoding or recasting loses."""
+        """Whether the target keeps a side file for the way back.
+
+        It has the scales that decoding or recasting loses, and the config that declares the released format.
+        """
         checkpoint, request = self.checkpoint, self.request
         if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
             return False
         if self.formats.format.plain:
-            return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
+            return any(codec.keeps_scales or codec in self._released for codec in checkpoint.stored_codecs)
         return request.to == BLOCKS and any(recast(codec, self.formats.format) for codec in checkpoint.stored_codecs)
+
+    @cached_property
+    def _released(self) -> set[Codec]:
+        """The quantized codecs of the architecture's releases."""
+        forms = self.formats.published.values()
+        return {codec for form in forms if (codec := of_published(form, self.checkpoint.quantization)).quantized}
 
     @cached_property
     def encoded(self) -> Codec | None:
@@ -111,6 +120,7 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         notes += [f"scales: the original ones are those of {elsewhere.place}", *elsewhere.notes]
     whole = _whole(checkpoint, notes)
     published = _published(checkpoint, original)
+    notes += _new_groups(checkpoint, published) if original and request.to == PUBLISHED else ()
     formats = Formats(
         request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
         checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
@@ -124,6 +134,14 @@ def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request,
     """The description of the folder from which the source was decoded, if a requested format can use it."""
     header, asked = checkpoint.original, {rule.format for rule in rules} or {request.to}
     return None if header is None or asked.isdisjoint(SCALED) else _side_file(checkpoint, ORIGINAL, header, notes)
+
+
+def _new_groups(checkpoint: Checkpoint, published: Mapping[str, Published]) -> list[str]:
+    """Notes on the released formats that the source was decoded from, and whose scales no side file keeps."""
+    codecs = dict.fromkeys(of_published(form, checkpoint.quantization) for form in published.values())
+    lost = [codec.name for codec in codecs if codec.quantized and not codec.keeps_scales]
+    what = "no scales were kept, so every group gets a new one: the released codes do not come back exactly"
+    return [f"scales: {name}: {what}" for name in lost if name not in {one.name for one in checkpoint.stored_codecs}]
 
 
 def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:

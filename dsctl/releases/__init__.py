@@ -83,7 +83,7 @@ class Release(msgspec.Struct, frozen=True):
 
 @cache
 def releases() -> tuple[Release, ...]:
-    """Every known release, oldest first; those without a known date last. Reading all files takes under 1 ms."""
+    """Every known release, oldest first; those without a known date last. Reading all files takes about 1 ms."""
     decoder = msgspec.json.Decoder(Release)
     found = (decoder.decode(file.read_bytes()) for file in Path(__file__).parent.glob("*.json"))
     return tuple(sorted(found, key=lambda release: (release.date or "9999", release.name)))

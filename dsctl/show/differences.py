@@ -20,6 +20,8 @@ from dsctl.show.templates import parameters, shortened
 from dsctl.show.totals import totals
 
 NAME_WIDTH = 30
+# Two lists of names of this width fit beside each other in 80 columns.
+_NAMES = 30
 # A list longer than LONG, such as one with a value per layer, is shown as counts if it has at most FEW values.
 LONG, FEW = 12, 4
 
@@ -88,8 +90,18 @@ def _facts(side: Description) -> Iterator[tuple[str, str]]:
     yield "architecture", side.model or "unknown"
     alike = [starred(release, release.alias[0]) for release in side.alike if release is not side.release]
     if alike:
-        more = f" and {len(alike) - 3} more" if len(alike) > 4 else ""
-        yield "same shapes", ", ".join(alike[: 3 if more else 4]) + more
+        yield "same shapes", _some(alike)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The names, or the first ones and how many more there are, in `_NAMES` characters if two or more names fit."""
+    shown = len(names) if len(names) <= 4 else 3
+    while True:
+        more = f" and {len(names) - shown} more" if shown < len(names) else ""
+        text = ", ".join(names[:shown]) + more
+        if len(text) <= _NAMES or shown == 1:
+            return text
+        shown -= 1
 
 
 def starred(release: Release, name: str) -> str:
@@ -101,6 +113,8 @@ def _notes(side: Description, title: str) -> Iterator[str]:
     if side.derived:
         reason = side.release.sources["config"][0].removeprefix("derived: ") if side.release else ""
         yield f"{title}: config.json was derived, not read: {reason}."
+    if side.release and "storage.traits.rotary" in side.release.derived:
+        yield f"{title}: the bytes of rotary_emb.inv_freq are known; its dtype and shape were not read."
     for template in side.release.storage.scales_apart if side.release else ():
         yield f"{title}: the scales of {template} are not powers of two, unlike all others."
     if side.part:

@@ -34,9 +34,14 @@ def written(work: Work, files: Sequence[int], seed: int, deviation: float) -> It
     Raises:
         OSError: the disk takes no more.
     """
+    stated = work.codec.stated(work.draw.shape)
     for band, values in bands(work.draw, seed, deviation):
         nbytes = 0
-        for part, data in encoded(values, work.codec).items():
+        found: dict[str, bytes | memoryview] = {**encoded(values, work.codec)}
+        for part in stated:
+            del found[part]
+        # What follows from the shape of the whole parameter is written once.
+        for part, data in (found | (stated if band.start[0] == 0 else {})).items():
             first = work.codec.box(part, band, work.draw.shape).start[0]
             for regions in work.regions:
                 file, offset, row = regions[part]

@@ -89,7 +89,11 @@ def _traits(checkpoint: Checkpoint, their: Other) -> Traits:
 
 
 class _FamilyOutline(NamedTuple):
-    """The shape of a template's parameters, their layers, and the number of experts."""
+    """The shape of a template's parameters, their layers, and the number of experts.
+
+    A parameter that follows from the config has no shape here: its size differs between releases of one architecture,
+    and of some only its bytes are known.
+    """
 
     shape: tuple[int, ...]
     layers: tuple[int, ...]
@@ -98,14 +102,15 @@ class _FamilyOutline(NamedTuple):
     def __str__(self) -> str:
         where = [f"{len(self.layers)} x"] if self.layers else []
         each = [f"of {self.experts} experts"] if self.experts else []
-        return " ".join([*where, str(list(self.shape)), *each])
+        return " ".join([*where, *([str(list(self.shape))] if self.shape else ()), *each])
 
 
 def _outlines(families: Iterable[Family]) -> dict[str, _FamilyOutline]:
     found: dict[str, _FamilyOutline] = {}
     for family in families:
         before = found[family.template].layers if family.template in found else ()
-        found[family.template] = _FamilyOutline(family.shape, tuple(sorted((*before, *family.layers))), family.experts)
+        shape = () if family.derived else family.shape
+        found[family.template] = _FamilyOutline(shape, tuple(sorted((*before, *family.layers))), family.experts)
     return found
 
 

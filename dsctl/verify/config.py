@@ -12,7 +12,7 @@ from dsctl.verify.findings import Finding
 # The model types of an architecture's releases.
 _TYPES = {
     "DeepseekV2ForCausalLM": ("deepseek_v2",),
-    "DeepseekV3ForCausalLM": ("deepseek_v3", "kimi_k2"),
+    "DeepseekV3ForCausalLM": ("deepseek_v3", "kimi_k2", "joyai_llm_flash"),
     "DeepseekV32ForCausalLM": ("deepseek_v32",),
     "DeepseekV4ForCausalLM": ("deepseek_v4",),
     "DeepseekV41ForCausalLM": ("deepseek_v41",),

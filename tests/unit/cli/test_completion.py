@@ -85,7 +85,7 @@ ALIASES = [alias for release in releases() for alias in release.alias]
         ("dsctl help ve", ["verify", "version"]),
         ("dsctl inspect v3.2", [name for name in ALIASES if name.startswith("v3.2")]),
         ("dsctl plan ", [release.alias[0] for release in releases()]),
-        ("dsctl diff v3 r1", ["r1", "r1-zero", "r1-0528"]),
+        ("dsctl diff v3 r1", ["r1", "r1-zero", "r1-1776", "r1t-chimera", "r1-0528", "r1t2-chimera"]),
         ("dsctl tiny glm", [name for name in ALIASES if name.startswith("glm")]),
         ("dsctl download zai-org/", [r.repository for r in releases() if r.repository.startswith("zai-org/")]),
         ("dsctl convert a b --to ", [*CODECS, "published"]),
