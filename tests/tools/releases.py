@@ -1,4 +1,4 @@
-"""Write docs/releases.md from the descriptions of releases: run `python -m tests.tools.releases` after you change one."""
+"""Write docs/releases.md from the descriptions: run `python -m tests.tools.releases` after you change one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,15 @@ def _row(one: Description) -> str:
     config = "derived" if "config" in release.derived else "not confirmed" if "config" in release.unknown else "read"
     figures = (one.tensors, one.nbytes) == (release.storage.stored_tensors, release.storage.total_size)
     known = any(value is not None for value in (release.storage.stored_tensors, release.storage.total_size))
-    agreed = "derived" if "storage" in release.derived else "agree" if figures else "agree in part" if known else "none"
+    agreed = (
+        "derived"
+        if "storage" in release.derived
+        else "agree"
+        if figures
+        else "agree in part"
+        if known
+        else "not published"
+    )
     anchor = release.name.lower().replace(".", "")
     return (
         f"| [{release.name}](#{anchor}) | `{release.alias[0]}` | {one.tensors:,} | {one.nbytes:,} | {one.values:,} | "
@@ -69,7 +77,8 @@ def _section(one: Description) -> Iterator[str]:
         if found and fact not in release.derived and fact not in release.unknown:
             yield f"- **{fact.replace('_', ' ')}** {_value(release, fact)}confirmed by: {'; '.join(found)}"
     for fact in release.derived:
-        yield f"- **{fact.replace('_', ' ')}** derived: {'; '.join(release.sources.get(fact, ()))}".replace("derived: derived: ", "derived: ")
+        sources = [one.removeprefix("derived: ") for one in release.sources.get(fact, ())]
+        yield f"- **{fact.replace('_', ' ')}** derived: {'; '.join(sources)}"
     if release.unknown:
         yield f"- Not confirmed: {', '.join(name.replace('_', ' ') for name in release.unknown)}"
 
