@@ -78,7 +78,7 @@ def _section(one: Description) -> Iterator[str]:
             yield f"- **{fact.replace('_', ' ')}** {_value(release, fact)}confirmed by: {'; '.join(found)}"
     for fact in release.derived:
         sources = [one.removeprefix("derived: ") for one in release.sources.get(fact, ())]
-        yield f"- **{fact.replace('_', ' ')}** derived: {'; '.join(sources)}"
+        yield f"- **{fact.replace('_', ' ')}** derived: {'; '.join(sources) or 'see the sources of storage'}"
     if release.unknown:
         yield f"- Not confirmed: {', '.join(name.replace('_', ' ') for name in release.unknown)}"
 
