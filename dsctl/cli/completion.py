@@ -108,7 +108,7 @@ def demands() -> list[str]:
 
 def cache_formats() -> list[str]:
     """Formats of the KV cache."""
-    from dsctl.look.costs import CACHE_FORMATS
+    from dsctl.look.cache_formats import CACHE_FORMATS
 
     return list(CACHE_FORMATS)
 

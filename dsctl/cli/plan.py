@@ -14,9 +14,9 @@ from dsctl.cli.sources import located
 from dsctl.core.choices import choose
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
+from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.capacity import STORED, USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
-from dsctl.look.costs import CACHE_FORMATS
 from dsctl.look.description import Description
 from dsctl.look.fitting import Must, Reserve, Subject
 from dsctl.look.source import describe

@@ -14,10 +14,12 @@ from dsctl.checkpoint.quantization import quantization_config
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
 from dsctl.core.choices import choose
+from dsctl.core.errors import UsageError
 from dsctl.core.params import Family, Param, Unit
 from dsctl.layouts.ranks import Ranks, main_layers, stages
 from dsctl.layouts.ranks import check as check_ranks
-from dsctl.look.costs import BF16, Attention, Kept, attention, kept
+from dsctl.look.cache_formats import BF16, Kept
+from dsctl.look.costs import Attention, attention, kept
 from dsctl.look.description import Description
 from dsctl.plan import recipes
 from dsctl.plan.cuts import Cut, illegal
@@ -50,6 +52,9 @@ class Cache:
 
         Without a context, the cache takes the published context if the config allows it, then the longest context that
         the config allows, then 4,096 tokens.
+
+        Raises:
+            UsageError: engines do not store the cache of this attention in the format.
         """
         published, longest, why = description.published_context, description.positions, "asked"
         if context is None and published is not None and published <= (longest or published):
@@ -57,6 +62,9 @@ class Cache:
         elif context is None:
             context, why = (longest, "max_position_embeddings") if longest else (UNKNOWN_CONTEXT, "default")
         found = attention(description)
+        if found and format_ and format_ not in found.formats:
+            what = f"{description.name}: its KV cache is not stored in {format_}"
+            raise UsageError(what, hint=f"choose {' or '.join(found.formats)}")
         return cls(found, context, batch, format_ or (found.usual if found else BF16), why)
 
     def layer_bytes(self, layer: int) -> int:

@@ -13,8 +13,8 @@ from dsctl.core.tables import html, table, text_table
 from dsctl.core.visible import shortened, visible
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS, USUAL, Accelerator
+from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.capacity import USUAL_TP, Cache, check, disk, formats
-from dsctl.look.costs import CACHE_FORMATS
 from dsctl.look.description import Description
 from dsctl.look.fitting import FITS, Reserve, Subject, fit
 from dsctl.look.source import describe

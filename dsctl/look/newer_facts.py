@@ -73,15 +73,16 @@ def cache_per_token(diff: Diff) -> Facts | None:
     before, after = diff.attention
     if before is None or after is None or not (compressed(before) or compressed(after)):
         return None
-    each = [_per_token(one, diff.cache_format) for one in (before, after)]
+    formats = diff.cache_formats
+    each = [_per_token(one, format_) for one, format_ in zip((before, after), formats, strict=True)]
     if each[0] == each[1]:
         return None
-    fixed = kept(after, MILLION, diff.cache_format)
+    fixed = kept(after, MILLION, formats[1])
     beside = f" Each sequence also keeps {_megabytes(fixed.window)} for the window" if fixed.window else ""
     beside += f" and {_megabytes(fixed.state)} of compressor state." if beside else ""
     return {
         "before": f"{each[0]:,.0f}", "after": f"{each[1]:,.0f}", "share": _share(each[1], each[0]),
-        "format": diff.cache_format.upper(), "fixed": beside, "reported": _reported(diff, 1),
+        "format": " and ".join(dict.fromkeys(formats)).upper(), "fixed": beside, "reported": _reported(diff, 1),
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from dsctl.cli.app import ASKED, VERBS
 from dsctl.codecs import CODECS
 from dsctl.layouts import LAYOUTS, SHARDED
 from dsctl.look.accelerators import ACCELERATORS
-from dsctl.look.costs import CACHE_FORMATS
+from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.diff import PARTS
 from dsctl.plan.recipes import ready
 from dsctl.releases import releases
