@@ -113,6 +113,13 @@ def cache_formats() -> list[str]:
     return list(CACHE_FORMATS)
 
 
+def places() -> list[str]:
+    """Places of n-gram tables."""
+    from dsctl.look.capacity import PLACES
+
+    return list(PLACES)
+
+
 def parts() -> list[str]:
     """Parts of a diff."""
     from dsctl.look.diff import PARTS

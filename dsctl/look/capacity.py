@@ -28,6 +28,11 @@ from dsctl.plan.recipes import Recipe
 from dsctl.plan.request import KEEP, RECIPE, Request
 
 STORED = "as stored"
+# Where engines keep tables of which a token looks up single rows: in the host's memory, one copy per node, or on the
+# accelerators, shared among the ranks. vLLM: host, its default (docs/features/engram.md, cpu_offload). SGLang: gpu, its
+# default (docs.sglang.io, Engram Tables, placement).
+HOST, GPU = "host", "gpu"
+PLACES = (HOST, GPU)
 # The context in tokens if neither a release nor a config gives one.
 UNKNOWN_CONTEXT = 4096
 USUAL_TP = (1, 2, 4, 8, 16, 32)
@@ -205,19 +210,26 @@ def kept_scales(description: Description, to: Formats) -> int:
     return total
 
 
-def load(description: Description, ranks: Ranks, to: Formats, cache: Cache) -> Load:
+def table_bytes(stored: Iterable[tuple[Group, Codec]]) -> int:
+    """Bytes of the tables of which a token looks up single rows."""
+    return sum(group.count * nbytes(codec, group.family.shape) for group, codec in stored if group.family.table)
+
+
+def load(description: Description, ranks: Ranks, to: Formats, cache: Cache, tables: str = HOST) -> Load:
     """The bytes that ranks hold in a format."""
-    return load_of(stored(description, to), ranks, cache)
+    return load_of(stored(description, to), ranks, cache, tables)
 
 
-def load_of(stored: Sequence[tuple[Group, Codec]], ranks: Ranks, cache: Cache) -> Load:
-    """The bytes that ranks hold of groups, each stored by its codec.
+def load_of(stored: Sequence[tuple[Group, Codec]], ranks: Ranks, cache: Cache, tables: str = HOST) -> Load:
+    """The bytes that ranks hold of groups, each stored by its codec; `tables` is one of `PLACES`.
 
     All heads share the cached vectors, so that every tensor-parallel rank keeps the whole cache of its sequences.
     """
     stage_of_layer = stages(main_layers(group.family for group, _ in stored), ranks.pp)
     layers, weights, sequence = [0] * ranks.pp, [0] * ranks.pp, [0] * ranks.pp
     for group, codec in stored:
+        if group.family.table and tables == HOST:
+            continue
         each = nbytes(codec, part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
         if not group.layers:
             weights[-1 if group.family.last else 0] += each

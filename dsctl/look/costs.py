@@ -47,6 +47,9 @@ class Attention(Protocol):
     def keys(self) -> str:
         """The format of the indexers' keys."""
 
+    def window_format(self, format_: str) -> str:
+        """The format of the window if entries have this one."""
+
     @property
     def linear(self) -> bool:
         """Whether every token adds the same bytes to the cache, and a sequence adds no fixed bytes."""
@@ -109,6 +112,9 @@ class LatentAttention:
     @property
     def keys(self) -> str:
         return FP8
+
+    def window_format(self, format_: str) -> str:
+        return format_
 
     @property
     def linear(self) -> bool:
@@ -196,6 +202,9 @@ class CompressedAttention:
     @property
     def keys(self) -> str:
         return FP4
+
+    def window_format(self, format_: str) -> str:
+        return format_
 
     @property
     def linear(self) -> bool:

@@ -66,12 +66,16 @@ class SharedAttention:
         codes = -(-size // 2) if format_ == FP4 else size
         return codes + -(-size // ENTRY_GROUP[format_])
 
-    def window_bytes(self, format_: str = FP4) -> int:
-        """Bytes of one entry of a window, which is never FP4: the report keeps it in FP8 (section 2.4.4).
+    def window_format(self, format_: str) -> str:
+        """A window is never FP4: the report keeps it in FP8 (section 2.4.4)."""
+        return FP8 if format_ == FP4 else format_
 
-        These are the rows of engines that store the scales. inference/model.py keeps rounded values in BF16.
+    def window_bytes(self, format_: str = FP4) -> int:
+        """Bytes of one entry of a window.
+
+        FP8 is the row of engines that store the scales. inference/model.py keeps rounded values in BF16.
         """
-        return self.entry_bytes(FP8 if format_ == FP4 else format_)
+        return self.entry_bytes(self.window_format(format_))
 
     def key_bytes(self) -> int:
         """Bytes of one indexer key: FP4 with an E8M0 scale per 32 values; 64 + 4 = 68 in V4.1."""

@@ -9,11 +9,20 @@ from typing import NamedTuple
 from dsctl.look.cache_formats import BF16, FP8
 from dsctl.look.costs import Attention, kept
 from dsctl.look.description import Description
+from dsctl.look.halves import prompt_values
 
 # Context lengths, in tokens, at which the cost of one more token is given.
 CONTEXTS = (4_096, 32_768, 131_072)
 # One more such length, if a side supports it.
 MILLION = 1 << 20
+
+
+def _in_prompt(a: Description, b: Description) -> TotalChange:
+    """Active values of a token of a prompt, if a prompt does not pass all layers of a side."""
+    before, after = prompt_values(a), prompt_values(b)
+    if before is None and after is None:
+        return TotalChange("prompt_values", "count", None, None)
+    return TotalChange("prompt_values", "count", before or a.active_values, after or b.active_values)
 
 
 class _Side(NamedTuple):
@@ -48,6 +57,8 @@ def totals(a: Description, b: Description, costs: tuple[Attention | None, Attent
     """Every total of two descriptions, in the order of the report; `costs` are the costs of their attention."""
     for key in ("parameters", "values", "main_values", "active_values", "quantized", "tensors"):
         yield TotalChange(key, "count", getattr(a, key), getattr(b, key))
+        if key == "active_values":
+            yield _in_prompt(a, b)
     yield TotalChange("nbytes", "bytes", a.nbytes, b.nbytes)
     yield TotalChange("files", "count", a.files, b.files)
     sides = tuple(zip((a, b), costs, cache_formats(costs), strict=True))

@@ -18,6 +18,7 @@ TOTALS = {
     "values": ("values", "Totals"),
     "main_values": ("  without MTP", "Totals"),
     "active_values": ("  active per token", "Totals"),
+    "prompt_values": ("  active in a prompt", "Totals"),
     "quantized": ("quantized parameters", "Totals"),
     "tensors": ("stored tensors", "Totals"),
     "nbytes": ("stored bytes", "Totals"),
