@@ -158,7 +158,7 @@ Kv = Annotated[
         "--kv",
         metavar="FORMAT",
         autocompletion=completion.cache_formats,
-        help="Set the format of the KV cache: bf16, fp8 or fp4. [default: bf16; fp8 for V4, fp4 for V4.1]",
+        help="Set the KV cache format: bf16, fp8 or fp4. [default: bf16; fp8 for V4, fp4 for V4.1]",
     ),
 ]
 Tables = Annotated[
@@ -167,7 +167,7 @@ Tables = Annotated[
         "--tables",
         metavar="PLACE",
         autocompletion=completion.places,
-        help="Set where Engram tables are: in host memory, or on the GPUs (gpu). [default: host]",
+        help="Set the place of Engram tables: host or gpu. [default: host]",
     ),
 ]
 

@@ -14,7 +14,7 @@ FIELDS: dict[str, str] = {
     "dspark_noise_token_id": "placeholder for tokens to draft",
     "dspark_num_experts_per_tok": "active experts per token in the drafter",
     "dspark_target_layer_ids": "layers whose states the drafter reads",
-    "engram_compressed_vocab_size": "classes of tokens that n-grams tell apart",
+    "engram_compressed_vocab_size": "different tokens in n-grams",
     "engram_head_dim": "values in a row of an n-gram table",
     "engram_layer_ids": "layers with an n-gram table",
     "engram_max_ngram_size": "tokens of the longest n-gram",

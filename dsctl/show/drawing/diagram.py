@@ -8,10 +8,10 @@ from typing import Any
 
 from dsctl.look.diff import Diff
 from dsctl.look.wording import ranges
-from dsctl.show.drawing import compressed, drafters, latent, parts, trunk, vision
+from dsctl.show.drawing import compressed, drafters, engram, latent, parts, shared, trunk, vision
 from dsctl.show.drawing.architecture import EMBEDDING, PREDICTION, VISION, Element, Stage, stages
-from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, Drawn, streams
-from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, streams
+from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
 
 Pair = tuple[Stage | None, Stage | None]
 # A step of a stage: its parameters, and the function that draws it from a height.
@@ -139,7 +139,10 @@ def _along(drawn: Drawn, y: float) -> float:
             )
     for layer in (compressed.MAIN, compressed.DRAFT):
         if drawn.has(layer.everything):
-            at, middle = compressed.layer(drawn, layer, _joined(drawn, at, middle)), False
+            at, middle = _joined(drawn, at, middle), False
+            if layer == compressed.MAIN:
+                at = _shares(drawn, at)
+            at = compressed.layer(drawn, layer, at)
     tails = _tails(drawn)
     if any(drawn.has(templates) for templates, _ in tails):
         if middle:
@@ -149,6 +152,16 @@ def _along(drawn: Drawn, y: float) -> float:
             at = trunk.end(drawn, at)
         return _sequence(drawn, tails, at)[0]
     return trunk.begin(drawn, at) if middle and drawn.title == EMBEDDING else at
+
+
+def _shares(drawn: Drawn, y: float) -> float:
+    """The kinds of layers that share caches, and the n-gram tables of some of them, if there are any."""
+    said = [line for text in shared.layers(drawn.config) for line in wrapped(text, RIGHT - LEFT - 16)]
+    if said:
+        height = drawn.row("kinds", needed(said))
+        drawn.sheet.box(LEFT, y, RIGHT - LEFT, height, said, shape="pill")
+        y += height + 10
+    return engram.lookup(drawn, y) + 10 if drawn.has(engram.ALL) else y
 
 
 def _joined(drawn: Drawn, y: float, middle: bool) -> float:

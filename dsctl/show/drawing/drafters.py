@@ -17,7 +17,8 @@ _DRAFT = DRAFT.prefix
 TOKEN = named(_DRAFT, "emb.tok_emb.weight enorm.weight e_proj.weight")
 STATE = named(_DRAFT, "hnorm.weight h_proj.weight")
 BLOCKS = named(_DRAFT, "main_proj.weight main_norm.weight")
-MARKOV = named(f"{_DRAFT}markov_head.", "markov_w1.weight markov_w2.weight")
+# V4's names and V4.1's.
+MARKOV = named(f"{_DRAFT}markov_head.", "markov_w1.weight markov_w2.weight embed.weight head.weight")
 CONFIDENCE = f"{_DRAFT}confidence_head.proj.weight"
 START = (*TOKEN, *STATE)
 END = (*DRAFT.end, *MARKOV, CONFIDENCE)

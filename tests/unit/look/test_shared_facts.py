@@ -23,8 +23,10 @@ def said(a: str, b: str) -> dict[str, str]:
         (
             "v4-flash",
             "v4.1-flash",
-            f"{NEW} head-streams-lost routed-by-score blocks-changed drafter-experts {COSTS} drafter-gained vision-gained "
-            "experts chat-template",
+            (
+                f"{NEW} head-streams-lost routed-by-score blocks-changed drafter-experts {COSTS} drafter-gained "
+                "vision-gained experts chat-template"
+            ),
         ),
         (
             "v4-flash-vision-exp",
@@ -34,20 +36,26 @@ def said(a: str, b: str) -> dict[str, str]:
         (
             "v4.1-flash",
             "v4-flash-0731",
-            f"{OLD} head-streams-gained blocks-changed drafter-experts vision-lost {COSTS} routed-by-token experts "
-            "chat-template",
+            (
+                f"{OLD} head-streams-gained blocks-changed drafter-experts vision-lost {COSTS} routed-by-token experts "
+                "chat-template"
+            ),
         ),
         (
             "v3.2",
             "v4.1-flash",
-            f"{NEW} blocks-changed drafter-experts {COSTS} streams-gained grouped-output experts-narrowed "
-            "scales-as-bytes drafter-gained copies-gone vision-gained experts heads context chat-template",
+            (
+                f"{NEW} blocks-changed drafter-experts {COSTS} streams-gained grouped-output experts-narrowed "
+                "scales-as-bytes drafter-gained copies-gone vision-gained experts heads context chat-template"
+            ),
         ),
         (
             "v4.1-flash",
             "v3.2",
-            f"{OLD} blocks-changed drafter-experts vision-lost {COSTS} streams-lost experts-widened drafter-lost "
-            "norms-widened experts heads context chat-template",
+            (
+                f"{OLD} blocks-changed drafter-experts vision-lost {COSTS} streams-lost experts-widened drafter-lost "
+                "norms-widened experts heads context chat-template"
+            ),
         ),
         ("v4.1-flash", "v4.1-flash", ""),
     ],

@@ -14,7 +14,7 @@ from dsctl.show.drawing.diagram import diagrams
 from dsctl.show.drawing.pieces import LEFT, Drawn
 from dsctl.show.drawing.sheet import WIDTH, Rectangle, Sheet
 
-NAMES = ("v4-flash", "v4-flash-base", "v4-pro-0813", "v4-flash-vision-exp")
+NAMES = ("v4-flash", "v4-flash-base", "v4-pro-0813", "v4-flash-vision-exp", "v4.1-flash")
 
 
 def drawn(name: str) -> Sheet:
