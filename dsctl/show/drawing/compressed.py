@@ -227,7 +227,11 @@ def _frame(
     frame = drawn.sheet.frame(x, y, width, said, kind, 6)
     common = len({piece.some for piece in inner}) == 1
     plain = [piece._replace(name=piece.name.removeprefix("compressor.")) for piece in inner]
-    return frame, y + 10 + 15 * len(said), [piece._replace(some="") if common else piece for piece in plain]
+    return (
+        frame,
+        y + drawn.row(title, 10 + 15 * len(said)),
+        [piece._replace(some="") if common else piece for piece in plain],
+    )
 
 
 def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:

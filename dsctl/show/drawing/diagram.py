@@ -20,6 +20,8 @@ Part = tuple[tuple[str, ...], Callable[[float], float]]
 APART = (VISION, PREDICTION, "Other")
 # Parts that are drawn once if several stages have equal ones.
 SHARED = {"Latent attention": parts.ATTENDING, "Router and experts": parts.EXPERTS}
+# The most times that heights of rows are measured.
+PASSES = 4
 # The left edge of frames, and of the line that passes them.
 EDGE, PAST = 12, 5
 
@@ -33,8 +35,13 @@ def diagrams(diff: Diff, storage: bool = True, beside: bool = True) -> tuple[She
     pairs, shared = stages(diff, storage), dict[str, float]()
     like = {what: _alike(pairs, part) for what, part in SHARED.items()}
     heights = (shared, shared) if beside else (dict[str, float](), dict[str, float]())
-    for side in (0, 1):
-        _side(Sheet(heights[side]), pairs, side, like)
+    for _ in range(PASSES):
+        # A row can grow because rows within it grew for the other side.
+        before = [dict(known) for known in heights]
+        for side in (0, 1):
+            _side(Sheet(heights[side]), pairs, side, like)
+        if [*heights] == before:
+            break
     return _side(Sheet(heights[0]), pairs, 0, like), _side(Sheet(heights[1]), pairs, 1, like)
 
 
@@ -155,13 +162,19 @@ def _along(drawn: Drawn, y: float) -> float:
 
 
 def _shares(drawn: Drawn, y: float) -> float:
-    """The kinds of layers that share caches, and the n-gram tables of some of them, if there are any."""
+    """The kinds of layers that share caches, and the n-gram tables of some of them, if there are any.
+
+    If only the other side has them, the same room stays free.
+    """
+    top = y
     said = [line for text in shared.layers(drawn.config) for line in wrapped(text, RIGHT - LEFT - 16)]
     if said:
         height = drawn.row("kinds", needed(said))
         drawn.sheet.box(LEFT, y, RIGHT - LEFT, height, said, shape="pill")
         y += height + 10
-    return engram.lookup(drawn, y) + 10 if drawn.has(engram.ALL) else y
+    if drawn.has(engram.ALL):
+        y = engram.lookup(drawn, y) + 10
+    return top + drawn.row("shared", y - top)
 
 
 def _joined(drawn: Drawn, y: float, middle: bool) -> float:

@@ -47,7 +47,7 @@ def layers(config: Mapping[str, Any]) -> list[str]:
     said = [
         (found.alone, "the window alone"),
         (found.owners, "own cache and choice of entries"),
-        (found.choosers, "earlier cache, own choice of entries"),
+        (found.choosers, "earlier cache, own choice"),
         (found.reusing, "earlier cache and choice"),
     ]
     lines = [f"{len(some)} x {what}: {ranges(some)}" for some, what in said if some and len(some) <= _MOST]
