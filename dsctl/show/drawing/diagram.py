@@ -8,7 +8,7 @@ from typing import Any
 
 from dsctl.look.diff import Diff
 from dsctl.look.wording import ranges
-from dsctl.show.drawing import compressed, drafters, engram, latent, parts, shared, trunk, vision
+from dsctl.show.drawing import compressed, drafters, engram, latent, names, parts, shared, trunk, vision
 from dsctl.show.drawing.architecture import EMBEDDING, PREDICTION, VISION, Element, Stage, stages
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, streams
 from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
@@ -144,10 +144,10 @@ def _along(drawn: Drawn, y: float) -> float:
                 trunk.write(drawn, _sequence(drawn, block, trunk.read(drawn, _joined(drawn, at, middle)))[0]),
                 False,
             )
-    for layer in (compressed.MAIN, compressed.DRAFT):
+    for layer in (names.MAIN, names.DRAFT):
         if drawn.has(layer.everything):
             at, middle = _joined(drawn, at, middle), False
-            if layer == compressed.MAIN:
+            if layer == names.MAIN:
                 at = _shares(drawn, at)
             at = compressed.layer(drawn, layer, at)
     tails = _tails(drawn)
@@ -215,7 +215,7 @@ def _leads(drawn: Drawn) -> tuple[Part, ...]:
         _chain(drawn, "model.embed_tokens.weight"),
         ((*parts.TOKEN, *parts.STATE), partial(parts.prediction, drawn)),
         (vision.ALL, partial(vision.vision, drawn)),
-        ((compressed.EMBEDDING,), partial(compressed.embedding, drawn)),
+        ((names.EMBEDDING,), partial(compressed.embedding, drawn)),
         (drafters.START, partial(drafters.prediction, drawn)),
         (drafters.BLOCKS, partial(drafters.blocks, drawn)),
     )
@@ -239,5 +239,5 @@ def _tails(drawn: Drawn) -> tuple[Part, ...]:
         _chain(drawn, *parts.PREDICTED),
         _chain(drawn, "model.norm.weight", "lm_head.weight"),
         (drafters.END, partial(drafters.drafted, drawn)),
-        (compressed.LAST.end, partial(compressed.collapsed, drawn, compressed.LAST)),
+        (names.LAST.end, partial(compressed.collapsed, drawn, names.LAST)),
     )

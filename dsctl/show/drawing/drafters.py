@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from dsctl.show.drawing import parts
 from dsctl.show.drawing.architecture import Element
-from dsctl.show.drawing.compressed import BETWEEN, DRAFT, collapsed, column, named, pill
+from dsctl.show.drawing.compressed import BETWEEN, collapsed, column, pill
+from dsctl.show.drawing.names import DRAFT, named
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
 

@@ -6,7 +6,8 @@ deepseek-ai/DeepSeek-V4.1-Flash, inference/model.py (Engram) and inference/engra
 from __future__ import annotations
 
 from dsctl.show.drawing import trunk
-from dsctl.show.drawing.compressed import BETWEEN, named, pill
+from dsctl.show.drawing.compressed import BETWEEN, pill
+from dsctl.show.drawing.names import named
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through
 from dsctl.show.drawing.sheet import SIGNS, Line, needed
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dsctl.show.drawing.compressed import named
+from dsctl.show.drawing.names import named
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through
 from dsctl.show.drawing.sheet import Line, needed
 
