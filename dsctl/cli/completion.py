@@ -115,7 +115,7 @@ def cache_formats() -> list[str]:
 
 def places() -> list[str]:
     """Places of n-gram tables."""
-    from dsctl.look.capacity import PLACES
+    from dsctl.look.places import PLACES
 
     return list(PLACES)
 

@@ -16,8 +16,8 @@ from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.look.accelerators import ACCELERATORS, GB, USUAL, Accelerator
 from dsctl.look.cache_formats import CACHE_FORMATS
-from dsctl.look.capacity import PLACES
 from dsctl.look.fitting import Must, Reserve
+from dsctl.look.places import PLACES
 
 MOST_TOKENS = 1 << 32
 _THOUSANDS = {"k": 1 << 10, "m": 1 << 20}

@@ -21,6 +21,7 @@ from dsctl.layouts.ranks import check as check_ranks
 from dsctl.look.cache_formats import BF16, Kept
 from dsctl.look.costs import Attention, attention, kept
 from dsctl.look.description import Description
+from dsctl.look.places import HOST
 from dsctl.plan import recipes
 from dsctl.plan.cuts import Cut, illegal
 from dsctl.plan.formats import Formats, known_formats
@@ -28,11 +29,6 @@ from dsctl.plan.recipes import Recipe
 from dsctl.plan.request import KEEP, RECIPE, Request
 
 STORED = "as stored"
-# Where engines keep tables of which a token looks up single rows: in the host's memory, one copy per node, or on the
-# accelerators, shared among the ranks. vLLM: host, its default (docs/features/engram.md, cpu_offload). SGLang: gpu, its
-# default (docs.sglang.io, Engram Tables, placement).
-HOST, GPU = "host", "gpu"
-PLACES = (HOST, GPU)
 # The context in tokens if neither a release nor a config gives one.
 UNKNOWN_CONTEXT = 4096
 USUAL_TP = (1, 2, 4, 8, 16, 32)

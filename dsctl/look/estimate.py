@@ -14,8 +14,9 @@ from dsctl.core.visible import shortened, visible
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS, USUAL, Accelerator
 from dsctl.look.cache_formats import CACHE_FORMATS
-from dsctl.look.capacity import PLACES, USUAL_TP, Cache, check, disk, formats
+from dsctl.look.capacity import USUAL_TP, Cache, check, disk, formats
 from dsctl.look.fitting import FITS, Reserve, Subject, fit
+from dsctl.look.places import PLACES
 from dsctl.look.source import describe
 from dsctl.plan.cuts import Cut
 from dsctl.plan.formats import Formats

@@ -17,8 +17,9 @@ from dsctl.codecs.codec import Codec
 from dsctl.core.errors import UsageError
 from dsctl.layouts.ranks import Ranks, main_layers
 from dsctl.look.accelerators import Accelerator
-from dsctl.look.capacity import GPU, HOST, PLACES, Cache, Load, cuts_of, load_of, stored, table_bytes, units
+from dsctl.look.capacity import Cache, Load, cuts_of, load_of, stored, table_bytes, units
 from dsctl.look.description import Description
+from dsctl.look.places import GPU, HOST, PLACES
 from dsctl.plan.cuts import Cut, legal_sizes
 from dsctl.plan.formats import Formats
 

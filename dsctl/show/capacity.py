@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dsctl.look.capacity import GPU, HOST, PLACES, STORED
+from dsctl.look.capacity import STORED
 from dsctl.look.description import Description
+from dsctl.look.places import GPU, HOST, PLACES
 from dsctl.look.wording import form, short
 from dsctl.show.fits import fits, must, per_rank, spread_words
 from dsctl.show.output import plural, size

@@ -7,8 +7,9 @@ from typing import Any
 
 from dsctl.core.errors import VerifyFailed
 from dsctl.look.accelerators import ACCELERATORS
-from dsctl.look.capacity import GPU, HOST, STORED
+from dsctl.look.capacity import STORED
 from dsctl.look.fitting import FITS, NO, SPLIT, TIGHT
+from dsctl.look.places import GPU, HOST
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dsctl.look.capacity import GPU, HOST
+from dsctl.look.places import GPU, HOST
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import COLOURS, Chart
 from dsctl.show.drawing.lengths import fitted, rules, stacked
