@@ -8,7 +8,7 @@ from typing import Any
 from dsctl.look.capacity import STORED
 from dsctl.look.description import Description
 from dsctl.look.places import GPU, HOST, PLACES
-from dsctl.look.wording import form, short
+from dsctl.look.wording import forms, short
 from dsctl.show.fits import fits, must, per_rank, spread_words
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
@@ -91,8 +91,7 @@ def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
 def _format(name: str, description: Description) -> str:
     if name != STORED:
         return name
-    forms = dict.fromkeys(form(group.codec) for group in description.known if group.family.quantizable)
-    return f"{name}: {', '.join(forms)}"
+    return f"{name}: {forms(description.known)}"
 
 
 def _held(rank: dict[str, Any]) -> str:
