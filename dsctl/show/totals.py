@@ -25,7 +25,7 @@ TOTALS = {
     "files": ("weight files", "Totals"),
     "cache_bytes": ("KV cache", "KV cache per token"),
     "index_bytes": ("indexer keys", "KV cache per token"),
-    "fixed_bytes": ("window and compressor state", "KV cache per sequence"),
+    "fixed_bytes": ("window, compressor state", "KV cache per sequence"),
     "token_work": ("whole token", "Arithmetic of one new token"),
     "work": ("  attention", "Arithmetic of one new token"),
     "read_bytes": ("cache read", "Cache read by one new token"),
