@@ -65,8 +65,9 @@ def _weights(description: Description, facts: dict[str, Any]) -> Section:
 
 def _placed(facts: dict[str, Any]) -> Iterator[str]:
     """The layers that a prompt passes, and the place of Engram tables and its reason."""
-    if facts["prompt_layers"]:
-        yield f"A prompt passes the first {facts['prompt_layers']} layers; only generated tokens pass all of them."
+    passed = facts["prompt_layers"]
+    if passed:
+        yield f"A prompt needs to pass only the first {passed} layers; generated tokens pass all of them."
     if facts["tables"] is None:
         return
     on_gpus = facts["tables"]["place"] == GPU

@@ -31,7 +31,7 @@ NAMED = 3
 STORAGE = ("Different storage format", "Parameters on both sides")
 # Roles with their own phrases.
 ROLES = {
-    "engram tables": "Engram tables", "engram": "projections of their rows",
+    "engram tables": "Engram tables", "engram": "Engram projections",
     "indexer": "a lightning indexer", "mtp": "a projection", "compressor": "compressors",
     "hyper-connections": "hyper-connections", "vision": "a vision tower",
 }  # fmt: skip
