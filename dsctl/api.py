@@ -139,17 +139,20 @@ class Source:
         batch: int = 1,
         kv: str | None = None,
         gpu: str | Iterable[str] = (),
+        tables: str | None = None,
     ) -> Estimate:
         """Disk, memory per rank and KV cache, as `dsctl plan` gives them; weights are not read.
 
-        `to`, `recipe` and `gpu` are one name or several. Without `tp`, `ep` and `pp` the usual sizes are estimated,
-        without `gpu` all known accelerators.
+        `to`, `recipe` and `gpu` are one name or several. `tables` is the place of Engram tables: host or gpu.
+        Without `tp`, `ep` and `pp` the usual sizes are estimated, without `gpu` all known accelerators.
 
         Raises:
             UsageError: an unknown name, a number below 1, or an unknown architecture. PlanError: the model cannot be
                 sharded so. SourceError, FormatError: see `checkpoint`.
         """
-        asked = Asked(names("to", to), names("recipe", recipe), names("gpu", gpu), tp, ep, pp, context, batch, kv)
+        asked = Asked(
+            names("to", to), names("recipe", recipe), names("gpu", gpu), tp, ep, pp, context, batch, kv, tables
+        )
         return estimate(self.place, asked)
 
     def to(self, codec: str = KEEP, **options: Unpack[ConversionOptions]) -> Conversion:

@@ -123,8 +123,8 @@ LATE = {
     "api": {"look.compare", "run.carry_out", "run.how", "stores.download", "verify", "verify.against"},
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.completion": {
-        "cli.app", "codecs", "layouts", "look.accelerators", "look.costs", "look.diff", "look.gates", "plan.recipes",
-        "plan.request", "releases", "run.how", "verify.findings", "work.executors",
+        "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats", "look.diff", "look.gates",
+        "look.places", "plan.recipes", "plan.request", "releases", "run.how", "verify.findings", "work.executors",
     },
     "cli.conversion": {"checkpoint.originals", "cli.carrying", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},

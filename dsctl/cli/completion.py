@@ -108,9 +108,16 @@ def demands() -> list[str]:
 
 def cache_formats() -> list[str]:
     """Formats of the KV cache."""
-    from dsctl.look.costs import CACHE_FORMATS
+    from dsctl.look.cache_formats import CACHE_FORMATS
 
     return list(CACHE_FORMATS)
+
+
+def places() -> list[str]:
+    """Places of n-gram tables."""
+    from dsctl.look.places import PLACES
+
+    return list(PLACES)
 
 
 def parts() -> list[str]:

@@ -9,14 +9,12 @@ import typer
 from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, RankOptions, verb
 from dsctl.cli.options import Html, Local, Remote
-from dsctl.cli.sizing import Context, Gpu, MustFit, Reserved, accelerators
+from dsctl.cli.sizing import Gpu, MustFit, Reserved, ServingOptions, accelerators
 from dsctl.cli.sources import located
-from dsctl.core.choices import choose
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.capacity import STORED, USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
-from dsctl.look.costs import CACHE_FORMATS
 from dsctl.look.description import Description
 from dsctl.look.fitting import Must, Reserve, Subject
 from dsctl.look.source import describe
@@ -52,18 +50,6 @@ Recipe = Annotated[
         help="Consider this recipe, with its bytes per role; repeatable.",
     ),
 ]
-Batch = Annotated[
-    int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Set the number of sequences at a time.")
-]
-Kv = Annotated[
-    str | None,
-    typer.Option(
-        "--kv",
-        metavar="FORMAT",
-        autocompletion=completion.cache_formats,
-        help="Set the format of the KV cache: bf16 or fp8. [default: bf16; fp8 for V4]",
-    ),
-]
 
 
 @verb
@@ -76,9 +62,7 @@ def plan(
     gpu: Gpu = None,
     reserve: Reserved = None,
     must_fit: MustFit = None,
-    context: Context = None,
-    batch: Batch = 1,
-    kv: Kv = None,
+    serving: ServingOptions,
     remote: Remote = False,
     local: Local = False,
     html: Html = None,
@@ -106,8 +90,7 @@ def plan(
     """
     if html is not None:
         ready(html, (source,))
-    if kv is not None:
-        choose(kv, CACHE_FORMATS, "format", "--kv")
+    serving.check()
     check_formats(to or ())
     recipes = tuple(map(named_recipe, recipe or ()))
     warn((one.note for one in recipes), printing.output())
@@ -119,10 +102,12 @@ def plan(
     spreads, exact = _spreads(description, ranks)
     if exact:
         _check_counts(demands, spreads[0])
-    cache = Cache.of(description, context, batch, kv)
+    cache = Cache.of(description, serving.context, serving.batch, serving.kv)
     formats = wanted_formats(description, tuple(to or ()), recipes)
     kept = reserve or Reserve()
-    facts = as_json(description, Considered(formats, spreads, cache, devices, kept, demands, form, exact))
+    facts = as_json(
+        description, Considered(formats, spreads, cache, devices, kept, demands, form, exact, serving.tables)
+    )
     output, found = printing.output(), list(sections(description, facts, [one.name for one in recipes], not gpu))
     output.data(facts)
     show(found, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated
 
@@ -14,7 +15,9 @@ from dsctl.cli.options import parse_size
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.look.accelerators import ACCELERATORS, GB, USUAL, Accelerator
+from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.fitting import Must, Reserve
+from dsctl.look.places import PLACES
 
 MOST_TOKENS = 1 << 32
 _THOUSANDS = {"k": 1 << 10, "m": 1 << 20}
@@ -146,3 +149,45 @@ Context = Annotated[
         help="Set the tokens per sequence, such as 128k or 1m. [default: the published context]",
     ),
 ]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, max=1 << 20, help="Set the number of sequences at a time.")
+]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        "--kv",
+        metavar="FORMAT",
+        autocompletion=completion.cache_formats,
+        help="Set the KV cache format: bf16, fp8 or fp4. [default: bf16; fp8 for V4, fp4 for V4.1]",
+    ),
+]
+Tables = Annotated[
+    str | None,
+    typer.Option(
+        "--tables",
+        metavar="PLACE",
+        autocompletion=completion.places,
+        help="Set the place of Engram tables: host or gpu. [default: host]",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """What a model serves, and where: sequences of so many tokens, the format of their cache, the place of tables."""
+
+    context: Context = None
+    batch: Batch = 1
+    kv: Kv = None
+    tables: Tables = None
+
+    def check(self) -> None:
+        """Refuse unknown words.
+
+        Raises:
+            UsageError: with the first of them.
+        """
+        if self.kv is not None:
+            choose(self.kv, CACHE_FORMATS, "format", "--kv")
+        if self.tables is not None:
+            choose(self.tables, PLACES, "place", "--tables")

@@ -21,7 +21,7 @@ class Accelerator(NamedTuple):
     """One device: names, the label's GB, bytes that one process can use, bytes per second, units, and the source.
 
     `key` is the name for `--gpu`. `label`, `bandwidth` and the units (`fp8`, `fp4`: the device multiplies such
-    numbers itself) are None if a person gave the device by its memory alone.
+    numbers itself) are None if a person gave the device by its memory alone. `shared`: the memory is the host's too.
     """
 
     key: str
@@ -32,6 +32,7 @@ class Accelerator(NamedTuple):
     fp8: bool | None
     fp4: bool | None
     source: str
+    shared: bool = False
 
     def holding(self, memory: int, source: str) -> Accelerator:
         """The same device with a memory that a person gave."""
@@ -91,8 +92,10 @@ _ROWS: tuple[tuple[str, str, float, tuple[int, str], float, tuple[bool, bool]], 
     ("tpu-v7", "TPU v7 core", 96, (_gib(94.75), "the limit that XLA prints: 94.75 GiB per core"), 3.7, ONLY_FP8),
 )
 # fmt: on
+# Devices whose memory is the host's too.
+SHARED = ("gb10",)
 ACCELERATORS: dict[str, Accelerator] = {
-    key: Accelerator(key, name, label, held[0], _tb(speed), *units, held[1])
+    key: Accelerator(key, name, label, held[0], _tb(speed), *units, held[1], key in SHARED)
     for key, name, label, held, speed, units in _ROWS
 }
 # The accelerators that are shown if none is requested.

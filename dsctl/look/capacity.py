@@ -14,11 +14,14 @@ from dsctl.checkpoint.quantization import quantization_config
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
 from dsctl.core.choices import choose
+from dsctl.core.errors import UsageError
 from dsctl.core.params import Family, Param, Unit
 from dsctl.layouts.ranks import Ranks, main_layers, stages
 from dsctl.layouts.ranks import check as check_ranks
-from dsctl.look.costs import BF16, Attention, Kept, attention, kept
+from dsctl.look.cache_formats import BF16, Kept
+from dsctl.look.costs import Attention, attention, kept
 from dsctl.look.description import Description
+from dsctl.look.places import HOST
 from dsctl.plan import recipes
 from dsctl.plan.cuts import Cut, illegal
 from dsctl.plan.formats import Formats, known_formats
@@ -50,6 +53,9 @@ class Cache:
 
         Without a context, the cache takes the published context if the config allows it, then the longest context that
         the config allows, then 4,096 tokens.
+
+        Raises:
+            UsageError: engines do not store the cache of this attention in the format.
         """
         published, longest, why = description.published_context, description.positions, "asked"
         if context is None and published is not None and published <= (longest or published):
@@ -57,6 +63,9 @@ class Cache:
         elif context is None:
             context, why = (longest, "max_position_embeddings") if longest else (UNKNOWN_CONTEXT, "default")
         found = attention(description)
+        if found and format_ and format_ not in found.formats:
+            what = f"{description.name}: its KV cache is not stored in {format_}"
+            raise UsageError(what, hint=f"choose {' or '.join(found.formats)}")
         return cls(found, context, batch, format_ or (found.usual if found else BF16), why)
 
     def layer_bytes(self, layer: int) -> int:
@@ -197,19 +206,26 @@ def kept_scales(description: Description, to: Formats) -> int:
     return total
 
 
-def load(description: Description, ranks: Ranks, to: Formats, cache: Cache) -> Load:
+def table_bytes(stored: Iterable[tuple[Group, Codec]]) -> int:
+    """Bytes of the tables of which a token looks up single rows."""
+    return sum(group.count * nbytes(codec, group.family.shape) for group, codec in stored if group.family.table)
+
+
+def load(description: Description, ranks: Ranks, to: Formats, cache: Cache, tables: str = HOST) -> Load:
     """The bytes that ranks hold in a format."""
-    return load_of(stored(description, to), ranks, cache)
+    return load_of(stored(description, to), ranks, cache, tables)
 
 
-def load_of(stored: Sequence[tuple[Group, Codec]], ranks: Ranks, cache: Cache) -> Load:
-    """The bytes that ranks hold of groups, each stored by its codec.
+def load_of(stored: Sequence[tuple[Group, Codec]], ranks: Ranks, cache: Cache, tables: str = HOST) -> Load:
+    """The bytes that ranks hold of groups, each stored by its codec; `tables` is one of `PLACES`.
 
     All heads share the cached vectors, so that every tensor-parallel rank keeps the whole cache of its sequences.
     """
     stage_of_layer = stages(main_layers(group.family for group, _ in stored), ranks.pp)
     layers, weights, sequence = [0] * ranks.pp, [0] * ranks.pp, [0] * ranks.pp
     for group, codec in stored:
+        if group.family.table and tables == HOST:
+            continue
         each = nbytes(codec, part(group.family, ranks)) * max(1, group.family.experts // ranks.ep)
         if not group.layers:
             weights[-1 if group.family.last else 0] += each

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dsctl import models
-from dsctl.core.attention import Compressed, Latent, Sizes
+from dsctl.core.attention import Compressed, Latent, SharedCaches, Sizes
+from dsctl.look.cache_formats import BF16, FP4, FP8, STATE_BYTES, Kept, fp4_key, number
+from dsctl.look.shared_costs import SharedAttention
 
 if TYPE_CHECKING:
     from dsctl.look.description import Description
@@ -24,26 +26,6 @@ LATENT_GROUP = 128
 INDEX_GROUP = 128
 # FP8 entries of compressed attention: values per E8M0 scale, and the number of bytes that the size is a multiple of.
 ENTRY_GROUP, ENTRY_STEP = 64, 8
-# FP4 keys of its indexer: values per E8M0 scale.
-FP4_GROUP = 32
-# A compressor keeps an unfinished group in float32: values, and the scores that weight them.
-STATE_BYTES = 2 * 4
-BF16, FP8 = "bf16", "fp8"
-CACHE_FORMATS = (BF16, FP8)
-
-
-class Kept(NamedTuple):
-    """Bytes of one sequence. `entries` and `keys` (of indexers) grow with the context; `window` and `state` (of
-    compressors) stop growing when the context fills the window."""
-
-    entries: int = 0
-    keys: int = 0
-    window: int = 0
-    state: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self)
 
 
 class Attention(Protocol):
@@ -55,15 +37,30 @@ class Attention(Protocol):
 
     @property
     def usual(self) -> str:
-        """The default format of `CACHE_FORMATS`."""
+        """The default one of `formats`."""
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of `CACHE_FORMATS` in which engines store its entries."""
 
     @property
     def keys(self) -> str:
         """The format of the indexers' keys."""
 
+    def window_format(self, format_: str) -> str:
+        """The format of the window if entries have this one."""
+
     @property
     def linear(self) -> bool:
         """Whether every token adds the same bytes to the cache, and a sequence adds no fixed bytes."""
+
+    @property
+    def passed(self) -> int:
+        """The number of main layers that all tokens of a prompt pass; only generated tokens pass the others."""
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The main layers with a cache of entries of their own."""
 
     def cache_bytes(self, format_: str = BF16) -> float:
         """Bytes that a token adds to the cache in all layers, without the indexers' keys."""
@@ -101,8 +98,23 @@ class LatentAttention:
         return BF16
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        return BF16, FP8
+
+    @property
+    def passed(self) -> int:
+        return self.layers
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        return tuple(range(self.layers))
+
+    @property
     def keys(self) -> str:
         return FP8
+
+    def window_format(self, format_: str) -> str:
+        return format_
 
     @property
     def linear(self) -> bool:
@@ -176,8 +188,23 @@ class CompressedAttention:
         return FP8
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        return BF16, FP8
+
+    @property
+    def passed(self) -> int:
+        return self.layers
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        return tuple(layer for layer, ratio in enumerate(self.sizes.ratios) if ratio)
+
+    @property
     def keys(self) -> str:
-        return "fp4"
+        return FP4
+
+    def window_format(self, format_: str) -> str:
+        return format_
 
     @property
     def linear(self) -> bool:
@@ -197,15 +224,15 @@ class CompressedAttention:
 
     def key_bytes(self) -> int:
         """Bytes of one indexer key: FP4 with an E8M0 scale per 32 values; 64 + 4 = 68 in V4."""
-        return -(-self.sizes.index_size // 2) + -(-self.sizes.index_size // FP4_GROUP)
+        return fp4_key(self.sizes.index_size)
 
     def cache_bytes(self, format_: str = BF16) -> float:
         ratios = [ratio for ratio in self.sizes.ratios if ratio]
-        return _number(sum((Fraction(self.entry_bytes(format_), ratio) for ratio in ratios), Fraction(0)))
+        return number(sum((Fraction(self.entry_bytes(format_), ratio) for ratio in ratios), Fraction(0)))
 
     def index_bytes(self) -> float:
         chosen = self.sizes.chosen
-        return _number(Fraction(self.key_bytes() * self.sizes.counted(chosen), chosen))
+        return number(Fraction(self.key_bytes() * self.sizes.counted(chosen), chosen))
 
     def kept(self, layer: int, context: int, format_: str = BF16) -> Kept:
         ratio = self.sizes.ratios[layer]
@@ -249,15 +276,12 @@ class CompressedAttention:
         return attention + one.counted(one.chosen) * 2 * one.index_heads * one.index_size * (context // one.chosen)
 
 
-def _number(value: Fraction) -> float:
-    """An int if the fraction is a whole number, else a float."""
-    return value.numerator if value.denominator == 1 else float(value)
-
-
 def costs(sizes: Sizes | None) -> Attention | None:
     """The costs of attention with these sizes; None without sizes."""
     if sizes is None:
         return None
+    if isinstance(sizes, SharedCaches):
+        return SharedAttention(sizes)
     return LatentAttention(sizes) if isinstance(sizes, Latent) else CompressedAttention(sizes)
 
 

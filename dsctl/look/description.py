@@ -13,7 +13,7 @@ from dsctl import models, releases
 from dsctl.checkpoint.groups import Group, Known, groups_of_release
 from dsctl.checkpoint.origin import Origin
 from dsctl.core.amounts import count, plural, size
-from dsctl.core.config_fields import text_fields
+from dsctl.core.config_fields import TEXT, text_fields
 from dsctl.core.errors import FormatError
 from dsctl.core.params import OTHER, PLAIN_TRAITS, Family, Traits
 from dsctl.core.visible import shortened
@@ -24,7 +24,7 @@ from dsctl.releases import Release
 class Description:
     """One checkpoint. `release` is set for a published one. `config` are the fields of its language model, wherever
     `config.json` nests them. `missing` are parameters of the architecture that the files lack, `faults` are other
-    problems of the files, and `part` names the missing ranks."""
+    problems of the files, and `part` names the missing ranks. `nested`: `config.json` has a `text_config`."""
 
     name: str
     place: str
@@ -37,6 +37,7 @@ class Description:
     faults: tuple[str, ...] = ()
     part: str = ""
     traits: Traits = PLAIN_TRAITS
+    nested: bool = False
 
     def __repr__(self) -> str:
         return f"<Description {shortened(self.name)}: {self.summary}>"
@@ -154,6 +155,7 @@ def of_release(release: Release) -> Description:
         groups_of_release(release),
         release.storage.files,
         traits=release.storage.traits,
+        nested=TEXT in release.config,
     )
 
 

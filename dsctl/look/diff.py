@@ -16,7 +16,7 @@ from dsctl.look.description import Description
 from dsctl.look.other_files import SIDE_FILES, FileChange, other_files
 from dsctl.look.side_texts import Texts, texts_of_folders, texts_of_releases
 from dsctl.look.templates import Template, TemplateChange, aspects, stored_tensors, templates
-from dsctl.look.totals import TotalChange, cache_format, totals
+from dsctl.look.totals import TotalChange, cache_formats, totals
 
 # The parts of a report that can be shown alone.
 PARTS = ("config", "tensors", "totals", "files")
@@ -91,9 +91,9 @@ class Diff:
         return attention(self.a), attention(self.b)
 
     @property
-    def cache_format(self) -> str:
-        """The format in which the caches of both sides are counted."""
-        return cache_format(self.attention)
+    def cache_formats(self) -> tuple[str, str]:
+        """The formats in which the caches of the two sides are counted."""
+        return cache_formats(self.attention)
 
     @cached_property
     def totals(self) -> tuple[TotalChange, ...]:

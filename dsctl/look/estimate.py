@@ -13,10 +13,10 @@ from dsctl.core.tables import html, table, text_table
 from dsctl.core.visible import shortened, visible
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS, USUAL, Accelerator
+from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.capacity import USUAL_TP, Cache, check, disk, formats
-from dsctl.look.costs import CACHE_FORMATS
-from dsctl.look.description import Description
 from dsctl.look.fitting import FITS, Reserve, Subject, fit
+from dsctl.look.places import PLACES
 from dsctl.look.source import describe
 from dsctl.plan.cuts import Cut
 from dsctl.plan.formats import Formats
@@ -25,6 +25,7 @@ from dsctl.plan.recipes import recipe
 
 class Choice(NamedTuple):
     """One format on one number of ranks. `weights` and `cache` are bytes on the fullest rank, `disk` those of a file.
+    `weights` are without n-gram tables, unless these are to be on the accelerators.
     `cuts` are the matrices that cannot be split over this number of ranks, and `fits` the accelerators whose memory
     holds one rank with 10% kept free; without a possible split it is empty."""
 
@@ -98,6 +99,7 @@ class Asked(NamedTuple):
     context: int | None = None
     batch: int = 1
     kv: str | None = None
+    tables: str | None = None
 
 
 def estimate(source: str, asked: Asked) -> Estimate:
@@ -109,6 +111,8 @@ def estimate(source: str, asked: Asked) -> Estimate:
     """
     if asked.kv is not None:
         choose(asked.kv, CACHE_FORMATS, "format", "kv")
+    if asked.tables is not None:
+        choose(asked.tables, PLACES, "place", "tables")
     for name in ("tp", "ep", "pp", "context", "batch"):
         number = getattr(asked, name)
         if number is not None and not (type(number) is int and number >= 1):
@@ -126,18 +130,20 @@ def estimate(source: str, asked: Asked) -> Estimate:
     choices = [
         choice
         for name, format_ in formats(seen, asked.formats, recipes).items()
-        for choice in _choices(seen, name, format_, ranks, cache, gpus)
+        for choice in _choices(Subject.of(seen, format_, cache, Reserve(), asked.tables), name, format_, ranks, gpus)
     ]
     return Estimate(seen.name, cache.context, cache.batch, tuple(choices))
 
 
 def _choices(
-    seen: Description, name: str, format_: Formats, ranks: Iterable[Ranks], cache: Cache, gpus: Iterable[Accelerator]
+    subject: Subject, name: str, format_: Formats, ranks: Iterable[Ranks], gpus: Iterable[Accelerator]
 ) -> Iterator[Choice]:
-    on_disk, reserve = disk(seen, format_), Reserve()
-    subject = Subject.of(seen, format_, cache, reserve)
+    on_disk, cache, reserve = disk(subject.description, format_), subject.cache, subject.reserve
     for one in ranks:
-        held, found = subject.load(one), subject.cuts(one)
-        verdicts = ((gpu, fit(held, found, cache, gpu.memory, reserve.of(gpu.memory))) for gpu in gpus)
+        loads, found = subject.loads(one), subject.cuts(one)
+        held = loads[subject.tables]
+        verdicts = (
+            (gpu, fit(loads[subject.place(gpu)], found, cache, gpu.memory, reserve.of(gpu.memory))) for gpu in gpus
+        )
         fits = tuple(gpu.name for gpu, how in verdicts if how.verdict == FITS)
         yield Choice(name, one, on_disk, held.weights, held.cache, tuple(found), fits)

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 from dsctl.checkpoint.groups import Group
 from dsctl.codecs.codec import Codec
+from dsctl.core.errors import UsageError
 from dsctl.layouts.ranks import Ranks, main_layers
 from dsctl.look.accelerators import Accelerator
-from dsctl.look.capacity import Cache, Load, cuts_of, load_of, stored, units
+from dsctl.look.capacity import Cache, Load, cuts_of, load_of, stored, table_bytes, units
 from dsctl.look.description import Description
+from dsctl.look.places import GPU, HOST, PLACES
 from dsctl.plan.cuts import Cut, legal_sizes
 from dsctl.plan.formats import Formats
 
@@ -94,16 +96,29 @@ class Must(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A checkpoint in one format, with a cache and a reserve: everything that fitting needs but ranks and memory."""
+    """A checkpoint in one format, with a cache, a reserve and the place of its tables (one of `PLACES`): everything
+    that fitting needs but ranks and memory."""
 
     description: Description
     groups: Sequence[tuple[Group, Codec]]
     cache: Cache
     reserve: Reserve
+    tables: str = HOST
 
     @classmethod
-    def of(cls, description: Description, to: Formats, cache: Cache, reserve: Reserve) -> Subject:
-        return cls(description, stored(description, to), cache, reserve)
+    def of(
+        cls, description: Description, to: Formats, cache: Cache, reserve: Reserve, tables: str | None = None
+    ) -> Subject:
+        """`tables` defaults to the host.
+
+        Raises:
+            UsageError: `tables` is given, but the model has no tables.
+        """
+        groups = stored(description, to)
+        if tables and not any(group.family.table for group, _ in groups):
+            what = f"{description.name}: has no Engram tables"
+            raise UsageError(what, hint="leave --tables out")
+        return cls(description, groups, cache, reserve, tables or HOST)
 
     @property
     def units(self) -> list[str]:
@@ -111,9 +126,24 @@ class Subject:
         codes = {codec.form.codes for _, codec in self.groups}
         return [unit for unit, code in (("fp8", "e4m3"), ("fp4", "e2m1")) if code in codes]
 
-    def load(self, ranks: Ranks) -> Load:
-        """The bytes that ranks hold."""
-        return load_of(self.groups, ranks, self.cache)
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of its tables."""
+        return table_bytes(self.groups)
+
+    def place(self, accelerator: Accelerator) -> str:
+        """The place whose memory its tables take: that of the accelerator if it is the host's too."""
+        return GPU if accelerator.shared else self.tables
+
+    def load(self, ranks: Ranks, tables: str = "") -> Load:
+        """The bytes that ranks hold, with its tables in this place or in its own."""
+        return load_of(self.groups, ranks, self.cache, tables or self.tables)
+
+    def loads(self, ranks: Ranks) -> dict[str, Load]:
+        """The bytes that ranks hold, by the place of its tables."""
+        if not self.table_bytes:
+            return dict.fromkeys(PLACES, self.load(ranks))
+        return {tables: self.load(ranks, tables) for tables in PLACES}
 
     def cuts(self, ranks: Ranks) -> list[Cut]:
         """The illegal cuts of these ranks."""
@@ -143,7 +173,8 @@ class Subject:
         Cuts are looked up last, because they take longest.
         """
         memory, reserve = accelerator.memory, self.reserve.of(accelerator.memory)
-        found = [fit(self.load(ranks), (), self.cache, memory, reserve) for ranks in splits]
+        tables = self.place(accelerator)
+        found = [fit(self.load(ranks, tables), (), self.cache, memory, reserve) for ranks in splits]
         ordered = [one for one in found if one.verdict == FITS]
         ordered += sorted((one for one in found if one.verdict != FITS), key=lambda one: -one.left)
         legal = next((one for one in ordered if not self.cuts(one.ranks)), None)

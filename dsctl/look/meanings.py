@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import (
-    Facts,
     chat_template,
     dequantized,
     indexer_gained,
@@ -25,6 +23,7 @@ from dsctl.look.diff_facts import (
     tokens_renumbered,
     training_only,
 )
+from dsctl.look.meaning import Meaning
 from dsctl.look.newer_facts import (
     cache_per_token,
     compression_changed,
@@ -43,57 +42,7 @@ from dsctl.look.newer_facts import (
     vision_gained,
     work_per_token,
 )
-
-# One phrase for each field of config.json whose name does not explain it.
-FIELDS: dict[str, str] = {
-    "compress_ratios": "tokens per cache entry, by layer",
-    "compress_rope_theta": "rotary base of compressed layers",
-    "dspark_block_size": "tokens that the drafter drafts at a time",
-    "dspark_markov_rank": "width of the drafter's Markov head",
-    "dspark_noise_token_id": "placeholder for tokens to draft",
-    "dspark_target_layer_ids": "layers whose states the drafter reads",
-    "expert_dtype": "storage format of routed experts",
-    "first_k_dense_replace": "dense layers at the start",
-    "hc_mult": "residual streams",
-    "hc_sinkhorn_iters": "iterations that balance the stream mixing",
-    "head_dim": "head width",
-    "index_head_dim": "indexer head width",
-    "index_n_heads": "indexer heads",
-    "index_topk": "tokens that a query attends to",
-    "index_topk_freq": "one in this many layers chooses its tokens",
-    "indexer_types": "layers with their own indexer",
-    "intermediate_size": "dense MLP width",
-    "kv_lora_rank": "width of the cached latent",
-    "max_position_embeddings": "positions that the config allows",
-    "moe_intermediate_size": "expert width",
-    "n_group": "expert groups",
-    "n_routed_experts": "routed experts per layer",
-    "n_shared_experts": "shared experts per layer",
-    "num_experts_per_tok": "active experts per token",
-    "num_hash_layers": "layers that choose experts by token",
-    "num_nextn_predict_layers": "MTP layers",
-    "o_groups": "groups of the output projection",
-    "o_lora_rank": "output width of a group",
-    "q_lora_rank": "width of compressed queries",
-    "quantization_config.scale_fmt": "how scales are chosen",
-    "quantization_config.weight_block_size": "block that shares a scale",
-    "rope_scaling.factor": "factor of the context extension",
-    "routed_scaling_factor": "weight of the routed experts' sum",
-    "sliding_window": "tokens that every layer attends to",
-    "swiglu_limit": "limit of an expert's activations",
-    "scoring_func": "router scoring function",
-    "topk_group": "expert groups active per token",
-    "topk_method": "how experts are chosen",
-}
-
-
-class Meaning(NamedTuple):
-    """A known difference by its key: `facts` finds it and the numbers in its text, or None if it is absent."""
-
-    key: str
-    facts: Callable[[Diff], Facts | None]
-    text: str
-    source: str
+from dsctl.look.shared_meanings import SHARED
 
 
 class Said(NamedTuple):
@@ -115,6 +64,7 @@ _V4, _CODE = "DeepSeek-V4 report (arXiv 2606.19348)", "deepseek-ai/DeepSeek-V4-F
 _DRAFTING = "deepseek-ai/DeepSeek-V4-Flash-0731, config.json, inference/model.py and tensor names"
 
 MEANINGS: tuple[Meaning, ...] = (
+    *SHARED,
     Meaning(
         "compression-gained", compression_gained,
         "Compressed attention: every layer attends to a window of the last {window} tokens. In addition to the window, "
@@ -209,8 +159,8 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "vision-gained", vision_gained,
         "Image input: {count} parameters with {values} million values turn patches into tokens, and every router has a "
-        "second bias for them. The architecture's name in config.json stays the same.",
-        "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp, config.json and tensor names",
+        "second bias for them, which chooses their experts.{named}",
+        "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp and DeepSeek-V4.1-Flash, config.json and tensor names",
     ),
     Meaning(
         "indexer-gained", indexer_gained,

@@ -9,9 +9,11 @@ from typing import Any
 
 from dsctl import models
 from dsctl.checkpoint.groups import Group
+from dsctl.core.amounts import size
 from dsctl.look.costs import Attention, CompressedAttention, costs, kept
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
+from dsctl.look.shared_costs import SharedAttention
 from dsctl.look.totals import CONTEXTS, MILLION, token_work
 from dsctl.releases import find
 
@@ -23,6 +25,11 @@ REPORTED = {"v4-pro": (27, 10), "v4-flash": (10, 7)}
 _BEFORE = "v3.2"
 
 
+def _newer(attention: Attention | None) -> bool:
+    """Whether attention has a window and compressed entries, with caches of layers' own or shared ones."""
+    return isinstance(attention, (CompressedAttention, SharedAttention))
+
+
 def compressed(attention: Attention | None) -> CompressedAttention | None:
     """The costs of attention if it is compressed attention, or None."""
     return attention if isinstance(attention, CompressedAttention) else None
@@ -32,7 +39,7 @@ def compression_gained(diff: Diff) -> Facts | None:
     """Cache entries stand for several tokens in B, for one in A: by kind of layer."""
     before, after = diff.attention
     now = compressed(after)
-    if before is None or compressed(before) or now is None:
+    if before is None or _newer(before) or now is None:
         return None
     one = now.sizes
     return {"window": one.window, "kinds": _kinds(now), "heads": one.heads, "size": one.size}
@@ -71,24 +78,25 @@ def compression_changed(diff: Diff) -> Facts | None:
 def cache_per_token(diff: Diff) -> Facts | None:
     """Bytes that a token adds to the cache, and that a sequence keeps in any case, if attention is compressed."""
     before, after = diff.attention
-    if before is None or after is None or not (compressed(before) or compressed(after)):
+    if before is None or after is None or not (_newer(before) or _newer(after)):
         return None
-    each = [_per_token(one, diff.cache_format) for one in (before, after)]
+    formats = diff.cache_formats
+    each = [_per_token(one, format_) for one, format_ in zip((before, after), formats, strict=True)]
     if each[0] == each[1]:
         return None
-    fixed = kept(after, MILLION, diff.cache_format)
-    beside = f" Each sequence also keeps {_megabytes(fixed.window)} for the window" if fixed.window else ""
-    beside += f" and {_megabytes(fixed.state)} of compressor state." if beside else ""
+    fixed = kept(after, MILLION, formats[1])
+    beside = f" Each sequence also keeps {size(fixed.window)} for the window" if fixed.window else ""
+    beside += f" and {size(fixed.state)} of compressor state." if beside else ""
     return {
         "before": f"{each[0]:,.0f}", "after": f"{each[1]:,.0f}", "share": _share(each[1], each[0]),
-        "format": diff.cache_format.upper(), "fixed": beside, "reported": _reported(diff, 1),
+        "format": " → ".join(dict.fromkeys(formats)).upper(), "fixed": beside, "reported": _reported(diff, 1),
     }  # fmt: skip
 
 
 def work_per_token(diff: Diff) -> Facts | None:
     """All arithmetic of a token, at a million tokens of context and at few, if attention is compressed."""
     before, after = diff.attention
-    if before is None or after is None or not (compressed(before) or compressed(after)):
+    if before is None or after is None or not (_newer(before) or _newer(after)):
         return None
     if before.work(MILLION) == after.work(MILLION):
         return None
@@ -132,10 +140,6 @@ def _share(after: float, before: float) -> str:
 
 def _giga(number: float) -> str:
     return f"{number / 1e9:,.1f} GFLOP"
-
-
-def _megabytes(number: float) -> str:
-    return f"{number / 1e6:.1f} MB"
 
 
 def _with_role(side: Description, role: str) -> list[Group]:
@@ -259,4 +263,6 @@ def vision_gained(diff: Diff) -> Facts | None:
     before, after = (_with_role(side, "vision") for side in (diff.a, diff.b))
     if before or not after or diff.a.model is None:
         return None
-    return {"values": f"{sum(group.values for group in after) / 1e6:.0f}", "count": f"{sum(g.count for g in after):,}"}
+    named = " The architecture's name in config.json stays the same." if diff.a.model == diff.b.model else ""
+    values, many = sum(group.values for group in after), sum(group.count for group in after)
+    return {"values": f"{values / 1e6:.0f}", "count": f"{many:,}", "named": named}

@@ -10,7 +10,7 @@ from dsctl.checkpoint.faults import known_faults
 from dsctl.checkpoint.groups import groups_of
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.pieces import Survey
-from dsctl.core.config_fields import text_fields
+from dsctl.core.config_fields import TEXT, text_fields
 from dsctl.core.errors import SourceError
 from dsctl.look.description import Description
 from dsctl.stores import store_at
@@ -53,5 +53,6 @@ def of_checkpoint(checkpoint: Checkpoint, name: str) -> Description:
         part=checkpoint.layout.shares.said if checkpoint.layout.shares else "",
         missing=tuple(param.name for param in survey.missing),
         traits=checkpoint.traits,
+        nested=TEXT in (checkpoint.config or {}),
         faults=tuple(str(f) for f in known_faults(checkpoint) if f.code not in _TOLD),
     )

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from dsctl.look.costs import BF16, FP8, Attention, kept
+from dsctl.look.cache_formats import BF16, FP8
+from dsctl.look.costs import Attention, kept
 from dsctl.look.description import Description
+from dsctl.look.halves import prompt_values
 
 # Context lengths, in tokens, at which the cost of one more token is given.
 CONTEXTS = (4_096, 32_768, 131_072)
 # One more such length, if a side supports it.
 MILLION = 1 << 20
+
+
+def _in_prompt(a: Description, b: Description) -> TotalChange:
+    """Active values of a token of a prompt, if a prompt does not pass all layers of a side."""
+    before, after = prompt_values(a), prompt_values(b)
+    if before is None and after is None:
+        return TotalChange("prompt_values", "count", None, None)
+    return TotalChange("prompt_values", "count", before or a.active_values, after or b.active_values)
+
+
+class _Side(NamedTuple):
+    """One side, the costs of its attention, and the format in which its cache is counted."""
+
+    side: Description
+    costs: Attention
+    format: str
 
 
 class TotalChange(NamedTuple):
@@ -39,24 +57,27 @@ def totals(a: Description, b: Description, costs: tuple[Attention | None, Attent
     """Every total of two descriptions, in the order of the report; `costs` are the costs of their attention."""
     for key in ("parameters", "values", "main_values", "active_values", "quantized", "tensors"):
         yield TotalChange(key, "count", getattr(a, key), getattr(b, key))
+        if key == "active_values":
+            yield _in_prompt(a, b)
     yield TotalChange("nbytes", "bytes", a.nbytes, b.nbytes)
     yield TotalChange("files", "count", a.files, b.files)
-    held, said = cache_format(costs), contexts(a, b)
+    sides = tuple(zip((a, b), costs, cache_formats(costs), strict=True))
 
-    def change(key: str, unit: str, of: Callable[[Attention], float], context: int | None = None) -> TotalChange:
-        before, after = (None if one is None else of(one) for one in costs)
+    def change(key: str, unit: str, of: Callable[[_Side], float], context: int | None = None) -> TotalChange:
+        before, after = (None if cost is None else of(_Side(side, cost, held)) for side, cost, held in sides)
         return TotalChange(key, unit, before, after, context)
 
-    yield change("cache_bytes", "bytes", lambda one: one.cache_bytes(held))
-    yield change("index_bytes", "bytes", lambda one: one.index_bytes())
-    yield change("fixed_bytes", "bytes", lambda one: _fixed(one, held))
-    for context in said:
-        before, after = map(partial(_token_work, context), (a, b), costs)
-        yield TotalChange("token_work", "flop", before, after, context)
-    for context in said:
-        yield change("work", "flop", partial(_work, context), context)
-    for context in said:
-        yield change("read_bytes", "bytes", partial(_read, context, held), context)
+    yield change("cache_bytes", "bytes", lambda one: one.costs.cache_bytes(one.format))
+    yield change("index_bytes", "bytes", lambda one: one.costs.index_bytes())
+    yield change("fixed_bytes", "bytes", lambda one: _fixed(one.costs, one.format))
+    at_length: tuple[tuple[str, str, Callable[[_Side, int], int]], ...] = (
+        ("token_work", "flop", lambda one, n: token_work(one.side.active_values, one.costs, n)),
+        ("work", "flop", lambda one, n: one.costs.work(n)),
+        ("read_bytes", "bytes", lambda one, n: one.costs.read_bytes(n, one.format)),
+    )
+    for key, unit, of in at_length:
+        for context in contexts(a, b):
+            yield change(key, unit, partial(_at, of, context), context)
 
 
 def token_work(active: int, costs: Attention, context: int) -> int:
@@ -65,16 +86,8 @@ def token_work(active: int, costs: Attention, context: int) -> int:
     return 2 * active + costs.work(context)
 
 
-def _token_work(context: int, side: Description, costs: Attention | None) -> int | None:
-    return None if costs is None else token_work(side.active_values, costs, context)
-
-
-def _work(context: int, costs: Attention) -> int:
-    return costs.work(context)
-
-
-def _read(context: int, format_: str, costs: Attention) -> int:
-    return costs.read_bytes(context, format_)
+def _at(of: Callable[[_Side, int], int], context: int, one: _Side) -> int:
+    return of(one, context)
 
 
 def _fixed(costs: Attention, format_: str) -> int:
@@ -83,9 +96,14 @@ def _fixed(costs: Attention, format_: str) -> int:
     return whole.window + whole.state
 
 
-def cache_format(costs: Iterable[Attention | None]) -> str:
-    """The format in which the caches of both sides are counted: FP8 if it is usual for one of them."""
-    return FP8 if any(one is not None and one.usual == FP8 for one in costs) else BF16
+def cache_formats(costs: tuple[Attention | None, Attention | None]) -> tuple[str, str]:
+    """The format in which the cache of each side is counted: the usual one of its attention.
+
+    If BF16 is usual for one side only, FP8 counts there, so that a comparison is of caches that engines would choose.
+    """
+    plain = all(one is None or one.usual == BF16 for one in costs)
+    a, b = (BF16 if plain else FP8 if one is None or one.usual == BF16 else one.usual for one in costs)
+    return a, b
 
 
 def contexts(a: Description, b: Description) -> tuple[int, ...]:

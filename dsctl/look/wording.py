@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dsctl.checkpoint.groups import Group
 from dsctl.codecs.codec import SCALE, Codec
 from dsctl.core.params import Traits
 
@@ -23,6 +24,12 @@ def form(codec: Codec) -> str:
     elif codec.scale_fmt == "ue8m0":
         words.append("ue8m0")
     return " ".join(words)
+
+
+def forms(groups: Iterable[Group]) -> str:
+    """The stored formats of matrices that releases quantize, without those of tables."""
+    stored = (group for group in groups if group.family.quantizable and not group.family.table)
+    return ", ".join(dict.fromkeys(form(group.codec) for group in stored))
 
 
 def drafting(traits: Traits) -> str:

@@ -7,12 +7,16 @@ from typing import Any
 
 from dsctl.look.capacity import STORED
 from dsctl.look.description import Description
-from dsctl.look.wording import form, short
+from dsctl.look.places import GPU, HOST, PLACES
+from dsctl.look.wording import forms, short
 from dsctl.show.fits import fits, must, per_rank, spread_words
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
 
 __all__ = ["sections", "spread_words"]
+
+# The rows of the place that was not chosen.
+PLACED = {HOST: "  tables in host memory", GPU: "  tables on the GPUs"}
 
 
 def sections(
@@ -36,17 +40,43 @@ def sections(
 
 def _weights(description: Description, facts: dict[str, Any]) -> Section:
     spreads = next(iter(facts["formats"].values()))["ranks"]
+    tables = facts["tables"]
     columns = [Column("weights"), Column("disk", True)]
+    columns += [Column("host memory", True)] if tables else []
     first_to_go = {1: 2, 2: 1} if len(spreads) > 1 else {}
     columns += [Column(spread_words(rank), True, first_to_go.get(rank["world"], 0)) for rank in spreads]
-    rows = [
-        Row((_format(name, description), size(of["disk_bytes"]), *(_held(rank) for rank in of["ranks"])))
-        for name, of in facts["formats"].items()
-    ]
+    rows = []
+    for name, of in facts["formats"].items():
+        first = (_format(name, description), size(of["disk_bytes"]))
+        if not tables:
+            rows.append(Row((*first, *(_held(rank) for rank in of["ranks"]))))
+            continue
+        # The chosen place of the tables comes first, below it the other one.
+        for place in (tables["place"], *(one for one in PLACES if one != tables["place"])):
+            there = size(of["tables_bytes"]) if place == HOST else ""
+            ranks = (_held(rank | rank["tables"][place]) for rank in of["ranks"])
+            rows.append(Row((*(first if place == tables["place"] else (PLACED[place], "")), there, *ranks)))
     if any(rank["cuts"] for of in facts["formats"].values() for rank in of["ranks"]):
         rows.append(Row(("* not possible: splits heads or quantization blocks",), "note"))
     values = f"{facts['values']:,} values, {facts['active_values']:,} active per token"
-    return Section(description.name, values, tuple(columns), tuple(rows))
+    values += f" ({facts['prompt_values']:,} in a prompt)" if facts["prompt_values"] else ""
+    return Section(description.name, values, tuple(columns), tuple(rows), tuple(_placed(facts)))
+
+
+def _placed(facts: dict[str, Any]) -> Iterator[str]:
+    """The layers that a prompt passes, and the place of Engram tables and its reason."""
+    passed = facts["prompt_layers"]
+    if passed:
+        yield f"A prompt needs to pass only the first {passed} layers; generated tokens pass all of them."
+    if facts["tables"] is None:
+        return
+    on_gpus = facts["tables"]["place"] == GPU
+    yield (
+        "Engram tables: a token looks up a few of their rows, so that engines can keep them in host memory, one copy "
+        "per node. vLLM does by default (--engram-config cpu_offload); SGLang splits their rows over the GPUs by "
+        f"default (placement). {'Verdicts count them on the GPUs, as asked' if on_gpus else 'Verdicts do as vLLM'}"
+        f"{'.' if on_gpus else '; --tables gpu counts them on the GPUs.'}"
+    )
 
 
 def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
@@ -62,8 +92,7 @@ def _roles(name: str, roles: dict[str, dict[str, int]]) -> Section:
 def _format(name: str, description: Description) -> str:
     if name != STORED:
         return name
-    forms = dict.fromkeys(form(group.codec) for group in description.known if group.family.quantizable)
-    return f"{name}: {', '.join(forms)}"
+    return f"{name}: {forms(description.known)}"
 
 
 def _held(rank: dict[str, Any]) -> str:
@@ -75,7 +104,7 @@ def _cache(facts: dict[str, Any]) -> Iterator[Section]:
     if cache is None:
         return
     growing = (("KV cache", cache["format"], "latent"), ("indexer's keys", cache["index_format"], "index"))
-    fixed = (("window", cache["format"], "window"), ("compressors' state", "f32", "state"))
+    fixed = (("window", cache["window_format"], "window"), ("compressors' state", "f32", "state"))
     tokens = f"{plural(facts['batch'], 'sequence')} of {facts['context']:,} tokens"
     per_sequence = any(cache[f"{key}_bytes"] for _, _, key in fixed)
     columns = [Column(""), Column("per token", True), Column("per sequence", True), Column("all", True)]

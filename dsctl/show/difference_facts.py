@@ -89,7 +89,8 @@ def _change_json(change: TemplateChange) -> dict[str, Any]:
 
 
 def _totals_json(diff: Diff) -> dict[str, Any]:
-    totals: dict[str, Any] = {"cache_format": diff.cache_format}
+    formats = diff.cache_formats
+    totals: dict[str, Any] = {"cache_format": formats[0] if len({*formats}) == 1 else None, "cache_formats": formats}
     for total in diff.totals:
         if total.context is None:
             totals[total.key] = [total.before, total.after]

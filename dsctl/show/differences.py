@@ -11,7 +11,8 @@ from dsctl.core.config_fields import CLERICAL_FIELDS
 from dsctl.look.config_changes import ABSENT, FieldChange
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
-from dsctl.look.meanings import FIELDS, meanings
+from dsctl.look.fields import FIELDS
+from dsctl.look.meanings import meanings
 from dsctl.releases import Release
 from dsctl.show.output import plural
 from dsctl.show.sections import Column, Row, Section
@@ -136,7 +137,9 @@ def _config(diff: Diff) -> Section:
     unread = [side.name for side in (diff.a, diff.b) if side.derived]
     derived = f"; config of {' and '.join(dict.fromkeys(unread))}: derived, not read" if unread else ""
     summary = (_counted([row.kind for row in rows]) or "no difference") + derived
-    return Section("Config", summary, columns, tuple(rows))
+    nested = [title for side, title in zip((diff.a, diff.b), titles(diff), strict=True) if side.nested]
+    notes = [f"{' and '.join(nested)}: fields of text_config are shown without this prefix."] if nested and rows else []
+    return Section("Config", summary, columns, tuple(rows), tuple(notes))
 
 
 def _field(change: FieldChange) -> Row:

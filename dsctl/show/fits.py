@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dsctl.core.errors import VerifyFailed
 from dsctl.look.accelerators import ACCELERATORS
 from dsctl.look.capacity import STORED
 from dsctl.look.fitting import FITS, NO, SPLIT, TIGHT
+from dsctl.look.places import GPU, HOST
 from dsctl.show.output import plural, size
 from dsctl.show.sections import Column, Row, Section
 
@@ -32,7 +33,9 @@ def spread_words(rank: dict[str, Any]) -> str:
 def fits(facts: dict[str, Any], usual: bool) -> Iterator[Section]:
     """A table per format, or a single one if there is a single accelerator; `usual` accelerators are a selection."""
     devices, names = facts["accelerators"], list(facts["formats"])
-    summary = f"weights and {_batch(facts)}, with {_reserve(facts)} of each GPU kept free"
+    place = {None: "", HOST: ", Engram tables in host memory", GPU: ", Engram tables on the GPUs"}
+    where = place[facts["tables"] and facts["tables"]["place"]]
+    summary = f"weights and {_batch(facts)}{where}, with {_reserve(facts)} of each GPU kept free"
     notes = tuple(_notes(facts, usual))
     if len(devices) == 1:
         rows = tuple(_row(name, devices[0], name) for name in names)
@@ -100,6 +103,9 @@ def _notes(facts: dict[str, Any], usual: bool) -> Iterator[str]:
             "--reserve SIZE|PERCENT changes it."
         )
     yield from _units(facts)
+    shared = [one["name"] for one in devices if one["shared_memory"]]
+    if shared and facts["tables"] and facts["tables"]["place"] == HOST:
+        yield f"{', '.join(shared)}: host and GPU share the memory, so that the Engram tables count there."
     if usual:
         yield (
             f"{len(devices)} of {len(ACCELERATORS)} accelerators are shown. Choose with --gpu NAME, such as gb200, "
@@ -133,8 +139,11 @@ def per_rank(facts: dict[str, Any]) -> Iterator[Section]:
     cached = f"cache, {first['sequences']:,} of {plural(facts['batch'], 'sequence')}"
     cached += f", {plural(first['layers'], 'layer')}" if first["pp"] > 1 else ""
     columns = (Column(""), *(Column(name, True, rank=n) for n, name in enumerate(ranks)))
+    apart = facts["tables"] is not None and facts["tables"]["place"] == HOST
     rows = [
-        Row(("weights", *(size(one["weights_bytes"]) for one in ranks.values()))),
+        Row(
+            ("weights, without tables" if apart else "weights", *(size(one["weights_bytes"]) for one in ranks.values()))
+        ),
         Row((cached, *(size(one["cache_bytes"]) for one in ranks.values()))),
     ]
     if len(devices) == 1:
@@ -142,13 +151,22 @@ def per_rank(facts: dict[str, Any]) -> Iterator[Section]:
         rows.append(Row((f"reserve, {one['name']}", *(size(one["reserve_bytes"]) for _ in ranks))))
         rows.append(Row(("sum", *(size(rank["bytes"] + one["reserve_bytes"]) for rank in ranks.values()))))
         rows.append(Row((f"memory, {one['name']}", *(size(one["memory_bytes"]) for _ in ranks))))
+        if apart:
+            rows.append(_with_tables(ranks.values(), one["reserve_bytes"]))
     else:
         columns += (Column("memory", True),)
         rows.append(Row(("sum", *(size(rank["bytes"]) for rank in ranks.values()))))
         rows = [Row((*row.cells, "")) for row in rows]
         rows += [_with_reserve(one, list(ranks.values())) for one in devices]
+        if apart:
+            rows.append(Row((*_with_tables(ranks.values()).cells, "")))
     summary = f"{spread_words(first)}, the fullest of {plural(first['world'], 'rank')}"
     yield Section("Per rank", summary, columns, tuple(rows))
+
+
+def _with_tables(ranks: Iterable[dict[str, Any]], reserve: int = 0) -> Row:
+    sums = (size(rank["tables"][GPU]["bytes"] + reserve) for rank in ranks)
+    return Row(("sum with Engram tables on the GPUs", *sums))
 
 
 def _with_reserve(device: dict[str, Any], ranks: Sequence[dict[str, Any]]) -> Row:

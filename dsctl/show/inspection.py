@@ -12,6 +12,7 @@ from dsctl.checkpoint.groups import NUMBERS, Group, folded
 from dsctl.checkpoint.pieces import Fault
 from dsctl.codecs.codec import Codec
 from dsctl.core.visible import visible
+from dsctl.look.halves import passed_layers, prompt_values
 from dsctl.look.inspection import Fold, Inspection, Tensor, fold
 from dsctl.look.wording import drafting, form, ranges
 from dsctl.show.drawing.architecture import called, last_name, staged
@@ -39,6 +40,8 @@ def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> 
         "values": one.values if known else None,
         "main_values": one.main_values if known else None,
         "active_values": one.active_values if known else None,
+        "prompt_values": prompt_values(one) if known else None,
+        "prompt_layers": passed_layers(one) if known else None,
         "tensors": sum(total.number for total in seen.dtypes),
         "bytes": sum(total.nbytes for total in seen.dtypes),
         "roles": [
@@ -110,7 +113,10 @@ def _facts(seen: Inspection) -> Section:
     if known:
         prediction = one.values - one.main_values
         and_mtp = f", and {count(prediction)} of {drafting(one.traits)}" if prediction else ""
-        rows.append(("values", f"{count(one.main_values)}, {count(one.active_values)} active per token{and_mtp}"))
+        prompt, passed = prompt_values(one), passed_layers(one)
+        active = f"{count(one.active_values)} active per token"
+        active += f" ({count(prompt)} in a prompt, which passes {passed} layers)" if prompt else ""
+        rows.append(("values", f"{count(one.main_values)}, {active}{and_mtp}"))
         rows.append(("parameters", f"{one.parameters:,} in {plural(number, 'tensor')}"))
     else:
         rows.append(("tensors", f"{number:,}"))

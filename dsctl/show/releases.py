@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsctl.look.description import Description
-from dsctl.look.wording import form
+from dsctl.look.wording import forms
 from dsctl.show.output import count, size
 from dsctl.show.sections import Column, Row, Section
 
@@ -68,7 +68,6 @@ def table(known: Sequence[Description]) -> Section:
 
 def _cells(one: Description) -> tuple[str, ...]:
     facts, release = as_json(one), one.release
-    forms = dict.fromkeys(form(group.codec) for group in one.known if group.family.quantizable)
     return (
         release.alias[0] + "*" * release.config_derived if release else "",
         facts["date"] or "not known",
@@ -76,7 +75,7 @@ def _cells(one: Description) -> tuple[str, ...]:
         count(one.active_values),
         f"{facts['layers']}" + (f"+{facts['mtp_layers']}" if facts["mtp_layers"] else ""),
         _context(facts["published_context"], facts["context"]),
-        ", ".join(forms),
+        forms(one.known),
         size(one.nbytes),
         facts["licence"] or "not known",
         facts["repository"],

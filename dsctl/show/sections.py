@@ -20,7 +20,8 @@ MARKS = {
     "note": (" ", "dim"),
     "": (" ", ""),
 }
-LEAST_LAST_COLUMN = 32
+# The last column is not narrower than this, as long as other columns can be dropped; nor than that in any case.
+LEAST_LAST_COLUMN, NARROWEST = 32, 20
 PROSE_WIDTH = 100
 
 
@@ -136,12 +137,12 @@ def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]
             yield from (Text(indent + line, style) for line in lines[1:])
             continue
         cells = [row.cells[n] for n in shown]
-        room = max(width - len(lead) + GAP - sum(widths[:-1]) - GAP * (len(widths) - 1), LEAST_LAST_COLUMN)
+        room = max(width - len(lead) + GAP - sum(widths[:-1]) - GAP * (len(widths) - 1), NARROWEST)
         right = section.columns[shown[-1]].right
         last = (
             [cells[-1]]
             if right
-            else textwrap.wrap(cells[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+            else textwrap.wrap(_parted(cells[-1], room), room, break_long_words=False, break_on_hyphens=False) or [""]
         )
         before = _aligned(cells[:-1], shown[:-1], section.columns, widths[:-1])
         joined = before + " " * GAP * bool(before)
@@ -149,6 +150,23 @@ def _table(section: Section, shown: Sequence[int], width: int) -> Iterator[Text]
         yield lead.append((joined + first).rstrip(), style)
         for line in last[1:]:
             yield Text(" " * (len(indent) + len(joined)) + line, style)
+
+
+def _parted(text: str, room: int) -> str:
+    """A list of names with a space after a point in every name that is longer than the room, so that it can be wrapped.
+
+    A single name stays whole, because a person may want to copy it.
+    """
+    if " " not in text:
+        return text
+    words = []
+    for word in text.split(" "):
+        rest = word
+        while len(rest) > room and (cut := rest.rfind(".", 0, room)) > 0:
+            words.append(rest[: cut + 1])
+            rest = rest[cut + 1 :]
+        words.append(rest)
+    return " ".join(words)
 
 
 def _width(column: Column, cells: Iterable[str]) -> int:

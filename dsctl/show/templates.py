@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from dsctl.checkpoint.groups import folded
 from dsctl.core.params import OTHER
 from dsctl.look.diff import Diff
 from dsctl.look.templates import ASPECTS, Template, TemplateChange
@@ -50,13 +51,28 @@ def _sides(diff: Diff) -> str:
 
 def _templates(found: Iterable[Template], kind: str) -> Iterator[Row]:
     """One row per template under its module and layers; modules, and templates in each, by bytes."""
-    modules: dict[str, list[Template]] = {}
-    for template in found:
-        modules.setdefault(_module(_numbered(template))[0], []).append(template)
-    for module, held in sorted(modules.items(), key=lambda one: -_nbytes(one[1])):
+    modules: dict[str, list[tuple[str, Template]]] = {}
+    for name, template in _joined(found):
+        module, rest = _module(name)
+        modules.setdefault(module, []).append((rest, template))
+    for module, held in sorted(modules.items(), key=lambda one: -_nbytes(template for _, template in one[1])):
         yield Row((module,))
-        for template in sorted(held, key=lambda one: -one.nbytes):
-            yield Row((_module(_numbered(template))[1], *_described(template)), kind)
+        for rest, template in sorted(held, key=lambda one: -one[1].nbytes):
+            yield Row((rest, *_described(template)), kind)
+
+
+def _joined(found: Iterable[Template]) -> Iterator[tuple[str, Template]]:
+    """Templates by their names with numbers. Those of vision's blocks, each of which has its own, are joined."""
+    blocks: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], Template]]] = {}
+    for template in found:
+        name, numbers = folded(template.name) if template.role == "vision" else (template.name, ())
+        if numbers:
+            blocks.setdefault((name, template.shape), []).append((numbers, template))
+        else:
+            yield _numbered(template), template
+    for (name, _), held in blocks.items():
+        layers = f"{{{ranges(number[0] for number, _ in held)}}}"
+        yield name.format(layer=layers), Template(name, tuple(group for _, one in held for group in one.groups))
 
 
 def _nbytes(found: Iterable[Template]) -> int:

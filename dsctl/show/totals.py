@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsctl.look.costs import BF16
+from dsctl.look.cache_formats import BF16
 from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import BLOCKS
 from dsctl.look.totals import TotalChange
@@ -18,13 +18,14 @@ TOTALS = {
     "values": ("values", "Totals"),
     "main_values": ("  without MTP", "Totals"),
     "active_values": ("  active per token", "Totals"),
+    "prompt_values": ("  active in a prompt", "Totals"),
     "quantized": ("quantized parameters", "Totals"),
     "tensors": ("stored tensors", "Totals"),
     "nbytes": ("stored bytes", "Totals"),
     "files": ("weight files", "Totals"),
     "cache_bytes": ("KV cache", "KV cache per token"),
     "index_bytes": ("indexer keys", "KV cache per token"),
-    "fixed_bytes": ("window and compressor state", "KV cache per sequence"),
+    "fixed_bytes": ("window, compressor state", "KV cache per sequence"),
     "token_work": ("whole token", "Arithmetic of one new token"),
     "work": ("  attention", "Arithmetic of one new token"),
     "read_bytes": ("cache read", "Cache read by one new token"),
@@ -35,8 +36,9 @@ def totals(diff: Diff, titles: tuple[str, str]) -> Iterator[Section]:
     """Sums of both sides, and the cost of a token; `titles` are the column titles of the sides."""
     columns = (Column(), *(Column(title, True) for title in titles), Column("difference", True))
     keys = dict.fromkeys(one.keys.upper() for one in diff.attention if one)
-    kept = "latents in BF16" if diff.cache_format == BF16 else f"entries in {diff.cache_format.upper()}"
-    form = "; attention in MLA's multi-query form" * (diff.cache_format == BF16)
+    formats = dict.fromkeys(diff.cache_formats)
+    kept = "latents in BF16" if BF16 in formats else f"entries in {' and '.join(map(str.upper, formats))}"
+    form = "; attention in MLA's multi-query form" * (BF16 in formats)
     summaries = {
         "KV cache per token": f"{kept}, indexer keys in {' and '.join(keys)}",
         "Arithmetic of one new token": f"while decoding, by context length{form} (docs/costs.md)",

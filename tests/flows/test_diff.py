@@ -19,7 +19,8 @@ from dsctl.look.config_changes import same
 from dsctl.look.costs import attention
 from dsctl.look.description import identify
 from dsctl.look.diff import Diff
-from dsctl.look.meanings import FIELDS, MEANINGS, meanings
+from dsctl.look.fields import FIELDS
+from dsctl.look.meanings import MEANINGS, meanings
 from dsctl.look.source import describe
 from dsctl.look.wording import ranges
 from dsctl.releases import releases
@@ -211,9 +212,10 @@ def test_every_meaning_is_said_somewhere_and_names_its_source() -> None:
 
 
 def test_explained_fields_are_fields_of_releases() -> None:
+    from dsctl.core.config_fields import text_fields
     from dsctl.look.config_changes import flattened
 
-    known = {name for release in releases() for name in flattened(release.config)}
+    known = {name for release in releases() for name in flattened(text_fields(release.config))}
     assert set(FIELDS) <= known
 
 

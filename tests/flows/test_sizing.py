@@ -164,6 +164,7 @@ def test_the_report_agrees_with_itself() -> None:
     assert found["cache"] == {
         "format": "bf16",
         "index_format": "fp8",
+        "window_format": None,
         "latent_bytes_per_token": 70_272,
         "index_bytes_per_token": 8_052,
         "latent_bytes": 70_272 * 131_072,

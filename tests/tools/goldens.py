@@ -33,6 +33,7 @@ GOLDENS = (
     Golden("diff-v3-r1", ("diff", "v3", "r1")),
     Golden("diff-v3.2-v4-pro", ("diff", "v3.2", "v4-pro")),
     Golden("diff-v4-flash-v4-flash-0731", ("diff", "v4-flash", "v4-flash-0731"), (200,)),
+    Golden("diff-v4-flash-v4.1-flash", ("diff", "v4-flash", "v4.1-flash")),
     Golden("diff-tiny-bf16", ("diff", "tiny", "tiny-bf16")),
     Golden("diff-v3-v3.2-markdown", ("diff", "v3", "v3.2", "--markdown"), (80,)),
     Golden("verify-tiny", ("verify", "tiny", "--against", "tiny-bf16")),
@@ -40,9 +41,11 @@ GOLDENS = (
     Golden("inspect-v3.2", ("inspect", "v3.2")),
     Golden("inspect-v3.2-tree", ("inspect", "v3.2", "--tree"), (200,)),
     Golden("inspect-v4-flash", ("inspect", "v4-flash")),
+    Golden("inspect-v4.1-flash", ("inspect", "v4.1-flash")),
     Golden("inspect-tiny", ("inspect", "tiny", "--tensors", "*.layers.[01].*", "--fold"), (200,)),
     Golden("plan-v3.2", ("plan", "v3.2", "--to", "bf16")),
     Golden("plan-v4-pro", ("plan", "v4-pro", "--tp", "8")),
+    Golden("plan-v4.1-flash", ("plan", "v4.1-flash", "--tp", "8")),
     Golden("plan-v3.2-ep", ("plan", "v3.2", "--tp", "4", "--ep", "64", "--batch", "256", "--to", "bf16")),
 )
 

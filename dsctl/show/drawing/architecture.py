@@ -99,7 +99,7 @@ def _pieces(groups: Iterable[Group], layers: tuple[int, ...]) -> Iterator[Elemen
     for (template, variant), members in found.items():
         family = members[0].family
         held = {number for group in members for number in group.numbers}
-        what = ("stage" if len(held) == 1 else "stages") if family.first_layer else "layers"
+        what = ("stage" if family.first_layer else "layer") + "s" * (len(held) > 1)
         some = f"in {what} {ranges(held)}" if held and held != set(layers) else ""
         stored = " or ".join(dict.fromkeys(form(group.codec) for group in members))
         name = template if family.role == OTHER else last_name(template)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
-from dsctl.show.drawing import parts, trunk
+from dsctl.show.drawing import parts, shared, trunk
 from dsctl.show.drawing.architecture import Element
+from dsctl.show.drawing.names import EMBEDDING, MAIN, Layer
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 
@@ -22,73 +22,6 @@ SLIM, PRESSED, ASKED = 78, 92, 66
 SINK_AT = 26
 KEYS_AT, COMPRESSORS_AT = LEFT, LEFT + SLIM + BETWEEN
 QUERIES_AT, INDEXER_AT = COMPRESSORS_AT + PRESSED + BETWEEN, RIGHT - SLIM
-
-
-def named(prefix: str, text: str) -> tuple[str, ...]:
-    """Names below a prefix, from words with spaces between."""
-    return tuple(prefix + name for name in text.split())
-
-
-class Layer(NamedTuple):
-    """The names of a layer's parameters, below a prefix."""
-
-    prefix: str
-
-    def site(self, what: str) -> tuple[str, ...]:
-        """The hyper-connection of a site (attn, ffn, head)."""
-        return tuple(f"{self.prefix}hc_{what}_{part}" for part in ("fn", "base", "scale"))
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return named(self.prefix, "attn.wkv.weight attn.kv_norm.weight")
-
-    @property
-    def queries(self) -> tuple[str, ...]:
-        return named(self.prefix, "attn.wq_a.weight attn.q_norm.weight attn.wq_b.weight")
-
-    def compressor(self, module: str) -> tuple[str, ...]:
-        return named(f"{self.prefix}{module}compressor.", "ape wkv.weight wgate.weight norm.weight")
-
-    @property
-    def chooses(self) -> tuple[str, ...]:
-        return named(f"{self.prefix}attn.indexer.", "wq_b.weight weights_proj.weight")
-
-    @property
-    def sink(self) -> str:
-        return f"{self.prefix}attn.attn_sink"
-
-    @property
-    def output(self) -> tuple[str, ...]:
-        return named(f"{self.prefix}attn.", "wo_a.weight wo_b.weight")
-
-    @property
-    def norms(self) -> tuple[str, ...]:
-        return named(self.prefix, "attn_norm.weight ffn_norm.weight")
-
-    @property
-    def bank(self) -> parts.Bank:
-        gated, ffn = "w1.weight w3.weight w2.weight", f"{self.prefix}ffn."
-        router = named(f"{ffn}gate.", "weight tid2eid bias bias_vl")
-        return parts.Bank(router, named(f"{ffn}experts.{{expert}}.", gated), named(f"{ffn}shared_experts.", gated))
-
-    @property
-    def attending(self) -> tuple[str, ...]:
-        compressors = (*self.compressor("attn."), *self.chooses, *self.compressor("attn.indexer."))
-        return (*self.keys, *self.queries, *compressors, self.sink, *self.output)
-
-    @property
-    def end(self) -> tuple[str, ...]:
-        """The head of the streams, the last norm and the head."""
-        return (*self.site("head"), *named(self.prefix, "norm.weight head.weight"))
-
-    @property
-    def everything(self) -> tuple[str, ...]:
-        bank = (name for names in self.bank for name in names)
-        return (*self.site("attn"), *self.site("ffn"), *self.norms, *self.attending, *bank)
-
-
-MAIN, DRAFT, LAST = Layer("layers.{layer}."), Layer("mtp.{layer}."), Layer("")
-EMBEDDING = "embed.weight"
 
 
 def many_streams(drawn: Drawn) -> str:
@@ -125,7 +58,9 @@ def _site(drawn: Drawn, layer: Layer, what: str, y: float, inside: Callable[[flo
     sheet, many = drawn.sheet, many_streams(drawn)
     pieces = drawn.take(*layer.site(what))
     if pieces:
-        note = f"hyper-connection: {many} streams → 1"
+        # V4.1 reads the streams as the hyper-connection before this one computed.
+        after = ", for the next one" if shared.kinds(drawn.config) else ""
+        note = f"hyper-connection: {many} streams → 1{after}"
         height = drawn.row(f"{what} streams", needed(lines(pieces, RIGHT - LEFT, note)))
         drawn.box(pieces, LEFT, y, RIGHT - LEFT, height, note)
         trunk.into(drawn, y + height / 2)
@@ -163,7 +98,9 @@ def _attention(drawn: Drawn, layer: Layer, y: float) -> float:
     sheet, top, low = drawn.sheet, y, y + 22
     keys, queries, sink = drawn.take(*layer.keys), drawn.take(*layer.queries), drawn.take(layer.sink)
     compressors = drawn.take(*layer.compressor("attn."))
-    indexer = (drawn.take(*layer.chooses), drawn.take(*layer.compressor("attn.indexer.")))
+    indexer = (
+        drawn.take(*layer.chooses), drawn.take(*layer.compressor("attn.indexer."), *layer.shared_keys),
+    )  # fmt: skip
     ends = [(KEYS_AT + SINK_AT / 2, _window(drawn, keys, low), drawn.number("head_dim"))]
     if compressors:
         ends.append((COMPRESSORS_AT + PRESSED / 2, _compressors(drawn, compressors, low), drawn.number("head_dim")))
@@ -218,7 +155,11 @@ def _frame(
     frame = drawn.sheet.frame(x, y, width, said, kind, 6)
     common = len({piece.some for piece in inner}) == 1
     plain = [piece._replace(name=piece.name.removeprefix("compressor.")) for piece in inner]
-    return frame, y + 10 + 15 * len(said), [piece._replace(some="") if common else piece for piece in plain]
+    return (
+        frame,
+        y + drawn.row(title, 10 + 15 * len(said)),
+        [piece._replace(some="") if common else piece for piece in plain],
+    )
 
 
 def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
@@ -226,12 +167,13 @@ def _compressors(drawn: Drawn, pieces: Sequence[Element], y: float) -> float:
     frame, at, pieces = _frame(drawn, "Compressor", pieces, (COMPRESSORS_AT, y), PRESSED)
     for number, variant in enumerate(dict.fromkeys(piece.variant for piece in pieces)):
         same = [piece for piece in pieces if piece.variant == variant]
-        note = f"{variant.removeprefix('ratio ')} tokens → 1"
+        note = f"{variant.removeprefix('ratio ')} tokens → 1" if variant else shared.pressed(drawn.config)
         height = drawn.row(f"compressor {number}", needed(lines(same, PRESSED - 12, note)))
         drawn.box(same, COMPRESSORS_AT + 6, at, PRESSED - 12, height, note)
         at += height + 6
     size, rope = drawn.number("head_dim"), drawn.number("qk_rope_head_dim")
-    for shape, text in (("pill", f"RoPE on the last {rope} of {size}"), ("cache", "cached: one entry each")):
+    kept = "cached, for later layers too" if shared.kinds(drawn.config) else "cached: one entry each"
+    for shape, text in (("pill", f"RoPE on the last {rope} of {size}"), ("cache", kept)):
         said = wrapped(text, PRESSED - 18)
         height = drawn.row(f"compressor {shape}", needed(said))
         drawn.sheet.down(COMPRESSORS_AT + PRESSED / 2, at - 6, at + 8)
@@ -257,7 +199,7 @@ def _indexer(drawn: Drawn, layer: Layer, both: tuple[list[Element], list[Element
             sheet.line(start, (turn, start[1]), (turn, at + height / 2), (INDEXER_AT + 6, at + height / 2))
         drawn.box(some, INDEXER_AT + 6, at, inner, height, note)
         at += height + 6
-    chosen = wrapped(f"scores every entry, keeps the top {drawn.number('index_topk')}", inner - 8)
+    chosen = wrapped(shared.chosen(drawn.config, drawn.number("index_topk")), inner - 8)
     sheet.down(middle, at - 6, at + 8)
     sheet.box(INDEXER_AT + 6, at + 8, inner, needed(chosen), chosen, shape="pill")
     sheet.close(frame, at + 16 + needed(chosen))
@@ -276,6 +218,9 @@ def _core(drawn: Drawn, y: float, sinks: bool, main: bool, chosen: set[str]) -> 
     ratios, count = drawn.config.get("compress_ratios"), drawn.config.get("num_hidden_layers")
     kinds = ratios[:count] if main and isinstance(ratios, list) and type(count) is int else []
     said += wrapped(f"a query attends to the {window} tokens before it", width)
+    if main and shared.kinds(drawn.config):
+        said += wrapped(shared.attended(drawn.config, drawn.number("index_topk")), width)
+        kinds = []
     for ratio in sorted({ratio for ratio in kinds if type(ratio) is int and ratio}):
         which = f"the top {drawn.number('index_topk')}" if f"ratio {ratio}" in chosen else "every one"
         attended = f"in {kinds.count(ratio)} layers also to {which} of the {ratio}-token entries"
@@ -301,6 +246,11 @@ def _output(drawn: Drawn, layer: Layer, y: float) -> float:
 def collapsed(drawn: Drawn, layer: Layer, y: float) -> float:
     """The reduction of all streams to one, the last norm and the head."""
     pieces, rest = drawn.take(*layer.site("head")), layer.end[-2:]
+    if not pieces and shared.kinds(drawn.config):
+        y = pill(drawn, f"{many_streams(drawn)} streams → 1, as the last layer computed", y, "head streams")
+        if drawn.has(rest):
+            drawn.sheet.down(MIDDLE, y, y + GAP, drawn.hidden)
+            y += GAP
     if pieces:
         note = f"{many_streams(drawn)} streams → 1"
         height = drawn.row("head streams", needed(lines(pieces, WIDE, note)))

@@ -8,10 +8,10 @@ from typing import Any
 
 from dsctl.look.diff import Diff
 from dsctl.look.wording import ranges
-from dsctl.show.drawing import compressed, drafters, latent, parts, trunk, vision
+from dsctl.show.drawing import compressed, drafters, engram, latent, names, parts, shared, trunk, vision
 from dsctl.show.drawing.architecture import EMBEDDING, PREDICTION, VISION, Element, Stage, stages
-from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, Drawn, streams
-from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet
+from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, streams
+from dsctl.show.drawing.sheet import SIGNS, WIDTH, Line, Sheet, needed, wrapped
 
 Pair = tuple[Stage | None, Stage | None]
 # A step of a stage: its parameters, and the function that draws it from a height.
@@ -20,6 +20,8 @@ Part = tuple[tuple[str, ...], Callable[[float], float]]
 APART = (VISION, PREDICTION, "Other")
 # Parts that are drawn once if several stages have equal ones.
 SHARED = {"Latent attention": parts.ATTENDING, "Router and experts": parts.EXPERTS}
+# The most times that heights of rows are measured.
+PASSES = 4
 # The left edge of frames, and of the line that passes them.
 EDGE, PAST = 12, 5
 
@@ -33,8 +35,13 @@ def diagrams(diff: Diff, storage: bool = True, beside: bool = True) -> tuple[She
     pairs, shared = stages(diff, storage), dict[str, float]()
     like = {what: _alike(pairs, part) for what, part in SHARED.items()}
     heights = (shared, shared) if beside else (dict[str, float](), dict[str, float]())
-    for side in (0, 1):
-        _side(Sheet(heights[side]), pairs, side, like)
+    for _ in range(PASSES):
+        # A row can grow because rows within it grew for the other side.
+        before = [dict(known) for known in heights]
+        for side in (0, 1):
+            _side(Sheet(heights[side]), pairs, side, like)
+        if [*heights] == before:
+            break
     return _side(Sheet(heights[0]), pairs, 0, like), _side(Sheet(heights[1]), pairs, 1, like)
 
 
@@ -137,9 +144,12 @@ def _along(drawn: Drawn, y: float) -> float:
                 trunk.write(drawn, _sequence(drawn, block, trunk.read(drawn, _joined(drawn, at, middle)))[0]),
                 False,
             )
-    for layer in (compressed.MAIN, compressed.DRAFT):
+    for layer in (names.MAIN, names.DRAFT):
         if drawn.has(layer.everything):
-            at, middle = compressed.layer(drawn, layer, _joined(drawn, at, middle)), False
+            at, middle = _joined(drawn, at, middle), False
+            if layer == names.MAIN:
+                at = _shares(drawn, at)
+            at = compressed.layer(drawn, layer, at)
     tails = _tails(drawn)
     if any(drawn.has(templates) for templates, _ in tails):
         if middle:
@@ -149,6 +159,22 @@ def _along(drawn: Drawn, y: float) -> float:
             at = trunk.end(drawn, at)
         return _sequence(drawn, tails, at)[0]
     return trunk.begin(drawn, at) if middle and drawn.title == EMBEDDING else at
+
+
+def _shares(drawn: Drawn, y: float) -> float:
+    """The kinds of layers that share caches, and the n-gram tables of some of them, if there are any.
+
+    If only the other side has them, the same room stays free.
+    """
+    top = y
+    said = [line for text in shared.layers(drawn.config) for line in wrapped(text, RIGHT - LEFT - 16)]
+    if said:
+        height = drawn.row("kinds", needed(said))
+        drawn.sheet.box(LEFT, y, RIGHT - LEFT, height, said, shape="pill")
+        y += height + 10
+    if drawn.has(engram.ALL):
+        y = engram.lookup(drawn, y) + 10
+    return top + drawn.row("shared", y - top)
 
 
 def _joined(drawn: Drawn, y: float, middle: bool) -> float:
@@ -189,7 +215,7 @@ def _leads(drawn: Drawn) -> tuple[Part, ...]:
         _chain(drawn, "model.embed_tokens.weight"),
         ((*parts.TOKEN, *parts.STATE), partial(parts.prediction, drawn)),
         (vision.ALL, partial(vision.vision, drawn)),
-        ((compressed.EMBEDDING,), partial(compressed.embedding, drawn)),
+        ((names.EMBEDDING,), partial(compressed.embedding, drawn)),
         (drafters.START, partial(drafters.prediction, drawn)),
         (drafters.BLOCKS, partial(drafters.blocks, drawn)),
     )
@@ -213,5 +239,5 @@ def _tails(drawn: Drawn) -> tuple[Part, ...]:
         _chain(drawn, *parts.PREDICTED),
         _chain(drawn, "model.norm.weight", "lm_head.weight"),
         (drafters.END, partial(drafters.drafted, drawn)),
-        (compressed.LAST.end, partial(compressed.collapsed, drawn, compressed.LAST)),
+        (names.LAST.end, partial(compressed.collapsed, drawn, names.LAST)),
     )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from dsctl.show.drawing import parts
 from dsctl.show.drawing.architecture import Element
-from dsctl.show.drawing.compressed import BETWEEN, DRAFT, collapsed, column, named, pill
+from dsctl.show.drawing.compressed import BETWEEN, collapsed, column, pill
+from dsctl.show.drawing.names import DRAFT, named
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, needed, wrapped
 
@@ -17,7 +18,8 @@ _DRAFT = DRAFT.prefix
 TOKEN = named(_DRAFT, "emb.tok_emb.weight enorm.weight e_proj.weight")
 STATE = named(_DRAFT, "hnorm.weight h_proj.weight")
 BLOCKS = named(_DRAFT, "main_proj.weight main_norm.weight")
-MARKOV = named(f"{_DRAFT}markov_head.", "markov_w1.weight markov_w2.weight")
+# V4's names and V4.1's.
+MARKOV = named(f"{_DRAFT}markov_head.", "markov_w1.weight markov_w2.weight embed.weight head.weight")
 CONFIDENCE = f"{_DRAFT}confidence_head.proj.weight"
 START = (*TOKEN, *STATE)
 END = (*DRAFT.end, *MARKOV, CONFIDENCE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from dsctl.show.drawing.architecture import Element
+from dsctl.show.drawing.architecture import PREDICTION, Element
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through, whole
 from dsctl.show.drawing.sheet import SIGNS, Line, Point, needed, wrapped
 
@@ -127,7 +127,10 @@ def experts(drawn: Drawn, y: float, bank: Bank = BANK) -> float:
     """The router, the routed experts that it chooses among, and the shared ones; their sums are added."""
     sheet, top, low = drawn.sheet, y, y + 22
     router, routed, shared = (drawn.take(*names) for names in bank)
-    chosen, many = drawn.number("num_experts_per_tok"), drawn.number("n_routed_experts")
+    many = f"{routed[0].experts:,}" if routed else drawn.number("n_routed_experts")
+    # A drafter can have experts of its own, fewer than the main layers.
+    own = drawn.config.get("dspark_n_routed_experts") if drawn.title == PREDICTION else None
+    chosen = drawn.number("dspark_num_experts_per_tok" if own else "num_experts_per_tok")
     lanes = [(ROUTER_AT, router), (ROUTED_AT, routed), (SHARED_AT, shared)]
     spread(drawn, top, low, [x + LANE / 2 for x, pieces in lanes if pieces])
     ends, chosen_at = [], low

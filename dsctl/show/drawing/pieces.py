@@ -151,7 +151,7 @@ def whole(pieces: Sequence[Element]) -> tuple[str, tuple[Element, ...]]:
 def through(piece: Element) -> str:
     """The input and output sizes: a matrix [out, in] takes its input from the last dimension, an embedding or a
     different table from its first."""
-    looked_up = piece.role == "embedding" or piece.stored == "I64"
+    looked_up = piece.role in ("embedding", "engram tables") or piece.stored == "I64"
     shape = piece.shape if looked_up else piece.shape[::-1]
     return " → ".join(f"{size:,}" for size in shape)
 

@@ -81,9 +81,9 @@ def write(drawn: Drawn, y: float) -> float:
     return turn + RADIUS + 4
 
 
-def into(drawn: Drawn, y: float) -> None:
-    """Draw from the trunk straight into a box at the left, at `y`."""
-    drawn.sheet.line((AT + _half(drawn), y), (LEFT, y))
+def into(drawn: Drawn, y: float, x: float = LEFT) -> None:
+    """Draw from the trunk straight into a box that begins at `x`, at `y`."""
+    drawn.sheet.line((AT + _half(drawn), y), (x, y))
 
 
 def back(drawn: Drawn, y: float) -> None:

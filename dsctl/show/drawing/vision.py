@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dsctl.show.drawing.compressed import named
+from dsctl.show.drawing.names import named
 from dsctl.show.drawing.pieces import GAP, LEFT, MIDDLE, RIGHT, WIDE, Drawn, lines, through
 from dsctl.show.drawing.sheet import Line, needed
 
@@ -29,13 +29,13 @@ def vision(drawn: Drawn, y: float) -> float:
     """Patches of an image through their own blocks and a projection to the width of the model, and the marks around an
     image."""
     y = _boxes(drawn, (PATCHES,), y)
-    blocks = drawn.number("vision_n_layers")
+    blocks, width = _numbers(drawn)
     if drawn.has(name for names in SEEING for name in names):
-        drawn.sheet.down(MIDDLE, y, y + GAP, drawn.number("vision_dim"))
+        drawn.sheet.down(MIDDLE, y, y + GAP, width)
         frame = drawn.sheet.frame(LEFT + 20, y + GAP, RIGHT - LEFT - 40, [Line(f"{blocks} blocks", "title")])
         y = _boxes(drawn, SEEING, y + GAP + 26) + 10
         drawn.sheet.close(frame, y)
-        drawn.sheet.down(MIDDLE, y, y + GAP, drawn.number("vision_dim"))
+        drawn.sheet.down(MIDDLE, y, y + GAP, width)
         y += GAP
     y = _boxes(drawn, ALIGNED, y)
     marks = drawn.take(*IMAGE)
@@ -44,6 +44,16 @@ def vision(drawn: Drawn, y: float) -> float:
         drawn.box(marks, MIDDLE - WIDE / 2, y + 12, WIDE, height, "in place of text tokens")
         y += 12 + height
     return y
+
+
+def _numbers(drawn: Drawn) -> tuple[str, str]:
+    """The number of blocks and their width; V4.1 has them in `vision_config`."""
+    inner = drawn.config.get("vision_config")
+    if not isinstance(inner, dict):
+        return drawn.number("vision_n_layers"), drawn.number("vision_dim")
+    values = (inner.get(name) for name in ("num_hidden_layers", "hidden_size"))
+    blocks, width = (f"{value:,}" if type(value) is int else "" for value in values)
+    return blocks, width
 
 
 def _boxes(drawn: Drawn, groups: Iterable[tuple[str, ...]], y: float) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dsctl.look.places import GPU, HOST
 from dsctl.show.drawing import page
 from dsctl.show.drawing.charts import COLOURS, Chart
 from dsctl.show.drawing.lengths import fitted, rules, stacked
@@ -16,6 +17,9 @@ from dsctl.show.sections import Section, printable
 
 # The verdicts of a plan, the best first.
 FITS, TIGHT, NO, SPLIT = "fits", "tight", "no", "cannot be split"
+# The part of a bar that stands for tables on the GPUs.
+TABLES = "Engram tables"
+WITH_TABLES = "The second bar of each has the Engram tables on the GPUs, not in host memory."
 # The most accelerators named at a line.
 MOST = 3
 
@@ -42,8 +46,17 @@ def _cards(facts: dict[str, Any]) -> Iterator[Card]:
         beside = f", {size(fixed)} per sequence" if fixed else ""
         detail = f"{each:,} B per token{beside}, {facts['batch']:,} x {facts['context']:,} tokens"
         yield Card("cache", size(cache["bytes"]), detail)
+    if facts["tables"]:
+        yield _tables(facts)
     for name, one in facts["formats"].items():
         yield Card(f"on disk, {name}", size(one["disk_bytes"]), f"{count(facts['values'])} values")
+
+
+def _tables(facts: dict[str, Any]) -> Card:
+    """The tables of the stored format, and their place."""
+    nbytes = next(iter(facts["formats"].values()))["tables_bytes"]
+    held = "in host memory, one copy per node" if facts["tables"]["place"] == HOST else "on the GPUs, split by rows"
+    return Card("Engram tables", size(nbytes), held)
 
 
 def fits(name: str, accelerators: Sequence[dict[str, Any]]) -> Card:
@@ -84,13 +97,15 @@ def _verdict(fit: dict[str, Any]) -> str:
 
 def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
     memories = {one["name"]: float(one["memory_bytes"]) for one in facts["accelerators"]}
-    colours = {"weights": COLOURS[0], "cache": COLOURS[1]}
+    apart = facts["tables"] is not None and facts["tables"]["place"] == HOST
+    colours = {"weights": COLOURS[0], "cache": COLOURS[1]} | ({TABLES: COLOURS[2]} if apart else {})
     for name, one in facts["formats"].items():
-        series = {spread(rank): {what: rank[f"{what}_bytes"] for what in colours} for rank in one["ranks"]}
-        axis = fitted([rank["bytes"] for rank in one["ranks"]], list(memories.values()))
+        series = _series(one["ranks"], apart)
+        axis = fitted([sum(parts.values()) for parts in series.values()], list(memories.values()))
         bars, lines = stacked(series, size, colours, axis), rules(_named(memories), axis)
         rows = tuple((ranks, *(size(nbytes) for nbytes in parts.values())) for ranks, parts in series.items())
-        told = f"A line marks the memory of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
+        told = f"{WITH_TABLES} " * apart
+        told += f"A line marks the memory of one accelerator.{_kept(facts)} The axis is linear, from 0 to {size(axis)}."
         beyond = [f"{each} {size(memory)}" for each, memory in memories.items() if memory > axis]
         told += f" Beyond the axis: {', '.join(beyond)}." if beyond else ""
         told += " An arrow marks a bar that is longer than the axis." if any(bar.cut for bar in bars) else ""
@@ -98,6 +113,17 @@ def _charts(facts: dict[str, Any]) -> Iterator[Chart]:
             f" * {SPLIT}: splits heads or quantization blocks." if any(rank["cuts"] for rank in one["ranks"]) else ""
         )
         yield Chart(f"Fullest rank, {name}", told, None, ("", *colours), rows, colours, bars=bars, rules=lines)
+
+
+def _series(ranks: Sequence[dict[str, Any]], apart: bool) -> dict[str, dict[str, float]]:
+    """Bytes of the fullest rank by what they are. With `apart`, a second bar has Engram tables on the GPUs too."""
+    series: dict[str, dict[str, float]] = {}
+    for rank in ranks:
+        held: dict[str, float] = {"weights": rank["weights_bytes"], "cache": rank["cache_bytes"]}
+        series[spread(rank)] = held | ({TABLES: 0} if apart else {})
+        if apart:
+            series[f"{spread(rank)} + tables"] = held | {TABLES: rank["tables"][GPU]["bytes"] - rank["bytes"]}
+    return series
 
 
 def _kept(facts: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ NAMED = 3
 STORAGE = ("Different storage format", "Parameters on both sides")
 # Roles with their own phrases.
 ROLES = {
+    "engram tables": "Engram tables", "engram": "Engram projections",
     "indexer": "a lightning indexer", "mtp": "a projection", "compressor": "compressors",
     "hyper-connections": "hyper-connections", "vision": "a vision tower",
 }  # fmt: skip
@@ -178,13 +179,13 @@ def _changed(changed: Iterable[TemplateChange]) -> str:
 
 def _costs(diff: Diff) -> Iterator[tuple[str, float, float, Words]]:
     """Names and numbers of both sides, each with the function that formats them."""
-    context, held, (before, after) = _context(diff), diff.cache_format, diff.attention
+    context, held, (before, after) = _context(diff), diff.cache_formats, diff.attention
     if before and after:
         at = f"while decoding at {context:,} tokens"
         whole = _token(diff.a, before, context), _token(diff.b, after, context)
         yield f"attention arithmetic {at}", before.work(context), after.work(context), flop
         yield f"all arithmetic of a token {at}", *whole, flop
-        yield f"cache read {at}", before.read_bytes(context, held), after.read_bytes(context, held), size
+        yield f"cache read {at}", before.read_bytes(context, held[0]), after.read_bytes(context, held[1]), size
     yield "cache per token", *_cached(diff), size
     yield "active values per token", diff.a.active_values, diff.b.active_values, count
     yield "stored bytes", diff.a.nbytes, diff.b.nbytes, size
@@ -208,7 +209,8 @@ def _context(diff: Diff) -> int:
 
 
 def _cached(diff: Diff) -> tuple[float, float]:
-    a, b = (one.cache_bytes(diff.cache_format) + one.index_bytes() if one else 0 for one in diff.attention)
+    sides = zip(diff.attention, diff.cache_formats, strict=True)
+    a, b = (one.cache_bytes(held) + one.index_bytes() if one else 0 for one, held in sides)
     return a, b
 
 
@@ -228,18 +230,18 @@ def _charts(diff: Diff, names: tuple[str, str]) -> Iterator[Chart]:
     before, after = diff.attention
     if before is None or after is None:
         return
-    powers, context, form = _contexts(diff), _context(diff), diff.cache_format
-    pairs = list(zip(names, (diff.a, diff.b), (before, after), strict=True))
-    costs: dict[str, tuple[Callable[[Description, Attention, int], float], Words]] = {
-        "Attention arithmetic of one new token": (lambda _, cost, n: cost.work(n), flop),
-        "All arithmetic of one new token": (_token, flop),
-        "Cache read by one new token": (lambda _, cost, n: cost.read_bytes(n, form), size),
-        "Cache held": (lambda _, cost, n: kept(cost, n, form).nbytes, size),
+    powers, context = _contexts(diff), _context(diff)
+    pairs = list(zip(names, (diff.a, diff.b), (before, after), diff.cache_formats, strict=True))
+    costs: dict[str, tuple[Callable[[Description, Attention, str, int], float], Words]] = {
+        "Attention arithmetic of one new token": (lambda _, cost, held, n: cost.work(n), flop),
+        "All arithmetic of one new token": (lambda side, cost, held, n: _token(side, cost, n), flop),
+        "Cache read by one new token": (lambda _, cost, held, n: cost.read_bytes(n, held), size),
+        "Cache held": (lambda _, cost, held, n: kept(cost, n, held).nbytes, size),
     }
     at = powers.index(context) if context in powers else len(powers) - 1
     found = []
     for title, (of, words) in costs.items():
-        series = {name: [of(side, cost, n) for n in powers] for name, side, cost in pairs}
+        series = {name: [of(side, cost, held, n) for n in powers] for name, side, cost, held in pairs}
         change = _factor(*(values[at] for values in series.values()))
         found.append((change, curves(title, powers, series, words, "tokens of context", at)))
     yield from (chart for _, chart in sorted(found, key=lambda one: -one[0]))

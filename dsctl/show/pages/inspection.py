@@ -9,8 +9,10 @@ from typing import NamedTuple
 from dsctl.checkpoint.groups import NUMBERS, Group
 from dsctl.core.params import OTHER, ROLES, in_order
 from dsctl.core.visible import visible
+from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import BLOCKS
+from dsctl.look.halves import passed_layers, prompt_values
 from dsctl.look.inspection import Fold, Inspection, fold
 from dsctl.look.wording import ranges
 from dsctl.show.drawing import page
@@ -57,7 +59,7 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
         cards += [
             Card("architecture", one.model, _alike(seen)),
             Card("values", count(one.values), plural(one.parameters, "parameter")),
-            Card("active per token", count(one.active_values), "values that each token is multiplied by"),
+            Card("active per token", count(one.active_values), _multiplied(one)),
         ]
     return page(
         "inspect",
@@ -71,6 +73,13 @@ def inspection(seen: Inspection, sections: Sequence[Section]) -> str:
         name=visible(one.name),
         tensors=list(map(_listed, fold(seen.tensors()))),
     )
+
+
+def _multiplied(one: Description) -> str:
+    """The meaning of active values, and their number for a token of a prompt if it is smaller."""
+    prompt, passed = prompt_values(one), passed_layers(one)
+    half = f"; {count(prompt)} in a prompt, which passes only the first {passed} layers" if prompt else ""
+    return f"values that each token is multiplied by{half}"
 
 
 def _alike(seen: Inspection) -> str:

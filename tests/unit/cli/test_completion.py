@@ -17,7 +17,7 @@ from dsctl.cli.app import ASKED, VERBS
 from dsctl.codecs import CODECS
 from dsctl.layouts import LAYOUTS, SHARDED
 from dsctl.look.accelerators import ACCELERATORS
-from dsctl.look.costs import CACHE_FORMATS
+from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.diff import PARTS
 from dsctl.plan.recipes import ready
 from dsctl.releases import releases
@@ -100,7 +100,8 @@ ALIASES = [alias for release in releases() for alias in release.alias]
         ("dsctl plan v3 --gpu ", list(ACCELERATORS)),
         ("dsctl plan v3 --must-fit h200", ["h200x8"]),
         ("dsctl plan v3 --kv ", list(CACHE_FORMATS)),
-        ("dsctl plan v3 --kv=f", ["fp8"]),
+        ("dsctl plan v3 --kv=f", ["fp8", "fp4"]),
+        ("dsctl plan v4.1 --tables ", ["host", "gpu"]),
         ("dsctl diff a b --only ", list(PARTS)),
         ("dsctl diff a b --fail-on config,a", ["config,architecture", "config,any"]),
         ("dsctl verify a --ignore missing-s", [code for code in CODES if code.startswith("missing-s")]),

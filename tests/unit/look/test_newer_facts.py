@@ -30,7 +30,10 @@ def said(a: str, b: str) -> dict[str, str]:
         (
             "v4-pro",
             "v3.2",
-            f"compression-lost {COSTS} streams-lost experts-widened norms-widened experts context {TEXTS}",
+            (
+                f"routed-by-score compression-lost {COSTS} streams-lost experts-widened norms-widened experts context "
+                f"{TEXTS}"
+            ),
         ),
         ("v4-flash", "v4-pro", f"compression-changed {COSTS} experts heads"),
         ("v4-flash", "v4-flash-0731", "drafter-gained"),
