@@ -158,9 +158,9 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "vision-gained", vision_gained,
-        "Image input: {count} parameters with {values} million values turn patches into tokens, and every router has a "
-        "second bias for them, which chooses their experts.{named}",
-        "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp and DeepSeek-V4.1-Flash, config.json and tensor names",
+        "Image input: {count} parameters with {values} million values turn patches into tokens{routers}.{named}",
+        "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp and DeepSeek-V4.1-Flash, moonshotai/Kimi-K2.5, config.json and names "
+        "of tensors",
     ),
     Meaning(
         "indexer-gained", indexer_gained,

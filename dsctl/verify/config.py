@@ -17,6 +17,7 @@ _TYPES = {
     "DeepseekV4ForCausalLM": ("deepseek_v4",),
     "DeepseekV41ForCausalLM": ("deepseek_v41",),
     "GlmMoeDsaForCausalLM": ("glm_moe_dsa",),
+    "KimiK25ForConditionalGeneration": ("kimi_k25",),
 }
 _BIAS = "e_score_correction_bias"
 

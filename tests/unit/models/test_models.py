@@ -76,7 +76,7 @@ def test_every_release_has_the_tensors_and_bytes_it_publishes(name: str) -> None
 def _stored(family: Family, formats: list[str]) -> Codec:
     """Four bits for routed experts where a release has them, FP8 blocks for whatever else it quantizes."""
     if "int4-group-32" in formats and family.role == "routed experts":
-        # Kimi K2 Thinking states shapes in I32.
+        # Kimi K2 Thinking and its successors state shapes in I32.
         return replace(CODECS["int4-group-32"], shape_dtype="I32")  # type: ignore[type-var]
     if family.role == "engram tables":
         return Fp8Block((1, 32), "ue8m0", "F8_E8M0", "v4")
