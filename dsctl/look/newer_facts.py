@@ -260,6 +260,15 @@ def copies_gone(diff: Diff) -> Facts | None:
     return {"bytes": f"{sum(group.nbytes for group in diff.a.known if group.family.twin) / 1e9:.1f} GB"}
 
 
+def state_gained(diff: Diff) -> Facts | None:
+    """Layers of B that keep a state per sequence, if A has none."""
+    before, after = (side.config.get("linear_attn_config") for side in (diff.a, diff.b))
+    if before is not None or diff.a.model is None or not isinstance(after, dict):
+        return None
+    layers, every = after.get("kda_layers"), diff.b.config.get("num_hidden_layers")
+    return {"layers": len(layers), "all": every} if isinstance(layers, list) and type(every) is int else None
+
+
 def vision_gained(diff: Diff) -> Facts | None:
     """Parts that read images, in B only."""
     before, after = (_with_role(side, "vision") for side in (diff.a, diff.b))

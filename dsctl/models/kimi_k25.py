@@ -38,6 +38,12 @@ class Vision(msgspec.Struct, frozen=True):
     init_pos_emb_width: Size = 64
     merge_kernel_size: tuple[Size, Size] = (2, 2)
 
+    @property
+    def joined(self) -> int:
+        """The width of neighbouring patches that the projector joins."""
+        rows, columns = self.merge_kernel_size
+        return rows * columns * self.vt_hidden_size
+
 
 def vision(config: Mapping[str, Any]) -> Vision | None:
     """The sizes of the parts that read images, or None if the config has none.
@@ -78,11 +84,18 @@ def affine(name: str, *shape: int) -> Iterator[Family]:
     yield plain(f"{name}.bias", shape[0])
 
 
-def tower(v: Vision) -> Iterator[Family]:
-    """Layers over square patches, with a table of positions."""
-    size, inner = v.vt_hidden_size, v.vt_intermediate_size
-    yield from affine(f"{_TOWER}patch_embed.proj", size, _COLOURS, v.patch_size, v.patch_size)
+def image_table(v: Vision) -> Iterator[Family]:
+    """The matrix over square patches, and the table of their positions."""
+    size = v.vt_hidden_size
+    yield plain(f"{_TOWER}patch_embed.proj.weight", size, _COLOURS, v.patch_size, v.patch_size)
     yield plain(f"{_TOWER}patch_embed.pos_emb.weight", v.init_pos_emb_height, v.init_pos_emb_width, size)
+
+
+def tower(v: Vision) -> Iterator[Family]:
+    """Layers over patches."""
+    size, inner = v.vt_hidden_size, v.vt_intermediate_size
+    yield from image_table(v)
+    yield plain(f"{_TOWER}patch_embed.proj.bias", size)
     for number in range(v.vt_num_hidden_layers):
         block = f"{_TOWER}encoder.blocks.{number}."
         for norm in ("norm0", "norm1"):
@@ -96,11 +109,9 @@ def tower(v: Vision) -> Iterator[Family]:
 
 def projector(v: Vision) -> Iterator[Family]:
     """Two matrices from joined neighbouring patches to the language model's width."""
-    size, (rows, columns) = v.vt_hidden_size, v.merge_kernel_size
-    joined = rows * columns * size
-    yield from affine(f"{_PROJECTOR}pre_norm", size)
-    yield from affine(f"{_PROJECTOR}proj.0", joined, joined)
-    yield from affine(f"{_PROJECTOR}proj.2", v.text_hidden_size, joined)
+    yield from affine(f"{_PROJECTOR}pre_norm", v.vt_hidden_size)
+    yield from affine(f"{_PROJECTOR}proj.0", v.joined, v.joined)
+    yield from affine(f"{_PROJECTOR}proj.2", v.text_hidden_size, v.joined)
 
 
 def shrunk_vision(config: Mapping[str, Any], hidden: int, most: Mapping[str, int]) -> dict[str, Any]:
@@ -110,6 +121,12 @@ def shrunk_vision(config: Mapping[str, Any], hidden: int, most: Mapping[str, int
         return {}
     small = {field: min(said[field], limit) for field, limit in most.items() if field in said}
     return {"vision_config": said | small | {"text_hidden_size": hidden}}
+
+
+def shrunk_placeholder(said: Mapping[str, Any], vocabulary: int) -> dict[str, int]:
+    """The number of the token that stands for images, within a vocabulary; empty if the config has none."""
+    number = said.get(_PLACEHOLDER)
+    return {_PLACEHOLDER: min(number, vocabulary - 1)} if type(number) is int else {}
 
 
 class KimiK25(DeepseekV3):
@@ -147,6 +164,5 @@ class KimiK25(DeepseekV3):
         # The MLP's width stays no multiple of a group, as 4304 is none of 32.
         most = {"vt_hidden_size": 64, "vt_intermediate_size": 240, "vt_num_hidden_layers": 2, "mm_hidden_size": 64}
         most |= {"vt_num_attention_heads": 4, "init_pos_emb_height": 8, "init_pos_emb_width": 8}
-        if type(said.get(_PLACEHOLDER)) is int:
-            small[_PLACEHOLDER] = min(said[_PLACEHOLDER], sizes["vocab"] - 1)
-        return resized(config, small | shrunk_vision(config, sizes["hidden"], most))
+        small |= shrunk_placeholder(said, sizes["vocab"]) | shrunk_vision(config, sizes["hidden"], most)
+        return resized(config, small)
