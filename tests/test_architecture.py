@@ -50,6 +50,10 @@ TABLES = {
         {
             "deepseek_v3_config",
             "deepseek_v3_traits",
+            "deepseek_v41_config",
+            "deepseek_v41_dimensions",
+            "deepseek_v41_faults",
+            "deepseek_v41_tables",
             "deepseek_v4_config",
             "deepseek_v41_config",
             "deepseek_v41_dimensions",
@@ -59,6 +63,7 @@ TABLES = {
             "deepseek_v4_faults",
             "deepseek_v4_saved",
             "deepseek_v4_vision",
+            "kimi_k3_config",
             "model",
         },
     ),

@@ -74,9 +74,9 @@ def kda(d: Dimensions) -> Iterator[Family]:
         ("o_proj", (hidden, width), 1),
     ):
         yield Family(f"{_ATTENTION}{name}.weight", shape, "attention", split=split, **where)
+    kernel = width, 1, sizes.short_conv_kernel_size
     for name in ("q", "k", "v"):
-        shape = width, 1, sizes.short_conv_kernel_size
-        yield Family(f"{_ATTENTION}{name}_conv1d.weight", shape, "attention", split=0, dtype="F32", **where)
+        yield Family(f"{_ATTENTION}{name}_conv1d.weight", kernel, "attention", split=0, dtype="F32", **where)
     yield Family(f"{_ATTENTION}A_log", (max(heads, size),), "attention", dtype="F32", **where)
     yield Family(f"{_ATTENTION}dt_bias", (width,), "attention", split=0, dtype="F32", **where)
     yield Family(f"{_ATTENTION}o_norm.weight", (size,), "norm", dtype="F32", **where)
@@ -120,13 +120,14 @@ def experts(d: Dimensions) -> Iterator[Family]:
     if d.num_shared_experts:
         shared = inner * d.num_shared_experts
         yield from gated(f"{_MOE}shared_experts.", hidden, shared, "shared experts", layers=layers)
-    at, where = f"{_MOE}experts.{{expert}}.", {"experts": d.num_experts, "active": d.num_experts_per_token}
+    at = f"{_MOE}experts.{{expert}}."
+    where: dict[str, Any] = {"layers": layers, "experts": d.num_experts, "active": d.num_experts_per_token}
     for name, shape, split, fused in (
         ("w1", (inner, width), 0, f"{at}w13"),
         ("w3", (inner, width), 0, f"{at}w13"),
         ("w2", (width, inner), 1, ""),
     ):
-        yield Family(f"{at}{name}.weight", shape, "routed experts", True, split, layers=layers, fused=fused, **where)
+        yield Family(f"{at}{name}.weight", shape, "routed experts", True, split, fused=fused, **where)
 
 
 def language_model(d: Dimensions) -> Iterator[Family]:

@@ -139,9 +139,15 @@ def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request,
 def _new_groups(checkpoint: Checkpoint, published: Mapping[str, Published]) -> list[str]:
     """Notes on the released formats that the source was decoded from, and whose scales no side file keeps."""
     codecs = dict.fromkeys(of_published(form, checkpoint.quantization) for form in published.values())
-    lost = [codec.name for codec in codecs if codec.quantized and not codec.keeps_scales]
-    what = "no scales were kept, so every group gets a new one: the released codes do not come back exactly"
-    return [f"scales: {name}: {what}" for name in lost if name not in {one.name for one in checkpoint.stored_codecs}]
+    lost = [codec for codec in codecs if codec.quantized and not codec.keeps_scales]
+    what = "no scales were kept, so every group gets a new one: the released"
+    # A scale of half the size has codes for all values that a group decodes to if its largest code allows it.
+    come = {
+        True: f"{what} values come back exactly, some in different codes",
+        False: f"{what} codes do not come back exactly",
+    }
+    held = {codec.name for codec in checkpoint.stored_codecs}
+    return [f"scales: {codec.name}: {come[codec.form.powers]}" for codec in lost if codec.name not in held]
 
 
 def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:

@@ -158,7 +158,7 @@ def test_aligned_means_whole_blocks_only(tmp_path_factory: pytest.TempPathFactor
         blueprint("v3.2", TinyRecipe(aligned=True, hidden=500))
 
 
-@pytest.mark.parametrize("alias", ["v3.2", "v2-lite", "kimi-k2", "kimi-k2.5"])
+@pytest.mark.parametrize("alias", ["v3.2", "v2-lite", "kimi-k2", "kimi-k2.5", "kimi-k3"])
 @pytest.mark.parametrize("size", [5e6, 30e6, 100e6, 1e9, 4e9, 20e9])
 def test_a_size_asked_for_is_nearly_met_and_never_passed(alias: str, size: float) -> None:
     assert 0.75 * size < blueprint(alias, TinyRecipe(size=int(size))).nbytes <= size

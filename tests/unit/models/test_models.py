@@ -82,9 +82,9 @@ def _stored(family: Family, formats: list[str]) -> Codec:
         return Fp8Block((1, 32), "ue8m0", "F8_E8M0", "v4")
     four_bits = in_dialect(CODECS["mxfp4"], "v4")
     blocks = next((CODECS[name] for name in ("fp8-block", "fp8-block-e8m0") if name in formats), None)
-    if not family.quantizable or blocks is None:
-        return Plain(family.dtype)
-    return four_bits if "mxfp4" in formats and family.role == "routed experts" else blocks
+    if family.quantizable and "mxfp4" in formats and family.role == "routed experts":
+        return four_bits
+    return blocks if family.quantizable and blocks is not None else Plain(family.dtype)
 
 
 def test_v41_flash_is_the_audited_inventory() -> None:
