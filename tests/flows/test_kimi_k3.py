@@ -102,6 +102,24 @@ def test_a_slice_is_a_smaller_model(tmp_path: Path, tmp_path_factory: pytest.Tem
     assert call("verify", tmp_path / "small", "--deep").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("layout", "what"),
+    [
+        ("vllm", "names for the parts that read images"),
+        ("deepseek", "reference model has no language_model."),
+        ("fused", "no loader reads joined tensors under this model's own names"),
+        ("stacked", "no loader reads joined tensors under this model's own names"),
+        ("transformers", "no loader reads joined tensors under this model's own names"),
+    ],
+)
+def test_layouts_without_names_for_it_say_so(
+    layout: str, what: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    verb = ("convert", "--bf16") if layout == "transformers" else ("shard", "--tp", 2)
+    said = call(verb[0], made(tmp_path_factory), tmp_path / "out", *verb[1:], "--layout", layout)
+    assert said.returncode == 30 and what in said.stderr
+
+
 def test_what_caches_cost_is_not_known() -> None:
     said = dsctl("plan", "kimi-k3", "--tp", 16)
     assert "weights and no cache" in said and "tokens" not in said
