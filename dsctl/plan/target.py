@@ -16,6 +16,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.choices import choose
+from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
 from dsctl.core.params import Param, Published
 from dsctl.layouts import WIDENED
@@ -26,7 +27,7 @@ from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
 from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
 from dsctl.plan.spread import Subject, arrangement
-from dsctl.stores import SIGNED
+from dsctl.stores import CONFIG, INDEX, PARAMS, PARAMS_INDEX, SIGNED
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         UsageError, PlanError: the request contradicts itself or does not fit this model. FormatError: a side file
             contradicts itself, or a map of experts does not fit this model.
     """
+    _refuse_params(checkpoint)
     if request.to not in (KEEP, RECIPE):
         choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
@@ -128,6 +130,20 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
     if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
         notes.append("the source has no mtp.* tensors: transformers does not load a drafter, so it does not save one")
     return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
+
+
+def _refuse_params(checkpoint: Checkpoint) -> None:
+    """Refuse a folder in Mistral's own format, whose config and index have names that no target has.
+
+    Raises:
+        PlanError: it has `params.json` and no `config.json`.
+    """
+    if CONFIG not in checkpoint.files and PARAMS in checkpoint.files:
+        what = (
+            f"{checkpoint.store.place}: has {PARAMS} and no {CONFIG}: dsctl reads such a folder, but does not write one"
+        )
+        hint = f"copy {PARAMS} to {CONFIG} and {PARAMS_INDEX} to {INDEX}, and give the target's files their names back"
+        raise PlanError(what, hint=hint)
 
 
 def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request, notes: list[str]) -> Original | None:

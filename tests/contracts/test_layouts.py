@@ -28,17 +28,9 @@ SPREADS = (
     Ranks(2, 2, 2), Ranks(1, 1, 3),
 )  # fmt: skip
 RELEASES = (
-    "v2",
-    "v3",
-    "v3.2",
-    "glm-5",
-    "kimi-k2",
-    "kimi-k2.5",
-    "kimi-k3",
-    "v4-flash",
-    "v4-flash-base",
+    "v2", "v3", "v3.2", "glm-5", "kimi-k2", "kimi-k2.5", "kimi-k3", "mistral-large-3", "v4-flash", "v4-flash-base",
     "v4-flash-0731",
-)
+)  # fmt: skip
 
 
 def families(release: str) -> tuple[Family, ...]:

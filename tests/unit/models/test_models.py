@@ -125,6 +125,7 @@ def test_an_absurd_field_is_named(model: str, field: str, value: object) -> None
     config = next(r["config"] for r in RELEASES.values() if r["architecture"] == model)
     known = text_fields(config)
     field = next(name for name in ("kv_lora_rank", "o_lora_rank") if name in known) if field == "a rank" else field
+    field = field if field in known else {"hidden_size": "dim", "num_hidden_layers": "n_layers"}[field]
     config = edited(config, {field: value})
     with pytest.raises(FormatError, match=field):
         MODELS[model].families(config)
