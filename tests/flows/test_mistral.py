@@ -92,6 +92,14 @@ def test_a_slice_keeps_exceptions_in_a_loader_s_names(tmp_path: Path, tmp_path_f
     assert call("verify", tmp_path / "small", "--deep").returncode == 0
 
 
+@pytest.mark.parametrize("layout", ["vllm", "deepseek", "fused", "stacked"])
+def test_layouts_without_names_for_it_refuse_it(
+    layout: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    said = call("shard", made(tmp_path_factory), tmp_path / "ranks", "--tp", 2, "--layout", layout)
+    assert said.returncode == 30 and f"layout {layout}:" in said.stderr
+
+
 def test_a_folder_with_params_json_is_read(native: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert call("verify", native, "--deep").returncode == 0
     facts = json.loads(dsctl("inspect", native, "--json"))
