@@ -18,7 +18,7 @@ from dsctl.core.header import Header
 from dsctl.layouts.manifests import Manifest, decode
 from dsctl.layouts.recognition import manifest_files, of_ranks
 from dsctl.models.model import Model
-from dsctl.stores import INDEX, Store, store_at
+from dsctl.stores import CONFIG, INDEX, PARAMS, PARAMS_INDEX, Store, store_at
 from dsctl.stores.hub import is_repository
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def open_checkpoint(store: Store) -> Checkpoint:
     """
     files = store.files()
     faults: list[Fault] = []
-    config = read_json(store, "config.json", files)
+    config = read_json(store, _present(files, CONFIG, PARAMS), files)
     index, total = _index(store, files)
     shards = _shards(store, files, index, faults)
     headers = read_headers(store, {file: files[file] for file in shards})
@@ -106,22 +106,28 @@ class _Index(msgspec.Struct):
     metadata: msgspec.Raw = msgspec.Raw(b"")
 
 
+def _present(files: Mapping[str, int], usual: str, other: str) -> str:
+    """The name of a folder's config or index: Mistral's own only if the usual one is absent."""
+    return other if other in files and usual not in files else usual
+
+
 def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | None, int | None]:
-    if INDEX not in files:
+    name = _present(files, INDEX, PARAMS_INDEX)
+    if name not in files:
         return None, None
-    if files[INDEX] > MAX_JSON_BYTES:
-        raise FormatError(f"{INDEX}: {files[INDEX]:,} bytes is too long for an index")
-    raw = store.read(INDEX, 0, files[INDEX])
+    if files[name] > MAX_JSON_BYTES:
+        raise FormatError(f"{name}: {files[name]:,} bytes is too long for an index")
+    raw = store.read(name, 0, files[name])
     try:
         index = msgspec.json.decode(raw, type=_Index)
         said = bytes(index.metadata)
         metadata = (msgspec.json.decode(said, type=dict[str, Any] | None) if said else None) or {}
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{INDEX}: not a valid index: {error}") from None
+        raise FormatError(f"{name}: not a valid index: {error}") from None
     # A pair takes four quotation marks: more of them are a repeated key, or marks within a name.
     rest = said.count(b'"') + (2 if said else 0) + 2
     if raw.count(b'"') != 4 * len(index.weight_map) + rest or len(metadata) > 1:
-        read_json(store, INDEX, files)
+        read_json(store, name, files)
     total = metadata.get("total_size")
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not abs(total) < 1 << 63:
         return index.weight_map, None
@@ -136,7 +142,7 @@ def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | N
         return present
     named = dict.fromkeys(index.values())
     for file in named:
-        check_name(file, INDEX)
+        check_name(file, _present(files, INDEX, PARAMS_INDEX))
         if file not in files:
             faults.append(Fault("missing-shard", file, "missing, but the index names it"))
     for file in present:

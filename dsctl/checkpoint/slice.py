@@ -244,7 +244,10 @@ def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Code
         )
         if any(held):
             groups[name] = group if LINEAR in targets else {**group, "targets": patterned(group.get("targets"))}
-    return {"config_groups": groups, "ignore": patterned(said.get("ignore"))}
+    # An entry without a number is not about a removed layer; it may name modules as a loader does, not as the files do.
+    general = [text for text in texts(said.get("ignore")) if not any(map(str.isdigit, text))]
+    unmatched = [text for text in general if not any(is_named(text, module_of(old), old) for _, old, _ in linears)]
+    return {"config_groups": groups, "ignore": [*unmatched, *patterned(said.get("ignore"))]}
 
 
 def _modules(param: Param) -> tuple[str, ...]:

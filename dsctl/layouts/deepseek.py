@@ -85,6 +85,10 @@ class Deepseek:
         if native(families):
             return Deepseek(shares, {family.template: tuple(family.template.split(".")) for family in families}, True)
         names = {family.template: found for family in families if (found := _named(family.template))}
+        other = next((one.template for one in families if one.role == "embedding" and one.template not in names), None)
+        if other is not None:
+            what = f"layout deepseek: DeepSeek's reference model has no {other}"
+            raise PlanError(what, hint="choose --layout published")
         return Deepseek(shares, names)
 
     def slots(self, param: Param) -> tuple[Slot, ...]:

@@ -16,7 +16,7 @@ from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.folders import RankFolders
 from dsctl.layouts.joins import Join, joined, stack_of
-from dsctl.layouts.layout import Slot, native
+from dsctl.layouts.layout import Slot, native, refuse_own_experts
 from dsctl.layouts.ranks import Shares
 
 _EXPERT = "{expert}."
@@ -54,6 +54,7 @@ class Fused(RankFolders):
                 f"layout {self.name}: no loader reads joined tensors under DeepSeek V4's own names",
                 hint="choose --layout published, transformers or deepseek",
             )
+        refuse_own_experts(self.name, families)
         names = stacked_names(families) if self.stacked else fused_names(families)
         return replace(self, shares=shares, alone=alone, joins=joined(families, names))
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from dsctl.core.boxes import Box
+from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import Shares
@@ -105,6 +106,19 @@ class Layout(Protocol):
 def native(families: Iterable[Family]) -> bool:
     """Whether a model is published under the reference model's names, as V4 is."""
     return any(family.template == "embed.weight" for family in families)
+
+
+def refuse_own_experts(layout: str, families: Iterable[Family]) -> None:
+    """Refuse a layout that joins experts for a model whose experts have names of its own.
+
+    Raises:
+        PlanError: no loader of such a layout is known.
+    """
+    usual = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+    other = next((one.template for one in families if one.experts and not one.template.endswith(usual)), None)
+    if other is not None:
+        what = f"layout {layout}: no loader reads joined tensors under this model's own names, such as {other}"
+        raise PlanError(what, hint="choose --layout published")
 
 
 def whole(param: Param, shard: str, tensor: str) -> Slot:

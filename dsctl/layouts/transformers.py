@@ -21,7 +21,7 @@ from dsctl.core.params import Family, Param
 from dsctl.layouts.folders import RankFolders
 from dsctl.layouts.fused import joined_slot, stacked_names
 from dsctl.layouts.joins import Join, joined
-from dsctl.layouts.layout import Slot
+from dsctl.layouts.layout import Slot, refuse_own_experts
 from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Shares
 
@@ -130,6 +130,8 @@ class Transformers(RankFolders):
             what = "layout transformers: transformers 5.24 does not have DeepSeek V4.1, so it has no names for it"
             raise PlanError(what, hint="choose --layout published or deepseek")
         own = {family.template: SPELLINGS[family.template][0] for family in families if family.template in SPELLINGS}
+        if not own:
+            refuse_own_experts(self.name, families)
         return replace(self, joins=_joins(families, own or stacked_names(families)))
 
     def slots(self, param: Param) -> tuple[Slot, ...]:

@@ -53,6 +53,11 @@ class Vllm:
                 "layout vllm: only the modules of vLLM's deepseek_v2.py are supported, not DeepSeek V4's",
                 hint="let vLLM read the published layout, or choose --layout published or deepseek",
             )
+        if any(family.role == "vision" for family in families):
+            raise PlanError(
+                "layout vllm: vLLM's own names for the parts that read images are not supported",
+                hint="let vLLM read the published layout, or choose --layout published",
+            )
         ranks = shares.ranks
         if ranks.ep not in (1, ranks.tp) or ranks.pp != 1 or shares.placed:
             hint = "give --tp N alone, or --tp N --ep N, as vLLM's --enable-expert-parallel"

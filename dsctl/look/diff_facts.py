@@ -197,6 +197,23 @@ def numbers_of(*names: str) -> Callable[[Diff], Facts | None]:
     return facts
 
 
+def experts(diff: Diff) -> Facts | None:
+    """The numbers of routed experts of a main layer and of active ones, on both sides."""
+    before, after = (
+        next(((one.family.experts, one.family.active) for one in side.known if one.family.experts), None)
+        for side in (diff.a, diff.b)
+    )
+    if before is None or after is None or before == after:
+        return None
+    pairs = zip(("many", "active"), before, after, strict=True)
+    return {name: f"{x:,} → {y:,}" if x != y else f"{x:,} (unchanged)" for name, x, y in pairs}
+
+
+def heads(diff: Diff) -> Facts | None:
+    """The numbers of attention heads, if what attention costs is known on both sides."""
+    return numbers_of("num_attention_heads")(diff) if None not in diff.attention else None
+
+
 def queries_compressed(diff: Diff) -> Facts | None:
     """The width that queries are compressed to in B, if they are not compressed in A."""
     before, after = (side.config.get("q_lora_rank") for side in (diff.a, diff.b))

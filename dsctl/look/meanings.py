@@ -8,6 +8,8 @@ from dsctl.look.diff import Diff
 from dsctl.look.diff_facts import (
     chat_template,
     dequantized,
+    experts,
+    heads,
     indexer_gained,
     indexer_lost,
     indexers_shared,
@@ -37,6 +39,7 @@ from dsctl.look.newer_facts import (
     grouped_output,
     routed_by_token,
     scales_as_bytes,
+    state_gained,
     streams_gained,
     streams_lost,
     vision_gained,
@@ -158,9 +161,9 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "vision-gained", vision_gained,
-        "Image input: {count} parameters with {values} million values turn patches into tokens, and every router has a "
-        "second bias for them, which chooses their experts.{named}",
-        "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp and DeepSeek-V4.1-Flash, config.json and tensor names",
+        "Image input: {count} parameters with {values} million values turn patches into tokens{routers}.{named}",
+        "deepseek-ai/DeepSeek-V4-Flash-Vision-Exp and DeepSeek-V4.1-Flash, moonshotai/Kimi-K2.5, config.json and names "
+        "of tensors",
     ),
     Meaning(
         "indexer-gained", indexer_gained,
@@ -230,14 +233,19 @@ MEANINGS: tuple[Meaning, ...] = (
         f"{_V3}, section 2.1.2; vllm-project/vllm pull request 23640",
     ),
     Meaning(
-        "experts", numbers_of("n_routed_experts", "num_experts_per_tok"),
-        "Routed experts per layer: {n_routed_experts}; active per token: {num_experts_per_tok}.",
+        "experts", experts, "Routed experts per layer: {many}; active per token: {active}.",
         "config.json",
     ),
     Meaning(
-        "heads", numbers_of("num_attention_heads"),
+        "heads", heads,
         "Attention heads: {num_attention_heads}. The KV cache does not depend on them, because all heads share it.",
         f"{_V2}, section 2.1",
+    ),
+    Meaning(
+        "state-gained", state_gained,
+        "Kimi Delta Attention: {layers} of {all} layers keep a state per sequence, whose size does not depend on the "
+        "context, instead of cache entries for every token.",
+        "config.json, linear_attn_config; arXiv 2607.24653",
     ),
     Meaning(
         "queries-compressed", queries_compressed,

@@ -23,6 +23,8 @@ Facts = dict[str, Any]
 # DeepSeek-V3.2: operations for one token, and bytes of cache.
 REPORTED = {"v4-pro": (27, 10), "v4-flash": (10, 7)}
 _BEFORE = "v3.2"
+# The ending of the router biases for image tokens.
+_IMAGE_BIAS = ".bias_vl"
 
 
 def _newer(attention: Attention | None) -> bool:
@@ -258,11 +260,22 @@ def copies_gone(diff: Diff) -> Facts | None:
     return {"bytes": f"{sum(group.nbytes for group in diff.a.known if group.family.twin) / 1e9:.1f} GB"}
 
 
+def state_gained(diff: Diff) -> Facts | None:
+    """Layers of B that keep a state per sequence, if A has none."""
+    before, after = (side.config.get("linear_attn_config") for side in (diff.a, diff.b))
+    if before is not None or diff.a.model is None or not isinstance(after, dict):
+        return None
+    layers, every = after.get("kda_layers"), diff.b.config.get("num_hidden_layers")
+    return {"layers": len(layers), "all": every} if isinstance(layers, list) and type(every) is int else None
+
+
 def vision_gained(diff: Diff) -> Facts | None:
     """Parts that read images, in B only."""
     before, after = (_with_role(side, "vision") for side in (diff.a, diff.b))
     if before or not after or diff.a.model is None:
         return None
+    biased = any(group.family.template.endswith(_IMAGE_BIAS) for group in _with_role(diff.b, "router"))
+    routers = ", and every router has a second bias for them, which chooses their experts" if biased else ""
     named = " The architecture's name in config.json stays the same." if diff.a.model == diff.b.model else ""
     values, many = sum(group.values for group in after), sum(group.count for group in after)
-    return {"values": f"{values / 1e6:.0f}", "count": f"{many:,}", "named": named}
+    return {"values": f"{values / 1e6:.0f}", "count": f"{many:,}", "routers": routers, "named": named}

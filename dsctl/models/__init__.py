@@ -13,6 +13,9 @@ from dsctl.models.deepseek_v32 import DeepseekV32
 from dsctl.models.deepseek_v41 import DeepseekV41
 from dsctl.models.glm_moe_dsa import GlmMoeDsa
 from dsctl.models.kimi_k2 import KimiK2
+from dsctl.models.kimi_k3 import KimiK3
+from dsctl.models.kimi_k25 import KimiK25
+from dsctl.models.mistral_large_3 import MistralLarge3
 from dsctl.models.model import Model
 
 MODELS: dict[str, Model] = {
@@ -22,6 +25,9 @@ MODELS: dict[str, Model] = {
     "deepseek_v41": DeepseekV41(),
     "glm_moe_dsa": GlmMoeDsa(),
     "kimi_k2": KimiK2(),
+    "kimi_k25": KimiK25(),
+    "kimi_k3": KimiK3(),
+    "mistral_large_3": MistralLarge3(),
     "deepseek_v3": DeepseekV3(),
 }
 

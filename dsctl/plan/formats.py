@@ -112,10 +112,10 @@ class Formats:
 
     def _released(self, form: Published) -> Codec:
         codec, blocks = of_published(form, self.quantization), self._blocks[0]
-        if form.own_block:
+        if form.own_block or codec.scale_fmt is None:
             return codec
         if not isinstance(codec, Fp8Block) or codec.name == blocks.name:
-            return codec if codec.scale_fmt is None else blocks
+            return blocks
         return replace(codec, block=blocks.block, scale_fmt=blocks.scale_fmt)
 
     @cached_property

@@ -16,6 +16,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.choices import choose
+from dsctl.core.errors import PlanError
 from dsctl.core.header import Header
 from dsctl.core.params import Param, Published
 from dsctl.layouts import WIDENED
@@ -26,7 +27,7 @@ from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
 from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
 from dsctl.plan.spread import Subject, arrangement
-from dsctl.stores import SIGNED
+from dsctl.stores import CONFIG, INDEX, PARAMS, PARAMS_INDEX, SIGNED
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         UsageError, PlanError: the request contradicts itself or does not fit this model. FormatError: a side file
             contradicts itself, or a map of experts does not fit this model.
     """
+    _refuse_params(checkpoint)
     if request.to not in (KEEP, RECIPE):
         choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
@@ -130,6 +132,20 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
     return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
 
 
+def _refuse_params(checkpoint: Checkpoint) -> None:
+    """Refuse a folder in Mistral's own format, whose config and index have names that no target has.
+
+    Raises:
+        PlanError: it has `params.json` and no `config.json`.
+    """
+    if CONFIG not in checkpoint.files and PARAMS in checkpoint.files:
+        what = (
+            f"{checkpoint.store.place}: has {PARAMS} and no {CONFIG}: dsctl reads such a folder, but does not write one"
+        )
+        hint = f"copy {PARAMS} to {CONFIG} and {PARAMS_INDEX} to {INDEX}, and give the target's files their names back"
+        raise PlanError(what, hint=hint)
+
+
 def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request, notes: list[str]) -> Original | None:
     """The description of the folder from which the source was decoded, if a requested format can use it."""
     header, asked = checkpoint.original, {rule.format for rule in rules} or {request.to}
@@ -139,9 +155,15 @@ def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request,
 def _new_groups(checkpoint: Checkpoint, published: Mapping[str, Published]) -> list[str]:
     """Notes on the released formats that the source was decoded from, and whose scales no side file keeps."""
     codecs = dict.fromkeys(of_published(form, checkpoint.quantization) for form in published.values())
-    lost = [codec.name for codec in codecs if codec.quantized and not codec.keeps_scales]
-    what = "no scales were kept, so every group gets a new one: the released codes do not come back exactly"
-    return [f"scales: {name}: {what}" for name in lost if name not in {one.name for one in checkpoint.stored_codecs}]
+    lost = [codec for codec in codecs if codec.quantized and not codec.keeps_scales]
+    what = "no scales were kept, so every group gets a new one: the released"
+    # A scale of half the size has codes for all values that a group decodes to if its largest code allows it.
+    come = {
+        True: f"{what} values come back exactly, some in different codes",
+        False: f"{what} codes do not come back exactly",
+    }
+    held = {codec.name for codec in checkpoint.stored_codecs}
+    return [f"scales: {codec.name}: {come[codec.form.powers]}" for codec in lost if codec.name not in held]
 
 
 def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:

@@ -149,7 +149,8 @@ def edit_config(
 ) -> dict[str, Any]:
     """A `config.json` for weights stored by `codec`, with matching quantization_config and dtype."""
     made = with_quantization(config, quantization)
-    if codec.plain:
+    # Mistral's params.json, which calls the hidden size `dim`, has no field for a dtype.
+    if codec.plain and "dim" not in text_fields(made):
         made = edited(made, {"dtype" if "dtype" in text_fields(made) else "torch_dtype": TORCH_NAMES[codec.plain]})
     return made
 

@@ -102,6 +102,7 @@ def _held(rank: dict[str, Any]) -> str:
 def _cache(facts: dict[str, Any]) -> Iterator[Section]:
     cache = facts["cache"]
     if cache is None:
+        yield Section("Cache", "dsctl does not know the cache costs of this architecture: no figure includes them")
         return
     growing = (("KV cache", cache["format"], "latent"), ("indexer's keys", cache["index_format"], "index"))
     fixed = (("window", cache["window_format"], "window"), ("compressors' state", "f32", "state"))

@@ -75,6 +75,8 @@ def _left(fit: dict[str, Any]) -> str:
 
 
 def _batch(facts: dict[str, Any]) -> str:
+    if facts["cache"] is None:
+        return "no cache"
     return f"{plural(facts['batch'], 'sequence')} of {facts['context']:,} tokens"
 
 
@@ -90,7 +92,8 @@ def _notes(facts: dict[str, Any], usual: bool) -> Iterator[str]:
     verdicts = [fit for one in devices for fit in one["formats"].values() if fit["verdict"] != SPLIT]
     if not verdicts:
         return
-    words = "Left: memory minus weights and cache on the fullest rank"
+    held = "weights and cache" if facts["cache"] else "weights"
+    words = f"Left: memory minus {held} on the fullest rank"
     words += "; tight: less than the reserve is left." if any(fit["verdict"] == TIGHT for fit in verdicts) else "."
     if facts["cache"]:
         fixed = facts["cache"]["window_bytes_per_sequence"]
@@ -136,7 +139,11 @@ def per_rank(facts: dict[str, Any]) -> Iterator[Section]:
     if not ranks:
         return
     first = next(iter(ranks.values()))
-    cached = f"cache, {first['sequences']:,} of {plural(facts['batch'], 'sequence')}"
+    cached = (
+        "cache, not known"
+        if facts["cache"] is None
+        else f"cache, {first['sequences']:,} of {plural(facts['batch'], 'sequence')}"
+    )
     cached += f", {plural(first['layers'], 'layer')}" if first["pp"] > 1 else ""
     columns = (Column(""), *(Column(name, True, rank=n) for n, name in enumerate(ranks)))
     apart = facts["tables"] is not None and facts["tables"]["place"] == HOST

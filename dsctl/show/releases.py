@@ -27,7 +27,7 @@ def as_json(one: Description) -> dict[str, Any]:
         "values": one.values,
         "main_values": one.main_values,
         "active_values": one.active_values,
-        "layers": fields.get("num_hidden_layers"),
+        "layers": fields.get("num_hidden_layers", fields.get("n_layers")),
         "mtp_layers": one.draft_layers,
         "drafter": _drafter(one),
         "context": fields.get("max_position_embeddings"),

@@ -13,7 +13,9 @@ from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import ObjectFolder, is_url
 from dsctl.stores.places import overlap, path_of
 
-INDEX = "model.safetensors.index.json"
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+# The same in Mistral's own format.
+PARAMS, PARAMS_INDEX = "params.json", "consolidated.safetensors.index.json"
 SIGNED = "dsctl.json"
 WORKING = ".dsctl"
 

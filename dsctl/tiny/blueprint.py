@@ -190,6 +190,8 @@ def _sizes(release: Release, recipe: TinyRecipe, quantized: Mapping[str, Codec])
         return sum(_family_bytes(family, quantized) for family in families)
 
     largest = {name: int(text_fields(real).get(field) or 1) for name, (_, field) in SIZES.items()}
+    # Not every architecture calls the field of experts the same.
+    largest["experts"] = max(1, *(family.experts for family in models.recognise(real).families(real, traits)))
     return _grown(recipe.size, usual, largest, given, total)
 
 

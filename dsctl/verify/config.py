@@ -17,6 +17,8 @@ _TYPES = {
     "DeepseekV4ForCausalLM": ("deepseek_v4",),
     "DeepseekV41ForCausalLM": ("deepseek_v41",),
     "GlmMoeDsaForCausalLM": ("glm_moe_dsa",),
+    "KimiK25ForConditionalGeneration": ("kimi_k25",),
+    "KimiK3ForConditionalGeneration": ("kimi_k3",),
 }
 _BIAS = "e_score_correction_bias"
 
@@ -72,6 +74,7 @@ def _are_beyond(tokens: Any, vocabulary: int) -> bool:
 CHECKS = (
     Check(("architectures", "model_type"), "belong to different models", _is_other),
     Check(("num_experts_per_tok", "n_routed_experts"), "more experts per token than experts", lambda k, n: k > n > 0),
+    Check(("num_experts_per_token", "num_experts"), "more experts per token than experts", lambda k, n: k > n > 0),
     Check(("n_group", "n_routed_experts"), "groups do not divide the experts evenly", lambda g, n: g < 1 or n % g > 0),
     Check(("topk_group", "n_group"), "more groups per token than groups", lambda k, g: k > g),
     Check(

@@ -27,7 +27,10 @@ SPREADS = (
     None, Ranks(), Ranks(2), Ranks(8), Ranks(4, 4), Ranks(4, 2), Ranks(2, 8), Ranks(1, 4),
     Ranks(2, 2, 2), Ranks(1, 1, 3),
 )  # fmt: skip
-RELEASES = ("v2", "v3", "v3.2", "glm-5", "kimi-k2", "v4-flash", "v4-flash-base", "v4-flash-0731")
+RELEASES = (
+    "v2", "v3", "v3.2", "glm-5", "kimi-k2", "kimi-k2.5", "kimi-k3", "mistral-large-3", "v4-flash", "v4-flash-base",
+    "v4-flash-0731",
+)  # fmt: skip
 
 
 def families(release: str) -> tuple[Family, ...]:

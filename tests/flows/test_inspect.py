@@ -123,7 +123,10 @@ def test_a_release_is_told_from_its_description(release: Any) -> None:
 @pytest.mark.parametrize(
     ("alias", "values", "active"),
     # Total and activated parameters of the model cards, in billions.
-    [("v3", 671, 37), ("v3.1", 671, 37), ("v2", 236, 21), ("v2-lite", 15.7, 2.4), ("kimi-k2", 1000, 32)],
+    [
+        *(("v3", 671, 37), ("v3.1", 671, 37), ("v2", 236, 21), ("v2-lite", 15.7, 2.4)),
+        *(("kimi-k2", 1000, 32), ("kimi-k2.5", 1000, 32), ("kimi-k3", 2800, 104)),
+    ],
 )
 def test_parameters_are_those_of_the_model_cards(alias: str, values: float, active: float) -> None:
     facts = told(alias)

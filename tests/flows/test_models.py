@@ -199,4 +199,5 @@ def test_what_was_found_out_is_said_and_what_was_not_stays_open() -> None:
         "mai-ds-r1": 671_026_419_200, "moonlight": 15_960_111_936, "prover-v2-671b": 684_531_386_000,
         "math-v2": 685_396_921_376,
     }  # fmt: skip
-    assert counted == v3 | dict.fromkeys(("v3.2", "v3.2-speciale"), 685_396_921_376) | relatives
+    kimi = dict.fromkeys(("kimi-k2.5", "kimi-k2.6", "kimi-k2.7-code"), 170_738_182_128) | {"kimi-k3": 1_503_647_073_024}
+    assert counted == v3 | dict.fromkeys(("v3.2", "v3.2-speciale"), 685_396_921_376) | relatives | kimi

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.opening import open_checkpoint
+from dsctl.core.config_fields import quantization_of
 from dsctl.core.errors import UsageError
 from dsctl.core.files import alone_in
 from dsctl.core.header import TensorSpec
@@ -49,7 +50,7 @@ def test_it_has_what_its_config_says_and_its_config_says_what_the_release_s_does
     checkpoint, release = opened(source), find(alias)
     assert not checkpoint.faults and not checkpoint.survey.faults
     assert checkpoint.config is not None and checkpoint.config.keys() == release.config.keys()
-    assert checkpoint.quantization == release.config.get("quantization_config")
+    assert checkpoint.quantization == quantization_of(release.config)
     true, values = sum(ref.nbytes for ref in checkpoint.tensors), sum(ref.spec.values for ref in checkpoint.tensors)
     assert checkpoint.total_size == (2 * values if alias == "v3" else true)
     formats = {piece.codec.name for pieces in checkpoint.survey.pieces.values() for piece in pieces}
@@ -157,7 +158,7 @@ def test_aligned_means_whole_blocks_only(tmp_path_factory: pytest.TempPathFactor
         blueprint("v3.2", TinyRecipe(aligned=True, hidden=500))
 
 
-@pytest.mark.parametrize("alias", ["v3.2", "v2-lite", "kimi-k2"])
+@pytest.mark.parametrize("alias", ["v3.2", "v2-lite", "kimi-k2", "kimi-k2.5", "kimi-k3"])
 @pytest.mark.parametrize("size", [5e6, 30e6, 100e6, 1e9, 4e9, 20e9])
 def test_a_size_asked_for_is_nearly_met_and_never_passed(alias: str, size: float) -> None:
     assert 0.75 * size < blueprint(alias, TinyRecipe(size=int(size))).nbytes <= size

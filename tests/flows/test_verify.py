@@ -84,7 +84,9 @@ def test_nothing_is_found_on_a_clean_checkpoint(release: str, clean: dict[str, P
     assert weights <= report.checked.contents <= sum(path.stat().st_size for path in clean[release].iterdir())
 
 
-@pytest.mark.parametrize("release", ["r1", "v3-0324", "v2-lite", "kimi-k2", "glm-5", "glm-5-fp8"])
+@pytest.mark.parametrize(
+    "release", ["r1", "v3-0324", "v2-lite", "kimi-k2", "kimi-k2.5", "kimi-k3", "mistral-large-3", "glm-5", "glm-5-fp8"]
+)
 def test_nothing_is_found_on_other_families(release: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert codes(check(tiny(tmp_path_factory, release, **SMALL), deep=True)) == set()
 

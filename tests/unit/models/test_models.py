@@ -76,15 +76,15 @@ def test_every_release_has_the_tensors_and_bytes_it_publishes(name: str) -> None
 def _stored(family: Family, formats: list[str]) -> Codec:
     """Four bits for routed experts where a release has them, FP8 blocks for whatever else it quantizes."""
     if "int4-group-32" in formats and family.role == "routed experts":
-        # Kimi K2 Thinking states shapes in I32.
+        # Kimi K2 Thinking and its successors state shapes in I32.
         return replace(CODECS["int4-group-32"], shape_dtype="I32")  # type: ignore[type-var]
     if family.role == "engram tables":
         return Fp8Block((1, 32), "ue8m0", "F8_E8M0", "v4")
     four_bits = in_dialect(CODECS["mxfp4"], "v4")
     blocks = next((CODECS[name] for name in ("fp8-block", "fp8-block-e8m0") if name in formats), None)
-    if not family.quantizable or blocks is None:
-        return Plain(family.dtype)
-    return four_bits if "mxfp4" in formats and family.role == "routed experts" else blocks
+    if family.quantizable and "mxfp4" in formats and family.role == "routed experts":
+        return four_bits
+    return blocks if family.quantizable and blocks is not None else Plain(family.dtype)
 
 
 def test_v41_flash_is_the_audited_inventory() -> None:
@@ -125,6 +125,7 @@ def test_an_absurd_field_is_named(model: str, field: str, value: object) -> None
     config = next(r["config"] for r in RELEASES.values() if r["architecture"] == model)
     known = text_fields(config)
     field = next(name for name in ("kv_lora_rank", "o_lora_rank") if name in known) if field == "a rank" else field
+    field = field if field in known else {"hidden_size": "dim", "num_hidden_layers": "n_layers"}[field]
     config = edited(config, {field: value})
     with pytest.raises(FormatError, match=field):
         MODELS[model].families(config)
