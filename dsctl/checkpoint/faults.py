@@ -11,7 +11,7 @@ from dsctl.core.errors import FormatError
 # Faults that make nothing unreadable or ambiguous.
 NOTES = frozenset({
     "stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank",
-    "drafter-stages", "scale-fmt-missing", "cache-sources", "engram-tables",
+    "drafter-stages", "scale-fmt-missing", "unknown-architecture", "cache-sources", "engram-tables",
 })  # fmt: skip
 
 # Codes of causes, which come before the faults that follow from them.

@@ -20,6 +20,7 @@ from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
+from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
 from dsctl.plan.notes import copied, partial
@@ -44,6 +45,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         UsageError, PlanError: the request contradicts itself, or cannot be carried out on this checkpoint.
     """
     assert bool(request.original) == (original is not None)
+    checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
     check_repeated(checkpoint)
