@@ -41,7 +41,7 @@ def generic_config(
         made = quantization_config(after)
         return None if made is None else _with_spared(made, after, said or {})
     if any(codec.quantized for _, codec in after):
-        what = f"{kept[0]} stays in a form that dsctl does not read"
+        what = f"{min(kept)} stays in a form that dsctl does not read"
         raise PlanError(f"{what}: one quantization_config cannot declare it with others", hint="--skip leaves it out")
     return (
         None if said is None else _with_spared(dict(said), after, said, only=[p for p, c, _ in stored if c.quantized])

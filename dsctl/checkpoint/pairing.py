@@ -236,7 +236,9 @@ class _Told:
         there = {tensor: self._specs[tensor] for tensor in named.values() if tensor in self._specs}
         weight, scale = self._specs[codes], self._specs[named[SCALE]]
         mine = [(codec, named[SCALE]) for codec, _ in codecs]
-        if len(weight.shape) != 2 or len(scale.shape) != 2 or not self._strict:
+        stored = {codec.specs(codec.block)[CODES].dtype for codec, _ in codecs}
+        kinds = stored | ({*_PAIRS, "F4"} if not stored.isdisjoint(_PAIRS) else set())
+        if len(weight.shape) != 2 or len(scale.shape) != 2 or not self._strict or weight.dtype not in kinds:
             self.unread |= there.keys()
             return
         pairs = weight.dtype in _PAIRS and any(codec.form.codes == "e2m1" for codec, _ in mine)

@@ -62,7 +62,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         *_read_twice(steps),
         *_gathered(steps),
         *copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name),
-        *partial(request, (one.why for one in dropped)),
+        *partial(request, (one.why for one in dropped), checkpoint.generic is None),
     ]
     _refuse_overlap(steps)
     steps.sort(key=source_order)

@@ -1,13 +1,11 @@
 """A checkpoint of an unknown architecture: its parameters come from the headers, and convert exactly and back.
 
-Every expected value is computed here, in numpy or by compressed-tensors, from the stored bytes alone.
+Every expected value is computed in numpy, from the stored bytes alone.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,90 +14,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from tests.support.command import call, dsctl
-
-Tensors = dict[str, torch.Tensor]
-INDEX = "model.safetensors.index.json"
-FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "float8_e4m3fn"}
-CONFIG = {"architectures": ["LanternForCausalLM"], "model_type": "lantern", "torch_dtype": "bfloat16"}
-
-
-def e4m3_values() -> np.ndarray:
-    """The values of E4M3's 256 codes: sign, four bits of exponent with bias 7, three of mantissa, no infinity."""
-    values = []
-    for code in range(256):
-        exponent, mantissa = (code >> 3) & 15, code & 7
-        size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
-        values.append(math.nan if (exponent, mantissa) == (15, 7) else size * (-1) ** (code >> 7))
-    return np.array(values, np.float32)
-
-
-E4M3 = e4m3_values()
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-
-
-def rounded(values: np.ndarray) -> np.ndarray:
-    """The bits of float32 values rounded to BF16, to nearest even."""
-    bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def bits_of(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.reshape(-1).view(torch.uint8).numpy()
-
-
-def decoded(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> np.ndarray:
-    """FP8 codes times the scale of their block, element by element, as the bits of BF16."""
-    rows, columns = np.indices(codes.shape)
-    factors = scales.float().numpy()[rows // block[0], columns // block[1]]
-    return rounded(E4M3[codes.view(torch.uint8).numpy()] * factors)
-
-
-def write(folder: Path, files: Mapping[str, Tensors], config: Mapping[str, Any] | None, total: bool = True) -> Path:
-    folder.mkdir(parents=True)
-    for file, tensors in files.items():
-        save_file(tensors, folder / file, {"format": "pt"})
-    names = {name: file for file, tensors in files.items() for name in tensors}
-    size = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
-    metadata = {"total_size": size} if total else {}
-    if len(files) > 1:
-        (folder / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": names}, indent=1))
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config, indent=4))
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    return folder
-
-
-def held(folder: Path) -> Tensors:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
-def verified(folder: Path, *options: str) -> list[tuple[str, str]]:
-    """The codes and places of a check's findings, without what says only that the architecture is unknown."""
-    report = json.loads(call("verify", folder, "--deep", "--json", *options).stdout)
-    assert report["checked"]["architecture"] is None
-    usual = {"unknown-architecture", "no-tokenizer", "total-size"}
-    return [(one["code"], one["where"]) for one in report["findings"] if one["code"] not in usual]
-
-
-def said(folder: Path) -> dict[str, Any] | None:
-    return json.loads((folder / "config.json").read_text()).get("quantization_config")
-
+from tests.support.command import dsctl
+from tests.support.lantern import CONFIG, E2M1, FP8, Tensors, bits_of, decoded, held, rounded, verified, write
 
 # Names with numbers, points and endings that parts of other dialects have.
 MODULES = (
-    "trunk.0.mix", "trunk.0.bank.11.up", "trunk.10.bank.2.down", "a.b.c.1.2.3", "weight.weight", "x_scale", "gate_packed",
-    "0", "head", "q.scale.k", "_", "deep_shape",
+    "trunk.0.mix", "trunk.0.bank.11.up", "trunk.10.bank.2.down", "a.b.c.1.2.3", "weight.weight", "x_scale",
+    "gate_packed", "0", "head", "q.scale.k", "_", "deep_shape",
 )  # fmt: skip
 PLAIN = (
     ("stem.table.weight", (50, 36), torch.bfloat16), ("trunk.0.norm.weight", (36,), torch.float32),
     ("temperature", (), torch.float32), ("steps", (), torch.int64), ("conv.weight", (3, 4, 5), torch.bfloat16),
     ("trunk.0.mix.bias", (7,), torch.bfloat16), ("mask", (9,), torch.bool), ("empty", (0, 4), torch.bfloat16),
-    ("logit_scale", (1,), torch.float32), ("norm.scale", (12,), torch.bfloat16), ("layer.weight_g", (3, 1), torch.float32),
+    ("logit_scale", (1,), torch.float32), ("norm.scale", (12,), torch.bfloat16),
+    ("layer.weight_g", (3, 1), torch.float32),
 )  # fmt: skip
 
 
@@ -166,3 +95,28 @@ def test_an_invented_architecture_converts_exactly_and_back_to_the_same_bytes(
         dsctl("convert", place / "bf16", back, *words, "-q", "--workers", 1)
         for file in source.iterdir():
             assert (back / file.name).read_bytes() == file.read_bytes(), (words, file.name)
+
+
+def test_groups_of_four_bits_come_back_byte_for_byte(tmp_path: Path) -> None:
+    """The names of V4: two E2M1 codes in a byte and E8M0 scales, in any exponents, beside FP8 blocks."""
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 256, (70, 48), np.uint8)
+    powers = random.integers(90, 160, (70, 3), np.uint8)
+    blocks = random.integers(0, 127, (40, 200), np.uint8)
+    tensors = {
+        "a.up.weight": torch.from_numpy(codes).view(torch.int8),
+        "a.up.scale": torch.from_numpy(powers).view(torch.float8_e8m0fnu),
+        "a.mix.weight": torch.from_numpy(blocks).view(torch.float8_e4m3fn),
+        "a.mix.scale": torch.full((1, 2), 2.0**-9).to(torch.float8_e8m0fnu),
+        "a.gate.weight": torch.ones(3, 8).bfloat16(),
+    }
+    config = CONFIG | {"quantization_config": FP8 | {"weight_block_size": [128, 128], "scale_fmt": "ue8m0"}}
+    source = write(tmp_path / "src", {"model.safetensors": tensors}, config)
+    dsctl("convert", source, tmp_path / "bf16", "--bf16", "-q", "--workers", 1)
+    nibbles = np.stack([codes & 15, codes >> 4], -1).reshape(70, 96)
+    expected = rounded(E2M1[nibbles] * np.exp2(powers.repeat(32, 1).astype(np.float32) - 127))
+    found = held(tmp_path / "bf16")["a.up.weight"].view(torch.int16).numpy().view(np.uint16)
+    assert (found == expected).all()
+    dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--to", "published", "-q", "--workers", 1)
+    for file in source.iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name
