@@ -34,7 +34,8 @@ class Generic:
     """The parameters, and by name the reading of each quantized one.
 
     `unread` are the tensors in a form that no codec reads, which are parameters as they are. `codecs` are those that
-    were tried. `notes` say what follows from shapes because the config does not declare it.
+    were tried. `known_method`: the config declares a method of quantization that codecs here have, or none. `notes` say
+    what follows from shapes because the config does not declare it.
     """
 
     families: tuple[Family, ...]
@@ -42,7 +43,7 @@ class Generic:
     unread: frozenset[str]
     faults: tuple[Fault, ...]
     codecs: tuple[Codec, ...]
-    method: bool
+    known_method: bool
     notes: tuple[str, ...] = ()
 
     def survey(self, contents: Contents, configured: bool) -> Survey:
@@ -61,7 +62,7 @@ class Generic:
 
     def _undeclared(self, contents: Contents) -> Iterator[Fault]:
         """Contradictions between `quantization_config` and the matrices; only what dsctl knows of a method counts."""
-        if not self.method:
+        if not self.known_method:
             return
         doubtful = bool(self.unread or self.faults)
         for fault in undeclared(contents, {reading.codec for reading in self.read.values()} or {Plain()}):
@@ -97,10 +98,6 @@ def generic(
             dtype = spec.dtype if owners or spec.dtype not in FLOATS else "BF16"
             wanted = len(spec.shape) == 2 and spec.dtype in FLOATS and any(fnmatchcase(tensor, glob) for glob in asked)
             families[tensor] = Family(tensor, spec.shape, OTHER, quantizable=wanted, dtype=dtype)
-    if pairs.unread:
-        first = min(pairs.unread)
-        what = f"{len(pairs.unread):,} tensors are stored in a form that dsctl does not read, such as {first}"
-        notes.append(f"{what}: copied unchanged")
     return Generic(tuple(families.values()), pairs.read, pairs.unread, pairs.faults, codecs, known, tuple(notes))
 
 

@@ -57,11 +57,12 @@ def _with_spared(
     """The config with the unquantized modules listed: all that loaders may quantize, or `only` some, as well as those
     that the source lists and that are still unquantized."""
     quantized = [param for param, codec in stored if codec.quantized]
+    method, before = made.get("quant_method"), said.get("quant_method")
     entries = dict.fromkeys(text for field in SPARED_FIELDS for text in texts(said.get(field)))
     touched = _Named(quantized)
-    kept = [entry for entry in entries if entry not in touched]
+    kept = [one for one in entries if one not in touched and (method in (before, dress.METHOD) or not _is_regex(one))]
     plain = [param for param, codec in stored if not codec.quantized and linear(param)] if only is None else only
-    added = [module_of(param) for param in plain if not _is_covered(param, kept)]
+    added = [module_of(param) for param in plain if not _is_covered(param, kept, method == before)]
     spared = [*kept, *added]
     fields = _fields(made, said)
     rest = {name: value for name, value in made.items() if name not in SPARED_FIELDS}
@@ -77,9 +78,17 @@ def _fields(made: Mapping[str, Any], said: Mapping[str, Any]) -> Iterable[str]:
     return same or LISTED.get(str(method), (_USUAL,))
 
 
-def _is_covered(param: Param, entries: Iterable[str]) -> bool:
-    names = {*_around(param)}
-    return any(entry in names or (entry.startswith(_REGEX) and _matches(entry, param)) for entry in entries)
+def _is_covered(param: Param, entries: Iterable[str], widely: bool) -> bool:
+    """Whether an entry means a parameter's module: by a pattern, by its name, or `widely` also by parts of its name.
+
+    Loaders of one method match names in their own way, which those of a different method do not know.
+    """
+    names = {*_around(param)} if widely else {module_of(param)}
+    return any(entry in names or (_is_regex(entry) and _matches(entry, param)) for entry in entries)
+
+
+def _is_regex(entry: str) -> bool:
+    return entry.startswith(_REGEX)
 
 
 def _matches(entry: str, param: Param) -> bool:
@@ -102,6 +111,6 @@ class _Named:
         self._names = {name for param in params for name in _around(param)}
 
     def __contains__(self, entry: str) -> bool:
-        if entry.startswith(_REGEX):
+        if _is_regex(entry):
             return any(_matches(entry, param) for param in self._params)
         return entry in self._names

@@ -123,7 +123,7 @@ def verify(
     for line in workflow_commands(source, report) if annotate else ():
         output.raw(f"{line}\n")
     if is_failing(report, bar):
-        _fail(source, report, store, not fix and can_mend(store, report, their))
+        _fail(source, report, store, not fix and can_mend(store, report, their), require_architecture)
 
 
 def _codes(ignore: list[str] | None) -> list[str]:
@@ -160,11 +160,11 @@ def _tell(done: list[Mend], dry_run: bool, output: Output) -> None:
         output.note("nothing to fix")
 
 
-def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
+def _fail(source: str, report: Report, store: Store, mendable: bool, required: bool) -> None:
     from dsctl.checkpoint.causes import remedy
 
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
-    if report.checked.architecture is None:
+    if required and report.checked.architecture is None:
         counts.append("an unknown architecture")
     fixing = "--fix corrects the metadata; --fix --dry-run only lists the changes" if mendable else None
     raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or fixing)

@@ -169,10 +169,10 @@ class Formats:
 
 
 def base_dtype(values: Iterable[tuple[Codec, int]]) -> str:
-    """The float dtype of most unquantized values; `values` are their numbers by codec."""
+    """The dtype of most unquantized values; `values` are their numbers by codec."""
     found: dict[str, int] = {}
     for codec, count in values:
-        if codec.plain in FLOATS:
+        if codec.plain:
             found[codec.plain] = found.get(codec.plain, 0) + count
     return max(found, key=lambda dtype: found[dtype], default="BF16")
 

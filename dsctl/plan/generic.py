@@ -5,7 +5,7 @@ Quantized matrices convert to any format. What was not quantized stays so, unles
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from dsctl import models
@@ -14,9 +14,11 @@ from dsctl.checkpoint.generic import generic
 from dsctl.checkpoint.side_files import Original
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
-from dsctl.codecs.plain import Plain
+from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.core.amounts import plural
 from dsctl.core.config_fields import quantization_of
 from dsctl.core.errors import PlanError
+from dsctl.plan.notes import WARNING
 from dsctl.plan.recipes import FOR_EXPERTS
 from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, Request
 
@@ -60,7 +62,19 @@ def notes(checkpoint: Checkpoint) -> list[str]:
     """Remarks on a checkpoint whose architecture is unknown."""
     if checkpoint.generic is None:
         return []
-    return ["the architecture is unknown: the parameters are those that the headers show", *checkpoint.generic.notes]
+    found = checkpoint.generic
+    told = ["the architecture is unknown: the parameters are those that the headers show", *found.notes]
+    if found.unread:
+        count, first = len(found.unread), min(found.unread)
+        what = f"{plural(count, 'tensor')} stored in a form that dsctl does not read, such as {first}"
+        told.append(f"{WARNING}{what}: copied unchanged")
+    return told
+
+
+def values(checkpoint: Checkpoint) -> Iterator[tuple[Codec, int]]:
+    """The numbers of stored values by codec; of an unknown architecture only floats, because the rest may be anything."""
+    stored = checkpoint.values_stored
+    return stored if checkpoint.generic is None else (one for one in stored if one[0].plain in FLOATS)
 
 
 def returns(checkpoint: Checkpoint, request: Request, original: Original | None) -> Mapping[str, Codec]:

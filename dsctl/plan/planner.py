@@ -54,6 +54,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     placed, remarks = place(target, wants)
     files, offsets = out_files(target, wants, placed)
     blocks = Blocks(target.layout.name, request.recode)
+    unread = checkpoint.generic is not None and checkpoint.generic.unread
     steps = _steps(target, wants, placed, offsets, blocks)
     notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
@@ -61,7 +62,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         *((*_renumbered(steps), *_compacted(wants)) if request.slice else ()),
         *_read_twice(steps),
         *_gathered(steps),
-        *copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name),
+        *(copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name) if not unread else ()),
         *partial(request, (one.why for one in dropped), checkpoint.generic is None),
     ]
     _refuse_overlap(steps)

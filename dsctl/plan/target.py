@@ -123,7 +123,7 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
     published = _published(checkpoint, original)
     kept = next((codec for codec in returns.values() if codec.scale_fmt), _kept_codec(published, original))
     formats = Formats(
-        request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
+        request, rules, checkpoint.stored_codecs, base_dtype(generic.values(checkpoint)), published,
         checkpoint.quantization, kept, checkpoint.layout.name in WIDENED,
     )  # fmt: skip
     notes += generic.notes(checkpoint)

@@ -41,7 +41,8 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield from _of_table(checkpoint, param, piece)
     yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
-    if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
+    unknown = checkpoint.generic is not None and not checkpoint.generic.known_method
+    if said and stored and not (wrong or unknown) and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
 
 

@@ -219,7 +219,8 @@ def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
     usual = TORCH_NAMES.get(usual_dtype(checkpoint))
     flat = text_fields(config)
     key = "dtype" if "dtype" in flat and "torch_dtype" not in flat else "torch_dtype"
-    if usual and key in flat and flat[key] != usual:
+    told = checkpoint.generic is None or any(finding.code == "torch-dtype" for finding in report.findings)
+    if usual and told and key in flat and flat[key] != usual:
         config = edited(config, {key: usual})
         changes.append(f"{key} becomes {usual}")
     data = _text(config)
