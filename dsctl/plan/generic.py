@@ -72,7 +72,7 @@ def notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def values(checkpoint: Checkpoint) -> Iterator[tuple[Codec, int]]:
-    """The numbers of stored values by codec; of an unknown architecture only floats, because the rest may be anything."""
+    """The numbers of stored values by codec; of an unknown architecture only floats."""
     stored = checkpoint.values_stored
     return stored if checkpoint.generic is None else (one for one in stored if one[0].plain in FLOATS)
 
