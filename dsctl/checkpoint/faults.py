@@ -56,6 +56,9 @@ def require_whole(
         FormatError: it has faults; `issues` lists them, those of the same cause as one.
     """
     faults = [f for f in single_faults(checkpoint) if not (allow_missing and f.code == "missing-tensor")]
+    if checkpoint.generic is not None and not checkpoint.quantization:
+        # Shapes showed the forms, without a contradiction.
+        faults = [f for f in faults if f.code != "format-not-declared"]
     faults = [f for f in faults if not (without_mtp and _of_mtp(checkpoint, f))]
     faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
     if faults:

@@ -87,6 +87,8 @@ def generic(
         codecs = *_blocks((Fp8Block(block),)), *codecs
         notes.append(f"blocks of {block[0]}x{block[1]} follow from the shapes of scales; config.json declares none")
     pairs = paired(specs, codecs, known)
+    if pairs.read and not said:
+        notes.append("config.json declares no quantization: forms follow from names and shapes")
     owners = {tensor: name for name, one in pairs.read.items() for tensor in one.tensors}
     families: dict[str, Family] = {}
     for tensor, spec in specs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,28 @@ def test_a_weight_file_alone_is_converted(lantern: Path, tmp_path: Path) -> None
     dsctl("convert", one, tmp_path / "bf16", "--bf16", "-q")
     found = held(tmp_path / "bf16")
     assert len(found) == 16 and {tensor.dtype for tensor in found.values()} == {torch.bfloat16, torch.float32}
+
+
+def test_a_config_that_declares_nothing_is_an_error_and_converts_by_what_shapes_show(
+    lantern: Path, tmp_path: Path
+) -> None:
+    files = {file.name: load_file(file) for file in lantern.glob("*.safetensors")}
+    source = write(tmp_path / "src", files, CONFIG)
+    assert verified(source) == [("format-not-declared", "config.json")]
+    fixed = shutil.copytree(source, tmp_path / "fixed")
+    dsctl("verify", fixed, "--fix", "-q")
+    spared = (said(fixed) or {})["modules_to_not_convert"]
+    assert verified(fixed) == [] and sorted(spared) == ["head", *(f"trunk.{layer}.gate" for layer in range(3))]
+    told = dsctl("convert", source, tmp_path / "bf16", "--bf16")
+    assert "note: config.json declares no quantization: forms follow from names and shapes" in told
+    assert held(tmp_path / "bf16").keys() == {name for name in held(source) if not name.endswith("_inv")}
+    dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--to", "published", "-q")
+    for file in source.iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_lost_file_is_the_only_cause(lantern: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(lantern, tmp_path / "src")
+    (copy / "model-1.safetensors").unlink()
+    assert verified(copy) == [("missing-shard", "model-1.safetensors")]
+    assert call("convert", copy, tmp_path / "no", "--bf16").returncode == 20

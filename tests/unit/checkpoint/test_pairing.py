@@ -175,7 +175,10 @@ def test_blocks_that_only_shapes_show() -> None:
     }  # fmt: skip
     one = found(specs)
     assert {reading.codec.block for reading in one.read.values()} == {(64, 64)} and len(one.read) == 2
-    assert one.notes == ("blocks of 64x64 follow from the shapes of scales; config.json declares none",)
+    assert one.notes == (
+        "blocks of 64x64 follow from the shapes of scales; config.json declares none",
+        "config.json declares no quantization: forms follow from names and shapes",
+    )
     few: Specs = {"a.weight": ("F8_E4M3", (200, 200)), "a.weight_scale_inv": ("F32", (5, 9))}
     assert faults(few) == [("wrong-scale", "a.weight")]
     other: Specs = {"a.weight": ("F8_E4M3", (3, 3)), "a.weight_scale_inv": ("F32", (4, 1))}
