@@ -117,18 +117,7 @@ class Checkpoint:
     @cached_property
     def _described(self) -> tuple[Family, ...]:
         """The architecture's parameter families; empty if the architecture is unknown."""
-        if self.model is None or self.config is None:
-            return ()
-        families = self.model.families(self.config, self.traits)
-        described = sum(family.count for family in families)
-        if described > MAX_PARAMS:
-            raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
-        held = sum(len(header.names) for header in self.headers.values())
-        if described > UNHELD_PARAMS + 20 * held:
-            raise FormatError(
-                f"config.json: describes {described:,} parameters, but the files hold only {held:,} tensors"
-            )
-        return families
+        return _described(self)
 
     @cached_property
     def params(self) -> list[Param]:
@@ -244,3 +233,17 @@ class Checkpoint:
         if ORIGINAL not in self.files:
             return None
         return read_header(self.store, ORIGINAL, self.files[ORIGINAL])
+
+
+def _described(checkpoint: Checkpoint) -> tuple[Family, ...]:
+    """The parameter families that the config describes, unless there are absurdly many."""
+    if checkpoint.model is None or checkpoint.config is None:
+        return ()
+    families = checkpoint.model.families(checkpoint.config, checkpoint.traits)
+    described = sum(family.count for family in families)
+    if described > MAX_PARAMS:
+        raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
+    held = sum(len(header.names) for header in checkpoint.headers.values())
+    if described > UNHELD_PARAMS + 20 * held:
+        raise FormatError(f"config.json: describes {described:,} parameters, but the files hold only {held:,} tensors")
+    return families

@@ -12,7 +12,7 @@ from typing import Any
 from dsctl.checkpoint.matching import Contents, undeclared
 from dsctl.checkpoint.pairing import Reading, paired, parameter_of
 from dsctl.checkpoint.pieces import Fault, Piece, Survey
-from dsctl.codecs import CODECS, NATIVE, in_dialect, readable
+from dsctl.codecs import CODECS, SPELLINGS, in_dialect, readable
 from dsctl.codecs.codec import CODES, SCALE, Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import FLOATS, Plain
@@ -22,7 +22,7 @@ from dsctl.core.params import OTHER, Family, Param
 from dsctl.layouts.layout import whole
 from dsctl.layouts.naming import DIALECTS
 
-# Formats of the dialect that only known architectures declare.
+# Formats under the dialects that only models speak.
 _NATIVE = ("fp8-block", "fp8-block-e8m0", "mxfp4")
 # Methods under which four-bit floats are stored as dsctl reads them, although it declares them under a different one.
 _MODELOPT = ("modelopt", "modelopt_fp4")
@@ -124,10 +124,21 @@ def _codecs(said: Mapping[str, Any]) -> tuple[bool, tuple[Codec, ...]]:
     four_bits = known or not said or method in _MODELOPT
     undeclared = {"e2m1", *(() if said else ("int8",))} if four_bits else set[str]()
     codecs = tuple(one for one in codecs if known or _is_float(one) or one.form.codes in undeclared)
-    natives = [in_dialect(CODECS[name], NATIVE) for name in _NATIVE if four_bits or name != "mxfp4"]
+    natives = [
+        in_dialect(CODECS[name], dialect)
+        for dialect in _native()
+        for name in _NATIVE
+        if name != "mxfp4" or (four_bits and dialect in SPELLINGS)
+    ]
     declared = [one for one in codecs if isinstance(one, Fp8Block) and one.dialect == "deepseek"]
     every = *codecs, *_blocks(declared), *natives
     return known or not said, tuple(dict.fromkeys(every))
+
+
+def _native() -> list[str]:
+    """The dialects that only models speak, and no codec by itself."""
+    spoken = {codec.dialect for codec in CODECS.values()}
+    return [dialect for dialect in DIALECTS if dialect not in spoken]
 
 
 def _is_by_tensor(said: Mapping[str, Any]) -> bool:
@@ -140,10 +151,10 @@ def _is_float(codec: Codec) -> bool:
 
 
 def _blocks(codecs: Iterable[Fp8Block]) -> Iterator[Codec]:
-    """The same blocks in both dialects that name them by DeepSeek's words."""
+    """The same blocks in their own dialect and in those that only models speak."""
     for codec in codecs:
         yield codec
-        yield replace(codec, dialect=NATIVE)
+        yield from (replace(codec, dialect=dialect) for dialect in _native())
 
 
 def _shown(specs: Mapping[str, TensorSpec]) -> tuple[int, int] | None:
@@ -152,9 +163,9 @@ def _shown(specs: Mapping[str, TensorSpec]) -> tuple[int, int] | None:
     Of sizes that fit, a power of two counts if it is the only one: nobody uses others.
     """
     spans = [(1, _LARGEST_BLOCK), (1, _LARGEST_BLOCK)]
-    found = False
+    found, dialects = False, ("deepseek", *_native())
     for tensor in specs:
-        for dialect in ("deepseek", NATIVE):
+        for dialect in dialects:
             name = parameter_of(tensor, dialect, SCALE)
             codes = specs.get(DIALECTS[dialect].tensor(name, CODES)) if name else None
             scale = specs[tensor]
