@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from dsctl.checkpoint.generic import Generic, generic
 from dsctl.checkpoint.matching import Contents, regular, survey
 from dsctl.checkpoint.pieces import Fault, Survey
 from dsctl.checkpoint.reading import read_header
@@ -43,7 +44,8 @@ class View(NamedTuple):
 class Checkpoint:
     """A checkpoint as its files describe it; `survey` matches it against its architecture.
 
-    `known_traits` are set for a view of a different checkpoint, because the headers are the other one's.
+    `known_traits` are set for a view of a different checkpoint, because the headers are the other one's. `asked` are
+    globs of unquantized matrices that may be quantized although the architecture is unknown.
     """
 
     store: Store
@@ -57,6 +59,7 @@ class Checkpoint:
     manifests: dict[str, Manifest]
     view: View | None = None
     known_traits: Traits | None = None
+    asked: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         tensors = sum(len(header.names) for header in self.headers.values())
@@ -72,7 +75,7 @@ class Checkpoint:
         """
         if self.view is not None:
             return self.view.layout
-        return recognise(self.headers, self.manifests, lambda: self.families, self.store.place)
+        return recognise(self.headers, self.manifests, lambda: self._described, self.store.place)
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -91,24 +94,30 @@ class Checkpoint:
         return self.model.traits(self.config, named | self.specs | first_expert(self.specs))
 
     @cached_property
-    def families(self) -> tuple[Family, ...]:
-        """The architecture's parameter families; empty if the architecture is unknown.
+    def generic(self) -> Generic | None:
+        """The parameters that the headers show if the architecture is unknown; None if it is known, or for ranks.
 
         Raises:
-            FormatError: a shape field of the config is missing or absurd.
+            FormatError: a name is in two files, or the config declares an absurd block.
         """
-        if self.model is None or self.config is None:
-            return ()
-        families = self.model.families(self.config, self.traits)
-        described = sum(family.count for family in families)
-        if described > MAX_PARAMS:
-            raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
-        held = sum(len(header.names) for header in self.headers.values())
-        if described > UNHELD_PARAMS + 20 * held:
-            raise FormatError(
-                f"config.json: describes {described:,} parameters, but the files hold only {held:,} tensors"
-            )
-        return families
+        if self.view is not None or (self.model is not None and self.config is not None) or not self.layout.published:
+            return None
+        stored = self.catalogue.get("", {}).items()
+        return generic({name: ref.spec for name, ref in stored}, self.quantization, self.asked)
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The parameter families: those of the architecture, or, if it is unknown, those that the headers show.
+
+        Raises:
+            FormatError: as `generic`; or a shape field of the config is missing or absurd.
+        """
+        return self._described if self.generic is None else self.generic.families
+
+    @cached_property
+    def _described(self) -> tuple[Family, ...]:
+        """The architecture's parameter families; empty if the architecture is unknown."""
+        return _described(self)
 
     @cached_property
     def params(self) -> list[Param]:
@@ -142,6 +151,8 @@ class Checkpoint:
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:
         """The codecs to try, those that the config declares first."""
+        if self.generic is not None:
+            return self.generic.codecs
         natives = dict.fromkeys(family.dtype for family in self.families if family.dtype not in FLOATS)
         return *readable(self.quantization, self.published.values()), *map(Plain, natives)
 
@@ -172,7 +183,11 @@ class Checkpoint:
 
     @cached_property
     def survey(self) -> Survey:
-        return survey(self.contents) if self.view is None else self.view.survey
+        if self.view is not None:
+            return self.view.survey
+        if self.generic is not None:
+            return self.generic.survey(self.contents, self.config is not None)
+        return survey(self.contents)
 
     @cached_property
     def stored_codecs(self) -> tuple[Codec, ...]:
@@ -187,6 +202,8 @@ class Checkpoint:
     @cached_property
     def regular(self) -> dict[Family, Codec] | None:
         """How each family is stored, or None if `survey` must look at every tensor: see `matching.regular`."""
+        if self.generic is not None:
+            return None
         clash = len(self.specs) != sum(len(header.names) for header in self.headers.values())
         return None if clash or not self.families else regular(self.contents, self.specs)
 
@@ -216,3 +233,17 @@ class Checkpoint:
         if ORIGINAL not in self.files:
             return None
         return read_header(self.store, ORIGINAL, self.files[ORIGINAL])
+
+
+def _described(checkpoint: Checkpoint) -> tuple[Family, ...]:
+    """The parameter families that the config describes, unless there are absurdly many."""
+    if checkpoint.model is None or checkpoint.config is None:
+        return ()
+    families = checkpoint.model.families(checkpoint.config, checkpoint.traits)
+    described = sum(family.count for family in families)
+    if described > MAX_PARAMS:
+        raise FormatError(f"config.json: describes more than {MAX_PARAMS:,} parameters")
+    held = sum(len(header.names) for header in checkpoint.headers.values())
+    if described > UNHELD_PARAMS + 20 * held:
+        raise FormatError(f"config.json: describes {described:,} parameters, but the files hold only {held:,} tensors")
+    return families

@@ -11,7 +11,7 @@ from dsctl.core.errors import FormatError
 # Faults that make nothing unreadable or ambiguous.
 NOTES = frozenset({
     "stray-file", "no-index", "total-size", "no-format-pt", "undeclared-format", "index-unknown", "missing-rank",
-    "drafter-stages", "scale-fmt-missing", "cache-sources", "engram-tables",
+    "drafter-stages", "scale-fmt-missing", "unknown-architecture", "cache-sources", "engram-tables",
 })  # fmt: skip
 
 # Codes of causes, which come before the faults that follow from them.
@@ -56,6 +56,9 @@ def require_whole(
         FormatError: it has faults; `issues` lists them, those of the same cause as one.
     """
     faults = [f for f in single_faults(checkpoint) if not (allow_missing and f.code == "missing-tensor")]
+    if checkpoint.generic is not None and not checkpoint.quantization:
+        # Shapes showed the forms, without a contradiction.
+        faults = [f for f in faults if f.code != "format-not-declared"]
     faults = [f for f in faults if not (without_mtp and _of_mtp(checkpoint, f))]
     faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
     if faults:

@@ -18,6 +18,7 @@ from dsctl.releases import Release
 
 if TYPE_CHECKING:
     from dsctl.checkpoint.checkpoint import Checkpoint
+    from dsctl.checkpoint.pieces import Piece
 
 # The number placeholders of a folded name, in order.
 NUMBERS = ("{layer}", "{expert}")
@@ -122,6 +123,18 @@ def _others(extra: Iterable[TensorRef]) -> Iterator[Group]:
         yield Group(family, Plain(spec.dtype), layers, len(refs), len(refs), nbytes, names)
 
 
+def _of_generic(checkpoint: Checkpoint) -> Iterator[Group]:
+    """The parameters of an unknown architecture, grouped if they differ only in numbers."""
+    found: dict[tuple[str, Codec, tuple[int, ...]], list[tuple[str, Piece]]] = {}
+    for name, (piece,) in checkpoint.survey.pieces.items():
+        found.setdefault((folded(name)[0], piece.codec, piece.slot.container), []).append((name, piece))
+    for (template, codec, shape), held in found.items():
+        layers = tuple(sorted({numbers[0] for name, _ in held if (numbers := folded(name)[1])}))
+        family = Family(template, shape, OTHER, codec.quantized, dtype=codec.plain or "BF16", layers=layers)
+        tensors, nbytes = len(held) * len(codec.parts), sum(piece.nbytes for _, piece in held)
+        yield Group(family, codec, layers, len(held), tensors, nbytes, tuple(name for name, _ in held))
+
+
 def folded(name: str) -> tuple[str, tuple[int, ...]]:
     """An unknown name for display: numbers replaced by placeholders, and the numbers."""
     parts = name.split(".")
@@ -137,6 +150,8 @@ def groups_of(checkpoint: Checkpoint) -> tuple[Group, ...]:
     """The contents of an open checkpoint."""
     if checkpoint.regular is not None:
         return tuple(whole(family, codec) for family, codec in checkpoint.regular.items())
+    if checkpoint.generic is not None:
+        return tuple(_of_generic(checkpoint))
     return (*_found(checkpoint), *_others(checkpoint.survey.extra))
 
 

@@ -75,7 +75,9 @@ def open_checkpoint(store: Store) -> Checkpoint:
             model = models.recognise(config)
             config = model.restored(config)
         except FormatError as error:
-            faults.append(Fault("unknown-architecture", "config.json", error.message.partition(": ")[2]))
+            unknown = isinstance(error, models.UnknownArchitecture)
+            code = "unknown-architecture" if unknown else "bad-config"
+            faults.append(Fault(code, "config.json", error.message.partition(": ")[2]))
     elif store.files().keys() - headers.keys():
         faults.append(Fault("no-config", store.place, "no config.json"))
     faults += _index_faults(index, headers)

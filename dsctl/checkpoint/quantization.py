@@ -31,7 +31,7 @@ _LONGEST_PATTERN = 4096
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _INT8 = "blockwise_int8"
 # vLLM and SGLang read the first key (older versions only this one); transformers reads the second.
-_SPARED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
+LISTED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
 # SGLang's name for the module that vLLM and a family's `fused` call by a shorter one (both: models/deepseek_v2.py).
 _ALSO_JOINED = {"fused_qkv_a_proj": "fused_qkv_a_proj_with_mqa"}
 
@@ -61,10 +61,10 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
     if nvfp4 is not None:
         config = nvfp4 | config | _of_experts(stored)
     spared = _spared(stored, method)
-    if spared and method not in _SPARED:
+    if spared and method not in LISTED:
         what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
         raise PlanError(what, hint="use this format for every quantizable matrix")
-    return config | {key: spared for key in _SPARED.get(method, ()) if spared}
+    return config | {key: spared for key in LISTED.get(method, ()) if spared}
 
 
 def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import structs
 
+from dsctl import models
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
@@ -52,8 +53,9 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
         PlanError: the architecture is unknown, or does not have a layer or an expert.
         FormatError: a shape field of the config is missing or absurd.
     """
-    if checkpoint.config is None or not checkpoint.families:
-        raise PlanError(f"{checkpoint.store.place}: a slice needs a config.json of a known architecture")
+    if checkpoint.model is None or checkpoint.config is None or not checkpoint.families:
+        hint = f"`dsctl convert SRC DST --layout published --only GLOB` keeps tensors by name; {models.known()}"
+        raise PlanError(f"{checkpoint.store.place}: a slice needs a config.json of a known architecture", hint=hint)
     main = main_layers(checkpoint.families)
     extra = sorted({layer for family in checkpoint.families if family.mtp for layer in family.layers})
     there = max(family.experts for family in checkpoint.families)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dsctl import models
 from dsctl.cli import completion
 from dsctl.cli.groups import PrintOptions, RankOptions, verb
 from dsctl.cli.options import Html, Local, Remote
@@ -98,7 +99,8 @@ def plan(
     form = _must_format([*(to or ()), *(one.name for one in recipes)]) if demands else STORED
     description = describe(located(source, remote, local))
     if not description.known:
-        raise UsageError(f"{source}: the architecture is unknown, so splits and caches cannot be computed")
+        what = "the architecture is unknown, so splits and caches cannot be computed"
+        raise UsageError(f"{source}: {what}", hint=models.known())
     spreads, exact = _spreads(description, ranks)
     if exact:
         _check_counts(demands, spreads[0])

@@ -36,6 +36,9 @@ Against = Annotated[
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]
+Required = Annotated[
+    bool, typer.Option("--require-architecture", help="Fail if the architecture is unknown, too (for CI).")
+]
 Ignore = Annotated[
     list[str] | None,
     typer.Option(
@@ -60,6 +63,7 @@ def verify(
     fix: Fix = False,
     dry_run: DryRun = False,
     strict: Strict = False,
+    require_architecture: Required = False,
     ignore: Ignore = None,
     show_all: All = False,
     annotate: Annotate = False,
@@ -71,6 +75,8 @@ def verify(
 
     Reads headers and scales, and opens every file with the safetensors library. Reads weights, and group scales of
     more than 1 GiB, only with --deep. Exits with 50 if it finds an error. --fix never changes a weight.
+
+    If the architecture is unknown, takes the parameters from the headers and checks files, forms, scales and contents.
 
     Examples:
 
@@ -85,7 +91,7 @@ def verify(
     from dsctl.checkpoint.opening import weights_at
     from dsctl.run.mend import can_mend, mend_all, undisturbed
     from dsctl.show.annotations import workflow_commands
-    from dsctl.show.findings import as_json, is_failing, show_report
+    from dsctl.show.findings import Bar, as_json, is_failing, show_report
     from dsctl.verify.against import other
     from dsctl.verify.repair import mends
 
@@ -94,7 +100,7 @@ def verify(
     ignored = _codes(ignore)
     if dry_run and not fix:
         raise UsageError("--dry-run needs --fix: without it, verify changes nothing")
-    output, mending = printing.output(), fix and not dry_run
+    output, mending, bar = printing.output(), fix and not dry_run, Bar(strict, require_architecture)
     store = weights_at(located(source, remote, local))
     their = other(located(against, remote, local)) if against else None
 
@@ -112,12 +118,12 @@ def verify(
             done = mends(store, report, their)
     if fix:
         _tell(done, dry_run, output)
-    output.data(as_json(report, their, strict, ignored, done, mended=mending))
+    output.data(as_json(report, their, bar, ignored, done, mended=mending))
     show_report(source, report, their, show_all, ignored, output)
     for line in workflow_commands(source, report) if annotate else ():
         output.raw(f"{line}\n")
-    if is_failing(report, strict):
-        _fail(source, report, store, not fix and can_mend(store, report, their))
+    if is_failing(report, bar):
+        _fail(source, report, store, not fix and can_mend(store, report, their), require_architecture)
 
 
 def _codes(ignore: list[str] | None) -> list[str]:
@@ -154,9 +160,11 @@ def _tell(done: list[Mend], dry_run: bool, output: Output) -> None:
         output.note("nothing to fix")
 
 
-def _fail(source: str, report: Report, store: Store, mendable: bool) -> None:
+def _fail(source: str, report: Report, store: Store, mendable: bool, required: bool) -> None:
     from dsctl.checkpoint.causes import remedy
 
     counts = [plural(report.count(kind), kind) for kind in ("error", "warning") if report.count(kind)]
+    if required and report.checked.architecture is None:
+        counts.append("an unknown architecture")
     fixing = "--fix corrects the metadata; --fix --dry-run only lists the changes" if mendable else None
     raise VerifyFailed(f"{source}: {' and '.join(counts)}", hint=remedy(store, report.findings) or fixing)

@@ -93,7 +93,13 @@ def _held(store: Store) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
         for param in checkpoint.params
         if (pieces := checkpoint.survey.pieces.get(param.name))
     }
+    if checkpoint.generic is not None:
+        held = {name: (param, pieces if _are_numbers(pieces) else ()) for name, (param, pieces) in held.items()}
     return held | _extras(checkpoint)
+
+
+def _are_numbers(pieces: tuple[Piece, ...]) -> bool:
+    return all(piece.codec.quantized or piece.codec.plain in FLOATS for piece in pieces)
 
 
 def _extras(checkpoint: Checkpoint) -> dict[str, tuple[Param, tuple[Piece, ...]]]:

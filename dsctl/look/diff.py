@@ -175,7 +175,7 @@ class Diff:
     def verdict(self) -> str:
         """The largest difference: a key of `VERDICTS`, which has a sentence for it."""
         if not self.same_parameters:
-            return "sizes" if self.a.model == self.b.model else "architecture"
+            return "sizes" if self._of_one_kind else "architecture"
         if (self.a.missing, self.a.part) != (self.b.missing, self.b.part):
             return "parts"
         if not self.same_storage:
@@ -183,6 +183,12 @@ class Diff:
         if self.config:
             return "config"
         return "files" if self.differs_in("files") else "nothing"
+
+    @property
+    def _of_one_kind(self) -> bool:
+        """Whether both sides have the same architecture; of unknown ones only the names in config.json are known."""
+        named = (one.model or one.config.get("model_type") for one in (self.a, self.b))
+        return len(set(map(repr, named))) == 1
 
     @property
     def headline(self) -> str:

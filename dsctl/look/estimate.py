@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dsctl import models
 from dsctl.core.amounts import size
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
@@ -121,7 +122,8 @@ def estimate(source: str, asked: Asked) -> Estimate:
     recipes = tuple(map(recipe, asked.recipes))
     seen = describe(source)
     if not seen.known:
-        raise UsageError(f"{source}: its architecture is unknown, so its memory cannot be estimated")
+        what = "its architecture is unknown, so its memory cannot be estimated"
+        raise UsageError(f"{source}: {what}", hint=models.known())
     ranks = [Ranks(size) for size in USUAL_TP]
     if asked.tp or asked.ep or asked.pp:
         ranks = [Ranks(asked.tp or 1, asked.ep or 1, asked.pp or 1)]

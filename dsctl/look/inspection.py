@@ -13,9 +13,8 @@ from dsctl.checkpoint.faults import known_faults
 from dsctl.checkpoint.groups import Group, folded
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.pieces import Fault
-from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec
-from dsctl.codecs.plain import FLOATS, Plain
+from dsctl.codecs.plain import FLOATS
 from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import OTHER, in_order
 from dsctl.core.tables import html, table, text_table
@@ -108,23 +107,13 @@ class Inspection:
 
     @property
     def formats(self) -> tuple[Codec, ...]:
-        """Its formats: those of its roles, or, for an unknown architecture, those of tensors that belong together.
-
-        For an unknown architecture, scales are found by the name of their weight, and the formats are sorted by bytes;
-        packed weights do not have such a name.
-        """
+        """Its formats: those of its roles, or, for an unknown architecture, those of numbers, most bytes first."""
         if self.description.model is not None:
             return tuple(dict.fromkeys(codec for total in self.roles for codec in total.codecs))
-        specs = {tensor.name: tensor.spec for tensor in self._stored()}
         found: dict[Codec, int] = {}
-        scales: set[str] = set()
-        for name, spec in specs.items():
-            if codec := _together(name, spec, specs):
-                found[codec] = found.get(codec, 0) + spec.nbytes
-                scales.update(tensors(codec.dialect, name, codec.parts[1:]))
-        for name, spec in specs.items():
-            if spec.dtype in FLOATS and name not in scales and not _together(name, spec, specs):
-                found[Plain(spec.dtype)] = found.get(Plain(spec.dtype), 0) + spec.nbytes
+        for group in self.description.groups:
+            if group.codec.quantized or group.codec.plain in FLOATS:
+                found[group.codec] = found.get(group.codec, 0) + group.nbytes
         return tuple(sorted(found, key=lambda codec: -found[codec]))
 
     @property
@@ -206,17 +195,6 @@ def inspect(source: str) -> Inspection:
     description = of_checkpoint(checkpoint, source)
     regular = checkpoint.regular is not None
     return Inspection(description, checkpoint.headers, known_faults(checkpoint), _alike(description), regular)
-
-
-def _together(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> Codec | None:
-    """The codec that reads a tensor together with the tensors named after it, if there is one."""
-    for codec in CODECS.values():
-        named = tensors(codec.dialect, name, codec.parts)
-        if len(named) < 2 or named[0] != name or any(one not in specs for one in named):
-            continue
-        if reader := codec.reads(spec.shape, {p: specs[one] for p, one in zip(codec.parts, named, strict=True)}):
-            return reader
-    return None
 
 
 def _alike(description: Description) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dsctl.stores.hub import is_repository
 from dsctl.stores.objects import is_url
 
 # Faults that other fields of a description already contain.
-_TOLD = ("missing-tensor", "extra-tensor", "missing-rank")
+_TOLD = ("missing-tensor", "extra-tensor", "missing-rank", "unknown-architecture")
 
 
 def of_place(place: str) -> Description:

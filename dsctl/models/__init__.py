@@ -32,11 +32,15 @@ MODELS: dict[str, Model] = {
 }
 
 
+class UnknownArchitecture(FormatError):
+    """No known architecture matches a `config.json`."""
+
+
 def recognise(config: Mapping[str, Any]) -> Model:
     """The model whose architecture a `config.json` describes.
 
     Raises:
-        FormatError: no known architecture matches.
+        UnknownArchitecture: no known architecture matches. FormatError: `architectures` is not a list.
     """
     if not isinstance(config.get("architectures") or [], list):
         raise FormatError("config.json: architectures is not a list")
@@ -44,4 +48,9 @@ def recognise(config: Mapping[str, Any]) -> Model:
         if model.matches(config):
             return model
     what = config.get("model_type", "none given")
-    raise FormatError(f"config.json: unknown architecture (model_type: {what!r})", hint=f"known: {', '.join(MODELS)}")
+    raise UnknownArchitecture(f"config.json: unknown architecture (model_type: {what!r})", hint=known())
+
+
+def known() -> str:
+    """The known architectures, for a hint."""
+    return f"known: {', '.join(MODELS)}"

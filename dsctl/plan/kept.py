@@ -65,7 +65,8 @@ def kept_scales(target: Target, want: Want) -> Region | None:
     if own is not None:
         return own
     name, shape = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE), want.param.shape
-    sides = (target.original, target.formats.kept), (target.whole, target.encoded)
+    before = target.returns.get(want.param.name, target.formats.kept)
+    sides = (target.original, before), (target.whole, target.encoded)
     known = (side.scales.get(name) for side, codec in sides if side and _alike(codec, want.codec))
     ref = next(filter(None, known), None)
     if ref is None or ref.spec != want.codec.specs(shape)[SCALE]:

@@ -30,10 +30,13 @@ def copied(request: Request, codecs: Iterable[tuple[Codec, Codec]], relaid: bool
         yield f"{WARNING}already {already}: this only copies"
 
 
-def partial(request: Request, whys: Iterable[str]) -> Iterator[str]:
-    """The remark that loaders cannot open the result; `whys` are the reasons for which parameters are left out."""
+def partial(request: Request, whys: Iterable[str], known: bool = True) -> Iterator[str]:
+    """The remark that loaders cannot open the result; `whys` are the reasons for which parameters are left out.
+
+    A slice, which loaders can open, needs a `known` architecture.
+    """
     if not request.slice and any(why in UNASKED for why in whys):
-        yield f"{PARTIAL}loaders cannot open it; `dsctl slice` makes one they can"
+        yield f"{PARTIAL}loaders cannot open it" + "; `dsctl slice` makes one they can" * known
     world = max(request.tp, request.ep) * request.pp
     if request.tp and request.ranks and len(request.ranks) < world:
         yield f"{PARTIAL}{len(request.ranks):,} of {world:,} ranks; loaders need all of them"

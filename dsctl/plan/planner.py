@@ -20,6 +20,7 @@ from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
+from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
 from dsctl.plan.notes import copied, partial
@@ -44,6 +45,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         UsageError, PlanError: the request contradicts itself, or cannot be carried out on this checkpoint.
     """
     assert bool(request.original) == (original is not None)
+    checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
     check_repeated(checkpoint)
@@ -52,6 +54,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     placed, remarks = place(target, wants)
     files, offsets = out_files(target, wants, placed)
     blocks = Blocks(target.layout.name, request.recode)
+    unread = checkpoint.generic is not None and checkpoint.generic.unread
     steps = _steps(target, wants, placed, offsets, blocks)
     notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
@@ -59,8 +62,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         *((*_renumbered(steps), *_compacted(wants)) if request.slice else ()),
         *_read_twice(steps),
         *_gathered(steps),
-        *copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name),
-        *partial(request, (one.why for one in dropped)),
+        *(copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name) if not unread else ()),
+        *partial(request, (one.why for one in dropped), checkpoint.generic is None),
     ]
     _refuse_overlap(steps)
     steps.sort(key=source_order)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 
+from dsctl import models
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.pieces import Piece, cover
 from dsctl.codecs.codec import Codec
@@ -103,7 +104,9 @@ def _refuse_unknown(checkpoint: Checkpoint, request: Request) -> None:
         unknown = sorted(set(asked) - there)
         known = there - {None}
         if unknown and not known:
-            raise PlanError(f"{checkpoint.store.place}: {what}s are not known without a config of a known architecture")
+            place = checkpoint.store.place
+            why = f"{what}s are not known without a config of a known architecture"
+            raise PlanError(f"{place}: {why}", hint=f"--only and --skip name tensors; {models.known()}")
         if unknown:
             raise PlanError(f"no {what} {unknown[0]}: there are {len(known)}, numbered from 0")
 

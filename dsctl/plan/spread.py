@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from dsctl import models
 from dsctl.codecs.codec import Codec
 from dsctl.core.choices import choose
 from dsctl.core.errors import PlanError, UsageError
@@ -58,7 +59,7 @@ def arrangement(subject: Subject, request: Request) -> Layout:
     if not request.tp:
         return layout.arranged(subject.families, None)
     if not subject.families:
-        raise PlanError(f"{subject.place}: ranks need a config.json of a known architecture")
+        raise PlanError(f"{subject.place}: ranks need a config.json of a known architecture", hint=models.known())
     ranks = Ranks(request.tp, request.ep, request.pp)
     if not all(1 <= number <= MOST for number in (ranks.tp, ranks.ep, ranks.pp)):
         raise UsageError(f"TP {ranks.tp}, EP {ranks.ep}, PP {ranks.pp}: sizes are from 1 to {MOST:,}")

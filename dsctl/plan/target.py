@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
@@ -22,6 +22,7 @@ from dsctl.core.params import Param, Published
 from dsctl.layouts import WIDENED
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.transformers import MIXED
+from dsctl.plan import generic
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
@@ -36,6 +37,7 @@ class Target:
 
     `original` and `whole` are the side files' descriptions of the folder that the source was made from, by a change of
     format and of layout. `odd` are its scales that do not follow from the values. `notes` are remarks on all of this.
+    If the architecture is unknown, `returns` are the original's codecs of parameters that shall have them again.
     """
 
     checkpoint: Checkpoint
@@ -47,6 +49,7 @@ class Target:
     whole: Original | None
     notes: tuple[str, ...]
     odd: OddScales | None = None
+    returns: Mapping[str, Codec] = field(default_factory=dict)
 
     @property
     def restores(self) -> bool:
@@ -80,12 +83,16 @@ class Target:
     @property
     def chosen_by_name(self) -> bool:
         """Whether `codec` can differ between parameters of one family that have the same codec in the source."""
-        return bool(self.formats.rules) or self.whole is not None
+        return bool(self.formats.rules or self.returns) or self.whole is not None
 
     def codec(self, param: Param, source: Codec) -> Codec:
         """The target's codec for a parameter, given the source's."""
         if isinstance(source, Renumbered):
             return source.written
+        if self.checkpoint.generic is not None:
+            stays = source.plain and not param.quantizable and not self.formats.format.plain
+            if param.name in self.returns or self.request.to == PUBLISHED or stays:
+                return self.returns.get(param.name, source)
         if self.whole is not None and self.request.to == KEEP:
             source = undone(param, source, self.whole.scales, self.encoded)
         return laid(self.layout, param.family, self.formats.codec(param, source), self.checkpoint.layout.spelled)
@@ -110,7 +117,8 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
     units = checkpoint.model.units(checkpoint.config) if checkpoint.model and checkpoint.config is not None else ()
-    subject = Subject(checkpoint.store.place, checkpoint.families, units)
+    families = checkpoint.families if checkpoint.generic is None else ()
+    subject = Subject(checkpoint.store.place, families, units)
     layout = arrangement(subject, request)
     rules = tuple(Rule(*rule) for rule in request.rules)
     notes = check(rules, checkpoint.params)
@@ -120,16 +128,21 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
     else:
         original, odd = elsewhere.side, elsewhere.odd
         notes += [f"scales: the original ones are those of {elsewhere.place}", *elsewhere.notes]
+    generic.check(checkpoint, request, original)
+    returns = generic.returns(checkpoint, request, original)
     whole = _whole(checkpoint, notes)
     published = _published(checkpoint, original)
     notes += _new_groups(checkpoint, published) if original and request.to == PUBLISHED else ()
+    kept = next((codec for codec in returns.values() if codec.scale_fmt), _kept_codec(published, original))
     formats = Formats(
-        request, rules, checkpoint.stored_codecs, base_dtype(checkpoint.values_stored), published,
-        checkpoint.quantization, _kept_codec(published, original), checkpoint.layout.name in WIDENED,
+        request, rules, checkpoint.stored_codecs, base_dtype(generic.values(checkpoint)), published,
+        checkpoint.quantization, kept, checkpoint.layout.name in WIDENED,
     )  # fmt: skip
+    notes += generic.notes(checkpoint)
     if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
         notes.append("the source has no mtp.* tensors: transformers does not load a drafter, so it does not save one")
-    return Target(checkpoint, request, subject, layout, formats, original, whole, (*notes, *formats.notes), odd)
+    notes += formats.notes
+    return Target(checkpoint, request, subject, layout, formats, original, whole, tuple(notes), odd, returns)
 
 
 def _refuse_params(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.generic_config import generic_config
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.quantization import quantization_config
 from dsctl.checkpoint.side_files import WHOLE
@@ -58,13 +59,13 @@ def texts(target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Plac
     Raises:
         PlanError: no single `quantization_config` can describe how the parameters are stored.
     """
-    found = {"config.json": _config(target, wants)} if target.checkpoint.config is not None else {}
+    parts = [part for places in placed.values() for one in places for part in one.parts]
+    found = {"config.json": _config(target, wants, parts)} if target.checkpoint.config is not None else {}
     config = found.get("config.json", b"")
     found |= rank_texts(target.layout, placed, [want.param for want in wants], config)
     found |= target.layout.texts(text_fields(json.loads(config or b"{}")))
     if target.layout.shares is not None:
         return found
-    parts = [part for places in placed.values() for one in places for part in one.parts]
     known = _kept_index(target, parts)
     if known is not None or {part.file for part in parts} != {"model.safetensors"}:
         found[INDEX] = known or index_text(index_of(parts))
@@ -73,19 +74,25 @@ def texts(target: Target, wants: Sequence[Want], placed: Mapping[str, tuple[Plac
 
 def _kept_index(target: Target, parts: Iterable[PlacedPart]) -> bytes | None:
     """The index of the folder to restore, byte for byte, including its stated sizes."""
-    files: dict[str, dict[str, TensorSpec]] = {}
-    for part in parts:
-        files.setdefault(part.file, {})[part.tensor] = part.spec
+    files = _specs(parts)
     return next((known for side in target.kept if (known := side.index(files)) is not None), None)
 
 
-def _config(target: Target, wants: Sequence[Want]) -> bytes:
+def _specs(parts: Iterable[PlacedPart]) -> dict[str, dict[str, TensorSpec]]:
+    """The target's tensors by file and name."""
+    files: dict[str, dict[str, TensorSpec]] = {}
+    for part in parts:
+        files.setdefault(part.file, {})[part.tensor] = part.spec
+    return files
+
+
+def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) -> bytes:
     config, request = target.checkpoint.config or {}, target.request
     without_mtp = _without_mtp(target, config) if request.mtp == "drop" else dict(config)
     if request.to == KEEP:
         return _kept_config(target, without_mtp)
     codec = target.formats.format
-    quantization = quantization_config([(want.param, want.codec) for want in wants])
+    quantization = _declared(target, wants)
     made = _say_published(target, wants, edit_config(without_mtp, codec, quantization))
     if made == config and target.layout.shares is None and target.checkpoint.layout.published:
         return target.checkpoint.store.read("config.json", 0, target.checkpoint.files["config.json"])
@@ -93,9 +100,31 @@ def _config(target: Target, wants: Sequence[Want]) -> bytes:
         before = target.original.config
         if _decoded(target, before) == _decoded(target, config) and request.mtp == "keep":
             quantized = [want.codec for want in wants if want.codec.quantized and not want.param.family.table]
-            if (quantization_of(before) or {}) == _quantization(before, quantized if codec.plain else [codec]):
+            same = (
+                _is_original(target, wants, parts)
+                if target.checkpoint.generic
+                else (quantization_of(before) or {}) == _quantization(before, quantized if codec.plain else [codec])
+            )
+            if same:
                 return target.original.texts["config.json"]
     return json_text(made)
+
+
+def _declared(target: Target, wants: Sequence[Want]) -> dict[str, Any] | None:
+    """The `quantization_config` of the target."""
+    if (found := target.checkpoint.generic) is None:
+        return quantization_config([(want.param, want.codec) for want in wants])
+    stored = [(want.param, want.pieces[0].codec, want.codec) for want in wants]
+    return generic_config(stored, target.checkpoint.quantization, found.unread)
+
+
+def _is_original(target: Target, wants: Iterable[Want], parts: Iterable[PlacedPart]) -> bool:
+    """Whether the target is stored as the original in every tensor, so that the original's config is true of it."""
+    assert target.original is not None
+    files = _specs(parts)
+    same = files.keys() == target.original.headers.keys()
+    same = same and all(target.original.header(file, specs) for file, specs in files.items())
+    return same and all(target.returns.get(want.param.name) == want.codec for want in wants if want.codec.quantized)
 
 
 def _decoded(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:

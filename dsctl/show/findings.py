@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from dsctl.show.output import Output, count, plural, size
 from dsctl.verify.against import Other
@@ -12,17 +12,25 @@ from dsctl.verify.findings import CODES, SEVERITIES, Report
 from dsctl.verify.repair import Mend
 
 SHOWN = 10
+UNKNOWN = "architecture unknown: which parameters there should be was not checked"
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
+class Bar(NamedTuple):
+    """What a check must pass beside errors: no warning if `strict`, a known `architecture`."""
+
+    strict: bool = False
+    architecture: bool = False
+
+
 def as_json(
-    report: Report, their: Other | None, strict: bool, ignored: Sequence[str], done: Sequence[Mend], mended: bool
+    report: Report, their: Other | None, bar: Bar, ignored: Sequence[str], done: Sequence[Mend], mended: bool
 ) -> dict[str, Any]:
     """A report as stable JSON."""
     return {
         "place": report.place,
         "against": their.origin._asdict() if their else None,
-        "ok": not is_failing(report, strict),
+        "ok": not is_failing(report, bar),
         "checked": report.checked._asdict(),
         "ignored": list(ignored),
         "counts": {severity: report.count(severity) for severity in SEVERITIES},
@@ -33,9 +41,10 @@ def as_json(
     }
 
 
-def is_failing(report: Report, strict: bool) -> bool:
-    """Whether a check fails: on errors, and with `strict` on warnings."""
-    return bool(report.count("error") or (strict and report.count("warning")))
+def is_failing(report: Report, bar: Bar) -> bool:
+    """Whether a check fails: on errors, and on what else a person asks for."""
+    unknown = bar.architecture and report.checked.architecture is None
+    return bool(report.count("error") or (bar.strict and report.count("warning")) or unknown)
 
 
 def show_report(
@@ -65,7 +74,10 @@ def show_report(
 def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
     """Parts of a checkpoint, each with how far it was checked, and with the reason if it was not."""
     checked = report.checked
-    known = f"files, index, config; names, shapes, dtypes of {plural(checked.parameters, 'parameter')}"
+    parameters = plural(checked.parameters, "parameter")
+    known = f"files, index, config; names, shapes, dtypes of {parameters}"
+    if checked.architecture is None:
+        known = f"files, index, config; pairs, forms, dtypes of {parameters}; {UNKNOWN}"
     lines = [("structure", known if checked.parameters else "files and headers only (unknown architecture)")]
     lines.append(("library", _library(report)))
     if checked.scales or checked.scales_unread:

@@ -70,6 +70,7 @@ def verify(
         algorithms=tuple(sorted(contents.algorithms)),
         contents=contents.nbytes,
         against=their.name if their else None,
+        architecture=checkpoint.model.name if checkpoint.model else None,
     )
     return Report(store.place, ordered([*findings, *contents.findings]), checked)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.origin import Origin
 from dsctl.checkpoint.reading import read_json
 from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS, quantization_of, text_fields
@@ -67,6 +68,9 @@ def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
 
 
 def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
+    if checkpoint.generic is not None:
+        yield from _by_names(checkpoint, their)
+        return
     try:
         wanted = _outlines(models.recognise(their.config).families(their.config, _traits(checkpoint, their)))
         found = _outlines(checkpoint.families)
@@ -81,6 +85,28 @@ def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
             yield Finding("other-architecture", template, what)
     for template in found.keys() - wanted.keys():
         yield Finding("other-architecture", template, f"is in this architecture, but not in {their.name}")
+
+
+def _by_names(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
+    """The same for a checkpoint of unknown architecture: parameters by name, if the other side's is unknown, too."""
+    store = their.store
+    try:
+        theirs = None if store is None else open_checkpoint(store)
+        if theirs is None or theirs.generic is None:
+            what = "has a known architecture, but the one here is unknown"
+            yield Finding("other-architecture", their.name, what)
+            return
+        wanted, found = ({one.name: list(one.shape) for one in side.params} for side in (theirs, checkpoint))
+    except FormatError as error:
+        yield Finding("other-architecture", their.name, error.message)
+        return
+    for name in dict.fromkeys((*wanted, *found)):
+        if name not in found:
+            yield Finding("other-architecture", name, f"is in {their.name}, but not here")
+        elif name not in wanted:
+            yield Finding("other-architecture", name, f"is here, but not in {their.name}")
+        elif wanted[name] != found[name]:
+            yield Finding("other-architecture", name, f"{found[name]} here, {wanted[name]} in {their.name}")
 
 
 def _traits(checkpoint: Checkpoint, their: Other) -> Traits:

@@ -63,7 +63,9 @@ def read_contents(
     Raises:
         SourceError: a file cannot be read.
     """
-    held = list(params(checkpoint))
+    held, unknown = list(params(checkpoint)), checkpoint.generic is not None
+    # Integers of an unknown architecture may be anything.
+    held = [(param, piece) for param, piece in held if not (unknown and piece.codec.plain in INTEGERS)]
     owners = {ref.name: (param, piece.codec) for param, piece in held for ref in piece.refs[:1]}
     stacked = {ref.name for _, piece in held if piece.slot.stack for ref in piece.refs}
     codecs = {name: codec for name, (_, codec) in owners.items() if codec.scale_fmt and name not in stacked}
@@ -89,7 +91,8 @@ def read_contents(
         param = owners[one.ref.name][0] if one.ref.name in owners else None
         if place in known.tables:
             continue
-        found = list(values(one, param is not None and param.template.endswith("bias")))
+        vector = unknown and len(one.ref.spec.shape) < 2
+        found = list(values(one, vector or (param is not None and param.template.endswith("bias"))))
         # A rank's tensor may have the name of a different rank's parameter without being a parameter itself.
         scale = scales.get(place)
         decoded = block_scales(one, scale, checkpoint.store) if one.codec and scale else None
@@ -102,7 +105,7 @@ def read_contents(
     contents.findings += copies([seen[place] for place in group if place in seen] for group in copied)
     matrices = (one for place, one in seen.items() if place not in known.tables)
     weights = {one.ref.name: one for one in matrices if one.ref.name in owners and one.peaks.any()}
-    if checkpoint.layout.shares is None:
+    if checkpoint.layout.shares is None and not unknown:
         params_ = {name: param for name, (param, _) in owners.items()}
         contents.findings += duplicates(weights, params_, checkpoint.store)
     return contents

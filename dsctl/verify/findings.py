@@ -42,7 +42,8 @@ CODES: dict[str, Code] = {
     "bad-config":           Code(ERROR),
     "odd-config":           Code(ERROR),
     "wrong-config":         Code(ERROR),
-    "unknown-architecture": Code(ERROR),
+    "unknown-architecture": Code(NOTE),
+    "unread-form":          Code(NOTE),
     "torch-dtype":          Code(WARNING, True),
     "no-index":             Code(ERROR, True),
     "index-wrong":          Code(ERROR, True),
@@ -137,7 +138,8 @@ class Finding(NamedTuple):
 class CheckScope(NamedTuple):
     """What was checked: files and tensors by their headers, scales as numbers, digests, bytes of weights.
 
-    `digests` counts the files whose bytes were compared with `dsctl.json`, by the digests named in `algorithms`.
+    If `architecture` is None, it is unknown: which parameters there should be was not checked. `digests` counts the
+    files whose bytes were compared with `dsctl.json`, by the digests named in `algorithms`.
     `scales_unread` counts the scales of groups that were not read because there are too many of them. The fields of
     `library` are those of `dsctl.verify.library.SecondOpinion`.
     """
@@ -153,6 +155,7 @@ class CheckScope(NamedTuple):
     algorithms: tuple[str, ...] = ()
     contents: int = 0
     against: str | None = None
+    architecture: str | None = None
     library: str | None = None
     library_opened: int = 0
     library_refused: int = 0

@@ -27,20 +27,22 @@ def formats(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Findings about every weight whose stored format differs from `quantization_config`."""
     said, stored = checkpoint.quantization or {}, quantized_codecs(checkpoint)
     configs = [codec.config() or {} for codec in stored]
-    wrong = list(_fields(said, configs))
+    # Other programs spell these fields in their own words.
+    wrong = list(_fields(said, configs)) if checkpoint.generic is None else []
     yield from wrong
     for param, piece in params(checkpoint):
         if piece.codec.quantized and not param.quantizable:
             what = f"is quantized, but releases never quantize its role, {param.role}, and loaders do not expect it"
             yield Finding("not-quantizable", param.name, what)
-        if piece.codec.scale_fmt and piece.codec.form.scale == "BF16":
+        if piece.codec.scale_fmt and piece.codec.form.scale == "BF16" and checkpoint.generic is None:
             name = DIALECTS[piece.codec.dialect].tensor(param.name, SCALE)
             yield Finding("scale-dtype", name, "is BF16, but loaders expect F32")
         yield from _spelled(param, piece)
         yield from _of_table(checkpoint, param, piece)
     yield from _of_roles(checkpoint)
     known = {fault.code for fault in checkpoint.survey.faults}
-    if said and stored and not wrong and not known & {"format-not-declared", "block-size"}:
+    unknown = checkpoint.generic is not None and not checkpoint.generic.known_method
+    if said and stored and not (wrong or unknown) and not known & {"format-not-declared", "block-size"}:
         yield from _promises(checkpoint, said)
 
 

@@ -88,7 +88,8 @@ def scales(checkpoint: Checkpoint, refs: Mapping[TensorRef, Codec]) -> Iterator[
     yield from _unrounded(checkpoint, unrounded)
     yield from _far(checkpoint, largest)
     yield from _unread_bytes(checkpoint)
-    if any(fault.code == "scale-fmt-missing" for fault in checkpoint.contradictions):
+    # Only DeepSeek's models declare powers of two.
+    if checkpoint.generic or any(fault.code == "scale-fmt-missing" for fault in checkpoint.contradictions):
         return
     blocks = any(codec.scale_fmt for codec in quantized_codecs(checkpoint))
     if blocks and all_powers and checkpoint.quantization and not ue8m0:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.generic import Generic
+from dsctl.checkpoint.generic_config import generic_config
 from dsctl.checkpoint.reading import read_json
 from dsctl.checkpoint.scales import are_powers_of_two, read_scales
 from dsctl.checkpoint.signed_files import SignedFile, Signer, differences, read_entry
 from dsctl.codecs import dress
-from dsctl.codecs.plain import TORCH_NAMES
+from dsctl.codecs.plain import TORCH_NAMES, Plain
 from dsctl.core.config_fields import QUANTIZATION, edited, quantization_of, text_fields, with_value
 from dsctl.core.errors import PlanError, VerifyFailed
 from dsctl.core.files import beside, sync_folder, take_place, write_beside
@@ -34,7 +36,7 @@ from dsctl.verify.formats import role_fields
 from dsctl.verify.numbers import block_scales
 from dsctl.verify.opening import open_anyhow
 from dsctl.verify.signed import read_signed
-from dsctl.verify.structure import quantized_codecs, usual_dtype
+from dsctl.verify.structure import params, quantized_codecs, usual_dtype
 
 COPY_BYTES = 8 << 20
 # New files get the digest of their bytes.
@@ -219,7 +221,8 @@ def _config(checkpoint: Checkpoint, report: Report) -> Iterator[Mend]:
     usual = TORCH_NAMES.get(usual_dtype(checkpoint))
     flat = text_fields(config)
     key = "dtype" if "dtype" in flat and "torch_dtype" not in flat else "torch_dtype"
-    if usual and key in flat and flat[key] != usual:
+    told = checkpoint.generic is None or any(finding.code == "torch-dtype" for finding in report.findings)
+    if usual and told and key in flat and flat[key] != usual:
         config = edited(config, {key: usual})
         changes.append(f"{key} becomes {usual}")
     data = _text(config)
@@ -233,12 +236,23 @@ def _quantization(checkpoint: Checkpoint, report: Report) -> dict[str, Any] | No
     if not quantized_codecs(checkpoint):
         unquantized = any(finding.code == "declared-not-stored" for finding in report.findings)
         return None if unquantized else checkpoint.quantization
+    if checkpoint.generic is not None:
+        return _of_generic(checkpoint, checkpoint.generic)
     if len(blocks) != 1:
         return checkpoint.quantization
     true = dress.fp8(blocks.pop(), _scale_fmt(checkpoint, report))
     said = checkpoint.quantization or {}
     kept = said if said.get("quant_method") == true["quant_method"] else {}
     return {key: value for key, value in {**kept, **true}.items() if key != "scale_fmt" or "scale_fmt" in true}
+
+
+def _of_generic(checkpoint: Checkpoint, found: Generic) -> dict[str, Any] | None:
+    """The same for an unknown architecture; unchanged if one config cannot declare the stored formats."""
+    stored = [(param, Plain(), piece.codec) for param, piece in params(checkpoint)]
+    try:
+        return generic_config(stored, checkpoint.quantization, found.unread)
+    except PlanError:
+        return checkpoint.quantization
 
 
 def _scale_fmt(checkpoint: Checkpoint, report: Report) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 from dsctl.checkpoint import causes, lost_files
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.generic import Generic
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import Codec
-from dsctl.codecs.plain import TORCH_NAMES
+from dsctl.codecs.plain import FLOATS, TORCH_NAMES
+from dsctl.core.amounts import plural
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
@@ -113,7 +115,21 @@ def tensors(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     faults = [*faults, *checkpoint.contradictions]
     yield from (Finding(*fault) for fault in causes.told(checkpoint, faults) if fault.code != "missing-shard")
-    yield from _dtypes(checkpoint)
+    yield from _dtypes(checkpoint) if checkpoint.generic is None else _generic(checkpoint, checkpoint.generic)
+
+
+def _generic(checkpoint: Checkpoint, found: Generic) -> Iterator[Finding]:
+    """Findings about tensors of an unknown architecture: forms that no codec reads, and a dtype that none has."""
+    if unread := sorted(found.unread):
+        many = f", as {plural(len(unread) - 1, 'more tensor')}" * (len(unread) > 1)
+        what = f"is stored in a form that dsctl does not read{many}: conversions copy it unchanged"
+        yield Finding("unread-form", unread[0], what, tuple(unread))
+    plain = {TORCH_NAMES[piece.codec.plain] for piece in pieces(checkpoint) if piece.codec.plain in TORCH_NAMES}
+    config = (checkpoint.config or {}).get("torch_dtype", (checkpoint.config or {}).get("dtype"))
+    # Beside quantized matrices, the dtype is that of the computation.
+    if plain and not found.read and isinstance(config, str) and config in TORCH_NAMES.values() and config not in plain:
+        what = f"torch_dtype is {config}, but unquantized weights are {', '.join(sorted(plain))}"
+        yield Finding("torch-dtype", "config.json", what)
 
 
 def _bad_config(error: FormatError) -> Finding:
@@ -184,7 +200,7 @@ def usual_dtype(checkpoint: Checkpoint) -> str:
     """The dtype of most unquantized values, without those that no release keeps in BF16."""
     found: Counter[str] = Counter()
     for param, piece in params(checkpoint):
-        if piece.codec.plain and param.family.dtype == "BF16":
+        if piece.codec.plain in FLOATS and (param.family.dtype == "BF16" or checkpoint.generic is not None):
             found[piece.refs[0].spec.dtype] += param.family.values
     return max(found, key=lambda dtype: found[dtype], default="BF16")
 

@@ -285,3 +285,19 @@ def test_its_draft_can_be_left_out(source: Path, tmp_path: Path) -> None:
     assert not [name for name in tensors(tmp_path / "out") if name.startswith("draft")]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["drafts"] == 0
     assert call("verify", tmp_path / "out").returncode == 0
+
+
+def test_without_its_model_the_names_of_its_dialect_and_shapes_are_enough(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The headers show the same parameters, and the way there and back is the same."""
+    dsctl("convert", source, tmp_path / "known", "--bf16", "--workers", "1")
+    monkeypatch.delitem(MODELS, "invented")
+    report = json.loads(dsctl("verify", source, "--deep", "--json"))
+    assert report["checked"]["architecture"] is None and report["counts"]["error"] == 0
+    assert report["checked"]["parameters"] == 3 + 5 * (2 + 2 * EXPERTS)
+    dsctl("convert", source, tmp_path / "bf16", "--bf16", "--workers", "1")
+    assert same(tensors(tmp_path / "bf16"), tensors(tmp_path / "known"))
+    dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--to", "published", "--workers", "1")
+    for file in source.iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name

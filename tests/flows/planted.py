@@ -130,6 +130,11 @@ def add(folder: Folder, name: str, tensor: torch.Tensor) -> None:
     folder.tensors(NORM, lambda held: held.update({name: tensor}))
 
 
+def stacked(folder: Folder) -> None:
+    add(folder, "stack.weight", torch.ones(2, 3, 4).to(torch.float8_e4m3fn))
+    folder.config(lambda config: config.update(model_type="x", architectures=[]))
+
+
 def decoded(folder: Folder) -> None:
     """A matrix in BF16 amid FP8, without its scale."""
     drop(folder, EXPERT + SCALE)
@@ -366,6 +371,9 @@ PLANTED: dict[str, Planted] = {
     "a config cut off": Planted("broken-json", "config.json", lambda f: os.truncate(f.path / "config.json", 100)),
     "an unknown architecture": Planted(
         "unknown-architecture", "config.json", lambda f: f.config(lambda c: c.update(model_type="x", architectures=[])),
+    ),
+    "stacked codes of an unknown architecture": Planted(
+        "unread-form", "stack.weight", stacked, also=("unknown-architecture",)
     ),
     "another torch_dtype": Planted(
         "torch-dtype", "config.json", lambda f: f.config(lambda c: c.update(torch_dtype="float16"))

@@ -128,6 +128,16 @@ def quantization(**fields: Any) -> Callable[[Path], None]:
     return config(lambda value: value["quantization_config"].update(fields))
 
 
+def unknown(**fields: Any) -> Callable[[Path], None]:
+    """An unknown architecture with such a `quantization_config`."""
+
+    def changed(value: dict[str, Any]) -> None:
+        value.update(model_type="llama", architectures=["LlamaForCausalLM"])
+        value["quantization_config"].update(fields)
+
+    return config(changed)
+
+
 def index(change: Callable[[dict[str, str]], object]) -> Callable[[Path], None]:
     """The index's weight_map, changed."""
 
@@ -396,9 +406,12 @@ CONFIGS = (
     Case("half a character in a key", field(**{"x\udfff": 1}), "'\\udfff', half of a surrogate pair"),
     Case("half a character far down", quantization(fmt={"a": ["\ud800"]}), "half of a surrogate pair"),
     Case("a number beyond all", text("config.json", lambda raw: raw.replace("{", '{"x":1e999,', 1)), "1e999 is beyond"),
-    Case("unknown architecture", field(model_type="llama", architectures=["LlamaForCausalLM"]), "unknown architecture"),
     Case("architectures is a number", field(model_type=None, architectures=5), "not a list"),
-    Case("model_type is a list", field(model_type=[], architectures=None), "unknown architecture"),
+    Case(
+        "an unknown architecture with blocks that are no numbers",
+        unknown(weight_block_size=[128, "x"]),
+        "weight_block_size",
+    ),
     Case("a billion layers", field(num_hidden_layers=10**9), "num_hidden_layers"),
     Case("negative layers", field(num_hidden_layers=-1), "num_hidden_layers"),
     Case("layers as text", field(num_hidden_layers="61"), "num_hidden_layers"),

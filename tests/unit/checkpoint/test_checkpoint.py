@@ -107,9 +107,9 @@ def test_bytes_are_those_of_all_tensors(tmp_path: Path) -> None:
     assert checkpoint.nbytes + sum(header.size for header in checkpoint.headers.values()) == files
 
 
-def test_tensors_of_an_unknown_architecture_are_all_surplus_and_no_fault(tmp_path: Path) -> None:
+def test_tensors_of_an_unknown_architecture_are_its_parameters_and_no_fault(tmp_path: Path) -> None:
     checkpoint = opened(write(tmp_path, {"model_type": "llama"}, {"model.safetensors": {"w": TensorSpec("I64", (3,))}}))
-    assert [ref.name for ref in checkpoint.survey.extra] == ["w"]
+    assert [param.name for param in checkpoint.params] == ["w"] and checkpoint.survey.extra == []
     assert checkpoint.survey.faults == [] and checkpoint.regular is None
 
 

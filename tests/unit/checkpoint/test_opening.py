@@ -53,7 +53,8 @@ def test_a_folder_without_safetensors_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_single_file_needs_no_config(tmp_path: Path) -> None:
     write_header(tmp_path / "a.safetensors", ONE)
     checkpoint = open_checkpoint(store_at(tmp_path / "a.safetensors"))
-    assert (checkpoint.faults, checkpoint.config, checkpoint.index, checkpoint.params) == ([], None, None, [])
+    assert (checkpoint.faults, checkpoint.config, checkpoint.index) == ([], None, None)
+    assert [param.name for param in checkpoint.params] == ["w"]
 
 
 def test_a_folder_with_more_than_weights_should_have_a_config(tmp_path: Path) -> None:
@@ -73,7 +74,13 @@ def test_an_unknown_architecture_is_a_fault_and_no_error(tmp_path: Path) -> None
     write(tmp_path, {"model_type": "llama"}, {"model.safetensors": ONE})
     checkpoint = opened(tmp_path)
     assert [str(fault) for fault in checkpoint.faults] == ["config.json: unknown architecture (model_type: 'llama')"]
-    assert checkpoint.model is None and checkpoint.families == ()
+    assert checkpoint.model is None and [family.template for family in checkpoint.families] == ["w"]
+
+
+def test_architectures_that_are_not_a_list_are_a_wrong_config(tmp_path: Path) -> None:
+    write(tmp_path, {"model_type": "llama", "architectures": 5}, {"model.safetensors": ONE})
+    (fault,) = opened(tmp_path).faults
+    assert (fault.code, fault.what) == ("bad-config", "architectures is not a list")
 
 
 def test_a_file_that_the_index_names_and_that_is_not_there(tmp_path: Path) -> None:
