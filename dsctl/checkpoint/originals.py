@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from msgspec import structs
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.generic import generic
 from dsctl.checkpoint.odd_scales import ODD, OddScales, read_odd
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.checkpoint.side_files import Original, is_altered, own_side, read_side
-from dsctl.codecs.codec import SCALE
+from dsctl.codecs.codec import CHOSEN, SCALE
+from dsctl.core.config_fields import quantization_of
 from dsctl.core.errors import PlanError
-from dsctl.core.header import TensorRef
+from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.core.params import Param
 from dsctl.layouts.naming import DIALECTS
 from dsctl.stores import INDEX, SIGNED
@@ -37,7 +39,7 @@ class Elsewhere(NamedTuple):
 def joined(checkpoint: Checkpoint, path: str) -> tuple[Checkpoint, Elsewhere]:
     """A checkpoint that can also read from the folder at `path`, and the original in that folder.
 
-    The folder holds the original FP8 checkpoint, or the side file of a conversion from it.
+    The folder holds the original quantized checkpoint, or the side file of a conversion from it.
 
     Raises:
         SourceError, FormatError: the folder cannot be read, or contradicts itself.
@@ -66,8 +68,8 @@ def original_of(checkpoint: Checkpoint) -> Elsewhere:
     else:
         side, odd = _own(checkpoint)
         files = {file: (checkpoint.files[file], header.raw) for file, header in checkpoint.headers.items()}
-    if side.codec is None or not side.scales:
-        hint = f"name the original FP8 checkpoint, or a folder with its {ORIGINAL}"
+    if not side.scales:
+        hint = f"name the original checkpoint, or a folder with its {ORIGINAL}"
         raise PlanError(f"{place}: holds no original scales", hint=hint)
     side = replace(side, scales=_prefixed(side.scales))
     odd = OddScales(_prefixed(dict(odd.refs))) if odd else None
@@ -88,7 +90,8 @@ def _own(checkpoint: Checkpoint) -> tuple[Original, OddScales | None]:
     for pieces in checkpoint.survey.pieces.values():
         for piece in pieces:
             if piece.codec.keeps_scales:
-                (groups if piece.codec.scales_follow else scales)[piece.refs[1].name] = piece.refs[1]
+                kept = groups if piece.codec.scales_follow else scales
+                kept |= {ref.name: ref for ref in piece.chosen.values()}
     config = {"config.json": checkpoint.files["config.json"]} if "config.json" in checkpoint.files else {}
     texts = {file: checkpoint.store.read(file, 0, size) for file, size in config.items()}
     side = own_side(checkpoint)
@@ -102,15 +105,11 @@ def _refuse_unfit(found: Elsewhere, checkpoint: Checkpoint) -> None:
     Raises:
         PlanError: no scale belongs to a parameter of the checkpoint, or some have a different shape or dtype.
     """
-    codec, issues, fitting = found.side.codec, [], 0
-    assert codec is not None
-    for name, param in _named(
-        checkpoint.params, {codec.dialect, *(one.dialect for one in checkpoint.published.values())}
-    ):
+    issues, fitting = [], 0
+    for name, param, wanted in _needed(found.side, checkpoint):
         ref = found.side.scales.get(name)
         if ref is None:
             continue
-        wanted = codec.specs(param.shape)[SCALE]
         if ref.spec == wanted:
             fitting += 1
             continue
@@ -124,8 +123,21 @@ def _refuse_unfit(found: Elsewhere, checkpoint: Checkpoint) -> None:
         raise PlanError(f"--original: {found.place}: {what}", hint="it is of a different model")
 
 
-def _named(params: Iterable[Param], dialects: set[str]) -> Iterable[tuple[str, Param]]:
-    """Every name that the scales of a parameter may have, with the parameter."""
-    for param in params:
-        if len(param.shape) == 2:
-            yield from ((DIALECTS[dialect].tensor(param.name, SCALE), param) for dialect in sorted(dialects))
+def _needed(side: Original, checkpoint: Checkpoint) -> Iterator[tuple[str, Param, TensorSpec]]:
+    """The scales that a way back can use: every name they may have, the parameter, and what they must be."""
+    blocks = side.codec
+    dialects = {one.dialect for one in checkpoint.published.values()} | ({blocks.dialect} if blocks else set())
+    read = generic(side.specs, quantization_of(side.config)).read
+    for param in checkpoint.params:
+        if len(param.shape) != 2:
+            continue
+        codec = read[param.name].codec if param.name in read else None
+        if blocks is not None and (codec is None or codec.scale_fmt):
+            wanted = blocks.specs(param.shape)[SCALE]
+            yield from ((DIALECTS[dialect].tensor(param.name, SCALE), param, wanted) for dialect in sorted(dialects))
+        elif codec is not None:
+            specs = codec.specs(param.shape)
+            dialect = DIALECTS[codec.dialect]
+            yield from (
+                (dialect.tensor(param.name, part), param, specs[part]) for part in codec.parts if part in CHOSEN
+            )

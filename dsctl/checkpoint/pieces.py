@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from dsctl.codecs.codec import Codec
+from dsctl.codecs.codec import CHOSEN, Codec
 from dsctl.core.header import TensorRef
 from dsctl.core.params import Param
 from dsctl.layouts.layout import Slot
@@ -42,6 +42,12 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     @property
     def nbytes(self) -> int:
         return sum(ref.nbytes for ref in self.refs)
+
+    @property
+    def chosen(self) -> dict[str, TensorRef]:
+        """The tensors beside the codes that its encoding chose, by part."""
+        parts = zip(self.codec.parts, self.refs, strict=True)
+        return {part: ref for part, ref in parts if part in CHOSEN}
 
 
 @dataclass(slots=True)

@@ -6,17 +6,19 @@ change of layout. Both are safetensors files, so any reader can open them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_json, strict_json
 from dsctl.checkpoint.signed_files import entries_of, read_entry
+from dsctl.codecs.codec import CODES, SCALE
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.config_fields import QUANTIZATION, quantization_of, text_fields
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec, build, parse
+from dsctl.layouts.naming import DIALECTS
 from dsctl.stores import INDEX, SIGNED
 from dsctl.stores.sums import is_sha256
 
@@ -36,9 +38,21 @@ class Original:
 
     @property
     def codec(self) -> Fp8Block | None:
+        """The codec of its FP8 blocks, if there are any and all have scales of one dtype."""
         declared = Fp8Block.declared(quantization_of(self.config) or {})
-        dtypes = {ref.spec.dtype for ref in self.scales.values()}
+        kept = self._scales_of_blocks() if declared else iter(())
+        dtypes = {ref.spec.dtype for ref in kept}
         return replace(declared[0], scale_dtype=dtypes.pop()) if declared and len(dtypes) == 1 else None
+
+    def _scales_of_blocks(self) -> Iterator[TensorRef]:
+        """The kept scales of tensors of E4M3 codes that have the parameter's own name; of all if no header is kept."""
+        if not self.headers:
+            yield from self.scales.values()
+        own = [dialect for dialect in DIALECTS.values() if CODES not in dialect.endings]
+        for name, spec in self.specs.items() if self.scales else ():
+            if spec.dtype == "F8_E4M3" and name not in self.scales:
+                found = {dialect.tensor(name, SCALE) for dialect in own}
+                yield from (self.scales[scale] for scale in found if scale in self.scales)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -103,7 +117,8 @@ def read_side(checkpoint: Checkpoint, file: str, side: Header) -> Original:
     texts: dict[str, bytes] = {}
     scales: dict[str, TensorRef] = {}
     for name, ref in side.tensors.items():
-        if ref.spec.dtype != "U8":
+        # Texts are rows of bytes; scales that are powers of two may be matrices of bytes.
+        if ref.spec.dtype != "U8" or len(ref.spec.shape) != 1:
             scales[name] = ref
             continue
         if ref.nbytes > MAX_JSON_BYTES:

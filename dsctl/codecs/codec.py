@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 VALUES, CODES, SCALE, GLOBAL_SCALE, SHAPE = "values", "codes", "scale", "global_scale", "shape"
 # The scale of activations, which loaders expect beside the weights.
 INPUT_SCALE = "input_scale"
-# The parts that hold scales.
+# The parts that hold scales, and all parts beside the codes that an encoding chooses.
 SCALES = (SCALE, GLOBAL_SCALE)
+CHOSEN = (*SCALES, INPUT_SCALE)
 # Prefixes of a part's name: scales of an earlier encoding, scales of a different codec, and a largest magnitude.
 KEPT, OTHERS, PEAK = "kept:", "others:", "peak:"
 

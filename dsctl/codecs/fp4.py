@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import dress, native_fp4, nibbles, search
-from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INPUT_SCALE, KEPT, PEAK, SCALE, Form
+from dsctl.codecs import dress, native_fp4, nibbles, restoring, search
+from dsctl.codecs.codec import CODES, GLOBAL_SCALE, INPUT_SCALE, KEPT, PEAK, SCALE, Codec, Form
 from dsctl.codecs.grids import (
     FEW_TO_DIVIDE,
     at_once,
@@ -67,11 +67,8 @@ class Fp4:
     search: bool = field(default=False, compare=False)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
+    keeps_scales: ClassVar[bool] = True
     scale_fmt: ClassVar[None] = None
-
-    @property
-    def keeps_scales(self) -> bool:
-        return self.native
 
     @property
     def scales_follow(self) -> bool:
@@ -155,31 +152,52 @@ class Fp4:
     def encode(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Scales from the largest magnitudes; quotients rounded to the nearest code, ties to even.
 
-        `stored` may hold `PEAK`: the largest magnitude for the global scale (default: the values' own).
+        `stored` may hold `PEAK`: the largest magnitude for the global scale (default: the values' own). Kept scales are
+        used for the groups that they restore exactly, if the kept global scale is large enough for the peak.
 
         Raises:
-            BadBlock: a value is NaN or infinite.
+            BadBlock: a value is NaN or infinite, or a kept scale is impossible.
         """
         import torch
 
         codes = stored[CODES].view(torch.uint8)
         if self.native:
             return native_fp4.encode_all(values, codes, stored[SCALE], stored.get(KEPT + SCALE))
-        if self.surveys:
-            widest = stored[PEAK] if PEAK in stored else peak(values)
-            made = _second_scale(widest) if self.multiplied else _global_scale(widest, values.dtype)
-            stored[GLOBAL_SCALE].copy_(made)
-            if self.multiplied:
-                stored[INPUT_SCALE].fill_(1.0)
+        kept = (not self.surveys or self._whole(values, stored)) and KEPT + SCALE in stored
         rounding = nibbles.E2m1(chunk(tuple(values.shape), self.group), values.device)
-        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+
+        def write(rows: slice, places: slice) -> None:
             magnitudes = rounding.magnitudes(values[rows])
             largest = greatest(magnitudes, self.group, places.start)
             stored[SCALE][places] = self._scales(magnitudes, largest, stored, values.dtype, rounding)
             factors = self._factors(stored[SCALE][places], stored.get(GLOBAL_SCALE))
             divided(magnitudes, factors, self.group, magnitudes)
             rounding.write(magnitudes, values[rows], codes[rows])
-        return {}
+
+        def quantize(values: torch.Tensor, known: Mapping[str, torch.Tensor], codes: torch.Tensor) -> None:
+            factors, magnitudes = self._factors(known[SCALE], known.get(GLOBAL_SCALE)), rounding.magnitudes(values)
+            # A group whose scale is zero has only zeros.
+            divided(magnitudes, torch.where(factors == 0, 1.0, factors), self.group, magnitudes)
+            rounding.write(magnitudes, values, codes.view(torch.uint8), zeros=True)
+
+        if kept:
+            return restoring.encode(self, self.group, values, stored, quantize, write)
+        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+            write(rows, places)
+        return {"groups_computed": stored[SCALE].numel()} if KEPT + SCALE in stored else {}
+
+    def _whole(self, values: torch.Tensor, stored: Mapping[str, torch.Tensor]) -> bool:
+        """Fill the parts that a parameter has once; return whether the global scale is the kept one."""
+        widest = stored[PEAK] if PEAK in stored else peak(values)
+        kept, inputs = stored.get(KEPT + GLOBAL_SCALE), stored.get(KEPT + INPUT_SCALE)
+        if again := kept is not None and reaches(self, kept, widest):
+            made = kept
+        else:
+            made = _second_scale(widest) if self.multiplied else _global_scale(widest, values.dtype)
+        stored[GLOBAL_SCALE].copy_(made)
+        if self.multiplied:
+            stored[INPUT_SCALE].copy_(inputs) if inputs is not None else stored[INPUT_SCALE].fill_(1.0)
+        return again
 
     def _scales(
         self,
@@ -228,6 +246,12 @@ class Fp4:
         if not self.dialect.startswith(dress.METHOD):
             return dress.fp8((128, 128), "ue8m0")
         return dress.config(*dress.SCHEMES[self.name])
+
+
+def reaches(codec: Codec, whole: torch.Tensor, peak: torch.Tensor) -> bool:
+    """Whether codes under this global scale hold values up to a peak, which may have been rounded up to BF16."""
+    largest = whole * REACH if INPUT_SCALE in codec.parts else REACH / whole
+    return bool((peak.view(-1) <= largest.view(-1) * (1 + 2.0**-7)).all())
 
 
 def _second_scale(peak: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,7 @@ class Fp8Block:
     parts: ClassVar[tuple[str, ...]] = (CODES, SCALE)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
+    keeps_scales: ClassVar[bool] = True
     scales_follow: ClassVar[bool] = False
 
     @property
@@ -51,10 +52,6 @@ class Fp8Block:
     def form(self) -> Form:
         powers = self.scale_fmt == "ue8m0" or self.scale_dtype == "F8_E8M0"
         return Form("e4m3", self.block, self.scale_dtype.removeprefix("F8_"), "code * scale", powers)
-
-    @property
-    def keeps_scales(self) -> bool:
-        return self.scale_fmt is not None
 
     @classmethod
     def declared(cls, quantization: Mapping[str, Any]) -> tuple[Fp8Block, ...]:
@@ -79,7 +76,7 @@ class Fp8Block:
     def reads(self, shape: tuple[int, ...], stored: Mapping[str, TensorSpec]) -> Fp8Block | None:
         if len(shape) != 2 or set(stored) != {*self.parts} or stored[CODES] != TensorSpec("F8_E4M3", shape):
             return None
-        scale, dtypes = stored[SCALE], ("F32", "BF16", "F8_E8M0") if self.keeps_scales else ("F32", "BF16")
+        scale, dtypes = stored[SCALE], ("F32", "BF16", "F8_E8M0") if self.scale_fmt else ("F32", "BF16")
         if scale.shape != self.grid(shape) or scale.dtype not in dtypes:
             return None
         return replace(self, scale_dtype=scale.dtype)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from struct import pack
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import dress, nibbles, search
-from dsctl.codecs.codec import CODES, SCALE, SHAPE, Form
+from dsctl.codecs import dress, nibbles, restoring, search
+from dsctl.codecs.codec import CODES, KEPT, SCALE, SHAPE, Form
 from dsctl.codecs.grids import (
     FEW_TO_DIVIDE,
     at_once,
@@ -50,7 +50,7 @@ class Packed:
     parts: ClassVar[tuple[str, ...]] = (CODES, SCALE, SHAPE)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
-    keeps_scales: ClassVar[bool] = False
+    keeps_scales: ClassVar[bool] = True
     scales_follow: ClassVar[bool] = False
     scale_fmt: ClassVar[None] = None
 
@@ -141,18 +141,34 @@ class Packed:
         """Scales of peak / 7.5 or 127.5; the quotient is rounded to the dtype of the values, then to an integer.
 
         That is compressed-tensors' arithmetic for bfloat16 weights (quantization/lifecycle/forward_helpers.py).
+        Kept scales are used for the groups that they restore exactly.
 
         Raises:
-            BadBlock: a value is NaN or infinite.
+            BadBlock: a value is NaN or infinite, or a kept scale is impossible.
         """
         import torch
 
         packed, scales = stored[CODES].view(torch.uint8), stored[SCALE]
-        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+
+        def write(rows: slice, places: slice) -> None:
             band = values[rows]
             scales[places] = self._scales(band, peaks(band, self.group, places.start), scales.dtype)
-            self._quantize(band, scales[places], packed[rows])
+            self._quantize(self._quotients(band, scales[places]), packed[rows])
+
+        if KEPT + SCALE in stored:
+            return restoring.encode(self, self.group, values, stored, self._again, write)
+        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+            write(rows, places)
         return {}
+
+    def _again(self, values: torch.Tensor, known: Mapping[str, torch.Tensor], codes: torch.Tensor) -> None:
+        """Codes by kept scales."""
+        import torch
+
+        # Quotients in bfloat16 may be half a step off.
+        quotients = torch.empty_like(values, dtype=torch.float32)
+        divided(values.float(), known[SCALE].float(), self.group, quotients)
+        self._quantize(quotients, codes.view(torch.uint8))
 
     def _scales(self, values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         half = 1 << (self.bits - 1)
@@ -177,15 +193,15 @@ class Packed:
         divided(values.to(dtype), scales.to(dtype), self.group, quotients)
         return quotients
 
-    def _quantize(self, values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+    def _quantize(self, quotients: torch.Tensor, out: torch.Tensor) -> None:
         """Rounded quotients, offset by half the range."""
         import torch
 
-        quotients, sums = self._quotients(values, scales), torch.empty_like(values, dtype=torch.float32)
+        sums = torch.empty_like(quotients, dtype=torch.float32)
         if self.bits == 8:
             nibbles.integers(quotients, 8, out, sums)
             return
-        codes = torch.empty_like(values, dtype=torch.uint8)
+        codes = torch.empty_like(quotients, dtype=torch.uint8)
         nibbles.integers(quotients, 4, codes, sums)
         nibbles.pack(codes, out, sums.view(-1).view(torch.uint8)[: codes.numel()].view(codes.shape))
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dsctl.codecs import dress, e4m3, nibbles, scales
-from dsctl.codecs.codec import CODES, SCALE, Form
+from dsctl.codecs import dress, e4m3, nibbles, restoring, scales
+from dsctl.codecs.codec import CODES, KEPT, SCALE, Form
 from dsctl.codecs.grids import (
     PIECE,
     GroupShape,
@@ -56,7 +56,7 @@ class Scaled:
     parts: ClassVar[tuple[str, ...]] = (CODES, SCALE)
     quantized: ClassVar[bool] = True
     plain: ClassVar[None] = None
-    keeps_scales: ClassVar[bool] = False
+    keeps_scales: ClassVar[bool] = True
     scales_follow: ClassVar[bool] = False
     scale_fmt: ClassVar[None] = None
 
@@ -116,18 +116,30 @@ class Scaled:
         """Scales from the largest magnitudes; the quotient is rounded to the dtype of the values, then to a code.
 
         That is compressed-tensors' arithmetic for bfloat16 weights (quantization/lifecycle/forward_helpers.py).
+        Kept scales are used for the groups that they restore exactly.
 
         Raises:
-            BadBlock: a value is NaN or infinite.
+            BadBlock: a value is NaN or infinite, or a kept scale is impossible.
         """
         codes, scales = stored[CODES], stored[SCALE]
-        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
-            band = values[rows]
-            scales[places] = self._scales(peaks(band, self.group, places.start), scales)
+
+        def write(rows: slice, places: slice) -> None:
+            scales[places] = self._scales(peaks(values[rows], self.group, places.start), scales)
             factors = self._factors(scales[places])
+            factors = factors.to(values.dtype) if holds(values.dtype, factors) else factors
             for piece in pieces(rows, values.shape[1]):
                 self._quantize(values[piece], factors, codes[piece])
+
+        if KEPT + SCALE in stored:
+            return restoring.encode(self, self.group, values, stored, self._again, write)
+        for rows, places in chunks(values.shape[0], values.shape[1], self.group):
+            write(rows, places)
         return {}
+
+    def _again(self, values: torch.Tensor, known: Mapping[str, torch.Tensor], codes: torch.Tensor) -> None:
+        """Codes by kept scales."""
+        # Quotients in bfloat16 may be half a step off.
+        self._quantize(values, self._factors(known[SCALE]), codes)
 
     def _scales(self, largest: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         if self.name == "mxfp8":
@@ -144,11 +156,11 @@ class Scaled:
         return stored.float()
 
     def _quantize(self, values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+        """Codes of quotients, which are rounded to the dtype of the factors first."""
         import torch
 
-        dtype = values.dtype if holds(values.dtype, factors) else torch.float32
-        quotients = torch.empty_like(values, dtype=dtype)
-        divided(values.to(dtype), factors.to(dtype), self.group, quotients)
+        quotients = torch.empty_like(values, dtype=factors.dtype)
+        divided(values.to(factors.dtype), factors, self.group, quotients)
         if self.codes == "I8":
             # SGLang's blocks, of largest code 127, never reach -128: their largest magnitude is 127 scales.
             nibbles.integers(quotients, 8, out, torch.empty_like(values, dtype=torch.float32))

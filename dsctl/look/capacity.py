@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dsctl.checkpoint.groups import Group
 from dsctl.checkpoint.quantization import quantization_config
 from dsctl.codecs import CODECS
-from dsctl.codecs.codec import Codec
+from dsctl.codecs.codec import CHOSEN, Codec
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
 from dsctl.core.params import Family, Param, Unit
@@ -201,8 +201,8 @@ def kept_scales(description: Description, to: Formats) -> int:
     total = 0
     for group, codec in () if to.rules else stored(description, to):
         if group.codec.keeps_scales and codec.plain and not group.codec.scales_follow:
-            _, *scales = group.specs.values()
-            total += group.count * sum(scale.nbytes for scale in scales)
+            scales = group.codec.specs(group.family.shape).items()
+            total += group.count * sum(spec.nbytes for part, spec in scales if part in CHOSEN)
     return total
 
 

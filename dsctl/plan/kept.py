@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from dsctl.checkpoint.side_files import Side, kept_texts
-from dsctl.codecs.codec import SCALE, Codec
+from dsctl.checkpoint.side_files import Original, Side, kept_texts
+from dsctl.codecs.codec import CHOSEN, SCALE, Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.core.boxes import Box
 from dsctl.layouts.naming import DIALECTS
@@ -27,11 +27,12 @@ def gathers(target: Target, step: Step) -> bool:
 def scales_of(target: Target, names: Collection[str]) -> Side:
     """The side file with the scales of these parameters; their bytes are copied when the parameters are read."""
     scales = {
-        piece.refs[1].name: piece.refs[1].spec
+        ref.name: ref.spec
         for name, pieces in target.checkpoint.survey.pieces.items()
         if name in names
         for piece in pieces
         if _kept_whole(target, piece.codec)
+        for ref in piece.chosen.values()
     }
     return Side(kept_texts(target.checkpoint), scales, "what this folder was converted from")
 
@@ -40,7 +41,8 @@ def kept_parts(target: Target, want: Want, reads: tuple[Region, ...]) -> Iterato
     """The scales of a parameter that the side file keeps: their names in it, and the parts to read."""
     for piece, region in zip(want.pieces, reads, strict=True):
         if _kept_whole(target, piece.codec):
-            yield piece.refs[1].name, region.parts[1]
+            named = piece.chosen
+            yield from ((named[part.name].name, part) for part in region.parts if part.name in named)
 
 
 def _kept_whole(target: Target, codec: Codec) -> bool:
@@ -61,18 +63,28 @@ def kept_scales(target: Target, want: Want) -> Region | None:
     """The kept scales for encoding a parameter again."""
     if not want.codec.keeps_scales or want.codec.scales_follow:
         return None
+    if want.codec.scale_fmt is None:
+        return _beside(target.original, want, want.codec)
     own = _own_scales(want)
     if own is not None:
         return own
-    name, shape = DIALECTS[want.codec.dialect].tensor(want.param.name, SCALE), want.param.shape
     before = target.returns.get(want.param.name, target.formats.kept)
     sides = (target.original, before), (target.whole, target.encoded)
-    known = (side.scales.get(name) for side, codec in sides if side and _alike(codec, want.codec))
-    ref = next(filter(None, known), None)
-    if ref is None or ref.spec != want.codec.specs(shape)[SCALE]:
-        return None
-    part = Part(SCALE, ref.file, ref.begin, ref.spec)
-    return Region(Box.whole(shape), want.codec, (part,), shape, (0,) * len(shape))
+    known = (_beside(side, want, want.codec) for side, codec in sides if side and _alike(codec, want.codec))
+    return next(filter(None, known), None)
+
+
+def _beside(side: Original | None, want: Want, codec: Codec) -> Region | None:
+    """The parts beside a parameter's codes in a side file, if it has all of them as this codec stores them."""
+    shape, parts = want.param.shape, []
+    for part, spec in codec.specs(shape).items():
+        if side is None or part not in CHOSEN:
+            continue
+        ref = side.scales.get(DIALECTS[codec.dialect].tensor(want.param.name, part))
+        if ref is None or ref.spec != spec:
+            return None
+        parts.append(Part(part, ref.file, ref.begin, ref.spec))
+    return Region(Box.whole(shape), codec, tuple(parts), shape, (0,) * len(shape)) if parts else None
 
 
 def _alike(kept: Codec | None, wanted: Codec) -> bool:

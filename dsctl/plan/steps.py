@@ -8,6 +8,7 @@ from math import lcm, prod
 import msgspec
 
 from dsctl.checkpoint.pieces import Piece
+from dsctl.codecs import restoring
 from dsctl.codecs.codec import CODES, VALUES, Codec
 from dsctl.codecs.recasts import Recast
 from dsctl.core.boxes import Box
@@ -200,7 +201,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
             yield "room", max(region.codec.room(band, width, False) for region in self.reads)
         for region in self.writes:
             shape = (min(rows, region.box.shape[0]), *region.box.shape[1:]) if self.shape else ()
-            yield "room", region.codec.room(shape, width, True)
+            restoring_ = restoring.room(region.codec, shape, width) if self.kept and not region.codec.scale_fmt else 0
+            yield "room", region.codec.room(shape, width, True) + restoring_
             yield "again", 4 * prod(shape) if self.measured else 0
             if region.codec.plain != before:
                 for name, spec in region.codec.specs(shape).items():

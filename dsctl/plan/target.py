@@ -11,7 +11,7 @@ from dsctl.checkpoint.odd_scales import OddScales, read_odd
 from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.reading import read_header
 from dsctl.checkpoint.side_files import WHOLE, Original, is_altered, own_side, read_side
-from dsctl.codecs import CODECS, in_dialect, of_published
+from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
@@ -27,6 +27,7 @@ from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
 from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
+from dsctl.plan.returning import foreign, reused
 from dsctl.plan.spread import Subject, arrangement
 from dsctl.stores import CONFIG, INDEX, PARAMS, PARAMS_INDEX, SIGNED
 
@@ -37,7 +38,8 @@ class Target:
 
     `original` and `whole` are the side files' descriptions of the folder that the source was made from, by a change of
     format and of layout. `odd` are its scales that do not follow from the values. `notes` are remarks on all of this.
-    If the architecture is unknown, `returns` are the original's codecs of parameters that shall have them again.
+    `returns` are the original's codecs of parameters that shall have them again: of an unknown architecture, or if the
+    original was stored in other forms than its release.
     """
 
     checkpoint: Checkpoint
@@ -66,14 +68,8 @@ class Target:
         if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
             return False
         if self.formats.format.plain:
-            return any(codec.keeps_scales or codec in self._released for codec in checkpoint.stored_codecs)
+            return any(codec.keeps_scales for codec in checkpoint.stored_codecs)
         return request.to == BLOCKS and any(recast(codec, self.formats.format) for codec in checkpoint.stored_codecs)
-
-    @cached_property
-    def _released(self) -> set[Codec]:
-        """The quantized codecs of the architecture's releases."""
-        forms = self.formats.published.values()
-        return {codec for form in forms if (codec := of_published(form, self.checkpoint.quantization)).quantized}
 
     @cached_property
     def encoded(self) -> Codec | None:
@@ -89,6 +85,8 @@ class Target:
         """The target's codec for a parameter, given the source's."""
         if isinstance(source, Renumbered):
             return source.written
+        if self.checkpoint.generic is None and param.name in self.returns:
+            return self.returns[param.name]
         if self.checkpoint.generic is not None:
             stays = source.plain and not param.quantizable and not self.formats.format.plain
             if param.name in self.returns or self.request.to == PUBLISHED or stays:
@@ -129,10 +127,10 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         original, odd = elsewhere.side, elsewhere.odd
         notes += [f"scales: the original ones are those of {elsewhere.place}", *elsewhere.notes]
     generic.check(checkpoint, request, original)
-    returns = generic.returns(checkpoint, request, original)
     whole = _whole(checkpoint, notes)
     published = _published(checkpoint, original)
-    notes += _new_groups(checkpoint, published) if original and request.to == PUBLISHED else ()
+    returns = generic.returns(checkpoint, request, original) or foreign(checkpoint, request, original, published)
+    notes += reused(checkpoint, published, returns, original) if original and request.to == PUBLISHED else ()
     kept = next((codec for codec in returns.values() if codec.scale_fmt), _kept_codec(published, original))
     formats = Formats(
         request, rules, checkpoint.stored_codecs, base_dtype(generic.values(checkpoint)), published,
@@ -141,7 +139,8 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
     notes += generic.notes(checkpoint)
     if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
         notes.append("the source has no mtp.* tensors: transformers does not load a drafter, so it does not save one")
-    notes += formats.notes
+    if checkpoint.generic is not None or not returns or kept is not None:
+        notes += formats.notes
     return Target(checkpoint, request, subject, layout, formats, original, whole, tuple(notes), odd, returns)
 
 
@@ -163,20 +162,6 @@ def _original(checkpoint: Checkpoint, rules: tuple[Rule, ...], request: Request,
     """The description of the folder from which the source was decoded, if a requested format can use it."""
     header, asked = checkpoint.original, {rule.format for rule in rules} or {request.to}
     return None if header is None or asked.isdisjoint(SCALED) else _side_file(checkpoint, ORIGINAL, header, notes)
-
-
-def _new_groups(checkpoint: Checkpoint, published: Mapping[str, Published]) -> list[str]:
-    """Notes on the released formats that the source was decoded from, and whose scales no side file keeps."""
-    codecs = dict.fromkeys(of_published(form, checkpoint.quantization) for form in published.values())
-    lost = [codec for codec in codecs if codec.quantized and not codec.keeps_scales]
-    what = "no scales were kept, so every group gets a new one: the released"
-    # A scale of half the size has codes for all values that a group decodes to if its largest code allows it.
-    come = {
-        True: f"{what} values come back exactly, some in different codes",
-        False: f"{what} codes do not come back exactly",
-    }
-    held = {codec.name for codec in checkpoint.stored_codecs}
-    return [f"scales: {codec.name}: {come[codec.form.powers]}" for codec in lost if codec.name not in held]
 
 
 def _whole(checkpoint: Checkpoint, notes: list[str]) -> Original | None:

@@ -102,7 +102,7 @@ def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) 
             quantized = [want.codec for want in wants if want.codec.quantized and not want.param.family.table]
             same = (
                 _is_original(target, wants, parts)
-                if target.checkpoint.generic
+                if target.checkpoint.generic or target.returns
                 else (quantization_of(before) or {}) == _quantization(before, quantized if codec.plain else [codec])
             )
             if same:

@@ -46,7 +46,7 @@ def whole_copies(
 def _decoded_with(target: Target, want: Want) -> list[_Scales]:
     """The scales of each piece of a parameter that only the target's layout decodes; each piece has whole rows."""
     codec, param = want.pieces[0].codec, want.param
-    if not (target.layout.decoded(param.family) and codec.keeps_scales and not codec.scales_follow):
+    if not (target.layout.decoded(param.family) and codec.scale_fmt):
         return []
     if not moves_to(codec, target.formats.codec(param, codec)):
         return []

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from dsctl.codecs import grids, group_scales
-from dsctl.codecs.codec import CODES, KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
+from dsctl.codecs import fp4, grids, group_scales
+from dsctl.codecs.codec import CODES, GLOBAL_SCALE, KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
 from dsctl.codecs.grids import chunks, peaks
 from dsctl.core.boxes import Box
 from dsctl.core.digests import PIECE_BYTES
@@ -98,8 +98,7 @@ def _step(step: Step, files: JobFiles, progress: Advance) -> dict[str, int]:
     if step.surveyed and step.way is not None and step.name not in files.largest:
         files.largest |= dict.fromkeys((one.name for one in step.surveyed), _largest_scale(step.surveyed, files))
     elif step.surveyed and step.way is None and step.name not in files.peaks:
-        peak = torch.stack([_peak(one, files) for one in step.surveyed]).amax(0)
-        files.peaks |= {one.name: peak for one in step.surveyed}
+        files.peaks |= _peaks(step.surveyed, files)
     for band in _bands(step, files, step.span):
         done = {"move": _move, "recast": _recast, "recode": _recode}[step.how](step, band, files)
         add(counts, done)
@@ -111,6 +110,22 @@ def _step(step: Step, files: JobFiles, progress: Advance) -> dict[str, int]:
 
 def _bands(step: Step, files: JobFiles, span: Box) -> Iterable[Box]:
     return span.bands(step.band_rows(files.context.band_bytes))
+
+
+def _peaks(steps: Iterable[Step], files: JobFiles) -> dict[str, torch.Tensor]:
+    """The largest magnitude of some parameters together; that of each if their kept global scales reach it."""
+    found = {step.name: _peak(step, files) for step in steps}
+    if all(_reached(step, found[step.name], files) for step in steps):
+        return found
+    return dict.fromkeys(found, torch.stack(list(found.values())).amax(0))
+
+
+def _reached(step: Step, peak: torch.Tensor, files: JobFiles) -> bool:
+    part = next((part for part in step.kept.parts if part.name == GLOBAL_SCALE), None) if step.kept else None
+    if part is None:
+        return False
+    whole = files.read(f"kept:{part.name}", part, Box.whole(part.spec.shape))
+    return fp4.reaches(step.writes[0].codec, whole, peak)
 
 
 def _peak(step: Step, files: JobFiles) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""The original's own forms for the way back, and remarks on their kept scales. Pure, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.generic import generic
+from dsctl.checkpoint.side_files import Original
+from dsctl.codecs import of_published
+from dsctl.codecs.codec import CHOSEN, SCALE, Codec
+from dsctl.codecs.plain import Plain
+from dsctl.core.config_fields import quantization_of
+from dsctl.core.params import Param, Published
+from dsctl.layouts.naming import DIALECTS
+from dsctl.plan.request import PUBLISHED, Request
+
+
+def foreign(
+    checkpoint: Checkpoint, request: Request, original: Original | None, published: Mapping[str, Published]
+) -> Mapping[str, Codec]:
+    """The codecs of the original of a known architecture by parameter, if not all are those of its release; else none.
+
+    Somebody else may have quantized the release: what was decoded is then what shall come back.
+    """
+    if checkpoint.generic is not None or original is None or request.to != PUBLISHED or not original.scales:
+        return {}
+    codecs = _released(checkpoint, published)
+    expected = {
+        name
+        for param in checkpoint.params
+        if (codec := codecs.get(param.role)) is not None
+        for part, name in _named(codec, param)
+        if (ref := original.scales.get(name)) and (codec.scale_fmt or ref.spec == codec.specs(param.shape)[part])
+    }
+    tables = {param.name for param in checkpoint.params if param.family.table}
+    if expected >= original.scales.keys() or tables:
+        return {}
+    read = generic(original.specs, quantization_of(original.config)).read
+    if all(one.codec.scale_fmt for one in read.values()):
+        return {}
+    known = {name: one.codec for name, one in read.items()}
+    specs = original.specs
+    plain = {param.name: Plain(specs[param.name].dtype) for param in checkpoint.params if param.name in specs}
+    return plain | known
+
+
+def reused(
+    checkpoint: Checkpoint, published: Mapping[str, Published], returns: Mapping[str, Codec], original: Original
+) -> Iterator[str]:
+    """Notes on the forms to come back: whether the original scales of their groups were kept."""
+    codecs, found = _released(checkpoint, published), dict[Codec, bool]()
+    for param in checkpoint.params:
+        codec = returns.get(param.name, None if returns else codecs.get(param.role))
+        if codec is not None and codec.quantized and not codec.scale_fmt and not codec.scales_follow:
+            kept = DIALECTS[codec.dialect].tensor(param.name, SCALE) in original.scales
+            found[codec] = found.get(codec, False) or kept
+    held = {codec.name for codec in checkpoint.stored_codecs}
+    what = "no scales were kept, so every group gets a new one: the released"
+    for codec, kept in found.items():
+        if codec.name in held:
+            continue
+        # A scale of half the size has codes for all values that a group decodes to if its largest code allows it.
+        lost = "values come back exactly, some in different codes" if codec.form.powers else _INEXACT
+        yield f"scales: {codec.name}: " + ("original scales are reused if they still fit" if kept else f"{what} {lost}")
+
+
+_INEXACT = "codes do not come back exactly"
+
+
+def _released(checkpoint: Checkpoint, published: Mapping[str, Published]) -> dict[str, Codec]:
+    return {role: of_published(form, checkpoint.quantization) for role, form in published.items()}
+
+
+def _named(codec: Codec, param: Param) -> Iterator[tuple[str, str]]:
+    """The parts beside the codes, and their names."""
+    dialect = DIALECTS[codec.dialect]
+    return ((part, dialect.tensor(param.name, part)) for part in codec.parts if part in CHOSEN)
