@@ -8,9 +8,10 @@ from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.generic import generic
 from dsctl.checkpoint.side_files import Original
 from dsctl.codecs import of_published
-from dsctl.codecs.codec import CHOSEN, SCALE, Codec
+from dsctl.codecs.codec import CHOSEN, CODES, SCALE, Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.config_fields import quantization_of
+from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param, Published
 from dsctl.layouts.naming import DIALECTS
 from dsctl.plan.request import PUBLISHED, Request
@@ -26,21 +27,19 @@ def foreign(
     if checkpoint.generic is not None or original is None or request.to != PUBLISHED or not original.scales:
         return {}
     codecs = _released(checkpoint, published)
+    specs = original.specs
     expected = {
         name
         for param in checkpoint.params
-        if (codec := codecs.get(param.role)) is not None
-        for part, name in _named(codec, param)
-        if (ref := original.scales.get(name)) and (codec.scale_fmt or ref.spec == codec.specs(param.shape)[part])
+        if len(param.shape) == 2 and (codec := codecs.get(param.role)) is not None
+        for name in _expected(codec, param, specs)
     }
-    tables = {param.name for param in checkpoint.params if param.family.table}
-    if expected >= original.scales.keys() or tables:
+    if expected >= original.scales.keys():
         return {}
-    read = generic(original.specs, quantization_of(original.config)).read
+    read = generic(specs, quantization_of(original.config)).read
     if all(one.codec.scale_fmt for one in read.values()):
         return {}
     known = {name: one.codec for name, one in read.items()}
-    specs = original.specs
     plain = {param.name: Plain(specs[param.name].dtype) for param in checkpoint.params if param.name in specs}
     return plain | known
 
@@ -72,7 +71,12 @@ def _released(checkpoint: Checkpoint, published: Mapping[str, Published]) -> dic
     return {role: of_published(form, checkpoint.quantization) for role, form in published.items()}
 
 
-def _named(codec: Codec, param: Param) -> Iterator[tuple[str, str]]:
-    """The parts beside the codes, and their names."""
-    dialect = DIALECTS[codec.dialect]
-    return ((part, dialect.tensor(param.name, part)) for part in codec.parts if part in CHOSEN)
+def _expected(codec: Codec, param: Param, specs: Mapping[str, TensorSpec]) -> list[str]:
+    """The names of a parameter's tensors beside the codes, if the original has them as this codec stores them.
+
+    FP8 blocks may have scales of any dtype that they can have.
+    """
+    dialect, wanted = DIALECTS[codec.dialect], codec.specs(param.shape)
+    held = {part: specs.get(dialect.tensor(param.name, part)) for part in codec.parts}
+    same = held == wanted or (codec.scale_fmt and held[CODES] == wanted[CODES])
+    return [dialect.tensor(param.name, part) for part in codec.parts if part in CHOSEN] if same else []

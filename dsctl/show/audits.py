@@ -29,8 +29,9 @@ _WORKING = {READ: "reading", COMPUTE: "computing", DIGEST: "digesting", WRITE: "
 _BLOCKS = {
     "blocks_restored": "blocks with their kept scale",
     "blocks_computed": "blocks with a new scale",
-    "groups_restored": "groups of 32 with their kept scale",
-    "groups_computed": "groups of 32 whose scale follows from their values",
+    "groups_restored": "groups with their kept scale",
+    "groups_computed": "groups whose scale follows from their values",
+    "groups_without_scale": "groups of zeros whose scale is 0, so that their codes are not known",
     "blocks_recast": "blocks recast",
     "blocks_inexact": "blocks that lost precision",
     "blocks_requantized": "blocks without an exact fit, quantized again",
