@@ -9,7 +9,7 @@ from dsctl.checkpoint.generic import generic
 from dsctl.checkpoint.side_files import Original
 from dsctl.codecs import of_published
 from dsctl.codecs.codec import CHOSEN, CODES, SCALE, Codec
-from dsctl.codecs.plain import Plain
+from dsctl.codecs.plain import FLOATS, Plain
 from dsctl.core.config_fields import quantization_of
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param, Published
@@ -39,9 +39,15 @@ def foreign(
     read = generic(specs, quantization_of(original.config)).read
     if all(one.codec.scale_fmt for one in read.values()):
         return {}
-    known = {name: one.codec for name, one in read.items()}
-    plain = {param.name: Plain(specs[param.name].dtype) for param in checkpoint.params if param.name in specs}
-    return plain | known
+    # The blocks of tables are often known to the release alone.
+    found: dict[str, Codec] = {
+        param.name: read[param.name].codec if param.name in read else Plain(specs[param.name].dtype)
+        for param in checkpoint.params
+        if param.name in read or (param.name in specs and not param.family.table)
+    }
+    quantized = {param.name for param in checkpoint.params if param.quantizable}
+    doubtful = any(name in quantized and codec.plain not in (None, *FLOATS) for name, codec in found.items())
+    return {} if doubtful else found
 
 
 def reused(
