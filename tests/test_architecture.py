@@ -37,6 +37,7 @@ TABLES = {
             "nibbles",
             "recasts",
             "renumbered",
+            "restoring",
             "scales",
             "search",
         },

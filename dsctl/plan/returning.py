@@ -37,8 +37,6 @@ def foreign(
     if expected >= original.scales.keys():
         return {}
     read = generic(specs, quantization_of(original.config)).read
-    if all(one.codec.scale_fmt for one in read.values()):
-        return {}
     # The blocks of tables are often known to the release alone.
     found: dict[str, Codec] = {
         param.name: read[param.name].codec if param.name in read else Plain(specs[param.name].dtype)
@@ -80,9 +78,10 @@ def _released(checkpoint: Checkpoint, published: Mapping[str, Published]) -> dic
 def _expected(codec: Codec, param: Param, specs: Mapping[str, TensorSpec]) -> list[str]:
     """The names of a parameter's tensors beside the codes, if the original has them as this codec stores them.
 
-    FP8 blocks may have scales of any dtype that they can have.
+    FP8 blocks may have scales of either float dtype.
     """
     dialect, wanted = DIALECTS[codec.dialect], codec.specs(param.shape)
     held = {part: specs.get(dialect.tensor(param.name, part)) for part in codec.parts}
-    same = held == wanted or (codec.scale_fmt and held[CODES] == wanted[CODES])
+    floats = {one.dtype for one in (held[SCALE], wanted[SCALE]) if one} <= {*FLOATS}
+    same = held == wanted or (codec.scale_fmt and floats and held[CODES] == wanted[CODES])
     return [dialect.tensor(param.name, part) for part in codec.parts if part in CHOSEN] if same else []

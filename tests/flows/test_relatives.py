@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dsctl.checkpoint.opening import open_checkpoint
 from dsctl.core.header import TensorSpec, build, parse
@@ -123,10 +124,24 @@ def test_kimi_thinking_stores_int4_experts_and_nothing_else(tmp_path: Path) -> N
     assert others == {"BF16", "F32"}
 
 
-def test_the_way_back_to_int4_keeps_files_and_config_and_says_that_codes_are_new(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_the_way_back_to_int4_gives_the_same_files(tmp_path: Path, dtype: str) -> None:
+    first = tiny("kimi-k2-thinking", tmp_path / "first")
+    dsctl("convert", first, tmp_path / "plain", "--to", dtype)
+    said = dsctl("convert", tmp_path / "plain", tmp_path / "back", "--to", "published")
+    assert "int4-group-32: original scales are reused if they still fit" in " ".join(said.split())
+    assert same(first, tmp_path / "back")
+    audit = json.loads((tmp_path / "back" / "dsctl.json").read_text())["audit"]
+    assert audit["groups_restored"] > 0 and "groups_computed" not in audit
+
+
+def test_int4_without_kept_scales_says_that_codes_are_new(tmp_path: Path) -> None:
+    """A side file that an earlier version wrote has headers and texts alone."""
     first = tiny("kimi-k2-thinking", tmp_path / "first")
     dsctl("convert", first, tmp_path / "bf16", "--bf16")
     assert json.loads(dsctl("compare", first, tmp_path / "bf16", "--json"))["total"]["identical"]
+    side = tmp_path / "bf16" / "original.dsctl"
+    save_file({name: one for name, one in load_file(side).items() if not name.endswith("_scale")}, side)
     said = dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--to", "published")
     assert "int4-group-32: no scales were kept, so every group gets a new one" in " ".join(said.split())
     assert same(first, tmp_path / "back", "config.json", "model.safetensors.index.json")

@@ -64,9 +64,25 @@ def test_nothing_is_kept_of_ranks(source: Checkpoint, tmp_path: Path) -> None:
     assert not target_of(ranks, Request("bf16")).saves
 
 
-def test_scales_of_other_formats_are_not_kept(tmp_path: Path) -> None:
-    quantized = opened(lay_out(make_plan(bf16(tmp_path / "src"), Request("int8-channel")), tmp_path / "dst"))
-    assert not target_of(quantized, Request("bf16")).saves
+@pytest.mark.parametrize(
+    "name", sorted(name for name, one in CODECS.items() if one.quantized and one.dialect != "modelopt")
+)
+def test_scales_of_every_format_are_kept_and_used(tmp_path: Path, name: str) -> None:
+    """Somebody else may have quantized a release: what was decoded comes back, not the release's own form."""
+    quantized = opened(lay_out(make_plan(bf16(tmp_path / "src"), Request(name)), tmp_path / "dst"))
+    target = target_of(quantized, Request("bf16"))
+    assert target.saves and not target_of(quantized, Request("bf16", keep_scales=False)).saves
+    chosen = {ref.name for ref in quantized.survey.pieces[NAME][0].chosen.values()}
+    assert chosen and chosen <= set(scales_of(target, [NAME]).begins)
+    plan = make_plan(quantized, Request("bf16"))
+    assert len(_step(plan).copies) == len(chosen)
+    back = make_plan(opened(lay_out(plan, tmp_path / "bf16")), Request("published"))
+    kept = _step(back).kept
+    assert kept is not None and {part.name for part in kept.parts} <= {"scale", "global_scale"}
+    assert _step(back).writes[0].codec == quantized.survey.pieces[NAME][0].codec
+    assert back.texts["config.json"] == (tmp_path / "dst" / "config.json").read_bytes()
+    note = "original scales are reused if they still fit"
+    assert any(note in one for one in back.notes) and not any("new" in one for one in back.notes if "scales" in one)
 
 
 def test_the_scales_of_all_that_is_there_are_kept(source: Checkpoint) -> None:
@@ -147,8 +163,8 @@ def test_what_is_moved_keeps_and_copies_nothing(source: Checkpoint) -> None:
     assert (step.how, step.kept, step.copies) == ("move", None, ())
 
 
-@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if codec.quantized and not codec.keeps_scales])
-def test_formats_that_keep_none_get_none(decoded: Checkpoint, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if codec.quantized and not codec.scale_fmt])
+def test_formats_of_other_scales_get_none(decoded: Checkpoint, name: str) -> None:
     try:
         plan = make_plan(decoded, Request(name))
     except PlanError:
