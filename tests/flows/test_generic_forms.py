@@ -228,3 +228,18 @@ def test_a_lost_file_is_the_only_cause(lantern: Path, tmp_path: Path) -> None:
     (copy / "model-1.safetensors").unlink()
     assert verified(copy) == [("missing-shard", "model-1.safetensors")]
     assert call("convert", copy, tmp_path / "no", "--bf16").returncode == 20
+
+
+def test_parts_of_forms_that_are_not_read_keep_their_dtype(tmp_path: Path) -> None:
+    """GPTQ's scales have the dtype of the other values, which a conversion changes."""
+    tensors = {
+        "mix.qweight": torch.arange(32, dtype=torch.int32).view(4, 8), "mix.scales": torch.ones(1, 8).half(),
+        "mix.qzeros": torch.ones(1, 1, dtype=torch.int32), "head.weight": torch.ones(60, 8).half(),
+    }  # fmt: skip
+    config = CONFIG | {"torch_dtype": "float16", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    source = write(tmp_path / "src", {"model.safetensors": tensors}, config)
+    assert verified(source) == [("unread-form", "mix.qweight")]
+    dsctl("convert", source, tmp_path / "bf16", "--bf16", "-q")
+    found = held(tmp_path / "bf16")
+    assert found["head.weight"].dtype == torch.bfloat16 and found["mix.scales"].dtype == torch.float16
+    assert said(tmp_path / "bf16") == config["quantization_config"]
