@@ -243,3 +243,9 @@ def test_parts_of_forms_that_are_not_read_keep_their_dtype(tmp_path: Path) -> No
     found = held(tmp_path / "bf16")
     assert found["head.weight"].dtype == torch.bfloat16 and found["mix.scales"].dtype == torch.float16
     assert said(tmp_path / "bf16") == config["quantization_config"]
+
+
+def test_a_difference_from_a_known_model_is_not_explained(lantern: Path) -> None:
+    """What its tensors are for is not known, so nothing is said of what was lost or decoded."""
+    said = json.loads(dsctl("diff", "v3", lantern, "--json"))
+    assert not {one["key"] for one in said["meanings"]} - {"vocabulary", "context"}
