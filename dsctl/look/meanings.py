@@ -37,6 +37,7 @@ from dsctl.look.newer_facts import (
     experts_narrowed,
     experts_widened,
     grouped_output,
+    prefixed,
     routed_by_token,
     scales_as_bytes,
     state_gained,
@@ -247,6 +248,11 @@ MEANINGS: tuple[Meaning, ...] = (
         "heads", heads,
         "Attention heads: {num_attention_heads}. The KV cache does not depend on them, because all heads share it.",
         f"{_V2}, section 2.1",
+    ),
+    Meaning(
+        "prefixed", prefixed,
+        "The names of the language model's tensors {change} with {prefix} The tables below pair names without it.",
+        "config.json and tensor names of both",
     ),
     Meaning(
         "state-gained", state_gained,
