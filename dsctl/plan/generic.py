@@ -58,8 +58,8 @@ def needs_architecture(place: str, what: str) -> PlanError:
     return PlanError(f"{place}: {what} needs a config.json of a known architecture", hint=models.known())
 
 
-def notes(checkpoint: Checkpoint) -> list[str]:
-    """Remarks on a checkpoint whose architecture is unknown."""
+def notes(checkpoint: Checkpoint, returned: Mapping[str, Codec]) -> list[str]:
+    """Remarks on a checkpoint whose architecture is unknown; `returned` are the codecs that come back, by name."""
     if checkpoint.generic is None:
         return []
     found = checkpoint.generic
@@ -68,6 +68,10 @@ def notes(checkpoint: Checkpoint) -> list[str]:
         count, first = len(found.unread), min(found.unread)
         what = f"{plural(count, 'tensor')} stored in a form that dsctl does not read, such as {first}"
         told.append(f"{WARNING}{what}: copied unchanged")
+    scaled = [one.name for one in returned.values() if one.quantized and not one.keeps_scales]
+    for name in dict.fromkeys(scaled):
+        count = scaled.count(name)
+        told.append(f"scales: {count:,} parameters in {name} get new ones: only those of FP8 blocks are kept")
     return told
 
 

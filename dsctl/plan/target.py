@@ -66,7 +66,10 @@ class Target:
         if request.to in (KEEP, RECIPE, PUBLISHED) or not (request.keep_scales and checkpoint.layout.published):
             return False
         if self.formats.format.plain:
-            return any(codec.keeps_scales or codec in self._released for codec in checkpoint.stored_codecs)
+            # Only the headers show what an unknown architecture stores, and in which form.
+            form = checkpoint.generic is not None
+            kept = self._released
+            return any(one.keeps_scales or one in kept or (form and one.quantized) for one in checkpoint.stored_codecs)
         return request.to == BLOCKS and any(recast(codec, self.formats.format) for codec in checkpoint.stored_codecs)
 
     @cached_property
@@ -138,7 +141,7 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         request, rules, checkpoint.stored_codecs, base_dtype(generic.values(checkpoint)), published,
         checkpoint.quantization, kept, checkpoint.layout.name in WIDENED,
     )  # fmt: skip
-    notes += generic.notes(checkpoint)
+    notes += generic.notes(checkpoint, returns)
     if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
         notes.append("the source has no mtp.* tensors: transformers does not load a drafter, so it does not save one")
     notes += formats.notes

@@ -34,6 +34,15 @@ def test_every_form_converts_to_bf16_and_to_every_other_form(lantern: Path, tmp_
     assert verified(tmp_path / "one") == []
     dsctl("convert", tmp_path / "one", tmp_path / "bf16", "--bf16", "-q", "--workers", 1)
     assert verified(tmp_path / "bf16") == [] and said(tmp_path / "bf16") is None
+    told = dsctl("convert", tmp_path / "bf16", tmp_path / "back", "--to", "published", "--workers", 1)
+    assert (f"9 parameters in {form} get new ones" in told) == (form not in ("fp8-block", "fp8-block-e8m0"))
+    for file in (tmp_path / "one").iterdir():
+        back = tmp_path / "back" / file.name
+        if file.suffix == ".safetensors":
+            head = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+            assert back.read_bytes()[:head] == file.read_bytes()[:head] and back.stat().st_size == file.stat().st_size
+        elif file.name != "dsctl.json":
+            assert back.read_bytes() == file.read_bytes(), file.name
     plan = json.loads(dsctl("convert", tmp_path / "one", tmp_path / "two", "--to", "fp8-channel", "--json"))
     assert plan["audit"]["parameters"] == 16 and verified(tmp_path / "two") == []
     for folder in ("one", "bf16", "two"):
