@@ -112,6 +112,10 @@ def without_norm(folder: Path) -> None:
     drop(Folder(folder), NORM)
 
 
+def stranger(folder: Path) -> None:
+    Folder(folder).config(lambda config: config.update(model_type="lantern", architectures=[]))
+
+
 def older(folder: Path) -> None:
     audit = json.loads((folder / "dsctl.json").read_text())
     (folder / "dsctl.json").write_text(json.dumps(audit | {"dsctl": "0.0.1"}, indent=1))
@@ -120,6 +124,7 @@ def older(folder: Path) -> None:
 # By question: the right checkpoint, and the wrong one or what makes the right one wrong.
 WRONG: dict[str, tuple[str, str | Callable[[Path], None]]] = {
     "Is it complete?": ("small", truncated),
+    "Does dsctl know its architecture, so that it finds a missing layer?": ("small", stranger),
     "Is every byte as dsctl wrote it, and every value plausible?": ("bf16", flipped),
     "Does it have the reference's config, tokenizer and other files?": ("small", unnamed),
     "Does it have the release's parameters?": ("full", "small"),

@@ -97,7 +97,7 @@ def generic(
             families[name] = Family(name, pairs.read[name].shape, OTHER, quantizable=True)
         elif name is None and tensor not in pairs.broken:
             # Without a quantized matrix, a conversion to BF16 means all values of the dtype that most have.
-            dtype = spec.dtype if owners or spec.dtype not in FLOATS else "BF16"
+            dtype = spec.dtype if owners or pairs.unread or spec.dtype not in FLOATS else "BF16"
             wanted = len(spec.shape) == 2 and spec.dtype in FLOATS and any(fnmatchcase(tensor, glob) for glob in asked)
             families[tensor] = Family(tensor, spec.shape, OTHER, quantizable=wanted, dtype=dtype)
     return Generic(tuple(families.values()), pairs.read, pairs.unread, pairs.faults, codecs, known, tuple(notes))

@@ -203,11 +203,12 @@ class _Told:
                 self._without_reader(name, dialect, codes)
                 return
             if weight is None and self._is_scale(tensor, name, dialect):
-                self._add(Fault("missing-weight", name, f"missing, although its scale {tensor} is there"), tensor)
+                what = f"missing, although its scale {tensor} is there"
+                self._doubt(Fault("missing-weight", name, what), tensor)
                 return
             if weight is not None and tensor.endswith(_TELLING):
                 what = f"is {weight.dtype} and not quantized, but has a scale: {tensor}"
-                self._add(Fault("wrong-scale", name, what), tensor, codes)
+                self._doubt(Fault("wrong-scale", name, what), tensor, codes)
                 return
         for ours, theirs in (*_UNREAD, *(pair[::-1] for pair in _UNREAD)):
             if tensor.endswith(ours) and tensor.removesuffix(ours) + theirs in self._specs:
@@ -235,15 +236,18 @@ class _Told:
         named = {part: DIALECTS[dialect].tensor(name, part) for part in parts}
         there = {tensor: self._specs[tensor] for tensor in named.values() if tensor in self._specs}
         weight, scale = self._specs[codes], self._specs[named[SCALE]]
-        mine = [(codec, named[SCALE]) for codec, _ in codecs]
-        stored = {codec.specs(codec.block)[CODES].dtype for codec, _ in codecs}
-        kinds = stored | ({*_PAIRS, "F4"} if not stored.isdisjoint(_PAIRS) else set())
-        if len(weight.shape) != 2 or len(scale.shape) != 2 or not self._strict or weight.dtype not in kinds:
+        able = [codec for codec, _ in codecs if weight.dtype in _dtypes(codec)]
+        if len(weight.shape) != 2 or len(scale.shape) != 2 or not able:
             self.unread |= there.keys()
             return
-        pairs = weight.dtype in _PAIRS and any(codec.form.codes == "e2m1" for codec, _ in mine)
-        shape = weight.shape[0], weight.shape[1] * (2 if pairs else 1)
-        self._add(mismatch(name, Stored(shape, weight, there), mine, OTHER), *there)
+        absent = [[named[part] for part in codec.parts if named[part] not in there] for codec in able]
+        if all(absent):
+            fewest = min(absent, key=len)
+            self._doubt(Fault("wrong-scale", name, f"is stored without {', '.join(fewest)}"), *there)
+            return
+        shape = weight.shape[0], weight.shape[1] * (2 if weight.dtype in _PAIRS else 1)
+        mine = [(codec, named[SCALE]) for codec, _ in codecs]
+        self._doubt(mismatch(name, Stored(shape, weight, there), mine, OTHER), *there)
 
     def _codes(self, tensor: str, spec: TensorSpec) -> None:
         """Codes that no scale led to: one of a wrong form may be there."""
@@ -256,17 +260,28 @@ class _Told:
             if DIALECTS[dialect].tensor(name, SCALE) in self._specs:
                 self._without_reader(name, dialect, tensor)
                 return
-        if len(spec.shape) != 2 or not self._strict or (spec.dtype in _CODED and spec.dtype != _SCALED):
+        if len(spec.shape) != 2 or (spec.dtype in _CODED and spec.dtype != _SCALED):
             self.unread.add(tensor)
             return
         used = [(name, dialect) for name, dialect in named if _last(name) in self._last.get(dialect, ())]
-        for name, dialect in (used or named)[:1]:
+        ended = [(name, dialect) for name, dialect in named if name != tensor]
+        for name, dialect in (used or ended or named)[:1]:
             scale = DIALECTS[dialect].tensor(name, SCALE)
-            self._add(Fault("missing-scale", name, f"{spec.dtype} without a scale: {scale} is missing"), tensor)
+            self._doubt(Fault("missing-scale", name, f"{spec.dtype} without a scale: {scale} is missing"), tensor)
 
-    def _add(self, fault: Fault, *tensors: str) -> None:
+    def _doubt(self, fault: Fault, *tensors: str) -> None:
+        """Add a fault, or, under a method of quantization that no codec has, tensors in a form that is not read."""
+        if not self._strict:
+            self.unread |= {*tensors}
+            return
         self.faults.append(fault)
         self.broken |= {*tensors}
+
+
+def _dtypes(codec: Codec) -> set[str]:
+    """The dtypes in which a codec's codes may be stored."""
+    dtype = codec.specs(codec.block)[CODES].dtype
+    return {dtype, *_PAIRS, "F4"} if codec.form.codes == "e2m1" else {dtype}
 
 
 def _last(name: str) -> str:

@@ -32,7 +32,7 @@ _ALL = "vLLM, SGLang, transformers"
 _MARLIN = "Ampere+ (Marlin)"
 FORMATS: dict[str, Format] = {
     "bf16": Format(
-        f"{_ALL}, DeepSeek", "any", "mxfp4, mxfp8, FP8 with ue8m0 scales; any FP8 blocks with their kept scales", 55.6
+        f"{_ALL}, DeepSeek", "any", "mxfp4, mxfp8, FP8 with ue8m0 scales; any other form with its kept scales", 55.6
     ),
     "f16": Format(_ALL, "any", "nothing", 73.7),
     "f32": Format(

@@ -15,7 +15,7 @@ from dsctl.look.costs import Attention, attention
 from dsctl.look.description import Description
 from dsctl.look.other_files import SIDE_FILES, FileChange, other_files
 from dsctl.look.side_texts import Texts, texts_of_folders, texts_of_releases
-from dsctl.look.templates import Template, TemplateChange, aspects, stored_tensors, templates
+from dsctl.look.templates import Template, TemplateChange, aspects, prefixes, stored_tensors, templates, without
 from dsctl.look.totals import TotalChange, cache_formats, totals
 
 # The parts of a report that can be shown alone.
@@ -60,7 +60,14 @@ class Diff:
 
     @cached_property
     def templates(self) -> tuple[dict[tuple[str, str], Template], dict[tuple[str, str], Template]]:
-        return templates(self.a.groups), templates(self.b.groups)
+        """The templates of both sides, under the names by which they are paired."""
+        ours, theirs = self.prefixes
+        return without(ours, templates(self.a.groups)), without(theirs, templates(self.b.groups))
+
+    @cached_property
+    def prefixes(self) -> tuple[str, str]:
+        """What the names of one side have before those of the other side; both are empty if they have no prefix."""
+        return prefixes(templates(self.a.groups).values(), templates(self.b.groups).values())
 
     @cached_property
     def added(self) -> tuple[Template, ...]:
@@ -159,7 +166,8 @@ class Diff:
     @property
     def same_parameters(self) -> bool:
         """Whether both sides have the same parameters with the same shapes, in any storage format."""
-        return not self.added and not self.removed and not any(change.structural for change in self.changed)
+        same = not self.added and not self.removed and not any(self.prefixes)
+        return same and not any(change.structural for change in self.changed)
 
     @property
     def renamed(self) -> bool:

@@ -37,6 +37,7 @@ from dsctl.look.newer_facts import (
     experts_narrowed,
     experts_widened,
     grouped_output,
+    prefixed,
     routed_by_token,
     scales_as_bytes,
     state_gained,
@@ -57,11 +58,18 @@ class Said(NamedTuple):
 
 
 def meanings(diff: Diff) -> tuple[Said, ...]:
-    """The meanings of the differences found, in the table's order."""
-    found = ((meaning, meaning.facts(diff)) for meaning in MEANINGS)
+    """The meanings of the differences found, in the table's order.
+
+    If the architecture of a side is unknown, so are the roles of its tensors: only fields and files are compared then.
+    """
+    unknown = diff.a.model is None or diff.b.model is None
+    told = [meaning for meaning in MEANINGS if not unknown or meaning.key in _OF_FIELDS]
+    found = ((meaning, meaning.facts(diff)) for meaning in told)
     return tuple(Said(m.key, m.text.format_map(facts), m.source) for m, facts in found if facts is not None)
 
 
+# Meanings that rest on fields of config.json or on other files, not on what a tensor is for.
+_OF_FIELDS = frozenset({"vocabulary", "context", "chat-template", "tokens-renumbered"})
 _V2, _V3, _V32 = "DeepSeek-V2 paper (arXiv 2405.04434)", "DeepSeek-V3 paper (arXiv 2412.19437)", "DeepSeek-V3.2 report"
 _V4, _CODE = "DeepSeek-V4 report (arXiv 2606.19348)", "deepseek-ai/DeepSeek-V4-Flash inference/model.py"
 _DRAFTING = "deepseek-ai/DeepSeek-V4-Flash-0731, config.json, inference/model.py and tensor names"
@@ -240,6 +248,11 @@ MEANINGS: tuple[Meaning, ...] = (
         "heads", heads,
         "Attention heads: {num_attention_heads}. The KV cache does not depend on them, because all heads share it.",
         f"{_V2}, section 2.1",
+    ),
+    Meaning(
+        "prefixed", prefixed,
+        "The names of the language model's tensors {change} with {prefix} The tables below pair names without it.",
+        "config.json and tensor names of both",
     ),
     Meaning(
         "state-gained", state_gained,

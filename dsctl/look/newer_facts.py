@@ -14,6 +14,7 @@ from dsctl.look.costs import Attention, CompressedAttention, costs, kept
 from dsctl.look.description import Description
 from dsctl.look.diff import Diff
 from dsctl.look.shared_costs import SharedAttention
+from dsctl.look.shared_facts import IMAGE_BIAS
 from dsctl.look.totals import CONTEXTS, MILLION, token_work
 from dsctl.releases import find
 
@@ -23,8 +24,6 @@ Facts = dict[str, Any]
 # DeepSeek-V3.2: operations for one token, and bytes of cache.
 REPORTED = {"v4-pro": (27, 10), "v4-flash": (10, 7)}
 _BEFORE = "v3.2"
-# The ending of the router biases for image tokens.
-_IMAGE_BIAS = ".bias_vl"
 
 
 def _newer(attention: Attention | None) -> bool:
@@ -260,6 +259,14 @@ def copies_gone(diff: Diff) -> Facts | None:
     return {"bytes": f"{sum(group.nbytes for group in diff.a.known if group.family.twin) / 1e9:.1f} GB"}
 
 
+def prefixed(diff: Diff) -> Facts | None:
+    """A prefix that the names of a language model have on one side."""
+    before, after = diff.prefixes
+    if not before and not after:
+        return None
+    return {"prefix": before or after, "change": "no longer begin" if before else "begin"}
+
+
 def state_gained(diff: Diff) -> Facts | None:
     """Layers of B that keep a state per sequence, if A has none."""
     before, after = (side.config.get("linear_attn_config") for side in (diff.a, diff.b))
@@ -274,7 +281,7 @@ def vision_gained(diff: Diff) -> Facts | None:
     before, after = (_with_role(side, "vision") for side in (diff.a, diff.b))
     if before or not after or diff.a.model is None:
         return None
-    biased = any(group.family.template.endswith(_IMAGE_BIAS) for group in _with_role(diff.b, "router"))
+    biased = any(group.family.template.endswith(IMAGE_BIAS) for group in _with_role(diff.b, "router"))
     routers = ", and every router has a second bias for them, which chooses their experts" if biased else ""
     named = " The architecture's name in config.json stays the same." if diff.a.model == diff.b.model else ""
     values, many = sum(group.values for group in after), sum(group.count for group in after)

@@ -16,6 +16,9 @@ from dsctl.look.halves import passed_layers, prompt_values
 from dsctl.look.meaning import Facts
 from dsctl.look.shared_costs import SharedAttention
 
+# The ending of the router biases for image tokens.
+IMAGE_BIAS = ".bias_vl"
+
 # The tensors that reduce V4's residual streams to one for the head.
 _STREAMS_HEAD = "hc_head_fn"
 
@@ -199,4 +202,6 @@ def vision_lost(diff: Diff) -> dict[str, Any] | None:
     before, after = ([group for group in side.known if group.family.role == "vision"] for side in (diff.a, diff.b))
     if not before or after or diff.b.model is None:
         return None
-    return {"values": f"{sum(group.values for group in before) / 1e6:.0f}"}
+    biased = any(group.family.template.endswith(IMAGE_BIAS) for group in diff.a.known)
+    routers = ", and the second bias of every router" if biased else ""
+    return {"values": f"{sum(group.values for group in before) / 1e6:.0f}", "routers": routers}

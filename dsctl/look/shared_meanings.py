@@ -109,8 +109,7 @@ SHARED: tuple[Meaning, ...] = (
     ),
     Meaning(
         "vision-lost", vision_lost,
-        "No image input: the parts that read images are removed ({values} million values), and the second bias of "
-        "every router.",
+        "No image input: the parts that read images are removed ({values} million values){routers}.",
         "config.json and tensor names of both",
     ),
 )  # fmt: skip

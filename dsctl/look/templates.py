@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,6 +87,20 @@ def templates(groups: Iterable[Group]) -> dict[tuple[str, str], Template]:
     for group in groups:
         found.setdefault((group.family.template, group.family.variant), []).append(group)
     return {key: Template(key[0], tuple(held)) for key, held in found.items()}
+
+
+def prefixes(before: Iterable[Template], after: Iterable[Template]) -> tuple[str, str]:
+    """What one side's names have before the other's, as those of a language model have inside a model that reads
+    images; found by the embedding. Both are empty if there is no such prefix."""
+    ours, theirs = (next((one.name for one in side if one.role == "embedding"), "") for side in (before, after))
+    if ours and theirs.endswith(f".{ours}"):
+        return "", theirs.removesuffix(ours)
+    return (ours.removesuffix(theirs), "") if theirs and ours.endswith(f".{theirs}") else ("", "")
+
+
+def without(prefix: str, found: Mapping[tuple[str, str], Template]) -> dict[tuple[str, str], Template]:
+    """Templates under the names that they have without a prefix; those that lack it keep theirs."""
+    return {(name.removeprefix(prefix), variant): one for (name, variant), one in found.items()}
 
 
 def aspects(before: Template, after: Template) -> Iterator[str]:

@@ -87,9 +87,9 @@ class Target:
             return source.written
         if self.checkpoint.generic is None and param.name in self.returns:
             return self.returns[param.name]
-        if self.checkpoint.generic is not None:
+        if (found := self.checkpoint.generic) is not None:
             stays = source.plain and not param.quantizable and not self.formats.format.plain
-            if param.name in self.returns or self.request.to == PUBLISHED or stays:
+            if param.name in self.returns or param.name in found.unread or self.request.to == PUBLISHED or stays:
                 return self.returns.get(param.name, source)
         if self.whole is not None and self.request.to == KEEP:
             source = undone(param, source, self.whole.scales, self.encoded)

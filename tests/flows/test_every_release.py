@@ -11,6 +11,8 @@ import pytest
 from dsctl.releases import releases
 from tests.support.command import dsctl
 
+# What Kimi Delta Attention keeps of a sequence is not known.
+UNKNOWN_CACHE = ("kimi-k3",)
 NAMES = [release.alias[0] for release in releases()]
 
 
@@ -19,7 +21,8 @@ def test_a_release_is_looked_at(name: str, tmp_path: Path) -> None:
     assert json.loads(dsctl("inspect", name, "--json"))["bytes"] > 0
     facts = json.loads(dsctl("plan", name, "--json"))
     held = facts["formats"]["as stored"]
-    assert any(not rank["cuts"] for rank in held["ranks"]) and facts["cache"]["bytes"] > 0
+    assert any(not rank["cuts"] for rank in held["ranks"])
+    assert facts["cache"] is None if name in UNKNOWN_CACHE else facts["cache"]["bytes"] > 0
     assert (facts["tables"] is None) == (held["tables_bytes"] == 0)
     page = tmp_path / "plan.html"
     assert "Weights" in dsctl("plan", name, "--html", page).title()

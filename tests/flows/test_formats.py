@@ -323,8 +323,8 @@ def test_ready_recipes_run_where_there_is_no_indexer(
 ) -> None:
     source = smaller(tmp_path_factory, "v3", layers=2, experts=2)
     plan = json.loads(dsctl("convert", source, tmp_path / "out", "--recipe", name, "--dry-run", "--json"))
-    named = any(rule.role == "indexer" for rule in ready()[name].rules)
-    assert named == any("the model has no such parameter" in note for note in plan["notes"])
+    # Ready recipes are written for all models, so a rule for what a model lacks is no news.
+    assert not any("the model has no such parameter" in note for note in plan["notes"])
 
 
 def test_a_recipe_keeps_the_kind_of_scales_that_the_source_has(small: Path, plain: Path, tmp_path: Path) -> None:

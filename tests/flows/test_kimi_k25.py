@@ -146,3 +146,12 @@ def test_layouts_without_names_for_it_say_so(
 ) -> None:
     said = call("shard", made(tmp_path_factory), tmp_path / "ranks", "--tp", 2, "--layout", layout)
     assert said.returncode == 30 and what in said.stderr
+
+
+def test_a_difference_pairs_names_without_the_prefix() -> None:
+    facts = json.loads(dsctl("diff", "kimi-k2-thinking", "kimi-k2.5", "--json"))
+    added, removed = facts["templates"]["added"], facts["templates"]["removed"]
+    assert {one["role"] for one in added} == {"vision"}
+    assert [one["template"] for one in removed] == ["model.layers.{layer}.self_attn.rotary_emb.inv_freq"]
+    said = " ".join(dsctl("diff", "kimi-k2.5", "kimi-k2-thinking").split())
+    assert "no longer begin with language_model." in said and "second bias" not in said

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dsctl.models.deepseek_v41_tables import part_sizes, sizes_of
+from dsctl.plan.recipes import ready
 from tests.support.command import call, dsctl
 from tests.support.folders import contents, tensors
 from tests.support.unusual import Tensors, same_files, unusual
@@ -100,6 +101,12 @@ def test_tables_stay_as_they_are_in_other_formats(made: Callable[[], Path], to: 
     if "nvfp4" in to:
         assert said["weight_block_size"] == [32, 32] and said["moe_quant_algo"] == "NVFP4"  # type: ignore[index]
         assert json.loads(dsctl("compare", source, tmp_path / "out", "--json"))["total"]["identical"] is True
+
+
+@pytest.mark.parametrize("name", sorted(ready()))
+def test_every_ready_recipe_runs_and_its_result_is_clean(made: Callable[[], Path], name: str, tmp_path: Path) -> None:
+    dsctl("convert", made(), tmp_path / "out", "--recipe", name, "--workers", 1)
+    dsctl("verify", tmp_path / "out", "--deep")
 
 
 def test_a_table_alone_becomes_fp8_again_without_kept_scales(made: Callable[[], Path], tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ HEAD = """# Supported releases
 
 Written by `python -m tests.tools.releases` from the descriptions in dsctl/releases, which hold these sources.
 
-dsctl describes {number} releases of {models} architectures. It reads every checkpoint of these architectures, whatever
-its name: a fine-tune or a repack needs no entry here. For a checkpoint of any other architecture it reads what the
-headers show (see [convert](convert.md) and [verify](verify.md)).
+dsctl describes {number} releases of {models} architectures. It reads every checkpoint of these architectures under any
+name: a fine-tune or a repack needs no entry here. For other architectures it reads the headers alone (see
+[convert](convert.md) and [verify](verify.md)).
 
 No weights of releases were downloaded for these descriptions. Names, shapes and dtypes come from the published model
 code and from public listings of headers; bytes and tensors are computed from them and compared with published figures.

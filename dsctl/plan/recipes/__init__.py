@@ -177,7 +177,7 @@ def kept(rules: Iterable[Rule], codec: Codec) -> Codec:
 def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
     """Refuse rules without a parameter that matches and can have the format; return notes on parameters left out.
 
-    A role that only other models have yields a note, because recipes are written for several models. Globs of the
+    A role that only other models have yields a note, because recipes are written for several models. Rules of the
     recipes that come with dsctl may match nothing, without a note.
 
     Raises:
@@ -193,7 +193,7 @@ def check(rules: Sequence[Rule], params: Iterable[Param]) -> list[str]:
         codec = Plain() if rule.format == KEEP else CODECS[rule.format]
         taken = [not codec.quantized or takes(codec, param.family) for param in fitting]
         left = next((param for param, fits in zip(fitting, taken, strict=True) if param.quantizable and not fits), None)
-        if not fitting and rule.match and several:
+        if not fitting and several:
             continue
         if not fitting and rule.match:
             issues.append(f"recipe: {rule}: no parameter matches")

@@ -100,6 +100,14 @@ def test_packed_integers_are_read_as_the_config_says(bits: int, size: int, words
     assert one.read == {} and one.unread == asymmetric.keys() and one.faults == ()
 
 
+def test_packed_integers_without_a_part_are_a_fault_that_names_it() -> None:
+    specs: Specs = {"x.weight_packed": ("I32", (6, 32)), "x.weight_scale": ("BF16", (6, 2))}
+    (fault,) = found(specs, packed(4, 128)).faults
+    assert str(fault) == "x.weight: is stored without x.weight_shape"
+    (fault,) = found({"x.weight_packed": ("I32", (6, 32))}, packed(4, 128)).faults
+    assert str(fault) == "x.weight: I32 without a scale: x.weight_scale is missing"
+
+
 def test_a_method_that_is_not_known_declares_floats_only() -> None:
     integers: Specs = {"x.weight": ("I8", (3, 64)), "x.weight_scale": ("F32", (3, 1))}
     assert read(integers, {"quant_method": "lantern"}) == {}

@@ -42,6 +42,8 @@ def said(a: str, b: str) -> dict[str, str]:
         ("v4-flash", "v4-flash-base", "experts-widened"),
         ("v4-flash-dspark", "v4-flash-0731", "training-only"),
         ("v4-flash-0731", "v4-flash-vision-exp", "vision-gained"),
+        ("kimi-k2-thinking", "kimi-k2.5", "vision-gained prefixed"),
+        ("kimi-k2.7-code", "kimi-k3", "experts state-gained context"),
     ],
 )
 def test_meanings_are_said_where_they_are_true(a: str, b: str, keys: str) -> None:
