@@ -19,7 +19,7 @@ Original = Annotated[
     typer.Option(
         "--original",
         metavar="FOLDER",
-        help="Use the original scales of this FP8 checkpoint or folder with original.dsctl.",
+        help="Use the original scales of this checkpoint or a folder with original.dsctl.",
         rich_help_panel=WHAT,
     ),
 ]
