@@ -13,6 +13,7 @@ from dsctl.codecs import CODECS, in_dialect
 from dsctl.codecs.codec import CHOSEN, CODES, GLOBAL_SCALE, INPUT_SCALE, KEPT, PEAK, SCALE, BadBlock, Codec
 from dsctl.codecs.restoring import ZERO
 from dsctl.work.buffers import DTYPES
+from dsctl.work.devices import Device
 
 Stored = dict[str, torch.Tensor]
 QUANTIZED = [name for name, codec in CODECS.items() if codec.quantized]
@@ -204,3 +205,16 @@ def test_either_dtype_of_powers_comes_back(name: str, dtype: str) -> None:
 def test_v4_keeps_odd_scales_only() -> None:
     assert in_dialect(CODECS["mxfp4"], "v4").scales_follow
     assert not any(CODECS[name].scales_follow for name in QUANTIZED)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_device_uses_kept_scales_in_stretches(name: str) -> None:
+    codec, shape, random = CODECS[name], (640, 256), torch.Generator().manual_seed(7)
+    stored = scales_of(codec, shape, random) | {CODES: codes_of(codec, shape, random, True)}
+    values = values_of(codec, stored, shape, torch.bfloat16)
+    made = {part: torch.empty_like(one) for part, one in stored.items()}
+    known = {KEPT + part: one for part, one in stored.items() if part in CHOSEN}
+    known |= {PEAK: values.abs().amax().float().view(1)} if codec.surveys else {}
+    counts = Device("cpu").encode(codec, values, made, known)
+    assert all(same(one, made[part]) for part, one in stored.items())
+    assert groups(counts, "restored") == stored[SCALE].numel()

@@ -38,6 +38,12 @@ def test_every_form_converts_to_bf16_and_to_every_other_form(lantern: Path, tmp_
     for file in (tmp_path / "one").iterdir():
         if file.name != "dsctl.json":
             assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes(), file.name
+    plan = json.loads(dsctl("convert", tmp_path / "one", tmp_path / "two", "--to", "fp8-channel", "--json"))
+    assert plan["audit"]["parameters"] == 16 and verified(tmp_path / "two") == []
+    for folder in ("one", "bf16", "two"):
+        before, after = held(lantern), held(tmp_path / folder)
+        for name in (name for name in before if "norm" in name or "gate" in name or "head" in name):
+            assert (bits_of(before[name]) == bits_of(after[name])).all(), (folder, name)
 
 
 @pytest.mark.parametrize(
