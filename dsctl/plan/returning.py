@@ -45,7 +45,15 @@ def foreign(
     }
     quantized = {param.name for param in checkpoint.params if param.quantizable}
     doubtful = any(name in quantized and codec.plain not in (None, *FLOATS) for name, codec in found.items())
-    return {} if doubtful else found
+    # The original may have more parameters than this checkpoint.
+    held = {
+        DIALECTS[codec.dialect].tensor(name, part)
+        for name, codec in found.items()
+        if codec.keeps_scales and not codec.scales_follow
+        for part in codec.parts
+        if part in CHOSEN
+    }
+    return {} if doubtful or held <= expected else found
 
 
 def reused(

@@ -116,6 +116,16 @@ def test_what_somebody_else_quantized_comes_back(release: Path, tmp_path: Path, 
     assert contents(tmp_path / "back") == contents(one)
 
 
+@pytest.mark.parametrize("words", [("--to", "fp8-block"), ("--to", "int4-group")])
+def test_a_part_of_what_was_decoded_comes_back(release: Path, tmp_path: Path, words: tuple[str, str]) -> None:
+    one = stored(release, tmp_path / "one", *words)
+    dsctl("convert", one, tmp_path / "plain", "--bf16", "-q", "--workers", 1)
+    part = "--to", "published", "--only", "model.layers.0.*"
+    dsctl("convert", tmp_path / "plain", tmp_path / "back", *part, "-q", "--workers", 1)
+    before, after = held(one), held(tmp_path / "back")
+    assert after and all((made.bits_of(before[name]) == made.bits_of(tensor)).all() for name, tensor in after.items())
+
+
 def test_v4_with_nvfp4_experts_comes_back(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     one = stored(smaller(tmp_path_factory, "v4-flash"), tmp_path / "one", "--recipe", "nvfp4-modelopt-experts")
     dsctl("convert", one, tmp_path / "plain", "--bf16", "-q", "--workers", 1)
