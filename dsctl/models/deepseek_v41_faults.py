@@ -74,8 +74,9 @@ def _sources(d: Dimensions, said: Mapping[str, Any]) -> Iterator[Contradiction]:
             yield Contradiction("cache-sources", what)
             return
     pool = said.get("candidate_source_layer_id")
-    if type(pool) is int and d.index_source_layer_ids and pool not in d.index_source_layer_ids:
-        what = f"candidate_source_layer_id {pool} is not among index_source_layer_ids {list(d.index_source_layer_ids)}"
+    if d.index_source_layer_ids and (type(pool) is not int or pool not in d.index_source_layer_ids):
+        sources = list(d.index_source_layer_ids)
+        what = f"candidate_source_layer_id {pool!r} is not among index_source_layer_ids {sources}"
         yield Contradiction("cache-sources", what)
 
 

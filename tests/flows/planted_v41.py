@@ -66,6 +66,9 @@ PLANTED_V41: dict[str, Planted] = {
     "candidates of a layer that chooses nothing": Planted(
         "cache-sources", "config.json", text("candidate_source_layer_id", 5), V41
     ),
+    "candidates of no layer": Planted(
+        "cache-sources", "config.json", text("candidate_source_layer_id", "x"), V41
+    ),
     "an owner that is not there": Planted("bad-config", "config.json", text("kv_source_layer_ids", [2, 40]), V41),
     "a ratio that loaders do not know": Planted(
         "compress-ratios", "config.json", of_text(lambda c: c["compress_ratios"].__setitem__(3, 8)), V41,
