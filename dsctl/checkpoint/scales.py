@@ -22,6 +22,8 @@ from dsctl.stores.threads import threads
 # Neighbouring scales are read together; a gap up to this size costs less than a second request.
 GAP_BYTES = 64 << 10
 RUN_BYTES = 32 << 20
+# Scales of a larger tensor are looked at in bands of rows: one byte becomes several of float32 and of masks.
+BAND_BYTES = 4 << 20
 # Requests at once if each costs a round trip.
 CONNECTIONS = 16
 _COPIED = "a program copied bytes as numbers: use the file from which this one was made"
@@ -111,14 +113,14 @@ def read_scales(store: Store, refs: Iterable[TensorRef]) -> Iterator[tuple[Tenso
 
 
 def scale_bands(store: Store, ref: TensorRef) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """A scale tensor's values in bands of rows of at most `RUN_BYTES`, each with the number of its first row.
+    """A scale tensor's values in bands of rows of at most `BAND_BYTES`, each with the number of its first row.
 
     Raises:
         SourceError: the file cannot be read.
     """
     rows = ref.spec.shape[0] if len(ref.spec.shape) > 1 else 1
     row = ref.nbytes // max(1, rows)
-    step = max(1, RUN_BYTES // max(1, row))
+    step = max(1, BAND_BYTES // max(1, row))
     for first in range(0, rows, step):
         last = min(first + step, rows)
         values = as_float32(store.read(ref.file, ref.begin + first * row, ref.begin + last * row), ref.spec.dtype)

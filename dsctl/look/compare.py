@@ -134,7 +134,7 @@ def _pair(param: Param, ours: tuple[Piece, ...], theirs: tuple[Piece, ...]) -> P
     plain = [codec.plain for codec in codecs if codec.plain]
     dtype = plain[0] if len(plain) == 1 else "F32"
     steps = [_reading(param, pieces, dtype) for pieces in (ours, theirs)]
-    return Pair(param, steps[0], steps[1], dtype, (codecs[0].name, codecs[1].name))
+    return Pair(param, steps[0], steps[1], dtype, (codecs[0].name, codecs[1].name), Box.whole(param.shape))
 
 
 def _reading(param: Param, pieces: tuple[Piece, ...], dtype: str) -> Step:
@@ -155,13 +155,17 @@ def compare(pairing: Pairing, advance: Advance = lambda nbytes: None) -> Compari
     order = sorted(
         pairing.pairs, key=lambda pair: (pair.ours.reads[0].parts[0].file, pair.ours.reads[0].parts[0].offset)
     )
+    shares = [share for pair in order for share in pair.shares()]
     reader = PairReader(pairing.stores)
     found: dict[str, Compared] = {}
     pool = ThreadPoolExecutor(min(THREADS, cores()))
     try:
-        for pair, one in zip(order, pool.map(reader.compared, order), strict=True):
-            found[pair.param.name] = one
-            advance(pair.nbytes)
+        for share, one in zip(shares, pool.map(reader.compared, shares), strict=True):
+            if share.is_first:
+                found[one.name] = one
+            else:
+                found[one.name].sums.add(one.sums)
+            advance(share.nbytes)
     finally:
         reader.stop.set()
         pool.shutdown(cancel_futures=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dsctl.checkpoint.scales import ScaleCounts
 from dsctl.core.amounts import plural
+from dsctl.core.boxes import Box
 from dsctl.core.params import Param, in_order
 from dsctl.core.tables import html, table, text_table
 from dsctl.core.visible import shortened, visible
@@ -16,6 +17,8 @@ from dsctl.plan.steps import Step
 
 # Floats are binned by their exponent's eight bits; the first bin is zero.
 EXPONENT_ONE = 127
+# Larger parameters are cut for several threads; as float32.
+SHARE_BYTES = 1 << 30
 
 
 @dataclass(slots=True)
@@ -179,14 +182,37 @@ def histogram(sums: Sums) -> Iterator[tuple[int, int]]:
 
 
 class Pair(NamedTuple):
-    """A parameter of both sides: two steps that read it, and the dtype to which a quantized side is decoded."""
+    """Rows of a parameter of both sides: two steps that read it, and the dtype to which a quantized side is decoded."""
 
     param: Param
     ours: Step
     theirs: Step
     dtype: str
     formats: tuple[str, str]
+    rows: Box
 
     @property
     def nbytes(self) -> int:
-        return self.ours.read_bytes + self.theirs.read_bytes
+        """Bytes to read: of the whole parameter, its rows' share."""
+        both = self.ours.read_bytes + self.theirs.read_bytes
+        if self.rows.shape == self.param.shape:
+            return both
+        first, last = self.rows.start[0], self.rows.stop[0]
+        return both * last // self.param.shape[0] - both * first // self.param.shape[0]
+
+    @property
+    def is_first(self) -> bool:
+        return not any(self.rows.start)
+
+    def bands(self, band_bytes: int) -> Iterable[Box]:
+        """Its rows in bands that cut no block of either side, of at most about `band_bytes` of float32."""
+        both = Step(self.param.name, self.param.shape, "recode", self.ours.reads, self.theirs.reads)
+        return self.rows.bands(both.band_rows(band_bytes))
+
+    def shares(self) -> Iterator[Pair]:
+        """Itself, or its rows in shares for several threads if it is large: one table of V4.1 has 98 GB."""
+        if 4 * self.rows.size <= SHARE_BYTES:
+            yield self
+            return
+        for rows in self.bands(SHARE_BYTES):
+            yield self._replace(rows=rows)

@@ -38,18 +38,19 @@ class PairReader:
         return self._own.sides  # type: ignore[no-any-return]
 
     def compared(self, pair: Pair) -> Compared:
-        """One parameter's sums."""
+        """The sums over a pair's rows; the scales of the whole parameter count with its first rows."""
         ours, theirs = self._sides()
-        both = Step(pair.param.name, pair.param.shape, "recode", pair.ours.reads, pair.theirs.reads)
         sums = Sums()
-        for band in Box.whole(pair.param.shape).bands(both.band_rows(BAND_BYTES)):
+        for band in pair.bands(BAND_BYTES):
             if self.stop.is_set():
                 break
             try:
                 sums.add(summed(_read(ours, pair.ours, band, pair.dtype), _read(theirs, pair.theirs, band, pair.dtype)))
             except BadBlock as error:
                 raise FormatError(f"{pair.param.name}: {error.what}") from None
-        param, scales = pair.param, (_scales(ours, pair.ours), _scales(theirs, pair.theirs))
+        param, scales = pair.param, (ScaleCounts(), ScaleCounts())
+        if pair.is_first:
+            scales = _scales(ours, pair.ours), _scales(theirs, pair.theirs)
         return Compared(param.name, param.family.group, param.shape, pair.formats, sums, param.layer, scales)
 
 

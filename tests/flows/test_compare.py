@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from dsctl.look import comparison
 from dsctl.look import summing as numbers
-from dsctl.look.comparison import Sums, histogram
+from dsctl.look.compare import compare, pair
+from dsctl.look.comparison import Comparison, Sums, histogram
 from dsctl.look.summing import summed
+from dsctl.stores.local import LocalFolder
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
 
@@ -139,8 +142,8 @@ def test_relative_error_of_opposite_signs_is_two_and_of_zero_one() -> None:
 
 
 def test_fp8_and_its_own_bf16_are_identical(fp8: Path, bf16: Path) -> None:
-    for pair in ((fp8, bf16), (bf16, fp8), (fp8, fp8)):
-        found = compared(*pair, "--fail-under", 1000)
+    for sides in ((fp8, bf16), (bf16, fp8), (fp8, fp8)):
+        found = compared(*sides, "--fail-under", 1000)
         total = found["total"]
         assert total["identical"] and total["snr_db"] is None and total["cosine"] == 1 and total["histogram"] == []
         assert total["values"] == total["identical_values"] > 10**6
@@ -171,6 +174,27 @@ def test_numbers_of_a_checkpoint_are_the_formulas(bf16: Path, tmp_path: Path) ->
     assert {key: found["total"][key] for key in total} == pytest.approx(total, rel=1e-6)
     assert sum(role["values"] for role in found["roles"].values()) == found["total"]["values"]
     assert {"attention", "routed experts", "mtp"} <= found["roles"].keys()
+
+
+def test_rows_that_threads_share_add_up_to_the_parameter(
+    fp8: Path, bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(bf16, tmp_path / "shaken", shaken)
+
+    def found() -> tuple[Comparison, list[int]]:
+        pairing = pair(LocalFolder(str(fp8)), LocalFolder(str(tmp_path / "shaken")))
+        read: list[int] = []
+        return compare(pairing, read.append), read
+
+    whole, at_once = found()
+    monkeypatch.setattr(comparison, "SHARE_BYTES", 1 << 18)
+    cut, in_shares = found()
+    assert len(in_shares) > len(at_once) and sum(in_shares) == sum(at_once)
+    for one, other in zip(whole.compared, cut.compared, strict=True):
+        assert (one.name, one.scales, one.sums.identical, one.sums.bins) == (
+            other.name, other.scales, other.sums.identical, other.sums.bins)  # fmt: skip
+        assert [one.sums.aa, one.sums.bb, one.sums.ab] == pytest.approx([other.sums.aa, other.sums.bb, other.sums.ab])
+        assert one.sums.dd == pytest.approx(other.sums.dd)
 
 
 def test_quantization_noise_is_what_three_bits_of_mantissa_give(bf16: Path, tmp_path: Path) -> None:
