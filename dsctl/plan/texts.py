@@ -18,7 +18,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
 from dsctl.codecs.plain import TORCH_NAMES, Plain
 from dsctl.core.boxes import Box
-from dsctl.core.config_fields import edited, quantization_of, text_fields, with_quantization, with_value
+from dsctl.core.config_fields import edited, quantization_of, text_fields, value_at, with_quantization, with_value
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Param
 from dsctl.layouts import recorded_name
@@ -105,7 +105,7 @@ def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) 
                 if target.checkpoint.generic or target.returns
                 else (quantization_of(before) or {}) == _quantization(before, quantized if codec.plain else [codec])
             )
-            if same:
+            if same and _agrees(target, wants, before):
                 return target.original.texts["config.json"]
     return json_text(made)
 
@@ -132,12 +132,28 @@ def _decoded(target: Target, config: Mapping[str, Any]) -> dict[str, Any]:
     return _say_published(target, (), edit_config(config, Plain(target.formats.base_dtype)))
 
 
-def _say_published(target: Target, wants: Sequence[Want], config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the fields that declare the format of a role in releases, or without them if the target has
-    another format."""
+def _agrees(target: Target, wants: Iterable[Want], config: Mapping[str, Any]) -> bool:
+    """Whether a config's fields that declare the format of a role, if it has them, are true of the target."""
+    codes = _codes(wants)
+    return all(
+        {dict(values).get(one) for one in codes[role]} == {said}
+        for role, published in target.formats.published.items()
+        for name, values in published.fields
+        if role in codes and (said := value_at(config, name)) is not None
+    )
+
+
+def _codes(wants: Iterable[Want]) -> dict[str, set[str]]:
     codes: dict[str, set[str]] = {}
     for want in wants:
         codes.setdefault(want.param.role, set()).add(want.codec.form.codes)
+    return codes
+
+
+def _say_published(target: Target, wants: Sequence[Want], config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the fields that declare the format of a role in releases, or without them if the target has
+    another format."""
+    codes = _codes(wants)
     for role, published in target.formats.published.items():
         for name, values in published.fields:
             stored = {dict(values).get(one) for one in codes.get(role, ())}

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsctl.core.config_fields import value_at
 from dsctl.models.deepseek_v41_tables import part_sizes, sizes_of
 from dsctl.plan.recipes import ready
+from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
 from tests.support.folders import contents, tensors
 from tests.support.unusual import Tensors, same_files, unusual
@@ -84,6 +86,19 @@ def test_experts_become_fp8_in_blocks_of_32_and_the_rest_is_moved(made: Callable
     assert all(raw(after[name]) == raw(before[name]) for name in kept)
     said = config(tmp_path / "fp8")["quantization_config"]
     assert said == config(source)["quantization_config"] | {"expert_dtype": "fp8", "fmt": "e4m3"}  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("release", ["v4-flash", "v4.1-flash"])
+def test_fp8_of_decoded_experts_does_not_say_that_they_have_four_bits(
+    release: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """The kept config of the original is not that of these files, although both are FP8 in blocks otherwise."""
+    source = tiny(tmp_path_factory, release)
+    dsctl("convert", source, tmp_path / "bf16", "--bf16")
+    dsctl("convert", tmp_path / "bf16", tmp_path / "fp8", "--fp8")
+    said = config(tmp_path / "fp8")
+    assert value_at(said, "expert_dtype") == "fp8" or value_at(said, "quantization_config.expert_dtype") == "fp8"
+    assert "no problems found" in dsctl("verify", tmp_path / "fp8", "--deep")
 
 
 @pytest.mark.parametrize(
