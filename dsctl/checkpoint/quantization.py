@@ -59,7 +59,9 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
     config, method = told[0], told[0]["quant_method"]
     nvfp4 = next((one for one in configs.values() if dress.MOE_ALGORITHM in one), None)
     if nvfp4 is not None:
-        config = nvfp4 | config | _of_experts(stored)
+        # ModelOpt's additions are those of V4, whose FP8 scales are powers of two; a V3's need not be.
+        added = {key: value for key, value in nvfp4.items() if key != "scale_fmt" or key in config}
+        config = added | config | _of_experts(stored)
     spared = _spared(stored, method)
     if spared and method not in LISTED:
         what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
