@@ -1,37 +1,44 @@
-"""Every release: what a conversion writes is what `verify` expects of it, from its own form and on to others."""
+"""`inspect`, `plan` and `diff` on every known release: they end well, and the page of each is complete."""
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from dsctl.releases import Release, releases
-from tests.support.checkpoints import smaller
+from dsctl.releases import releases
 from tests.support.command import dsctl
 
-
-def clean(folder: Path) -> None:
-    assert "no problems found" in dsctl("verify", folder)
-
-
-@pytest.mark.parametrize("release", releases(), ids=lambda release: release.alias[0])
-def test_there_and_on_to_fp8_and_back(
-    release: Release, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    source, bf16, fp8, back = smaller(tmp_path_factory, release.alias[0]), *(tmp_path / one for one in "abc")
-    dsctl("convert", source, bf16, "--bf16", "--workers", 1)
-    clean(bf16)
-    dsctl("convert", bf16, fp8, "--fp8", "--workers", 1)
-    clean(fp8)
-    dsctl("convert", fp8, back, "--to", "published", "--workers", 1)
-    clean(back)
+# What Kimi Delta Attention keeps of a sequence is not known.
+UNKNOWN_CACHE = ("kimi-k3",)
+NAMES = [release.alias[0] for release in releases()]
 
 
-@pytest.mark.parametrize("release", ["v3", "v3.2", "v4-flash", "glm-5-fp8"])
-def test_experts_in_nvfp4_beside_fp8_blocks_of_any_scales(
-    release: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    """Scales that are no powers of two must not be declared ue8m0, as V4's are."""
-    dsctl("convert", smaller(tmp_path_factory, release), tmp_path / "made", "--recipe", "nvfp4-modelopt-experts")
-    clean(tmp_path / "made")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_release_is_looked_at(name: str, tmp_path: Path) -> None:
+    assert json.loads(dsctl("inspect", name, "--json"))["bytes"] > 0
+    facts = json.loads(dsctl("plan", name, "--json"))
+    held = facts["formats"]["as stored"]
+    assert any(not rank["cuts"] for rank in held["ranks"])
+    assert facts["cache"] is None if name in UNKNOWN_CACHE else facts["cache"]["bytes"] > 0
+    assert (facts["tables"] is None) == (held["tables_bytes"] == 0)
+    page = tmp_path / "plan.html"
+    assert "Weights" in dsctl("plan", name, "--html", page).title()
+    assert page.read_text().endswith("</html>")
+
+
+@pytest.mark.parametrize(("a", "b"), [*pairwise(NAMES), *((name, name) for name in NAMES)])
+def test_neighbours_are_compared(a: str, b: str) -> None:
+    there = json.loads(dsctl("diff", a, b, "--json"))
+    assert (there["verdict"] == "nothing") is (not there["differs"])
+    assert there["origins"]["same"] is (a == b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_v41_is_compared_with_every_release_in_both_directions(name: str) -> None:
+    there, back = (json.loads(dsctl("diff", a, b, "--json")) for a, b in ((name, "v4.1-flash"), ("v4.1-flash", name)))
+    assert there["verdict"] == back["verdict"]
+    for key, (before, after) in ((key, both) for key, both in there["totals"].items() if isinstance(both, list)):
+        assert back["totals"][key] == [after, before]
