@@ -155,9 +155,6 @@ class DeepseekV41(DeepseekV3):
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
         return units(text_fields(config))
 
-    def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(config)
-
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)
 

@@ -13,6 +13,7 @@ from dsctl.core.attention import SharedCaches, whole_numbers
 from dsctl.core.config_fields import resized, text_fields
 from dsctl.core.errors import PlanError
 from dsctl.models.deepseek_v3 import limited_tokens
+from dsctl.models.deepseek_v4_config import last_layers, layers_read
 from dsctl.models.deepseek_v41_tables import compacted, part_sizes
 
 _RATIOS, _TARGETS, _STAGES = "compress_ratios", "dspark_target_layer_ids", "num_nextn_predict_layers"
@@ -79,7 +80,7 @@ def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[i
         small[_POOL] = main.index(said[_POOL]) if said[_POOL] in main else last
     small |= compacted(config, main, COMPACT)
     if isinstance(small.get(_TARGETS), list):
-        small[_TARGETS] = _targets(small[_TARGETS], main)
+        small[_TARGETS] = layers_read(small[_TARGETS], main)
     return resized(config, small | (_fewer_experts(small, experts) if experts else {}))
 
 
@@ -103,18 +104,6 @@ def _needed(said: Mapping[str, Any], layer: int) -> Iterator[int]:
     pool = said.get(_POOL)
     if layer in said[_INDEXERS] and type(pool) is int and layer > pool:
         yield pool
-
-
-def _targets(before: Sequence[int], main: Sequence[int]) -> list[int]:
-    """The new numbers of the layers that the drafter reads; the last layers if one of them was removed."""
-    if set(before) <= set(main):
-        return [main.index(layer) for layer in before]
-    return _last(len(before), len(main))
-
-
-def _last(number: int, layers: int) -> list[int]:
-    """The numbers of the last layers; the first one is repeated if there are fewer."""
-    return [max(0, layers - number + place) for place in range(number)]
 
 
 def _fewer_experts(said: Mapping[str, Any], experts: Sequence[int]) -> dict[str, Any]:
@@ -189,7 +178,7 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
         "engram_compressed_vocab_size": min(said["engram_compressed_vocab_size"], sizes["vocab"]),
         "dspark_n_routed_experts": own,
         "dspark_num_experts_per_tok": min(said["dspark_num_experts_per_tok"], max(own // 2, 1)),
-        _TARGETS: _last(len(said[_TARGETS]), layers),
+        _TARGETS: last_layers(len(said[_TARGETS]), layers),
         "dspark_noise_token_id": min(said["dspark_noise_token_id"], sizes["vocab"] - 1),
     }
     if "image_token_id" in small:

@@ -79,21 +79,21 @@ def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[i
     if type(config.get("num_hash_layers")) is int:
         small["num_hash_layers"] = sum(layer < config["num_hash_layers"] for layer in main)
     if isinstance(small.get(_TARGETS), list):
-        small[_TARGETS] = _targets(small[_TARGETS], main)
+        small[_TARGETS] = layers_read(small[_TARGETS], main)
     if experts:
         small["n_routed_experts"] = len(experts)
         small["num_experts_per_tok"] = min(config.get("num_experts_per_tok") or 1, len(experts))
     return small
 
 
-def _targets(before: Sequence[int], main: Sequence[int]) -> list[int]:
+def layers_read(before: Sequence[int], main: Sequence[int]) -> list[int]:
     """The new numbers of the layers that a drafter reads; the last layers if one of them was removed."""
     if set(before) <= set(main):
         return [main.index(layer) for layer in before]
-    return _last(len(before), len(main))
+    return last_layers(len(before), len(main))
 
 
-def _last(count: int, layers: int) -> list[int]:
+def last_layers(count: int, layers: int) -> list[int]:
     """The numbers of the last `count` layers; the first one is repeated if there are fewer."""
     return [max(0, layers - count + place) for place in range(count)]
 
@@ -123,7 +123,7 @@ def shrunk(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
     }
     if _TARGETS in config:
         small |= {
-            _TARGETS: _last(len(config[_TARGETS]), layers),
+            _TARGETS: last_layers(len(config[_TARGETS]), layers),
             "dspark_noise_token_id": min(config["dspark_noise_token_id"], sizes["vocab"] - 1),
         }
     for field, most in (("vision_n_layers", 2), ("vision_dim", 128), ("vision_inter_dim", 256), ("vision_n_heads", 2)):
