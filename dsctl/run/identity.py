@@ -23,7 +23,7 @@ from dsctl.core.files import refusal
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import Remembered, gone
 from dsctl.stores import INDEX, Store
-from dsctl.stores.joined import PREFIX, Joined
+from dsctl.stores.joined import Joined
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.threads import threads
 
@@ -88,11 +88,11 @@ def times(plan: Plan, store: Store) -> dict[str, Times]:
     """
     found: dict[str, Times] = {}
     for file in watched(plan, store):
-        folder = folder_of(store, file)
-        if folder is None:
+        folder, name = _beneath(store, file)
+        if not isinstance(folder, LocalFolder):
             continue
         try:
-            status = os.stat(folder.path(file.removeprefix(PREFIX)))
+            status = os.stat(folder.path(name))
         except OSError as error:
             raise refusal(error.filename, error, SourceError) from None
         found[file] = Times(status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -101,10 +101,14 @@ def times(plan: Plan, store: Store) -> dict[str, Times]:
 
 def folder_of(store: Store, file: str) -> LocalFolder | None:
     """The folder on this machine in which a file of a store is, if any."""
-    if isinstance(store, Joined):
-        return store.beside if file.startswith(PREFIX) else folder_of(store.store, file)
-    folder = store.store if isinstance(store, Remembered) else store
+    folder, _ = _beneath(store, file)
     return folder if isinstance(folder, LocalFolder) else None
+
+
+def _beneath(store: Store, file: str) -> tuple[Store, str]:
+    """The store that holds a file, neither joined nor remembered, and the file's name there."""
+    found, name = store.place_of(file) if isinstance(store, Joined) else (store, file)
+    return (found.store if isinstance(found, Remembered) else found), name
 
 
 def identity(plan: Plan, store: Store, known: Mapping[str, HeldFile] | None = None) -> dict[str, HeldFile]:
@@ -120,13 +124,14 @@ def identity(plan: Plan, store: Store, known: Mapping[str, HeldFile] | None = No
         samples = {}
         for file in watched(plan, store):
             at = seen.get(file)
-            if store.remote and file in plan.source_files and file not in parts:
+            remote = _beneath(store, file)[0].remote
+            if remote and file in plan.source_files and file not in parts:
                 # The plan does not read it.
                 continue
             if at is not None and file in known and known[file].times == at:
                 held[file] = known[file]
                 continue
-            chosen = slices(sizes[file], parts.get(file, ()), store.remote)
+            chosen = slices(sizes[file], parts.get(file, ()), remote)
             samples[file] = pool.submit(partial(_sample, cast("Hashable", store), file, chosen, at))
         wait(samples.values())
         held |= {file: HeldFile(sample.result(), seen.get(file)) for file, sample in samples.items()}

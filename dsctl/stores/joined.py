@@ -1,4 +1,7 @@
-"""A source together with a second folder, whose files have a prefix: one store, so that a run reads from both."""
+"""A source together with a second one, whose files have a prefix: one store, so that a run reads from both.
+
+More than two are joined one after another, each with a prefix of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ from dsctl.stores.local import LocalFolder
 if TYPE_CHECKING:
     from dsctl.stores import Store
 
-# Before the names of the second folder's files. No file of a checkpoint can have such a name.
+# Before the names of the second source's files. No file of a checkpoint can have a name that begins so.
 PREFIX = "original://"
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A store and a folder beside it. `place`, `remote` and `revision` are those of the store."""
+    """A store and a second one beside it. `place`, `remote` and `revision` are those of the first."""
 
     store: Store
-    beside: LocalFolder
+    beside: Store
+    prefix: str = PREFIX
 
     @property
     def place(self) -> str:
@@ -35,22 +39,26 @@ class Joined:
         return self.store.revision
 
     def files(self) -> dict[str, int]:
-        return self.store.files() | {PREFIX + file: size for file, size in self.beside.files().items()}
+        return self.store.files() | {self.prefix + file: size for file, size in self.beside.files().items()}
 
     def head(self, file: str, size: int) -> bytes:
-        store, name = self._of(file)
+        store, name = self.place_of(file)
         return store.head(name, size)
 
     def read(self, file: str, begin: int, end: int) -> bytes:
-        store, name = self._of(file)
+        store, name = self.place_of(file)
         return store.read(name, begin, end)
 
     def read_into(self, file: str, begin: int, buffer: memoryview) -> None:
-        store, name = self._of(file)
+        store, name = self.place_of(file)
         store.read_into(name, begin, buffer)
 
-    def _of(self, file: str) -> tuple[Store, str]:
-        return (self.beside, file.removeprefix(PREFIX)) if file.startswith(PREFIX) else (self.store, file)
+    def place_of(self, file: str) -> tuple[Store, str]:
+        """The store that holds a file, which is not joined itself, and the file's name there."""
+        store, name = (
+            (self.beside, file.removeprefix(self.prefix)) if file.startswith(self.prefix) else (self.store, file)
+        )
+        return store.place_of(name) if isinstance(store, Joined) else (store, name)
 
 
 def folder_beside(path: str) -> LocalFolder:
