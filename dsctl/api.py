@@ -42,6 +42,7 @@ from dsctl.stores.hub import SCHEME
 
 if TYPE_CHECKING:
     from dsctl.look.comparison import Comparison
+    from dsctl.look.proof import Proof
     from dsctl.run.events import Event
     from dsctl.verify.findings import Report
 
@@ -119,6 +120,8 @@ class Source:
     def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
         """Its problems, as findings by severity; `deep` reads every byte.
 
+        With `against`, also differences of architecture, config and side files; `prove` compares values.
+
         Raises:
             SourceError: there is no checkpoint, or a file cannot be read.
         """
@@ -126,6 +129,21 @@ class Source:
         from dsctl.verify.against import other
 
         return verify(weights_at(self.place), None if against is None else other(_place(against)), deep)
+
+    def prove(self, source: Source | str, sample: float | None = None, seed: int = 0) -> Proof:
+        """Whether its parameters are those of a source: `holds`, `line`, `counts`, `others`, `lost`, in any formats.
+
+        `sample` is the share of rows to read, above 0 and up to 1, chosen by `seed`; None reads everything.
+
+        Raises:
+            UsageError: `sample` is not a share. SourceError, FormatError: see `checkpoint`. PlanError: torch is missing.
+        """
+        from dsctl.look.proof import sample_of
+        from dsctl.look.proving import prepare, prove
+
+        chosen = None if sample is None else sample_of(sample, seed)
+        here, there = (open_checkpoint(weights_at(place)) for place in (self.place, _place(source)))
+        return prove(prepare(here, there, sample=chosen))
 
     def plan(
         self,

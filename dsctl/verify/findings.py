@@ -103,6 +103,11 @@ CODES: dict[str, Code] = {
     "other-architecture":   Code(ERROR),
     "config-differs":       Code(WARNING),
     "other-storage":        Code(WARNING),
+    "other-values":         Code(ERROR),
+    "lost-parameter":       Code(ERROR),
+    "added-parameter":      Code(ERROR),
+    "unread-values":        Code(WARNING),
+    "odd-rounding":         Code(WARNING),
     # contents
     "not-finite":           Code(ERROR),
     "huge-value":           Code(WARNING),

@@ -33,6 +33,8 @@ PRINTED = (
     ("verify", "verify small --deep"),
     ("verify", "verify broken"),
     ("verify", "verify plain --against v3"),
+    ("verify", "verify plain --against small"),
+    ("verify", "verify other --against small --sample 5%"),
     ("verify", "verify broken --fix --dry-run"),
     ("convert", "convert small made --to int8-channel --no-mtp"),
     ("convert", "slice small cut --layers 0-1 --experts 2"),
