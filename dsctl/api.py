@@ -118,9 +118,7 @@ class Source:
         return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
 
     def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
-        """Its problems, as findings by severity; `deep` reads every byte.
-
-        With `against`, also differences of architecture, config and side files; `prove` compares values.
+        """Its problems, as findings by severity; `deep` reads every byte. `prove` compares values.
 
         Raises:
             SourceError: there is no checkpoint, or a file cannot be read.
@@ -136,7 +134,7 @@ class Source:
         `sample` is the share of rows to read, above 0 and up to 1, chosen by `seed`; None reads everything.
 
         Raises:
-            UsageError: `sample` is not a share. SourceError, FormatError: see `checkpoint`. PlanError: torch is missing.
+            UsageError: `sample` is not a share. SourceError, FormatError: see `checkpoint`. PlanError: no torch.
         """
         from dsctl.look.proof import sample_of
         from dsctl.look.proving import prepare, prove

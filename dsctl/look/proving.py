@@ -209,7 +209,7 @@ def prove(task: Task, advance: Advance = lambda nbytes: None) -> Proof:
     finally:
         reader.stop.set()
         pool.shutdown(cancel_futures=True)
-    judged, odd = settled(_judged(one, found[one.param.name]) for one in task.subjects)
+    judged, odd = settled((_judged(one, found[one.param.name]) for one in task.subjects), task.rest.sample is None)
     judged = tuple(_resembling(task, judged, reader.looks_like))
     sample = task.rest.sample
     return replace(
@@ -224,7 +224,16 @@ def _place(piece: Piece) -> tuple[str, int]:
 def _judged(subject: Subject, tally: Tally) -> Judged:
     mine, other, param = subject.ours[0].codec, subject.theirs[0].codec, subject.param
     width = mine.form.group if mine.quantized else (1, 1)
-    return Judged(param.name, param.family.group, param.shape, (mine.name, other.name), subject.same_form, width, tally)
+    return Judged(
+        param.name,
+        param.template,
+        param.family.group,
+        param.shape,
+        (mine.name, other.name),
+        subject.same_form,
+        width,
+        tally,
+    )
 
 
 def _resembling(

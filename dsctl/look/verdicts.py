@@ -1,4 +1,4 @@
-"""What a parameter is to that of its source: the kinds of verdicts, and the verdicts in the light of each other. Data."""
+"""What a parameter is to that of its source: kinds of verdicts, and verdicts in the light of each other. Data."""
 
 from __future__ import annotations
 
@@ -138,13 +138,8 @@ def settled(judged: Iterable[Judged], whole: bool) -> tuple[tuple[Judged, ...], 
     better: dict[str, list[bool]] = {}
     for one in found:
         better.setdefault(one.template, []).append(one.kind in _BYTES)
-    suspects = (one for one in found if one.kind in (KEPT, ROUNDED) and whole)
-    odd = (
-        one
-        for one in suspects
-        if _are_usual(kinds[_kind(one)]) and 2 * sum(better[one.template]) > len(better[one.template])
-    )
-    return found, tuple(odd)
+    suspects = (one for one in found if one.kind in (KEPT, ROUNDED) and whole and _are_usual(kinds[_kind(one)]))
+    return found, tuple(one for one in suspects if 2 * sum(better[one.template]) > len(better[one.template]))
 
 
 def _kind(one: Judged) -> tuple[object, ...]:
