@@ -39,7 +39,7 @@ SampleShare = Annotated[
         "--sample", metavar="SHARE", help="Compare values in only this share of rows, such as 1%; for remote sources."
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Repeat the sample of this seed.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Choose the same rows as an earlier sample.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]
@@ -85,8 +85,8 @@ def verify(
     Reads headers and scales, and opens every file with the safetensors library. Reads weights, and group scales of
     more than 1 GiB, only with --deep. Exits with 50 if it finds an error. --fix never changes a weight.
 
-    --against SRC compares every value with those of SRC, whatever forms and layouts both have: which parameters have
-    the same bytes, the same values, or values as their form rounds them, and which are other.
+    --against SRC compares every value with those of SRC, in any form and layout: it counts the parameters with the
+    same bytes, with the same values, and with values as their form rounds them, and names all others.
 
     If the architecture is unknown, takes the parameters from the headers and checks files, forms, scales and contents.
 
@@ -98,7 +98,7 @@ def verify(
 
         dsctl verify ./DeepSeek-V3.2-bf16 --against ./DeepSeek-V3.2
 
-        dsctl verify ./DeepSeek-V3.2-bf16 --against v3.2 --sample 1%
+        dsctl verify ./DeepSeek-V3.2-bf16 --against ./DeepSeek-V3.2 --sample 1%
 
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
 
