@@ -113,7 +113,8 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
-    "codecs.e4m3", "look.judging", "look.proof_reading", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
+    "codecs.e4m3", "look.judging", "look.proof_reading", "look.summing",
+    "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
     "work.trial", "work.values",
 }  # fmt: skip
 
@@ -122,7 +123,10 @@ LOADS_TORCH = {
 LATE = {
     "": {"api"},
     "__main__": {"cli"},
-    "api": {"look.compare", "look.proof", "look.proving", "run.carry_out", "run.how", "stores.download", "verify", "verify.against"},
+    "api": {
+        "look.compare", "look.proof", "look.proving", "run.carry_out", "run.how", "stores.download", "verify",
+        "verify.against",
+    },
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.completion": {
         "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats", "look.diff", "look.gates",

@@ -39,7 +39,9 @@ SampleShare = Annotated[
         "--sample", metavar="SHARE", help="Compare values in only this share of rows, such as 1%; for remote sources."
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Choose the same rows as an earlier sample.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Choose the same rows as an earlier sample.")
+]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")]

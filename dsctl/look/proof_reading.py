@@ -19,7 +19,7 @@ from dsctl.look.verdicts import OTHER, Tally
 from dsctl.plan.steps import region_of
 from dsctl.stores import Store
 
-BAND_BYTES = 8 << 20
+BAND_BYTES = 4 << 20
 
 
 class Reader:
