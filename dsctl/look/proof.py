@@ -60,7 +60,8 @@ class Proof:
     """Every parameter's verdict, in the order of the architecture, and the parameters that only one side has.
 
     `places` are this checkpoint and its source, `name` is the source's short name. `reshaped` has names
-    and both shapes. `unread` are parameters in different forms that dsctl does not read as numbers. `odd` are
+    and both shapes. `unread` are parameters that could not be compared, and why; of the `partial` ones this
+    checkpoint holds only a part, as a rank does. `odd` are
     parameters that are as this format rounds, while nearly all others of their kind are byte for byte what the encoder
     gives.
     """
@@ -71,8 +72,9 @@ class Proof:
     lost: tuple[str, ...]
     added: tuple[str, ...]
     reshaped: tuple[tuple[str, str], ...]
-    unread: tuple[str, ...] = ()
+    unread: tuple[tuple[str, str], ...] = ()
     odd: tuple[Judged, ...] = ()
+    partial: tuple[str, ...] = ()
     sample: Sample | None = None
 
     def __repr__(self) -> str:
@@ -110,14 +112,16 @@ class Proof:
             for number, words in (
                 (counts[EXACT], "exact"), (counts[MOVED], "moved"), (encoded, "as the encoder rounds"),
                 (counts[ROUNDED], "within rounding"), (counts[OTHER], "other"),
-                (len(self.reshaped), "of other shapes"), (len(self.unread), "not read"), (len(self.added), "not in it"),
+                (len(self.reshaped), "of other shapes"), (len(self.unread), "not compared"),
+                (len(self.added), "not in it"),
             )
             if number
         ]  # fmt: skip
         lost = f"; {len(self.lost):,} of its parameters are missing here" if self.lost else ""
+        part = f"; of {len(self.partial):,} only a part is here" if self.partial else ""
         by = f" ({self.sample})" if self.sample else ""
         verb = "is" if self.total == 1 else "are"
-        return f"{same:,} of {plural(self.total, 'parameter')} {verb} {self.name}'s: {', '.join(said)}{lost}{by}"
+        return f"{same:,} of {plural(self.total, 'parameter')} {verb} {self.name}'s: {', '.join(said)}{lost}{part}{by}"
 
     @property
     def roles(self) -> dict[str, dict[str, int]]:
@@ -149,7 +153,8 @@ class Proof:
             "lost": list(self.lost),
             "added": list(self.added),
             "reshaped": [{"name": name, "shapes": shapes} for name, shapes in self.reshaped],
-            "unread": list(self.unread),
+            "unread": [{"name": name, "why": why} for name, why in self.unread],
+            "partial": list(self.partial),
             "sample": _sample_json(self.sample),
         }
 

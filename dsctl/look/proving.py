@@ -103,7 +103,7 @@ def prepare(here: Checkpoint, there: Checkpoint, name: str = "", sample: Sample 
     require_whole(there, allow_missing=True, allow_extra=True)
     mine, other = held_by(here), held_by(there)
     groups = _partners(there, other) if any(_surveys(pieces) for _, pieces in mine.values()) else {}
-    subjects, reshaped, unread = [], [], []
+    subjects, reshaped, unread, partial = [], [], [], []
     for one, (param, pieces) in mine.items():
         if one not in other:
             continue
@@ -111,10 +111,14 @@ def prepare(here: Checkpoint, there: Checkpoint, name: str = "", sample: Sample 
         if param.shape != source.shape:
             reshaped.append((one, f"{list(param.shape)} here, {list(source.shape)} there"))
         elif not pieces or not stored or not _are_comparable(pieces, stored):
-            unread.append(one)
+            unread.append((one, "dsctl does not read one of its two forms as numbers"))
+        elif not _are_covered(pieces, stored):
+            unread.append((one, "the source holds only a part of it"))
         else:
             partners = groups.get(one, ((source, cover(stored)),)) if _surveys(pieces) else ()
             subjects.append(Subject(param, pieces, cover(stored), partners))
+            if sum(piece.slot.region.size for piece in cover(pieces)) < prod(param.shape):
+                partial.append(one)
     units = tuple(unit for number, one in enumerate(subjects) for unit in _units(one, number, sample))
     rest = Proof(
         (here.store.place, there.store.place),
@@ -124,6 +128,7 @@ def prepare(here: Checkpoint, there: Checkpoint, name: str = "", sample: Sample 
         tuple(one for one in mine if one not in other),
         tuple(reshaped),
         tuple(unread),
+        partial=tuple(partial),
         sample=sample and sample._replace(of=sum(unit.nbytes for one in subjects for unit in _units(one, 0, None))),
     )
     return Task((here.store, there.store), units, tuple(subjects), rest)
@@ -156,6 +161,16 @@ def _are_comparable(ours: tuple[Piece, ...], theirs: tuple[Piece, ...]) -> bool:
     if moves_to(ours[0].codec, theirs[0].codec):
         return True
     return all(piece.codec.plain is None or piece.codec.plain in _NUMBERS for piece in (*ours, *theirs))
+
+
+def _are_covered(ours: tuple[Piece, ...], theirs: tuple[Piece, ...]) -> bool:
+    """Whether the source has every value of these pieces."""
+    regions = [piece.slot.region for piece in cover(theirs)]
+    for piece in ours:
+        both = (piece.slot.region.intersect(region) for region in regions) if piece.slot.region.start else regions
+        if sum(box.size for box in both if box is not None) < piece.slot.region.size:
+            return False
+    return True
 
 
 _NUMBERS = (*FLOATS, "F64", "I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -272,8 +287,8 @@ def findings(proof: Proof) -> Iterator[Finding]:
         yield Finding("added-parameter", name, f"is here, but not in {proof.name}")
     for name, shapes in proof.reshaped:
         yield Finding("other-values", name, f"is not {proof.name}'s: {shapes}")
-    for name in proof.unread:
-        yield Finding("unread-values", name, "not compared: dsctl does not read one of its two forms as numbers")
+    for name, why in proof.unread:
+        yield Finding("unread-values", name, f"not compared: {why}")
     for one in proof.odd:
         what = "is as its format rounds, but nearly all others have exactly the bytes that dsctl's encoder gives"
         yield Finding("odd-rounding", one.name, what)

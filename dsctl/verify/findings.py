@@ -106,7 +106,7 @@ CODES: dict[str, Code] = {
     "other-values":         Code(ERROR),
     "lost-parameter":       Code(ERROR),
     "added-parameter":      Code(ERROR),
-    "unread-values":        Code(WARNING),
+    "unread-values":        Code(ERROR),
     "odd-rounding":         Code(WARNING),
     # contents
     "not-finite":           Code(ERROR),

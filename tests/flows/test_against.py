@@ -325,6 +325,15 @@ def test_ranks_are_their_source_s_and_every_copy_counts(
     assert [one.name for one in found.others] == ["model.norm.weight"] and "place 5" in found.others[0].where
 
 
+def test_one_rank_is_a_part_and_says_so(made: Callable[[str], Path], tmp_path: Path) -> None:
+    dsctl("shard", made("fp8"), tmp_path / "ranks", "--tp", 2, "--rank", 1, "-q")
+    found = proof(tmp_path / "ranks", made("fp8"))
+    assert found.partial and not found.counts["other"] and "only a part is here" in found.line
+    back = proof(made("fp8"), tmp_path / "ranks")
+    assert not back.holds and not back.counts["other"]
+    assert {name for name, _ in back.unread} == set(found.partial)
+
+
 def test_what_only_one_side_has_is_named(made: Callable[[str], Path], tmp_path: Path) -> None:
     dsctl("convert", made("fp8"), tmp_path / "less", "--bf16", "--no-mtp", "-q")
     found = proof(tmp_path / "less", made("fp8"))
