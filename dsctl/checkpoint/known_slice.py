@@ -10,6 +10,7 @@ from dsctl.checkpoint.groups import Group, Known, whole
 from dsctl.checkpoint.pieces import cover
 from dsctl.checkpoint.slice import SliceCut, draft_layers, renumbered, small_config
 from dsctl.codecs.codec import Codec
+from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
 
 
@@ -39,7 +40,12 @@ def _groups(
     found: dict[Codec, list[Param]] = {}
     for param in family.params():
         layer = None if param.layer is None else cut.layers[param.layer]
-        source, codec = sources[family.template, layer]
+        stored = sources.get((family.template, layer))
+        if stored is None:
+            raise PlanError(
+                f"{param.name}: the source does not have it", hint="`dsctl verify SRC` lists what is missing"
+            )
+        source, codec = stored
         kept = cut.experts_of(layer)
         if source.below and codec.plain is not None and kept and (cut.planned or source.below != family.below):
             codec = renumbered(codec.plain, Param(param.name, source, layer, None), cut)

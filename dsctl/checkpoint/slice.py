@@ -20,15 +20,12 @@ from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
 from dsctl.checkpoint.groups import Known
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
-from dsctl.checkpoint.quantization import LINEAR, is_named, linear, module_of, modules, patterns, texts
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
-from dsctl.codecs import dress
-from dsctl.codecs.codec import Codec
+from dsctl.checkpoint.sliced_quantization import quantization_of_slice
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
-from dsctl.core.config_fields import QUANTIZATION, SPARED_FIELDS, edited
-from dsctl.core.errors import FormatError, PlanError
+from dsctl.core.errors import PlanError
 from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import main_layers
 from dsctl.models.model import Model
@@ -140,7 +137,9 @@ def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
     survey = _survey(checkpoint, params, sources, cut, config)
     return replace(
         checkpoint,
-        config=_skipping(config, checkpoint, [(param, sources[param.name]) for param in params], survey),
+        config=quantization_of_slice(
+            config, checkpoint, [(param, sources[param.name]) for param in params], survey, bool(cut.planned)
+        ),
         manifests={},
         files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, ODD, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
@@ -255,61 +254,3 @@ def _runs(numbers: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Runs of consecutive numbers, as ranges of positions: [3, 4, 9] gives (0, 2), (2, 3)."""
     breaks = [place for place, (one, two) in enumerate(pairwise(numbers), 1) if two != one + 1]
     yield from pairwise((0, *breaks, len(numbers)))
-
-
-def _skipping(
-    config: dict[str, Any], checkpoint: Checkpoint, cut: Sequence[tuple[Param, Param]], survey: Survey
-) -> dict[str, Any]:
-    """The small config; its quantization_config lists unquantized modules by their new names.
-
-    `cut` has the small model's parameters, each with the one from which it is cut. Removed modules are not listed.
-    """
-    if checkpoint.quantization is None:
-        return config
-    known = {name for param in checkpoint.params for name in _modules(param)}
-    renamed = {old: new for param, source in cut for old, new in zip(_modules(source), _modules(param), strict=True)}
-    said = dict(checkpoint.quantization)
-    for spared in SPARED_FIELDS:
-        if isinstance(said.get(spared), list):
-            if not all(isinstance(name, str) for name in said[spared]):
-                what = f"config.json: quantization_config.{spared} holds something that is not a module's name"
-                raise FormatError(what, hint="`dsctl verify` checks the config, and --fix rewrites it")
-            names = [renamed.get(name, name) for name in said[spared] if name not in known or name in renamed]
-            said[spared] = list(dict.fromkeys(names))
-    stored = [(param, source, pieces[0].codec) for param, source in cut if (pieces := survey.pieces.get(param.name))]
-    if stored and not any(codec.quantized for _, _, codec in stored):
-        return edited(config, {}, [QUANTIZATION])
-    if said.get("quant_method") == dress.METHOD:
-        said |= _targeted(checkpoint.quantization, stored)
-    return edited(config, {QUANTIZATION: said})
-
-
-def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Codec]]) -> dict[str, Any]:
-    """The groups and exceptions of compressed-tensors for these parameters, from those of the original parameters.
-
-    Patterns contain layer numbers, and a group without remaining modules must be dropped.
-    """
-
-    def patterned(entries: Any) -> list[str]:
-        wanted = texts(entries)
-        marked = [(new, any(is_named(text, module_of(old), old) for text in wanted)) for new, old, _ in linears]
-        return list(patterns(marked))
-
-    linears = [one for one in stored if linear(one[0])]
-    groups = {}
-    for name, group in (said.get("config_groups") or {}).items():
-        targets = texts(group.get("targets"))
-        held = (
-            any(is_named(text, module_of(old), old) for text in targets) for _, old, codec in linears if codec.quantized
-        )
-        if any(held):
-            groups[name] = group if LINEAR in targets else {**group, "targets": patterned(group.get("targets"))}
-    # An entry without a number is not about a removed layer; it may name modules as a loader does, not as the files do.
-    general = [text for text in texts(said.get("ignore")) if not any(map(str.isdigit, text))]
-    unmatched = [text for text in general if not any(is_named(text, module_of(old), old) for _, old, _ in linears)]
-    return {"config_groups": groups, "ignore": [*unmatched, *patterned(said.get("ignore"))]}
-
-
-def _modules(param: Param) -> tuple[str, ...]:
-    """Every name under which a config may list a parameter's module as unquantized; experts may be listed singly."""
-    return (module_of(param), *modules(param))

@@ -11,28 +11,12 @@ from dsctl.cli.commands import WHAT, WHICH
 from dsctl.cli.conversion_options import Bf16
 from dsctl.cli.groups import PrintOptions, RunOptions, verb
 from dsctl.cli.options import DryRun, Force, Local, Source, Target, Workers
+from dsctl.cli.parts import CopyToDrafter, KeptExperts, part_of
 from dsctl.plan.request import KEEP
 
 KeptLayers = Annotated[
     str | None,
     typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
-]
-KeptExperts = Annotated[
-    str | None,
-    typer.Option(
-        "--experts",
-        metavar="N|NUMBERS|FILE",
-        help="Keep the first N routed experts, such as 8, only these: 0-3,16-19, or those of a plan: plan.json.",
-        rich_help_panel=WHICH,
-    ),
-]
-CopyToDrafter = Annotated[
-    bool,
-    typer.Option(
-        "--copy-to-drafter",
-        help="Prune the drafter's layers with the plan's lists of the last main layers.",
-        rich_help_panel=WHICH,
-    ),
 ]
 To = Annotated[
     str,
@@ -81,7 +65,7 @@ def slice(  # noqa: A001  the name of the verb
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.requests import choose_format
-    from dsctl.cli.slicing import part_of, slice_to
+    from dsctl.cli.slicing import slice_to
 
     format_ = choose_format(None if to == KEEP else to, bf16) or KEEP
     run = RunOptions(dry_run=dry_run, workers=workers, force=force)

@@ -84,7 +84,7 @@ def lists_of(plan: ExpertPlan, model: Routed, kept: Sequence[int], copy: bool = 
         _copy(plan, found, model, kept)
     lists = {layer: experts for layer, experts in found.items() if layer in kept}
     if not lists:
-        raise PlanError(f"{plan.label}: has no list for the layers that are kept")
+        raise PlanError(f"{plan.label}: does not list experts for the layers that are kept")
     _check_counts(plan, lists, model, kept)
     return lists
 
@@ -184,7 +184,9 @@ def _copy(plan: ExpertPlan, found: Lists, model: Routed, kept: Iterable[int]) ->
     last = sorted(layer for layer in model.held if layer < model.main)[-len(model.drafter) :]
     for stage, layer in zip(model.drafter, last[:1] * (len(model.drafter) - len(last)) + last, strict=True):
         if layer not in found:
-            raise PlanError(f"{COPY}: the plan has no list for layer {layer}, which {model.name(stage)} would take")
+            raise PlanError(
+                f"{COPY}: the plan does not list experts for layer {layer}, which {model.name(stage)} would take"
+            )
         found[stage] = found[layer]
 
 
@@ -196,7 +198,7 @@ def _check_counts(plan: ExpertPlan, lists: Lists, model: Routed, kept: Iterable[
     drafter = {layer: number for layer, number in numbers.items() if layer >= model.main}
     left = [layer for layer in (drafter if model.shared else ()) if layer not in lists]
     if left and {numbers[layer] for layer in left} != {*main.values()} and len({*main.values()}) == 1:
-        what = f"has no list for {', '.join(_spans(left, model))}, and config.json has one number of experts for all"
+        what = f"does not list experts for {', '.join(_spans(left, model))}, and config.json has one number for all"
         hint = f"add lists for them, copy those of the last layers with {COPY}, or leave the drafter out: --layers 0-"
         raise PlanError(f"{plan.label}: {what}", hint=f"{hint}{model.main - 1}")
     for some in ({**main, **drafter},) if model.shared else (main, drafter):

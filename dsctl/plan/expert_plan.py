@@ -112,7 +112,7 @@ def _holder(said: Any, label: str) -> tuple[tuple[str, ...], Any]:
         names = " and ".join(".".join(keys) for keys, _ in found)
         raise FormatError(f"{label}: has several plans: {names}", hint="leave one of them in the file")
     if not found:
-        raise FormatError(f"{label}: has no list of experts for each layer", hint=HINT)
+        raise FormatError(f"{label}: does not list experts by layer", hint=HINT)
     return found[0]
 
 
@@ -153,7 +153,7 @@ def _numbered(held: list[Any], label: str) -> dict[str, Row]:
     for place, one in enumerate(held):
         layer = one.get(_LAYER) if isinstance(one, dict) else None
         if type(layer) is not int or not 0 <= layer < MOST_EXPERTS:
-            raise FormatError(f"{label}: entry {place} has no number of a layer", hint=HINT)
+            raise FormatError(f"{label}: entry {place} does not have the number of a layer", hint=HINT)
         if str(layer) in found:
             raise FormatError(f"{label}: layer {layer} appears twice")
         found[str(layer)] = _row(one, f"{label}: layer {layer}")
@@ -165,7 +165,7 @@ def _row(value: Any, label: str) -> Row:
     if isinstance(value, dict):
         lists = [key for key in _LISTS if isinstance(value.get(key), list)]
         if len(lists) != 1:
-            what = f"has {len(lists)} lists of experts" if lists else "has no list of experts"
+            what = f"has {len(lists)} lists of experts" if lists else "does not list its experts"
             raise FormatError(f"{label}: {what}", hint=f"as {', '.join(_LISTS)}, or the list alone")
         value = value[lists[0]]
     if not isinstance(value, list):
