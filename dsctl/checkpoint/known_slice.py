@@ -43,7 +43,7 @@ def _groups(
         stored = sources.get((family.template, layer))
         if stored is None:
             raise PlanError(
-                f"{param.name}: the source does not have it", hint="`dsctl verify SRC` lists what is missing"
+                f"{param.name}: the source does not have it", hint="`dsctl verify` lists the missing tensors"
             )
         source, codec = stored
         kept = cut.experts_of(layer)

@@ -1,35 +1,13 @@
-"""The options that name a part of a checkpoint's layers and experts, and the part that they name."""
+"""The part of a checkpoint that --layers and --experts name."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
 
-import typer
-
-from dsctl.cli.commands import WHICH
 from dsctl.cli.options import parse_numbers
 from dsctl.core.errors import UsageError
 from dsctl.plan.expert_plan import read_plan
 from dsctl.plan.parts import Part
-
-KeptExperts = Annotated[
-    str | None,
-    typer.Option(
-        "--experts",
-        metavar="N|NUMBERS|FILE",
-        help="Keep the first N routed experts, these: 0-3,16-19, or those of a plan, a JSON file.",
-        rich_help_panel=WHICH,
-    ),
-]
-CopyToDrafter = Annotated[
-    bool,
-    typer.Option(
-        "--copy-to-drafter",
-        help="Prune the drafter's layers with the plan's lists of the last main layers.",
-        rich_help_panel=WHICH,
-    ),
-]
 
 
 def part_of(layers: str | None, experts: str | None, copy: bool) -> Part:

@@ -8,9 +8,10 @@ import typer
 
 from dsctl import models
 from dsctl.cli import completion
+from dsctl.cli.conversion_options import CopyToDrafter, KeptExperts
 from dsctl.cli.groups import PrintOptions, RankOptions, verb
 from dsctl.cli.options import Html, Local, Remote
-from dsctl.cli.parts import CopyToDrafter, KeptExperts, part_of
+from dsctl.cli.parts import part_of
 from dsctl.cli.sizing import Gpu, MustFit, Reserved, ServingOptions, accelerators
 from dsctl.cli.sources import located
 from dsctl.core.errors import PlanError, UsageError
@@ -91,7 +92,7 @@ def plan(
 
         dsctl plan v3.2 --recipe int4-experts-fp8 --tp 8
 
-        dsctl plan v4-flash-0731 --experts plan.json --copy-to-drafter --gpu h100
+        dsctl plan v4-flash-0731 --experts reap_plan.json --copy-to-drafter --gpu h100
 
         dsctl plan v3.2 --html v3.2-plan.html
     """

@@ -8,10 +8,9 @@ import typer
 
 from dsctl.cli import completion
 from dsctl.cli.commands import WHAT, WHICH
-from dsctl.cli.conversion_options import Bf16
+from dsctl.cli.conversion_options import Bf16, CopyToDrafter, KeptExperts
 from dsctl.cli.groups import PrintOptions, RunOptions, verb
 from dsctl.cli.options import DryRun, Force, Local, Source, Target, Workers
-from dsctl.cli.parts import CopyToDrafter, KeptExperts, part_of
 from dsctl.plan.request import KEEP
 
 KeptLayers = Annotated[
@@ -61,9 +60,10 @@ def slice(  # noqa: A001  the name of the verb
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
 
-        dsctl slice DeepSeek-V4-Flash-0731 pruned --experts plan.json --copy-to-drafter
+        dsctl slice v4-flash-0731 pruned --experts reap_plan.json --copy-to-drafter --dry-run
     """
     # Loaded late: it takes longer than `--help` itself.
+    from dsctl.cli.parts import part_of
     from dsctl.cli.requests import choose_format
     from dsctl.cli.slicing import slice_to
 

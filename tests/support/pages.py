@@ -43,7 +43,7 @@ STAND_INS = {
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
     "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
 }
-# And the plans of experts: of V4-Flash-0731, 160 of 256 in each layer; of the small V3.2, a new order.
+# And the plans of experts: for V4-Flash-0731, the small V3.2 and the small V4-Flash.
 PLANS = {
     "reap_plan.json": {
         "keep_maps": {
@@ -52,7 +52,9 @@ PLANS = {
         "kept_experts_per_layer": 160,
     },
     "order.json": {"layers": {"1": [5, 4, 7, 6, 0, 1, 3, 2], "2": [0, 2, 1, 3, 6, 5, 4, 7]}},
-    "uneven.json": {"layers": {"1": [0, 1, 2, 4, 5, 6], "2": [0, 1, 4, 5], "mtp.0": [0, 1, 2, 4, 5, 6]}},
+    "uneven.json": {
+        "layers": {key: [0, 2, 3, 5, 7, 6][: 5 + (key != "2")] for key in ("0", "1", "2", "3", "4", "mtp.0")}
+    },
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
 # them.
