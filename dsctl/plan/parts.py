@@ -14,6 +14,9 @@ from dsctl.plan.expert_lists import COPY, lists_of, remarks, routed
 from dsctl.plan.expert_plan import ExpertPlan
 from dsctl.plan.request import KEEP, Request
 
+# The config of the reference implementation, beside V4's weights.
+INFERENCE = "inference/config.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -57,7 +60,11 @@ class Part:
         """
         cut, request = self.cut(source, request)
         view = sliced(source, cut)
-        return view, self._weighed(request, source.nbytes, bytes_kept(view) if self.plan else 0)
+        request = self._weighed(request, source.nbytes, bytes_kept(view) if self.plan else 0)
+        if self.plan is not None and INFERENCE in source.files and view.config != source.config:
+            note = f"{INFERENCE} is copied unchanged: its number of experts is that of the source"
+            request = replace(request, notes=(*request.notes, note))
+        return view, request
 
     def described(self, source: Known, request: Request) -> tuple[Known, Request]:
         """The description of the part, and the request for it.

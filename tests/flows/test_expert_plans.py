@@ -22,6 +22,7 @@ from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl, dsctl_fails
 from tests.support.forks import Launcher
 from tests.support.pruned import config, pruned, stored
+from tests.support.schemas import faults
 
 SMALL: dict[str, Any] = {
     "experts": 32, "hidden": 128, "heads": 2, "vocab": 256, "intermediate": 128, "moe_intermediate": 128,
@@ -263,6 +264,44 @@ def test_a_public_prune_of_v4_flash_0731_has_exactly_these_bytes(tmp_path: Path)
     assert said["bytes_out"] == 107_803_320_952 and said["origin"]["kind"] == "release"
     assert "weights: 166,878,536,440 bytes before, 107,803,320,952 bytes after" in dsctl(*dry)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("release", ["v4-flash-0731", "v3.2", "v4.1-flash"])
+def test_a_dry_run_of_any_slice_of_a_release_needs_its_name_only(release: str, tmp_path: Path) -> None:
+    said = json.loads(
+        dsctl("slice", release, tmp_path / "out", "--layers", "0-8", "--experts", "8", "--dry-run", "--json")
+    )
+    assert not faults("release-plan", said) and said["audit"]["moved"] and not (tmp_path / "out").exists()
+    assert said["request"]["slice"] == "layers 0,1,2,3,4,5,6,7,8; experts 0,1,2,3,4,5,6,7"
+    assert call("slice", release, tmp_path / "out", "--layers", "99", "--dry-run").returncode == 30
+
+
+def test_the_rest_is_planned_as_a_release_is(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`plan --experts`, from a description and from files."""
+    lists = {str(layer): [one for one in range(256) if one % 8 < 5] for layer in range(43)}
+    options = ["--experts", written(tmp_path, lists), "--copy-to-drafter", "--gpu", "h100", "--json"]
+    said = json.loads(dsctl("plan", "v4-flash-0731", *options))
+    assert said["formats"]["as stored"]["disk_bytes"] == 107_803_320_952 and not faults("plan", said)
+    assert said["source"] == "DeepSeek-V4-Flash-0731 with the experts of plan.json"
+    source, plan = made(tmp_path_factory, "v4-flash"), written(tmp_path, keep_lists("v4-flash", 24))
+    dsctl("slice", source, tmp_path / "out", "--experts", plan)
+    before, after = (
+        json.loads(dsctl("plan", *words, "--tp", 2, "--to", "bf16", "--json"))["formats"]["bf16"]
+        for words in ([source, "--experts", plan], [tmp_path / "out"])
+    )
+    assert before == after
+    assert dsctl_fails("plan", source, "--copy-to-drafter") == 2
+
+
+def test_the_reference_config_is_named_if_it_is_out_of_date(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source, words = made(tmp_path_factory, "v4-flash"), "inference/config.json is copied unchanged"
+    keep, order = (
+        dsctl("slice", source, tmp_path / "out", "--dry-run", "--experts", written(tmp_path, lists))
+        for lists in (keep_lists("v4-flash", 24), orders("v4-flash"))
+    )
+    assert words in keep and words not in order
 
 
 def test_killed_it_resumes_to_the_same_bytes_and_another_plan_does_not(
