@@ -46,8 +46,7 @@ def _groups(
                 f"{param.name}: the source does not have it", hint="`dsctl verify` lists the missing tensors"
             )
         source, codec = stored
-        kept = cut.experts_of(layer)
-        if source.below and codec.plain is not None and kept and (cut.planned or source.below != family.below):
+        if codec.plain is not None and cut.renumbers(source, family, layer):
             codec = renumbered(codec.plain, Param(param.name, source, layer, None), cut)
         found.setdefault(codec, []).append(param)
     for codec, params in found.items():

@@ -60,6 +60,11 @@ class SliceCut:
         """The kept experts of a layer of the source, in their new order; empty means all of them, in order."""
         return self.experts or (self.planned.get(layer, ()) if layer is not None else ())
 
+    def renumbers(self, table: Family, small: Family, layer: int | None) -> bool:
+        """Whether the numbers of experts in a table of a layer change; `small` is its family in the small model."""
+        kept = self.experts_of(layer)
+        return table.below != small.below or (table.below > 0 and kept != tuple(range(len(kept))))
+
 
 def cut_of(source: Checkpoint | Known, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> SliceCut:
     """The cut of a checkpoint to these layers, all MTP layers if `mtp`, and these experts, by number.
@@ -188,11 +193,10 @@ def _survey(
 
 def _cut(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
     """The small model's part of a parameter of the large one."""
-    kept, family = cut.experts_of(source.layer), source.family
-    in_order = not kept or kept == tuple(range(len(kept)))
-    if family.below != param.family.below or (family.below and not in_order):
+    kept = cut.experts_of(source.layer)
+    if cut.renumbers(source.family, param.family, source.layer):
         return _renumbered(param, source, cover(pieces), cut)
-    if source.shape == param.shape and (in_order or family.role != "router"):
+    if source.shape == param.shape and (param.role != "router" or kept == tuple(range(len(kept)))):
         return pieces
     return _rows(param, source, cover(pieces), kept)
 

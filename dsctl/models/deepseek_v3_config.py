@@ -79,6 +79,6 @@ def expert_groups(config: Mapping[str, Any]) -> ExpertGroups:
     """
     said = text_fields(config)
     number, chosen = (said.get(field) for field in ("n_group", "topk_group"))
-    if type(number) is not int or type(chosen) is not int or number < 2:
+    if type(number) is not int or type(chosen) is not int or number < 2 or chosen < 1:
         return ExpertGroups()
     return ExpertGroups(number, chosen, 2 if said.get("topk_method", "noaux_tc") == "noaux_tc" else 1)

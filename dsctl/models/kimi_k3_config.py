@@ -121,7 +121,7 @@ def expert_groups(config: Mapping[str, Any]) -> ExpertGroups:
     """The groups of experts; a router with more than one scores them as V3's does."""
     said = text_fields(config)
     number, chosen = said.get(_GROUPS), said.get(_GROUPS_CHOSEN)
-    if type(number) is not int or type(chosen) is not int or number < 2:
+    if type(number) is not int or type(chosen) is not int or number < 2 or chosen < 1:
         return ExpertGroups()
     return ExpertGroups(number, chosen, 2)
 

@@ -207,7 +207,8 @@ class MistralLarge3(DeepseekV3):
     def expert_groups(self, config: Mapping[str, Any]) -> ExpertGroups:
         said = config[_MOE]
         number, chosen = (said.get(field, 1) for field in ("num_expert_groups", "num_expert_groups_per_tok"))
-        return ExpertGroups(number, chosen) if type(number) is type(chosen) is int and number > 1 else ExpertGroups()
+        known = type(number) is int and type(chosen) is int and number > 1 and chosen > 0
+        return ExpertGroups(number, chosen) if known else ExpertGroups()
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         dense = min(config[_MOE]["first_k_dense_replace"], max(sizes["layers"] - 1, 0), 1)

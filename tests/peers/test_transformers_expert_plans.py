@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, PreTrainedModel
 
 from tests.support.checkpoints import tiny
 from tests.support.command import dsctl
@@ -54,7 +54,7 @@ def groups_of(folder: Path) -> int:
     return int(json.loads((folder / "config.json").read_text()).get("n_group") or 1)
 
 
-@pytest.mark.parametrize("release", ["v3", "v3.2", "v4-flash"])
+@pytest.mark.parametrize("release", ["v2", "v3", "v3.2", "glm-5", "v4-flash"])
 def test_a_new_order_computes_the_same(release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     source, chance = plain(tmp_path_factory, release, tmp_path / "source"), random.Random(4)
     size, lists = 16 // groups_of(source), {}
@@ -92,6 +92,23 @@ def test_a_pruned_model_computes_what_the_whole_one_does_without_these_experts(
     torch.testing.assert_close(logits(tmp_path / "out"), logits(masked), rtol=1e-4, atol=1e-4)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(logits(tmp_path / "out"), logits(source), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("release", ["v3", "v3.2"])
+def test_fp8_weights_are_pruned_as_decoded_ones(
+    release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its loader decodes what was pruned in FP8: codes and scales went together."""
+    source = tiny(tmp_path_factory, release, **SMALL, mtp=False, aligned=True)
+    lists = {layer: [*range(8, 16), *range(8)] for layer in layers_of(source)}
+    (tmp_path / "plan.json").write_text(json.dumps(lists))
+    for name, more in (("fp8", []), ("plain", ["--bf16"])):
+        dsctl("slice", source, tmp_path / name, "--experts", tmp_path / "plan.json", *more)
+    options = {"dtype": torch.bfloat16, "quantization_config": FineGrainedFP8Config(dequantize=True)}
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "fp8", **options).state_dict()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16).state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name].to(one.dtype), one) for name, one in plain.items())
 
 
 @pytest.mark.parametrize("release", ["v3", "v4-flash"])
