@@ -1,4 +1,4 @@
-"""A plan of experts on a hub: the rows of routers are fetched in any order, and the rest of the weights only if kept."""
+"""A plan of experts on a hub: rows of routers are fetched in any order, and other weights only if they are kept."""
 
 from __future__ import annotations
 
