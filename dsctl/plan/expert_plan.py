@@ -3,7 +3,8 @@
 There is no common form. These were read in public code: an object of lists by layer, under a key or alone
 (`kept_by_layer`; `keep_maps.keep_by_layer` of the reap_plan.json of 0xSero/DeepSeek-V4-Flash-162B; `experts_to_keep`),
 the same with an object per layer (`layers` of reap-expert-mask-v1), a list of objects (`layers` of a MiMo prune map), a
-list of lists (`keep.per_layer` and `keep` of hipfire-reap), and EPLB's map (deepseek-ai/EPLB, README).
+list of lists (`keep.per_layer` and `keep` of hipfire-reap), and EPLB's map (deepseek-ai/EPLB, README). Masks, lists of
+lists alone and `kept_experts` were not seen.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def read_plan(path: str) -> ExpertPlan:
         raw = read_small(path, MAX_BYTES)
     except OSError as error:
         raise refusal(label, error, SourceError) from None
+    except ValueError as error:
+        raise SourceError(f"{label}: is not the name of a file: {error}") from None
     try:
         said = strict_json(raw, label)
     except (ValueError, RecursionError) as error:

@@ -266,6 +266,17 @@ def test_a_public_prune_of_v4_flash_0731_has_exactly_these_bytes(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("release", ["v3.2", "v4-flash-0731"])
+def test_each_kept_byte_is_read_once(release: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Rows of routers are taken from one tensor in many pieces."""
+    source = made(tmp_path_factory, release)
+    for lists in (keep_lists(release, 24), orders(release)):
+        plan = written(tmp_path, {"layers": lists})
+        said = json.loads(dsctl("slice", source, tmp_path / "out", "--dry-run", "--json", "--experts", plan))
+        weights = sum(len(one.data) for one in pruned(stored(source), lists).values())
+        assert said["bytes_in"] == weights + sum(said["carried"].values())
+
+
 @pytest.mark.parametrize("release", ["v4-flash-0731", "v3.2", "v4.1-flash"])
 def test_a_dry_run_of_any_slice_of_a_release_needs_its_name_only(release: str, tmp_path: Path) -> None:
     said = json.loads(
