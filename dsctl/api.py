@@ -18,22 +18,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
 from dsctl.checkpoint.originals import Elsewhere, joined
-from dsctl.checkpoint.slice import SHARD_BYTES, cut_of, sliced
+from dsctl.checkpoint.slice import SHARD_BYTES
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, names, numbers
 from dsctl.core.visible import shortened
-from dsctl.layouts.ranks import main_layers
 from dsctl.look.diff import Diff
 from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
+from dsctl.plan.expert_plan import read_plan
 from dsctl.plan.options import ConversionOptions, request_of
+from dsctl.plan.parts import Part
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import KEEP, Request
@@ -52,17 +53,6 @@ __all__ = ["Conversion", "Result", "Source", "open"]
 def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  the usual name
     """A source by its folder, file, release or repository. Nothing is read yet; errors are raised when it is used."""
     return Source(os.fspath(place))
-
-
-class Kept(NamedTuple):
-    """The part of a checkpoint that a slice keeps: layers and experts by number, None for all of them.
-
-    `mtp` None keeps the MTP layer if all layers are kept.
-    """
-
-    layers: tuple[int, ...] | None = None
-    experts: tuple[int, ...] = ()
-    mtp: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -197,23 +187,27 @@ class Source:
         self,
         *,
         layers: Iterable[int] | None = None,
-        experts: int | Iterable[int] | None = None,
+        experts: int | Iterable[int] | str | os.PathLike[str] | None = None,
         mtp: bool | None = None,
+        copy_to_drafter: bool = False,
         to: str = KEEP,
     ) -> Conversion:
         """A conversion that cuts a small working checkpoint, as `dsctl slice` does.
 
-        `layers` are numbers, and `experts` numbers or how many of the first to keep; None keeps all. `mtp` keeps the
-        MTP layer or drops it; None keeps it if all layers are kept.
+        `layers` are numbers, and `experts` numbers, how many of the first to keep, or the file of a plan; None keeps
+        all. `mtp` keeps the MTP layer or drops it; None keeps it if all layers are kept. `copy_to_drafter` prunes the
+        drafter's layers with a plan's lists of the last main layers.
 
         Raises:
-            UsageError: an unknown format, or layers and experts that are not numbers.
+            UsageError: an unknown format, or layers and experts that are not numbers. SourceError, FormatError: the
+                plan cannot be read.
         """
-        kept = range(experts) if isinstance(experts, int) else experts or ()
-        chosen = numbers("experts", kept)
-        if experts is not None and not chosen:
+        plan = read_plan(os.fspath(experts)) if isinstance(experts, str | os.PathLike) else None
+        kept = range(experts) if isinstance(experts, int) else () if plan or experts is None else experts
+        chosen = numbers("experts", kept)  # type: ignore[arg-type]
+        if experts is not None and not chosen and plan is None:
             raise UsageError("experts: at least one must be kept", hint="leave experts out to keep all")
-        part = Kept(None if layers is None else numbers("layers", layers), chosen, mtp)
+        part = Part(None if layers is None else numbers("layers", layers), chosen, mtp, plan, copy_to_drafter)
         request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp="keep")
         return Conversion(self, request, part)
 
@@ -256,7 +250,7 @@ class Conversion:
 
     source: Source
     request: Request
-    part: Kept | None = None
+    part: Part | None = None
 
     def __repr__(self) -> str:
         cut = "slice of " if self.part else ""
@@ -279,11 +273,7 @@ class Conversion:
         """
         if self.part is None:
             return make_plan(*self._opened)
-        checkpoint, (layers, experts, mtp) = self.source.checkpoint, self.part
-        if layers is None and mtp is False:
-            layers = main_layers(checkpoint.families)
-        cut = cut_of(checkpoint, layers or (), layers is not None and mtp is True, experts)
-        return make_plan(sliced(checkpoint, cut), replace(self.request, slice=str(cut)))
+        return make_plan(*self.part.of(self.source.checkpoint, self.request))
 
     @cached_property
     def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None]:

@@ -141,7 +141,7 @@ LATE = {
     "cli.merge": {"cli.conversion", "cli.requests"},
     "cli.plan": {"show.pages.capacity"},
     "cli.shard": {"cli.conversion", "cli.requests"},
-    "cli.slice": {"cli.requests", "cli.slicing"},
+    "cli.slice": {"cli.parts", "cli.requests", "cli.slicing"},
     "cli.tiny": {"tiny", "tiny.blueprint"},
     "cli.verify": {
         "checkpoint.causes", "checkpoint.opening", "cli.proving", "look.proving", "run.mend", "show.annotations",

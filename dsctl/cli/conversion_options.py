@@ -199,3 +199,20 @@ Consume = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+KeptExperts = Annotated[
+    str | None,
+    typer.Option(
+        "--experts",
+        metavar="N|NUMBERS|FILE",
+        help="Keep the first N routed experts, these: 0-3,16-19, or those of a plan, a JSON file.",
+        rich_help_panel=WHICH,
+    ),
+]
+CopyToDrafter = Annotated[
+    bool,
+    typer.Option(
+        "--copy-to-drafter",
+        help="Use a plan's lists of the last main layers for the drafter's layers too.",
+        rich_help_panel=WHICH,
+    ),
+]

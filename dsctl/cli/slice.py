@@ -8,7 +8,7 @@ import typer
 
 from dsctl.cli import completion
 from dsctl.cli.commands import WHAT, WHICH
-from dsctl.cli.conversion_options import Bf16
+from dsctl.cli.conversion_options import Bf16, CopyToDrafter, KeptExperts
 from dsctl.cli.groups import PrintOptions, RunOptions, verb
 from dsctl.cli.options import DryRun, Force, Local, Source, Target, Workers
 from dsctl.plan.request import KEEP
@@ -16,15 +16,6 @@ from dsctl.plan.request import KEEP
 KeptLayers = Annotated[
     str | None,
     typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
-]
-KeptExperts = Annotated[
-    str | None,
-    typer.Option(
-        "--experts",
-        metavar="N|NUMBERS",
-        help="Keep the first N routed experts, such as 8, or only these: 0-3,16-19.",
-        rich_help_panel=WHICH,
-    ),
 ]
 To = Annotated[
     str,
@@ -46,6 +37,7 @@ def slice(  # noqa: A001  the name of the verb
     *,
     layers: KeptLayers = None,
     experts: KeptExperts = None,
+    copy_to_drafter: CopyToDrafter = False,
     to: To = KEEP,
     bf16: Bf16 = False,
     local: Local = False,
@@ -54,21 +46,28 @@ def slice(  # noqa: A001  the name of the verb
     force: Force = False,
     printing: PrintOptions,
 ) -> None:
-    """Cut a small working checkpoint out of a large one.
+    """Cut a small working checkpoint out of a large one, or prune experts by a plan.
 
     Layers are renumbered, the router keeps the rows of the kept experts, and config and index are updated to match.
     From the Hub, only the bytes that are kept are downloaded.
+
+    A plan is a JSON file with the experts that each layer keeps, such as {"layers": {"3": [0, 2, 5], ...}}: as REAP and
+    similar tools publish them, or in a new order.
 
     Examples:
 
         dsctl slice deepseek-ai/DeepSeek-V3.2 small --layers 0-4,mtp --experts 8
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
+
+        dsctl slice v4-flash-0731 pruned --experts reap_plan.json --copy-to-drafter --dry-run
     """
     # Loaded late: it takes longer than `--help` itself.
+    from dsctl.cli.parts import part_of
     from dsctl.cli.requests import choose_format
     from dsctl.cli.slicing import slice_to
 
     format_ = choose_format(None if to == KEEP else to, bf16) or KEEP
     run = RunOptions(dry_run=dry_run, workers=workers, force=force)
-    slice_to(source, target, layers, experts, format_, run, printing.output(), local)
+    part = part_of(layers, experts, copy_to_drafter)
+    slice_to(source, target, part, format_, run, printing.output(), local)

@@ -25,7 +25,7 @@ VERBS = {
     "models": ("models",),
     "plan": ("plan",),
     "shard": ("convert", "convert-plan", "shard-plan"),
-    "slice": ("convert", "convert-plan"),
+    "slice": ("convert", "convert-plan", "release-plan"),
     "tiny": ("tiny",),
     "verify": ("verify",),
 }
