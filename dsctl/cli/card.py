@@ -14,7 +14,9 @@ from dsctl.stores import store_at
 
 BaseModel = Annotated[
     str | None,
-    typer.Option("--base-model", metavar="ORG/NAME", help="The source's repository, if the folder does not name it."),
+    typer.Option(
+        "--base-model", metavar="ORG/NAME", help="Use this as the source's repository, if the folder does not name it."
+    ),
 ]
 
 

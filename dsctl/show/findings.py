@@ -13,7 +13,6 @@ from dsctl.verify.repair import Mend
 
 SHOWN = 10
 UNKNOWN = "architecture unknown: which parameters there should be was not checked"
-UNSIGNED = "no signature checked: `model_signing verify`"
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -115,4 +114,4 @@ def _statement(compared: int) -> str:
     """How far the statement was checked."""
     if not compared:
         return "not compared with dsctl.json"
-    return f"{plural(compared, 'subject')}, request, audit compared with dsctl.json; {UNSIGNED}"
+    return f"{plural(compared, 'subject')} and request compared; not signatures: `model_signing verify` checks those"

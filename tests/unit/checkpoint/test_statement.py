@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,3 +110,9 @@ def test_a_huge_statement_is_not_read() -> None:
 
     with pytest.raises(FormatError, match="too long"):
         made.read_raw(Store(), {"dsctl.intoto.json": 1 << 40})  # type: ignore[arg-type]
+
+
+def test_the_page_explains_the_identifiers_and_every_digest() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "attestation.md").read_text()
+    words = (made.BUILD_TYPE, made.BUILDER, made.BLAKE3, made.SHA256, made.TREE, made.SAMPLE, made.WITHHELD)
+    assert [word for word in words if f"`{word}`" not in page] == []
