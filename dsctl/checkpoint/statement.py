@@ -38,7 +38,7 @@ _OPEN = frozenset({
 # More bytes than a statement about 100,000 files has.
 MOST_BYTES = 256 << 20
 _HEXADECIMAL = frozenset("0123456789abcdef")
-_LENGTHS = {BLAKE3: 64, SHA256: 64, TREE: 64, SAMPLE: 64}
+_LENGTHS = {BLAKE3: (64,), SHA256: (64,), TREE: (64,), SAMPLE: (64,), "gitCommit": (40, 64), "gitBlob": (40, 64)}
 
 
 class Descriptor(msgspec.Struct, omit_defaults=True):
@@ -112,6 +112,15 @@ def digest_set(entry: SignedFile) -> dict[str, str]:
     """A file's digests under the names that a statement has for them."""
     found = {BLAKE3: entry.blake3, TREE: entry.tree, SHA256: entry.sha256}
     return {name: digest for name, digest in found.items() if digest}
+
+
+def is_valid(digests: Mapping[str, str]) -> bool:
+    """Whether digests that a statement may have are hexadecimal numbers of the right length; others may be anything."""
+    return all(
+        len(digest) in _LENGTHS[name] and _HEXADECIMAL.issuperset(digest)
+        for name, digest in digests.items()
+        if name in _LENGTHS
+    )
 
 
 def subjects(files: Mapping[str, SignedFile]) -> dict[str, dict[str, str]]:
@@ -208,7 +217,6 @@ def _refuse_odd(one: Descriptor, what: str) -> None:
         raise FormatError(f"{STATEMENT}: {what} {one.name[:80]!r} is not a file inside the folder")
     if not one.digest and (what == "subject" or not one.uri):
         raise FormatError(f"{STATEMENT}: {what} {one.name[:80]!r} has no digest")
-    for name, digest in one.digest.items():
-        length = _LENGTHS.get(name, len(digest))
-        if len(digest) != length or (name in _LENGTHS and not _HEXADECIMAL.issuperset(digest)):
-            raise FormatError(f"{STATEMENT}: {what} {one.name[:80]!r}: {name} is not {length} hexadecimal digits")
+    for name in one.digest:
+        if not is_valid({name: one.digest[name]}):
+            raise FormatError(f"{STATEMENT}: {what} {one.name[:80]!r}: its {name[:80]} is not hexadecimal digits")

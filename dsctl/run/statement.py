@@ -24,6 +24,7 @@ from dsctl.checkpoint.statement import (
     SHA256,
     Descriptor,
     digest_set,
+    is_valid,
     make,
 )
 from dsctl.core import digests
@@ -56,6 +57,7 @@ class _Base(NamedTuple):
 
     prefix: str
     store: Store
+    sizes: dict[str, int]
     repository: str
     stated: dict[str, dict[str, str]]
     recorded: dict[str, SignedFile]
@@ -99,7 +101,7 @@ class Made:
         """A file of the source: `file` as the plan calls it, `name` in its own store."""
         # A file that this run consumed is not there any more.
         known = _WEIGHTS.fullmatch(self.plan.source_files.get(file, ""))
-        size = int(known[1]) if known else base.store.files().get(name)
+        size = int(known[1]) if known else base.sizes.get(name)
         notes: dict[str, str | int] = {"size": size} if size is not None else {}
         notes |= {"headerSha256": known[2]} if known else {}
         digest, by = self._digest(base, file, name, size)
@@ -135,7 +137,9 @@ def _described(prefix: str, store: Store) -> _Base:
     stated = {name: {SHA256: digest} for name, digest in stated_sums(folder).items()}
     if isinstance(folder, HubRepository):
         stated |= {one.name: {"gitBlob": one.blob} for one in folder.listing if one.blob and one.name not in stated}
-    return _Base(prefix, store, _repository(folder), stated, _recorded(store))
+    sizes = store.files()
+    stated = {name: digest for name, digest in stated.items() if is_valid(digest)}
+    return _Base(prefix, store, sizes, _repository(folder), stated, _recorded(store, sizes))
 
 
 def _repository(store: Store) -> str:
@@ -148,20 +152,21 @@ def _repository(store: Store) -> str:
     return ""
 
 
-def _recorded(store: Store) -> dict[str, SignedFile]:
+def _recorded(store: Store, sizes: Mapping[str, int]) -> dict[str, SignedFile]:
     """The entries of a source's own `dsctl.json`; empty if it has none that can be read."""
-    size = store.files().get(SIGNED, MAX_JSON_BYTES + 1)
+    size = sizes.get(SIGNED, MAX_JSON_BYTES + 1)
     if size > MAX_JSON_BYTES:
         return {}
     try:
-        return entries_of(strict_json(store.read(SIGNED, 0, size), SIGNED)["files"])
+        found = entries_of(strict_json(store.read(SIGNED, 0, size), SIGNED)["files"])
     except (ValueError, TypeError, KeyError, RecursionError, FormatError):
         return {}
+    return found if all(is_valid(digest_set(entry)) for entry in found.values()) else {}
 
 
 def _records(base: _Base) -> Iterator[Descriptor]:
     """The source's own statement, or its `dsctl.json` if it has none: with it, statements are a chain."""
-    files = base.store.files()
+    files = base.sizes
     name = next((one for one in (STATEMENT, SIGNED) if one in files and base.recorded), None)
     if name is None or files[name] > MAX_JSON_BYTES:
         return

@@ -160,7 +160,17 @@ def test_a_source_of_an_earlier_version_is_named_by_its_audit(made: Path, tmp_pa
     assert said["dsctl.json"]["digest"] == sums(old / "dsctl.json") and STATEMENT not in said
 
 
-@pytest.mark.parametrize("audit", [b"", b"[]", b'{"files": 7}', b'{"files": {"config.json": {}}}', b"{" * 9])
+@pytest.mark.parametrize(
+    "audit",
+    [
+        b"",
+        b"[]",
+        b'{"files": {"config.json": {"size": 9, "blake3": "../x"}}}',
+        b'{"files": 7}',
+        b'{"files": {"config.json": {}}}',
+        b"{" * 9,
+    ],
+)
 def test_a_source_s_audit_that_cannot_be_read_is_no_record(made: Path, tmp_path: Path, audit: bytes) -> None:
     source = older(Path(shutil.copytree(made, tmp_path / "odd")))
     (source / "original.dsctl").unlink()
