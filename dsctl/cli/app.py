@@ -15,6 +15,7 @@ from dsctl.version import __version__
 
 # The verbs with the first lines of their docstrings. Each verb is a function in the module with its name.
 VERBS = {
+    "card": "Print a stub of a model card for a folder that dsctl made.",
     "compare": "Compare the values of two checkpoints, in any formats.",
     "convert": "Convert a checkpoint to another format, or rename its tensors.",
     "diff": "Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.",

@@ -30,7 +30,7 @@ from dsctl.plan.selection import wanted
 from dsctl.plan.spread import settled
 from dsctl.plan.steps import Copy, Part, Region, Step, are_all, region_of
 from dsctl.plan.target import Target, target_of
-from dsctl.plan.texts import carried, texts
+from dsctl.plan.texts import SIGNATURES, carried, texts
 from dsctl.plan.whole import whole_copies
 
 # Missing tensors of the whole that a note names.
@@ -59,6 +59,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
         *_gone(target, placed),
+        *(f"left out {name}: it signs the files of the source" for name in SIGNATURES if name in checkpoint.files),
         *((*renumbered(step.reads[0].codec for step in steps), *_compacted(wants)) if request.slice else ()),
         *_read_twice(steps),
         *_gathered(steps),

@@ -106,6 +106,8 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
         by = ", ".join(checked.algorithms)
         compared = f" and {plural(checked.digests, 'digest')} ({by})" if checked.digests else ""
         lines.append(("dsctl.json", f"sizes{compared}"))
+    if checked.statement is not None:
+        lines.append(("statement", _statement(checked.statement)))
     lines.append(
         ("contents", f"{size(checked.contents)} read" if checked.contents else "not checked: --deep reads them")
     )
@@ -133,3 +135,10 @@ def _library(report: Report) -> str:
     sides = ", side files included" if tried > checked.files + strays else ""
     unmapped = f"; the system could not map {checked.library_unmapped:,} of them" if checked.library_unmapped else ""
     return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{sides}{unmapped}"
+
+
+def _statement(compared: int) -> str:
+    """How far the statement was checked."""
+    if not compared:
+        return "not compared with dsctl.json"
+    return f"{plural(compared, 'subject')} and request compared; not signatures: `model_signing verify` checks those"

@@ -99,6 +99,9 @@ CODES: dict[str, Code] = {
     "signed-size":          Code(ERROR),
     "digest":               Code(ERROR),
     "unsigned-file":        Code(NOTE),
+    "statement-broken":     Code(ERROR),
+    "statement-subjects":   Code(ERROR, True),
+    "statement-differs":    Code(ERROR),
     # another checkpoint or release
     "other-architecture":   Code(ERROR),
     "config-differs":       Code(WARNING),
@@ -144,7 +147,9 @@ class CheckScope(NamedTuple):
     """What was checked: files and tensors by their headers, scales as numbers, digests, bytes of weights.
 
     If `architecture` is None, it is unknown: which parameters there should be was not checked. `digests` counts the
-    files whose bytes were compared with `dsctl.json`, by the digests named in `algorithms`.
+    files whose bytes were compared with `dsctl.json`, by the digests named in `algorithms`. `statement` counts the
+    subjects of the statement that were compared with `dsctl.json`: 0 if that was not possible, None if there is no
+    statement. A signature is never checked.
     `scales_unread` counts the scales of groups that were not read because there are too many of them. The fields of
     `library` are those of `dsctl.verify.library.SecondOpinion`.
     """
@@ -166,6 +171,7 @@ class CheckScope(NamedTuple):
     library_refused: int = 0
     library_unmapped: int = 0
     library_skipped: str | None = None
+    statement: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
