@@ -1,7 +1,7 @@
 """The `adapter_config.json` of a PEFT adapter: read, checked, and refused if its merge would not be plain LoRA's.
 
-Fields and their meaning: huggingface/peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (`update_layer`: scaling),
-utils/other.py (`get_pattern_key`: the first pattern that matches counts). Pure, no torch.
+Fields and their meaning: huggingface/peft 0.21.2, tuners/lora/config.py, tuners/lora/layer.py (`update_layer`: the
+scaling), utils/other.py (`get_pattern_key`: the first pattern that matches counts). Pure, no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import isfinite, sqrt
 from typing import Any
 
@@ -19,6 +18,8 @@ from dsctl.core.visible import shortened
 from dsctl.stores import Store
 
 CONFIG = "adapter_config.json"
+# Regular expressions and the values for what they match, in the order of the config.
+Patterns = tuple[tuple[re.Pattern[str], float], ...]
 MOST_RANK = 1 << 16
 # Patterns without repeated groups and with at most two repetitions take at most cubic time in a name's length.
 _LONGEST_PATTERN = 512
@@ -51,8 +52,8 @@ class AdapterConfig:
     alpha: float
     rslora: bool
     dora: bool
-    ranks: Mapping[str, float]
-    alphas: Mapping[str, float]
+    ranks: Patterns
+    alphas: Patterns
     saved: tuple[str, ...]
     parameters: tuple[str, ...]
     revision: str
@@ -60,20 +61,12 @@ class AdapterConfig:
 
     def rank(self, path: str) -> int:
         """The rank of a module or parameter."""
-        return int(_first(self._rank_patterns, path, self.r))
+        return int(_first(self.ranks, path, self.r))
 
     def scaling(self, path: str) -> float:
         """The factor of its change: alpha / r, with rsLoRA alpha / sqrt(r)."""
         rank = self.rank(path)
-        return _first(self._alpha_patterns, path, self.alpha) / (sqrt(rank) if self.rslora else rank)
-
-    @cached_property
-    def _rank_patterns(self) -> tuple[tuple[re.Pattern[str], float], ...]:
-        return _compiled(self.ranks, "rank_pattern")
-
-    @cached_property
-    def _alpha_patterns(self) -> tuple[tuple[re.Pattern[str], float], ...]:
-        return _compiled(self.alphas, "alpha_pattern")
+        return _first(self.alphas, path, self.alpha) / (sqrt(rank) if self.rslora else rank)
 
 
 def read_config(store: Store, files: Mapping[str, int]) -> AdapterConfig:
@@ -87,7 +80,7 @@ def read_config(store: Store, files: Mapping[str, int]) -> AdapterConfig:
         hint = "name the folder that `save_pretrained` of PEFT wrote"
         raise SourceError(f"--lora: {store.place}: has no {CONFIG}", hint=hint)
     _refuse_other_kinds(said)
-    config = AdapterConfig(
+    return AdapterConfig(
         r=int(_number(said.get("r"), "r", True)),
         alpha=_number(said.get("lora_alpha"), "lora_alpha"),
         rslora=_flag(said, "use_rslora"),
@@ -99,8 +92,6 @@ def read_config(store: Store, files: Mapping[str, int]) -> AdapterConfig:
         revision=_text(said.get("revision")),
         unknown=tuple(sorted(shortened(name) for name, value in said.items() if value and not _is_known(name))),
     )
-    _ = config._rank_patterns, config._alpha_patterns
-    return config
 
 
 def _is_known(name: str) -> bool:
@@ -160,16 +151,17 @@ def _names(said: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _patterns(said: Mapping[str, Any], name: str, whole: bool) -> dict[str, float]:
+def _patterns(said: Mapping[str, Any], name: str, whole: bool) -> Patterns:
     value = said.get(name)
     if value is None:
-        return {}
+        return ()
     if not isinstance(value, dict):
         raise FormatError(f"{CONFIG}: {name} {_shown(value)} is not an object")
-    return {key: _number(one, f"{name} {_shown(key)}", whole) for key, one in value.items()}
+    numbers = {key: _number(one, f"{name} {_shown(key)}", whole) for key, one in value.items()}
+    return _compiled(numbers, name)
 
 
-def _compiled(patterns: Mapping[str, float], name: str) -> tuple[tuple[re.Pattern[str], float], ...]:
+def _compiled(patterns: Mapping[str, float], name: str) -> Patterns:
     """Patterns as PEFT matches them, with their values.
 
     Raises:
@@ -177,18 +169,18 @@ def _compiled(patterns: Mapping[str, float], name: str) -> tuple[tuple[re.Patter
     """
     found = []
     for key, value in patterns.items():
-        slow = len(key) > _LONGEST_PATTERN or sum(map(key.count, "*+{")) > 2 or _REPEATED_GROUP.search(key)
+        hint = "use names of modules, with at most two repetitions"
+        if len(key) > _LONGEST_PATTERN or sum(map(key.count, "*+{")) > 2 or _REPEATED_GROUP.search(key):
+            raise FormatError(f"{CONFIG}: {name} {_shown(key)}: the pattern could take too long", hint=hint)
         try:
-            if slow:
-                raise re.error("could take too long")
             found.append((re.compile(rf"(.*\.)?({key})$"), value))
         except (re.error, OverflowError, RecursionError) as error:
-            what = f"{CONFIG}: {name} {_shown(key)} is not a usable pattern: {error}"
-            raise FormatError(what, hint="use names of modules, with at most two repetitions") from None
+            what = f"{CONFIG}: {name} {_shown(key)} is not a pattern: {shortened(str(error))}"
+            raise FormatError(what, hint=hint) from None
     return tuple(found)
 
 
-def _first(patterns: tuple[tuple[re.Pattern[str], float], ...], path: str, usual: float) -> float:
+def _first(patterns: Patterns, path: str, usual: float) -> float:
     return next((value for pattern, value in patterns if pattern.match(path)), usual)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dsctl.core.params import Family, Param
 from dsctl.layouts.fused import fused_names, stacked_names
 from dsctl.layouts.joins import Join, joined
 from dsctl.layouts.transformers import SPELLINGS
 
+T = TypeVar("T")
 _WEIGHT = ".weight"
 # SGLang's name for a joined module.
 _ALSO = {"fused_qkv_a_proj": "fused_qkv_a_proj_with_mqa"}
@@ -111,6 +112,11 @@ def _place(param: Param, join: Join) -> Place:
 
 def _add_headless(found: Names) -> None:
     """Add names without `model.` in front, as adapters of a model without its head have them."""
-    for table in (found.modules, found.tensors, found.stacks):
-        for name, held in list(table.items()):
-            table.setdefault(name.removeprefix("model."), held)  # type: ignore[attr-defined]
+    _shorten(found.modules)
+    _shorten(found.tensors)
+    _shorten(found.stacks)
+
+
+def _shorten(table: dict[str, T]) -> None:
+    for name, held in list(table.items()):
+        table.setdefault(name.removeprefix("model."), held)

@@ -27,7 +27,8 @@ from dsctl.stores.local import LocalFolder
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_A, _B, _EMBEDDING_A, _EMBEDDING_B, _MAGNITUDE, _BASE = "A", "B", "embedding_A", "embedding_B", "magnitude_vector", ""
+_A, _B, _MAGNITUDE, _BASE = "A", "B", "magnitude_vector", ""
+_EMBEDDING_A, _EMBEDDING_B = "embedding_A", "embedding_B"
 # The endings of an adapter's tensors; some programs leave the adapter's own name, `default`, in them.
 _ENDINGS = {
     ".lora_A.weight": _A, ".lora_B.weight": _B, ".lora_A.default.weight": _A, ".lora_B.default.weight": _B,
@@ -43,8 +44,8 @@ NAMED = 20
 class Adapter:
     """An adapter's settings, the change of every parameter that it touches (by name), and its files.
 
-    `files` have their sizes and headers' JSON under their names in the joined store; `modules` is the number of matrices
-    of low rank in it.
+    `files` have their sizes and headers' JSON, under their names in the joined store; `modules` is the number of pairs
+    of factors.
     """
 
     place: str

@@ -29,7 +29,7 @@ Lora = Annotated[
     typer.Option(
         "--lora",
         metavar="FOLDER",
-        help="Merge this PEFT adapter (LoRA) on the way.",
+        help="Merge this PEFT adapter (LoRA) into the weights.",
         rich_help_panel=WHAT,
     ),
 ]

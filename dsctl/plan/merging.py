@@ -1,4 +1,4 @@
-"""Merge an adapter on the way: which parameters of a target it changes, and how their steps change. Pure, no torch."""
+"""Merge an adapter during a conversion: which parameters of a target it changes, and how their steps change. Pure, no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgspec import structs
 
 from dsctl.checkpoint.adapters import Adapter
-from dsctl.checkpoint.low_rank import ADAPTER
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import CHOSEN, SCALE
 from dsctl.codecs.plain import Plain
@@ -18,8 +17,8 @@ from dsctl.core.header import TensorSpec
 from dsctl.core.params import in_order
 from dsctl.layouts.layout import Slot
 from dsctl.plan.blocks import Blocks
-from dsctl.plan.plan import Merge, Want
-from dsctl.plan.steps import Region, Step, region_of
+from dsctl.plan.plan import Merge, Want, is_replaced
+from dsctl.plan.steps import Step
 
 
 def replaced(want: Want, adapter: Adapter | None) -> Want:
@@ -90,11 +89,6 @@ def merge_of(adapter: Adapter, steps: Sequence[Step], wants: Iterable[Want]) -> 
 
 def _ordered(counts: dict[str, int]) -> dict[str, int]:
     return {role: counts[role] for role in in_order(counts)}
-
-
-def is_replaced(step: Step) -> bool:
-    """Whether a parameter is made from the adapter's own tensor."""
-    return step.reads[0].parts[0].file.startswith(ADAPTER)
 
 
 def merge_notes(merge: Merge, adapter: Adapter, steps: Sequence[Step]) -> Iterator[str]:

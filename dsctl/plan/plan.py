@@ -217,11 +217,16 @@ def _shape(step: Step) -> Hashable:
     return step.how, step.shape, step.decoded, stored, regions, besides
 
 
+def is_replaced(step: Step) -> bool:
+    """Whether a parameter is made from an adapter's own tensor."""
+    return any(part.file.startswith(ADAPTER) for part in step.reads[0].parts)
+
+
 def kind(step: Step) -> str:
     """The audit's word for the work on a parameter."""
     if step.low_rank is not None:
         return "merged"
-    if step.reads[0].parts[0].file.startswith(ADAPTER):
+    if is_replaced(step):
         return "replaced"
     if step.how != "recode":
         return {"move": "moved", "recast": "recast"}[step.how]

@@ -238,6 +238,8 @@ def merging(step: Step, rows: int) -> Iterator[tuple[str, int]]:
     yield "lora:right", 4 * rank * step.shape[1]
     for ref in (step.low_rank.left.ref, step.low_rank.right.ref):
         yield "lora:raw", max(min(ref.nbytes, FACTOR_BYTES), ref.nbytes // ref.spec.shape[0])
+    if step.low_rank.magnitude is not None:
+        yield "lora:magnitude", 4 * rows
     for name in ("lora:asked", "lora:merged", "again"):
         yield name, 4 * prod(shape)
     # Differences of a few rows, their squares and masks.

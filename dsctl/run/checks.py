@@ -38,7 +38,8 @@ def check_source(plan: Plan, store: Store) -> None:
     """Refuse a source that would fail after hours: impossible scales, or files to copy that do not open.
 
     Raises:
-        FormatError: a scale is NaN, infinite, zero or negative, or an adapter's value is not finite. SourceError: a file cannot be read.
+        FormatError: a scale is NaN, infinite, zero or negative, or a value of an adapter is not finite.
+        SourceError: a file cannot be read.
     """
     for name in plan.carried if not store.remote else ():
         store.read(name, 0, 0)

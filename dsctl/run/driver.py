@@ -28,8 +28,8 @@ from dsctl.run.how import SHA256, How
 from dsctl.run.identity import times, touched
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
-from dsctl.run.merges import merge_report
 from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.merges import merge_report
 from dsctl.run.resuming import RunState, regain
 from dsctl.stores import SIGNED, WORKING, Store
 from dsctl.stores.sums import stated_sums

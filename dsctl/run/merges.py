@@ -62,7 +62,7 @@ def merge_report(plan: Plan, counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _figures(found: Mapping[str, float]) -> dict[str, Any]:
-    """The figures of one role; the shares are null if nothing is asked to change, the ratio also if all of it arrives."""
+    """The figures of one role; shares are null if nothing is asked to change, the ratio also if all of it arrives."""
     asked, lost, error = (found.get(name, 0.0) for name in (ASKED, LOST, ERROR))
     values, unchanged = (int(found.get(name, 0)) for name in (CHANGED, UNCHANGED))
     return {

@@ -45,7 +45,7 @@ def merge(step: Step, band: Box, values: torch.Tensor, files: JobFiles) -> Merge
     """
     change = step.low_rank
     assert change is not None and values.dtype == torch.float32 and band.start[0] % ROWS == 0
-    (first, _), (last, columns), rank = band.start, band.stop, change.left.rank
+    first, last, rank = band.start[0], band.stop[0], change.left.rank
     right = _right(step, files)
     left = files.buffer("lora:left", TensorSpec("F32", (last - first, rank)))
     _fill(change.left, first, left, files)
