@@ -1,22 +1,21 @@
 """The names under which an adapter may speak of a model's parameters: releases', transformers', and joined modules'.
 
-All names are generated from the model's families. PEFT names modules; parameters of stacked experts belong to the
-module `experts` (huggingface/transformers 5, models/deepseek_v3 and models/deepseek_v4: `gate_up_proj`, `down_proj`).
-Pure, no torch.
+Names are generated from the model's families, as far as somebody asks for them. PEFT names modules; parameters of
+stacked experts belong to the module `experts` (huggingface/transformers 5, models/deepseek_v3 and models/deepseek_v4:
+`gate_up_proj`, `down_proj`). Pure, no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from dsctl.core.params import Family, Param
 from dsctl.layouts.fused import fused_names, stacked_names
 from dsctl.layouts.joins import Join, joined
 from dsctl.layouts.transformers import SPELLINGS
 
-T = TypeVar("T")
 _WEIGHT = ".weight"
 # SGLang's name for a joined module.
 _ALSO = {"fused_qkv_a_proj": "fused_qkv_a_proj_with_mqa"}
@@ -32,7 +31,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Names:
-    """What each name stands for.
+    """What the names that were asked for stand for.
 
     `modules`: the parameters of a linear module or an embedding, joined by rows. `tensors`: a parameter by its own
     name. `stacks`: by a module of experts and the name of its tensor, the parameters of each expert.
@@ -43,48 +42,86 @@ class Names:
     stacks: dict[str, dict[str, dict[int, list[Place]]]] = field(default_factory=dict)
 
 
-def names_of(families: Sequence[Family]) -> Names:
-    """The names of all parameters of these families, in every spelling."""
-    found = Names()
+class _Asked:
+    """Names that somebody asks for, and what they begin with up to a dot: a model has a hundred thousand names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self.begins = {name[: at + 1] for name in self.names for at, sign in enumerate(name) if sign == "."}
+
+    def of(self, family: Family, template: str, without: str = "") -> Iterator[tuple[str, Param]]:
+        """The parameters of a family whose names by this template, `without` an ending, are asked for."""
+        template = template.removesuffix(without)
+        head, mark, tail = template.partition("{layer}")
+        before, several, after = tail.partition("{expert}")
+        for layer in family.layers if mark else (None,):
+            begin = head if layer is None else f"{head}{layer - family.first_layer}{before}"
+            if not several:
+                if begin in self.names:
+                    yield begin, _param(family, layer, None)
+            elif begin in self.begins:
+                names = ((f"{begin}{expert}{after}", expert) for expert in range(family.experts))
+                yield from ((name, _param(family, layer, expert)) for name, expert in names if name in self.names)
+
+
+def names_of(families: Sequence[Family], asked: Iterable[str]) -> Names:
+    """The parameters of these families that have one of these names, in any spelling."""
+    wanted, found = _Asked(asked), Names()
     for family in families:
-        templates = _templates(family)
-        for param in family.params():
-            for template in templates:
-                name = family.named(template, param.layer, param.expert)
+        for template in _headless(_templates(family)):
+            for name, param in wanted.of(family, template):
                 found.tensors.setdefault(name, param)
-                if len(param.shape) == 2 and name.endswith(_WEIGHT):
-                    place = Place(param, 0, param.shape[0])
-                    found.modules.setdefault(name.removesuffix(_WEIGHT), [place])
-    _add_joined(found, families)
-    _add_stacks(found, families)
-    _add_headless(found)
+            if len(family.shape) == 2 and template.endswith(_WEIGHT):
+                for name, param in wanted.of(family, template, _WEIGHT):
+                    found.modules.setdefault(name, [Place(param, 0, family.shape[0])])
+    _add_joined(found, families, wanted)
+    _add_stacks(found, families, wanted)
     return found
+
+
+def _param(family: Family, layer: int | None, expert: int | None) -> Param:
+    return Param(family.named(family.template, layer, expert), family, layer, expert)
+
+
+def _headless(templates: Iterable[str]) -> Iterator[str]:
+    """Templates, and the same without `model.` in front, as adapters of a model without its head have them."""
+    known = tuple(templates)
+    return iter(dict.fromkeys((*known, *(one.removeprefix("model.") for one in known))))
 
 
 def _templates(family: Family) -> tuple[str, ...]:
     """Every template of a family's own tensors, without those of stacked experts."""
     spelled = SPELLINGS.get(family.template, ())
-    return tuple(dict.fromkeys((family.template, *(one for one in spelled if "{expert}" in one or not family.experts))))
+    return (family.template, *(one for one in spelled if "{expert}" in one or not family.experts))
 
 
-def _add_joined(found: Names, families: Sequence[Family]) -> None:
+def _add_joined(found: Names, families: Sequence[Family], asked: _Asked) -> None:
     """Add modules that loaders make of several matrices: rows of one below those of the other."""
     for family, join in _joins(families, fused_names(families)):
-        for param in family.params():
-            name = join.tensor(param).removesuffix(_WEIGHT)
-            head, dot, last = name.rpartition(".")
-            for one in (name, *((head + dot + _ALSO[last],) if last in _ALSO else ())):
-                found.modules.setdefault(one, []).append(_place(param, join))
+        template = join.template.removesuffix(_WEIGHT)
+        head, dot, last = template.rpartition(".")
+        others = (head + dot + _ALSO[last],) if last in _ALSO else ()
+        for one in _headless((template, *others)):
+            for name, param in asked.of(family, one):
+                _add(found.modules.setdefault(name, []), _place(param, join))
 
 
-def _add_stacks(found: Names, families: Sequence[Family]) -> None:
+def _add_stacks(found: Names, families: Sequence[Family], asked: _Asked) -> None:
     """Add the tensors in which all experts of a layer are stacked."""
     for names in _spelled_stacks(families):
         for family, join in _joins(families, names):
-            for param in family.params():
-                module, _, tensor = join.tensor(param).rpartition(".")
-                stack = found.stacks.setdefault(module, {}).setdefault(tensor, {})
-                stack.setdefault(param.expert or 0, []).append(_place(param, join))
+            module, _, tensor = join.template.rpartition(".")
+            for template in _headless((module,)):
+                for name, first in asked.of(family, template):
+                    stack = found.stacks.setdefault(name, {}).setdefault(tensor, {})
+                    for expert in range(family.experts):
+                        _add(stack.setdefault(expert, []), _place(_param(family, first.layer, expert), join))
+
+
+def _add(places: list[Place], place: Place) -> None:
+    """Add a place, once: two spellings can give one name."""
+    if place not in places:
+        places.append(place)
 
 
 def _spelled_stacks(families: Sequence[Family]) -> Iterator[dict[str, str]]:
@@ -100,7 +137,7 @@ def _spelled_stacks(families: Sequence[Family]) -> Iterator[dict[str, str]]:
         yield {template: names[number] for template, names in spelled.items() if number < len(names)}
 
 
-def _joins(families: Sequence[Family], names: dict[str, str]) -> Iterator[tuple[Family, Join]]:
+def _joins(families: Sequence[Family], names: Mapping[str, str]) -> Iterator[tuple[Family, Join]]:
     known = joined(families, names)
     return ((family, join) for family in families if (join := known.get((family.template, family.mtp))))
 
@@ -108,15 +145,3 @@ def _joins(families: Sequence[Family], names: dict[str, str]) -> Iterator[tuple[
 def _place(param: Param, join: Join) -> Place:
     above, below = (sum(family.shape[0] for family in side) for side in (join.before, join.after))
     return Place(param, above, above + param.shape[0] + below)
-
-
-def _add_headless(found: Names) -> None:
-    """Add names without `model.` in front, as adapters of a model without its head have them."""
-    _shorten(found.modules)
-    _shorten(found.tensors)
-    _shorten(found.stacks)
-
-
-def _shorten(table: dict[str, T]) -> None:
-    for name, held in list(table.items()):
-        table.setdefault(name.removeprefix("model."), held)

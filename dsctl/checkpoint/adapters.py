@@ -6,13 +6,13 @@ Names of tensors: huggingface/peft 0.21.2, utils/save_and_load.py (`get_peft_mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
 from dsctl.checkpoint.adapter_config import CONFIG, MOST_MATCHES, AdapterConfig, read_config
-from dsctl.checkpoint.adapter_names import Names, Place, names_of
+from dsctl.checkpoint.adapter_names import Place, names_of
 from dsctl.checkpoint.adapter_stacks import Stacked, stacked_changes
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.low_rank import ADAPTER, Change, Factor, LowRank
@@ -20,7 +20,7 @@ from dsctl.checkpoint.reading import read_header
 from dsctl.codecs.plain import FLOATS
 from dsctl.core.errors import DsctlError, FormatError, PlanError, SourceError
 from dsctl.core.header import TensorRef
-from dsctl.core.params import Param
+from dsctl.core.params import Family, Param
 from dsctl.core.visible import shortened
 from dsctl.stores.joined import Joined
 from dsctl.stores.local import LocalFolder
@@ -28,6 +28,8 @@ from dsctl.stores.local import LocalFolder
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _A, _B, _MAGNITUDE, _BASE = "A", "B", "magnitude_vector", ""
+# The ending of a module that is wrapped twice.
+_INNER = ".base_layer"
 _EMBEDDING_A, _EMBEDDING_B = "embedding_A", "embedding_B"
 # The endings of an adapter's tensors; some programs leave the adapter's own name, `default`, in them.
 _ENDINGS = {
@@ -91,14 +93,16 @@ def with_adapter(checkpoint: Checkpoint, path: str) -> tuple[Checkpoint, Adapter
         what = f"--lora: {checkpoint.store.place}: the architecture is unknown, and with it the names of its modules"
         raise PlanError(what)
     tensors = {name: structs.replace(ref, file=ADAPTER + WEIGHTS) for name, ref in header.tensors.items()}
-    changes, modules = _changes(tensors, config, names_of(checkpoint.families))
+    changes, modules = _changes(tensors, config, checkpoint.families)
     held = {ADAPTER + WEIGHTS: (files[WEIGHTS], header.raw)}
     held[ADAPTER + CONFIG] = (files[CONFIG], folder.read(CONFIG, 0, files[CONFIG]))
     adapter = Adapter(folder.place, config, changes, held, modules, tuple(_notes(config, changes, checkpoint)))
     return replace(checkpoint, store=Joined(checkpoint.store, folder, ADAPTER)), adapter
 
 
-def _changes(tensors: Mapping[str, TensorRef], config: AdapterConfig, names: Names) -> tuple[dict[str, Change], int]:
+def _changes(
+    tensors: Mapping[str, TensorRef], config: AdapterConfig, families: Sequence[Family]
+) -> tuple[dict[str, Change], int]:
     """The change of every parameter, and the number of matrices of low rank.
 
     Raises:
@@ -111,13 +115,14 @@ def _changes(tensors: Mapping[str, TensorRef], config: AdapterConfig, names: Nam
     patterns = len(config.ranks) + len(config.alphas)
     if patterns * len(modules) > MOST_MATCHES:
         raise PlanError(f"--lora: {CONFIG}: {patterns:,} patterns for {len(modules):,} modules are too many")
+    names = names_of(families, (*modules, *(path.removesuffix(_INNER) for path in modules), *whole))
     changes: dict[str, Change] = {}
     stacked: list[Stacked] = []
     unknown = []
     for path, module in modules.items():
         if path in names.modules:
             _add(changes, _module_changes(path, module, config, names.modules[path]))
-        elif (inner := path.removesuffix(".base_layer")) in names.stacks:
+        elif (inner := path.removesuffix(_INNER)) in names.stacks:
             a, b = _pair(path, module, _A, _B)
             if config.dora or len(module.tensors) > 2:
                 raise PlanError(f"--lora: {path}: DoRA of stacked experts is not supported", hint=_BY_PEFT)

@@ -1,4 +1,4 @@
-"""Merge an adapter during a conversion: which parameters of a target it changes, and how their steps change. Pure, no torch."""
+"""Merge an adapter during a conversion: the parameters of a target that it changes, and their steps. Pure, no torch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,10 @@ def merge(step: Step, band: Box, values: torch.Tensor, files: JobFiles) -> Merge
         rows = slice(begin, begin + ROWS)
         torch.mm(left[rows], right, out=asked[rows])
     asked.mul_(change.scaling)
-    torch.add(values, asked, out=after)
+    for begin in range(0, last - first, SUMMED_ROWS):
+        rows = slice(begin, begin + SUMMED_ROWS)
+        # -0 + 0 would be 0: where nothing is asked to change, nothing does.
+        torch.where(asked[rows] == 0, values[rows], values[rows] + asked[rows], out=after[rows])
     if change.magnitude is not None:
         begin = change.row + first
         wanted = Box((begin,), (begin + last - first,))
