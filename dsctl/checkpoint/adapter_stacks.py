@@ -95,8 +95,8 @@ def _tensor(
     """
     named = [
         tensor
-        for tensor in sorted(tensors, key=ORDER.index)
-        if any(f".{one.module}.{tensor}".endswith(f".{asked}") for asked in config.parameters)
+        for tensor in ORDER
+        if tensor in tensors and any(f".{one.module}.{tensor}".endswith(f".{asked}") for asked in config.parameters)
     ]
     if len(named) != len(many) or not 1 <= len(many) <= len(ORDER) or (one.inner and len(many) == 1):
         what = f"{len(many)} pair{'s' * (len(many) > 1)} of factors, but target_parameters names {len(named)}"
