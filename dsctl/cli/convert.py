@@ -66,7 +66,7 @@ def convert(
 
         dsctl convert DeepSeek-V4-Flash V4-Flash-hf --bf16 --layout transformers
 
-        dsctl convert DeepSeek-V3.2 V3.2-tuned --lora adapter
+        dsctl convert DeepSeek-V3.2 V3.2-tuned --lora my-adapter
 
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """

@@ -17,7 +17,7 @@ from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.layouts.naming import DIALECTS
 
 # Factors of a change of low rank are read in pieces of about this many bytes, and sums are over this many rows.
-FACTOR_BYTES, SUMMED_ROWS = 8 << 20, 32
+FACTOR_BYTES, SUMMED_ROWS = 4 << 20, 16
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -156,6 +156,9 @@ class Step(msgspec.Struct, frozen=True, gc=False):
             return max(1, band_bytes // 4)
         step = self.row_step
         row_bytes = max(1, 4 * prod(self.shape[1:]))
+        if self.low_rank:
+            # A band is held four times: before and after, the change, and what is stored of it.
+            band_bytes //= 4
         return max(step, band_bytes // row_bytes // step * step)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from dsctl.show.output import Output, plural
 
-# A role whose changes drown to this share is worth a warning.
+# A change drowned if more than this share of its energy is lost, or if the noise of rounding is larger than it.
 DROWNED = 0.5
 
 
@@ -21,7 +21,7 @@ def show_merge(audit: dict[str, Any], output: Output) -> None:
 
 def warn_of_merge(audit: dict[str, Any], output: Output) -> None:
     """Warn of roles in which most of the change drowned in rounding, on stderr."""
-    drowned = [role for role, found in _roles(audit) if (found["lost_energy_share"] or 0) > DROWNED]
+    drowned = [role for role, found in _roles(audit) if _drowned(found)]
     if drowned:
         hint = "" if audit["request"]["to"] == "bf16" else "; --bf16 keeps more of it"
         output.warn(f"most of the adapter's change drowned in rounding: {', '.join(drowned)}{hint}")
@@ -29,6 +29,10 @@ def warn_of_merge(audit: dict[str, Any], output: Output) -> None:
 
 def _roles(audit: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from (audit.get("lora") or {}).get("roles", {}).items()
+
+
+def _drowned(found: dict[str, Any]) -> bool:
+    return (found["lost_energy_share"] or 0) > DROWNED or (found["signal_to_noise_db"] or 0) < 0
 
 
 def _matrices(number: int) -> str:

@@ -46,9 +46,8 @@ def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
         "read_bytes_per_second": speeds and round(speeds.read),
         "write_bytes_per_second": speeds and round(speeds.write),
         "seconds": speeds and round(speeds.seconds(plan, resources.workers), 1),
-        "lora": plan.merge._asdict() if plan.merge else None,
         "notes": plan.notes,
-    }
+    } | ({"lora": plan.merge._asdict()} if plan.merge else {})
 
 
 def show_plan(setup: Setup, speeds: Speeds | None, output: Output) -> None:

@@ -20,9 +20,9 @@ from dsctl.plan.planner import make_plan
 from dsctl.plan.request import Request
 from dsctl.stores.local import LocalFolder
 from dsctl.work.buffers import JobFiles
-from tests.support.adapters import handmade, pair
 from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl
+from tests.support.factors import fitting, handmade, pair
 from tests.support.folders import contents, tensors
 
 O_PROJ = "model.layers.1.self_attn.o_proj"
@@ -39,15 +39,9 @@ def bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return smaller(tmp_path_factory, "v3.2", bf16=True)
 
 
-def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(one.shape) for name, one in tensors(folder).items()}
-
-
 def usual(source: Path, place: Path, scale: float = 0.02) -> Path:
     """An adapter of an attention matrix and of one matrix of one expert."""
-    known = shapes(source)
-    found = [pair(module, *known[f"{module}.weight"], scale=scale) for module in (O_PROJ, EXPERT)]
-    return handmade(place, {name: one for made in found for name, one in made.items()})
+    return fitting(source, place, (O_PROJ, EXPERT), scale)
 
 
 def changes(adapter: Path, module: str, scaling: float = 2.0) -> torch.Tensor:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.adapters import handmade, pair
 from tests.support.checkpoints import smaller
 from tests.support.command import dsctl
+from tests.support.factors import handmade, pair
 from tests.support.folders import tensors
 
 V3 = "model.layers.1."

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.adapters import USUAL, handmade, pair
 from tests.support.checkpoints import smaller
 from tests.support.command import call
+from tests.support.factors import USUAL, handmade, pair
 
 O_PROJ = "model.layers.1.self_attn.o_proj"
 A, B = f"base_model.model.{O_PROJ}.lora_A.weight", f"base_model.model.{O_PROJ}.lora_B.weight"

@@ -15,9 +15,9 @@ import torch
 
 import dsctl as api
 from dsctl.core.errors import UsageError
-from tests.support.adapters import handmade, pair
 from tests.support.checkpoints import tiny
 from tests.support.command import call, dsctl
+from tests.support.factors import fitting
 from tests.support.folders import tensors
 from tests.support.forks import Launcher
 
@@ -40,10 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    known = {name: tuple(one.shape) for name, one in tensors(source).items()}
-    held = [pair(module, *known[f"{module}.weight"]) for module in MODULES]
-    folder = tmp_path_factory.mktemp("adapter")
-    return handmade(folder, {name: one for made in held for name, one in made.items()})
+    return fitting(source, tmp_path_factory.mktemp("adapter"), MODULES)
 
 
 @pytest.mark.parametrize("asked", [(), ("--bf16",)], ids=["kept", "bf16"])

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from tests.support.command import call
+from tests.support.factors import fitting
 from tests.support.folders import linked
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,13 @@ STAND_INS = {
     "DeepSeek-V4.1-Flash": "tiny v4.1-flash DeepSeek-V4.1-Flash --hidden 128",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
     "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
+}
+# A PEFT adapter, and the checkpoint and the modules that it is for.
+ADAPTERS = {
+    "my-adapter": (
+        "DeepSeek-V3.2",
+        [f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_a_proj", "q_b_proj", "o_proj")],
+    ),
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
 # them.
@@ -152,6 +160,9 @@ class Shelf:
             assert self._times.setdefault(file, changed) == changed, f"{file} was changed in place"
 
     def _kept(self, name: str) -> Path:
+        if name in ADAPTERS and name not in self._made:
+            source, modules = ADAPTERS[name]
+            self._made[name] = fitting(self._kept(source), self.folder / name, modules, scale=0.001)
         if name not in self._made:
             words = STAND_INS[name].split()
             for word in words[1:]:
@@ -219,7 +230,8 @@ def needed(commands: Iterable[Command]) -> list[str]:
     for command in commands:
         places = [word.removeprefix("./") for word in command.words]
         new = places[2:3] if places[0] == "convert" and places[1] != places[2] else []
-        wanted += [name for name in places if name in STAND_INS and name not in {*made, *new, *wanted}]
+        known = STAND_INS.keys() | ADAPTERS.keys()
+        wanted += [name for name in places if name in known and name not in {*made, *new, *wanted}]
         made.update(new)
     return wanted
 
