@@ -42,7 +42,7 @@ def _matrices(number: int) -> str:
 def _arrived(found: dict[str, Any]) -> str:
     if not found["values"]:
         return "the adapter's change is zero"
-    unchanged = f"{found['unchanged_share']:.1%} of the changed values stay the same after rounding"
+    unchanged = f"{found['unchanged_share']:.1%} of the values to change stay the same after rounding"
     lost = f"with {found['lost_energy_share']:.1%} of the change's energy" if found["lost_energy_share"] else ""
     ratio = found["signal_to_noise_db"]
     noise = "the change arrives exactly" if ratio is None else f"change to rounding noise {ratio:.1f} dB"

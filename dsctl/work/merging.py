@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,9 @@ def merge(step: Step, band: Box, values: torch.Tensor, files: JobFiles) -> Merge
 
 
 def _refuse_not_finite(step: Step, values: torch.Tensor, after: torch.Tensor) -> None:
+    if isfinite(float(after.sum())):
+        # A sum shows every NaN and infinity, and takes a quarter of the time.
+        return
     for begin in range(0, len(after), SUMMED_ROWS):
         rows = slice(begin, begin + SUMMED_ROWS)
         if not bool(after[rows].isfinite().all()) and bool(values[rows].isfinite().all()):

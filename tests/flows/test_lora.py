@@ -24,6 +24,7 @@ from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl
 from tests.support.factors import fitting, handmade, pair
 from tests.support.folders import contents, tensors
+from tests.support.schemas import faults
 
 O_PROJ = "model.layers.1.self_attn.o_proj"
 EXPERT = "model.layers.1.mlp.experts.2.down_proj"
@@ -124,6 +125,7 @@ def test_the_figures_are_those_of_the_stored_values(
         assert found["lost_energy_share"] == pytest.approx(float(change[same].square().sum() / energy), abs=2e-6)
         assert found["signal_to_noise_db"] == pytest.approx(10 * log10(energy / error), abs=0.01)
     assert said["roles"]["attention"]["matrices"] == 1 and said["modules"] == 2
+    assert not faults("convert", json.loads(dsctl("convert", fp8, tmp_path / "again", "--lora", adapter, "--json")))
 
 
 def test_most_of_a_small_change_drowns_in_fp8_and_that_is_said(fp8: Path, tmp_path: Path) -> None:
@@ -224,6 +226,7 @@ def test_a_plan_names_the_adapter_and_what_it_changes(fp8: Path, tmp_path: Path)
     assert "merged     2 changed by the adapter" in said and f"{adapter}: r 4, alpha 8; 2 pairs of factors" in said
     assert "lora: routed experts: changes 1 matrix, " in said
     planned = json.loads(dsctl("convert", fp8, tmp_path / "out", "--lora", adapter, "--dry-run", "--json"))
+    assert not faults("convert-plan", planned)
     assert planned["audit"]["merged"] == 2 and planned["lora"]["changed"] == {"attention": 1, "routed experts": 1}
     checkpoint, found = with_adapter(open_checkpoint(LocalFolder.at(fp8)), str(adapter))
     plan = make_plan(checkpoint, Request("keep", lora=str(adapter)), None, found)
