@@ -25,6 +25,8 @@ MOST_RANK = 1 << 16
 _LONGEST_PATTERN = 512
 _REPEATED_GROUP = re.compile(r"\)[*+{?]")
 MOST_MATCHES = 10_000_000
+# The most patterns with repetitions: each can take a millisecond for every module.
+_MOST_REPEATING = 8
 # Settings that change what a merge is, with the only values that dsctl merges.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": (None, "none"), "fan_in_fan_out": (None, False), "lora_bias": (None, False), "use_qalora": (None, False),
@@ -168,6 +170,9 @@ def _compiled(patterns: Mapping[str, float], name: str) -> Patterns:
         FormatError: one is not a regular expression, or could take too long.
     """
     found = []
+    if sum(any(sign in key for sign in "*+{") for key in patterns) > _MOST_REPEATING:
+        what = f"{CONFIG}: {name} has more than {_MOST_REPEATING} patterns with repetitions"
+        raise FormatError(what, hint="name modules without * and +")
     for key, value in patterns.items():
         hint = "use names of modules, with at most two repetitions"
         if len(key) > _LONGEST_PATTERN or sum(map(key.count, "*+{")) > 2 or _REPEATED_GROUP.search(key):

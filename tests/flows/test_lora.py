@@ -152,6 +152,29 @@ def test_in_every_format_what_the_adapter_leaves_alone_keeps_its_bytes(
     assert not other if zero else other and other <= touched
 
 
+@pytest.mark.parametrize(
+    ("release", "layout"), [("v3", "stacked"), ("v3", "fused"), ("v3", "transformers"), ("v4-flash", "transformers")]
+)
+def test_from_and_to_every_layout(
+    release: str, layout: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = smaller(tmp_path_factory, release)
+    modules = {"v3": (O_PROJ, EXPERT), "v4-flash": ("layers.1.attn.wq_b", "layers.1.ffn.experts.2.w1")}[release]
+    if release == "v3":
+        adapter = fitting(source, tmp_path / "adapter", modules)
+    else:
+        dsctl("convert", source, tmp_path / "f32", "--to", "f32")
+        adapter = fitting(tmp_path / "f32", tmp_path / "adapter", modules)
+    mtp = ("--no-mtp",) if layout == "transformers" and release == "v4-flash" else ()
+    dsctl("convert", source, tmp_path / "published", "--lora", adapter, *mtp)
+    dsctl("convert", source, tmp_path / "relaid", "--lora", adapter, "--layout", layout, *mtp)
+    dsctl("convert", tmp_path / "relaid", tmp_path / "back", *("--layout", "published"))
+    assert contents_of_weights(tmp_path / "back") == contents_of_weights(tmp_path / "published")
+    dsctl("convert", source, tmp_path / "base", "--layout", layout, *mtp)
+    dsctl("convert", tmp_path / "base", tmp_path / "from", "--lora", adapter)
+    assert contents_of_weights(tmp_path / "from") == contents_of_weights(tmp_path / "published")
+
+
 def test_blocks_that_the_adapter_leaves_alone_come_back_from_bf16(fp8: Path, tmp_path: Path) -> None:
     before = tensors(fp8)
     factors = pair(O_PROJ, *before[f"{O_PROJ}.weight"].shape)

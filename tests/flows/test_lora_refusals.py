@@ -75,6 +75,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"(a+)+b": 4}}, "could take too long"),
     ({"rank_pattern": {"a" * 600: 4}}, "could take too long"),
     ({"rank_pattern": {".*.*.*x": 4}}, "could take too long"),
+    ({"rank_pattern": {f".*{number}": 4 for number in range(9)}}, "more than 8 patterns with repetitions"),
     ({"alpha_pattern": {"(": 4}}, "is not a pattern"),
     ({"alpha_pattern": {"o_proj": "x"}}, "is not valid"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save lm_head has no tensor"),
