@@ -17,7 +17,7 @@ from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.layouts.naming import DIALECTS
 
 # Factors of a change of low rank are read in pieces of about this many bytes, and sums are over this many rows.
-FACTOR_BYTES, SUMMED_ROWS = 4 << 20, 16
+FACTOR_BYTES, SUMMED_ROWS = 2 << 20, 16
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -157,7 +157,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
         step = self.row_step
         row_bytes = max(1, 4 * prod(self.shape[1:]))
         if self.low_rank:
-            # A band is held four times: before and after, the change, and what is stored of it.
+            # A band is held three times, before and after and the change, or four times.
             band_bytes //= 4
         return max(step, band_bytes // row_bytes // step * step)
 
@@ -243,8 +243,10 @@ def merging(step: Step, rows: int) -> Iterator[tuple[str, int]]:
         yield "lora:raw", max(min(ref.nbytes, FACTOR_BYTES), ref.nbytes // ref.spec.shape[0])
     if step.low_rank.magnitude is not None:
         yield "lora:magnitude", 4 * rows
-    for name in ("lora:asked", "lora:merged", "again"):
+    for name in ("lora:asked", "lora:merged"):
         yield name, 4 * prod(shape)
+    whole = len(step.writes) == 1 and step.writes[0].box.shape[1:] == step.shape[1:]
+    yield "again", 0 if whole else 4 * prod(shape)
     # Differences of a few rows, their squares and masks.
     yield "lora:room", 24 * SUMMED_ROWS * step.shape[1]
     for codec in {region.codec for region in step.writes} if not step.exact else ():

@@ -132,8 +132,9 @@ class Arrival:
         if any(box.intersect(one) for one in self.counted):
             return {}
         self.counted.append(box)
-        spec = TensorSpec("F32", box.shape)
-        now = self.files.buffer("again", spec)
+        # The sum is stored already; a second place for it is needed only if parts of it are still to be stored.
+        alone = len(self.step.writes) == 1 and part.after.is_contiguous()
+        now = part.after if alone else self.files.buffer("again", TensorSpec("F32", box.shape))
         region.codec.decode(stored, now)
         without = part.before if self.step.exact else self._without(region.codec, part.before, kept)
         counts: dict[str, int] = {}

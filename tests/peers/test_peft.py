@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from tests.support.adapters import loaded, trained
 from tests.support.checkpoints import smaller
@@ -101,3 +102,37 @@ def test_experts_and_embeddings_are_merged_as_by_peft_in_float32(
     dsctl("convert", base, tmp_path / "out", "--lora", tmp_path / "adapter")
     differ, changed, touched = compared(tmp_path / "out", model.merge_and_unload().state_dict(), before)
     assert touched > 3 and differ <= 2e-4 * changed, (differ, changed)
+
+
+@pytest.fixture(scope="module")
+def fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scales are powers of two: BF16 holds the decoded values exactly."""
+    return smaller(tmp_path_factory, "v3.2", aligned=True, mtp=False)
+
+
+def test_an_fp8_base_is_merged_as_its_bf16_form_by_peft(fp8: Path, tmp_path: Path) -> None:
+    dsctl("convert", fp8, tmp_path / "bf16", "--bf16")
+    before = loaded(tmp_path / "bf16").state_dict()
+    model = trained(tmp_path / "bf16", tmp_path / "adapter", r=8, lora_alpha=16, target_modules=ATTENTION)
+    dsctl("convert", fp8, tmp_path / "out", "--bf16", "--lora", tmp_path / "adapter")
+    differ, changed, touched = compared(tmp_path / "out", model.merge_and_unload().state_dict(), before)
+    assert touched > 5 and differ <= 2e-4 * changed, (differ, changed)
+
+
+def test_transformers_loads_a_merged_fp8_checkpoint_as_we_decode_it(fp8: Path, tmp_path: Path) -> None:
+    dsctl("convert", fp8, tmp_path / "bf16", "--bf16")
+    trained(tmp_path / "bf16", tmp_path / "adapter", r=8, lora_alpha=16, target_modules=ATTENTION)
+    dsctl("convert", fp8, tmp_path / "merged", "--lora", tmp_path / "adapter")
+    dsctl("convert", tmp_path / "merged", tmp_path / "decoded", "--bf16")
+    theirs, told = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged",
+        dtype=torch.bfloat16,
+        output_loading_info=True,
+        quantization_config=FineGrainedFP8Config(dequantize=True),
+    )
+    assert not told["missing_keys"] and not told["mismatched_keys"] and not told["unexpected_keys"]
+    ours, held = loaded(tmp_path / "decoded").state_dict(), theirs.state_dict()
+    assert ours.keys() == held.keys()
+    assert not [name for name, one in ours.items() if not torch.equal(one, held[name].to(one.dtype))]
+    before = loaded(tmp_path / "bf16").state_dict()
+    assert sum(not torch.equal(one, before[name]) for name, one in ours.items()) > 5
