@@ -261,4 +261,4 @@ def _notes(config: AdapterConfig, changes: Mapping[str, Change], checkpoint: Che
         yield f"lora: {CONFIG} has settings that dsctl does not know, and that have no effect here: {named}"
     twins = [family for family in checkpoint.families if family.twin in changes]
     for family in twins:
-        yield f"lora: {family.twin} changes; its copy in the MTP layer, {family.template}, does not"
+        yield f"lora: {family.twin} changes; its copy in the MTP layer, {family.names()[0]}, does not"
