@@ -20,6 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from dsctl.checkpoint.adapters import Adapter, with_adapter
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
@@ -276,12 +277,14 @@ class Conversion:
         return make_plan(*self.part.of(self.source.checkpoint, self.request))
 
     @cached_property
-    def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None]:
-        """The checkpoint, which can also read from the folder of original scales, the request, and that original."""
-        if not self.request.original:
-            return self.source.checkpoint, self.request, None
-        checkpoint, original = joined(self.source.checkpoint, self.request.original)
-        return checkpoint, self.request, original
+    def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None, Adapter | None]:
+        """The checkpoint, which can also read original scales and an adapter, the request, and both of these."""
+        checkpoint, original, adapter = self.source.checkpoint, None, None
+        if self.request.original:
+            checkpoint, original = joined(checkpoint, self.request.original)
+        if self.request.lora:
+            checkpoint, adapter = with_adapter(checkpoint, self.request.lora)
+        return checkpoint, self.request, original, adapter
 
     def run(
         self,

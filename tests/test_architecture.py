@@ -113,9 +113,8 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
-    "codecs.e4m3", "look.judging", "look.proof_reading", "look.summing",
-    "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
-    "work.trial", "work.values",
+    "codecs.e4m3", "look.judging", "look.proof_reading", "look.summing", "tiny.values", "work.buffers", "work.devices",
+    "work.gathering", "work.job", "work.merging", "work.trial", "work.values",
 }  # fmt: skip
 
 # Who loads modules of dsctl within a function, in the rooms of the command line and of the Python interface: whoever
@@ -132,7 +131,7 @@ LATE = {
         "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats", "look.diff", "look.gates",
         "look.places", "plan.recipes", "plan.request", "releases", "run.how", "verify.findings", "work.executors",
     },
-    "cli.conversion": {"checkpoint.originals", "cli.carrying", "run.carry_out"},
+    "cli.conversion": {"checkpoint.adapters", "checkpoint.originals", "cli.carrying", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
     "cli.diff": {"show.pages.difference"},
     "cli.doctor": {"run.doctor", "show.machine"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dsctl.checkpoint.adapters import Adapter
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.originals import Elsewhere
 from dsctl.cli.groups import RunOptions
@@ -12,6 +13,7 @@ from dsctl.run.carry_out import carry_out, prepare_early, rehearse, set_up
 from dsctl.run.how import SHA256, How
 from dsctl.run.speed import probe
 from dsctl.show.audits import printed, show_audit, show_found, warn, warn_of_values
+from dsctl.show.merges import warn_of_merge
 from dsctl.show.output import Output
 from dsctl.show.plans import show_plan
 from dsctl.show.progress import Progress
@@ -25,6 +27,7 @@ def convert_from(
     options: RunOptions,
     output: Output,
     original: Elsewhere | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Carry out a request on an open checkpoint, or on a view of one.
 
@@ -33,7 +36,7 @@ def convert_from(
     """
     if not options.dry_run:
         prepare_early(checkpoint, how)
-    setup = set_up(make_plan(checkpoint, request, original), checkpoint.store, target, how)
+    setup = set_up(make_plan(checkpoint, request, original, adapter), checkpoint.store, target, how)
     warn(setup.plan.notes, output)
     if setup.chosen.why:
         output.note(setup.chosen.why)
@@ -44,6 +47,7 @@ def convert_from(
     with resumable("resumes where it stopped"), Progress(setup.plan, output, options.verbose) as progress:
         audit, pace = carry_out(setup, progress.report, output.note)
     warn_of_values(audit, output)
+    warn_of_merge(audit, output)
     if output.json:
         output.data(printed(audit, pace))
         return

@@ -23,18 +23,22 @@ def convert_to(
         DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
     how, source = judged(request, options), located(source, local=local)
-    if request.original and how.consume:
-        raise UsageError("--consume and --original exclude each other", hint="leave one of them out")
-    if options.dry_run and releases.meant(source) and not request.original:
+    for option, given in (("--original", request.original), ("--lora", request.lora)):
+        if given and how.consume:
+            raise UsageError(f"--consume and {option} exclude each other", hint="leave one of them out")
+    if options.dry_run and releases.meant(source) and not (request.original or request.lora):
         # The description of a release is enough, so nothing is downloaded.
         described = describe(source)
         show_overview(overview(described.contents, request), described.origin, target, output)
         return
+    from dsctl.checkpoint.adapters import with_adapter
     from dsctl.checkpoint.originals import joined
     from dsctl.cli.carrying import convert_from
     from dsctl.run.carry_out import open_source
 
-    checkpoint, original = open_source(source, target, how), None
+    checkpoint, original, adapter = open_source(source, target, how), None, None
     if request.original:
         checkpoint, original = joined(checkpoint, request.original)
-    convert_from(checkpoint, target, request, how, options, output, original)
+    if request.lora:
+        checkpoint, adapter = with_adapter(checkpoint, request.lora)
+    convert_from(checkpoint, target, request, how, options, output, original, adapter)

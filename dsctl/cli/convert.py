@@ -24,6 +24,16 @@ Original = Annotated[
     ),
 ]
 
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FOLDER",
+        help="Merge this PEFT adapter (LoRA) into the weights.",
+        rich_help_panel=WHAT,
+    ),
+]
+
 
 @verb
 def convert(
@@ -35,6 +45,7 @@ def convert(
     search: Search = False,
     no_keep_scales: NoKeep = False,
     original: Original = None,
+    lora: Lora = None,
     part: PartOptions,
     run: RunOptions,
     local: Local = False,
@@ -55,15 +66,21 @@ def convert(
 
         dsctl convert DeepSeek-V4-Flash V4-Flash-hf --bf16 --layout transformers
 
+        dsctl convert DeepSeek-V3.2 V3.2-tuned --lora my-adapter
+
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
     from dsctl.cli.requests import converted, laid_out
 
+    if len(adapters := lora or [""]) > 1:
+        raise UsageError("--lora: several adapters", hint="merge them one after another, or into one with PEFT")
     request = replace(converted(formats, part), search=search, keep_scales=not no_keep_scales, original=original or "")
+    request = replace(request, lora=adapters[0])
     if layout is not None:
         request = laid_out(request, LayoutOptions(layout))
-    elif request.to == KEEP:
-        raise UsageError("no target format", hint="--bf16, --fp8, --to FORMAT, --recipe NAME or --layout NAME")
+    elif request.to == KEEP and not request.lora:
+        hint = "--bf16, --fp8, --to FORMAT, --recipe NAME, --layout NAME or --lora FOLDER"
+        raise UsageError("no target format", hint=hint)
     convert_to(source, target, request, run, printing.output(), local)

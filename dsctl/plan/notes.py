@@ -24,7 +24,7 @@ def copied(request: Request, codecs: Iterable[tuple[Codec, Codec]], relaid: bool
 
     `codecs` are those before and after, of every parameter or group; `relaid` is whether the layout changes.
     """
-    if request.to == KEEP or request.tp or relaid or request.slice:
+    if request.to == KEEP or request.tp or relaid or request.slice or request.lora:
         return
     if all(before == after for before, after in codecs):
         already = {PUBLISHED: "stored as published", RECIPE: "stored as the recipe says"}.get(request.to, request.to)

@@ -20,7 +20,8 @@ class ConversionOptions(TypedDict, total=False):
 
     `only` and `skip` are one glob or several. `mtp` keeps the MTP layer or drops it; the default is to drop it in
     layouts that have no place for it. With `tp`, `ep` or `pp` the target is sharded, as by `dsctl shard`, and only
-    `ranks`, if given, are written. `original` is a folder to take the original scales from.
+    `ranks`, if given, are written. `original` is a folder to take the original scales from, `lora` the
+    folder of an adapter to merge.
     """
 
     recipe: str | None
@@ -41,6 +42,7 @@ class ConversionOptions(TypedDict, total=False):
     ranks: Iterable[int]
     recode: bool
     original: str
+    lora: str
 
 
 def request_of(codec: str, options: ConversionOptions) -> Request:
@@ -77,6 +79,7 @@ def request_of(codec: str, options: ConversionOptions) -> Request:
         layout=layout,
         recode=options.get("recode", False),
         original=os.fspath(options.get("original", "")),
+        lora=os.fspath(options.get("lora", "")),
         ranks=tuple(sorted(set(numbers("ranks", options.get("ranks", ()))))),
         mtp=USUAL if mtp is None else "keep" if mtp else "drop",
         tp=(tp or 1) if tp or ep or pp else 0,

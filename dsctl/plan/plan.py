@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from dsctl.checkpoint.adapters import Adapter
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.low_rank import ADAPTER
 from dsctl.checkpoint.originals import Elsewhere
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs.codec import Codec
@@ -95,6 +97,24 @@ class Dropped(NamedTuple):
     values: int
 
 
+class Merge(NamedTuple):
+    """The adapter of a plan: its place and settings, and by role how many parameters it changes and replaces.
+
+    `modules` is its number of pairs of factors, `left_out` the number of its parameters that the target does not hold.
+    """
+
+    place: str
+    revision: str
+    r: int
+    alpha: float
+    rslora: bool
+    dora: bool
+    modules: int
+    changed: dict[str, int]
+    replaced: dict[str, int]
+    left_out: int
+
+
 class Job(NamedTuple):
     """A run of steps handed to one worker."""
 
@@ -108,7 +128,7 @@ class Plan:
     """Steps in source order, output files, and the other files of the target folder.
 
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
-    `released` has the SHA-256 of files that should come back as they were released.
+    `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
     """
 
     request: Request
@@ -127,6 +147,7 @@ class Plan:
     folders: tuple[str, ...] = ()
     recoded: list[Recoded] = field(default_factory=list)
     released: dict[str, str] = field(default_factory=dict)
+    merge: Merge | None = None
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"
@@ -191,12 +212,22 @@ def _shape(step: Step) -> Hashable:
     """The properties that determine a step's buffers, equal for parameters stored the same way."""
     regions = tuple((one.box, one.codec, one.container, len(one.parts)) for one in (*step.reads, *step.writes))
     stored = step.reads[0].parts[0].spec.dtype
-    besides = bool(step.kept), len(step.copies), len(step.twins), step.measured, step.gathers, step.odd is not None
+    besides: tuple[Hashable, ...] = bool(step.kept), len(step.copies), len(step.twins), step.measured, step.gathers
+    besides += step.odd is not None, tuple(ref.spec for ref in step.low_rank.refs) if step.low_rank else None
     return step.how, step.shape, step.decoded, stored, regions, besides
+
+
+def is_replaced(step: Step) -> bool:
+    """Whether a parameter is made from an adapter's own tensor."""
+    return any(part.file.startswith(ADAPTER) for part in step.reads[0].parts)
 
 
 def kind(step: Step) -> str:
     """The audit's word for the work on a parameter."""
+    if step.low_rank is not None:
+        return "merged"
+    if is_replaced(step):
+        return "replaced"
     if step.how != "recode":
         return {"move": "moved", "recast": "recast"}[step.how]
     before, after = step.reads[0].codec, step.writes[0].codec
@@ -207,7 +238,9 @@ def kind(step: Step) -> str:
     return "quantized" if after.quantized else "cast"
 
 
-def fingerprint(checkpoint: Checkpoint, request: Request, original: Elsewhere | None = None) -> str:
+def fingerprint(
+    checkpoint: Checkpoint, request: Request, original: Elsewhere | None = None, adapter: Adapter | None = None
+) -> str:
     """A digest of the request and the source's headers, config and file sizes; a resumed run must have the same."""
     digest = hashlib.sha256(json.dumps(request.json(), sort_keys=True).encode())
     digest.update(checkpoint.store.revision.encode())
@@ -216,8 +249,9 @@ def fingerprint(checkpoint: Checkpoint, request: Request, original: Elsewhere | 
         if file in checkpoint.headers:
             digest.update(checkpoint.headers[file].raw)
     digest.update(json.dumps(checkpoint.config, sort_keys=True).encode())
-    for file, (nbytes, raw) in sorted(original.files.items()) if original else ():
-        digest.update(f"\n{file}\0{nbytes}".encode() + raw)
+    for beside in (original, adapter):
+        for file, (nbytes, raw) in sorted(beside.files.items()) if beside else ():
+            digest.update(f"\n{file}\0{nbytes}".encode() + raw)
     for text in sorted(original.side.texts.items()) if original else ():
         digest.update(repr(text).encode())
     return digest.hexdigest()

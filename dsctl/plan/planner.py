@@ -8,6 +8,7 @@ from math import prod
 
 from msgspec import structs
 
+from dsctl.checkpoint.adapters import Adapter
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.odd_scales import ODD
@@ -23,6 +24,7 @@ from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
+from dsctl.plan.merging import merge_notes, merge_of, merged, replaced, with_own_scales
 from dsctl.plan.notes import copied, partial, renumbered
 from dsctl.plan.plan import COUNTED, Dropped, OutFile, Placed, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import KEEP, Request
@@ -37,14 +39,18 @@ from dsctl.plan.whole import whole_copies
 NAMED = 4
 
 
-def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | None = None) -> Plan:
-    """Plan a conversion; `original` is the source of original scales that `request.original` names.
+def make_plan(
+    checkpoint: Checkpoint, request: Request, original: Elsewhere | None = None, adapter: Adapter | None = None
+) -> Plan:
+    """Plan a conversion; `original` is the source of original scales that `request.original` names, `adapter` the one
+    that `request.lora` names.
 
     Raises:
         FormatError: the checkpoint contradicts itself.
         UsageError, PlanError: the request contradicts itself, or cannot be carried out on this checkpoint.
     """
     assert bool(request.original) == (original is not None)
+    assert bool(request.lora) == (adapter is not None)
     checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
@@ -55,7 +61,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     files, offsets = out_files(target, wants, placed)
     blocks = Blocks(target.layout.name, request.recode)
     unread = checkpoint.generic is not None and checkpoint.generic.unread
-    steps = _steps(target, wants, placed, offsets, blocks)
+    steps = _steps(target, wants, placed, offsets, blocks, adapter)
+    merge = merge_of(adapter, steps, wants) if adapter else None
     notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
         *_gone(target, placed),
@@ -63,6 +70,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         *((*renumbered(step.reads[0].codec for step in steps), *_compacted(wants)) if request.slice else ()),
         *_read_twice(steps),
         *_gathered(steps),
+        *(merge_notes(merge, adapter, steps) if merge and adapter else ()),
         *(copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name) if not unread else ()),
         *partial(request, (one.why for one in dropped), checkpoint.generic is None),
     ]
@@ -79,16 +87,17 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         dropped=dropped,
         counts=_counts(steps, dropped, checkpoint),
         notes=notes,
-        fingerprint=fingerprint(checkpoint, request, original),
+        fingerprint=fingerprint(checkpoint, request, original, adapter),
         source_files={
             file: f"{size} bytes, header sha256 {hashlib.sha256(raw).hexdigest()}"
-            for file, size, raw in _source_files(checkpoint, original)
+            for file, size, raw in _source_files(checkpoint, original, adapter)
         },
         roles={want.param.name: want.param.family.group for want in wants},
         jobs=list(jobs_of(steps)),
         folders=folders(target),
         recoded=blocks.recoded,
-        released=dict(_released(target, files)) if original is None else {},
+        released=dict(_released(target, files)) if original is None and adapter is None else {},
+        merge=merge,
     )
 
 
@@ -110,22 +119,27 @@ def _steps(
     placed: Mapping[str, tuple[Placed, ...]],
     offsets: Mapping[tuple[str, str], int],
     blocks: Blocks,
+    adapter: Adapter | None = None,
 ) -> list[Step]:
     steps: list[Step] = []
-    for want in wants:
+    for want in (replaced(one, adapter) for one in wants):
         step = _step(want, placed[want.param.name], offsets, target.request.allow_inexact)
         step = blocks.checked(step, want.param.template)
-        steps.append(_keeping(target, step, want, offsets))
+        step = merged(step, want, adapter, blocks)
+        steps.append(with_own_scales(_keeping(target, step, want, offsets)))
     blocks.refuse()
     return _surveying(steps, wants)
 
 
-def _source_files(checkpoint: Checkpoint, original: Elsewhere | None) -> Iterator[tuple[str, int, bytes]]:
+def _source_files(
+    checkpoint: Checkpoint, original: Elsewhere | None, adapter: Adapter | None
+) -> Iterator[tuple[str, int, bytes]]:
     """The files with tensors, their sizes and their headers."""
     for file, header in checkpoint.headers.items():
         yield file, header.size + sum(ref.nbytes for ref in header.tensors.values()), header.raw
-    for file, (size, raw) in original.files.items() if original else ():
-        yield file, size, raw
+    for beside in (original, adapter):
+        for file, (size, raw) in beside.files.items() if beside else ():
+            yield file, size, raw
 
 
 def _codecs(wants: Iterable[Want]) -> Iterator[tuple[Codec, Codec]]:

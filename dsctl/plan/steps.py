@@ -7,13 +7,17 @@ from math import lcm, prod
 
 import msgspec
 
+from dsctl.checkpoint.low_rank import ROWS, LowRank
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs import restoring
-from dsctl.codecs.codec import CODES, VALUES, Codec
+from dsctl.codecs.codec import CODES, VALUES, Codec, moves_to
 from dsctl.codecs.recasts import Recast
 from dsctl.core.boxes import Box
 from dsctl.core.header import TensorRef, TensorSpec
 from dsctl.layouts.naming import DIALECTS
+
+# Factors of a change of low rank are read in pieces of about this many bytes, and sums are over this many rows.
+FACTOR_BYTES, SUMMED_ROWS = 2 << 20, 16
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -74,6 +78,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     `gathers`: odd scales, which do not follow from the values, are collected. `odd` are such scales of an earlier
     encoding. `surveyed` are the parameters, this one among them, whose largest magnitude is read first. `twins` are
     further copies to compare with the regions read. `measured`: the largest error of the new codes is reported.
+    `low_rank` is added to the decoded values, and reported under `role`.
     """
 
     name: str
@@ -89,6 +94,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     way: Recast | None = None
     gathers: bool = False
     odd: Part | None = None
+    low_rank: LowRank | None = None
+    role: str = ""
 
     @property
     def regions_read(self) -> tuple[Region, ...]:
@@ -103,11 +110,17 @@ class Step(msgspec.Struct, frozen=True, gc=False):
             for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
                 yield from region.parts
             yield from (step.odd,) if step.odd else ()
+            yield from map(part_of, step.low_rank.refs if step.low_rank else ())
 
     @property
     def is_uncut(self) -> bool:
         """Whether it is read in one piece, and written in one piece at every place."""
         return len(self.reads) == 1 and are_all(self.reads[0].box, self.writes)
+
+    @property
+    def exact(self) -> bool:
+        """Whether encoding the decoded values unchanged gives them back: the target has the source's form."""
+        return all(moves_to(read.codec, write.codec) for read in self.reads for write in self.writes)
 
     @property
     def read_bytes(self) -> int:
@@ -131,7 +144,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
         """Rows that cut no block, neither of a whole parameter nor of a part with blocks of its own."""
         regions = (*self.reads, *self.writes)
         ragged = {region.box.shape[0] for region in regions if region.box.start[0] % region.codec.block[0]}
-        return lcm(*{region.codec.block[0] for region in regions}, *ragged)
+        return lcm(*{region.codec.block[0] for region in regions}, *ragged, ROWS if self.low_rank else 1)
 
     @property
     def written_bytes(self) -> int:
@@ -143,12 +156,17 @@ class Step(msgspec.Struct, frozen=True, gc=False):
             return max(1, band_bytes // 4)
         step = self.row_step
         row_bytes = max(1, 4 * prod(self.shape[1:]))
+        if self.low_rank:
+            # A band is held three times, before and after and the change, or four times.
+            band_bytes //= 4
         return max(step, band_bytes // row_bytes // step * step)
 
     @property
     def decoded(self) -> str | None:
         """The dtype to which values are decoded before they are encoded; None if they are used as stored."""
         source, target = self.reads[0].codec, self.writes[0].codec
+        if self.low_rank:
+            return "F32"
         if len(self.reads) == 1 and source.plain:
             return None
         return target.plain if target.plain in ("BF16", "F32") else "F32"
@@ -161,7 +179,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
         rows = min(self.band_rows(band_bytes), self.shape[0]) if self.shape else 1
         held: dict[str, int] = {}
         made = {"move": self._moved, "recast": self._recast, "recode": self._recoded}[self.how](rows)
-        for name, nbytes in (*self._read(rows), *made):
+        for name, nbytes in (*self._read(rows), *made, *(merging(self, rows) if self.low_rank else ())):
             held[name] = max(held.get(name, 0), nbytes)
         return held
 
@@ -215,6 +233,28 @@ class Step(msgspec.Struct, frozen=True, gc=False):
             yield "odd", 2 * prod(self.shape) // 32
 
 
+def merging(step: Step, rows: int) -> Iterator[tuple[str, int]]:
+    """The buffers of a change of low rank beside those of recoding: see dsctl/work/merging.py."""
+    assert step.low_rank is not None
+    rank, shape = step.low_rank.left.rank, (rows, *step.shape[1:])
+    yield "lora:left", 4 * rank * rows
+    yield "lora:right", 4 * rank * step.shape[1]
+    for ref in (step.low_rank.left.ref, step.low_rank.right.ref):
+        yield "lora:raw", max(min(ref.nbytes, FACTOR_BYTES), ref.nbytes // ref.spec.shape[0])
+    if step.low_rank.magnitude is not None:
+        yield "lora:magnitude", 4 * rows
+    for name in ("lora:asked", "lora:merged"):
+        yield name, 4 * prod(shape)
+    whole = len(step.writes) == 1 and step.writes[0].box.shape[1:] == step.shape[1:]
+    yield "again", 0 if whole else 4 * prod(shape)
+    # Differences of a few rows, their squares and masks.
+    yield "lora:room", 24 * SUMMED_ROWS * step.shape[1]
+    for codec in {region.codec for region in step.writes} if not step.exact else ():
+        yield "lora:without", 4 * prod(shape)
+        for name, spec in codec.specs(shape).items() if codec.quantized else ():
+            yield f"lora:out:{held_as(name)}", spec.nbytes
+
+
 def are_all(box: Box, regions: Sequence[Region]) -> bool:
     """Whether regions are of this box, all of them."""
     return [region.box for region in regions].count(box) == len(regions)
@@ -230,6 +270,11 @@ def region_of(piece: Piece) -> Region:
         if name not in stated
     ]
     return Region(slot.region, codec, tuple(parts), slot.container, slot.at)
+
+
+def part_of(ref: TensorRef) -> Part:
+    """A stored tensor as a part without a name, to read from."""
+    return Part("", ref.file, ref.begin, ref.spec)
 
 
 def _own_bytes(region: Region) -> int:

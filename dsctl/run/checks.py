@@ -12,6 +12,7 @@ from dsctl.core.files import existing
 from dsctl.core.header import TensorRef
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import gone
+from dsctl.run.merges import refuse_bad_adapter
 from dsctl.stores import Store
 
 
@@ -37,10 +38,12 @@ def check_source(plan: Plan, store: Store) -> None:
     """Refuse a source that would fail after hours: impossible scales, or files to copy that do not open.
 
     Raises:
-        FormatError: a scale is NaN, infinite, zero or negative. SourceError: a file cannot be read.
+        FormatError: a scale is NaN, infinite, zero or negative, or a value of an adapter is not finite.
+        SourceError: a file cannot be read.
     """
     for name in plan.carried if not store.remote else ():
         store.read(name, 0, 0)
+    refuse_bad_adapter(plan, store)
     refuse_bad_scales(store, [ref for ref in scales_to_check(_scales(plan)) if ref.file not in gone(store)])
 
 

@@ -29,13 +29,14 @@ from dsctl.run.identity import times, touched
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.merges import merge_report
 from dsctl.run.resuming import RunState, regain
 from dsctl.run.statement import Made
 from dsctl.stores import SIGNED, STATEMENT, WORKING, Store
 from dsctl.stores.sums import stated_sums
 from dsctl.version import __version__
 from dsctl.work.executors import Executor
-from dsctl.work.tasks import AS_RELEASED, UNLIKE_RELEASED
+from dsctl.work.tasks import AS_RELEASED, UNLIKE_RELEASED, without_merge
 
 COPY_BYTES = 8 << 20
 _USUAL = How()
@@ -199,7 +200,7 @@ def _finish(
     if plan.gathers:
         size, chunks = gathered(plan, target)
         files[ODD] = signed_bytes(size, replace_file(target / ODD, chunks, sha256))
-    counts = plan.counts | dict(sorted(state.counts.items())) | _compared(plan, state)
+    counts = plan.counts | dict(sorted(without_merge(state.counts).items())) | _compared(plan, state)
     made = Made(plan, route.store, route.held, files, counts).statement()
     files[STATEMENT] = signed_bytes(len(made), replace_file(target / STATEMENT, made, sha256))
     audit = {
@@ -208,6 +209,7 @@ def _finish(
         "source": source_json(plan, route.held) | {"files": plan.source_files} | _sums(route),
         "request": plan.request.json(),
         "audit": counts,
+        **merge_report(plan, state.counts),
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "notes": plan.notes,
         "files": {name: entry.json() for name, entry in sorted(files.items())},
@@ -219,7 +221,7 @@ def _finish(
 
 def _sums(route: Route) -> dict[str, Any]:
     """The SHA-256 that a hub states for the source's weight files, if the way back can compare with them."""
-    if ORIGINAL not in {file.name for file in route.plan.files}:
+    if ORIGINAL not in {file.name for file in route.plan.files} or route.plan.merge:
         return {}
     store = route.store.store if isinstance(route.store, Remembered) else route.store
     sums = {name: one for name, one in stated_sums(store).items() if name in route.plan.source_files}

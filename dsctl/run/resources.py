@@ -63,7 +63,8 @@ def allot(
     driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
     small = plan.bytes_out < SMALL_BYTES
     wanted = workers or usual or (1 if small else max(1, min(cores(), len(plan.jobs))))
-    most = min(threads, max(1, -(-len(plan.jobs) // wanted)))
+    # Merging computes more than it reads and writes: a second job at once would only take memory.
+    most = 1 if plan.merge else min(threads, max(1, -(-len(plan.jobs) // wanted)))
     for at_once, band in product(range(most, 0, -1), _bands()):
         each = WORKER_BYTES + at_once * (ahead + plan.peak_bytes(band))
         for count in (wanted,) if workers else range(wanted, 0, -1):

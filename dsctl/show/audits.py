@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsctl.plan.notes import PARTIAL, WARNING, labelled
 from dsctl.run.result import left_out
+from dsctl.show.merges import show_merge
 from dsctl.show.output import Output, plural, size, span
 from dsctl.work.tasks import AS_RELEASED, COMPUTE, DIGEST, INFINITE, NAN, READ, UNLIKE_RELEASED, WORST, WRITE
 
@@ -21,6 +22,8 @@ DONE = {
     "requantized": "decoded and encoded again",
     "recast": "recast, exact: the same values in another form",
     "cast": "cast to a different float dtype",
+    "merged": "changed by the adapter",
+    "replaced": "replaced by a tensor of the adapter",
     "renumbered": "copied with renumbered experts",
     "moved": "copied unchanged",
     "dropped": "left out",
@@ -102,6 +105,7 @@ def show_audit(audit: dict[str, Any], target: str, output: Output, pace: Pace | 
     if AS_RELEASED in counts:
         of = counts[AS_RELEASED] + counts[UNLIKE_RELEASED]
         output.text(f"release: {counts[AS_RELEASED]:,} of {plural(of, 'file')} have the SHA-256 that the hub stated")
+    show_merge(audit, output)
     show_notes(audit["notes"], output)
     total = sum(file["size"] for file in audit["files"].values())
     left = left_out(audit)

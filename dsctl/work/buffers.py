@@ -62,6 +62,8 @@ class JobFiles:
         self.open: dict[str, int] = {}
         self.peaks: dict[str, torch.Tensor] = {}
         self.largest: dict[str, int] = {}
+        # The step whose right factor is in its buffer.
+        self.factor = ""
         self.device = device(context.devices[0])
         self.gathered = Gathered(context.folder)
 

@@ -25,6 +25,7 @@ from dsctl.plan.steps import Region, Step, held_as, moved, share
 from dsctl.plan.stretches import written
 from dsctl.work.buffers import DTYPES, JobFiles, bytes_of
 from dsctl.work.gathering import odd_scales
+from dsctl.work.merging import Arrival, merge
 from dsctl.work.readahead import ahead
 from dsctl.work.tasks import COMPUTE, PROCESSOR, WORST, Context, Receipt, Seal, add
 from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins, stored_parts
@@ -134,6 +135,8 @@ def _peak(step: Step, files: JobFiles) -> torch.Tensor:
     for band in _bands(step, files, Box.whole(step.shape)):
         with placed(step, step.reads[0].codec, band):
             values = band_values(step, band, files)
+        if step.low_rank is not None:
+            values = merge(step, band, values, files).after
         with placed(step, codec, band):
             for rows, places in chunks(values.shape[0], values.shape[1], codec.block):
                 peak = torch.maximum(peak, peaks(values[rows], codec.block, places.start).amax())
@@ -244,11 +247,14 @@ def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
     counts: dict[str, int] = {}
     with placed(step, step.reads[0].codec, band):
         values = band_values(step, band, files, counts)
+    merged = merge(step, band, values, files) if step.low_rank is not None else None
+    values, arrival = merged.after if merged else values, Arrival(step, files, [])
     for region in step.writes:
         wanted = band.intersect(region.box)
         if wanted is None:
             continue
-        cut = cut_out(values, wanted.relative_to(band.start))
+        inner = wanted.relative_to(band.start)
+        cut, kept = cut_out(values, inner), {}
         stored = {
             part: files.buffer(f"out:{held_as(part)}", spec) for part, spec in region.codec.specs(wanted.shape).items()
         }
@@ -265,6 +271,8 @@ def _recode(step: Step, band: Box, files: JobFiles) -> dict[str, int]:
                 add(counts, done)
             if step.measured:
                 add(counts, {WORST: _error(region, cut, stored, files)})
+        if merged is not None:
+            add(counts, arrival.count(region, wanted, merged.cut(inner), stored, kept))
         for part in region.parts:
             files.write(part, region.place(part.name, wanted), stored[part.name])
     return counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, ldexp
 from typing import NamedTuple
 
 from dsctl.plan.plan import BAND_BYTES
@@ -20,6 +21,49 @@ PROCESSOR = "processor"
 NAN, INFINITE = "values_not_a_number", "values_infinite"
 # Restored files whose SHA-256 is, and is not, that of the release.
 AS_RELEASED, UNLIKE_RELEASED = "files_as_released", "files_unlike_released"
+
+# By role, how a merged adapter arrives: elements that it asks to change, those of them whose stored value stays the
+# same, and sums of squares: of what is asked, of what is asked of elements that stay the same, and of the difference
+# between what is asked and what arrives.
+CHANGED, UNCHANGED, ASKED, LOST, ERROR = "values", "values_unchanged", "asked", "lost", "error"
+_MERGE = "lora/"
+# A sum of squares is a whole number of 2**-ENERGY_BITS, in digits of LIMB_BITS, so that totals are exact.
+ENERGY_BITS, LIMB_BITS, LIMBS = 128, 40, 8
+
+
+def merge_count(role: str, name: str) -> str:
+    """The name of a count of a merged adapter."""
+    return f"{_MERGE}{role}/{name}"
+
+
+def energy(role: str, name: str, amount: float) -> dict[str, int]:
+    """A sum of squares as counts."""
+    most = (1 << LIMB_BITS * LIMBS) - 1
+    whole = min(most, int(ldexp(amount, ENERGY_BITS))) if isfinite(amount) else most
+    digits = ((whole >> LIMB_BITS * place) & ((1 << LIMB_BITS) - 1) for place in range(LIMBS))
+    return {merge_count(role, f"{name}.{place}"): digit for place, digit in enumerate(digits) if digit}
+
+
+def merge_counts(counts: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """The counts of a merged adapter by role, with sums of squares put together again."""
+    found: dict[str, dict[str, int]] = {}
+    for name, count in counts.items():
+        if name.startswith(_MERGE):
+            _, role, what = name.split("/")
+            kind, _, place = what.partition(".")
+            held = found.setdefault(role, {})
+            held[kind] = held.get(kind, 0) + (count << LIMB_BITS * int(place) if place else count)
+    sums = (ASKED, LOST, ERROR)
+    return {
+        role: {kind: ldexp(float(held.get(kind, 0)), -ENERGY_BITS) for kind in sums}
+        | {kind: held.get(kind, 0) for kind in (CHANGED, UNCHANGED)}
+        for role, held in found.items()
+    }
+
+
+def without_merge(counts: Mapping[str, int]) -> dict[str, int]:
+    """All other counts."""
+    return {name: count for name, count in counts.items() if not name.startswith(_MERGE)}
 
 
 def add(total: dict[str, int], counts: Mapping[str, int]) -> None:

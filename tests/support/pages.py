@@ -26,6 +26,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from tests.support.command import call
+from tests.support.factors import fitting
 from tests.support.folders import linked
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,13 @@ PLANS = {
     "uneven.json": {
         "layers": {key: [0, 2, 3, 5, 7, 6][: 5 + (key != "2")] for key in ("0", "1", "2", "3", "4", "mtp.0")}
     },
+}
+# A PEFT adapter, and the checkpoint and the modules that it is for.
+ADAPTERS = {
+    "my-adapter": (
+        "DeepSeek-V3.2",
+        [f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_a_proj", "q_b_proj", "o_proj")],
+    ),
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
 # them.
@@ -169,6 +177,9 @@ class Shelf:
             assert self._times.setdefault(file, changed) == changed, f"{file} was changed in place"
 
     def _kept(self, name: str) -> Path:
+        if name in ADAPTERS and name not in self._made:
+            source, modules = ADAPTERS[name]
+            self._made[name] = fitting(self._kept(source), self.folder / name, modules, scale=0.001)
         if name not in self._made:
             words = STAND_INS[name].split()
             for word in words[1:]:
@@ -236,7 +247,8 @@ def needed(commands: Iterable[Command]) -> list[str]:
     for command in commands:
         places = [word.removeprefix("./") for word in command.words]
         new = places[2:3] if places[0] == "convert" and places[1] != places[2] else []
-        wanted += [name for name in places if name in {*STAND_INS, *PLANS} and name not in {*made, *new, *wanted}]
+        known = STAND_INS.keys() | PLANS.keys() | ADAPTERS.keys()
+        wanted += [name for name in places if name in known and name not in {*made, *new, *wanted}]
         made.update(new)
     return wanted
 
