@@ -33,10 +33,10 @@ from dsctl.look.diff import Diff
 from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
-from dsctl.plan.options import ConversionOptions, request_of
+from dsctl.plan.options import ConversionOptions, chosen_drafter, request_of
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
-from dsctl.plan.request import KEEP, Request
+from dsctl.plan.request import DROPPED, KEEP, KEPT, ONLY, Request
 from dsctl.run.result import Result
 from dsctl.stores.hub import SCHEME
 
@@ -56,12 +56,12 @@ def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  the usual name
 class Kept(NamedTuple):
     """The part of a checkpoint that a slice keeps: layers and experts by number, None for all of them.
 
-    `mtp` None keeps the MTP layer if all layers are kept.
+    `mtp` is the choice for the drafter; None keeps it if all layers are kept.
     """
 
     layers: tuple[int, ...] | None = None
     experts: tuple[int, ...] = ()
-    mtp: bool | None = None
+    mtp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,13 @@ class Source:
         *,
         layers: Iterable[int] | None = None,
         experts: int | Iterable[int] | None = None,
-        mtp: bool | None = None,
+        mtp: bool | str | None = None,
         to: str = KEEP,
     ) -> Conversion:
         """A conversion that cuts a small working checkpoint, as `dsctl slice` does.
 
-        `layers` are numbers, and `experts` numbers or how many of the first to keep; None keeps all. `mtp` keeps the
-        MTP layer or drops it; None keeps it if all layers are kept.
+        `layers` are numbers, and `experts` numbers or how many of the first to keep; None keeps all. `mtp` is
+        keep, drop or only, or a bool for the first two; None keeps the drafter if all layers are kept.
 
         Raises:
             UsageError: an unknown format, or layers and experts that are not numbers.
@@ -197,9 +197,10 @@ class Source:
         chosen = numbers("experts", kept)
         if experts is not None and not chosen:
             raise UsageError("experts: at least one must be kept", hint="leave experts out to keep all")
-        part = Kept(None if layers is None else numbers("layers", layers), chosen, mtp)
-        request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp="keep")
-        return Conversion(self, request, part)
+        drafter = None if mtp is None else chosen_drafter(mtp)
+        part = Kept(None if layers is None else numbers("layers", layers), chosen, drafter)
+        request = request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False})
+        return Conversion(self, replace(request, mtp=ONLY if drafter == ONLY else KEPT), part)
 
     def download(
         self,
@@ -264,9 +265,9 @@ class Conversion:
         if self.part is None:
             return make_plan(*self._opened)
         checkpoint, (layers, experts, mtp) = self.source.checkpoint, self.part
-        if layers is None and mtp is False:
+        if layers is None and mtp == DROPPED:
             layers = main_layers(checkpoint.families)
-        cut = cut_of(checkpoint, layers or (), layers is not None and mtp is True, experts)
+        cut = cut_of(checkpoint, layers or (), layers is not None and mtp in (KEPT, ONLY), experts)
         return make_plan(sliced(checkpoint, cut), replace(self.request, slice=str(cut)))
 
     @cached_property

@@ -48,9 +48,14 @@ def known_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
 
 
 def require_whole(
-    checkpoint: Checkpoint, allow_missing: bool = False, allow_extra: bool = False, without_mtp: bool = False
+    checkpoint: Checkpoint,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    without_mtp: bool = False,
+    only_mtp: bool = False,
 ) -> None:
-    """Refuse a checkpoint whose own files contradict it; `without_mtp` ignores its MTP layer.
+    """Refuse a checkpoint whose own files contradict it; `without_mtp` ignores its drafter, `only_mtp` what is missing
+    of the model.
 
     Raises:
         FormatError: it has faults; `issues` lists them, those of the same cause as one.
@@ -60,6 +65,7 @@ def require_whole(
         # Shapes showed the forms, without a contradiction.
         faults = [f for f in faults if f.code != "format-not-declared"]
     faults = [f for f in faults if not (without_mtp and _of_mtp(checkpoint, f))]
+    faults = [f for f in faults if not (only_mtp and _of_model(checkpoint, f))]
     faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
     if faults:
         told = causes.told(checkpoint, faults)
@@ -72,6 +78,14 @@ def _of_mtp(checkpoint: Checkpoint, fault: Fault) -> bool:
     if fault.code in _OF_DRAFTERS:
         return True
     return fault.code == "missing-tensor" and fault in checkpoint.survey.mtp
+
+
+def _of_model(checkpoint: Checkpoint, fault: Fault) -> bool:
+    """Whether a fault is a tensor or file that is missing, and no part of the drafter is in it."""
+    if fault.code == "missing-shard":
+        names = (name for name, file in (checkpoint.index or {}).items() if file == fault.where)
+        return not any(map(checkpoint.drafter.has, names))
+    return fault.code == "missing-tensor" and fault not in checkpoint.survey.mtp
 
 
 def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault]) -> str | None:

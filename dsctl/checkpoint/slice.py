@@ -56,6 +56,9 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     if checkpoint.model is None or checkpoint.config is None or not checkpoint.families:
         hint = f"`dsctl convert SRC DST --layout published --only GLOB` keeps tensors by name; {models.known()}"
         raise PlanError(f"{checkpoint.store.place}: a slice needs a config.json of a known architecture", hint=hint)
+    if checkpoint.alone:
+        hint = "cut it out of the whole checkpoint: `dsctl slice WHOLE DST --layers 0-4 --mtp only`"
+        raise PlanError(f"{checkpoint.store.place}: is a drafter without its model, so it has no layers", hint=hint)
     main = main_layers(checkpoint.families)
     extra = sorted({layer for family in checkpoint.families if family.mtp for layer in family.layers})
     there = max(family.experts for family in checkpoint.families)
@@ -135,7 +138,10 @@ def _survey(
             survey.pieces[param.name] = _cut(param, source, pieces, cut)
             continue
         survey.missing.append(param)
-        survey.faults.append(wrong.get(source.name) or Fault("missing-tensor", source.name, "missing"))
+        fault = wrong.get(source.name) or Fault("missing-tensor", source.name, "missing")
+        survey.faults.append(fault)
+        if param.family.mtp:
+            survey.mtp.add(fault)
     return survey
 
 

@@ -12,7 +12,7 @@ from dsctl.cli.conversion_options import Names, NoKeep, Search
 from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, PrintOptions, RunOptions, verb
 from dsctl.cli.options import Local, Source, Target
 from dsctl.core.errors import UsageError
-from dsctl.plan.request import KEEP
+from dsctl.plan.request import KEEP, KEPT
 
 Original = Annotated[
     str | None,
@@ -56,6 +56,8 @@ def convert(
         dsctl convert DeepSeek-V4-Flash V4-Flash-hf --bf16 --layout transformers
 
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
+
+        dsctl convert DeepSeek-V3.2 V3.2-draft --mtp only
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
@@ -64,6 +66,7 @@ def convert(
     request = replace(converted(formats, part), search=search, keep_scales=not no_keep_scales, original=original or "")
     if layout is not None:
         request = laid_out(request, LayoutOptions(layout))
-    elif request.to == KEEP:
-        raise UsageError("no target format", hint="--bf16, --fp8, --to FORMAT, --recipe NAME or --layout NAME")
+    elif request.to == KEEP and request.mtp == KEPT:
+        hint = "--bf16, --fp8, --to FORMAT, --recipe NAME or --layout NAME; --mtp drop|only needs no format"
+        raise UsageError("no target format", hint=hint)
     convert_to(source, target, request, run, printing.output(), local)

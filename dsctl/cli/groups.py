@@ -21,8 +21,11 @@ from dsctl.cli.conversion_options import (
     Ep,
     ExpertMap,
     Fp8,
+    KeptExperts,
+    KeptLayers,
     Layout,
     MaxMemory,
+    Mtp,
     NoMtp,
     Pp,
     Rank,
@@ -57,9 +60,20 @@ class PartOptions:
 
     only: Only = None
     skip: Skip = None
+    mtp: Mtp = None
     no_mtp: NoMtp = False
     allow_missing: AllowMissing = False
     allow_extra: AllowExtra = False
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOptions:
+    """The layers and experts that a slice keeps, as texts such as 0-4,mtp and 8, and its drafter; None keeps all."""
+
+    layers: KeptLayers = None
+    experts: KeptExperts = None
+    mtp: Mtp = None
+    no_mtp: NoMtp = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,12 @@ from typing import Annotated
 import typer
 
 from dsctl.cli import completion
-from dsctl.cli.commands import WHAT, WHICH
+from dsctl.cli.commands import WHAT
 from dsctl.cli.conversion_options import Bf16
-from dsctl.cli.groups import PrintOptions, RunOptions, verb
+from dsctl.cli.groups import PrintOptions, RunOptions, SliceOptions, verb
 from dsctl.cli.options import DryRun, Force, Local, Source, Target, Workers
 from dsctl.plan.request import KEEP
 
-KeptLayers = Annotated[
-    str | None,
-    typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
-]
-KeptExperts = Annotated[
-    str | None,
-    typer.Option(
-        "--experts",
-        metavar="N|NUMBERS",
-        help="Keep the first N routed experts, such as 8, or only these: 0-3,16-19.",
-        rich_help_panel=WHICH,
-    ),
-]
 To = Annotated[
     str,
     typer.Option(
@@ -44,8 +31,7 @@ def slice(  # noqa: A001  the name of the verb
     source: Source,
     target: Target,
     *,
-    layers: KeptLayers = None,
-    experts: KeptExperts = None,
+    kept: SliceOptions,
     to: To = KEEP,
     bf16: Bf16 = False,
     local: Local = False,
@@ -64,6 +50,8 @@ def slice(  # noqa: A001  the name of the verb
         dsctl slice deepseek-ai/DeepSeek-V3.2 small --layers 0-4,mtp --experts 8
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
+
+        dsctl slice DeepSeek-V3.2 small-draft --layers 0-4 --experts 8 --mtp only
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.requests import choose_format
@@ -71,4 +59,4 @@ def slice(  # noqa: A001  the name of the verb
 
     format_ = choose_format(None if to == KEEP else to, bf16) or KEEP
     run = RunOptions(dry_run=dry_run, workers=workers, force=force)
-    slice_to(source, target, layers, experts, format_, run, printing.output(), local)
+    slice_to(source, target, kept, format_, run, printing.output(), local)

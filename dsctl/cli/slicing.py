@@ -7,36 +7,43 @@ from dataclasses import replace
 from dsctl.checkpoint.opening import open_checkpoint, source_at
 from dsctl.checkpoint.slice import SHARD_BYTES, cut_of, sliced
 from dsctl.cli.carrying import convert_from
-from dsctl.cli.groups import RunOptions
+from dsctl.cli.groups import RunOptions, SliceOptions
 from dsctl.cli.options import parse_numbers
-from dsctl.cli.requests import judged
+from dsctl.cli.requests import drafter, judged
 from dsctl.cli.sources import located
 from dsctl.core.errors import UsageError
-from dsctl.plan.request import Request
+from dsctl.core.params import MTP
+from dsctl.layouts.ranks import main_layers
+from dsctl.plan.request import DROPPED, KEPT, ONLY, Request
 from dsctl.show.output import Output
 
 
 def slice_to(
     source: str,
     target: str,
-    layers: str | None,
-    experts: str | None,
+    kept: SliceOptions,
     format_: str,
     run: RunOptions,
     output: Output,
     local: bool = False,
 ) -> None:
-    """Write a checkpoint of these layers and experts, given as texts such as 0-4,mtp and 8; None keeps all.
+    """Write a checkpoint of the kept layers and experts, or the drafter of such a checkpoint.
 
     Raises:
         DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
-    words = [word.strip() for word in layers.split(",")] if layers else []
-    numbered = parse_numbers(",".join(word for word in words if word != "mtp") or None, "--layers", "layers")
-    kept, request = _experts(experts), Request(to=format_, shard_size=SHARD_BYTES, keep_scales=False)
-    how = judged(request, run)
+    words = [word.strip() for word in kept.layers.split(",")] if kept.layers else []
+    numbered = parse_numbers(",".join(word for word in words if word != MTP) or None, "--layers", "layers")
+    asked = drafter(kept.mtp, kept.no_mtp)
+    if asked == DROPPED and MTP in words:
+        raise UsageError("--mtp drop and --layers with mtp exclude each other", hint="leave one of them out")
+    request = Request(to=format_, shard_size=SHARD_BYTES, keep_scales=False, mtp=ONLY if asked == ONLY else KEPT)
+    experts, how = _experts(kept.experts), judged(request, run)
     checkpoint = open_checkpoint(source_at(located(source, local=local)))
-    cut = cut_of(checkpoint, numbered, "mtp" in words, kept)
+    if asked == DROPPED and not numbered:
+        numbered = main_layers(checkpoint.families)
+    with_drafter = MTP in words or (asked in (KEPT, ONLY) and bool(words))
+    cut = cut_of(checkpoint, numbered, with_drafter, experts)
     convert_from(sliced(checkpoint, cut), target, replace(request, slice=str(cut)), how, run, output)
 
 

@@ -18,14 +18,15 @@ from dsctl.checkpoint.side_files import WHOLE, kept_sums
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
+from dsctl.core.params import Family
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
-from dsctl.plan.notes import copied, partial
+from dsctl.plan.notes import copied, drafting, partial
 from dsctl.plan.plan import COUNTED, Dropped, OutFile, Placed, Plan, Want, fingerprint, gathered_most, kind
-from dsctl.plan.request import KEEP, Request
+from dsctl.plan.request import DROPPED, KEEP, ONLY, Request
 from dsctl.plan.selection import wanted
 from dsctl.plan.spread import settled
 from dsctl.plan.steps import Copy, Part, Region, Step, are_all, region_of
@@ -47,7 +48,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     assert bool(request.original) == (original is not None)
     checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
-    require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
+    require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == DROPPED, request.mtp == ONLY)
     check_repeated(checkpoint)
     target = target_of(checkpoint, request, original)
     wants, dropped, sizes = wanted(target)
@@ -60,6 +61,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     notes += [
         *_gone(target, placed),
         *((*_renumbered(steps), *_compacted(wants)) if request.slice else ()),
+        *drafting(request, checkpoint.traits.drafter, _sizes(wants, placed)),
         *_read_twice(steps),
         *_gathered(steps),
         *(copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name) if not unread else ()),
@@ -174,6 +176,13 @@ def _compacted(wants: Iterable[Want]) -> Iterator[str]:
     if rows:
         tables = f"{len(rows):,} n-gram tables hold" if len(rows) > 1 else "1 n-gram table holds"
         yield f"{tables} only the first rows of each of its parts, {max(rows):,} rows: enough to run, not to answer"
+
+
+def _sizes(wants: Iterable[Want], placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[tuple[Family, int, int]]:
+    """The family of each parameter, with numbers of stored tensors and bytes."""
+    for want in wants:
+        parts = [part for one in placed[want.param.name] for part in one.parts]
+        yield want.param.family, len(parts), sum(part.spec.nbytes for part in parts)
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -16,8 +16,9 @@ from dsctl.core.header import TensorRef
 from dsctl.core.params import OTHER, Family, Param
 from dsctl.layouts.layout import Layout
 from dsctl.plan.blocks import covers, torn
+from dsctl.plan.notes import COPY, MODEL
 from dsctl.plan.plan import ELSEWHERE, MISSING, NOWHERE, Dropped, Want
-from dsctl.plan.request import Request
+from dsctl.plan.request import DROPPED, ONLY, Request
 from dsctl.plan.spread import check_cuts, check_names
 from dsctl.plan.target import Target
 
@@ -29,6 +30,8 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
         PlanError: no parameter is left, a parameter is incomplete, or the ranks cannot share the rest.
     """
     kept, dropped = _asked_for(target)
+    if target.request.mtp == ONLY:
+        require_drafter(target.checkpoint.store.place, target.checkpoint.families, target.checkpoint.generic is None)
     codecs = list(_codecs(target, kept))
     stored = [(param.family, codec) for (param, _), codec in zip(kept, codecs, strict=True) if codec]
     sizes = check_cuts(target.subject, target.request, target.layout, stored)
@@ -66,6 +69,21 @@ def _codecs(target: Target, kept: Sequence[tuple[Param, tuple[Piece, ...]]]) -> 
             if codec is None:
                 codec = known[key] = target.codec(param, pieces[0].codec)
             yield codec
+
+
+def require_drafter(place: str, families: Iterable[Family], known: bool) -> None:
+    """Refuse to write the drafter alone if a model has none; `known`: its architecture is known.
+
+    Raises:
+        PlanError: there is no drafter.
+    """
+    if any(family.mtp for family in families):
+        return
+    if not known:
+        what = f"{place}: --mtp only: which tensors are the drafter's is not known without a config of a known "
+        raise PlanError(f"{what}architecture", hint="--only GLOB keeps tensors by name")
+    hint = "take it from the release, or from a checkpoint that kept it: `dsctl verify` shows which drafter one has"
+    raise PlanError(f"{place}: there is no drafter for --mtp only: config.json declares none", hint=hint)
 
 
 def nothing_left(request: Request) -> PlanError:
@@ -124,14 +142,16 @@ def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
 
 def why_dropped(param: Param, there: bool, request: Request) -> str | None:
     """The reason why a request leaves a parameter out, or None if it does not; `there`: the source has it."""
-    if request.mtp == "drop" and param.family.mtp:
+    if request.mtp == DROPPED and param.family.mtp:
         return "MTP layer"
+    if request.mtp == ONLY and not param.family.mtp:
+        return MODEL
     if not there:
         return MISSING
     if request.only and not any(fnmatchcase(param.name, glob) for glob in request.only):
         return "not in --only"
     if any(fnmatchcase(param.name, glob) for glob in request.skip):
-        return "in --skip"
+        return COPY if request.mtp == ONLY and param.family.twin else "in --skip"
     if request.layers and param.layer not in request.layers:
         return "not in --layers"
     if request.experts and param.expert is not None and param.expert not in request.experts:
