@@ -15,7 +15,10 @@ NOTES = frozenset({
 })  # fmt: skip
 
 # Codes of causes, which come before the faults that follow from them.
-CAUSES = ("missing-shard", "wrong-config", "compress-ratios", "drafter-config", "drafter-targets")
+CAUSES = (
+    "missing-shard", "wrong-config", "drafter-missing", "drafter-undeclared", "compress-ratios", "drafter-config",
+    "drafter-targets",
+)  # fmt: skip
 # Faults that only a config with a drafter has.
 _OF_DRAFTERS = ("compress-ratios", "drafter-config", "drafter-targets")
 # Faults in the way codes and scales were written.
@@ -77,6 +80,8 @@ def _of_mtp(checkpoint: Checkpoint, fault: Fault) -> bool:
     """Whether a fault concerns an MTP layer, and goes if this layer is left out."""
     if fault.code in _OF_DRAFTERS:
         return True
+    if fault.code == "extra-tensor":
+        return checkpoint.drafter.has(fault.where)
     return fault.code == "missing-tensor" and fault in checkpoint.survey.mtp
 
 
@@ -95,7 +100,7 @@ def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault]) -> str
     if lost or (remedy and kinds != {"missing-tensor"}):
         return remedy
     if kinds == {"missing-tensor"}:
-        drop = "drop the MTP layer with --no-mtp, or " if all(_of_mtp(checkpoint, fault) for fault in faults) else ""
+        drop = "drop the drafter with --mtp drop, or " if all(_of_mtp(checkpoint, fault) for fault in faults) else ""
         return f"{drop}continue without these tensors with --allow-missing"
     if kinds == {"extra-tensor"}:
         return "copy these tensors unchanged with --allow-extra"

@@ -16,7 +16,7 @@ import msgspec
 from dsctl.core.attention import Sizes
 from dsctl.core.config_fields import text_fields
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import DSPARK, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit
+from dsctl.core.params import DSPARK, MTP, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import DeepseekV3
 from dsctl.models.deepseek_v4 import Block, stages_of, told
 from dsctl.models.deepseek_v4_config import speaks_of_blocks, units
@@ -157,7 +157,7 @@ class DeepseekV41(DeepseekV3):
 
     def drafter(self, config: Mapping[str, Any]) -> Drafter:
         stages = dimensions(config).stages
-        return stages_of(DSPARK if stages or speaks_of_blocks(text_fields(config)) else "", stages)
+        return stages_of(DSPARK if speaks_of_blocks(text_fields(config)) else MTP if stages else "", stages)
 
     def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
         found = told(stored)

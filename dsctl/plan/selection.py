@@ -13,7 +13,7 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorRef
-from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.params import OTHER, Drafter, Family, Param
 from dsctl.layouts.layout import Layout
 from dsctl.plan.blocks import covers, torn
 from dsctl.plan.notes import COPY, MODEL
@@ -99,7 +99,7 @@ def _asked_for(target: Target) -> tuple[list[tuple[Param, tuple[Piece, ...]]], l
     survey, shares = checkpoint.survey, checkpoint.layout.shares
     elsewhere = shares is not None and len(shares.present) < shares.ranks.world and not request.allow_missing
     kept, dropped = [], []
-    for param in (*checkpoint.params, *map(_unknown, survey.extra)):
+    for param in (*checkpoint.params, *(_unknown(ref, checkpoint.drafter) for ref in survey.extra)):
         pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
         why = why_dropped(param, bool(pieces) or elsewhere, request)
         if why:
@@ -129,8 +129,10 @@ def _refuse_unknown(checkpoint: Checkpoint, request: Request) -> None:
             raise PlanError(f"no {what} {unknown[0]}: there are {len(known)}, numbered from 0")
 
 
-def _unknown(ref: TensorRef) -> Param:
-    return Param(ref.name, Family(ref.name, ref.spec.shape, OTHER, dtype=ref.spec.dtype), None, None)
+def _unknown(ref: TensorRef, drafter: Drafter) -> Param:
+    """A tensor without a parameter; that of a drafter that the config does not declare is the drafter's."""
+    family = Family(ref.name, ref.spec.shape, OTHER, dtype=ref.spec.dtype, mtp=drafter.has(ref.name))
+    return Param(ref.name, family, None, None)
 
 
 def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
