@@ -48,9 +48,9 @@ def _causes(checkpoint: Checkpoint, declared: Drafter, stored: Drafter, faults: 
     if declared.kind and not stored.stages:
         missing = sum(fault.code == "missing-tensor" and declared.has(fault.where) for fault in faults)
         many = f": {plural(missing, 'parameter')} {'is' if missing == 1 else 'are'} missing" if missing else ""
-        yield Fault(LOST, "config.json", f"declares a drafter ({said}), but no tensor of it is stored{many}")
+        yield Fault(LOST, "config.json", f"declares {said}, but no tensor of this drafter is stored{many}")
     elif stored.stages and not declared.kind:
-        what = f"a drafter is stored ({stored}), but config.json does not declare it: {_field(checkpoint)}"
+        what = f"{stored} is stored, but config.json does not declare this drafter: {_field(checkpoint)}"
         yield Fault(UNDECLARED, stored.stages[0], f"{what}; loaders ignore it")
     elif stored.stages and declared.kind != stored.kind:
         then = "load its stages as MTP layers" if stored.kind == DSPARK else "look for the stages of a DSpark"

@@ -73,7 +73,9 @@ def require_whole(
     if faults:
         told = causes.told(checkpoint, faults)
         issues = [str(fault) for fault in told]
-        raise FormatError(summary(checkpoint.store.place, told), hint=_hint(checkpoint, faults, told), issues=issues)
+        raise FormatError(
+            summary(checkpoint.store.place, told), hint=_hint(checkpoint, faults, told, only_mtp), issues=issues
+        )
 
 
 def _of_mtp(checkpoint: Checkpoint, fault: Fault) -> bool:
@@ -93,12 +95,14 @@ def _of_model(checkpoint: Checkpoint, fault: Fault) -> bool:
     return fault.code == "missing-tensor" and fault not in checkpoint.survey.mtp
 
 
-def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault]) -> str | None:
+def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault], only_mtp: bool) -> str | None:
     """Advice if all faults have the same cause or the same kind; `told` are the faults grouped by cause."""
     kinds, remedy = {fault.code for fault in faults}, causes.remedy(checkpoint.store, told)
     lost = any(fault.code == "missing-shard" for fault in told)
     if lost or (remedy and kinds != {"missing-tensor"}):
         return remedy
+    if kinds == {"missing-tensor"} and only_mtp and not checkpoint.drafter.stages:
+        return "fetch the files that hold the drafter: without them there is none to write"
     if kinds == {"missing-tensor"}:
         drop = "drop the drafter with --mtp drop, or " if all(_of_mtp(checkpoint, fault) for fault in faults) else ""
         return f"{drop}continue without these tensors with --allow-missing"

@@ -16,7 +16,7 @@ from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.capacity import STORED, USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
-from dsctl.look.description import Description
+from dsctl.look.description import Description, require_model
 from dsctl.look.fitting import Must, Reserve, Subject
 from dsctl.look.source import describe
 from dsctl.plan.recipes import recipe as named_recipe
@@ -101,6 +101,7 @@ def plan(
     if not description.known:
         what = "the architecture is unknown, so splits and caches cannot be computed"
         raise UsageError(f"{source}: {what}", hint=models.known())
+    require_model(description)
     spreads, exact = _spreads(description, ranks)
     if exact:
         _check_counts(demands, spreads[0])

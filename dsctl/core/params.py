@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -86,6 +86,11 @@ class Drafter(NamedTuple):
     def has(self, name: str) -> bool:
         """Whether a tensor or parameter of this name belongs to a stage; DeepSeek's own names omit `model.`."""
         return name.startswith(tuple(f"{stage}." for one in self.stages for stage in (one, one.removeprefix("model."))))
+
+    def json(self, alone: bool) -> dict[str, Any] | None:
+        """Return it as JSON, or None if there is none; `alone`: it is without its model."""
+        told = {"kind": self.kind, "stages": len(self.stages), "text": str(self), "alone": alone}
+        return told if self.stages else None
 
     def __str__(self) -> str:
         """Return it in words: "MTP, 1 layer (model.layers.61)", or "DSpark, 3 stages (mtp.0 to mtp.2)"."""

@@ -21,9 +21,7 @@ def known_drafter(checkpoint: Checkpoint) -> dict[str, Any] | None:
         found, alone = checkpoint.drafter, checkpoint.alone
     except FormatError:
         return None
-    if not found.stages:
-        return None
-    return {"kind": found.kind, "stages": len(found.stages), "text": str(found), "alone": alone}
+    return found.json(alone)
 
 
 def findings(checkpoint: Checkpoint) -> Iterator[Finding]:
