@@ -64,7 +64,10 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     there = max(family.experts for family in checkpoint.families)
     wanted = {*layers, *(extra if mtp else ())} or {*main, *extra}
     kept = SliceCut(tuple(sorted(wanted)), tuple(sorted(set(experts))))
-    if not {*kept.layers} <= {*main, *extra} or (mtp and not extra):
+    if mtp and not extra:
+        hint = "leave the drafter out: the checkpoint was made without it"
+        raise PlanError(f"{checkpoint.store.place}: there is no drafter: config.json declares none", hint=hint)
+    if not {*kept.layers} <= {*main, *extra}:
         raise PlanError(f"no such layer: there are {len(main)}, numbered from 0, and {len(extra)} MTP")
     left = [layer for layer in extra if layer not in kept.layers]
     if left and len(left) < len(extra) and any(one.mtp and len(one.layers) < len(extra) for one in checkpoint.families):

@@ -179,10 +179,13 @@ def _compacted(wants: Iterable[Want]) -> Iterator[str]:
 
 
 def _sizes(wants: Iterable[Want], placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[tuple[Family, int, int]]:
-    """The family of each parameter, with numbers of stored tensors and bytes."""
+    """The family of each parameter, with numbers of stored tensors and bytes; a joined tensor counts once."""
+    seen: set[tuple[str, str]] = set()
     for want in wants:
-        parts = [part for one in placed[want.param.name] for part in one.parts]
-        yield want.param.family, len(parts), sum(part.spec.nbytes for part in parts)
+        parts = {(part.file, part.tensor): part.spec.nbytes for one in placed[want.param.name] for part in one.parts}
+        new = parts.keys() - seen
+        yield want.param.family, len(new), sum(parts[place] for place in new)
+        seen |= new
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:

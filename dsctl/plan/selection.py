@@ -91,7 +91,8 @@ def nothing_left(request: Request) -> PlanError:
     if request.mtp == ONLY and not (request.only or request.skip):
         hint = "fetch the files that hold it: `dsctl verify` names them"
         return PlanError("there is no drafter for --mtp only: no tensor of it is stored", hint=hint)
-    asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
+    asked = [f"--mtp {DROPPED}"] * (request.mtp == DROPPED)
+    asked += [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
     return PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
 
 

@@ -13,7 +13,7 @@ from dsctl.checkpoint.checkpoint import ORIGINAL
 from dsctl.checkpoint.drafters import nested
 from dsctl.checkpoint.generic_config import generic_config
 from dsctl.checkpoint.odd_scales import ODD
-from dsctl.checkpoint.quantization import quantization_config
+from dsctl.checkpoint.quantization import in_drafts, quantization_config
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
@@ -130,7 +130,9 @@ def _declares_others(target: Target, wants: Sequence[Want]) -> bool:
 def _declared(target: Target, wants: Sequence[Want]) -> dict[str, Any] | None:
     """The `quantization_config` of the target."""
     if (found := target.checkpoint.generic) is None:
-        return quantization_config([(want.param, want.codec) for want in wants])
+        alone = target.request.mtp == ONLY or target.checkpoint.alone
+        told = [(want.param, want.codec) for want in wants]
+        return quantization_config([*told, *(in_drafts(told) if alone else ())])
     stored = [(want.param, want.pieces[0].codec, want.codec) for want in wants]
     return generic_config(stored, target.checkpoint.quantization, found.unread)
 
