@@ -53,6 +53,12 @@ def drafting(request: Request, kind: str, written: Iterable[tuple[Family, int, i
         yield f"{what}; {only}; without them: {' '.join(skipped)}"
 
 
+def apart(folders: Iterable[str]) -> Iterator[str]:
+    """Notes on subfolders that hold a drafter with a config of its own."""
+    for folder in folders:
+        yield f"{folder}/ holds a drafter of its own, which is left out: `dsctl convert SRC/{folder} DST/{folder}`"
+
+
 def partial(request: Request, whys: Iterable[str], known: bool = True) -> Iterator[str]:
     """The remark that loaders cannot open the result; `whys` are the reasons for which parameters are left out.
 

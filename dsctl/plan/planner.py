@@ -9,6 +9,7 @@ from math import prod
 from msgspec import structs
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.drafters import nested
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.originals import Elsewhere
@@ -24,7 +25,7 @@ from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
-from dsctl.plan.notes import copied, drafting, partial
+from dsctl.plan.notes import apart, copied, drafting, partial
 from dsctl.plan.plan import COUNTED, Dropped, OutFile, Placed, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import DROPPED, KEEP, ONLY, Request
 from dsctl.plan.selection import wanted
@@ -62,6 +63,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         *_gone(target, placed),
         *((*_renumbered(steps), *_compacted(wants)) if request.slice else ()),
         *drafting(request, checkpoint.traits.drafter, _sizes(wants, placed)),
+        *apart(nested(checkpoint.files)),
         *_read_twice(steps),
         *_gathered(steps),
         *(copied(request, _codecs(wants), target.layout.name != checkpoint.layout.name) if not unread else ()),

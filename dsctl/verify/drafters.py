@@ -11,8 +11,12 @@ from dsctl.checkpoint.drafters import is_nested, nested
 from dsctl.checkpoint.reading import read_json
 from dsctl.core.amounts import plural, size
 from dsctl.core.errors import FormatError
+from dsctl.core.params import NO_DRAFTER
 from dsctl.stores import CONFIG
 from dsctl.verify.findings import Finding
+
+# The stage of a drafter that SGLang's script wrote (sgl-project/sglang, scripts/export_deepseek_nextn.py).
+_EXPORTED = ("model.layers.0",)
 
 
 def known_drafter(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -31,19 +35,24 @@ def findings(checkpoint: Checkpoint) -> Iterator[Finding]:
     except FormatError:
         alone = False
     if alone:
-        copies = any(family.twin for family in checkpoint.described if family.mtp)
-        left = copies and not any(family.twin for family in checkpoint.families)
-        what = f"holds a drafter without its model: {checkpoint.drafter}"
-        without = "; it has no copies of the embedding and head, which engines take from the model" * left
-        yield Finding("drafter-alone", checkpoint.store.place, what + without)
+        yield Finding("drafter-alone", checkpoint.store.place, _without_model(checkpoint))
     for folder in nested(checkpoint.files):
         yield _apart(checkpoint, folder)
 
 
+def _without_model(checkpoint: Checkpoint) -> str:
+    what = f"holds a drafter without its model: {checkpoint.drafter}"
+    copies = any(family.twin for family in checkpoint.described if family.mtp)
+    if copies and not any(family.twin for family in checkpoint.families):
+        what += "; it has no copies of the embedding and head, which engines take from the model"
+    if checkpoint.drafter.stages == _EXPORTED:
+        what += "; in the form of SGLang's own export, which vLLM does not load"
+    return what
+
+
 def _apart(checkpoint: Checkpoint, folder: str) -> Finding:
-    sizes = [
-        size for file, size in checkpoint.files.items() if is_nested(file, (folder,)) and file.endswith(".safetensors")
-    ]
+    files = (file for file in checkpoint.files if is_nested(file, (folder,)) and file.endswith(".safetensors"))
+    sizes = [checkpoint.files[file] for file in files]
     declared = _declared(checkpoint, folder)
     if not sizes:
         what = f"declares a drafter{declared}, but the folder has no .safetensors files"
@@ -57,6 +66,7 @@ def _declared(checkpoint: Checkpoint, folder: str) -> str:
     """The drafter that the config of a subfolder declares, in words; empty if it cannot be read."""
     try:
         config = read_json(checkpoint.store, f"{folder}/{CONFIG}", checkpoint.files)
-        return f", {models.recognise(config).drafter(config)}" if config is not None else ""
+        found = NO_DRAFTER if config is None else models.recognise(config).drafter(config)
     except FormatError:
         return ""
+    return f", {found}" if found.kind else ""
