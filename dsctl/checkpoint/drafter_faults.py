@@ -22,6 +22,8 @@ def of_drafter(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault]
     """The fault of the drafter as a whole, with the faults that follow from it, and the others."""
     if checkpoint.model is None or checkpoint.config is None or checkpoint.view is not None:
         return [], faults
+    if not checkpoint.survey.pieces:
+        return [], faults
     try:
         declared, stored = checkpoint.model.drafter(checkpoint.config), checkpoint.drafter
     except FormatError:
@@ -81,7 +83,10 @@ def _follows(fault: Fault, cause: str, declared: Drafter, stored: Drafter, resha
     if cause == UNDECLARED:
         return fault.code == "extra-tensor" and stored.has(fault.where)
     if cause == STAGES:
+        # The last stage has parameters of its own: if it is lost, the one before has too many.
         lost = Drafter(declared.kind, declared.stages[len(stored.stages) :])
-        return fault.code in ABSENT and lost.has(fault.where)
+        return (fault.code in ABSENT and lost.has(fault.where)) or (
+            fault.code == "extra-tensor" and stored.has(fault.where)
+        )
     # V4.1 takes sizes from the missing fields, so that shapes of the drafter seem wrong.
     return fault.code in SHAPED and reshaped and stored.has(fault.where)

@@ -102,7 +102,7 @@ def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault], only_m
     if lost or (remedy and kinds != {"missing-tensor"}):
         return remedy
     if kinds == {"missing-tensor"} and only_mtp and not checkpoint.drafter.stages:
-        return "fetch the files that hold the drafter: without them there is none to write"
+        return "fetch the files that hold the drafter"
     if kinds == {"missing-tensor"}:
         drop = "drop the drafter with --mtp drop, or " if all(_of_mtp(checkpoint, fault) for fault in faults) else ""
         return f"{drop}continue without these tensors with --allow-missing"
