@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsctl.checkpoint import causes
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import undeclared
-from dsctl.checkpoint.pieces import Fault
+from dsctl.checkpoint.pieces import ABSENT, Fault
 from dsctl.core.errors import FormatError
 
 # Faults that make nothing unreadable or ambiguous.
@@ -92,7 +92,7 @@ def _of_model(checkpoint: Checkpoint, fault: Fault) -> bool:
     if fault.code == "missing-shard":
         names = (name for name, file in (checkpoint.index or {}).items() if file == fault.where)
         return not any(map(checkpoint.drafter.has, names))
-    return fault.code == "missing-tensor" and fault not in checkpoint.survey.mtp
+    return fault.code in ABSENT and fault not in checkpoint.survey.mtp
 
 
 def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault], only_mtp: bool) -> str | None:

@@ -119,7 +119,7 @@ def _declares_others(target: Target, wants: Sequence[Want]) -> bool:
         return {_as_declared(codec) for codec in codecs if codec.config() is not None}
 
     held = target.checkpoint.quantization is not None
-    return held and declaring(want.codec for want in wants) != declaring(
+    return held and declaring(piece.codec for want in wants for piece in want.pieces) != declaring(
         piece.codec
         for param in target.checkpoint.params
         if not param.family.table
