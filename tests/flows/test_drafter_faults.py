@@ -109,7 +109,7 @@ def test_one_tensor_lost_is_one_tensor(release: str, spoiled: Callable[[str], Fo
 
 @pytest.mark.parametrize("release", [DSPARK, V41])
 @pytest.mark.parametrize("lost", [("mtp.2",), ("mtp.1", "mtp.2")])
-def test_stages_lost(release: str, lost: tuple[str, ...], spoiled: Callable[[str], Folder]) -> None:
+def test_stages_lost(release: str, lost: tuple[str, ...], spoiled: Callable[[str], Folder], tmp_path: Path) -> None:
     """sgl-project/sglang issue 36155: the config says DSpark, its tensors are lost."""
     folder = spoiled(release)
     without(folder, *lost)
@@ -117,6 +117,8 @@ def test_stages_lost(release: str, lost: tuple[str, ...], spoiled: Callable[[str
     assert (found["code"], found["where"]) == ("drafter-stages", "config.json")
     assert "declares DSpark, 3 stages (mtp.0 to mtp.2)" in found["what"]
     assert found["what"].endswith(f"missing: {', '.join(lost)}") and len(found["details"]) > 20
+    dsctl("convert", folder.path, tmp_path / "out", "--mtp", "drop")
+    assert findings(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("release", [DSPARK, V41])
