@@ -22,7 +22,7 @@ def of_drafter(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault]
     """The fault of the drafter as a whole, with the faults that follow from it, and the others."""
     if checkpoint.model is None or checkpoint.config is None or checkpoint.view is not None:
         return [], faults
-    if not checkpoint.survey.pieces:
+    if not any(checkpoint.survey.pieces.values()):
         return [], faults
     try:
         declared, stored = checkpoint.model.drafter(checkpoint.config), checkpoint.drafter

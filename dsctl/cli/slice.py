@@ -51,7 +51,7 @@ def slice(  # noqa: A001  the name of the verb
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
 
-        dsctl slice DeepSeek-V3.2 small-draft --layers 0-4 --experts 8 --mtp only
+        dsctl slice DeepSeek-V3.2 small-draft --layers 0-1 --experts 4 --mtp only
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.requests import choose_format
