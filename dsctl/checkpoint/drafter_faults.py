@@ -22,11 +22,11 @@ def of_drafter(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault]
     """The fault of the drafter as a whole, with the faults that follow from it, and the others."""
     if checkpoint.model is None or checkpoint.config is None or checkpoint.view is not None:
         return [], faults
-    if not any(checkpoint.survey.pieces.values()):
-        return [], faults
     try:
         declared, stored = checkpoint.model.drafter(checkpoint.config), checkpoint.drafter
     except FormatError:
+        return [], faults
+    if _is_in_part(checkpoint, declared, stored):
         return [], faults
     cause = next(_causes(checkpoint, declared, stored, faults), None)
     if cause is None:
@@ -39,6 +39,12 @@ def of_drafter(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault]
     return [cause._replace(details=details)], [fault for fault in faults if fault not in follows]
 
 
+def _is_in_part(checkpoint: Checkpoint, declared: Drafter, stored: Drafter) -> bool:
+    """Whether something is there of a stage without the tensors by which stages are known."""
+    lost = Drafter(declared.kind, declared.stages[len(stored.stages) :])
+    return bool(lost.stages) and any(lost.has(name) for header in checkpoint.headers.values() for name in header.names)
+
+
 def explains(checkpoint: Checkpoint, faults: list[Fault]) -> bool:
     """Whether every fault of names and shapes follows from the drafter: then config.json has no wrong size."""
     left = of_drafter(checkpoint, faults)[1]
@@ -46,7 +52,10 @@ def explains(checkpoint: Checkpoint, faults: list[Fault]) -> bool:
 
 
 def _causes(checkpoint: Checkpoint, declared: Drafter, stored: Drafter, faults: list[Fault]) -> Iterator[Fault]:
-    said, lost = str(declared) if declared.stages else "DSpark", declared.stages[len(stored.stages) :]
+    said = str(declared) if declared.stages else "DSpark"
+    lost = declared.stages[len(stored.stages) :]
+    if declared.kind and not stored.stages and not any(checkpoint.survey.pieces.values()):
+        return
     if declared.kind and not stored.stages:
         missing = sum(fault.code == "missing-tensor" and declared.has(fault.where) for fault in faults)
         many = f": {plural(missing, 'parameter')} {'is' if missing == 1 else 'are'} missing" if missing else ""

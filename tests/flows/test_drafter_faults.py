@@ -185,3 +185,13 @@ def test_a_stage_of_a_drafter_alone_is_lost(tmp_path_factory: pytest.TempPathFac
     (tmp_path / "draft" / "dsctl.json").unlink()
     without(Folder(tmp_path / "draft"), "mtp.2")
     assert [one["code"] for one in findings(tmp_path / "draft")] == ["drafter-stages", "drafter-alone"]
+
+
+def test_a_layer_in_part_is_not_lost(spoiled: Callable[[str], Folder]) -> None:
+    """Without the tensors that only an MTP layer has, the others are still there."""
+    folder = spoiled(V3)
+    for name in ("eh_proj", "enorm", "hnorm", "shared_head.norm"):
+        full = f"model.layers.3.{name}.weight"
+        folder.tensors(full, lambda held, full=full: held.pop(full))  # type: ignore[misc]
+    found = findings(folder.path)
+    assert {one["code"] for one in found} <= {"missing-tensor", "wrong-config"} and "drafter-missing" not in str(found)
