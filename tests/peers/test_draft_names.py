@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.flows.test_drafters import COPIES, exported
 from tests.support.checkpoints import smaller
@@ -155,3 +156,17 @@ def test_dspark(release: str, tmp_path_factory: pytest.TempPathFactory, tmp_path
     # The target is not taken for one with a drafter, so that SGLang looks for a subfolder.
     with pytest.raises(AssertionError):
         sglang_dspark(config(tmp_path / "model"), names(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("release", ["v3", "v4-flash", "v4-flash-0731"])
+def test_transformers_reads_the_config_and_loads_the_model_without_it(
+    release: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    source = smaller(tmp_path_factory, release)
+    dsctl("convert", source, tmp_path / "draft", "--mtp", "only")
+    dsctl("convert", source, tmp_path / "model", "--bf16", "--mtp", "drop")
+    said = AutoConfig.from_pretrained(tmp_path / "draft")
+    assert said.num_hidden_layers == config(source)["num_hidden_layers"]
+    model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
+    assert model.config.num_hidden_layers == said.num_hidden_layers
