@@ -18,30 +18,32 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
 from dsctl.checkpoint.originals import Elsewhere, joined
-from dsctl.checkpoint.slice import SHARD_BYTES, cut_of, sliced
+from dsctl.checkpoint.slice import SHARD_BYTES
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, names, numbers
 from dsctl.core.visible import shortened
-from dsctl.layouts.ranks import main_layers
 from dsctl.look.diff import Diff
 from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
+from dsctl.plan.expert_plan import read_plan
 from dsctl.plan.options import ConversionOptions, chosen_drafter, request_of
+from dsctl.plan.parts import Part
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
-from dsctl.plan.request import DROPPED, KEEP, KEPT, ONLY, Request
+from dsctl.plan.request import KEEP, KEPT, Request
 from dsctl.run.result import Result
 from dsctl.stores.hub import SCHEME
 
 if TYPE_CHECKING:
     from dsctl.look.comparison import Comparison
+    from dsctl.look.proof import Proof
     from dsctl.run.events import Event
     from dsctl.verify.findings import Report
 
@@ -51,17 +53,6 @@ __all__ = ["Conversion", "Result", "Source", "open"]
 def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  the usual name
     """A source by its folder, file, release or repository. Nothing is read yet; errors are raised when it is used."""
     return Source(os.fspath(place))
-
-
-class Kept(NamedTuple):
-    """The part of a checkpoint that a slice keeps: layers and experts by number, None for all of them.
-
-    `mtp` is the choice for the drafter; None keeps it if all layers are kept.
-    """
-
-    layers: tuple[int, ...] | None = None
-    experts: tuple[int, ...] = ()
-    mtp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ class Source:
         return compare(pair(weights_at(self.place), weights_at(_place(other)), only, skip))
 
     def verify(self, against: Source | str | None = None, deep: bool = False) -> Report:
-        """Its problems, as findings by severity; `deep` reads every byte.
+        """Its problems, as findings by severity; `deep` reads every byte. `prove` compares values.
 
         Raises:
             SourceError: there is no checkpoint, or a file cannot be read.
@@ -126,6 +117,21 @@ class Source:
         from dsctl.verify.against import other
 
         return verify(weights_at(self.place), None if against is None else other(_place(against)), deep)
+
+    def prove(self, source: Source | str, sample: float | None = None, seed: int = 0) -> Proof:
+        """Whether its parameters are those of a source: `holds`, `line`, `counts`, `others`, `lost`, in any formats.
+
+        `sample` is the share of rows to read, above 0 and up to 1, chosen by `seed`; None reads everything.
+
+        Raises:
+            UsageError: `sample` is not a share. SourceError, FormatError: see `checkpoint`. PlanError: no torch.
+        """
+        from dsctl.look.proof import sample_of
+        from dsctl.look.proving import prepare, prove
+
+        chosen = None if sample is None else sample_of(sample, seed)
+        here, there = (open_checkpoint(weights_at(place)) for place in (self.place, _place(source)))
+        return prove(prepare(here, there, sample=chosen))
 
     def plan(
         self,
@@ -181,26 +187,30 @@ class Source:
         self,
         *,
         layers: Iterable[int] | None = None,
-        experts: int | Iterable[int] | None = None,
+        experts: int | Iterable[int] | str | os.PathLike[str] | None = None,
         mtp: bool | str | None = None,
+        copy_to_drafter: bool = False,
         to: str = KEEP,
     ) -> Conversion:
         """A conversion that cuts a small working checkpoint, as `dsctl slice` does.
 
-        `layers` are numbers, and `experts` numbers or how many of the first to keep; None keeps all. `mtp` is
-        keep, drop or only, or a bool for the first two; None keeps the drafter if all layers are kept.
+        `layers` are numbers, and `experts` numbers, how many of the first to keep, or the file of a plan; None keeps
+        all. `mtp` is keep, drop or only, or a bool for the first two; None keeps the drafter if all layers are kept.
+        `copy_to_drafter` prunes the drafter's layers with a plan's lists of the last main layers.
 
         Raises:
-            UsageError: an unknown format, or layers and experts that are not numbers.
+            UsageError: an unknown format, or layers and experts that are not numbers. SourceError, FormatError: the
+                plan cannot be read.
         """
-        kept = range(experts) if isinstance(experts, int) else experts or ()
-        chosen = numbers("experts", kept)
-        if experts is not None and not chosen:
+        plan = read_plan(os.fspath(experts)) if isinstance(experts, str | os.PathLike) else None
+        kept = range(experts) if isinstance(experts, int) else () if plan or experts is None else experts
+        chosen = numbers("experts", kept)  # type: ignore[arg-type]
+        if experts is not None and not chosen and plan is None:
             raise UsageError("experts: at least one must be kept", hint="leave experts out to keep all")
         drafter = None if mtp is None else chosen_drafter(mtp)
-        part = Kept(None if layers is None else numbers("layers", layers), chosen, drafter)
-        request = request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False})
-        return Conversion(self, replace(request, mtp=ONLY if drafter == ONLY else KEPT), part)
+        part = Part(None if layers is None else numbers("layers", layers), chosen, drafter, plan, copy_to_drafter)
+        request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp=KEPT)
+        return Conversion(self, request, part)
 
     def download(
         self,
@@ -241,7 +251,7 @@ class Conversion:
 
     source: Source
     request: Request
-    part: Kept | None = None
+    part: Part | None = None
 
     def __repr__(self) -> str:
         cut = "slice of " if self.part else ""
@@ -264,11 +274,7 @@ class Conversion:
         """
         if self.part is None:
             return make_plan(*self._opened)
-        checkpoint, (layers, experts, mtp) = self.source.checkpoint, self.part
-        if layers is None and mtp == DROPPED:
-            layers = main_layers(checkpoint.families)
-        cut = cut_of(checkpoint, layers or (), layers is not None and mtp in (KEPT, ONLY), experts)
-        return make_plan(sliced(checkpoint, cut), replace(self.request, slice=str(cut)))
+        return make_plan(*self.part.of(self.source.checkpoint, self.request))
 
     @cached_property
     def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None]:

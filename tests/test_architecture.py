@@ -108,12 +108,13 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "pygal": ("show.drawing",),
     "rich": ("cli", "show"),
     "safetensors": ("verify.library",),
-    "torch": ("work", "codecs", "look.summing", "run.doctor", "tiny"),
+    "torch": ("work", "codecs", "look.judging", "look.proof_reading", "look.summing", "run.doctor", "tiny"),
     "typer": ("cli",),
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
-    "codecs.e4m3", "look.summing", "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
+    "codecs.e4m3", "look.judging", "look.proof_reading", "look.summing",
+    "tiny.values", "work.buffers", "work.devices", "work.gathering", "work.job",
     "work.trial", "work.values",
 }  # fmt: skip
 
@@ -122,7 +123,10 @@ LOADS_TORCH = {
 LATE = {
     "": {"api"},
     "__main__": {"cli"},
-    "api": {"look.compare", "run.carry_out", "run.how", "stores.download", "verify", "verify.against"},
+    "api": {
+        "look.compare", "look.proof", "look.proving", "run.carry_out", "run.how", "stores.download", "verify",
+        "verify.against",
+    },
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.completion": {
         "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats", "look.diff", "look.gates",
@@ -137,11 +141,11 @@ LATE = {
     "cli.merge": {"cli.conversion", "cli.requests"},
     "cli.plan": {"show.pages.capacity"},
     "cli.shard": {"cli.conversion", "cli.requests"},
-    "cli.slice": {"cli.requests", "cli.slicing"},
+    "cli.slice": {"cli.parts", "cli.requests", "cli.slicing"},
     "cli.tiny": {"tiny", "tiny.blueprint"},
     "cli.verify": {
-        "checkpoint.causes", "checkpoint.opening", "run.mend", "show.annotations", "show.findings", "verify",
-        "verify.against", "verify.findings", "verify.repair",
+        "checkpoint.causes", "checkpoint.opening", "cli.proving", "look.proving", "run.mend", "show.annotations",
+        "show.findings", "verify", "verify.against", "verify.findings", "verify.repair",
     },
 }  # fmt: skip
 

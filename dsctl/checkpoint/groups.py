@@ -87,6 +87,11 @@ class Known:
     def quantization(self) -> Mapping[str, Any] | None:
         return quantization_of(self.config)
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families of its architecture's parameters, each once."""
+        return tuple(dict.fromkeys(group.family for group in self.groups if group.family.role != OTHER))
+
 
 def whole(family: Family, codec: Codec) -> Group:
     """A family with the same storage for all of its parameters."""

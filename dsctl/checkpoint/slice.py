@@ -6,8 +6,10 @@ running need no special case. No torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,19 +17,18 @@ from msgspec import structs
 
 from dsctl import models
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint, View
+from dsctl.checkpoint.groups import Known
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.pieces import Fault, Piece, Survey, cover
-from dsctl.checkpoint.quantization import LINEAR, is_named, linear, module_of, modules, patterns, texts
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.checkpoint.side_files import WHOLE
-from dsctl.codecs import dress
-from dsctl.codecs.codec import Codec
+from dsctl.checkpoint.sliced_quantization import quantization_of_slice
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
-from dsctl.core.config_fields import QUANTIZATION, SPARED_FIELDS, edited
-from dsctl.core.errors import FormatError, PlanError
-from dsctl.core.params import Param
+from dsctl.core.errors import PlanError
+from dsctl.core.params import Family, Param
 from dsctl.layouts.ranks import main_layers
+from dsctl.models.model import Model
 
 # Bytes of the largest file of a slice.
 SHARD_BYTES = 5 * 10**9
@@ -37,40 +38,60 @@ _SURVEYED = frozenset({"missing-shard", "index-wrong", "index-unknown"})
 
 @dataclass(frozen=True, slots=True)
 class SliceCut:
-    """The kept layers (an MTP layer by its number), in order, and routed experts; empty means all."""
+    """The kept layers (an MTP layer by its number), in order, and routed experts; empty means all.
+
+    `planned` has a layer's kept experts in their new order, for layers whose experts a plan chooses; then `experts` is
+    empty.
+    """
 
     layers: tuple[int, ...]
     experts: tuple[int, ...]
+    planned: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"layers {','.join(map(str, self.layers))}; experts {','.join(map(str, self.experts)) or 'all'}"
+        layers = f"layers {','.join(map(str, self.layers))}"
+        if not self.planned:
+            return f"{layers}; experts {','.join(map(str, self.experts)) or 'all'}"
+        digest = hashlib.sha256(json.dumps(sorted(self.planned.items())).encode()).hexdigest()
+        counts = ",".join(map(str, sorted({len(experts) for experts in self.planned.values()})))
+        return f"{layers}; experts by plan, {counts} per layer, sha256 {digest}"
+
+    def experts_of(self, layer: int | None) -> tuple[int, ...]:
+        """The kept experts of a layer of the source, in their new order; empty means all of them, in order."""
+        return self.experts or (self.planned.get(layer, ()) if layer is not None else ())
+
+    def renumbers(self, table: Family, small: Family, layer: int | None) -> bool:
+        """Whether the numbers of experts in a table of a layer change; `small` is its family in the small model."""
+        kept = self.experts_of(layer)
+        return table.below != small.below or (table.below > 0 and kept != tuple(range(len(kept))))
 
 
-def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> SliceCut:
+def cut_of(source: Checkpoint | Known, layers: tuple[int, ...], mtp: bool, experts: tuple[int, ...]) -> SliceCut:
     """The cut of a checkpoint to these layers, all MTP layers if `mtp`, and these experts, by number.
 
     Raises:
         PlanError: the architecture is unknown, or does not have a layer or an expert.
         FormatError: a shape field of the config is missing or absurd.
     """
-    if checkpoint.model is None or checkpoint.config is None or not checkpoint.families:
+    if source.model is None or source.config is None or not source.families:
         hint = f"`dsctl convert SRC DST --layout published --only GLOB` keeps tensors by name; {models.known()}"
-        raise PlanError(f"{checkpoint.store.place}: a slice needs a config.json of a known architecture", hint=hint)
-    if checkpoint.alone:
+        place = source.store.place if isinstance(source, Checkpoint) else source.place
+        raise PlanError(f"{place}: a slice needs a config.json of a known architecture", hint=hint)
+    if isinstance(source, Checkpoint) and source.alone:
         hint = "cut it out of the whole checkpoint: `dsctl slice WHOLE DST --layers 0-4 --mtp only`"
-        raise PlanError(f"{checkpoint.store.place}: is a drafter without its model, so it has no layers", hint=hint)
-    main = main_layers(checkpoint.families)
-    extra = sorted({layer for family in checkpoint.families if family.mtp for layer in family.layers})
-    there = max(family.experts for family in checkpoint.families)
+        raise PlanError(f"{source.store.place}: is a drafter without its model, so it has no layers", hint=hint)
+    main = main_layers(source.families)
+    extra = draft_layers(source.families)
+    there = max(family.experts for family in source.families)
     wanted = {*layers, *(extra if mtp else ())} or {*main, *extra}
     kept = SliceCut(tuple(sorted(wanted)), tuple(sorted(set(experts))))
     if mtp and not extra:
         hint = "leave the drafter out: the checkpoint was made without it"
-        raise PlanError(f"{checkpoint.store.place}: there is no drafter: config.json declares none", hint=hint)
+        raise PlanError("there is no drafter: config.json declares none", hint=hint)
     if not {*kept.layers} <= {*main, *extra}:
         raise PlanError(f"no such layer: there are {len(main)}, numbered from 0, and {len(extra)} MTP")
     left = [layer for layer in extra if layer not in kept.layers]
-    if left and len(left) < len(extra) and any(one.mtp and len(one.layers) < len(extra) for one in checkpoint.families):
+    if left and len(left) < len(extra) and any(one.mtp and len(one.layers) < len(extra) for one in source.families):
         what = f"the drafter's {len(extra)} stages go together: {len(extra) - len(left)} of them would be left"
         raise PlanError(what, hint="--layers 0-3,mtp keeps all stages; without mtp all are dropped")
     if kept.layers[0] not in main:
@@ -82,6 +103,35 @@ def cut_of(checkpoint: Checkpoint, layers: tuple[int, ...], mtp: bool, experts: 
     return kept
 
 
+def draft_layers(families: Iterable[Family]) -> list[int]:
+    """The numbers of the MTP layers."""
+    return sorted({layer for family in families if family.mtp for layer in family.layers})
+
+
+def small_config(model: Model, config: Mapping[str, Any], families: Sequence[Family], cut: SliceCut) -> dict[str, Any]:
+    """The config of a cut. If all main layers stay under a plan of experts, only numbers of experts change.
+
+    Raises:
+        PlanError: the numbers of experts do not fit the architecture. FormatError: a shape field is absurd.
+    """
+    if not cut.planned:
+        return model.sliced(config, cut.layers, cut.experts)
+    extra, kept = draft_layers(families), {*cut.layers}
+    if kept.issuperset(main_layers(families)) and kept.issuperset(extra):
+        small = dict(config)
+    elif kept == {*main_layers(families)}:
+        small = model.without_mtp(config)
+    else:
+        small = model.sliced(config, cut.layers, ())
+    return model.pruned(small, _number(families, cut, False), _number(families, cut, True))
+
+
+def _number(families: Sequence[Family], cut: SliceCut, drafter: bool) -> int:
+    """The largest number of experts that a kept layer will have, of the main layers or of the drafter's; 0 for none."""
+    held = {layer: one.experts for one in families if one.experts and one.mtp == drafter for layer in one.layers}
+    return max((len(cut.experts_of(layer)) or held[layer] for layer in cut.layers if layer in held), default=0)
+
+
 def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
     """The small checkpoint as a view of the large one; `cut` comes from `cut_of` for this checkpoint.
 
@@ -91,15 +141,16 @@ def sliced(checkpoint: Checkpoint, cut: SliceCut) -> Checkpoint:
     """
     assert checkpoint.config is not None and checkpoint.model is not None
     check_repeated(checkpoint)
-    config = checkpoint.model.sliced(checkpoint.config, cut.layers, cut.experts)
-    extra = {layer for family in checkpoint.families if family.mtp for layer in family.layers}
-    traits = replace(checkpoint.traits, stages=len(extra & {*cut.layers}))
+    config = small_config(checkpoint.model, checkpoint.config, checkpoint.families, cut)
+    traits = replace(checkpoint.traits, stages=len({*draft_layers(checkpoint.families)} & {*cut.layers}))
     params = [param for family in checkpoint.model.families(config, traits) for param in family.params()]
     sources = dict(_sources(checkpoint, params, cut))
     survey = _survey(checkpoint, params, sources, cut, config)
     return replace(
         checkpoint,
-        config=_skipping(config, checkpoint, [(param, sources[param.name]) for param in params], survey),
+        config=quantization_of_slice(
+            config, checkpoint, [(param, sources[param.name]) for param in params], survey, bool(cut.planned)
+        ),
         manifests={},
         files={file: size for file, size in checkpoint.files.items() if file not in (ORIGINAL, ODD, WHOLE)},
         faults=[fault for fault in checkpoint.faults if fault.code not in _SURVEYED],
@@ -114,7 +165,8 @@ def _sources(checkpoint: Checkpoint, params: Iterable[Param], cut: SliceCut) -> 
     known = {(param.template, param.layer, param.expert): param for param in checkpoint.params}
     for param in params:
         layer = None if param.layer is None else cut.layers[param.layer]
-        expert = cut.experts[param.expert] if param.expert is not None and cut.experts else param.expert
+        kept = cut.experts_of(layer)
+        expert = kept[param.expert] if param.expert is not None and kept else param.expert
         source = known.get((param.template, layer, expert))
         if source is None:
             raise PlanError(f"{param.name}: layer {layer} of {checkpoint.store.place} has no such parameter")
@@ -150,9 +202,12 @@ def _survey(
 
 def _cut(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
     """The small model's part of a parameter of the large one."""
-    if source.family.below != param.family.below:
+    kept = cut.experts_of(source.layer)
+    if cut.renumbers(source.family, param.family, source.layer):
         return _renumbered(param, source, cover(pieces), cut)
-    return pieces if source.shape == param.shape else _rows(param, source, cover(pieces), cut)
+    if source.shape == param.shape and (param.role != "router" or kept == tuple(range(len(kept)))):
+        return pieces
+    return _rows(param, source, cover(pieces), kept)
 
 
 def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
@@ -162,12 +217,18 @@ def _renumbered(param: Param, source: Param, pieces: tuple[Piece, ...], cut: Sli
     if more or not whole or stored is None or rows != source.shape[0] or columns > source.shape[1]:
         raise _no_cut(param, source)
     slot = structs.replace(piece.slot, region=Box.whole(param.shape))
-    return (structs.replace(piece, slot=slot, codec=Renumbered(stored, experts=source.family.below, kept=cut.experts)),)
+    return (structs.replace(piece, slot=slot, codec=renumbered(stored, source, cut)),)
 
 
-def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], cut: SliceCut) -> tuple[Piece, ...]:
+def renumbered(dtype: str, table: Param, cut: SliceCut) -> Renumbered:
+    """The codec that gives the experts of a table of the source their new numbers."""
+    kept = cut.experts_of(table.layer) or tuple(range(table.family.below))
+    return Renumbered(dtype, experts=table.family.below, kept=kept, near=bool(cut.planned))
+
+
+def _rows(param: Param, source: Param, pieces: tuple[Piece, ...], experts: tuple[int, ...]) -> tuple[Piece, ...]:
     """The kept experts' rows of a parameter with one row per expert."""
-    experts = cut.experts[: param.shape[0]]
+    experts = experts[: param.shape[0]]
     if param.role != "router" or param.shape[0] != len(experts):
         raise _no_cut(param, source)
     return _taken(param, source, pieces, ((experts[first], experts[last - 1] + 1) for first, last in _runs(experts)))
@@ -206,61 +267,3 @@ def _runs(numbers: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Runs of consecutive numbers, as ranges of positions: [3, 4, 9] gives (0, 2), (2, 3)."""
     breaks = [place for place, (one, two) in enumerate(pairwise(numbers), 1) if two != one + 1]
     yield from pairwise((0, *breaks, len(numbers)))
-
-
-def _skipping(
-    config: dict[str, Any], checkpoint: Checkpoint, cut: Sequence[tuple[Param, Param]], survey: Survey
-) -> dict[str, Any]:
-    """The small config; its quantization_config lists unquantized modules by their new names.
-
-    `cut` has the small model's parameters, each with the one from which it is cut. Removed modules are not listed.
-    """
-    if checkpoint.quantization is None:
-        return config
-    known = {name for param in checkpoint.params for name in _modules(param)}
-    renamed = {old: new for param, source in cut for old, new in zip(_modules(source), _modules(param), strict=True)}
-    said = dict(checkpoint.quantization)
-    for field in SPARED_FIELDS:
-        if isinstance(said.get(field), list):
-            if not all(isinstance(name, str) for name in said[field]):
-                what = f"config.json: quantization_config.{field} holds something that is not a module's name"
-                raise FormatError(what, hint="`dsctl verify` checks the config, and --fix rewrites it")
-            names = [renamed.get(name, name) for name in said[field] if name not in known or name in renamed]
-            said[field] = list(dict.fromkeys(names))
-    stored = [(param, source, pieces[0].codec) for param, source in cut if (pieces := survey.pieces.get(param.name))]
-    if stored and not any(codec.quantized for _, _, codec in stored):
-        return edited(config, {}, [QUANTIZATION])
-    if said.get("quant_method") == dress.METHOD:
-        said |= _targeted(checkpoint.quantization, stored)
-    return edited(config, {QUANTIZATION: said})
-
-
-def _targeted(said: Mapping[str, Any], stored: Sequence[tuple[Param, Param, Codec]]) -> dict[str, Any]:
-    """The groups and exceptions of compressed-tensors for these parameters, from those of the original parameters.
-
-    Patterns contain layer numbers, and a group without remaining modules must be dropped.
-    """
-
-    def patterned(entries: Any) -> list[str]:
-        wanted = texts(entries)
-        marked = [(new, any(is_named(text, module_of(old), old) for text in wanted)) for new, old, _ in linears]
-        return list(patterns(marked))
-
-    linears = [one for one in stored if linear(one[0])]
-    groups = {}
-    for name, group in (said.get("config_groups") or {}).items():
-        targets = texts(group.get("targets"))
-        held = (
-            any(is_named(text, module_of(old), old) for text in targets) for _, old, codec in linears if codec.quantized
-        )
-        if any(held):
-            groups[name] = group if LINEAR in targets else {**group, "targets": patterned(group.get("targets"))}
-    # An entry without a number is not about a removed layer; it may name modules as a loader does, not as the files do.
-    general = [text for text in texts(said.get("ignore")) if not any(map(str.isdigit, text))]
-    unmatched = [text for text in general if not any(is_named(text, module_of(old), old) for _, old, _ in linears)]
-    return {"config_groups": groups, "ignore": [*unmatched, *patterned(said.get("ignore"))]}
-
-
-def _modules(param: Param) -> tuple[str, ...]:
-    """Every name under which a config may list a parameter's module as unquantized; experts may be listed singly."""
-    return (module_of(param), *modules(param))

@@ -15,12 +15,13 @@ from dsctl.version import __version__
 
 # The verbs with the first lines of their docstrings. Each verb is a function in the module with its name.
 VERBS = {
+    "card": "Print a stub of a model card for a folder that dsctl made.",
     "compare": "Compare the values of two checkpoints, in any formats.",
     "convert": "Convert a checkpoint to another format, or rename its tensors.",
     "diff": "Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.",
     "doctor": "Measure this machine and estimate how much it converts in an hour.",
     "download": "Download a release or a repository and verify the hash of every file.",
-    "slice": "Cut a small working checkpoint out of a large one.",
+    "slice": "Cut a small working checkpoint out of a large one, or prune experts by a plan.",
     "formats": "List the formats of --to: bits per value, loaders, hardware and loss.",
     "inspect": "Show the contents of a checkpoint, from its headers alone.",
     "models": "List the releases known by name, oldest first.",

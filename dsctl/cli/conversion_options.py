@@ -115,15 +115,6 @@ KeptLayers = Annotated[
     str | None,
     typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
 ]
-KeptExperts = Annotated[
-    str | None,
-    typer.Option(
-        "--experts",
-        metavar="N|NUMBERS",
-        help="Keep the first N routed experts, such as 8, or only these: 0-3,16-19.",
-        rich_help_panel=WHICH,
-    ),
-]
 
 Tp = Annotated[int | None, _ranks("tp", "Split matrices by rows or columns over N tensor-parallel ranks.")]
 Ep = Annotated[int | None, _ranks("ep", "Distribute whole experts over N expert-parallel parts.")]
@@ -230,5 +221,22 @@ Consume = Annotated[
         show_default=False,
         help="Delete source files as they are converted (irreversible; pass twice to confirm).",
         rich_help_panel=RUNNING,
+    ),
+]
+KeptExperts = Annotated[
+    str | None,
+    typer.Option(
+        "--experts",
+        metavar="N|NUMBERS|FILE",
+        help="Keep the first N routed experts, these: 0-3,16-19, or those of a plan, a JSON file.",
+        rich_help_panel=WHICH,
+    ),
+]
+CopyToDrafter = Annotated[
+    bool,
+    typer.Option(
+        "--copy-to-drafter",
+        help="Use a plan's lists of the last main layers for the drafter's layers too.",
+        rich_help_panel=WHICH,
     ),
 ]

@@ -15,6 +15,7 @@ from dsctl.cli.conversion_options import (
     AllowMissing,
     Bf16,
     Consume,
+    CopyToDrafter,
     Device,
     Digest,
     Engine,
@@ -68,10 +69,12 @@ class PartOptions:
 
 @dataclass(frozen=True, slots=True)
 class SliceOptions:
-    """The layers and experts that a slice keeps, as texts such as 0-4,mtp and 8, and its drafter; None keeps all."""
+    """The layers and experts that a slice keeps, as texts such as 0-4,mtp and 8 or a plan's file, and its drafter; None
+    keeps all."""
 
     layers: KeptLayers = None
     experts: KeptExperts = None
+    copy_to_drafter: CopyToDrafter = False
     mtp: Mtp = None
     no_mtp: NoMtp = False
 

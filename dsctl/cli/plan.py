@@ -8,8 +8,10 @@ import typer
 
 from dsctl import models
 from dsctl.cli import completion
-from dsctl.cli.groups import PrintOptions, RankOptions, verb
+from dsctl.cli.conversion_options import CopyToDrafter, KeptExperts
+from dsctl.cli.groups import PrintOptions, RankOptions, SliceOptions, verb
 from dsctl.cli.options import Html, Local, Remote
+from dsctl.cli.parts import part_of
 from dsctl.cli.sizing import Gpu, MustFit, Reserved, ServingOptions, accelerators
 from dsctl.cli.sources import located
 from dsctl.core.errors import PlanError, UsageError
@@ -18,6 +20,7 @@ from dsctl.look.capacity import STORED, USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
 from dsctl.look.description import Description, require_model
 from dsctl.look.fitting import Must, Reserve, Subject
+from dsctl.look.pruned import without_experts
 from dsctl.look.source import describe
 from dsctl.plan.recipes import recipe as named_recipe
 from dsctl.show.audits import warn
@@ -60,6 +63,8 @@ def plan(
     ranks: RankOptions,
     to: To = None,
     recipe: Recipe = None,
+    experts: KeptExperts = None,
+    copy_to_drafter: CopyToDrafter = False,
     gpu: Gpu = None,
     reserve: Reserved = None,
     must_fit: MustFit = None,
@@ -87,12 +92,15 @@ def plan(
 
         dsctl plan v3.2 --recipe int4-experts-fp8 --tp 8
 
+        dsctl plan v4-flash-0731 --experts reap_plan.json --copy-to-drafter --gpu h100
+
         dsctl plan v3.2 --html v3.2-plan.html
     """
     if html is not None:
         ready(html, (source,))
     serving.check()
     check_formats(to or ())
+    part = part_of(SliceOptions(experts=experts, copy_to_drafter=copy_to_drafter))
     recipes = tuple(map(named_recipe, recipe or ()))
     warn((one.note for one in recipes), printing.output())
     devices, demands = accelerators(gpu), list(must_fit or ())
@@ -102,6 +110,10 @@ def plan(
         what = "the architecture is unknown, so splits and caches cannot be computed"
         raise UsageError(f"{source}: {what}", hint=models.known())
     require_model(description)
+    if part.experts or part.plan is not None:
+        description, notes = without_experts(description, part)
+        for note in notes:
+            printing.output().note(note)
     spreads, exact = _spreads(description, ranks)
     if exact:
         _check_counts(demands, spreads[0])

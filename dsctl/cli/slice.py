@@ -40,10 +40,13 @@ def slice(  # noqa: A001  the name of the verb
     force: Force = False,
     printing: PrintOptions,
 ) -> None:
-    """Cut a small working checkpoint out of a large one.
+    """Cut a small working checkpoint out of a large one, or prune experts by a plan.
 
     Layers are renumbered, the router keeps the rows of the kept experts, and config and index are updated to match.
     From the Hub, only the bytes that are kept are downloaded.
+
+    A plan is a JSON file with the experts that each layer keeps, such as {"layers": {"3": [0, 2, 5], ...}}: as REAP and
+    similar tools publish them, or in a new order.
 
     Examples:
 
@@ -52,11 +55,15 @@ def slice(  # noqa: A001  the name of the verb
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
 
         dsctl slice DeepSeek-V3.2 small-draft --layers 0-1 --experts 4 --mtp only
+
+        dsctl slice v4-flash-0731 pruned --experts reap_plan.json --copy-to-drafter --dry-run
     """
     # Loaded late: it takes longer than `--help` itself.
+    from dsctl.cli.parts import part_of
     from dsctl.cli.requests import choose_format
     from dsctl.cli.slicing import slice_to
 
     format_ = choose_format(None if to == KEEP else to, bf16) or KEEP
     run = RunOptions(dry_run=dry_run, workers=workers, force=force)
-    slice_to(source, target, kept, format_, run, printing.output(), local)
+    part = part_of(kept)
+    slice_to(source, target, part, format_, run, printing.output(), local)

@@ -30,8 +30,17 @@ Against = Annotated[
         "--against",
         metavar="RELEASE|SRC",
         autocompletion=completion.sources,
-        help="Compare with a release or a different folder as well.",
+        help="Compare with a release's description, or with the values of the checkpoint it comes from.",
     ),
+]
+SampleShare = Annotated[
+    str | None,
+    typer.Option(
+        "--sample", metavar="SHARE", help="Compare values in only this share of rows, such as 1%; for remote sources."
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Choose the same rows as an earlier sample.")
 ]
 Deep = Annotated[bool, typer.Option("--deep", help="Read every byte: values, duplicates, digests.")]
 Fix = Annotated[bool, typer.Option("--fix", help="Fix metadata: index, headers, quantization_config, side files.")]
@@ -59,6 +68,8 @@ def verify(
     source: Source,
     *,
     against: Against = None,
+    sample: SampleShare = None,
+    seed: Seed = None,
     deep: Deep = False,
     fix: Fix = False,
     dry_run: DryRun = False,
@@ -76,6 +87,9 @@ def verify(
     Reads headers and scales, and opens every file with the safetensors library. Reads weights, and group scales of
     more than 1 GiB, only with --deep. Exits with 50 if it finds an error. --fix never changes a weight.
 
+    --against SRC compares every value with those of SRC, in any form and layout: it counts the parameters with the
+    same bytes, with the same values, and with values as their form rounds them, and names all others.
+
     If the architecture is unknown, takes the parameters from the headers and checks files, forms, scales and contents.
 
     Examples:
@@ -84,25 +98,33 @@ def verify(
 
         dsctl verify ./DeepSeek-V3.2 --deep --json
 
+        dsctl verify ./DeepSeek-V3.2-bf16 --against ./DeepSeek-V3.2
+
+        dsctl verify ./DeepSeek-V3.2-bf16 --against ./DeepSeek-V3.2 --sample 1%
+
         dsctl verify ./DeepSeek-V3.2 --fix --dry-run
 
         dsctl verify ./DeepSeek-V3.2 --strict --annotate
     """
     from dsctl.checkpoint.opening import weights_at
+    from dsctl.cli.proving import proof_of, sampled, source_of
+    from dsctl.look.proving import findings
     from dsctl.run.mend import can_mend, mend_all, undisturbed
     from dsctl.show.annotations import workflow_commands
     from dsctl.show.findings import Bar, as_json, is_failing, show_report
     from dsctl.verify.against import other
+    from dsctl.verify.findings import ordered
     from dsctl.verify.repair import mends
 
     if annotate and printing.json:
         raise UsageError("--json and --annotate cannot be combined", hint="choose one: both print to stdout")
-    ignored = _codes(ignore)
+    chosen, ignored = sampled(sample, seed, against), _codes(ignore)
     if dry_run and not fix:
         raise UsageError("--dry-run needs --fix: without it, verify changes nothing")
     output, mending, bar = printing.output(), fix and not dry_run, Bar(strict, require_architecture)
     store = weights_at(located(source, remote, local))
     their = other(located(against, remote, local)) if against else None
+    base = source_of(against, remote, local, chosen) if against else None
 
     def check() -> Report:
         return _checked(store, their, deep, ignored, output)
@@ -116,10 +138,14 @@ def verify(
             )
         elif fix:
             done = mends(store, report, their)
+    proof = base if base is None or isinstance(base, str) else proof_of(store, base, against or "", chosen, output)
+    if proof is not None and not isinstance(proof, str):
+        more = [one for one in findings(proof) if one.code not in ignored]
+        report = replace(report, findings=ordered([*report.findings, *more]))
     if fix:
         _tell(done, dry_run, output)
-    output.data(as_json(report, their, bar, ignored, done, mended=mending))
-    show_report(source, report, their, show_all, ignored, output)
+    output.data(as_json(report, their, proof, bar, ignored, done, mended=mending))
+    show_report(source, report, their, proof, show_all, ignored, output)
     for line in workflow_commands(source, report) if annotate else ():
         output.raw(f"{line}\n")
     if is_failing(report, bar):

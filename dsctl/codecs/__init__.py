@@ -42,6 +42,14 @@ def in_dialect(codec: Codec, dialect: str) -> Codec:
     return replace(codec, dialect=dialect) if codec.quantized else codec  # type: ignore[type-var]
 
 
+def by_row(codec: Codec) -> Codec:
+    """The codec of the same codes with a scale for each row, where a row of blocks shares scales."""
+    if codec.block[0] == 1:
+        return codec
+    shape = "block" if isinstance(codec, Fp8Block) else "group"
+    return replace(codec, **{shape: (1, codec.form.group[1])})  # type: ignore[type-var]
+
+
 def of_published(published: Published, quantization: Mapping[str, Any] | None = None) -> Codec:
     """The codec of a release's format; a `quantization_config` may declare different blocks and scales.
 

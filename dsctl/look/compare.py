@@ -85,9 +85,13 @@ def _matches(name: str, globs: tuple[str, ...]) -> bool:
 
 
 def _held(store: Store) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
-    """Every parameter of a checkpoint and its pieces; unknown tensors have their own names."""
     checkpoint = open_checkpoint(store)
     require_whole(checkpoint, allow_missing=True, allow_extra=True)
+    return held_by(checkpoint)
+
+
+def held_by(checkpoint: Checkpoint) -> dict[str, tuple[Param, tuple[Piece, ...]]]:
+    """Every parameter of a checkpoint and its pieces; unknown tensors have their own names."""
     held = {
         param.name: (param, pieces)
         for param in checkpoint.params

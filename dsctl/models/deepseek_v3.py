@@ -18,9 +18,9 @@ from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import MTP, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit, drafter_of
-from dsctl.models.deepseek_v3_config import is_export, sliced, stored_drafter, without_mtp
+from dsctl.models.deepseek_v3_config import expert_groups, is_export, pruned, sliced, stored_drafter, without_mtp
 from dsctl.models.deepseek_v3_traits import as_stored, told
-from dsctl.models.model import Contradiction
+from dsctl.models.model import Contradiction, ExpertGroups
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
@@ -295,6 +295,12 @@ class DeepseekV3:
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)
+
+    def pruned(self, config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+        return pruned(config, experts, drafter)
+
+    def expert_groups(self, config: Mapping[str, Any]) -> ExpertGroups:
+        return expert_groups(config)
 
     def kept_rows(
         self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param

@@ -6,8 +6,10 @@ from collections.abc import Container, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from dsctl.core.config_fields import text_fields
+from dsctl.core.config_fields import edited, text_fields
+from dsctl.core.errors import PlanError
 from dsctl.core.params import MTP, NO_DRAFTER, Drafter
+from dsctl.models.model import ExpertGroups
 
 _MTP = "num_nextn_predict_layers"
 # The entries of `architectures` in SGLang's own export of a drafter (sgl-project/sglang, export_deepseek_nextn.py).
@@ -71,3 +73,37 @@ def _routing(config: Mapping[str, Any], count: int) -> dict[str, Any]:
         "topk_group": chosen,
     }
     return {field: value for field, value in edited.items() if config.get(field) is not None}
+
+
+def pruned(config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+    """The same config for this number of routed experts.
+
+    Raises:
+        PlanError: the drafter would have a different number.
+    """
+    refuse_two_numbers("n_routed_experts", experts, drafter)
+    return edited(config, {"n_routed_experts": experts})
+
+
+def refuse_two_numbers(field: str, experts: int, drafter: int) -> None:
+    """Refuse different numbers of experts if the config has one field for both.
+
+    Raises:
+        PlanError: they differ.
+    """
+    if drafter not in (0, experts):
+        what = f"config.json has one {field} for main layers and drafter, which would have {experts} and {drafter}"
+        raise PlanError(what, hint="give the drafter's layers the same number, or leave them out with --layers")
+
+
+def expert_groups(config: Mapping[str, Any]) -> ExpertGroups:
+    """The groups of a router with `n_group` and `topk_group`.
+
+    A score is the sum of two experts with a correction bias (DeepSeek-V3 inference/model.py, `Gate`), otherwise the
+    largest one (deepseek-ai/DeepSeek-V2 modeling_deepseek.py, `group_limited_greedy`).
+    """
+    said = text_fields(config)
+    number, chosen = (said.get(field) for field in ("n_group", "topk_group"))
+    if type(number) is not int or type(chosen) is not int or number < 2 or chosen < 1:
+        return ExpertGroups()
+    return ExpertGroups(number, chosen, 2 if said.get("topk_method", "noaux_tc") == "noaux_tc" else 1)

@@ -21,7 +21,7 @@ from dsctl.models.deepseek_v3 import DeepseekV3
 from dsctl.models.deepseek_v4 import Block, stages_of, told
 from dsctl.models.deepseek_v4_config import speaks_of_blocks, units
 from dsctl.models.deepseek_v4_vision import aligner, tower
-from dsctl.models.deepseek_v41_config import attention, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v41_config import attention, pruned, shrunk, sliced, without_mtp
 from dsctl.models.deepseek_v41_dimensions import Dimensions, dimensions
 from dsctl.models.deepseek_v41_faults import contradictions
 from dsctl.models.deepseek_v41_tables import kept_rows
@@ -168,6 +168,9 @@ class DeepseekV41(DeepseekV3):
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)
+
+    def pruned(self, config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+        return pruned(config, experts, drafter)
 
     def kept_rows(
         self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dsctl.core.attention import SharedCaches, whole_numbers
-from dsctl.core.config_fields import resized, text_fields
+from dsctl.core.config_fields import edited, resized, text_fields
 from dsctl.core.errors import PlanError
 from dsctl.models.deepseek_v3 import limited_tokens
+from dsctl.models.deepseek_v3_config import refuse_two_numbers
 from dsctl.models.deepseek_v4_config import last_layers, layers_read
 from dsctl.models.deepseek_v41_tables import compacted, part_sizes
 
@@ -123,6 +124,14 @@ def _fewer_experts(said: Mapping[str, Any], experts: Sequence[int]) -> dict[str,
             "dspark_num_experts_per_tok": min(said.get("dspark_num_experts_per_tok") or 1, kept),
         }
     return found
+
+
+def pruned(config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+    """The same config for these numbers of routed experts; a drafter has a number of its own."""
+    own = {"dspark_n_routed_experts": drafter} if drafter and "dspark_n_routed_experts" in text_fields(config) else {}
+    if not own:
+        refuse_two_numbers("n_routed_experts", experts, drafter)
+    return edited(config, {"n_routed_experts": experts, **own})
 
 
 def schedule(layers: int) -> dict[str, list[int]]:

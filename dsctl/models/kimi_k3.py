@@ -17,9 +17,10 @@ from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import DeepseekV3, Size, gated
-from dsctl.models.kimi_k3_config import Dimensions, dimensions, shrunk, sliced
+from dsctl.models.kimi_k3_config import Dimensions, dimensions, expert_groups, pruned, shrunk, sliced
 from dsctl.models.kimi_k25 import Vision as VisionSizes
 from dsctl.models.kimi_k25 import image_table, plain, prefixed
+from dsctl.models.model import ExpertGroups
 
 _LAYER = "model.layers.{layer}."
 _ATTENTION, _MLP, _MOE = _LAYER + "self_attn.", _LAYER + "mlp.", _LAYER + "block_sparse_moe."
@@ -204,3 +205,9 @@ class KimiK3(DeepseekV3):
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         return shrunk(config, sizes)
+
+    def pruned(self, config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+        return pruned(config, experts)
+
+    def expert_groups(self, config: Mapping[str, Any]) -> ExpertGroups:
+        return expert_groups(config)

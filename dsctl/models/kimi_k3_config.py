@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dsctl.core.config_fields import resized, text_fields
+from dsctl.core.config_fields import edited, resized, text_fields
 from dsctl.core.errors import FormatError
 from dsctl.models.deepseek_v3 import Count, Size, limited_tokens
 from dsctl.models.kimi_k25 import shrunk_placeholder, shrunk_vision
+from dsctl.models.model import ExpertGroups
 
 _LINEAR, _FULL, _KDA = "linear_attn_config", "full_attn_layers", "kda_layers"
 _LAYERS, _DENSE = "num_hidden_layers", "first_k_dense_replace"
@@ -109,6 +110,20 @@ def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[i
         small |= {_EXPERTS: len(experts), _CHOSEN: min(said[_CHOSEN], len(experts))}
         small |= {field: 1 for field in (_GROUPS, _GROUPS_CHOSEN) if said.get(field) is not None}
     return resized(config, small)
+
+
+def pruned(config: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """The same config for this number of routed experts; there is no drafter."""
+    return edited(config, {_EXPERTS: experts})
+
+
+def expert_groups(config: Mapping[str, Any]) -> ExpertGroups:
+    """The groups of experts; a router with more than one scores them as V3's does."""
+    said = text_fields(config)
+    number, chosen = said.get(_GROUPS), said.get(_GROUPS_CHOSEN)
+    if type(number) is not int or type(chosen) is not int or number < 2 or chosen < 1:
+        return ExpertGroups()
+    return ExpertGroups(number, chosen, 2)
 
 
 def _renumbered(said: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size, counted
+from dsctl.models.model import ExpertGroups
 
 _LAYER = "layers.{layer}."
 _ATTENTION = _LAYER + "attention."
@@ -199,6 +200,15 @@ class MistralLarge3(DeepseekV3):
             moe |= {"num_experts": len(experts), "num_experts_per_tok": chosen}
             moe |= {field: 1 for field in ("num_expert_groups", "num_expert_groups_per_tok") if field in moe}
         return {**config, "n_layers": len(layers), _MOE: moe}
+
+    def pruned(self, config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+        return {**config, _MOE: config[_MOE] | {"num_experts": experts}}
+
+    def expert_groups(self, config: Mapping[str, Any]) -> ExpertGroups:
+        said = config[_MOE]
+        number, chosen = (said.get(field, 1) for field in ("num_expert_groups", "num_expert_groups_per_tok"))
+        known = type(number) is int and type(chosen) is int and number > 1 and chosen > 0
+        return ExpertGroups(number, chosen) if known else ExpertGroups()
 
     def tiny(self, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
         dense = min(config[_MOE]["first_k_dense_replace"], max(sizes["layers"] - 1, 0), 1)

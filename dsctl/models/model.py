@@ -17,6 +17,17 @@ class Contradiction(NamedTuple):
     what: str
 
 
+class ExpertGroups(NamedTuple):
+    """Groups of neighbouring experts, of equal size: a router chooses `chosen` of them, and experts in these.
+
+    A group's score is the sum of its `scored` best experts.
+    """
+
+    number: int = 1
+    chosen: int = 1
+    scored: int = 1
+
+
 class Model(Protocol):
     """One architecture."""
 
@@ -73,6 +84,16 @@ class Model(Protocol):
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         """The same config for these layers, numbered through the model, and these experts; empty means all."""
+
+    def pruned(self, config: Mapping[str, Any], experts: int, drafter: int) -> dict[str, Any]:
+        """The same config for these numbers of routed experts in each main layer and in each MTP layer (0 without any).
+
+        Raises:
+            PlanError: the config has one number for both, and these differ.
+        """
+
+    def expert_groups(self, config: Mapping[str, Any]) -> ExpertGroups:
+        """The groups of experts among which its routers choose first."""
 
     def kept_rows(
         self, config: Mapping[str, Any], small: Mapping[str, Any], source: Param, param: Param

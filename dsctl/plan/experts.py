@@ -42,6 +42,24 @@ def placement(path: str) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, rows))
 
 
+def layers_of_rows(count: int, layers: tuple[int, ...], main: int, label: str) -> list[int]:
+    """The layer of each of `count` rows: the MoE layers among `layers`, with or without those of the drafter, or all of
+    the `main` layers of the model; `label` begins errors.
+
+    Raises:
+        FormatError: no reading fits, or several different ones do.
+    """
+    known = [layer for layer in layers if layer < main]
+    readings = [numbers for numbers in (known, list(layers), list(range(main))) if len(numbers) == count]
+    if not readings:
+        raise FormatError(f"{label}: {count} rows do not match {len(known)} MoE layers")
+    numbers = readings[0]
+    if any(other != numbers for other in readings):
+        what = "match both the MoE layers with the MTP layer and all layers without it"
+        raise FormatError(f"{label}: {count} rows {what}", hint=f"write {len(known)} rows, one per MoE layer")
+    return numbers
+
+
 def dealt_out(
     rows: tuple[tuple[int, ...], ...], layers: tuple[int, ...], main: int, experts: int, parts: int
 ) -> dict[int, tuple[frozenset[int], ...]]:
@@ -53,14 +71,7 @@ def dealt_out(
     Raises:
         FormatError: the number of rows is wrong or ambiguous, the places do not divide, or an expert is missing.
     """
-    known = [layer for layer in layers if layer < main]
-    readings = [numbers for numbers in (known, list(layers), list(range(main))) if len(numbers) == len(rows)]
-    if not readings:
-        raise FormatError(f"expert map: {len(rows)} rows do not match {len(known)} MoE layers")
-    numbers = readings[0]
-    if any(other != numbers for other in readings):
-        what = "match both the MoE layers with the MTP layer and all layers without it"
-        raise FormatError(f"expert map: {len(rows)} rows {what}", hint=f"write {len(known)} rows, one per MoE layer")
+    numbers = layers_of_rows(len(rows), layers, main, "expert map")
     found = {}
     for layer, row in zip(numbers, rows, strict=True):
         if layer not in layers:

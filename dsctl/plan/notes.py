@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dsctl.codecs.codec import Codec
+from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.amounts import plural
 from dsctl.core.params import MTP, Family, drafter_of
 from dsctl.plan.request import KEEP, ONLY, PUBLISHED, RECIPE, Request
@@ -69,3 +70,15 @@ def partial(request: Request, whys: Iterable[str], known: bool = True) -> Iterat
     world = max(request.tp, request.ep) * request.pp
     if request.tp and request.ranks and len(request.ranks) < world:
         yield f"{PARTIAL}{len(request.ranks):,} of {world:,} ranks; loaders need all of them"
+
+
+def renumbered(codecs: Iterable[Codec]) -> Iterator[str]:
+    """The note on tables of experts by token of which a slice changes the numbers; `codecs` are those that read."""
+    rules = [codec.rule for codec in codecs if isinstance(codec, Renumbered)]
+    if rules:
+        tables = (
+            f"{len(rules):,} tables of experts by token hold the new numbers"
+            if len(rules) > 1
+            else "1 table of experts by token holds the new numbers"
+        )
+        yield "; ".join(filter(None, (tables, max(rules))))

@@ -14,6 +14,7 @@ from dsctl.checkpoint.groups import Group, Known
 from dsctl.codecs import CODECS
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
+from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
 from dsctl.core.choices import choose
 from dsctl.core.params import OTHER, Family, Param
@@ -21,7 +22,7 @@ from dsctl.layouts.layout import Layout, Slot
 from dsctl.plan.blocks import Blocks, check_joined
 from dsctl.plan.formats import Formats, known_formats
 from dsctl.plan.laid import laid
-from dsctl.plan.notes import copied, drafting, partial
+from dsctl.plan.notes import copied, drafting, partial, renumbered
 from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
 from dsctl.plan.request import KEEP, ONLY, PUBLISHED, RECIPE, Request, refuse_idle
@@ -84,6 +85,7 @@ def overview(known: Known, request: Request) -> Overview:
         *request.notes,
         *notes,
         *formats.notes,
+        *renumbered(group.codec for group, _ in stored for _ in group.params if isinstance(group.codec, Renumbered)),
         *copied(request, ((group.codec, codec) for group, codec in stored), relaid),
         *drafting(request, known.traits.drafter, _sizes(stored)),
         *partial(request, whys),
@@ -119,14 +121,18 @@ def _parts(group: Group, request: Request, formats: Formats) -> Iterable[tuple[G
     """The parts of a group with the same codec in the target, and that codec; None for the part that is left out."""
     if not _shown(group, request) and not any(rule.match for rule in formats.rules):
         first = Param(group.family.template, group.family, None, None)
-        yield group, None if why_dropped(first, True, request) else formats.codec(first, group.codec)
+        yield group, None if why_dropped(first, True, request) else _codec(formats, first, group.codec)
         return
     found: dict[Codec | None, list[Param]] = {}
     for param in group.params:
-        codec = None if why_dropped(param, True, request) else formats.codec(param, group.codec)
+        codec = None if why_dropped(param, True, request) else _codec(formats, param, group.codec)
         found.setdefault(codec, []).append(param)
     for codec, params in found.items():
         yield group.part(params), codec
+
+
+def _codec(formats: Formats, param: Param, source: Codec) -> Codec:
+    return source.written if isinstance(source, Renumbered) else formats.codec(param, source)
 
 
 def _add(found: Overview, group: Group, codec: Codec, layout: Layout, blocks: Blocks) -> None:
@@ -138,7 +144,8 @@ def _add(found: Overview, group: Group, codec: Codec, layout: Layout, blocks: Bl
     for slot in slots:
         check_joined(group.family.template, codec, slot)
     step = blocks.checked(_step(group, codec, slots), group.family.template, held)
-    found.counts[kind(step)] += held
+    done = kind(step)
+    found.counts[done] = found.counts.get(done, 0) + held
     found.counts["values"] += held * prod(group.family.shape)
     formats = found.roles.setdefault(group.family.group, {})
     formats[codec.name] = formats.get(codec.name, 0) + written

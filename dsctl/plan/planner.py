@@ -25,14 +25,14 @@ from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
-from dsctl.plan.notes import apart, copied, drafting, partial
+from dsctl.plan.notes import apart, copied, drafting, partial, renumbered
 from dsctl.plan.plan import COUNTED, Dropped, OutFile, Placed, Plan, Want, fingerprint, gathered_most, kind
 from dsctl.plan.request import DROPPED, KEEP, ONLY, Request
 from dsctl.plan.selection import wanted
 from dsctl.plan.spread import settled
 from dsctl.plan.steps import Copy, Part, Region, Step, are_all, region_of
 from dsctl.plan.target import Target, target_of
-from dsctl.plan.texts import carried, texts
+from dsctl.plan.texts import SIGNATURES, carried, texts
 from dsctl.plan.whole import whole_copies
 
 # Missing tensors of the whole that a note names.
@@ -61,7 +61,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
     notes = [*request.notes, *target.notes, *sizes, *remarks, *_recoded(target, steps), *_decoded(target, wants)]
     notes += [
         *_gone(target, placed),
-        *((*_renumbered(steps), *_compacted(wants)) if request.slice else ()),
+        *(f"left out {name}: it signs the files of the source" for name in SIGNATURES if name in checkpoint.files),
+        *((*renumbered(step.reads[0].codec for step in steps), *_compacted(wants)) if request.slice else ()),
         *drafting(request, checkpoint.traits.drafter, _sizes(wants, placed)),
         *apart(nested(checkpoint.files)),
         *_read_twice(steps),
@@ -160,16 +161,6 @@ def _gone(target: Target, placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[
     if gone := [name for name in target.whole.files if name not in there]:
         named = ", ".join(gone[:NAMED]) + (", ..." if len(gone) > NAMED else "")
         yield f"the whole checkpoint had {len(gone):,} more tensors, which these ranks lack: {named}"
-
-
-def _renumbered(steps: Iterable[Step]) -> Iterator[str]:
-    if count := sum(kind(step) == "renumbered" for step in steps):
-        tables = (
-            f"{count:,} tables of experts by token hold the new numbers"
-            if count > 1
-            else "1 table of experts by token holds the new numbers"
-        )
-        yield f"{tables}; a kept expert replaces each removed one"
 
 
 def _compacted(wants: Iterable[Want]) -> Iterator[str]:

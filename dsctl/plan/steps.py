@@ -112,7 +112,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     @property
     def read_bytes(self) -> int:
         if self.is_uncut and not self.twins:
-            return sum([part.spec.nbytes for part in self.reads[0].parts])
+            return _own_bytes(self.reads[0])
         return sum(share(self.span, region) for region in self.regions_read)
 
     @property
@@ -135,7 +135,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def written_bytes(self) -> int:
-        return sum([copy.write.spec.nbytes for copy in self.copies]) + sum(map(_written, self.writes))
+        return sum([copy.write.spec.nbytes for copy in self.copies]) + sum(map(_own_bytes, self.writes))
 
     def band_rows(self, band_bytes: int) -> int:
         """Rows per band: a multiple of every codec's block, at most about `band_bytes` of float32."""
@@ -232,7 +232,8 @@ def region_of(piece: Piece) -> Region:
     return Region(slot.region, codec, tuple(parts), slot.container, slot.at)
 
 
-def _written(region: Region) -> int:
+def _own_bytes(region: Region) -> int:
+    """The bytes of a region in its stored tensors, which may hold more than it."""
     if region.container == region.box.shape:
         return sum([part.spec.nbytes for part in region.parts])
     specs = region.codec.specs(region.box.shape)
@@ -260,4 +261,4 @@ def share(band: Box, region: Region) -> int:
     """The bytes of a region's stored tensors that belong to a band of the parameter."""
     both = band.intersect(region.box)
     size = max(region.box.size, 1)
-    return sum(part.spec.nbytes for part in region.parts) * (both.size if both else 0) // size
+    return _own_bytes(region) * (both.size if both else 0) // size

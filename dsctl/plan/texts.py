@@ -29,17 +29,21 @@ from dsctl.layouts.manifests import MANIFEST, encode, manifest
 from dsctl.plan.plan import Placed, PlacedPart, Want
 from dsctl.plan.request import DROPPED, KEEP, KEPT, ONLY, RECIPE
 from dsctl.plan.target import Target
-from dsctl.stores import INDEX, SIGNED
+from dsctl.stores import INDEX, SIGNED, STATEMENT
 
 # Weights in this and other file formats: remaining ones are not copied beside the converted weights.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
+
+
+# Signatures of a folder's files, by model-signing and as docs/attestation.md names cosign's: false for other files.
+SIGNATURES = ("model.sig", "dsctl.sigstore.json")
 
 
 def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
     """The source's other files, copied unchanged, with their sizes; without those that are `made`."""
     checkpoint, request = target.checkpoint, target.request
     derived = checkpoint.layout.texts(text_fields(checkpoint.config or {}))
-    replaced = {"config.json", INDEX, SIGNED, MANIFEST, *derived, *checkpoint.headers}
+    replaced = {"config.json", INDEX, SIGNED, STATEMENT, MANIFEST, *SIGNATURES, *derived, *checkpoint.headers}
     part = request.only or request.skip or request.layers or request.experts or request.mtp == ONLY
     quantized = request.to == RECIPE or not target.formats.format.plain
     if target.saves or quantized or part or target.restores:

@@ -21,14 +21,14 @@ from dsctl.run.identity import HeldFile, identity, touched, unlike
 from dsctl.run.journal import JOURNAL
 from dsctl.run.locks import LOCK
 from dsctl.run.marks import BEGUN, NOBODY, Mark, Route, outputs, read_mark, sign_begun, sign_nobody, work_of
-from dsctl.stores import SIGNED, WORKING, Store, separate
+from dsctl.stores import SIGNED, STATEMENT, WORKING, Store, separate
 from dsctl.stores.objects import ObjectFolder
 
 # Errors of the disk, not of the chosen place.
 _FAILING = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ENOMEM)
 _KEPT = (f"{WORKING}/{LOCK}", f"{WORKING}/{BEGUN}")
 # Files that dsctl keeps for itself in a target; each must be a regular file without a second link.
-_OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, ORIGINAL, ODD, WHOLE)
+_OWN = (*_KEPT, f"{WORKING}/{JOURNAL}", SIGNED, STATEMENT, ORIGINAL, ODD, WHOLE)
 
 
 def held_now(plan: Plan, store: Store, mark: Mark | None) -> dict[str, HeldFile]:

@@ -30,7 +30,8 @@ from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.marks import Route, read_mark, source_json
 from dsctl.run.resuming import RunState, regain
-from dsctl.stores import SIGNED, WORKING, Store
+from dsctl.run.statement import Made
+from dsctl.stores import SIGNED, STATEMENT, WORKING, Store
 from dsctl.stores.sums import stated_sums
 from dsctl.version import __version__
 from dsctl.work.executors import Executor
@@ -185,7 +186,7 @@ def _again(path: Path) -> Iterator[bytes]:
 def _finish(
     route: Route, state: RunState, report: EventReport, safe: Callable[[], None], sha256: bool
 ) -> dict[str, Any]:
-    """Write index, config and copied files, then `dsctl.json`, whose presence means complete."""
+    """Write index, config, copied files and the statement, then `dsctl.json`, whose presence means complete."""
     plan, target = route.plan, route.target
     files = dict(state.committed)
     for name, size in plan.carried.items():
@@ -198,12 +199,15 @@ def _finish(
     if plan.gathers:
         size, chunks = gathered(plan, target)
         files[ODD] = signed_bytes(size, replace_file(target / ODD, chunks, sha256))
+    counts = plan.counts | dict(sorted(state.counts.items())) | _compared(plan, state)
+    made = Made(plan, route.store, route.held, files, counts).statement()
+    files[STATEMENT] = signed_bytes(len(made), replace_file(target / STATEMENT, made, sha256))
     audit = {
         "dsctl": __version__,
         "fingerprint": plan.fingerprint,
         "source": source_json(plan, route.held) | {"files": plan.source_files} | _sums(route),
         "request": plan.request.json(),
-        "audit": plan.counts | dict(sorted(state.counts.items())) | _compared(plan, state),
+        "audit": counts,
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "notes": plan.notes,
         "files": {name: entry.json() for name, entry in sorted(files.items())},

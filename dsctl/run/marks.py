@@ -13,7 +13,7 @@ from dsctl.checkpoint.odd_scales import ODD
 from dsctl.core.files import read_own, replace_file
 from dsctl.plan.plan import Plan
 from dsctl.run.identity import HeldFile, parse
-from dsctl.stores import SIGNED, WORKING, Store
+from dsctl.stores import SIGNED, STATEMENT, WORKING, Store
 from dsctl.version import __version__
 
 BEGUN = "request.json"
@@ -121,7 +121,7 @@ def outputs(plan: Plan) -> set[str]:
     """Every file that a complete target holds."""
     repeated = {f"{folder}/{name}" for name in plan.repeated for folder in plan.folders}
     gathered = (ODD,) if plan.gathers else ()
-    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, *gathered, SIGNED}
+    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, *gathered, STATEMENT, SIGNED}
 
 
 def begun_json(plan: Plan, store: Store, held: Mapping[str, HeldFile]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from dsctl.look.proof import Proof
 from dsctl.show.output import Output, count, plural, size
 from dsctl.verify.against import Other
 from dsctl.verify.findings import CODES, SEVERITIES, Report
@@ -24,12 +25,19 @@ class Bar(NamedTuple):
 
 
 def as_json(
-    report: Report, their: Other | None, bar: Bar, ignored: Sequence[str], done: Sequence[Mend], mended: bool
+    report: Report,
+    their: Other | None,
+    proof: Proof | str | None,
+    bar: Bar,
+    ignored: Sequence[str],
+    done: Sequence[Mend],
+    mended: bool,
 ) -> dict[str, Any]:
-    """A report as stable JSON."""
+    """A report as stable JSON; `proof` as in `show_report`."""
     return {
         "place": report.place,
         "against": their.origin._asdict() if their else None,
+        "values": {"not_compared": proof} if isinstance(proof, str) else proof and proof.json(),
         "ok": not is_failing(report, bar),
         "checked": report.checked._asdict(),
         "ignored": list(ignored),
@@ -48,13 +56,22 @@ def is_failing(report: Report, bar: Bar) -> bool:
 
 
 def show_report(
-    source: str, report: Report, their: Other | None, show_all: bool, ignored: Sequence[str], output: Output
+    source: str,
+    report: Report,
+    their: Other | None,
+    proof: Proof | str | None,
+    show_all: bool,
+    ignored: Sequence[str],
+    output: Output,
 ) -> None:
-    """Print what was checked, the ignored codes and the findings: ten of each code, or all of them with `show_all`."""
+    """Print what was checked, the ignored codes and the findings: ten of each code, or all of them with `show_all`.
+
+    `proof` is the verdict on its values, or the reason why there is none.
+    """
     checked = report.checked
     tensors = f"{plural(checked.files, 'file')}, {plural(checked.tensors, 'tensor')}, {size(checked.nbytes)}"
     output.text(f"{source}: {tensors}")
-    for part, words in _scope(report, their):
+    for part, words in (*_scope(report, their), *_values(proof)):
         output.text(f"  {part:10}  {words}")
     if ignored:
         output.text(f"  {'ignored':10}  {', '.join(ignored)}")
@@ -93,10 +110,22 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
         by = ", ".join(checked.algorithms)
         compared = f" and {plural(checked.digests, 'digest')} ({by})" if checked.digests else ""
         lines.append(("dsctl.json", f"sizes{compared}"))
+    if checked.statement is not None:
+        lines.append(("statement", _statement(checked.statement)))
     lines.append(
         ("contents", f"{size(checked.contents)} read" if checked.contents else "not checked: --deep reads them")
     )
     return lines
+
+
+def _values(proof: Proof | str | None) -> list[tuple[str, str]]:
+    """The verdict on the values in one line, and what it rests on."""
+    if proof is None:
+        return []
+    if isinstance(proof, str):
+        return [("values", f"not compared: {proof}")]
+    rests = proof.sample.words if proof.sample else "every byte of both sides was read"
+    return [("values", proof.line), ("", rests)]
 
 
 def _library(report: Report) -> str:
@@ -110,3 +139,10 @@ def _library(report: Report) -> str:
     sides = ", side files included" if tried > checked.files + strays else ""
     unmapped = f"; the system could not map {checked.library_unmapped:,} of them" if checked.library_unmapped else ""
     return f"{checked.library} opened {checked.library_opened:,} of {plural(tried, 'file')}{sides}{unmapped}"
+
+
+def _statement(compared: int) -> str:
+    """How far the statement was checked."""
+    if not compared:
+        return "not compared with dsctl.json"
+    return f"{plural(compared, 'subject')} and request compared; not signatures: `model_signing verify` checks those"

@@ -17,6 +17,8 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 # The same in Mistral's own format.
 PARAMS, PARAMS_INDEX = "params.json", "consolidated.safetensors.index.json"
 SIGNED = "dsctl.json"
+# The in-toto statement about the files that `dsctl.json` lists.
+STATEMENT = "dsctl.intoto.json"
 WORKING = ".dsctl"
 
 

@@ -7,8 +7,9 @@ from dsctl.checkpoint.scales import scales_to_check
 from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.errors import FormatError
 from dsctl.core.progress import Advance
-from dsctl.stores import SIGNED, Store
+from dsctl.stores import SIGNED, STATEMENT, Store
 from dsctl.verify import config, drafters, numbers, signed, structure
+from dsctl.verify import statement as made
 from dsctl.verify.against import Other, against
 from dsctl.verify.contents import ReadContents, read_contents
 from dsctl.verify.findings import CheckScope, Finding, Report, ordered
@@ -29,6 +30,8 @@ def verify(
     store, _ = reachable(store)
     findings = [*opened.findings, *structure.folder(store)]
     entries = _signed(store, findings, opened.lost)
+    statement = made.seen(store, store.files(), entries) if STATEMENT not in opened.lost else made.Seen()
+    findings += statement.findings
     checkpoint = opened.checkpoint
     if checkpoint is not None:
         findings = list(structure.with_tensors(checkpoint, findings))
@@ -41,6 +44,7 @@ def verify(
         library_refused=second.refused,
         library_unmapped=second.unmapped,
         library_skipped=second.skipped,
+        statement=statement.compared,
     )
     if checkpoint is None:
         return Report(store.place, ordered(findings), scope)

@@ -14,12 +14,12 @@ from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS, quantizati
 from dsctl.core.errors import FormatError
 from dsctl.core.params import Family, Traits
 from dsctl.releases import Release
-from dsctl.stores import INDEX, SIGNED, Store, store_at
+from dsctl.stores import INDEX, SIGNED, STATEMENT, Store, store_at
 from dsctl.verify.findings import Finding
 
 # Fields of config.json that may differ from a release. `auto_map` may not: it names the code that loaders run.
 _FREE = STORAGE_FIELDS | CLERICAL_FIELDS - {"auto_map"}
-_OWN = ("config.json", INDEX, SIGNED, ORIGINAL)
+_OWN = ("config.json", INDEX, SIGNED, STATEMENT, ORIGINAL)
 _TEXT_BYTES = 64 << 20
 _ABSENT = "absent"
 # Values of more characters are too long to read side by side.

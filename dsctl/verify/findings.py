@@ -103,10 +103,18 @@ CODES: dict[str, Code] = {
     "signed-size":          Code(ERROR),
     "digest":               Code(ERROR),
     "unsigned-file":        Code(NOTE),
+    "statement-broken":     Code(ERROR),
+    "statement-subjects":   Code(ERROR, True),
+    "statement-differs":    Code(ERROR),
     # another checkpoint or release
     "other-architecture":   Code(ERROR),
     "config-differs":       Code(WARNING),
     "other-storage":        Code(WARNING),
+    "other-values":         Code(ERROR),
+    "lost-parameter":       Code(ERROR),
+    "added-parameter":      Code(ERROR),
+    "unread-values":        Code(ERROR),
+    "odd-rounding":         Code(WARNING),
     # contents
     "not-finite":           Code(ERROR),
     "huge-value":           Code(WARNING),
@@ -145,7 +153,8 @@ class CheckScope(NamedTuple):
     `drafter` is the drafter that the tensors show: its `kind` (mtp or dspark), the number of its `stages`, the same as
     `text`, and whether it is `alone`, without its model; None if there is none. If `architecture` is None, it is
     unknown: which parameters there should be was not checked. `digests` counts the files whose bytes were compared with
-    `dsctl.json`, by the digests named in `algorithms`.
+    `dsctl.json`, by the digests named in `algorithms`. `statement` counts the subjects of the statement that were
+    compared with `dsctl.json`: 0 if that was not possible, None if there is no statement. A signature is never checked.
     `scales_unread` counts the scales of groups that were not read because there are too many of them. The fields of
     `library` are those of `dsctl.verify.library.SecondOpinion`.
     """
@@ -168,6 +177,7 @@ class CheckScope(NamedTuple):
     library_refused: int = 0
     library_unmapped: int = 0
     library_skipped: str | None = None
+    statement: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

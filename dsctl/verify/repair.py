@@ -28,7 +28,7 @@ from dsctl.core.config_fields import QUANTIZATION, edited, quantization_of, text
 from dsctl.core.errors import PlanError, VerifyFailed
 from dsctl.core.files import beside, sync_folder, take_place, write_beside
 from dsctl.core.header import PT, Header
-from dsctl.stores import INDEX, SIGNED, WORKING, Store
+from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
 from dsctl.stores.local import LocalFolder
 from dsctl.verify.against import Other
 from dsctl.verify.findings import Report
@@ -36,6 +36,7 @@ from dsctl.verify.formats import role_fields
 from dsctl.verify.numbers import block_scales
 from dsctl.verify.opening import open_anyhow
 from dsctl.verify.signed import read_signed
+from dsctl.verify.statement import renewed
 from dsctl.verify.structure import params, quantized_codecs, usual_dtype
 
 COPY_BYTES = 8 << 20
@@ -84,7 +85,7 @@ def mends(store: Store, report: Report, their: Other | None = None) -> list[Mend
             found += _config(opened.checkpoint, report)
     if their is not None and their.store is not None:
         found += _side_files(their.store, report)
-    return found
+    return [*found, *_statement(store, report)]
 
 
 def mend(store: LocalFolder, planned: Iterable[Mend]) -> None:
@@ -262,6 +263,14 @@ def _scale_fmt(checkpoint: Checkpoint, report: Report) -> str:
     declared = (checkpoint.quantization or {}).get("scale_fmt") == "ue8m0"
     is_ue8m0 = powers == len(refs) or (declared and 2 * powers > len(refs))
     return "ue8m0" if is_ue8m0 else "float32"
+
+
+def _statement(store: LocalFolder, report: Report) -> Iterator[Mend]:
+    """The statement with the files and digests of `dsctl.json`: it is read when the other files have been fixed."""
+    codes = {finding.code for finding in report.findings}
+    if "statement-subjects" in codes and not codes & {"signed-missing", "signed-size", "digest"}:
+        what = f"its subjects become the files of {SIGNED}; changed ones are marked, and a signature of it ends"
+        yield Mend(STATEMENT, what, lambda: (renewed(store),), store.files()[STATEMENT])
 
 
 def _side_files(their: Store, report: Report) -> Iterator[Mend]:

@@ -25,7 +25,7 @@ def weights(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "dsctl.json"
+        if path.is_file() and path.name not in ("dsctl.json", "dsctl.intoto.json")
     }
 
 

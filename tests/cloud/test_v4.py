@@ -14,6 +14,9 @@ from tests.support.folders import contents
 from tests.support.forks import Launcher
 from tests.support.unusual import same_files, unusual
 
+# They name the source.
+NAMED = ("dsctl.json", "dsctl.intoto.json")
+
 
 @pytest.fixture(scope="module")
 def flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +30,7 @@ def test_from_store_to_store_and_back(objects: Objects, flash: Path, way: str, t
     dsctl("convert", remote, made, way, "--workers", 1)
     dsctl("convert", flash, tmp_path / "here", way, "--workers", 1)
     there = objects.contents(f"made{way}")
-    assert {name: data for name, data in there.items() if name != "dsctl.json"} == contents(tmp_path / "here")
+    assert {name: data for name, data in there.items() if name not in NAMED} == contents(tmp_path / "here")
     assert {"odd-scales.dsctl", "inference/model.py"} <= there.keys()
     dsctl("convert", made, tmp_path / "back", "--to", "published", "--workers", 1)
     same_files(flash, tmp_path / "back")
@@ -51,4 +54,5 @@ def test_a_killed_run_keeps_the_scales_that_it_had_gathered(
     dsctl("convert", flash, url, "--bf16", "--workers", 1)
     dsctl("convert", flash, tmp_path / "here", "--bf16", "--workers", 1)
     there = objects.contents("killed-v4")
-    assert {name: data for name, data in there.items() if name != "dsctl.json"} == contents(tmp_path / "here")
+    assert there["dsctl.intoto.json"] == (tmp_path / "here" / "dsctl.intoto.json").read_bytes()
+    assert {name: data for name, data in there.items() if name not in NAMED} == contents(tmp_path / "here")

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 INDEX = "model.safetensors.index.json"
+STATEMENT = "dsctl.intoto.json"
 NORM = "model.layers.0.input_layernorm.weight"
 MATRIX = "model.layers.0.self_attn.o_proj.weight"
 EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
@@ -467,6 +468,22 @@ PLANTED: dict[str, Planted] = {
     ),
     "a dsctl.json cut off": Planted(
         "broken-json", "dsctl.json", lambda f: os.truncate(f.path / "dsctl.json", 100), signed=True
+    ),
+    "a statement of another digest": Planted(
+        "statement-subjects", STATEMENT,
+        lambda f: f.json(STATEMENT, lambda s: s["subject"][0].update(digest={"blake3": "0" * 64})),
+        signed=True, also=("signed-size",),
+    ),
+    "a statement of another request": Planted(
+        "statement-differs", STATEMENT,
+        lambda f: f.json(
+            STATEMENT, lambda s: s["predicate"]["buildDefinition"]["externalParameters"]["request"].update(to="keep")
+        ),
+        signed=True, also=("signed-size",),
+    ),
+    "a statement without its type": Planted(
+        "statement-broken", STATEMENT, lambda f: f.json(STATEMENT, lambda s: s.pop("_type")),
+        signed=True, also=("signed-size",),
     ),
     "one bit flipped": Planted("digest", FIRST, flipped, deep=True, signed=True),
     # contents

@@ -137,7 +137,9 @@ def test_a_lock_that_is_removed_ends_the_run(source: Path, tmp_path: Path, monke
     assert (source / FIRST).exists() and not (tmp_path / "out" / "dsctl.json").exists()
 
 
-FILES = (".dsctl/lock", ".dsctl/journal.jsonl", ".dsctl/request.json", "dsctl.json", "original.dsctl")
+FILES = (
+    ".dsctl/lock", ".dsctl/journal.jsonl", ".dsctl/request.json", "dsctl.json", "dsctl.intoto.json", "original.dsctl",
+)  # fmt: skip
 FOLDERS = (".dsctl", ".cache", ".cache/dsctl")
 
 

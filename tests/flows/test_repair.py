@@ -64,9 +64,9 @@ class Killed(BaseException):
     """What ends a process between two calls."""
 
 
-@pytest.mark.parametrize("steps", range(5))
+@pytest.mark.parametrize("steps", range(7))
 def test_a_killed_mend_is_ended_by_the_next(folder: Folder, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Two files are mended, each with two replacements: its signature's and its own."""
+    """Two files and the statement are mended, each with two replacements: its signature's and its own."""
     done = []
 
     def killed(path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_killed_mend_is_ended_by_the_next(folder: Folder, monkeypatch: pytest.
     planned = repair.mends(store, verify(store))
     with monkeypatch.context() as patched:
         patched.setattr(repair, "take_place", killed)
-        if steps < 4:
+        if steps < 6:
             with pytest.raises(Killed):
                 repair.mend(store, planned)
             assert {"leftover"} <= {finding.code for finding in verify(store).findings}

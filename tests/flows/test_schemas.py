@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl
-from tests.support.schemas import ERROR, FOLDER, VERBS, faults, validator
+from tests.support.schemas import ERROR, FOLDER, STATEMENT, VERBS, faults, validator
 from tests.tools.reference import commands
 
 # Schema, then a command run where `small`, `plain`, `other` and `broken` are checkpoints.
@@ -33,6 +33,8 @@ PRINTED = (
     ("verify", "verify small --deep"),
     ("verify", "verify broken"),
     ("verify", "verify plain --against v3"),
+    ("verify", "verify plain --against small"),
+    ("verify", "verify other --against small --sample 5%"),
     ("verify", "verify broken --fix --dry-run"),
     ("convert", "convert small made --to int8-channel --no-mtp"),
     ("convert", "slice small cut --layers 0-1 --experts 2"),
@@ -75,6 +77,8 @@ def test_what_is_printed_is_what_the_schema_says(schema: str, line: str, folder:
 def test_the_signed_file_is_what_the_schema_says(folder: Path) -> None:
     dsctl("convert", "plain", "made", "--fp8")
     assert faults("convert", json.loads((folder / "made" / "dsctl.json").read_text())) == []
+    assert faults(STATEMENT, json.loads((folder / "made" / "dsctl.intoto.json").read_text())) == []
+    assert faults("card", json.loads(dsctl("card", "made", "--json"))) == []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,8 @@ def test_a_traceback_comes_before_the_error(folder: Path) -> None:
 def test_every_verb_has_its_schemas_and_none_is_left_over() -> None:
     printing = {verb for verb, command in commands().items() if any(param.name == "json" for param in command.params)}
     assert set(VERBS) == printing
-    assert {path.stem for path in FOLDER.iterdir()} == {ERROR} | {name for names in VERBS.values() for name in names}
+    named = {name for names in VERBS.values() for name in names}
+    assert {path.stem for path in FOLDER.iterdir()} == {ERROR, STATEMENT} | named
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.stem)

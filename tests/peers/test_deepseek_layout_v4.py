@@ -133,7 +133,8 @@ def test_experts_in_eight_bits_are_those_of_the_published_recast(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
+    named = ("dsctl.json", "dsctl.intoto.json")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in named)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

@@ -68,7 +68,8 @@ def restated(source: Path, world: int) -> Iterator[Tensors]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
+    named = ("dsctl.json", "dsctl.intoto.json")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in named)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

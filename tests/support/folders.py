@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes by its place in the folder, but no audit: it names its source and a time."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "dsctl.json")
+    """Every file's bytes by its place in the folder, but no audit and no statement: both name the source."""
+    named = ("dsctl.json", "dsctl.intoto.json")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in named)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

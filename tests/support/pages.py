@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -41,6 +42,19 @@ STAND_INS = {
     "DeepSeek-V4.1-Flash": "tiny v4.1-flash DeepSeek-V4.1-Flash --hidden 128",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
     "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
+}
+# And the plans of experts: for V4-Flash-0731, the small V3.2 and the small V4-Flash.
+PLANS = {
+    "reap_plan.json": {
+        "keep_maps": {
+            "keep_by_layer": {str(at): [one for one in range(256) if (one + at) % 8 < 5] for at in range(43)},
+        },
+        "kept_experts_per_layer": 160,
+    },
+    "order.json": {"layers": {"1": [5, 4, 7, 6, 0, 1, 3, 2], "2": [0, 2, 1, 3, 6, 5, 4, 7]}},
+    "uneven.json": {
+        "layers": {key: [0, 2, 3, 5, 7, 6][: 5 + (key != "2")] for key in ("0", "1", "2", "3", "4", "mtp.0")}
+    },
 }
 # Commands with words that begin so need a hub, an object store or a cluster; tests/hub, tests/cloud and tests/ray have
 # them.
@@ -146,6 +160,9 @@ class Shelf:
 
     def put(self, names: Iterable[str], where: Path) -> None:
         for name in names:
+            if name in PLANS:
+                (where / name).write_text(json.dumps(PLANS[name]))
+                continue
             linked(self._kept(name), where / name)
         for file in self.folder.rglob("*.safetensors"):
             changed = file.stat().st_mtime_ns
@@ -219,7 +236,7 @@ def needed(commands: Iterable[Command]) -> list[str]:
     for command in commands:
         places = [word.removeprefix("./") for word in command.words]
         new = places[2:3] if places[0] == "convert" and places[1] != places[2] else []
-        wanted += [name for name in places if name in STAND_INS and name not in {*made, *new, *wanted}]
+        wanted += [name for name in places if name in {*STAND_INS, *PLANS} and name not in {*made, *new, *wanted}]
         made.update(new)
     return wanted
 

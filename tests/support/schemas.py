@@ -12,8 +12,11 @@ from jsonschema import Draft202012Validator
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 # What every verb prints on stderr if it fails.
 ERROR = "error"
+# What the verbs that write leave in a folder, beside dsctl.json.
+STATEMENT = "statement"
 # Verb -> the schemas of what it prints.
 VERBS = {
+    "card": ("card",),
     "compare": ("compare",),
     "convert": ("convert", "convert-plan", "release-plan"),
     "diff": ("diff",),
@@ -25,7 +28,7 @@ VERBS = {
     "models": ("models",),
     "plan": ("plan",),
     "shard": ("convert", "convert-plan", "shard-plan"),
-    "slice": ("convert", "convert-plan"),
+    "slice": ("convert", "convert-plan", "release-plan"),
     "tiny": ("tiny",),
     "verify": ("verify",),
 }
