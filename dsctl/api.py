@@ -34,11 +34,11 @@ from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
 from dsctl.plan.expert_plan import read_plan
-from dsctl.plan.options import ConversionOptions, request_of
+from dsctl.plan.options import ConversionOptions, chosen_drafter, request_of
 from dsctl.plan.parts import Part
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
-from dsctl.plan.request import KEEP, Request
+from dsctl.plan.request import KEEP, KEPT, Request
 from dsctl.run.result import Result
 from dsctl.stores.hub import SCHEME
 
@@ -189,15 +189,15 @@ class Source:
         *,
         layers: Iterable[int] | None = None,
         experts: int | Iterable[int] | str | os.PathLike[str] | None = None,
-        mtp: bool | None = None,
+        mtp: bool | str | None = None,
         copy_to_drafter: bool = False,
         to: str = KEEP,
     ) -> Conversion:
         """A conversion that cuts a small working checkpoint, as `dsctl slice` does.
 
         `layers` are numbers, and `experts` numbers, how many of the first to keep, or the file of a plan; None keeps
-        all. `mtp` keeps the MTP layer or drops it; None keeps it if all layers are kept. `copy_to_drafter` prunes the
-        drafter's layers with a plan's lists of the last main layers.
+        all. `mtp` is keep, drop or only, or a bool for the first two; None keeps the drafter if all layers are kept.
+        `copy_to_drafter` prunes the drafter's layers with a plan's lists of the last main layers.
 
         Raises:
             UsageError: an unknown format, or layers and experts that are not numbers. SourceError, FormatError: the
@@ -208,8 +208,9 @@ class Source:
         chosen = numbers("experts", kept)  # type: ignore[arg-type]
         if experts is not None and not chosen and plan is None:
             raise UsageError("experts: at least one must be kept", hint="leave experts out to keep all")
-        part = Part(None if layers is None else numbers("layers", layers), chosen, mtp, plan, copy_to_drafter)
-        request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp="keep")
+        drafter = None if mtp is None else chosen_drafter(mtp)
+        part = Part(None if layers is None else numbers("layers", layers), chosen, drafter, plan, copy_to_drafter)
+        request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp=KEPT)
         return Conversion(self, request, part)
 
     def download(

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.drafter_faults import LOST, OTHER_KIND, STAGES, UNDECLARED, explains, of_drafter
 from dsctl.checkpoint.lost_files import of_files
 from dsctl.checkpoint.pieces import Fault
 from dsctl.checkpoint.wrong_config import of_config
@@ -22,6 +23,8 @@ WEIGHTS = ".safetensors"
 _FETCHED = ("missing-shard", "wrong-size", "broken-header", "lfs-pointer")
 
 BELONGS = "replace config.json with the one that belongs to these files"
+_DROPPED = "fetch the drafter's files, or leave it out: `dsctl convert SRC DST --mtp drop`"
+_REMEDIES = {LOST: _DROPPED, STAGES: _DROPPED, UNDECLARED: BELONGS, OTHER_KIND: BELONGS}
 
 
 class Told(Protocol):
@@ -46,6 +49,9 @@ def remedy(store: Store, found: Iterable[Told]) -> str | None:
         one.code == "wrong-config" or (one.code == "missing-tensor" and one.where == "config.json") for one in found
     ):
         return BELONGS
+    for one in found:
+        if one.code in _REMEDIES:
+            return _REMEDIES[one.code]
     return None
 
 
@@ -53,11 +59,15 @@ def told(checkpoint: Checkpoint, faults: Iterable[Fault]) -> list[Fault]:
     """The same faults grouped by cause, causes first; the `details` of a cause list the faults that follow from it."""
     said, faults = set(checkpoint.contradictions), list(faults)
     files, rest = of_files(checkpoint, [fault for fault in faults if fault not in said])
-    sizes, rest = of_config(checkpoint, rest)
-    whole, rest = _of_layers(checkpoint, rest)
+    config = [fault for fault in faults if fault in said]
+    sizes: list[Fault] = []
+    if not explains(checkpoint, [*config, *rest]):
+        sizes, rest = of_config(checkpoint, rest)
     # A wrong size may be why a config contradicts itself.
-    config = [] if sizes else [fault for fault in faults if fault in said]
-    return [*files, *sizes, *config, *whole, *_alike(rest)]
+    drafts, rest = of_drafter(checkpoint, [*(() if sizes else config), *rest])
+    whole, rest = _of_layers(checkpoint, rest)
+    config = [fault for fault in rest if fault in said]
+    return [*files, *sizes, *drafts, *config, *whole, *_alike([fault for fault in rest if fault not in said])]
 
 
 def _of_layers(checkpoint: Checkpoint, faults: list[Fault]) -> tuple[list[Fault], list[Fault]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from dsctl.checkpoint.drafters import is_alone, without_model
 from dsctl.checkpoint.generic import Generic, generic
 from dsctl.checkpoint.matching import Contents, regular, survey
 from dsctl.checkpoint.pieces import Fault, Survey
@@ -18,7 +19,7 @@ from dsctl.core.amounts import plural, size
 from dsctl.core.config_fields import quantization_of
 from dsctl.core.errors import FormatError
 from dsctl.core.header import Header, TensorRef, TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits
+from dsctl.core.params import MTP, NO_DRAFTER, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, drafter_of
 from dsctl.core.visible import shortened
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import Manifest
@@ -75,7 +76,7 @@ class Checkpoint:
         """
         if self.view is not None:
             return self.view.layout
-        return recognise(self.headers, self.manifests, lambda: self._described, self.store.place)
+        return recognise(self.headers, self.manifests, lambda: self.described, self.store.place)
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -90,8 +91,12 @@ class Checkpoint:
         """Facts about the architecture that names and dtypes of its tensors show, including tensors of lost files."""
         if self.known_traits is not None or self.model is None or self.config is None:
             return self.known_traits or PLAIN_TRAITS
-        named = dict.fromkeys(self.index or (), TensorSpec("", ()))
-        return self.model.traits(self.config, named | self.specs | first_expert(self.specs))
+        return self.model.traits(self.config, self._named)
+
+    @property
+    def _named(self) -> dict[str, TensorSpec]:
+        """Every tensor of headers and index by name, the first of stacked experts as one of its own."""
+        return dict.fromkeys(self.index or (), TensorSpec("", ())) | self.specs | first_expert(self.specs)
 
     @cached_property
     def generic(self) -> Generic | None:
@@ -112,12 +117,50 @@ class Checkpoint:
         Raises:
             FormatError: as `generic`; or a shape field of the config is missing or absurd.
         """
-        return self._described if self.generic is None else self.generic.families
+        if self.generic is not None:
+            return self.generic.families
+        return self._drafts if self.alone else self.described
 
     @cached_property
-    def _described(self) -> tuple[Family, ...]:
-        """The architecture's parameter families; empty if the architecture is unknown."""
+    def described(self) -> tuple[Family, ...]:
+        """The architecture's parameter families, in a drafter's folder those of its model, too; empty if the
+        architecture is unknown."""
         return _described(self)
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether it is a drafter without its model: every stored tensor is the drafter's.
+
+        Raises:
+            FormatError: a shape field of the config is missing or absurd.
+        """
+        if self.view is not None or self.model is None:
+            return False
+        return is_alone(drafter_of(self.described, self.traits.drafter or MTP), self.headers, self.index)
+
+    @cached_property
+    def _drafts(self) -> tuple[Family, ...]:
+        return without_model(self.described, self.layout, {*self.specs, *(self.index or ())})
+
+    @cached_property
+    def drafter(self) -> Drafter:
+        """The drafter that its tensors show, including tensors of lost files.
+
+        Raises:
+            FormatError: a shape field of the config is missing or absurd.
+        """
+        if self.model is None or self.config is None or self.generic is not None:
+            return NO_DRAFTER
+        if self.view is not None or self.layout.shares is not None or not self.layout.published:
+            return self._held_drafter
+        return self.model.stored_drafter(self.config, self._named)
+
+    @property
+    def _held_drafter(self) -> Drafter:
+        """The drafter of its families, as far as parameters are stored."""
+        held = self.survey.pieces
+        found = [family for family in self.families if family.mtp and any(name in held for name in family.names())]
+        return drafter_of(found, self.traits.drafter or MTP)
 
     @cached_property
     def params(self) -> list[Param]:

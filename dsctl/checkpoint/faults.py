@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsctl.checkpoint import causes
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.matching import undeclared
-from dsctl.checkpoint.pieces import Fault
+from dsctl.checkpoint.pieces import ABSENT, Fault
 from dsctl.core.errors import FormatError
 
 # Faults that make nothing unreadable or ambiguous.
@@ -15,7 +15,10 @@ NOTES = frozenset({
 })  # fmt: skip
 
 # Codes of causes, which come before the faults that follow from them.
-CAUSES = ("missing-shard", "wrong-config", "compress-ratios", "drafter-config", "drafter-targets")
+CAUSES = (
+    "missing-shard", "wrong-config", "drafter-missing", "drafter-undeclared", "compress-ratios", "drafter-config",
+    "drafter-targets",
+)  # fmt: skip
 # Faults that only a config with a drafter has.
 _OF_DRAFTERS = ("compress-ratios", "drafter-config", "drafter-targets")
 # Faults in the way codes and scales were written.
@@ -48,9 +51,14 @@ def known_faults(checkpoint: Checkpoint) -> tuple[Fault, ...]:
 
 
 def require_whole(
-    checkpoint: Checkpoint, allow_missing: bool = False, allow_extra: bool = False, without_mtp: bool = False
+    checkpoint: Checkpoint,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    without_mtp: bool = False,
+    only_mtp: bool = False,
 ) -> None:
-    """Refuse a checkpoint whose own files contradict it; `without_mtp` ignores its MTP layer.
+    """Refuse a checkpoint whose own files contradict it; `without_mtp` ignores its drafter, `only_mtp` what is missing
+    of the model.
 
     Raises:
         FormatError: it has faults; `issues` lists them, those of the same cause as one.
@@ -60,28 +68,43 @@ def require_whole(
         # Shapes showed the forms, without a contradiction.
         faults = [f for f in faults if f.code != "format-not-declared"]
     faults = [f for f in faults if not (without_mtp and _of_mtp(checkpoint, f))]
+    faults = [f for f in faults if not (only_mtp and _of_model(checkpoint, f))]
     faults = [f for f in faults if f.code not in NOTES and not (allow_extra and f.code == "extra-tensor")]
     if faults:
         told = causes.told(checkpoint, faults)
         issues = [str(fault) for fault in told]
-        raise FormatError(summary(checkpoint.store.place, told), hint=_hint(checkpoint, faults, told), issues=issues)
+        raise FormatError(
+            summary(checkpoint.store.place, told), hint=_hint(checkpoint, faults, told, only_mtp), issues=issues
+        )
 
 
 def _of_mtp(checkpoint: Checkpoint, fault: Fault) -> bool:
     """Whether a fault concerns an MTP layer, and goes if this layer is left out."""
     if fault.code in _OF_DRAFTERS:
         return True
+    if fault.code == "extra-tensor":
+        return checkpoint.drafter.has(fault.where)
     return fault.code == "missing-tensor" and fault in checkpoint.survey.mtp
 
 
-def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault]) -> str | None:
+def _of_model(checkpoint: Checkpoint, fault: Fault) -> bool:
+    """Whether a fault is a tensor or file that is missing, and no part of the drafter is in it."""
+    if fault.code == "missing-shard":
+        names = (name for name, file in (checkpoint.index or {}).items() if file == fault.where)
+        return not any(map(checkpoint.drafter.has, names))
+    return fault.code in ABSENT and fault not in checkpoint.survey.mtp
+
+
+def _hint(checkpoint: Checkpoint, faults: list[Fault], told: list[Fault], only_mtp: bool) -> str | None:
     """Advice if all faults have the same cause or the same kind; `told` are the faults grouped by cause."""
     kinds, remedy = {fault.code for fault in faults}, causes.remedy(checkpoint.store, told)
     lost = any(fault.code == "missing-shard" for fault in told)
     if lost or (remedy and kinds != {"missing-tensor"}):
         return remedy
+    if kinds == {"missing-tensor"} and only_mtp and not checkpoint.drafter.stages:
+        return "fetch the files that hold the drafter"
     if kinds == {"missing-tensor"}:
-        drop = "drop the MTP layer with --no-mtp, or " if all(_of_mtp(checkpoint, fault) for fault in faults) else ""
+        drop = "drop the drafter with --mtp drop, or " if all(_of_mtp(checkpoint, fault) for fault in faults) else ""
         return f"{drop}continue without these tensors with --allow-missing"
     if kinds == {"extra-tensor"}:
         return "copy these tensors unchanged with --allow-extra"

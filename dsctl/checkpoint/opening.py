@@ -11,6 +11,7 @@ import msgspec
 
 from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.drafters import is_nested, nested
 from dsctl.checkpoint.pieces import Fault
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_headers, read_json
 from dsctl.core.errors import FormatError, SourceError
@@ -137,7 +138,8 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
 
 
 def _shards(store: Store, files: Mapping[str, int], index: Mapping[str, str] | None, faults: list[Fault]) -> list[str]:
-    present = [file for file in files if file.endswith(".safetensors")]
+    apart = nested(files)
+    present = [file for file in files if file.endswith(".safetensors") and not is_nested(file, apart)]
     if index is None:
         if len(present) > 1 and all("/" not in file for file in present) and not of_ranks(present):
             faults.append(Fault("no-index", store.place, f"{len(present)} safetensors files, but no {INDEX}"))

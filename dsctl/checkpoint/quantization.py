@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,7 @@ LINEAR = "Linear"
 _LONGEST_PATTERN = 4096
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _INT8 = "blockwise_int8"
+_NEXTN, _DECODER = "model.layers.{layer}.", "model.decoder."
 # vLLM and SGLang read the first key (older versions only this one); transformers reads the second.
 LISTED = {"fp8": ("ignored_layers", "modules_to_not_convert"), _INT8: ("ignored_layers",)}
 # SGLang's name for the module that vLLM and a family's `fused` call by a shorter one (both: models/deepseek_v2.py).
@@ -67,6 +69,22 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
         what = f"{next(iter(configs)).name}: a quantization_config of {method} cannot leave out {spared[0]}"
         raise PlanError(what, hint="use this format for every quantizable matrix")
     return config | {key: spared for key in LISTED.get(method, ()) if spared}
+
+
+def in_drafts(stored: Sequence[tuple[Param, Codec]]) -> Iterator[tuple[Param, Codec]]:
+    """The same parameters of an MTP layer under the names that SGLang gives its modules, if it loads the drafter alone.
+
+    It loads one layer, as `model.decoder` (sgl-project/sglang, models/deepseek_nextn.py).
+    """
+    if len({param.layer for param, _ in stored}) != 1:
+        return
+    for param, codec in stored:
+        family = param.family
+        if not family.mtp or not family.template.startswith(_NEXTN):
+            continue
+        template, fused = (_DECODER + name.removeprefix(_NEXTN) for name in (family.template, family.fused))
+        moved = replace(family, template=template, fused=family.fused and fused, layers=())
+        yield structs.replace(param, name=moved.named(template, None, param.expert), family=moved), codec
 
 
 def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:
@@ -182,9 +200,10 @@ def patterns(told: Iterable[tuple[Param, bool]]) -> Iterator[str]:
 
 def _pattern(template: str, layers: str) -> str:
     """A regular expression for the modules of a family, in these layers and for every expert."""
-    head, _, tail = template.rpartition(".")[0].partition("{layer}")
-    before, _, after = tail.partition("{expert}")
-    return f"re:^{re.escape(head)}{layers}{re.escape(before)}\\d+{re.escape(after)}$"
+    head, mark, tail = template.rpartition(".")[0].partition("{layer}")
+    before, _, after = (tail if mark else head).partition("{expert}")
+    where = f"{re.escape(head)}{layers}" if mark else ""
+    return f"re:^{where}{re.escape(before)}\\d+{re.escape(after)}$"
 
 
 def fused(params: Iterable[Param]) -> dict[tuple[str, int | None, int | None], list[Param]]:

@@ -77,12 +77,18 @@ def cut_of(source: Checkpoint | Known, layers: tuple[int, ...], mtp: bool, exper
         hint = f"`dsctl convert SRC DST --layout published --only GLOB` keeps tensors by name; {models.known()}"
         place = source.store.place if isinstance(source, Checkpoint) else source.place
         raise PlanError(f"{place}: a slice needs a config.json of a known architecture", hint=hint)
+    if isinstance(source, Checkpoint) and source.alone:
+        hint = "cut it out of the whole checkpoint: `dsctl slice WHOLE DST --layers 0-4 --mtp only`"
+        raise PlanError(f"{source.store.place}: is a drafter without its model, so it has no layers", hint=hint)
     main = main_layers(source.families)
     extra = draft_layers(source.families)
     there = max(family.experts for family in source.families)
     wanted = {*layers, *(extra if mtp else ())} or {*main, *extra}
     kept = SliceCut(tuple(sorted(wanted)), tuple(sorted(set(experts))))
-    if not {*kept.layers} <= {*main, *extra} or (mtp and not extra):
+    if mtp and not extra:
+        hint = "leave the drafter out: the checkpoint was made without it"
+        raise PlanError("there is no drafter: config.json declares none", hint=hint)
+    if not {*kept.layers} <= {*main, *extra}:
         raise PlanError(f"no such layer: there are {len(main)}, numbered from 0, and {len(extra)} MTP")
     left = [layer for layer in extra if layer not in kept.layers]
     if left and len(left) < len(extra) and any(one.mtp and len(one.layers) < len(extra) for one in source.families):
@@ -187,7 +193,10 @@ def _survey(
             survey.pieces[param.name] = _cut(param, source, pieces, cut)
             continue
         survey.missing.append(param)
-        survey.faults.append(wrong.get(source.name) or Fault("missing-tensor", source.name, "missing"))
+        fault = wrong.get(source.name) or Fault("missing-tensor", source.name, "missing")
+        survey.faults.append(fault)
+        if param.family.mtp:
+            survey.mtp.add(fault)
     return survey
 
 

@@ -66,6 +66,13 @@ def whole_layouts() -> list[str]:
     return [name for name in LAYOUTS if name not in SHARDED]
 
 
+def drafters() -> list[str]:
+    """Choices of --mtp."""
+    from dsctl.plan.request import DRAFTERS
+
+    return list(DRAFTERS)
+
+
 def scale_formats() -> list[str]:
     """Formats of FP8 scales."""
     from dsctl.plan.request import SCALE_FORMATS

@@ -9,6 +9,8 @@ import typer
 from dsctl.cli import completion
 from dsctl.cli.commands import RANKS, RUNNING, WHAT, WHICH
 from dsctl.cli.options import parse_size
+from dsctl.core.errors import UsageError
+from dsctl.plan.request import DRAFTERS
 
 MOST_RANKS = 4096
 
@@ -19,6 +21,13 @@ def _memory(text: str) -> int | None:
 
 def _shard_size(text: str) -> int | None:
     return parse_size(text, "--shard-size")
+
+
+def _drafter(text: str) -> str:
+    if text not in DRAFTERS:
+        hint = "write --mtp keep, --mtp drop or --mtp only; without a value it meant keep before"
+        raise UsageError(f"--mtp: {text!r} is not keep, drop or only", hint=hint)
+    return text
 
 
 def _flag(*names: str, panel: str, help_: str) -> Any:
@@ -85,11 +94,26 @@ AllowInexact = Annotated[
     ),
 ]
 
-Mtp = Annotated[bool, _flag("--mtp", panel=WHICH, help_="Keep the MTP layer in a layout that leaves it out.")]
-NoMtp = Annotated[bool, _flag("--no-mtp", panel=WHICH, help_="Drop the MTP layer (multi-token prediction).")]
+Mtp = Annotated[
+    str | None,
+    typer.Option(
+        "--mtp",
+        metavar="keep|drop|only",
+        parser=_drafter,
+        autocompletion=completion.drafters,
+        help="Keep the drafter (MTP or DSpark), drop it, or write only it: a draft model.",
+        rich_help_panel=WHICH,
+    ),
+]
+NoMtp = Annotated[bool, _flag("--no-mtp", panel=WHICH, help_="Drop the drafter (short for --mtp drop).")]
 AllowMissing = Annotated[bool, _flag("--allow-missing", panel=WHICH, help_="Continue if tensors are missing.")]
 AllowExtra = Annotated[
     bool, _flag("--allow-extra", panel=WHICH, help_="Copy tensors that the architecture does not have.")
+]
+
+KeptLayers = Annotated[
+    str | None,
+    typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
 ]
 
 Tp = Annotated[int | None, _ranks("tp", "Split matrices by rows or columns over N tensor-parallel ranks.")]

@@ -12,7 +12,7 @@ from dsctl.cli.conversion_options import Names, NoKeep, Search
 from dsctl.cli.groups import FormatOptions, LayoutOptions, PartOptions, PrintOptions, RunOptions, verb
 from dsctl.cli.options import Local, Source, Target
 from dsctl.core.errors import UsageError
-from dsctl.plan.request import KEEP
+from dsctl.plan.request import KEEP, KEPT
 
 Original = Annotated[
     str | None,
@@ -69,6 +69,8 @@ def convert(
         dsctl convert DeepSeek-V3.2 V3.2-tuned --lora my-adapter
 
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
+
+        dsctl convert DeepSeek-V3.2 V3.2-draft --mtp only
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
@@ -80,7 +82,7 @@ def convert(
     request = replace(request, lora=adapters[0])
     if layout is not None:
         request = laid_out(request, LayoutOptions(layout))
-    elif request.to == KEEP and not request.lora:
-        hint = "--bf16, --fp8, --to FORMAT, --recipe NAME, --layout NAME or --lora FOLDER"
+    elif request.to == KEEP and request.mtp == KEPT and not request.lora:
+        hint = "--bf16, --fp8, --to FORMAT, --recipe NAME or --layout NAME; --lora and --mtp drop|only need no format"
         raise UsageError("no target format", hint=hint)
     convert_to(source, target, request, run, printing.output(), local)

@@ -15,14 +15,18 @@ from dsctl.cli.conversion_options import (
     AllowMissing,
     Bf16,
     Consume,
+    CopyToDrafter,
     Device,
     Digest,
     Engine,
     Ep,
     ExpertMap,
     Fp8,
+    KeptExperts,
+    KeptLayers,
     Layout,
     MaxMemory,
+    Mtp,
     NoMtp,
     Pp,
     Rank,
@@ -57,9 +61,22 @@ class PartOptions:
 
     only: Only = None
     skip: Skip = None
+    mtp: Mtp = None
     no_mtp: NoMtp = False
     allow_missing: AllowMissing = False
     allow_extra: AllowExtra = False
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOptions:
+    """The layers and experts that a slice keeps, as texts such as 0-4,mtp and 8 or a plan's file, and its drafter; None
+    keeps all."""
+
+    layers: KeptLayers = None
+    experts: KeptExperts = None
+    copy_to_drafter: CopyToDrafter = False
+    mtp: Mtp = None
+    no_mtp: NoMtp = False
 
 
 @dataclass(frozen=True, slots=True)

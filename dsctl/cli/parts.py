@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 
+from dsctl.cli.groups import SliceOptions
 from dsctl.cli.options import parse_numbers
+from dsctl.cli.requests import drafter
 from dsctl.core.errors import UsageError
+from dsctl.core.params import MTP
 from dsctl.plan.expert_plan import read_plan
 from dsctl.plan.parts import Part
+from dsctl.plan.request import DROPPED, KEPT
 
 
-def part_of(layers: str | None, experts: str | None, copy: bool) -> Part:
-    """The part that these texts name, such as 0-4,mtp and 8; None keeps all.
+def part_of(kept: SliceOptions) -> Part:
+    """The part that texts such as 0-4,mtp and 8 name, with its drafter; None keeps all.
 
     Raises:
-        UsageError: a text is not such a list. SourceError, FormatError: the plan cannot be read.
+        UsageError: a text is not such a list, or options contradict each other. SourceError, FormatError: the plan
+            cannot be read.
     """
-    words = [word.strip() for word in layers.split(",")] if layers else []
-    numbered = parse_numbers(",".join(word for word in words if word != "mtp") or None, "--layers", "layers")
+    words = [word.strip() for word in kept.layers.split(",")] if kept.layers else []
+    numbered = parse_numbers(",".join(word for word in words if word != MTP) or None, "--layers", "layers")
+    asked = drafter(kept.mtp, kept.no_mtp) or (KEPT if MTP in words else None)
+    if asked == DROPPED and MTP in words:
+        raise UsageError("--mtp drop and --layers with mtp exclude each other", hint="leave one of them out")
+    experts = kept.experts
     plan = read_plan(experts) if experts is not None and _names_a_file(experts) else None
-    named = None if layers is None else numbered
-    return Part(named, () if plan else _experts(experts), "mtp" in words or None, plan, copy)
+    named = None if kept.layers is None else numbered
+    return Part(named, () if plan else _experts(experts), asked, plan, kept.copy_to_drafter)
 
 
 def _names_a_file(text: str) -> bool:

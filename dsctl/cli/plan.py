@@ -9,7 +9,7 @@ import typer
 from dsctl import models
 from dsctl.cli import completion
 from dsctl.cli.conversion_options import CopyToDrafter, KeptExperts
-from dsctl.cli.groups import PrintOptions, RankOptions, verb
+from dsctl.cli.groups import PrintOptions, RankOptions, SliceOptions, verb
 from dsctl.cli.options import Html, Local, Remote
 from dsctl.cli.parts import part_of
 from dsctl.cli.sizing import Gpu, MustFit, Reserved, ServingOptions, accelerators
@@ -18,7 +18,7 @@ from dsctl.core.errors import PlanError, UsageError
 from dsctl.layouts.ranks import Ranks
 from dsctl.look.capacity import STORED, USUAL_TP, Cache, check, check_formats
 from dsctl.look.capacity import formats as wanted_formats
-from dsctl.look.description import Description
+from dsctl.look.description import Description, require_model
 from dsctl.look.fitting import Must, Reserve, Subject
 from dsctl.look.pruned import without_experts
 from dsctl.look.source import describe
@@ -100,7 +100,7 @@ def plan(
         ready(html, (source,))
     serving.check()
     check_formats(to or ())
-    part = part_of(None, experts, copy_to_drafter)
+    part = part_of(SliceOptions(experts=experts, copy_to_drafter=copy_to_drafter))
     recipes = tuple(map(named_recipe, recipe or ()))
     warn((one.note for one in recipes), printing.output())
     devices, demands = accelerators(gpu), list(must_fit or ())
@@ -109,6 +109,7 @@ def plan(
     if not description.known:
         what = "the architecture is unknown, so splits and caches cannot be computed"
         raise UsageError(f"{source}: {what}", hint=models.known())
+    require_model(description)
     if part.experts or part.plan is not None:
         description, notes = without_experts(description, part)
         for note in notes:

@@ -7,6 +7,9 @@ from typing import Any
 from dsctl.cli.commands import ENVIRONMENT
 from dsctl.core.errors import UsageError
 
+# What to write after options that had no value before.
+_NEEDED = {"--mtp": "write --mtp keep, --mtp drop or --mtp only; without a value it meant keep before"}
+
 
 def usage(error: Exception) -> UsageError | None:
     """Return an error of the parser as one of dsctl, or None if it is not the parser's."""
@@ -21,6 +24,7 @@ def usage(error: Exception) -> UsageError | None:
         return UsageError(f"{path}: unknown option {getattr(error, 'option_name', '')!r}", hint=suggested + hint)
     param, why = getattr(error, "param", None), getattr(error, "message", "")
     if (option := getattr(error, "option_name", None)) is not None:
+        hint = _NEEDED.get(option, hint)
         return UsageError(f"{option}: {why.removeprefix(f'Option {option!r} ').removesuffix('.')}", hint=hint)
     if param is not None and why:
         return UsageError(f"{_named(param, context)}: {_why(param.type, why)}", hint=hint)

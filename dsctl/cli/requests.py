@@ -13,11 +13,22 @@ from dsctl.core.extras import require_torch
 from dsctl.layouts import usual_ep
 from dsctl.plan.experts import placement
 from dsctl.plan.recipes import recipe
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, USUAL, Request, refuse_idle
+from dsctl.plan.request import DROPPED, KEEP, KEPT, PUBLISHED, RECIPE, USUAL, Request, refuse_idle
 from dsctl.plan.spread import known_layout
 from dsctl.run.how import How
 
 _SHORT = {"fp8": "fp8-block", "fp16": "f16", "fp32": "f32"}
+
+
+def drafter(mtp: str | None, no_mtp: bool) -> str | None:
+    """Return the choice for the drafter, from --mtp and its shorthand; None if neither is given.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    if no_mtp and mtp not in (None, DROPPED):
+        raise UsageError(f"--mtp {mtp} and --no-mtp exclude each other", hint="give one of them")
+    return DROPPED if no_mtp else mtp
 
 
 def converted(formats: FormatOptions, part: PartOptions) -> Request:
@@ -39,7 +50,7 @@ def converted(formats: FormatOptions, part: PartOptions) -> Request:
         allow_inexact=formats.allow_inexact,
         only=tuple(part.only or ()),
         skip=tuple(part.skip or ()),
-        mtp="drop" if part.no_mtp else "keep",
+        mtp=drafter(part.mtp, part.no_mtp) or KEPT,
         notes=(chosen.note,) if chosen and chosen.note else (),
         allow_missing=part.allow_missing,
         allow_extra=part.allow_extra,
@@ -57,29 +68,27 @@ def laid_out(request: Request, options: LayoutOptions) -> Request:
     return chosen
 
 
-def spread(request: Request, sizes: RankOptions, which: SpreadOptions, mtp: bool) -> Request:
-    """Return the request sharded over ranks; `mtp` keeps the MTP layer in a layout that leaves it out.
+def spread(request: Request, sizes: RankOptions, which: SpreadOptions, asked: bool) -> Request:
+    """Return the request sharded over ranks; `asked`: its choice for the drafter was made, and is not the usual one.
 
     Raises:
         UsageError: no size, sizes that contradict each other or the layout, or a wrong list of ranks or experts.
     """
     if not any((sizes.tp, sizes.ep, sizes.pp)):
         raise UsageError("the number of ranks is missing", hint="give --tp N, --ep N or --pp N, or several of them")
-    if mtp and request.mtp == "drop":
-        raise UsageError("--mtp and --no-mtp exclude each other", hint="give one of them")
     tp = sizes.tp or 1
     ep = sizes.ep or usual_ep(request.layout, tp)
     if which.expert_map and ep == 1:
         raise UsageError("--expert-map: one part would have all experts", hint="set the number of parts with --ep N")
-    if mtp and request.layout == "vllm":
-        raise UsageError("--mtp: layout vllm does not support the MTP layer", hint="leave --mtp out")
+    if asked and request.mtp != DROPPED and request.layout == "vllm":
+        raise UsageError(f"--mtp {request.mtp}: layout vllm does not support the drafter", hint="leave --mtp out")
     return replace(
         request,
         tp=tp,
         ep=ep,
         pp=sizes.pp or 1,
         ranks=parse_numbers(which.rank, "--rank", "ranks"),
-        mtp=USUAL if request.mtp == "keep" and not mtp else request.mtp,
+        mtp=request.mtp if asked else USUAL,
         placed=placement(which.expert_map) if which.expert_map else (),
     )
 

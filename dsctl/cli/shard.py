@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsctl.cli.conversion_options import Mtp, Search
+from dsctl.cli.conversion_options import Search
 from dsctl.cli.groups import (
     FormatOptions,
     LayoutOptions,
@@ -29,7 +29,6 @@ def shard(
     formats: FormatOptions,
     search: Search = False,
     part: PartOptions,
-    mtp: Mtp = False,
     run: RunOptions,
     local: Local = False,
     printing: PrintOptions,
@@ -52,8 +51,9 @@ def shard(
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to
-    from dsctl.cli.requests import converted, laid_out, spread
+    from dsctl.cli.requests import converted, drafter, laid_out, spread
 
-    request = spread(laid_out(converted(formats, part), layout), sizes, which, mtp)
+    asked = drafter(part.mtp, part.no_mtp) is not None
+    request = spread(laid_out(converted(formats, part), layout), sizes, which, asked)
     request = replace(request, search=search)
     convert_to(source, target, request, run, printing.output(), local)

@@ -7,16 +7,12 @@ from typing import Annotated
 import typer
 
 from dsctl.cli import completion
-from dsctl.cli.commands import WHAT, WHICH
-from dsctl.cli.conversion_options import Bf16, CopyToDrafter, KeptExperts
-from dsctl.cli.groups import PrintOptions, RunOptions, verb
+from dsctl.cli.commands import WHAT
+from dsctl.cli.conversion_options import Bf16
+from dsctl.cli.groups import PrintOptions, RunOptions, SliceOptions, verb
 from dsctl.cli.options import DryRun, Force, Local, Source, Target, Workers
 from dsctl.plan.request import KEEP
 
-KeptLayers = Annotated[
-    str | None,
-    typer.Option("--layers", metavar="NUMBERS", help="Keep only these layers, such as 0-4,mtp.", rich_help_panel=WHICH),
-]
 To = Annotated[
     str,
     typer.Option(
@@ -35,9 +31,7 @@ def slice(  # noqa: A001  the name of the verb
     source: Source,
     target: Target,
     *,
-    layers: KeptLayers = None,
-    experts: KeptExperts = None,
-    copy_to_drafter: CopyToDrafter = False,
+    kept: SliceOptions,
     to: To = KEEP,
     bf16: Bf16 = False,
     local: Local = False,
@@ -60,6 +54,8 @@ def slice(  # noqa: A001  the name of the verb
 
         dsctl slice DeepSeek-V3.2 first-layers --layers 0-3 --bf16
 
+        dsctl slice DeepSeek-V3.2 small-draft --layers 0-1 --experts 4 --mtp only
+
         dsctl slice v4-flash-0731 pruned --experts reap_plan.json --copy-to-drafter --dry-run
     """
     # Loaded late: it takes longer than `--help` itself.
@@ -69,5 +65,5 @@ def slice(  # noqa: A001  the name of the verb
 
     format_ = choose_format(None if to == KEEP else to, bf16) or KEEP
     run = RunOptions(dry_run=dry_run, workers=workers, force=force)
-    part = part_of(layers, experts, copy_to_drafter)
+    part = part_of(kept)
     slice_to(source, target, part, format_, run, printing.output(), local)

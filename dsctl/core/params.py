@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -70,6 +70,36 @@ class Traits:
     scales: str = ""
     rotary: TensorSpec | None = None
     bias: str = ""
+
+
+# The kinds of drafters: layers for multi-token prediction, and a block drafter.
+MTP, DSPARK = "mtp", "dspark"
+
+
+class Drafter(NamedTuple):
+    """A drafter: its kind (`MTP`, `DSPARK`, or "" if there is none), and what the names of each stage begin with, such
+    as `model.layers.61` or `mtp.0`. A config may name a kind without a stage."""
+
+    kind: str = ""
+    stages: tuple[str, ...] = ()
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor or parameter of this name belongs to a stage; DeepSeek's own names omit `model.`."""
+        return name.startswith(tuple(f"{stage}." for one in self.stages for stage in (one, one.removeprefix("model."))))
+
+    def json(self, alone: bool) -> dict[str, Any] | None:
+        """Return it as JSON, or None if there is none; `alone`: it is without its model."""
+        told = {"kind": self.kind, "stages": len(self.stages), "text": str(self), "alone": alone}
+        return told if self.stages else None
+
+    def __str__(self) -> str:
+        """Return it in words: "MTP, 1 layer (model.layers.61)", or "DSpark, 3 stages (mtp.0 to mtp.2)"."""
+        many = f"{len(self.stages)} {'stage' if self.kind == DSPARK else 'layer'}{'s' * (len(self.stages) != 1)}"
+        named = f" ({self.stages[0]}{f' to {self.stages[-1]}' * (len(self.stages) > 1)})" if self.stages else ""
+        return f"{'DSpark' if self.kind == DSPARK else 'MTP'}, {many}{named}" if self.kind else "none"
+
+
+NO_DRAFTER = Drafter()
 
 
 class Unit(NamedTuple):
@@ -188,3 +218,11 @@ class Family:
     def named(self, template: str, layer: int | None, expert: int | None = None) -> str:
         """A different template, such as that of a joined module, with the numbers of a parameter of this family."""
         return template.format(layer=None if layer is None else layer - self.first_layer, expert=expert)
+
+
+def drafter_of(families: Iterable[Family], kind: str) -> Drafter:
+    """The drafter among these families, with its stages by number; `kind` is its kind if there is one."""
+    drafts = [family for family in families if family.mtp]
+    layers = sorted({layer for family in drafts for layer in family.layers})
+    head, first = drafts[0].template.partition("{layer}")[0] if drafts else "", drafts[0].first_layer if drafts else 0
+    return Drafter(kind, tuple(f"{head}{layer - first}" for layer in layers)) if layers else NO_DRAFTER

@@ -14,8 +14,8 @@ from dsctl.checkpoint.groups import Group, Known, groups_of_release
 from dsctl.checkpoint.origin import Origin
 from dsctl.core.amounts import count, plural, size
 from dsctl.core.config_fields import TEXT, text_fields
-from dsctl.core.errors import FormatError
-from dsctl.core.params import OTHER, PLAIN_TRAITS, Family, Traits
+from dsctl.core.errors import FormatError, UsageError
+from dsctl.core.params import MTP, OTHER, PLAIN_TRAITS, Drafter, Family, Traits, drafter_of
 from dsctl.core.visible import shortened
 from dsctl.releases import Release
 
@@ -95,6 +95,16 @@ class Description:
         return tuple(group for group in self.groups if group.family.role != OTHER)
 
     @property
+    def drafter(self) -> Drafter:
+        """The drafter among its tensors."""
+        return drafter_of((group.family for group in self.known), self.traits.drafter or MTP)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is a drafter without its model."""
+        return bool(self.known) and all(group.family.mtp for group in self.known)
+
+    @property
     def parameters(self) -> int:
         return sum(group.count for group in self.known)
 
@@ -133,6 +143,17 @@ class Description:
     @property
     def nbytes(self) -> int:
         return sum(group.nbytes for group in self.groups)
+
+
+def require_model(description: Description) -> None:
+    """Refuse a drafter without its model, where sizes of the model are needed.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if description.alone:
+        what = f"{description.name}: a drafter without its model, whose memory cannot be estimated"
+        raise UsageError(what, hint="give the model that it drafts for; with its drafter it is estimated as a whole")
 
 
 def active(group: Group) -> int:

@@ -16,6 +16,7 @@ from dsctl.layouts.ranks import Ranks
 from dsctl.look.accelerators import ACCELERATORS, USUAL, Accelerator
 from dsctl.look.cache_formats import CACHE_FORMATS
 from dsctl.look.capacity import USUAL_TP, Cache, check, disk, formats
+from dsctl.look.description import require_model
 from dsctl.look.fitting import FITS, Reserve, Subject, fit
 from dsctl.look.places import PLACES
 from dsctl.look.source import describe
@@ -124,6 +125,7 @@ def estimate(source: str, asked: Asked) -> Estimate:
     if not seen.known:
         what = "its architecture is unknown, so its memory cannot be estimated"
         raise UsageError(f"{source}: {what}", hint=models.known())
+    require_model(seen)
     ranks = [Ranks(size) for size in USUAL_TP]
     if asked.tp or asked.ep or asked.pp:
         ranks = [Ranks(asked.tp or 1, asked.ep or 1, asked.pp or 1)]

@@ -17,8 +17,8 @@ import msgspec
 from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
-from dsctl.models.deepseek_v3_config import expert_groups, pruned, sliced, without_mtp
+from dsctl.core.params import MTP, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit, drafter_of
+from dsctl.models.deepseek_v3_config import expert_groups, is_export, pruned, sliced, stored_drafter, without_mtp
 from dsctl.models.deepseek_v3_traits import as_stored, told
 from dsctl.models.model import Contradiction, ExpertGroups
 
@@ -76,9 +76,10 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         FormatError: one is missing, of the wrong type or absurd.
     """
     try:
-        return msgspec.convert(config, Dimensions)
+        found = msgspec.convert(config, Dimensions)
     except msgspec.ValidationError as error:
         raise FormatError(f"config.json: {error}") from None
+    return msgspec.structs.replace(found, num_hidden_layers=0) if is_export(config) else found
 
 
 # The roles whose matrices FP8 releases quantize.
@@ -243,7 +244,7 @@ class DeepseekV3:
 
     def layers(self, d: Dimensions) -> list[Family]:
         main = tuple(range(d.num_hidden_layers))
-        families = attention(d, main, False)
+        families = attention(d, main, False) * bool(main)
         dense = d.dense_layers
         families += gated(_MLP, d.hidden_size, d.intermediate_size, "dense mlp", layers=dense) * bool(dense)
         families += experts(d, d.moe_layers, False, bias=True) * bool(d.moe_layers)
@@ -282,6 +283,12 @@ class DeepseekV3:
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
+
+    def drafter(self, config: Mapping[str, Any]) -> Drafter:
+        return drafter_of(self.families(config), MTP)
+
+    def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
+        return stored_drafter(config, stored)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from dsctl.core.config_fields import edited, text_fields
 from dsctl.core.errors import PlanError
+from dsctl.core.params import MTP, NO_DRAFTER, Drafter
 from dsctl.models.model import ExpertGroups
 
 _MTP = "num_nextn_predict_layers"
+# The entries of `architectures` in SGLang's own export of a drafter (sgl-project/sglang, export_deepseek_nextn.py).
+_EXPORTED = ("DeepseekV3ForCausalLMNextN", "GlmMoeDsaForCausalLMNextN")
+# Endings of names that only an MTP layer has, and the most such layers.
+_TELLING = ("eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head.norm.weight")
+_MOST_LAYERS = 64
 # Fields with an entry for each of the main layers.
 _PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
 
@@ -17,6 +24,24 @@ _PER_LAYER = ("indexer_types", "layer_types", "mlp_layer_types")
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same config without MTP layers, if it has the field."""
     return {**config, **({_MTP: 0} if _MTP in config else {})}
+
+
+def is_export(config: Mapping[str, Any]) -> bool:
+    """Whether this is the config of a drafter that SGLang's script wrote alone: its one layer has the number 0."""
+    named = config.get("architectures")
+    exported = isinstance(named, list) and any(one in _EXPORTED for one in named)
+    return exported and config.get("num_hidden_layers") == 1
+
+
+def stored_drafter(config: Mapping[str, Any], stored: Container[str]) -> Drafter:
+    """The MTP layers after the main layers that stored tensors show."""
+    said = text_fields(config)
+    layers = 0 if is_export(said) else said.get("num_hidden_layers")
+    if type(layers) is not int or not 0 <= layers <= 1 << 16:
+        return NO_DRAFTER
+    stages = (f"model.layers.{layers + number}" for number in range(_MOST_LAYERS))
+    found = tuple(takewhile(lambda stage: any(f"{stage}.{end}" in stored for end in _TELLING), stages))
+    return Drafter(MTP, found) if found else NO_DRAFTER
 
 
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:

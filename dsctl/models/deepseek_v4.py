@@ -16,16 +16,15 @@ import msgspec
 
 from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import DSPARK, MTP, PLAIN_TRAITS, Drafter, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import DeepseekV3
 from dsctl.models.deepseek_v4_config import (
-    DSPARK,
     INDEXED,
-    MTP,
     attention,
     expected,
     shrunk,
     sliced,
+    speaks_of_blocks,
     units,
     without_mtp,
 )  # fmt: skip
@@ -40,7 +39,9 @@ _TELLING = {
     DSPARK: ("main_proj.weight", "main_norm.weight", "markov_w1.weight", "markov_w2.weight"),
     MTP: ("e_proj.weight", "h_proj.weight", "enorm.weight", "hnorm.weight"),
 }
-_STAGE, _OWN, _EXPERT = "mtp.{}.", "mtp.0.emb.tok_emb.weight", "layers.0.ffn.experts.0.w1."
+_STAGE, _OWN = "mtp.{}.", "mtp.0.emb.tok_emb.weight"
+# An expert of the main layers, and one of a drafter that is stored alone.
+_EXPERTS = ("layers.0.ffn.experts.0.w1.", "mtp.0.ffn.experts.0.w1.")
 QUANTIZED = ("attention", "indexer", "shared experts", "mtp")
 _LAYER, _DRAFT = "layers.{layer}.", "mtp.{layer}."
 
@@ -56,18 +57,26 @@ def told(stored: Mapping[str, TensorSpec]) -> Traits:
         names = (f"{_STAGE.format(stage)}{head}{end}" for stage in range(stages) for head in _HEADS for end in ends)
         if not drafter and any(name in stored for name in names):
             drafter = kind
-    codes, scale = stored.get(_EXPERT + "weight"), stored.get(_EXPERT + "scale")
+    expert = next((one for one in _EXPERTS if f"{one}weight" in stored), _EXPERTS[0])
+    codes, scale = stored.get(f"{expert}weight"), stored.get(f"{expert}scale")
+    # Only models with vision have a router bias for images; the drafter alone shows it, too.
+    vision = "vision.norm.weight" in stored or ("embed.weight" not in stored and "mtp.0.ffn.gate.bias_vl" in stored)
     return Traits(
         drafter or (DSPARK if stages > 1 else MTP if stages else ""),
         stages or None,
         _OWN in stored,
-        "vision.norm.weight" in stored,
+        vision,
         {"I8": "e2m1", "F4": "e2m1", "F8_E4M3": "e4m3"}.get(codes.dtype, "") if codes and scale else "",
         scale.dtype if codes and scale else "",
     )
 
 
 _HEADS = ("", "markov_head.")
+
+
+def stages_of(kind: str, stages: int) -> Drafter:
+    """A drafter with so many stages."""
+    return Drafter(kind, tuple(f"mtp.{number}" for number in range(stages)))
 
 
 def _has_stage(stored: Mapping[str, TensorSpec], number: int) -> bool:
@@ -273,6 +282,14 @@ class DeepseekV4(DeepseekV3):
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return restored(config)
+
+    def drafter(self, config: Mapping[str, Any]) -> Drafter:
+        kind, stages = expected(config)
+        return stages_of(kind or (DSPARK if speaks_of_blocks(config) else ""), stages)
+
+    def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
+        found = told(stored)
+        return stages_of(found.drafter, found.stages or 0)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

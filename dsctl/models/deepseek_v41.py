@@ -16,10 +16,10 @@ import msgspec
 from dsctl.core.attention import Sizes
 from dsctl.core.config_fields import text_fields
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
+from dsctl.core.params import DSPARK, MTP, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import DeepseekV3
-from dsctl.models.deepseek_v4 import Block, told
-from dsctl.models.deepseek_v4_config import DSPARK, units
+from dsctl.models.deepseek_v4 import Block, stages_of, told
+from dsctl.models.deepseek_v4_config import speaks_of_blocks, units
 from dsctl.models.deepseek_v4_vision import aligner, tower
 from dsctl.models.deepseek_v41_config import attention, pruned, shrunk, sliced, without_mtp
 from dsctl.models.deepseek_v41_dimensions import Dimensions, dimensions
@@ -154,6 +154,14 @@ class DeepseekV41(DeepseekV3):
 
     def units(self, config: Mapping[str, Any]) -> tuple[Unit, ...]:
         return units(text_fields(config))
+
+    def drafter(self, config: Mapping[str, Any]) -> Drafter:
+        stages = dimensions(config).stages
+        return stages_of(DSPARK if speaks_of_blocks(text_fields(config)) else MTP if stages else "", stages)
+
+    def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
+        found = told(stored)
+        return stages_of(found.drafter, found.stages or 0)
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsctl.core.attention import Compressed, whole_numbers
-from dsctl.core.params import Unit
+from dsctl.core.params import DSPARK, MTP, Unit
 from dsctl.models.deepseek_v3 import counted, limited_tokens
 
 # Layers of this ratio compress overlapping groups and choose entries with an indexer.
 INDEXED = 4
-MTP, DSPARK = "mtp", "dspark"
 _RATIOS, _TARGETS = "compress_ratios", "dspark_target_layer_ids"
 
 

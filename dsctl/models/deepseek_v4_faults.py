@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import Traits
-from dsctl.models.deepseek_v4_config import DSPARK, MTP, expected, speaks_of_blocks
+from dsctl.core.params import DSPARK, MTP, Traits
+from dsctl.models.deepseek_v4_config import expected, speaks_of_blocks
 from dsctl.models.model import Contradiction
 
 # The compression ratios of layers: none, small with an indexer, large.

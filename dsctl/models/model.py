@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Param, Published, Traits, Unit
+from dsctl.core.params import PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit
 
 
 class Contradiction(NamedTuple):
@@ -68,6 +68,16 @@ class Model(Protocol):
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config with the releases' fields, if a program saved it with different ones."""
+
+    def drafter(self, config: Mapping[str, Any]) -> Drafter:
+        """The drafter that a config declares.
+
+        Raises:
+            FormatError: a field that sets a shape is missing or absurd.
+        """
+
+    def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
+        """The drafter that a checkpoint's tensors (by name) show, whatever its config declares."""
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config for a checkpoint without MTP layers."""

@@ -19,6 +19,7 @@ from dsctl.layouts.naming import DIALECTS, Ending, endings
 from dsctl.plan.blocks import check_filled, check_joined
 from dsctl.plan.kept import scales_of
 from dsctl.plan.plan import OutFile, Placed, PlacedPart, Want
+from dsctl.plan.request import ONLY
 from dsctl.plan.target import Target
 from dsctl.plan.whole import whole_side
 
@@ -99,7 +100,8 @@ def place(target: Target, wants: Sequence[Want]) -> tuple[dict[str, tuple[Placed
     notes = [f"warning: {SILENT}"] if any(w.param.family.experts and w.codec.name == "nvfp4" for w in wants) else []
     placed = {want.param.name: tuple(placing.placed(want)) for want in wants}
     check_filled((one.slot for places in placed.values() for one in places), target.layout.name)
-    limit = target.request.shard_size or (USUAL_SHARD if placing.lost else 0)
+    regrouped = placing.lost or target.request.mtp == ONLY
+    limit = target.request.shard_size or (USUAL_SHARD if regrouped else 0)
     if not limit:
         return placed, notes
     placed, larger = _regrouped(target, placed, limit)

@@ -6,10 +6,16 @@ from collections.abc import Iterable, Iterator
 
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.renumbered import Renumbered
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request
+from dsctl.core.amounts import plural
+from dsctl.core.params import MTP, Family, drafter_of
+from dsctl.plan.request import KEEP, ONLY, PUBLISHED, RECIPE, Request
 
 # A note with the first label goes to stderr before the work begins; one with the second stands at the end.
 WARNING, PARTIAL = "warning: ", "partial: "
+# The reason of `why_dropped` for a parameter of the model, if only its drafter is asked for.
+MODEL = "not the drafter"
+# The same for a drafter's copy of the model's embedding or head, which loaders take from the model.
+COPY = "in --skip, a copy of the model's"
 # Reasons of `why_dropped` after which loaders miss parameters.
 UNASKED = ("not in --only", "in --skip", "not in --layers", "not in --experts")
 
@@ -29,6 +35,29 @@ def copied(request: Request, codecs: Iterable[tuple[Codec, Codec]], relaid: bool
     if all(before == after for before, after in codecs):
         already = {PUBLISHED: "stored as published", RECIPE: "stored as the recipe says"}.get(request.to, request.to)
         yield f"{WARNING}already {already}: this only copies"
+
+
+def drafting(request: Request, kind: str, written: Iterable[tuple[Family, int, int]]) -> Iterator[str]:
+    """Notes on a target that holds the drafter alone, of a kind of drafter; `written` are its families, each with
+    numbers of tensors and bytes."""
+    if request.mtp != ONLY:
+        return
+    written = list(written)
+    drafter = drafter_of((family for family, _, _ in written), kind or MTP)
+    tensors, nbytes = sum(number for _, number, _ in written), sum(size for _, _, size in written)
+    yield f"the target holds the drafter alone: {drafter}, {plural(tensors, 'tensor')}, {nbytes:,} bytes"
+    copies = [(family, size) for family, _, size in written if family.twin]
+    if copies:
+        skipped = dict.fromkeys(f"--skip '{family.template.format(layer='*')}'" for family, _ in copies)
+        what = f"{sum(size for _, size in copies):,} bytes of it are copies of the model's embedding and head"
+        only = "only vLLM with pipeline stages reads the embedding"
+        yield f"{what}; {only}; without them: {' '.join(skipped)}"
+
+
+def apart(folders: Iterable[str]) -> Iterator[str]:
+    """Notes on subfolders that hold a drafter with a config of its own."""
+    for folder in folders:
+        yield f"{folder}/ holds a drafter of its own, which is left out: `dsctl convert SRC/{folder} DST/{folder}`"
 
 
 def partial(request: Request, whys: Iterable[str], known: bool = True) -> Iterator[str]:

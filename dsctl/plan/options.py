@@ -12,16 +12,16 @@ from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, numbers
 from dsctl.layouts import LAYOUTS, layout_name, usual_ep
 from dsctl.plan.recipes import recipe as named
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, USUAL, Request
+from dsctl.plan.request import DRAFTERS, DROPPED, KEEP, KEPT, PUBLISHED, RECIPE, USUAL, Request
 
 
 class ConversionOptions(TypedDict, total=False):
     """The options of `dsctl convert` and `dsctl shard`, all optional; sizes are in bytes.
 
-    `only` and `skip` are one glob or several. `mtp` keeps the MTP layer or drops it; the default is to drop it in
-    layouts that have no place for it. With `tp`, `ep` or `pp` the target is sharded, as by `dsctl shard`, and only
-    `ranks`, if given, are written. `original` is a folder to take the original scales from, `lora` the
-    folder of an adapter to merge.
+    `only` and `skip` are one glob or several. `mtp` is keep, drop or only, or a bool for the first two; the default is
+    to drop the drafter in layouts that have no place for it. With `tp`, `ep` or `pp` the target is sharded, as by
+    `dsctl shard`, and only `ranks`, if given, are written. `original` is a folder to take the original scales from,
+    `lora` the folder of an adapter to merge.
     """
 
     recipe: str | None
@@ -29,7 +29,7 @@ class ConversionOptions(TypedDict, total=False):
     search: bool
     only: str | Iterable[str]
     skip: str | Iterable[str]
-    mtp: bool | None
+    mtp: bool | str | None
     shard_size: int | None
     keep_scales: bool
     allow_missing: bool
@@ -62,7 +62,6 @@ def request_of(codec: str, options: ConversionOptions) -> Request:
     chosen = named(recipe) if recipe else None
     layout = choose(layout_name(options.get("layout", "published")), LAYOUTS, "layout")
     tp, ep, pp = (options.get("tp") or 0, options.get("ep") or 0, options.get("pp") or 0)
-    mtp = options.get("mtp")
     return Request(
         to=RECIPE if recipe else codec,
         rules=tuple((rule.role, rule.match, rule.format) for rule in chosen.rules) if chosen else (),
@@ -81,8 +80,19 @@ def request_of(codec: str, options: ConversionOptions) -> Request:
         original=os.fspath(options.get("original", "")),
         lora=os.fspath(options.get("lora", "")),
         ranks=tuple(sorted(set(numbers("ranks", options.get("ranks", ()))))),
-        mtp=USUAL if mtp is None else "keep" if mtp else "drop",
+        mtp=chosen_drafter(options.get("mtp")),
         tp=(tp or 1) if tp or ep or pp else 0,
         ep=ep or usual_ep(layout, tp or 1),
         pp=pp or 1,
     )
+
+
+def chosen_drafter(mtp: bool | str | None) -> str:
+    """The choice for the drafter, as a request has it.
+
+    Raises:
+        UsageError: an unknown choice.
+    """
+    if mtp is None or isinstance(mtp, bool):
+        return USUAL if mtp is None else KEPT if mtp else DROPPED
+    return choose(mtp, DRAFTERS, "choice for the drafter", "mtp")

@@ -6,7 +6,7 @@ planned from its built-in description this way, in a fraction of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 
@@ -17,16 +17,16 @@ from dsctl.codecs.recasts import recast
 from dsctl.codecs.renumbered import Renumbered
 from dsctl.core.boxes import Box
 from dsctl.core.choices import choose
-from dsctl.core.params import OTHER, Param
+from dsctl.core.params import OTHER, Family, Param
 from dsctl.layouts.layout import Layout, Slot
 from dsctl.plan.blocks import Blocks, check_joined
 from dsctl.plan.formats import Formats, known_formats
 from dsctl.plan.laid import laid
-from dsctl.plan.notes import copied, partial, renumbered
+from dsctl.plan.notes import copied, drafting, partial, renumbered
 from dsctl.plan.plan import COUNTED, Recoded, kind
 from dsctl.plan.recipes import check
-from dsctl.plan.request import KEEP, PUBLISHED, RECIPE, Request, refuse_idle
-from dsctl.plan.selection import nothing_left, why_dropped
+from dsctl.plan.request import KEEP, ONLY, PUBLISHED, RECIPE, Request, refuse_idle
+from dsctl.plan.selection import nothing_left, require_drafter, why_dropped
 from dsctl.plan.spread import Subject, arrangement, check_cuts, check_names, settled
 from dsctl.plan.steps import Part, Region, Step
 
@@ -68,6 +68,8 @@ def overview(known: Known, request: Request) -> Overview:
         choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
     groups = [group for group in known.groups if group.family.role != OTHER]
+    if request.mtp == ONLY:
+        require_drafter(known.place, (group.family for group in groups), known.model is not None)
     request = settled(request, [group.family for group in groups])
     units = known.model.units(known.config) if known.model else ()
     subject = Subject(known.place, tuple(group.family for group in groups), units)
@@ -85,6 +87,7 @@ def overview(known: Known, request: Request) -> Overview:
         *formats.notes,
         *renumbered(group.codec for group, _ in stored for _ in group.params if isinstance(group.codec, Renumbered)),
         *copied(request, ((group.codec, codec) for group, codec in stored), relaid),
+        *drafting(request, known.traits.drafter, _sizes(stored)),
         *partial(request, whys),
     ]
     found = Overview(known.place, request, tuple(notes), tuple(legal))
@@ -100,6 +103,13 @@ def overview(known: Known, request: Request) -> Overview:
     if not any(found.roles.values()):
         raise nothing_left(request)
     return found
+
+
+def _sizes(stored: Iterable[tuple[Group, Codec]]) -> Iterator[tuple[Family, int, int]]:
+    """The family of each group, with numbers of stored tensors and bytes."""
+    for group, codec in stored:
+        specs = codec.specs(group.family.shape).values()
+        yield group.family, group.count * len(specs), group.count * sum(spec.nbytes for spec in specs)
 
 
 def _shown(group: Group, request: Request) -> Iterable[Param]:

@@ -12,7 +12,7 @@ from dsctl.core.errors import UsageError
 from dsctl.layouts.ranks import main_layers
 from dsctl.plan.expert_lists import COPY, lists_of, remarks, routed
 from dsctl.plan.expert_plan import ExpertPlan
-from dsctl.plan.request import KEEP, Request
+from dsctl.plan.request import DROPPED, KEEP, KEPT, ONLY, Request
 
 # The config of the reference implementation, beside V4's weights.
 INFERENCE = "inference/config.json"
@@ -22,13 +22,13 @@ INFERENCE = "inference/config.json"
 class Part:
     """Layers by number, None for all of them, and experts: those of `plan`, or by number; empty keeps all.
 
-    `mtp` None keeps the MTP layers if all layers are kept. `copy`: the drafter's layers take the plan's lists of the
-    last main layers.
+    `mtp` is the choice for the drafter; None keeps it if all layers are kept. `copy`: the drafter's layers take the
+    plan's lists of the last main layers.
     """
 
     layers: tuple[int, ...] | None = None
     experts: tuple[int, ...] = ()
-    mtp: bool | None = None
+    mtp: str | None = None
     plan: ExpertPlan | None = None
     copy: bool = False
 
@@ -43,8 +43,10 @@ class Part:
             PlanError: the source does not have this part, or loaders could not use the rest. FormatError: the plan
                 does not fit the source. UsageError: `copy` would do nothing.
         """
-        layers = main_layers(source.families) if self.layers is None and self.mtp is False else self.layers
-        cut, notes = cut_of(source, layers or (), layers is not None and self.mtp is True, self.experts), request.notes
+        layers = main_layers(source.families) if self.layers is None and self.mtp == DROPPED else self.layers
+        drafted = layers is not None and self.mtp in (KEPT, ONLY)
+        cut, notes = cut_of(source, layers or (), drafted, self.experts), request.notes
+        request = replace(request, mtp=ONLY) if self.mtp == ONLY else request
         if self.plan is not None:
             assert source.model is not None and source.config is not None
             model = routed(source.model, source.config, source.families)

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from dsctl.checkpoint.adapters import Adapter
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
+from dsctl.checkpoint.drafters import nested
 from dsctl.checkpoint.faults import require_whole
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.originals import Elsewhere
@@ -19,15 +20,16 @@ from dsctl.checkpoint.side_files import WHOLE, kept_sums
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
+from dsctl.core.params import Family
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
 from dsctl.plan.jobs import jobs_of, source_order
 from dsctl.plan.kept import gathers, kept_parts, kept_scales, odd_scales
 from dsctl.plan.merging import merge_notes, merge_of, merged, replaced, with_own_scales
-from dsctl.plan.notes import copied, partial, renumbered
+from dsctl.plan.notes import apart, copied, drafting, partial, renumbered
 from dsctl.plan.plan import COUNTED, Dropped, OutFile, Placed, Plan, Want, fingerprint, gathered_most, kind
-from dsctl.plan.request import KEEP, Request
+from dsctl.plan.request import DROPPED, KEEP, ONLY, Request
 from dsctl.plan.selection import wanted
 from dsctl.plan.spread import settled
 from dsctl.plan.steps import Copy, Part, Region, Step, are_all, region_of
@@ -53,7 +55,7 @@ def make_plan(
     assert bool(request.lora) == (adapter is not None)
     checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
-    require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
+    require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == DROPPED, request.mtp == ONLY)
     check_repeated(checkpoint)
     target = target_of(checkpoint, request, original)
     wants, dropped, sizes = wanted(target)
@@ -68,6 +70,8 @@ def make_plan(
         *_gone(target, placed),
         *(f"left out {name}: it signs the files of the source" for name in SIGNATURES if name in checkpoint.files),
         *((*renumbered(step.reads[0].codec for step in steps), *_compacted(wants)) if request.slice else ()),
+        *drafting(request, checkpoint.traits.drafter, _sizes(wants, placed)),
+        *apart(nested(checkpoint.files)),
         *_read_twice(steps),
         *_gathered(steps),
         *(merge_notes(merge, adapter, steps) if merge and adapter else ()),
@@ -179,6 +183,16 @@ def _compacted(wants: Iterable[Want]) -> Iterator[str]:
     if rows:
         tables = f"{len(rows):,} n-gram tables hold" if len(rows) > 1 else "1 n-gram table holds"
         yield f"{tables} only the first rows of each of its parts, {max(rows):,} rows: enough to run, not to answer"
+
+
+def _sizes(wants: Iterable[Want], placed: Mapping[str, tuple[Placed, ...]]) -> Iterator[tuple[Family, int, int]]:
+    """The family of each parameter, with numbers of stored tensors and bytes; a joined tensor counts once."""
+    seen: set[tuple[str, str]] = set()
+    for want in wants:
+        parts = {(part.file, part.tensor): part.spec.nbytes for one in placed[want.param.name] for part in one.parts}
+        new = parts.keys() - seen
+        yield want.param.family, len(new), sum(parts[place] for place in new)
+        seen |= new
 
 
 def _read_twice(steps: Iterable[Step]) -> Iterator[str]:

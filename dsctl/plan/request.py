@@ -18,6 +18,8 @@ KEEP = "keep"
 RECIPE = "recipe"
 # The format of a request for the formats that the releases of the architecture use.
 PUBLISHED = "published"
+# The choices for the drafter; ONLY writes the drafter without its model.
+KEPT, DROPPED, ONLY = DRAFTERS = ("keep", "drop", "only")
 # The default for the drafter: keep or drop it as is usual for the layout and the model.
 USUAL = "usual"
 # The formats for which a search finds better scales, and those whose scales have a format of their own.
@@ -38,8 +40,8 @@ class Request:
     """A request; its JSON form is its identity.
 
     `to` is a codec's name, `KEEP`, `PUBLISHED` or `RECIPE`; a recipe's `rules` are (role, glob, format) in order, with
-    an empty role or glob. `mtp` is keep, drop or `USUAL`. `search` looks for the scales of least error in four-bit
-    formats. If `layers` or `experts` are given, only these are kept. `slice` describes the cut of a renumbered source.
+    an empty role or glob. `mtp` is one of `DRAFTERS`, or `USUAL`. `search` looks for four-bit scales of least error.
+    If `layers` or `experts` are given, only these are kept. `slice` describes the cut of a renumbered source.
     `tp` is 0 for a whole checkpoint; otherwise the target is sharded over `tp`, `ep` and `pp` ranks
     (dsctl/layouts/ranks.py). If `ranks` are given, only these are written; `placed` are the experts by place
     (dsctl/plan/experts.py). `recode` allows blocks that a cut goes through to be quantized again, `allow_inexact`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -13,11 +13,12 @@ from dsctl.codecs.codec import Codec
 from dsctl.codecs.plain import Plain
 from dsctl.core.errors import PlanError
 from dsctl.core.header import TensorRef
-from dsctl.core.params import OTHER, Family, Param
+from dsctl.core.params import OTHER, Drafter, Family, Param
 from dsctl.layouts.layout import Layout
 from dsctl.plan.blocks import covers, torn
+from dsctl.plan.notes import COPY, MODEL
 from dsctl.plan.plan import ELSEWHERE, MISSING, NOWHERE, Dropped, Want
-from dsctl.plan.request import Request
+from dsctl.plan.request import DROPPED, ONLY, Request
 from dsctl.plan.spread import check_cuts, check_names
 from dsctl.plan.target import Target
 
@@ -29,6 +30,8 @@ def wanted(target: Target) -> tuple[list[Want], list[Dropped], list[str]]:
         PlanError: no parameter is left, a parameter is incomplete, or the ranks cannot share the rest.
     """
     kept, dropped = _asked_for(target)
+    if target.request.mtp == ONLY:
+        require_drafter(target.checkpoint.store.place, target.checkpoint.families, target.checkpoint.generic is None)
     codecs = list(_codecs(target, kept))
     stored = [(param.family, codec) for (param, _), codec in zip(kept, codecs, strict=True) if codec]
     sizes = check_cuts(target.subject, target.request, target.layout, stored)
@@ -68,9 +71,28 @@ def _codecs(target: Target, kept: Sequence[tuple[Param, tuple[Piece, ...]]]) -> 
             yield codec
 
 
+def require_drafter(place: str, families: Iterable[Family], known: bool) -> None:
+    """Refuse to write the drafter alone if a model has none; `known`: its architecture is known.
+
+    Raises:
+        PlanError: there is no drafter.
+    """
+    if any(family.mtp for family in families):
+        return
+    if not known:
+        what = f"{place}: --mtp only: which tensors are the drafter's is not known without a config of a known "
+        raise PlanError(f"{what}architecture", hint="--only GLOB keeps tensors by name")
+    hint = "take it from the release, or from a checkpoint that kept it: `dsctl verify` shows which drafter one has"
+    raise PlanError(f"{place}: there is no drafter for --mtp only: config.json declares none", hint=hint)
+
+
 def nothing_left(request: Request) -> PlanError:
     """The error for a request that leaves no parameter."""
-    asked = [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
+    if request.mtp == ONLY and not (request.only or request.skip):
+        hint = "fetch the files that hold it: `dsctl verify` names them"
+        return PlanError("there is no drafter for --mtp only: no tensor of it is stored", hint=hint)
+    asked = [f"--mtp {DROPPED}"] * (request.mtp == DROPPED)
+    asked += [f"--{name}" for name in ("only", "skip", "layers", "experts") if getattr(request, name)]
     return PlanError("no parameter is left", hint=f"check {' and '.join(asked)}" if asked else None)
 
 
@@ -81,7 +103,7 @@ def _asked_for(target: Target) -> tuple[list[tuple[Param, tuple[Piece, ...]]], l
     survey, shares = checkpoint.survey, checkpoint.layout.shares
     elsewhere = shares is not None and len(shares.present) < shares.ranks.world and not request.allow_missing
     kept, dropped = [], []
-    for param in (*checkpoint.params, *map(_unknown, survey.extra)):
+    for param in (*checkpoint.params, *(_unknown(ref, checkpoint.drafter) for ref in survey.extra)):
         pieces = survey.pieces.get(param.name) or _extra_piece(checkpoint, param)
         why = why_dropped(param, bool(pieces) or elsewhere, request)
         if why:
@@ -111,8 +133,10 @@ def _refuse_unknown(checkpoint: Checkpoint, request: Request) -> None:
             raise PlanError(f"no {what} {unknown[0]}: there are {len(known)}, numbered from 0")
 
 
-def _unknown(ref: TensorRef) -> Param:
-    return Param(ref.name, Family(ref.name, ref.spec.shape, OTHER, dtype=ref.spec.dtype), None, None)
+def _unknown(ref: TensorRef, drafter: Drafter) -> Param:
+    """A tensor without a parameter; that of a drafter that the config does not declare is the drafter's."""
+    family = Family(ref.name, ref.spec.shape, OTHER, dtype=ref.spec.dtype, mtp=drafter.has(ref.name))
+    return Param(ref.name, family, None, None)
 
 
 def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
@@ -124,14 +148,16 @@ def _extra_piece(checkpoint: Checkpoint, param: Param) -> tuple[Piece, ...]:
 
 def why_dropped(param: Param, there: bool, request: Request) -> str | None:
     """The reason why a request leaves a parameter out, or None if it does not; `there`: the source has it."""
-    if request.mtp == "drop" and param.family.mtp:
+    if request.mtp == DROPPED and param.family.mtp:
         return "MTP layer"
+    if request.mtp == ONLY and not param.family.mtp:
+        return MODEL
     if not there:
         return MISSING
     if request.only and not any(fnmatchcase(param.name, glob) for glob in request.only):
         return "not in --only"
     if any(fnmatchcase(param.name, glob) for glob in request.skip):
-        return "in --skip"
+        return COPY if request.mtp == ONLY and param.family.twin else "in --skip"
     if request.layers and param.layer not in request.layers:
         return "not in --layers"
     if request.experts and param.expert is not None and param.expert not in request.experts:

@@ -17,8 +17,10 @@ from dsctl.layouts.naming import DIALECTS
 from dsctl.layouts.ranks import Ranks, Shares, check, main_layers
 from dsctl.plan.cuts import Cut, illegal, legal_sizes
 from dsctl.plan.experts import dealt_out
-from dsctl.plan.request import USUAL, Request
+from dsctl.plan.request import DROPPED, KEPT, ONLY, USUAL, Request
 
+# Layouts whose loader does not load a drafter.
+_WITHOUT_DRAFTERS = ("vllm", "transformers")
 # The most parts of a kind.
 MOST = 4096
 
@@ -44,7 +46,9 @@ def settled(request: Request, families: Iterable[Family]) -> Request:
     """The request with the usual choice for the drafter replaced by keep or drop."""
     if request.mtp != USUAL:
         return request
-    return replace(request, mtp="drop" if known_layout(request).drops_drafter(families) else "keep")
+    families = tuple(families)
+    drops = known_layout(request).drops_drafter(families) and not all(family.mtp for family in families)
+    return replace(request, mtp=DROPPED if drops else KEPT)
 
 
 def arrangement(subject: Subject, request: Request) -> Layout:
@@ -56,6 +60,12 @@ def arrangement(subject: Subject, request: Request) -> Layout:
         FormatError: a map of experts that is not of this model.
     """
     layout = known_layout(request)
+    if request.mtp == ONLY and request.layout in _WITHOUT_DRAFTERS:
+        hint = "choose --layout published, whose names the engines read"
+        raise UsageError(f"--mtp only: layout {request.layout} has no names for a drafter alone", hint=hint)
+    if request.mtp == ONLY and request.pp > 1:
+        hint = "leave --pp out: engines keep a drafter in the last stage"
+        raise UsageError(f"--mtp only: a drafter is not split into {request.pp} pipeline stages", hint=hint)
     if not request.tp:
         return layout.arranged(subject.families, None)
     if not subject.families:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
@@ -26,7 +26,7 @@ from dsctl.plan import generic
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
-from dsctl.plan.request import BLOCKS, KEEP, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
+from dsctl.plan.request import BLOCKS, KEEP, ONLY, PUBLISHED, RECIPE, SCALED, Request, refuse_idle
 from dsctl.plan.returning import foreign, reused
 from dsctl.plan.spread import Subject, arrangement
 from dsctl.stores import CONFIG, INDEX, PARAMS, PARAMS_INDEX, SIGNED
@@ -115,9 +115,9 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         choose(request.to, (*CODECS, PUBLISHED), "format", "--to")
     refuse_idle(request)
     units = checkpoint.model.units(checkpoint.config) if checkpoint.model and checkpoint.config is not None else ()
-    families = checkpoint.families if checkpoint.generic is None else ()
+    families = checkpoint.described if checkpoint.generic is None else ()
     subject = Subject(checkpoint.store.place, families, units)
-    layout = arrangement(subject, request)
+    layout = arrangement(subject, replace(request, mtp=ONLY) if checkpoint.alone else request)
     rules = tuple(Rule(*rule) for rule in request.rules)
     notes = check(rules, checkpoint.params)
     if elsewhere is None:

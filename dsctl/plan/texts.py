@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from dsctl.checkpoint.checkpoint import ORIGINAL
+from dsctl.checkpoint.drafters import nested
 from dsctl.checkpoint.generic_config import generic_config
 from dsctl.checkpoint.odd_scales import ODD
-from dsctl.checkpoint.quantization import quantization_config
+from dsctl.checkpoint.quantization import in_drafts, quantization_config
 from dsctl.checkpoint.side_files import WHOLE
 from dsctl.codecs.codec import Codec
 from dsctl.codecs.fp8_block import Fp8Block
@@ -26,7 +27,7 @@ from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
 from dsctl.plan.plan import Placed, PlacedPart, Want
-from dsctl.plan.request import KEEP, RECIPE
+from dsctl.plan.request import DROPPED, KEEP, KEPT, ONLY, RECIPE
 from dsctl.plan.target import Target
 from dsctl.stores import INDEX, SIGNED, STATEMENT
 
@@ -43,13 +44,14 @@ def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
     checkpoint, request = target.checkpoint, target.request
     derived = checkpoint.layout.texts(text_fields(checkpoint.config or {}))
     replaced = {"config.json", INDEX, SIGNED, STATEMENT, MANIFEST, *SIGNATURES, *derived, *checkpoint.headers}
-    part = request.only or request.skip or request.layers or request.experts
+    part = request.only or request.skip or request.layers or request.experts or request.mtp == ONLY
     quantized = request.to == RECIPE or not target.formats.format.plain
     if target.saves or quantized or part or target.restores:
         replaced |= {ORIGINAL, ODD}
     if target.layout.published:
         replaced.add(WHOLE)
     folders = tuple(f"{file.rpartition('/')[0]}/" for file in checkpoint.manifests if "/" in file)
+    folders += tuple(f"{apart}/" for apart in nested(checkpoint.files))
     return {
         file: size
         for file, size in checkpoint.files.items()
@@ -92,8 +94,8 @@ def _specs(parts: Iterable[PlacedPart]) -> dict[str, dict[str, TensorSpec]]:
 
 def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) -> bytes:
     config, request = target.checkpoint.config or {}, target.request
-    without_mtp = _without_mtp(target, config) if request.mtp == "drop" else dict(config)
-    if request.to == KEEP:
+    without_mtp = _without_mtp(target, config) if request.mtp == DROPPED else dict(config)
+    if request.to == KEEP and not (request.mtp == ONLY and _declares_others(target, wants)):
         return _kept_config(target, without_mtp)
     codec = target.formats.format
     quantization = _declared(target, wants)
@@ -102,7 +104,7 @@ def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) 
         return target.checkpoint.store.read("config.json", 0, target.checkpoint.files["config.json"])
     if target.restores and target.original:
         before = target.original.config
-        if _decoded(target, before) == _decoded(target, config) and request.mtp == "keep":
+        if _decoded(target, before) == _decoded(target, config) and request.mtp == KEPT:
             quantized = [want.codec for want in wants if want.codec.quantized and not want.param.family.table]
             same = (
                 _is_original(target, wants, parts)
@@ -114,10 +116,27 @@ def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) 
     return json_text(made)
 
 
+def _declares_others(target: Target, wants: Sequence[Want]) -> bool:
+    """Whether the source's config declares formats that the drafter is not stored in."""
+
+    def declaring(codecs: Iterable[Codec]) -> set[Codec]:
+        return {_as_declared(codec) for codec in codecs if codec.config() is not None}
+
+    held = target.checkpoint.quantization is not None
+    return held and declaring(piece.codec for want in wants for piece in want.pieces) != declaring(
+        piece.codec
+        for param in target.checkpoint.params
+        if not param.family.table
+        for piece in target.checkpoint.survey.pieces.get(param.name, ())
+    )
+
+
 def _declared(target: Target, wants: Sequence[Want]) -> dict[str, Any] | None:
     """The `quantization_config` of the target."""
     if (found := target.checkpoint.generic) is None:
-        return quantization_config([(want.param, want.codec) for want in wants])
+        alone = target.request.mtp == ONLY or target.checkpoint.alone
+        told = [(want.param, want.codec) for want in wants]
+        return quantization_config([*told, *(in_drafts(told) if alone else ())])
     stored = [(want.param, want.pieces[0].codec, want.codec) for want in wants]
     return generic_config(stored, target.checkpoint.quantization, found.unread)
 

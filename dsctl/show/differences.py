@@ -118,6 +118,8 @@ def _notes(side: Description, title: str) -> Iterator[str]:
         yield f"{title}: the bytes of rotary_emb.inv_freq are known; its dtype and shape were not read."
     for template in side.release.storage.scales_apart if side.release else ():
         yield f"{title}: the scales of {template} are not powers of two, unlike all others."
+    if side.alone:
+        yield f"{title}: a drafter without its model: {side.drafter}."
     if side.part:
         yield f"{title}: {side.part}."
     if side.missing:

@@ -85,7 +85,9 @@ def show_report(
         if len(found) > SHOWN and not show_all:
             output.text(f"        ... and {len(found) - SHOWN:,} more {code} (--all lists them)")
     if not report.count("error") and not report.count("warning"):
-        output.text(("no problems found", "green"))
+        alone = checked.drafter is not None and checked.drafter["alone"]
+        where = " in this drafter; its model is not in this folder, and was not checked" * alone
+        output.text((f"no problems found{where}", "green"))
 
 
 def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
@@ -96,6 +98,8 @@ def _scope(report: Report, their: Other | None) -> list[tuple[str, str]]:
     if checked.architecture is None:
         known = f"files, index, config; pairs, forms, dtypes of {parameters}; {UNKNOWN}"
     lines = [("structure", known if checked.parameters else "files and headers only (unknown architecture)")]
+    if checked.drafter:
+        lines.append(("drafter", checked.drafter["text"] + ", without its model" * checked.drafter["alone"]))
     lines.append(("library", _library(report)))
     if checked.scales or checked.scales_unread:
         left = f"; {count(checked.scales_unread)} of groups not checked: --deep reads them"

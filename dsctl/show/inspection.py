@@ -40,6 +40,7 @@ def as_json(seen: Inspection, glob: str | None = None, folded: bool = False) -> 
         "values": one.values if known else None,
         "main_values": one.main_values if known else None,
         "active_values": one.active_values if known else None,
+        "drafter": one.drafter.json(one.alone) if known else None,
         "prompt_values": prompt_values(one) if known else None,
         "prompt_layers": passed_layers(one) if known else None,
         "tensors": sum(total.number for total in seen.dtypes),
@@ -107,7 +108,9 @@ def _facts(seen: Inspection) -> Section:
         derived = seen.alike_derived
         read = [name for name in seen.alike if name not in derived]
         names = f"{', '.join(read)}{'; ' * bool(read and derived)}" + "by derived configs: " * bool(derived)
-        rows.append(("same parameters as", names + ", ".join(derived)))
+        rows.append(("drafter of" if one.alone else "same parameters as", names + ", ".join(derived)))
+    if one.alone:
+        rows.append(("holds", f"the drafter alone, without its model: {one.drafter}"))
     if forms := _forms([seen.formats]):
         rows.append(("stored as", ", ".join(forms)))
     if known:
@@ -116,7 +119,7 @@ def _facts(seen: Inspection) -> Section:
         prompt, passed = prompt_values(one), passed_layers(one)
         active = f"{count(one.active_values)} active per token"
         active += f" ({count(prompt)} in a prompt, which passes {passed} layers)" if prompt else ""
-        rows.append(("values", f"{count(one.main_values)}, {active}{and_mtp}"))
+        rows.append(("values", count(prediction) if one.alone else f"{count(one.main_values)}, {active}{and_mtp}"))
         rows.append(("parameters", f"{one.parameters:,} in {plural(number, 'tensor')}"))
     else:
         rows.append(("tensors", f"{number:,}"))

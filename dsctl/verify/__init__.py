@@ -8,7 +8,7 @@ from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.errors import FormatError
 from dsctl.core.progress import Advance
 from dsctl.stores import SIGNED, STATEMENT, Store
-from dsctl.verify import config, numbers, signed, structure
+from dsctl.verify import config, drafters, numbers, signed, structure
 from dsctl.verify import statement as made
 from dsctl.verify.against import Other, against
 from dsctl.verify.contents import ReadContents, read_contents
@@ -48,7 +48,7 @@ def verify(
     )
     if checkpoint is None:
         return Report(store.place, ordered(findings), scope)
-    findings += structure.tensors(checkpoint)
+    findings += [*structure.tensors(checkpoint), *drafters.findings(checkpoint)]
     surveyed = not {finding.code for finding in findings} & {"bad-config"} and _has_survey(checkpoint)
     all_scales = numbers.scale_refs(checkpoint) if surveyed else {}
     scales = all_scales if deep else {ref: all_scales[ref] for ref in scales_to_check(all_scales)}
@@ -75,6 +75,7 @@ def verify(
         contents=contents.nbytes,
         against=their.name if their else None,
         architecture=checkpoint.model.name if checkpoint.model else None,
+        drafter=drafters.known_drafter(checkpoint),
     )
     return Report(store.place, ordered([*findings, *contents.findings]), checked)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dsctl.core.amounts import plural
 from dsctl.core.tables import html, table, text_table
@@ -59,9 +59,13 @@ CODES: dict[str, Code] = {
     "expert-dtype":         Code(ERROR, True),
     "expert-dtype-missing": Code(WARNING, True),
     "compress-ratios":      Code(ERROR),
+    "drafter-missing":      Code(ERROR),
+    "drafter-undeclared":   Code(ERROR),
     "drafter-stages":       Code(ERROR),
     "drafter-config":       Code(ERROR),
     "drafter-targets":      Code(ERROR),
+    "drafter-alone":        Code(NOTE),
+    "drafter-apart":        Code(NOTE),
     "cache-sources":        Code(ERROR),
     "engram-tables":        Code(ERROR),
     # tensors
@@ -146,10 +150,11 @@ class Finding(NamedTuple):
 class CheckScope(NamedTuple):
     """What was checked: files and tensors by their headers, scales as numbers, digests, bytes of weights.
 
-    If `architecture` is None, it is unknown: which parameters there should be was not checked. `digests` counts the
-    files whose bytes were compared with `dsctl.json`, by the digests named in `algorithms`. `statement` counts the
-    subjects of the statement that were compared with `dsctl.json`: 0 if that was not possible, None if there is no
-    statement. A signature is never checked.
+    `drafter` is the drafter that the tensors show: its `kind` (mtp or dspark), the number of its `stages`, the same as
+    `text`, and whether it is `alone`, without its model; None if there is none. If `architecture` is None, it is
+    unknown: which parameters there should be was not checked. `digests` counts the files whose bytes were compared with
+    `dsctl.json`, by the digests named in `algorithms`. `statement` counts the subjects of the statement that were
+    compared with `dsctl.json`: 0 if that was not possible, None if there is no statement. A signature is never checked.
     `scales_unread` counts the scales of groups that were not read because there are too many of them. The fields of
     `library` are those of `dsctl.verify.library.SecondOpinion`.
     """
@@ -166,6 +171,7 @@ class CheckScope(NamedTuple):
     contents: int = 0
     against: str | None = None
     architecture: str | None = None
+    drafter: dict[str, Any] | None = None
     library: str | None = None
     library_opened: int = 0
     library_refused: int = 0

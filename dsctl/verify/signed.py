@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dsctl.checkpoint.drafters import is_nested, nested
 from dsctl.checkpoint.signed_files import SignedFile, entries_of
 from dsctl.core.errors import FormatError
 from dsctl.stores import SIGNED, Store
@@ -38,6 +39,7 @@ def sizes(signed: Mapping[str, SignedFile], files: Mapping[str, int]) -> Iterato
             yield Finding("signed-missing", name, f"missing, but {SIGNED} names it")
         elif files[name] != entry.size:
             yield Finding("signed-size", name, f"has {files[name]:,} bytes, but {entry.size:,} in {SIGNED}")
+    apart = nested(files)
     for name in files:
-        if name not in signed and name != SIGNED:
+        if name not in signed and name != SIGNED and not is_nested(name, apart):
             yield Finding("unsigned-file", name, f"is not in {SIGNED}: it was added later")

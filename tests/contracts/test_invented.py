@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from dsctl.codecs import SPELLINGS
 from dsctl.core.attention import Sizes
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import MTP, NO_DRAFTER, PLAIN_TRAITS, Drafter, Family, Published, Traits, Unit, drafter_of
 from dsctl.layouts.naming import DIALECTS, Dialect
 from dsctl.models import MODELS
 from dsctl.models.model import Contradiction
@@ -84,6 +84,12 @@ class Invented:
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
+
+    def drafter(self, config: Mapping[str, Any]) -> Drafter:
+        return drafter_of(self.families(config), MTP)
+
+    def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
+        return Drafter(MTP, ("draft.0",)) if "draft.0.route.kernel" in stored else NO_DRAFTER
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config, "drafts": 0}

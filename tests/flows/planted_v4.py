@@ -154,7 +154,7 @@ PLANTED_V4: dict[str, Planted] = {
     "fp8 over four bits": Planted("expert-dtype", "expert_dtype", changed("expert_dtype", "fp8"), FLASH),
     "fp4 over eight bits": Planted("expert-dtype", "expert_dtype", changed("expert_dtype", "fp4"), BASE),
     "nothing said of eight bits": Planted("expert-dtype-missing", "expert_dtype", without("expert_dtype"), BASE),
-    "ratios for a stage too few": Planted("compress-ratios", "config.json", ratios(lambda r: r.pop()), FLASH),
+    "ratios for a stage too few": Planted("drafter-undeclared", "mtp.0", ratios(lambda r: r.pop()), FLASH),
     "ratios for two stages too few": Planted(
         "compress-ratios", "config.json", ratios(lambda r: [r.pop(), r.pop()]), BLOCKS
     ),
@@ -169,9 +169,9 @@ PLANTED_V4: dict[str, Planted] = {
     ),
     "a stage with a ratio": Planted("compress-ratios", "config.json", ratios(lambda r: r.__setitem__(3, 4)), FLASH),
     "ratios for a drafter that is not there": Planted(
-        "missing-tensor", "mtp.3", ratios(lambda r: r.append(0)), BLOCKS, also=("drafter-stages", "extra-tensor")
+        "drafter-stages", "config.json", ratios(lambda r: r.append(0)), BLOCKS
     ),
-    "a stage lost": Planted("missing-tensor", "mtp.2", stage_lost, BLOCKS, also=("drafter-stages",)),
+    "a stage lost": Planted("drafter-stages", "config.json", stage_lost, BLOCKS),
     "nothing said of a block drafter": Planted("drafter-config", "config.json", without(*DSPARK), BLOCKS),
     "a block drafter said of a classic one": Planted(
         "drafter-config", "config.json", changed(TARGETS, [0, 1, 2]), FLASH

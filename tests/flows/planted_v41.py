@@ -75,7 +75,7 @@ PLANTED_V41: dict[str, Planted] = {
         also=("cache-sources",),
     ),
     # drafter
-    "a stage lost": Planted("missing-tensor", "mtp.2", stage_lost, V41, also=("drafter-stages",)),
+    "a stage lost": Planted("drafter-stages", "config.json", stage_lost, V41),
     "stages miscounted": Planted("drafter-stages", "config.json", text("num_nextn_predict_layers", 1), V41),
     "two target layers said of three": Planted(
         "drafter-targets", "config.json", text("dspark_target_layer_ids", [6, 7]), V41, also=("wrong-shape",)

@@ -92,10 +92,15 @@ CAUSES = {
             ("num_attention_heads", 128, 2), ("q_lora_rank", 1536, 256), ("kv_lora_rank", 256, 512),
             ("qk_rope_head_dim", 32, 64), ("qk_nope_head_dim", 64, 128), ("v_head_dim", 64, 128),
             ("index_n_heads", 32, 2), ("index_head_dim", 64, 128), ("first_k_dense_replace", 2, 1),
-            ("first_k_dense_replace", 0, 1), ("n_shared_experts", 2, 1), ("num_nextn_predict_layers", 0, 1),
-            ("num_nextn_predict_layers", 2, 1),
+            ("first_k_dense_replace", 0, 1), ("n_shared_experts", 2, 1),
         )
     },
+    "num_nextn_predict_layers 0": Cause(
+        sizes(num_nextn_predict_layers=0), ("model.layers.3: MTP, 1 layer (model.layers.3) is stored, but config.json",)
+    ),
+    "num_nextn_predict_layers 2": Cause(
+        sizes(num_nextn_predict_layers=2), ("config.json: declares MTP, 2 layers (model.layers.3 to model.layers.4), ",)
+    ),
     "two sizes": Cause(
         sizes(hidden_size=512, vocab_size=129280), (config("hidden_size", 512, 256), config("vocab_size", 129280, 256))
     ),
@@ -106,7 +111,9 @@ CAUSES = {
         both(sizes(n_routed_experts=16), lambda folder: drop(folder, NORM)),
         (config("n_routed_experts", 16, 8), f"{NORM}: missing"),
     ),
-    "the MTP layer is missing": Cause(without("layers.3."), (config("num_nextn_predict_layers", 1, 0),)),
+    "the MTP layer is missing": Cause(
+        without("layers.3."), ("config.json: declares MTP, 1 layer (model.layers.3), but no tensor of this drafter",)
+    ),
     "a layer is missing": Cause(without("layers.1."), ("model.layers.1: all 43 parameters are missing",)),
     "an expert is missing": Cause(
         without("layers.1.mlp.experts.3."), ("expert 3 of layer 1: all 3 parameters are missing",)
@@ -180,7 +187,7 @@ def test_the_hint_fetches_the_missing_file_alone(folder: Folder, tmp_path: Path)
 def test_the_hint_of_a_missing_mtp_layer_stays(folder: Folder, tmp_path: Path) -> None:
     without("layers.3.")(folder)
     refused = call("convert", folder.path, tmp_path / "out", "--bf16")
-    assert "--no-mtp" in refused.stderr and "--allow-missing" in refused.stderr
+    assert "--mtp drop" in refused.stderr and "--allow-missing" in refused.stderr
     assert call("convert", folder.path, tmp_path / "out", "--bf16", "--no-mtp").returncode == 0
 
 

@@ -51,7 +51,7 @@ def test_a_wrong_option_is_refused_before_the_source_is_looked_for(
         ["shard", "--tp", 2, "--rank", "3-"],
         ["shard", "--tp", 2, "--rank", "4-3"],
         ["shard", "--tp", 2, "--rank", "9" * 5000],
-        ["shard", "--tp", 2, "--mtp", "--no-mtp"],
+        ["shard", "--tp", 2, "--mtp", "keep", "--no-mtp"],
         ["shard"],
         ["slice", "--layers", "x"],
         ["slice", "--layers", "9" * 5000],

@@ -82,7 +82,7 @@ def test_so_it_is_for_other_releases_and_formats(
     there_and_back(source_of(kind, tmp_path_factory), tmp_path, *words.split())
 
 
-@pytest.mark.parametrize("words", ["deepseek --tp 8 --mtp", "fused --tp 4 --ep 2", "stacked --tp 2 --ep 4"])
+@pytest.mark.parametrize("words", ["deepseek --tp 8 --mtp keep", "fused --tp 4 --ep 2", "stacked --tp 2 --ep 4"])
 def test_so_it_is_for_other_layouts(even: Path, tmp_path: Path, words: str) -> None:
     there_and_back(even, tmp_path, "--layout", *words.split())
 
@@ -133,13 +133,13 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def test_resharding_gives_what_sharding_gives(spread: Spread, tmp_path: Path) -> None:
-    for number, words in enumerate(("--tp 2", "--tp 4 --ep 8", "--layout deepseek --tp 4 --mtp")):
+    for number, words in enumerate(("--tp 2", "--tp 4 --ep 8", "--layout deepseek --tp 4 --mtp keep")):
         dsctl("shard", spread("--tp 8"), tmp_path / f"again{number}", *words.split())
         assert contents(tmp_path / f"again{number}") == contents(spread(words))
 
 
 def test_the_files_of_the_whole_are_kept_through_layouts_that_have_others(spread: Spread, tmp_path: Path) -> None:
-    four = spread("--layout deepseek --tp 4 --mtp")
+    four = spread("--layout deepseek --tp 4 --mtp keep")
     for number, words in enumerate(("--tp 8", "--tp 2 --layout fused")):
         dsctl("shard", four, tmp_path / f"again{number}", *words.split())
         assert contents(tmp_path / f"again{number}") == contents(spread(words))
@@ -210,7 +210,7 @@ def test_a_layout_without_the_mtp_layer_is_merged_without_it(even: Path, tmp_pat
     dsctl("shard", even, tmp_path / "parts", "--tp", 2, "--layout", "deepseek")
     shutil.copy(even / "config.json", tmp_path / "parts")
     done = call("merge", tmp_path / "parts", tmp_path / "back")
-    assert done.returncode == 20 and "hint: drop the MTP layer with --no-mtp" in done.stderr
+    assert done.returncode == 20 and "hint: drop the drafter with --mtp drop" in done.stderr
     dsctl("merge", tmp_path / "parts", tmp_path / "back", "--no-mtp")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["num_nextn_predict_layers"] == 0
     before, after = tensors(even), tensors(tmp_path / "back")
@@ -454,7 +454,7 @@ def test_sizes_that_make_no_sense_are_refused(even: Path, tmp_path: Path, words:
 
 
 def test_without_the_side_file_the_tensors_are_the_same(even: Path, spread: Spread, tmp_path: Path) -> None:
-    for number, words in enumerate(("--tp 2", "--layout deepseek --tp 2 --mtp")):
+    for number, words in enumerate(("--tp 2", "--layout deepseek --tp 2 --mtp keep")):
         linked(spread(words), tmp_path / f"parts{number}")
         (tmp_path / f"parts{number}" / "whole.dsctl").unlink()
         dsctl("merge", tmp_path / f"parts{number}", tmp_path / f"back{number}")

@@ -118,6 +118,10 @@ def test_every_code_is_planted_or_seen_on_clean_checkpoints() -> None:
         "copies-differ",
         "scales-apart",
         "mixed-names",
+        # tests/flows/test_drafter_faults.py
+        "drafter-missing",
+        "drafter-alone",
+        "drafter-apart",
         # Of values against a source: tests/flows/test_against.py plants them.
         "other-values",
         "lost-parameter",

@@ -10,7 +10,7 @@ import msgspec
 from dsctl.core.attention import Sizes
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
-from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
+from dsctl.core.params import NO_DRAFTER, PLAIN_TRAITS, Drafter, Family, Published, Traits, Unit
 from dsctl.models.model import Contradiction
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
@@ -67,6 +67,12 @@ class Toy:
 
     def restored(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
+
+    def drafter(self, config: Mapping[str, Any]) -> Drafter:
+        return NO_DRAFTER
+
+    def stored_drafter(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> Drafter:
+        return NO_DRAFTER
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)

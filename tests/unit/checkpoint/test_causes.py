@@ -63,7 +63,7 @@ def test_the_last_layers_are_missed_by_the_config_rather_than_by_the_files(tmp_p
 
 def test_layers_apart_are_two_lines(tmp_path: Path) -> None:
     lines = _told(_without(tmp_path, "model.layers.0.", "model.layers.2."))
-    assert [line.partition(":")[0] for line in lines] == ["model.layers.0", "model.layers.2"]
+    assert [line.partition(":")[0] for line in lines] == ["config.json", "model.layers.0"]
 
 
 def test_a_layer_of_which_something_is_there_is_none_of_these(tmp_path: Path) -> None:

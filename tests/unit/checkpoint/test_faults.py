@@ -74,7 +74,7 @@ def test_a_missing_tensor_may_be_allowed(tmp_path: Path) -> None:
 def test_a_missing_mtp_layer_is_none_if_it_is_dropped(tmp_path: Path) -> None:
     checkpoint = _without(tmp_path, "model.layers.2.")
     error = _refused(checkpoint)
-    assert error.hint == "drop the MTP layer with --no-mtp, or continue without these tensors with --allow-missing"
+    assert error.hint == "drop the drafter with --mtp drop, or continue without these tensors with --allow-missing"
     require_whole(checkpoint, without_mtp=True)
 
 
