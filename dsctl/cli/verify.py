@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,13 +63,20 @@ All = Annotated[
 Annotate = Annotated[bool, typer.Option("--annotate", help="Print findings as annotations for GitHub Actions, too.")]
 
 
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """The share of values to compare with a source, and the choice of rows."""
+
+    sample: SampleShare = None
+    seed: Seed = None
+
+
 @verb
 def verify(
     source: Source,
     *,
     against: Against = None,
-    sample: SampleShare = None,
-    seed: Seed = None,
+    values: SampleOptions,
     deep: Deep = False,
     fix: Fix = False,
     dry_run: DryRun = False,
@@ -118,7 +125,7 @@ def verify(
 
     if annotate and printing.json:
         raise UsageError("--json and --annotate cannot be combined", hint="choose one: both print to stdout")
-    chosen, ignored = sampled(sample, seed, against), _codes(ignore)
+    chosen, ignored = sampled(values.sample, values.seed, against), _codes(ignore)
     if dry_run and not fix:
         raise UsageError("--dry-run needs --fix: without it, verify changes nothing")
     output, mending, bar = printing.output(), fix and not dry_run, Bar(strict, require_architecture)

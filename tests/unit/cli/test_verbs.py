@@ -21,7 +21,7 @@ from tests.support.command import call, verbs
 # The modules of the command line that are no verbs.
 OTHERS = {
     "app", "carrying", "commands", "completion", "conversion", "conversion_options", "groups", "hints", "options",
-    "parts", "refusals", "requests", "sizing", "slicing", "sources",
+    "parts", "proving", "refusals", "requests", "sizing", "slicing", "sources",
 }  # fmt: skip
 PANELS = {
     "convert": {WHAT, WHICH, RUNNING, GENERAL},
