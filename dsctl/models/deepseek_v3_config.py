@@ -15,6 +15,11 @@ def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **({_MTP: 0} if _MTP in config else {})}
 
 
+def with_mtp(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with as many MTP layers as another one has."""
+    return {**config, _MTP: other.get(_MTP) or 0}
+
+
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
     """The config with the fields adapted that depend on layers and experts."""
     whole = config["num_hidden_layers"]

@@ -18,6 +18,7 @@ from dsctl.checkpoint.side_files import WHOLE, kept_sums
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
+from dsctl.plan import grafted
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
@@ -44,9 +45,10 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         FormatError: the checkpoint contradicts itself.
         UsageError, PlanError: the request contradicts itself, or cannot be carried out on this checkpoint.
     """
-    assert bool(request.original) == (original is not None)
+    assert bool(request.original) == (original is not None) and bool(request.graft) == bool(checkpoint.grafts)
     checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
+    grafted.check(checkpoint, request.allow_missing)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == "drop")
     check_repeated(checkpoint)
     target = target_of(checkpoint, request, original)
@@ -88,6 +90,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, original: Elsewhere | No
         folders=folders(target),
         recoded=blocks.recoded,
         released=dict(_released(target, files)) if original is None else {},
+        grafts=grafted.described(checkpoint.grafts),
     )
 
 
@@ -125,6 +128,10 @@ def _source_files(checkpoint: Checkpoint, original: Elsewhere | None) -> Iterato
         yield file, header.size + sum(ref.nbytes for ref in header.tensors.values()), header.raw
     for file, (size, raw) in original.files.items() if original else ():
         yield file, size, raw
+    for graft in checkpoint.grafts:
+        for file in sorted(graft.read):
+            name = file.removeprefix(graft.prefix)
+            yield file, graft.files[name], graft.headers[name].raw
 
 
 def _codecs(wants: Iterable[Want]) -> Iterator[tuple[Codec, Codec]]:

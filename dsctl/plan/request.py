@@ -30,7 +30,7 @@ INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 
 
 # Fields that earlier versions did not have: a request without them has the same identity as before.
-_LATER = ("allow_inexact", "original")
+_LATER = ("allow_inexact", "original", "graft", "as_base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Request:
     (dsctl/layouts/ranks.py). If `ranks` are given, only these are written; `placed` are the experts by place
     (dsctl/plan/experts.py). `recode` allows blocks that a cut goes through to be quantized again, `allow_inexact`
     allows blocks that the new form does not hold exactly. `original` is a folder to take the original scales from.
+    `graft` has the globs of each checkpoint from which parameters are taken, `as_base` converts these to the base's
+    forms.
     `notes` are remarks, such as on a recipe's old name; they are not part of the identity.
     """
 
@@ -70,6 +72,8 @@ class Request:
     placed: tuple[tuple[int, ...], ...] = ()
     allow_inexact: bool = False
     original: str = ""
+    graft: tuple[tuple[str, ...], ...] = ()
+    as_base: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

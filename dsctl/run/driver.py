@@ -206,6 +206,7 @@ def _finish(
         "audit": plan.counts | dict(sorted(state.counts.items())) | _compared(plan, state),
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "notes": plan.notes,
+        **({"grafts": plan.grafts} if plan.grafts else {}),
         "files": {name: entry.json() for name, entry in sorted(files.items())},
     }
     safe()

@@ -47,6 +47,7 @@ def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
         "write_bytes_per_second": speeds and round(speeds.write),
         "seconds": speeds and round(speeds.seconds(plan, resources.workers), 1),
         "notes": plan.notes,
+        **({"grafts": plan.grafts} if plan.grafts else {}),
     }
 
 
