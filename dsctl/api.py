@@ -13,14 +13,15 @@ the call that needs them: an inspection and a diff do without.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.grafting import grafted
 from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
 from dsctl.checkpoint.originals import Elsewhere, joined
@@ -33,7 +34,8 @@ from dsctl.look.diff import Diff
 from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
-from dsctl.plan.options import ConversionOptions, request_of
+from dsctl.plan.graft_options import OWN, GraftOptions, Sources, graft_request
+from dsctl.plan.options import ConversionOptions, Kept, request_of
 from dsctl.plan.plan import Plan
 from dsctl.plan.planner import make_plan
 from dsctl.plan.request import KEEP, Request
@@ -51,17 +53,6 @@ __all__ = ["Conversion", "Result", "Source", "open"]
 def open(place: str | os.PathLike[str]) -> Source:  # noqa: A001  the usual name
     """A source by its folder, file, release or repository. Nothing is read yet; errors are raised when it is used."""
     return Source(os.fspath(place))
-
-
-class Kept(NamedTuple):
-    """The part of a checkpoint that a slice keeps: layers and experts by number, None for all of them.
-
-    `mtp` None keeps the MTP layer if all layers are kept.
-    """
-
-    layers: tuple[int, ...] | None = None
-    experts: tuple[int, ...] = ()
-    mtp: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +192,20 @@ class Source:
         request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp="keep")
         return Conversion(self, request, part)
 
+    def graft(
+        self, others: Mapping[Source | str, str | Iterable[str]], *, forms: str = OWN, **options: Unpack[GraftOptions]
+    ) -> Conversion:
+        """A conversion that puts parameters of other checkpoints in the place of this one's, as `dsctl graft` does.
+
+        `others` has one glob or several for each of them; if two name the same parameter, the later one counts.
+        `forms` are own, or base to convert the parameters to the forms of this checkpoint.
+
+        Raises:
+            UsageError: there is no glob, or `forms` is not known.
+        """
+        named = tuple((_place(other), globs("graft", given)) for other, given in others.items())
+        return Conversion(self, graft_request(named, forms, **options), grafts=named)
+
     def download(
         self,
         target: str | os.PathLike[str] | None = None,
@@ -236,11 +241,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source and a request; `plan` names every byte of the output, `run` writes it. A slice keeps a part of it."""
+    """A source and a request; `plan` names every byte of the output, `run` writes it. A slice keeps a part of it, a
+    graft takes parameters of other sources."""
 
     source: Source
     request: Request
     part: Kept | None = None
+    grafts: Sources = ()
 
     def __repr__(self) -> str:
         cut = "slice of " if self.part else ""
@@ -271,9 +278,10 @@ class Conversion:
 
     @cached_property
     def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None]:
-        """The checkpoint, which can also read from the folder of original scales, the request, and that original."""
+        """The checkpoint, which can also read from the folder of original scales or from the sources of a graft, the
+        request, and that original."""
         if not self.request.original:
-            return self.source.checkpoint, self.request, None
+            return grafted(self.source.checkpoint, self.grafts), self.request, None
         checkpoint, original = joined(self.source.checkpoint, self.request.original)
         return checkpoint, self.request, original
 

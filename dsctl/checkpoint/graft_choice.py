@@ -37,9 +37,8 @@ def chosen(other: Checkpoint, globs: Sequence[str]) -> dict[str, Param]:
         why = "only a part of it is there" if pieces else wrong.get(name, "missing")
         issues.append(f"{name}: {why}")
     if issues:
-        raise refusal(
-            f"{other.store.place}: --from names {{}} that it does not hold", issues, "name only what it holds"
-        )
+        hint = "name only what is stored there: `dsctl inspect OTHER --tensors GLOB` lists it"
+        raise refusal(f"--from: {{}} of {other.store.place} cannot be read", issues, hint)
     return found
 
 

@@ -48,7 +48,7 @@ def drafter(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param]) -> 
     if not same or base.traits.drafter != other.traits.drafter:
         kinds = f"{base.store.place} has {_kind(base)}, {other.store.place} has {_kind(other)}"
         what = f"{kinds}: --from leaves out {{}} of it"
-        raise refusal(what, left, "a drafter of a different kind is taken as a whole: name all of its parameters")
+        raise refusal(what, left, "name all parameters of the drafter: drafters of different kinds cannot be mixed")
     return Drafter(base.config)
 
 

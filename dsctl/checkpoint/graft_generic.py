@@ -32,7 +32,7 @@ def generic_view(base: Checkpoint, other: Checkpoint, params: Mapping[str, Param
     known = {param.name: param for param in base.params}
     both = [param for name, param in params.items() if name in known]
     if issues := list(unfit(base, other, both, known)):
-        raise refusal(f"{other.store.place}: {{}} do not fit {base.store.place}", issues, _HINT)
+        raise refusal(f"{other.store.place}: {{}} cannot be grafted onto {base.store.place}", issues, _HINT)
     held = merged(base.survey, pieces, ())
     specs = _specs(base, params, held, known)
     found = generic(specs, base.quantization)

@@ -49,8 +49,9 @@ def _returned(base: Checkpoint, other: Checkpoint, new: list[str], held: Held) -
         return None
     refs = {ref.name: ref for name in new for piece in held[name] for ref in piece.refs}
     for file in {ref.file for ref in refs.values()}:
-        rest = {name for name in other.headers[file].names if name not in refs}
-        if rest != set(base.headers[file].names if file in base.headers else ()):
+        whole, left = {*other.headers[file].names}, {*(base.headers[file].names if file in base.headers else ())}
+        # A matrix may have lost only its scale.
+        if not whole - refs.keys() <= left <= whole:
             return None
     own = {name: held[name][0].refs[0].file for name in new}
     return own | {tensor: ref.file for tensor, ref in refs.items()}

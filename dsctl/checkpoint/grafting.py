@@ -45,6 +45,8 @@ def grafted(base: Checkpoint, sources: Sequence[tuple[str, Sequence[str]]]) -> C
         UsageError, PlanError: globs name nothing, or parameters that do not fit the base.
     """
     opened: dict[str, Checkpoint] = {}
+    if not sources:
+        return base
     check_repeated(base)
     result = base
     for number, (place, globs) in enumerate(sources):
@@ -148,7 +150,7 @@ def _known(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param], scio
         check_same(base, other, made)
     issues = list(unfit(base, other, scion.params.values(), made))
     if issues:
-        raise refusal(f"{other.store.place}: {{}} do not fit {base.store.place}", issues, _HINT)
+        raise refusal(f"{other.store.place}: {{}} cannot be grafted onto {base.store.place}", issues, _HINT)
     view = View(base.layout, survey_of(base, made, held), specs_of(held, made))
     check_global_scales(made.values(), scion.pieces, view.survey)
     return scion, _Made(view, found.config, traits, tuple(notes))
@@ -184,7 +186,7 @@ def _is_wrong(checkpoint: Checkpoint) -> bool:
 
 def _differing(base: Checkpoint, other: Checkpoint) -> Iterator[str]:
     """The note on config fields that determine the computation and are different in the other config."""
-    if base.config is None or other.config is None:
+    if base.config is None or other.config is None or (base.model is None) != (other.model is None):
         return
     ours, theirs = (_computing(one) for one in (base, other))
     names = [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]

@@ -82,15 +82,16 @@ def _folded(template: str, members: list[Param]) -> Iterator[str]:
     for layer, held in experts.items():
         layers.setdefault(tuple(sorted(held)), []).extend(() if layer is None else (layer,))
     for chosen, numbers in layers.items():
-        yield template.format(layer=f"{{{_runs(sorted(numbers))}}}", expert=f"{{{_runs(chosen)}}}")
+        yield template.format(layer=_runs(sorted(numbers)), expert=_runs(chosen))
 
 
 def _runs(numbers: Iterable[int]) -> str:
-    """Runs of consecutive numbers: 3-60, or 1,4-6."""
+    """Runs of consecutive numbers: {3-60}, or {1,4-6}; a single number by itself."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    told = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return told if told.isdigit() else f"{{{told}}}"

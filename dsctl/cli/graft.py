@@ -17,7 +17,7 @@ Base = Annotated[
     typer.Argument(
         metavar="BASE",
         autocompletion=completion.sources,
-        help="The checkpoint that takes the parameters: folder, org/name, or a URL such as s3://bucket/path.",
+        help="The checkpoint that takes them: folder, org/name, or a URL such as s3://bucket/path.",
     ),
 ]
 From = Annotated[

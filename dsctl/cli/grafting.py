@@ -24,7 +24,7 @@ def graft_to(
     """
     if run.consume:
         hint = "leave it out; delete the base yourself once the result is verified"
-        raise UsageError("--consume: a graft reads several checkpoints, none of which is its own", hint=hint)
+        raise UsageError("--consume: does not work with several source checkpoints", hint=hint)
     how = judged(request, run)
     places = [(located(place, local=local), globs) for place, globs in sources]
     checkpoint = open_checkpoint(source_at(located(base, local=local)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
@@ -14,6 +15,13 @@ FORMS = (OWN, BASE)
 
 # Places, each with the globs of the parameters to take from it.
 Sources = Sequence[tuple[str, tuple[str, ...]]]
+
+
+class GraftOptions(TypedDict, total=False):
+    """Faults of the result that are allowed: missing tensors, and tensors that the architecture does not have."""
+
+    allow_missing: bool
+    allow_extra: bool
 
 
 def graft_request(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsctl.checkpoint.checkpoint import ORIGINAL, Checkpoint
 from dsctl.checkpoint.grafts import Graft, folded
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.checkpoint.side_files import Original, own_side
-from dsctl.codecs import in_dialect
+from dsctl.codecs import dress, in_dialect
 from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.fp4 import Fp4
+from dsctl.codecs.fp8_block import CT_BLOCKS
 from dsctl.codecs.plain import Plain
 from dsctl.core.amounts import plural
 from dsctl.core.errors import PlanError
-from dsctl.core.params import Family
+from dsctl.core.params import OTHER, Family
+from dsctl.plan.notes import WARNING
 from dsctl.stores import INDEX
 
 _LAYER = "{layer}."
@@ -32,7 +34,7 @@ def codecs(checkpoint: Checkpoint, as_base: bool) -> dict[str, Codec]:
     """
     if checkpoint.view is None:
         return {}
-    forms = _Forms.of(checkpoint)
+    forms, said = _Forms.of(checkpoint), checkpoint.quantization or {}
     families = {param.name: param.family for param in checkpoint.params}
     found: dict[str, Codec] = {}
     for graft in checkpoint.grafts:
@@ -40,12 +42,20 @@ def codecs(checkpoint: Checkpoint, as_base: bool) -> dict[str, Codec]:
             source = checkpoint.survey.pieces[name][0].codec
             usual = checkpoint.view.had.get(name) or forms.usual(families[name])
             takes = usual is not None and (as_base or moves_to(source, usual))
-            found[name] = usual if takes and usual is not None else _own(source, graft.spelled)
+            found[name] = (
+                usual if takes and usual is not None else _own(source, graft.spelled, said.get("quant_method"))
+            )
     return found
 
 
-def _own(codec: Codec, spelled: Mapping[str, str]) -> Codec:
-    """The codec as it is, without the spelling of codes of the layout in which it is stored."""
+def _own(codec: Codec, spelled: Mapping[str, str], method: object) -> Codec:
+    """The codec as it is, without the spelling of codes of the layout in which it is stored.
+
+    If the base declares its forms as compressed-tensors, the same bytes get the names that compressed-tensors has.
+    """
+    dressed = replace(CT_BLOCKS, scale_dtype="F32")
+    if method == dress.METHOD and codec.scale_fmt and moves_to(codec, dressed):
+        return dressed
     if isinstance(codec, Fp4) and not codec.surveys and codec.codes_dtype == spelled.get(codec.form.codes):
         return in_dialect(codec, codec.dialect)
     return codec
@@ -80,6 +90,8 @@ class _Forms:
 
     def usual(self, family: Family) -> Codec | None:
         """The codec of a family of which the base stores no parameter; None if nothing shows it."""
+        if family.role == OTHER:
+            return None
         if (known := self.ends.get(_end(family))) is not None:
             return known
         roles = ((family.role, family.quantizable), (_USUAL, True)) if family.quantizable else ((family.role, False),)
@@ -114,6 +126,10 @@ def notes(checkpoint: Checkpoint, chosen: Mapping[str, Codec]) -> Iterator[str]:
     for graft in checkpoint.grafts:
         yield f"{plural(len(graft.params), 'parameter')} of {graft.place}: {graft.named}"
         yield from graft.notes
+    new = [name for name in chosen if checkpoint.view is not None and name not in checkpoint.view.had]
+    if new and checkpoint.generic is not None:
+        what = f"{plural(len(new), 'parameter')} that {checkpoint.store.place} does not have, such as {new[0]}"
+        yield f"{WARNING}{what}: its architecture is unknown, so check that its config.json describes them"
     if left := stale(checkpoint, chosen):
         yield f"{' and '.join(sorted(left))}: left out, because the graft has forms or parameters that the base had not"
 

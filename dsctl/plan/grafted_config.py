@@ -19,7 +19,7 @@ from dsctl.checkpoint.quantization import (
 )
 from dsctl.codecs import dress
 from dsctl.codecs.codec import Codec
-from dsctl.core.config_fields import SPARED_FIELDS, with_quantization
+from dsctl.core.config_fields import SPARED_FIELDS, value_at, with_quantization, with_value
 from dsctl.core.errors import PlanError
 from dsctl.core.params import Param
 from dsctl.plan.plan import Want
@@ -31,13 +31,12 @@ _HINT = "--as base converts the grafted parameters to the forms that the base us
 
 
 def grafted_config(target: Target, wants: Sequence[Want]) -> dict[str, Any]:
-    """The config of the target; fields outside `quantization_config` that declare a form are not adapted.
+    """The config of the target.
 
     Raises:
         PlanError: one config cannot declare how the parameters are stored.
     """
-    config = dict(target.checkpoint.config or {})
-    _refuse_mixed(target, wants)
+    config = _of_roles(target, wants, target.checkpoint.config or {})
     if is_true(target, wants):
         return config
     try:
@@ -136,17 +135,28 @@ def _around(param: Param) -> Iterator[str]:
     yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
-def _refuse_mixed(target: Target, wants: Iterable[Want]) -> None:
-    """Refuse several codes where a field of config.json declares one for a whole role.
+def _of_roles(target: Target, wants: Iterable[Want], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with true fields outside `quantization_config` that declare the form of a whole role, such as
+    `expert_dtype`.
+
+    A field that the base leaves out for its own parameters stays out.
 
     Raises:
-        PlanError: naming the role and the formats.
+        PlanError: a field would have to declare several forms, naming the role.
     """
-    found: dict[str, dict[str, Codec]] = {}
+    made, held, own = dict(config), dict[str, dict[str, Codec]](), dict[str, set[str]]()
     for want in wants:
-        found.setdefault(want.param.role, {}).setdefault(want.codec.form.codes, want.codec)
+        codes = want.codec.form.codes
+        held.setdefault(want.param.role, {}).setdefault(codes, want.codec)
+        if want.param.name not in target.grafted:
+            own.setdefault(want.param.role, set()).add(codes)
     for role, published in target.formats.published.items():
-        held = found.get(role, {})
-        if published.fields and len(held) > 1:
-            name, names = published.fields[0][0], " and ".join(sorted(codec.name for codec in held.values()))
-            raise PlanError(f"one {name} of config.json cannot declare {role} in {names}", hint=_HINT)
+        for name, values in published.fields:
+            found, said = held.get(role, {}), value_at(config, name)
+            if len(found) > 1:
+                forms = " and ".join(sorted(codec.name for codec in found.values()))
+                raise PlanError(f"one {name} of config.json cannot declare {role} in {forms}", hint=_HINT)
+            value = next((dict(values).get(one) for one in found), None)
+            if said != value and (said is not None or role not in own):
+                made = with_value(made, name, value)
+    return made

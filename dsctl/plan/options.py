@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from dsctl.codecs import CODECS
 from dsctl.core.choices import choose
@@ -41,6 +41,17 @@ class ConversionOptions(TypedDict, total=False):
     ranks: Iterable[int]
     recode: bool
     original: str
+
+
+class Kept(NamedTuple):
+    """The part of a checkpoint that a slice keeps: layers and experts by number, None for all of them.
+
+    `mtp` None keeps the MTP layer if all layers are kept.
+    """
+
+    layers: tuple[int, ...] | None = None
+    experts: tuple[int, ...] = ()
+    mtp: bool | None = None
 
 
 def request_of(codec: str, options: ConversionOptions) -> Request:

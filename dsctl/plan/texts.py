@@ -93,7 +93,6 @@ def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) 
     config, request = target.checkpoint.config or {}, target.request
     if target.checkpoint.grafts:
         made = grafted_config(target, wants)
-        made = made if _agrees(target, wants, made) else _say_published(target, wants, made)
         return known_text(target, made) or json_text(made)
     without_mtp = _without_mtp(target, config) if request.mtp == "drop" else dict(config)
     if request.to == KEEP:
