@@ -317,5 +317,5 @@ class Conversion:
         return Result(setup.target, carry_out(setup, report).audit)
 
 
-def _place(source: Source | str) -> str:
-    return source.place if isinstance(source, Source) else source
+def _place(source: Source | str | os.PathLike[str]) -> str:
+    return source.place if isinstance(source, Source) else os.fspath(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
@@ -66,11 +67,12 @@ def check_same(base: Checkpoint, other: Checkpoint, made: Mapping[str, Param]) -
         raise refusal(what, issues, "take the drafter of a checkpoint of the same architecture")
 
 
-def traits_of(base: Checkpoint, config: Mapping[str, Any] | None, specs: Mapping[str, TensorSpec]) -> Traits:
-    """The traits of the result, which has these tensors."""
-    if base.model is None or config is None:
+def traits_of(base: Checkpoint, found: Drafter, specs: Mapping[str, TensorSpec]) -> Traits:
+    """The traits of the result, which has these tensors; without a new drafter, its drafter's are the base's."""
+    if base.model is None or found.config is None:
         return base.traits
-    return base.model.traits(config, specs)
+    traits = base.model.traits(found.config, specs)
+    return traits if found.whole else replace(base.traits, experts=traits.experts, scales=traits.scales)
 
 
 def has(checkpoint: Checkpoint, name: str) -> bool:

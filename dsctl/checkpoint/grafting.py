@@ -22,7 +22,7 @@ from dsctl.checkpoint.pieces import Piece
 from dsctl.checkpoint.ranks import check_repeated
 from dsctl.core.amounts import plural
 from dsctl.core.config_fields import CLERICAL_FIELDS, STORAGE_FIELDS, text_fields
-from dsctl.core.errors import PlanError
+from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.params import Param, Traits
 from dsctl.stores import CONFIG, INDEX
 from dsctl.stores.joined import Joined
@@ -51,14 +51,31 @@ def grafted(base: Checkpoint, sources: Sequence[tuple[str, Sequence[str]]]) -> C
     result = base
     for number, (place, globs) in enumerate(sources):
         if place not in opened:
-            opened[place] = open_checkpoint(source_at(place))
-            check_repeated(opened[place])
+            opened[place] = _opened(place)
         result = _with(result, opened[place], tuple(globs), f"graft{number}://")
     for graft in result.grafts:
         if not graft.params:
             what = f"--from {graft.place} {graft.named}: a later --from takes all that it names"
             raise PlanError(what, hint="leave it out, or change the order")
     return result
+
+
+def _opened(place: str) -> Checkpoint:
+    """The checkpoint at a place; errors in its files name the place.
+
+    Raises:
+        SourceError, FormatError: it cannot be read, or contradicts itself.
+    """
+    try:
+        other = open_checkpoint(source_at(place))
+        check_repeated(other)
+        # Sizes in its config that cannot be raise an error here.
+        _ = other.params, other.survey
+    except FormatError as error:
+        if place in error.message:
+            raise
+        raise FormatError(f"{place}: {error.message}", hint=error.hint, issues=error.issues) from None
+    return other
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,7 @@ def _known(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param], scio
             notes.append(f"{plural(len(gone), 'parameter')} of the base's own drafter have no place in the new one")
     known = {param.name: param for param in base.params} | theirs | scion.params
     held = merged(base.survey, scion.all, gone)
-    traits = traits_of(base, found.config, specs_of(held, known))
+    traits = traits_of(base, found, specs_of(held, known))
     made = _params(base, found.config, traits)
     if found.whole:
         check_same(base, other, made)
