@@ -13,6 +13,8 @@ from dsctl.core.amounts import plural
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.params import OTHER, Param
 
+# The word that names all parameters of a drafter, whatever the number of its layer.
+DRAFTER = "mtp"
 # A refusal lists at most this many parameters.
 LISTED = 100
 
@@ -20,13 +22,15 @@ LISTED = 100
 def chosen(other: Checkpoint, globs: Sequence[str]) -> dict[str, Param]:
     """The parameters of a checkpoint that globs name, by name; twins that it does not store are among them.
 
+    `DRAFTER` names those of its drafter.
+
     Raises:
         UsageError: there is no glob. PlanError: a glob names nothing, or a parameter that is not stored completely.
     """
     if not globs or not all(globs):
         raise UsageError("--from: no glob", hint="--from OTHER 'model.layers.61.*' names parameters of OTHER")
-    found = {param.name: param for param in other.params if any(fnmatchcase(param.name, glob) for glob in globs)}
-    if empty := [glob for glob in globs if not any(fnmatchcase(name, glob) for name in found)]:
+    found = {param.name: param for param in other.params if any(_is_named(param, glob) for glob in globs)}
+    if empty := [glob for glob in globs if not any(_is_named(param, glob) for param in found.values())]:
         raise _nothing(other, empty)
     wrong = {fault.where: fault.what for fault in other.survey.faults}
     issues = []
@@ -37,9 +41,13 @@ def chosen(other: Checkpoint, globs: Sequence[str]) -> dict[str, Param]:
         why = "only a part of it is there" if pieces else wrong.get(name, "missing")
         issues.append(f"{name}: {why}")
     if issues:
-        hint = "name only what is stored there: `dsctl inspect OTHER --tensors GLOB` lists it"
+        hint = "`dsctl inspect OTHER --tensors GLOB` lists the tensors that it has"
         raise refusal(f"--from: {{}} of {other.store.place} cannot be read", issues, hint)
     return found
+
+
+def _is_named(param: Param, glob: str) -> bool:
+    return param.family.mtp if glob == DRAFTER else fnmatchcase(param.name, glob)
 
 
 def is_whole(pieces: tuple[Piece, ...], param: Param) -> bool:

@@ -159,6 +159,12 @@ def _known(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param], scio
             notes.append(f"{what}: copied from the base's own {theirs[first].family.twin}")
         if gone:
             notes.append(f"{plural(len(gone), 'parameter')} of the base's own drafter have no place in the new one")
+    elif absent := [f"{name}: missing" for name in named if name not in scion.params]:
+        raise refusal(
+            f"--from: {{}} of {other.store.place} cannot be read",
+            absent,
+            "`dsctl inspect OTHER --tensors GLOB` lists the tensors that it has",
+        )
     known = {param.name: param for param in base.params} | theirs | scion.params
     held = merged(base.survey, scion.all, gone)
     traits = traits_of(base, found, specs_of(held, known))

@@ -1,4 +1,4 @@
-"""`dsctl graft`: put parameters of one checkpoint in the place of another's."""
+"""`dsctl graft`: copy parameters of other checkpoints into a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="OTHER GLOBS",
-        help="Take the parameters that GLOBS (separated by commas) name from OTHER; repeatable, the last one wins.",
+        help="Use OTHER's parameters that match these globs (commas between); repeatable, last wins.",
         rich_help_panel=WHICH,
     ),
 ]
@@ -54,21 +54,22 @@ def graft(
     local: Local = False,
     printing: PrintOptions,
 ) -> None:
-    """Put parameters of one checkpoint in the place of another's.
+    """Copy parameters of other checkpoints into a checkpoint, in the place of its own.
 
-    A weight goes with its scales. Shapes and roles must agree. If BASE lacks the drafter, or has one of a different
-    kind, config.json gets the fields of the new one; config.json and the index are updated to match, and all other
-    files are those of BASE. If a run is interrupted, the same command resumes it.
+    GLOBS match the names of parameters; the word mtp names the drafter. A weight goes with its scales. Shapes and roles
+    must agree. If BASE lacks the drafter, or has one of a different kind, config.json gets the fields of the new one.
+    config.json and the index are updated to match; all other files are those of BASE. If a run is interrupted, the same
+    command resumes it.
 
     Examples:
 
-        dsctl graft my-finetune V3.2-with-mtp --from DeepSeek-V3.2 'model.layers.61.*'
+        dsctl graft V3.2-trained V3.2-with-mtp --from DeepSeek-V3.2 mtp
 
         dsctl graft DeepSeek-V3-0324 Chimera --from DeepSeek-R1 'model.layers.*.mlp.experts.*'
 
-        dsctl graft DeepSeek-V4-Flash V4-Flash-dspark --from DeepSeek-V4-Flash-0731 'mtp.*' --dry-run
+        dsctl graft DeepSeek-V4-Flash V4-Flash-dspark --from DeepSeek-V4-Flash-0731 mtp --dry-run
 
-        dsctl graft V3.2-fp8 both --from V3.2-bf16 'model.layers.61.*' --as base
+        dsctl graft DeepSeek-V3.2 edited --from V3.2-bf16 'model.layers.1.*,model.norm.*' --as base
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.grafting import graft_to
