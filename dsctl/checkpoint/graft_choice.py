@@ -59,6 +59,8 @@ def _nothing(other: Checkpoint, globs: Sequence[str]) -> PlanError:
     """The error for globs without a parameter."""
     if any(fnmatchcase(name, glob) for glob in globs for name in other.specs):
         hint = "a weight goes with its scales: name the weight, as in `dsctl inspect OTHER --tensors GLOB`"
+    elif DRAFTER in globs and other.model is None:
+        hint = "the architecture of OTHER is unknown: name the tensors of its drafter by globs"
     else:
         hint = "`dsctl inspect OTHER --tensors GLOB` lists names; quote globs, so that the shell does not expand them"
     issues = [f"{glob}: matches no parameter" for glob in globs]

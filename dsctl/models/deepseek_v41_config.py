@@ -62,7 +62,9 @@ def with_mtp(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     """The same config with the drafter that another one describes, in the place of its own."""
     bare, theirs = without_mtp(config), text_fields(other)
     taken = {field: value for field, value in theirs.items() if field.startswith("dspark_") or field == _STAGES}
-    ratios = [*text_fields(bare)[_RATIOS], *theirs[_RATIOS][theirs["num_hidden_layers"] :]]
+    layers = theirs.get("num_hidden_layers")
+    stages = _numbers(theirs, _RATIOS)[layers:] if type(layers) is int and layers > 0 else []
+    ratios = [*text_fields(bare)[_RATIOS], *stages]
     nested = bare.get(TEXT)
     # `edited` would put new fields beside `text_config`, where loaders do not look for them.
     fields = taken | {_RATIOS: ratios}
