@@ -17,6 +17,7 @@ from dsctl.checkpoint.graft_generic import generic_view
 from dsctl.checkpoint.graft_homes import homes
 from dsctl.checkpoint.graft_surveys import check_global_scales, merged, specs_of, survey_of
 from dsctl.checkpoint.grafts import Graft, prefixed, taken
+from dsctl.checkpoint.nextn import released
 from dsctl.checkpoint.opening import open_checkpoint, source_at
 from dsctl.checkpoint.pieces import Piece
 from dsctl.checkpoint.ranks import check_repeated
@@ -52,7 +53,9 @@ def grafted(base: Checkpoint, sources: Sequence[tuple[str, Sequence[str]]]) -> C
     for number, (place, globs) in enumerate(sources):
         if place not in opened:
             opened[place] = _opened(place)
-        result = _with(result, opened[place], tuple(globs), f"graft{number}://")
+        result = _with(result, released(opened[place], base), tuple(globs), f"graft{number}://")
+        renamed = result.grafts[-1].headers is not opened[place].headers
+        result.grafts = (*result.grafts[:-1], replace(result.grafts[-1], renamed=renamed))
     for graft in result.grafts:
         if not graft.params:
             what = f"--from {graft.place} {graft.named}: a later --from takes all that it names"

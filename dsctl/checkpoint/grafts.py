@@ -20,7 +20,8 @@ class Graft:
     `prefix` is that of the other one's files in the joined store. `params` are the parameters by name, `nbytes` their
     stored bytes, `read` the files that hold them (with the prefix). `files` are the sizes of all of its files,
     `headers` the headers of those with tensors (both without it). `spelled` is its layout's spelling of codes. `texts`
-    are the files whose bytes the result may repeat. `notes` are remarks.
+    are the files whose bytes the result may repeat. `notes` are remarks. `renamed`: its files have other names for
+    these tensors than the headers here.
     """
 
     place: str
@@ -36,6 +37,7 @@ class Graft:
     spelled: Mapping[str, str]
     texts: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    renamed: bool = False
 
     @property
     def named(self) -> str:

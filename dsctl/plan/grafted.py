@@ -146,11 +146,10 @@ def sides(checkpoint: Checkpoint) -> Iterator[Original]:
     """The descriptions of the folders whose headers and index the target repeats if it has the same tensors."""
     if checkpoint.grafts and checkpoint.layout.published:
         yield own_side(checkpoint)
-    for graft in checkpoint.grafts:
-        index = (
-            {INDEX: checkpoint.store.read(graft.prefix + INDEX, 0, graft.files[INDEX])} if INDEX in graft.texts else {}
-        )
-        yield Original(dict(graft.headers), {}, {}, index, {})
+    for graft in (one for one in checkpoint.grafts if not one.renamed):
+        size = graft.files[INDEX] if INDEX in graft.texts else None
+        texts = {} if size is None else {INDEX: checkpoint.store.read(graft.prefix + INDEX, 0, size)}
+        yield Original(dict(graft.headers), {}, {}, texts, {})
 
 
 def described(grafts: Iterable[Graft]) -> list[dict[str, Any]]:

@@ -490,3 +490,27 @@ def test_the_python_interface_makes_the_same(v3: Path, r1: Path, tmp_path: Path)
     assert made.audit["grafts"][0]["parameters"] == 26
     with pytest.raises(UsageError, match="no glob"):
         base.graft({r1: ()})
+
+
+@pytest.mark.parametrize("twins", [True, False])
+def test_an_export_of_the_mtp_layer_alone_as_layer_0(v3: Path, tmp_path: Path, twins: bool) -> None:
+    """As sglang's scripts/export_deepseek_nextn.py writes it, and as lmsys/DeepSeek-R1-NextN is stored."""
+    export, prefix, held = tmp_path / "NextN", "model.layers.2.", stored(v3)
+    export.mkdir()
+    made = {name.replace(prefix, "model.layers.0."): one for name, one in held.items() if name.startswith(prefix)}
+    if not twins:
+        made = {name: one for name, one in made.items() if "embed_tokens" not in name and "head.head" not in name}
+    save_file(made, export / "nextn_layer_parameters.safetensors")
+    index = dict.fromkeys(made, "nextn_layer_parameters.safetensors")
+    (export / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    said = config(v3) | {"num_hidden_layers": 1, "architectures": ["DeepseekV3ForCausalLMNextN"]}
+    (export / "config.json").write_text(json.dumps(said))
+    dsctl("convert", v3, tmp_path / "lost", "--layout", "published", "--no-mtp")
+    dsctl("graft", tmp_path / "lost", tmp_path / "made", "--from", export, "mtp")
+    is_sound(tmp_path / "made")
+    ours = stored(tmp_path / "made")
+    assert ours.keys() == held.keys() and config(tmp_path / "made") == config(v3)
+    assert all(raw(one) == raw(ours[name]) for name, one in held.items())
+    dsctl("graft", v3, tmp_path / "part", "--from", export, f"{prefix}mlp.*")
+    assert audit(tmp_path / "part")[0]["names"][0] == f"{prefix}mlp.gate.weight"
+    refused(call("graft", v3, tmp_path / "no", "--from", export, "model.layers.0.*"), 30, "cannot be read")
