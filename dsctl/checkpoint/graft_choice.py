@@ -13,7 +13,8 @@ from dsctl.core.amounts import plural
 from dsctl.core.errors import PlanError, UsageError
 from dsctl.core.params import OTHER, Param
 
-# The word that names all parameters of a drafter, whatever the number of its layer.
+# The word that names a drafter, whatever the number of its layer, without its copies of embedding and head: engines use
+# the main model's, so the copies follow those.
 DRAFTER = "mtp"
 # A refusal lists at most this many parameters.
 LISTED = 100
@@ -22,7 +23,7 @@ LISTED = 100
 def chosen(other: Checkpoint, globs: Sequence[str]) -> dict[str, Param]:
     """The parameters of a checkpoint that globs name, by name; twins that it does not store are among them.
 
-    `DRAFTER` names those of its drafter.
+    `DRAFTER` names those of its drafter, except twins.
 
     Raises:
         UsageError: there is no glob. PlanError: a glob names nothing, or a parameter that is not stored completely.
@@ -47,7 +48,9 @@ def chosen(other: Checkpoint, globs: Sequence[str]) -> dict[str, Param]:
 
 
 def _is_named(param: Param, glob: str) -> bool:
-    return param.family.mtp if glob == DRAFTER else fnmatchcase(param.name, glob)
+    if glob == DRAFTER:
+        return param.family.mtp and not param.family.twin
+    return fnmatchcase(param.name, glob)
 
 
 def is_whole(pieces: tuple[Piece, ...], param: Param) -> bool:

@@ -39,10 +39,8 @@ def drafter(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param]) -> 
         return Drafter(base.config)
     _check_vocabulary(base, other)
     ours = drafter_params(base)
-    # A twin that is not stored is a copy of the main embedding or head.
-    left = [
-        name for name, one in theirs.items() if name not in taken and not (one.family.twin and not has(other, name))
-    ]
+    # A twin is a copy of the main embedding or head.
+    left = [name for name, one in theirs.items() if name not in taken and not one.family.twin]
     if not left:
         return Drafter(base.model.with_mtp(base.config, other.config, other.traits), whole=True)
     same = all(name in ours and ours[name].shape == theirs[name].shape for name in taken)

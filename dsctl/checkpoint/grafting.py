@@ -108,7 +108,7 @@ def _with(base: Checkpoint, other: Checkpoint, globs: tuple[str, ...], prefix: s
     """The base, which may have grafts already, with the parameters of one more checkpoint."""
     named = chosen(other, globs)
     params = {name: param for name, param in named.items() if has(other, name)}
-    own = {name: other.survey.pieces[name] for name in params}
+    own: dict[str, tuple[Piece, ...]] = {name: other.survey.pieces[name] for name in params}
     scion = _Scion(params, {name: prefixed(pieces, prefix) for name, pieces in own.items()})
     if base.generic is not None:
         made = _Made(generic_view(base, other, scion.params, scion.pieces), base.config, None)
@@ -138,7 +138,7 @@ def _with(base: Checkpoint, other: Checkpoint, globs: tuple[str, ...], prefix: s
         files={file: size for file, size in base.files.items() if file != gone},
         config=made.config,
         faults=[fault for fault in base.faults if fault.code not in _SURVEYED],
-        view=made.view._replace(homes=homes(base, other, own, scion.filled), had=_had(base, scion)),
+        view=made.view._replace(homes=_homes(base, other, scion), had=_had(base, scion)),
         known_traits=made.traits,
         grafts=(*(one.without(scion.params, base.survey.pieces) for one in base.grafts), graft),
     )
@@ -153,13 +153,13 @@ def _known(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param], scio
     found, ours, theirs = drafter(base, other, named), drafter_params(base), drafter_params(other)
     notes, gone = [], set[str]()
     if found.whole:
-        filled = dict(_twins(base, other, theirs))
+        filled = dict(_twins(base, theirs, scion))
         scion = replace(scion, filled=filled)
         gone = ours.keys() - theirs.keys()
         if filled:
             first = next(iter(filled))
-            what = f"{plural(len(filled), 'parameter')} that {other.store.place} does not hold, such as {first}"
-            notes.append(f"{what}: copied from the base's own {theirs[first].family.twin}")
+            what = f"{plural(len(filled), 'parameter')} of the drafter, such as {first}"
+            notes.append(f"{what}: copied from {theirs[first].family.twin}, as in releases")
         if gone:
             notes.append(f"{plural(len(gone), 'parameter')} of the base's own drafter have no place in the new one")
     elif absent := [f"{name}: missing" for name in named if name not in scion.params]:
@@ -177,6 +177,10 @@ def _known(base: Checkpoint, other: Checkpoint, named: Mapping[str, Param], scio
     issues = list(unfit(base, other, scion.params.values(), made))
     if issues:
         raise refusal(f"{other.store.place}: {{}} cannot be grafted onto {base.store.place}", issues, _HINT)
+    copies = [name for name, one in made.items() if one.family.twin in scion.params and name not in scion.all]
+    if stale := [name for name in copies if has(base, name)]:
+        what = f"{plural(len(stale), 'parameter')} that releases store as a copy, such as {stale[0]}"
+        notes.append(f"{what}: BASE's own copy stays, unless --from names it too")
     view = View(base.layout, survey_of(base, made, held), specs_of(held, made))
     check_global_scales(made.values(), scion.pieces, view.survey)
     return scion, _Made(view, found.config, traits, tuple(notes))
@@ -189,12 +193,22 @@ def _params(base: Checkpoint, config: Mapping[str, Any] | None, traits: Traits) 
     return {param.name: param for family in base.model.families(config, traits) for param in family.params()}
 
 
-def _twins(base: Checkpoint, other: Checkpoint, theirs: Mapping[str, Param]) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-    """The base's tensors for the twins that neither of the two stores."""
+def _twins(base: Checkpoint, theirs: Mapping[str, Param], scion: _Scion) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """The tensors that twins of the drafter duplicate, if no glob names the twins and the base does not store them."""
     for name, param in theirs.items():
         twin = param.family.twin
-        if twin and not has(other, name) and not has(base, name) and has(base, twin):
+        if twin is None or name in scion.params:
+            continue
+        if twin in scion.pieces:
+            yield name, scion.pieces[twin]
+        elif not has(base, name) and has(base, twin):
             yield name, base.survey.pieces[twin]
+
+
+def _homes(base: Checkpoint, other: Checkpoint, scion: _Scion) -> dict[str, str]:
+    """The files of everything that is taken; twins go where the other one has them."""
+    held = {name: other.survey.pieces[name] for name in scion.all if has(other, name)}
+    return homes(base, other, held, {name: one for name, one in scion.filled.items() if name not in held})
 
 
 def _had(base: Checkpoint, scion: _Scion) -> Mapping[str, Any]:

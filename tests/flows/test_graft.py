@@ -283,7 +283,7 @@ def test_a_folder_with_the_drafter_alone(v32: Path, without_mtp: Path, tmp_path:
 
     draft = copied(v32, tmp_path / "draft", keep)
     told = dsctl("graft", without_mtp, tmp_path / "made", "--from", draft, MTP)
-    assert "copied from the base's own model.embed_tokens.weight" in told
+    assert "copied from model.embed_tokens.weight" in told
     is_sound(tmp_path / "made")
     ours, theirs = stored(tmp_path / "made"), stored(v32)
     assert ours.keys() == theirs.keys()
@@ -514,3 +514,21 @@ def test_an_export_of_the_mtp_layer_alone_as_layer_0(v3: Path, tmp_path: Path, t
     dsctl("graft", v3, tmp_path / "part", "--from", export, f"{prefix}mlp.*")
     assert audit(tmp_path / "part")[0]["names"][0] == f"{prefix}mlp.gate.weight"
     refused(call("graft", v3, tmp_path / "no", "--from", export, "model.layers.0.*"), 30, "cannot be read")
+
+
+def test_the_word_mtp_leaves_the_copies_of_embedding_and_head_to_the_base(v3: Path, r1: Path, tmp_path: Path) -> None:
+    """Engines share the main model's: those of a fine-tuned base are not the release's any more."""
+    dsctl("convert", v3, tmp_path / "tuned", "--layout", "published", "--no-mtp")
+    for base in (tmp_path / "tuned", v3):
+        made = tmp_path / f"{base.name}-made"
+        dsctl("graft", base, made, "--from", r1, "mtp")
+        is_sound(made)
+        ours, main, other = stored(made), stored(base), stored(r1)
+        for name, twin in (("embed_tokens", "model.embed_tokens"), ("shared_head.head", "lm_head")):
+            assert raw(ours[f"model.layers.2.{name}.weight"]) == raw(main[f"{twin}.weight"])
+            assert raw(other[f"{twin}.weight"]) != raw(main[f"{twin}.weight"])
+        assert raw(ours["model.layers.2.eh_proj.weight"]) == raw(other["model.layers.2.eh_proj.weight"])
+    dsctl("graft", tmp_path / "tuned", tmp_path / "both", "--from", r1, "mtp,model.embed_tokens.weight")
+    ours = stored(tmp_path / "both")
+    assert raw(ours["model.layers.2.embed_tokens.weight"]) == raw(stored(r1)["model.embed_tokens.weight"])
+    is_sound(tmp_path / "both")

@@ -45,7 +45,16 @@ def test_an_mtp_layer_of_v3_takes_15_4_gigabytes(releases: dict[str, Path]) -> N
     """SGLang/DeepSeek-V3-NextN, which has the copies of embedding and head, shows 15.4 GB."""
     (found,) = planned(releases["v3"], releases["r1"], "model.layers.61.*").grafts
     assert found["parameters"] == 788 and found["bytes"] == 15_424_227_552
-    assert found == planned(releases["v3"], releases["r1"], "mtp").grafts[0] | {"globs": ["model.layers.61.*"]}
+
+
+def test_without_the_copies_of_embedding_and_head_it_takes_11_7(releases: dict[str, Path]) -> None:
+    """lmsys/DeepSeek-R1-NextN shows 11.7 GB."""
+    plan = planned(releases["v3"], releases["r1"], "mtp")
+    assert plan.grafts[0]["parameters"] == 786 and plan.grafts[0]["bytes"] == 11_717_511_392
+    layer = [step for step in plan.steps if step.name.startswith("model.layers.61.")]
+    read = {step.name: {part.file for part in step.parts_read} for step in layer}
+    ours = {name for name, files in read.items() if not any(file.startswith("graft0://") for file in files)}
+    assert ours == {"model.layers.61.embed_tokens.weight", "model.layers.61.shared_head.head.weight"}
 
 
 def test_routed_experts_of_r1_as_in_r1t_chimera(releases: dict[str, Path]) -> None:
