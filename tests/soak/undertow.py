@@ -88,6 +88,11 @@ def cases(folder: Path, start: Launcher) -> dict[str, Case]:
         Case("shard", ("shard", "@in", "@out", "--tp", "2", *one), {"in": source}),
         Case("merge", ("merge", "@in", "@out", *one), {"in": ranks}),
         Case("slice", ("slice", "@in", "@out", "--layers", "0-1", "--experts", "2", *one), {"in": source}),
+        Case(
+            "graft",
+            ("graft", "@in", "@out", "--from", "@other", "*.experts.*,mtp", "--as", "base", *one),
+            {"in": bf16, "other": source},
+        ),
         Case("tiny", ("tiny", "v3.2", "@out", *WORDS), {}),
         Case("fix", ("verify", "@in", "--fix"), {"in": made / "plain"}, "in"),
         Case("fix signed", ("verify", "@in", "--fix"), {"in": made / "signed"}, "in"),
