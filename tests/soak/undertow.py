@@ -138,7 +138,7 @@ def settled(folder: Path) -> dict[str, str]:
         if name == "dsctl.json":
             said = json.loads(raw)
             said["source"] = sorted(said.get("source", {}).get("files", ()))
-            raw = json.dumps(said).encode()
+            raw = json.dumps(said).replace(str(folder.parent), "").encode()
         elif name.startswith(".cache/dsctl/"):
             said = json.loads(raw)
             raw = json.dumps([said.get(key) for key in ("file", "size", "header")]).encode()
