@@ -13,7 +13,7 @@ the call that needs them: an inspection and a diff do without.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from dsctl.checkpoint.adapters import Adapter, with_adapter
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.grafting import grafted
 from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
 from dsctl.checkpoint.originals import Elsewhere, joined
@@ -34,6 +35,7 @@ from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
 from dsctl.plan.expert_plan import read_plan
+from dsctl.plan.graft_options import OWN, GraftOptions, Sources, graft_request
 from dsctl.plan.options import ConversionOptions, chosen_drafter, request_of
 from dsctl.plan.parts import Part
 from dsctl.plan.plan import Plan
@@ -213,6 +215,20 @@ class Source:
         request = replace(request_of(to, {"shard_size": SHARD_BYTES, "keep_scales": False}), mtp=KEPT)
         return Conversion(self, request, part)
 
+    def graft(
+        self, others: Mapping[Source | str, str | Iterable[str]], *, forms: str = OWN, **options: Unpack[GraftOptions]
+    ) -> Conversion:
+        """A conversion that puts parameters of other checkpoints in the place of this one's, as `dsctl graft` does.
+
+        `others` has one glob or several for each of them; if two name the same parameter, the later one counts.
+        `forms` are own, or base to convert the parameters to the forms of this checkpoint.
+
+        Raises:
+            UsageError: there is no glob, or `forms` is not known.
+        """
+        named = tuple((_place(other), globs("graft", given)) for other, given in others.items())
+        return Conversion(self, graft_request(named, forms, **options), grafts=named)
+
     def download(
         self,
         target: str | os.PathLike[str] | None = None,
@@ -248,11 +264,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source and a request; `plan` names every byte of the output, `run` writes it. A slice keeps a part of it."""
+    """A source and a request; `plan` names every byte of the output, `run` writes it. A slice keeps a part of it, a
+    graft takes parameters of other sources."""
 
     source: Source
     request: Request
     part: Part | None = None
+    grafts: Sources = ()
 
     def __repr__(self) -> str:
         cut = "slice of " if self.part else ""
@@ -279,8 +297,8 @@ class Conversion:
 
     @cached_property
     def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None, Adapter | None]:
-        """The checkpoint, which can also read original scales and an adapter, the request, and both of these."""
-        checkpoint, original, adapter = self.source.checkpoint, None, None
+        """The checkpoint, which can also read grafts, original scales and an adapter, the request, and the last two."""
+        checkpoint, original, adapter = grafted(self.source.checkpoint, self.grafts), None, None
         if self.request.original:
             checkpoint, original = joined(checkpoint, self.request.original)
         if self.request.lora:
@@ -319,5 +337,5 @@ class Conversion:
         return Result(setup.target, carry_out(setup, report).audit)
 
 
-def _place(source: Source | str) -> str:
-    return source.place if isinstance(source, Source) else source
+def _place(source: Source | str | os.PathLike[str]) -> str:
+    return source.place if isinstance(source, Source) else os.fspath(source)

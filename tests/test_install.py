@@ -46,6 +46,7 @@ LOOKING = (
     "shard v3.2 OUT --tp 8 --dry-run",
     "merge SRC OUT --dry-run",
     "slice SRC OUT --layers 0 --dry-run",
+    "graft SRC OUT --from SRC mtp --dry-run",
     "doctor . --no-hub",
 )
 # The work that needs torch, as the error names it.
@@ -55,6 +56,7 @@ NEEDING = {
     "shard SRC OUT --tp 2": "writing weights",
     "merge SRC OUT": "writing weights",
     "slice SRC OUT --layers 0": "writing weights",
+    "graft SRC OUT --from SRC mtp": "writing weights",
     "download v3.2 OUT --layers 0": "writing weights",
     "tiny v3.2 OUT": "making weights",
     "compare SRC SRC": "comparing values",

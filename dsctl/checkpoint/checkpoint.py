@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dsctl.checkpoint.drafters import is_alone, without_model
 from dsctl.checkpoint.generic import Generic, generic
+from dsctl.checkpoint.grafts import Graft
 from dsctl.checkpoint.matching import Contents, regular, survey
 from dsctl.checkpoint.pieces import Fault, Survey
 from dsctl.checkpoint.reading import read_header
@@ -35,10 +37,18 @@ ORIGINAL = "original.dsctl"
 
 
 class View(NamedTuple):
-    """The pieces of a checkpoint that is a view of a different one: they cannot be found by the view's own names."""
+    """The pieces of a checkpoint that is a view of a different one: they cannot be found by the view's own names.
+
+    A graft also has the `specs` of its tensors, the codecs that its base `had` for the parameters whose place others
+    take, their `homes` (files, by parameter or by tensor; "" if unknown), and, for an unknown architecture, `generic`.
+    """
 
     layout: Layout
     survey: Survey
+    specs: Mapping[str, TensorSpec] | None = None
+    had: Mapping[str, Codec] = MappingProxyType({})
+    homes: Mapping[str, str] = MappingProxyType({})
+    generic: Generic | None = None
 
 
 @dataclass
@@ -46,7 +56,8 @@ class Checkpoint:
     """A checkpoint as its files describe it; `survey` matches it against its architecture.
 
     `known_traits` are set for a view of a different checkpoint, because the headers are the other one's. `asked` are
-    globs of unquantized matrices that may be quantized although the architecture is unknown.
+    globs of unquantized matrices that may be quantized although the architecture is unknown. `grafts` say which
+    parameters are those of other checkpoints.
     """
 
     store: Store
@@ -61,6 +72,7 @@ class Checkpoint:
     view: View | None = None
     known_traits: Traits | None = None
     asked: tuple[str, ...] = ()
+    grafts: tuple[Graft, ...] = ()
 
     def __repr__(self) -> str:
         tensors = sum(len(header.names) for header in self.headers.values())
@@ -81,6 +93,8 @@ class Checkpoint:
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """Every tensor of the headers by name, whatever file it is in."""
+        if self.view is not None and self.view.specs is not None:
+            return dict(self.view.specs)
         specs: dict[str, TensorSpec] = {}
         for header in self.headers.values():
             specs.update(zip(header.names, header.specs, strict=True))
@@ -105,7 +119,9 @@ class Checkpoint:
         Raises:
             FormatError: a name is in two files, or the config declares an absurd block.
         """
-        if self.view is not None or (self.model is not None and self.config is not None) or not self.layout.published:
+        if self.view is not None:
+            return self.view.generic
+        if (self.model is not None and self.config is not None) or not self.layout.published:
             return None
         stored = self.catalogue.get("", {}).items()
         return generic({name: ref.spec for name, ref in stored}, self.quantization, self.asked)
@@ -245,7 +261,7 @@ class Checkpoint:
     @cached_property
     def regular(self) -> dict[Family, Codec] | None:
         """How each family is stored, or None if `survey` must look at every tensor: see `matching.regular`."""
-        if self.generic is not None:
+        if self.generic is not None or self.view is not None:
             return None
         clash = len(self.specs) != sum(len(header.names) for header in self.headers.values())
         return None if clash or not self.families else regular(self.contents, self.specs)

@@ -55,7 +55,7 @@ def quantization_config(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]
         return _dressed(stored, configs)
     told = [config for codec, config in configs.items() if codec.scale_fmt] or list(configs.values())
     if any(config != told[0] for config in told) or len({config["quant_method"] for config in configs.values()}) > 1:
-        names = " and ".join(sorted(codec.name for codec in configs))
+        names = " and ".join(sorted(f"{codec.name}{_scales_of(codec, configs)}" for codec in configs))
         hint = "fp8-block-ct can be combined with the other formats of compressed-tensors"
         raise PlanError(f"one quantization_config cannot declare {names}", hint=hint)
     config, method = told[0], told[0]["quant_method"]
@@ -85,6 +85,12 @@ def in_drafts(stored: Sequence[tuple[Param, Codec]]) -> Iterator[tuple[Param, Co
         template, fused = (_DECODER + name.removeprefix(_NEXTN) for name in (family.template, family.fused))
         moved = replace(family, template=template, fused=family.fused and fused, layers=())
         yield structs.replace(param, name=moved.named(template, None, param.expert), family=moved), codec
+
+
+def _scales_of(codec: Codec, all_: Iterable[Codec]) -> str:
+    """What tells a codec from another one of the same name."""
+    same = [one for one in all_ if one.name == codec.name]
+    return f" with {codec.scale_fmt} scales" if len(same) > 1 and codec.scale_fmt else ""
 
 
 def _of_experts(stored: Sequence[tuple[Param, Codec]]) -> dict[str, Any]:

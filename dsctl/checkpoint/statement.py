@@ -34,6 +34,7 @@ WITHHELD = f"withheld: {SIGNED} has it"
 _OPEN = frozenset({
     "to", "layout", "scale_fmt", "shard_size", "only", "skip", "mtp", "allow_missing", "allow_extra", "keep_scales",
     "layers", "experts", "slice", "rules", "search", "tp", "ep", "pp", "ranks", "recode", "placed", "allow_inexact",
+    "graft", "as_base",
 })  # fmt: skip
 # More bytes than a statement about 100,000 files has.
 MOST_BYTES = 256 << 20

@@ -22,6 +22,7 @@ VERBS = {
     "doctor": "Measure this machine and estimate how much it converts in an hour.",
     "download": "Download a release or a repository and verify the hash of every file.",
     "slice": "Cut a small working checkpoint out of a large one, or prune experts by a plan.",
+    "graft": "Copy parameters of other checkpoints into a checkpoint, in the place of its own.",
     "formats": "List the formats of --to: bits per value, loaders, hardware and loss.",
     "inspect": "Show the contents of a checkpoint, from its headers alone.",
     "models": "List the releases known by name, oldest first.",

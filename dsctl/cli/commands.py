@@ -22,7 +22,13 @@ ENVIRONMENT = "ENVIRONMENT"
 
 
 class Verb(TyperCommand):
-    """A verb of the command line."""
+    """A verb of the command line. An option whose value has a name of two words takes two words."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        for param in self.params:
+            if param.param_type_name == "option" and len((param.metavar or "").split()) == 2:
+                param.nargs = 2
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help page; the parser's own formatter stays empty."""

@@ -80,6 +80,13 @@ def scale_formats() -> list[str]:
     return list(SCALE_FORMATS)
 
 
+def forms() -> list[str]:
+    """Forms of grafted parameters."""
+    from dsctl.plan.graft_options import FORMS
+
+    return list(FORMS)
+
+
 def engines() -> list[str]:
     """Engines."""
     from dsctl.work.executors import ENGINES

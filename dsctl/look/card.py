@@ -128,7 +128,9 @@ def _relation(request: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     """`quantized` if a format was asked for in which matrices were encoded.
 
     Decoding FP8 is none of the hub's four relations, and neither is another form of the same values, a new layout or a
-    part.
+    part. Parameters of other checkpoints or an adapter make another model, for which the stub claims nothing.
     """
+    if request.get("graft") or request.get("lora"):
+        return ""
     encoded = counts.get("quantized") or counts.get("requantized")
     return QUANTIZED if encoded and request.get("to") != KEEP else ""

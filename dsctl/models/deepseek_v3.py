@@ -18,7 +18,15 @@ from dsctl.core.attention import Latent, Sizes, whole_numbers
 from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import MTP, PLAIN_TRAITS, Drafter, Family, Param, Published, Traits, Unit, drafter_of
-from dsctl.models.deepseek_v3_config import expert_groups, is_export, pruned, sliced, stored_drafter, without_mtp
+from dsctl.models.deepseek_v3_config import (
+    expert_groups,
+    is_export,
+    pruned,
+    sliced,
+    stored_drafter,
+    with_mtp,
+    without_mtp,
+)
 from dsctl.models.deepseek_v3_traits import as_stored, told
 from dsctl.models.model import Contradiction, ExpertGroups
 
@@ -292,6 +300,9 @@ class DeepseekV3:
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)
+
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return with_mtp(config, other)
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)

@@ -44,6 +44,11 @@ def stored_drafter(config: Mapping[str, Any], stored: Container[str]) -> Drafter
     return Drafter(MTP, found) if found else NO_DRAFTER
 
 
+def with_mtp(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with as many MTP layers as another one has."""
+    return {**config, _MTP: other.get(_MTP) or 0}
+
+
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
     """The config with the fields adapted that depend on layers and experts."""
     whole = config["num_hidden_layers"]

@@ -26,6 +26,7 @@ from dsctl.models.deepseek_v4_config import (
     sliced,
     speaks_of_blocks,
     units,
+    with_mtp,
     without_mtp,
 )  # fmt: skip
 from dsctl.models.deepseek_v4_dimensions import MOST_STAGES, BlockSizes, Dimensions, dimensions
@@ -293,6 +294,9 @@ class DeepseekV4(DeepseekV3):
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)
+
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return with_mtp(config, other, expected(other)[1] if traits.stages is None else traits.stages)
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)

@@ -21,7 +21,7 @@ from dsctl.models.deepseek_v3 import DeepseekV3
 from dsctl.models.deepseek_v4 import Block, stages_of, told
 from dsctl.models.deepseek_v4_config import speaks_of_blocks, units
 from dsctl.models.deepseek_v4_vision import aligner, tower
-from dsctl.models.deepseek_v41_config import attention, pruned, shrunk, sliced, without_mtp
+from dsctl.models.deepseek_v41_config import attention, pruned, shrunk, sliced, with_mtp, without_mtp
 from dsctl.models.deepseek_v41_dimensions import Dimensions, dimensions
 from dsctl.models.deepseek_v41_faults import contradictions
 from dsctl.models.deepseek_v41_tables import kept_rows
@@ -165,6 +165,9 @@ class DeepseekV41(DeepseekV3):
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_mtp(config)
+
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return with_mtp(config, other)
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)

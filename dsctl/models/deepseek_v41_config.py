@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dsctl.core.attention import SharedCaches, whole_numbers
-from dsctl.core.config_fields import edited, resized, text_fields
+from dsctl.core.config_fields import TEXT, edited, resized, text_fields
 from dsctl.core.errors import PlanError
 from dsctl.models.deepseek_v3 import limited_tokens
 from dsctl.models.deepseek_v3_config import refuse_two_numbers
@@ -57,6 +57,19 @@ def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
     if _RATIOS in small:
         small[_RATIOS] = small[_RATIOS][: small["num_hidden_layers"]]
     return resized(config, small)
+
+
+def with_mtp(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config with the drafter that another one describes, in the place of its own."""
+    bare, theirs = without_mtp(config), text_fields(other)
+    taken = {field: value for field, value in theirs.items() if field.startswith("dspark_") or field == _STAGES}
+    layers = theirs.get("num_hidden_layers")
+    stages = _numbers(theirs, _RATIOS)[layers:] if type(layers) is int and layers > 0 else []
+    ratios = [*text_fields(bare)[_RATIOS], *stages]
+    nested = bare.get(TEXT)
+    # `edited` would put new fields beside `text_config`, where loaders do not look for them.
+    fields = taken | {_RATIOS: ratios}
+    return {**bare, TEXT: nested | fields} if isinstance(nested, dict) else bare | fields
 
 
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:

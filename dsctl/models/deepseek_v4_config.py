@@ -15,6 +15,8 @@ from dsctl.models.deepseek_v3 import counted, limited_tokens
 # Layers of this ratio compress overlapping groups and choose entries with an indexer.
 INDEXED = 4
 _RATIOS, _TARGETS = "compress_ratios", "dspark_target_layer_ids"
+# It does not count the stages of a drafter.
+_LAYERS = "num_nextn_predict_layers"
 
 
 def _ratios(config: Mapping[str, Any]) -> list[Any]:
@@ -59,11 +61,17 @@ def units(config: Mapping[str, Any]) -> tuple[Unit, ...]:
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same config for a checkpoint without a drafter."""
     small = {field: value for field, value in config.items() if not field.startswith("dspark_")}
-    if "num_nextn_predict_layers" in small:
-        small["num_nextn_predict_layers"] = 0
+    if _LAYERS in small:
+        small[_LAYERS] = 0
     if _RATIOS in small:
         small[_RATIOS] = _ratios(config)[: config["num_hidden_layers"]]
     return small
+
+
+def with_mtp(config: Mapping[str, Any], other: Mapping[str, Any], stages: int) -> dict[str, Any]:
+    """The same config with the drafter that another one describes, of so many stages, in the place of its own."""
+    taken = {field: value for field, value in other.items() if field.startswith("dspark_") or field == _LAYERS}
+    return without_mtp(config) | taken | {_RATIOS: _ratios(config)[: config["num_hidden_layers"]] + [0] * stages}
 
 
 def sliced(config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:

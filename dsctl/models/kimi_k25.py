@@ -18,7 +18,7 @@ from dsctl.core.errors import FormatError
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import PLAIN_TRAITS, Family, Published, Traits, Unit
 from dsctl.models.deepseek_v3 import Count, DeepseekV3, Size, shrunk
-from dsctl.models.deepseek_v3_config import sliced, without_mtp
+from dsctl.models.deepseek_v3_config import sliced, with_mtp, without_mtp
 
 PREFIX = "language_model."
 _TOWER, _PROJECTOR = "vision_tower.", "mm_projector."
@@ -154,6 +154,9 @@ class KimiK25(DeepseekV3):
 
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return resized(config, without_mtp(text_fields(config)))
+
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return resized(config, with_mtp(text_fields(config), text_fields(other)))
 
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return resized(config, sliced(text_fields(config), layers, experts))

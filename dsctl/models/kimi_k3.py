@@ -200,6 +200,9 @@ class KimiK3(DeepseekV3):
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
 
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return dict(config)
+
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         return sliced(config, layers, experts)
 

@@ -193,6 +193,9 @@ class MistralLarge3(DeepseekV3):
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
 
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return dict(config)
+
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         moe = config[_MOE] | {"first_k_dense_replace": sum(n < config[_MOE]["first_k_dense_replace"] for n in layers)}
         if experts:

@@ -82,6 +82,9 @@ class Model(Protocol):
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The same config for a checkpoint without MTP layers."""
 
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        """The same config with the MTP layers or the drafter of another one; `traits` are those of that checkpoint."""
+
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         """The same config for these layers, numbered through the model, and these experts; empty means all."""
 

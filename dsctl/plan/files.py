@@ -76,6 +76,8 @@ class _Placing:
     def _home(self, want: Want, tensor: str, part: str) -> str:
         """The file in which a whole checkpoint keeps a tensor; empty if it is unknown."""
         target, piece = self.target, want.pieces[0]
+        if (homes := target.homes) and want.param.name in homes:
+            return homes.get(tensor) or homes[want.param.name]
         if target.restores and target.original and tensor in target.original.files:
             return target.original.files[tensor]
         source = piece.codec

@@ -7,7 +7,7 @@ import json
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -129,6 +129,7 @@ class Plan:
 
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
+    `grafts` say what is taken from other checkpoints, as JSON.
     """
 
     request: Request
@@ -148,6 +149,7 @@ class Plan:
     recoded: list[Recoded] = field(default_factory=list)
     released: dict[str, str] = field(default_factory=dict)
     merge: Merge | None = None
+    grafts: list[dict[str, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"
@@ -254,6 +256,10 @@ def fingerprint(
             digest.update(f"\n{file}\0{nbytes}".encode() + raw)
     for text in sorted(original.side.texts.items()) if original else ():
         digest.update(repr(text).encode())
+    for graft in checkpoint.grafts:
+        digest.update(f"\n{graft.revision}\0{json.dumps(graft.config, sort_keys=True)}".encode())
+        for file, header in sorted(graft.headers.items()):
+            digest.update(f"\n{file}\0{graft.files[file]}".encode() + header.raw)
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from dsctl.codecs.codec import Codec, moves_to
 from dsctl.codecs.recasts import recast
 from dsctl.core.header import TensorSpec
 from dsctl.core.params import Family
+from dsctl.plan import grafted
 from dsctl.plan.blocks import Blocks, twins
 from dsctl.plan.files import folders, out_files, place
 from dsctl.plan.generic import with_asked
@@ -52,9 +53,11 @@ def make_plan(
         UsageError, PlanError: the request contradicts itself, or cannot be carried out on this checkpoint.
     """
     assert bool(request.original) == (original is not None)
+    assert bool(request.graft) == bool(checkpoint.grafts)
     assert bool(request.lora) == (adapter is not None)
     checkpoint = with_asked(checkpoint, request)
     request = settled(request, checkpoint.families)
+    grafted.check(checkpoint, request.allow_missing)
     require_whole(checkpoint, request.allow_missing, request.allow_extra, request.mtp == DROPPED, request.mtp == ONLY)
     check_repeated(checkpoint)
     target = target_of(checkpoint, request, original)
@@ -102,6 +105,7 @@ def make_plan(
         recoded=blocks.recoded,
         released=dict(_released(target, files)) if original is None and adapter is None else {},
         merge=merge,
+        grafts=grafted.described(checkpoint.grafts),
     )
 
 
@@ -144,6 +148,10 @@ def _source_files(
     for beside in (original, adapter):
         for file, (size, raw) in beside.files.items() if beside else ():
             yield file, size, raw
+    for graft in checkpoint.grafts:
+        for file in sorted(graft.read):
+            name = file.removeprefix(graft.prefix)
+            yield file, graft.files[name], graft.headers[name].raw
 
 
 def _codecs(wants: Iterable[Want]) -> Iterator[tuple[Codec, Codec]]:

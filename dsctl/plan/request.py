@@ -32,7 +32,7 @@ INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 
 
 # Fields that earlier versions did not have: a request without them has the same identity as before.
-_LATER = ("allow_inexact", "original", "lora")
+_LATER = ("allow_inexact", "original", "lora", "graft", "as_base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Request:
     (dsctl/plan/experts.py). `recode` allows blocks that a cut goes through to be quantized again, `allow_inexact`
     allows blocks that the new form does not hold exactly. `original` is a folder to take the original scales from.
     `lora` is the folder of an adapter to merge.
+    `graft` has the globs of each checkpoint from which parameters are taken, `as_base` converts these to the base's
+    forms.
     `notes` are remarks, such as on a recipe's old name; they are not part of the identity.
     """
 
@@ -74,6 +76,8 @@ class Request:
     allow_inexact: bool = False
     original: str = ""
     lora: str = ""
+    graft: tuple[tuple[str, ...], ...] = ()
+    as_base: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from dsctl.core.params import Param, Published
 from dsctl.layouts import WIDENED
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.transformers import MIXED
-from dsctl.plan import generic
+from dsctl.plan import generic, grafted
 from dsctl.plan.formats import Formats, base_dtype
 from dsctl.plan.laid import laid, undone
 from dsctl.plan.recipes import Rule, check
@@ -39,7 +39,7 @@ class Target:
     `original` and `whole` are the side files' descriptions of the folder that the source was made from, by a change of
     format and of layout. `odd` are its scales that do not follow from the values. `notes` are remarks on all of this.
     `returns` are the original's codecs of parameters that shall have them again: of an unknown architecture, or if the
-    original was stored in other forms than its release.
+    original was stored in other forms than its release. `grafted` are the codecs of parameters of other checkpoints.
     """
 
     checkpoint: Checkpoint
@@ -52,6 +52,7 @@ class Target:
     notes: tuple[str, ...]
     odd: OddScales | None = None
     returns: Mapping[str, Codec] = field(default_factory=dict)
+    grafted: Mapping[str, Codec] = field(default_factory=dict)
 
     @property
     def restores(self) -> bool:
@@ -77,14 +78,21 @@ class Target:
         return None if self.whole is None else _kept_codec(self.formats.published, self.whole)
 
     @property
+    def homes(self) -> Mapping[str, str]:
+        """The files of grafted parameters, by parameter or tensor."""
+        return self.checkpoint.view.homes if self.checkpoint.view is not None else {}
+
+    @property
     def chosen_by_name(self) -> bool:
         """Whether `codec` can differ between parameters of one family that have the same codec in the source."""
-        return bool(self.formats.rules or self.returns) or self.whole is not None
+        return bool(self.formats.rules or self.returns or self.grafted) or self.whole is not None
 
     def codec(self, param: Param, source: Codec) -> Codec:
         """The target's codec for a parameter, given the source's."""
         if isinstance(source, Renumbered):
             return source.written
+        if param.name in self.grafted:
+            return self.grafted[param.name]
         if self.checkpoint.generic is None and param.name in self.returns:
             return self.returns[param.name]
         if (found := self.checkpoint.generic) is not None:
@@ -100,7 +108,7 @@ class Target:
         """The descriptions of the folder that the target restores; the source itself if it already has the format."""
         same = self.request.to in SCALED and self.checkpoint.layout.published
         sides = self.original if self.restores else None, self.whole, own_side(self.checkpoint) if same else None
-        return tuple(one for one in sides if one is not None)
+        return *(one for one in sides if one is not None), *grafted.sides(self.checkpoint)
 
 
 def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | None = None) -> Target:
@@ -137,11 +145,13 @@ def target_of(checkpoint: Checkpoint, request: Request, elsewhere: Elsewhere | N
         checkpoint.quantization, kept, checkpoint.layout.name in WIDENED,
     )  # fmt: skip
     notes += generic.notes(checkpoint)
+    grafts = grafted.codecs(checkpoint, request.as_base)
+    notes += grafted.notes(checkpoint, grafts)
     if checkpoint.layout.name == MIXED and not any(family.mtp for family in checkpoint.families):
         notes.append("the source has no mtp.* tensors: transformers does not load a drafter, so it does not save one")
     if checkpoint.generic is not None or not returns or kept is not None:
         notes += formats.notes
-    return Target(checkpoint, request, subject, layout, formats, original, whole, tuple(notes), odd, returns)
+    return Target(checkpoint, request, subject, layout, formats, original, whole, tuple(notes), odd, returns, grafts)
 
 
 def _refuse_params(checkpoint: Checkpoint) -> None:

@@ -26,6 +26,8 @@ from dsctl.layouts import recorded_name
 from dsctl.layouts.folders import folder
 from dsctl.layouts.layout import Layout
 from dsctl.layouts.manifests import MANIFEST, encode, manifest
+from dsctl.plan.grafted import stale
+from dsctl.plan.grafted_config import grafted_config, known_text
 from dsctl.plan.plan import Placed, PlacedPart, Want
 from dsctl.plan.request import DROPPED, KEEP, KEPT, ONLY, RECIPE
 from dsctl.plan.target import Target
@@ -50,6 +52,7 @@ def carried(target: Target, made: Collection[str] = ()) -> dict[str, int]:
         replaced |= {ORIGINAL, ODD}
     if target.layout.published:
         replaced.add(WHOLE)
+    replaced |= stale(checkpoint, target.grafted)
     folders = tuple(f"{file.rpartition('/')[0]}/" for file in checkpoint.manifests if "/" in file)
     folders += tuple(f"{apart}/" for apart in nested(checkpoint.files))
     return {
@@ -94,6 +97,9 @@ def _specs(parts: Iterable[PlacedPart]) -> dict[str, dict[str, TensorSpec]]:
 
 def _config(target: Target, wants: Sequence[Want], parts: Iterable[PlacedPart]) -> bytes:
     config, request = target.checkpoint.config or {}, target.request
+    if target.checkpoint.grafts:
+        made = grafted_config(target, wants)
+        return known_text(target, made) or json_text(made)
     without_mtp = _without_mtp(target, config) if request.mtp == DROPPED else dict(config)
     if request.to == KEEP and not (request.mtp == ONLY and _declares_others(target, wants)):
         return _kept_config(target, without_mtp)

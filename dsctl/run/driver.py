@@ -212,6 +212,7 @@ def _finish(
         **merge_report(plan, state.counts),
         "dropped": [[item.name, item.why] for item in plan.dropped],
         "notes": plan.notes,
+        **({"grafts": plan.grafts} if plan.grafts else {}),
         "files": {name: entry.json() for name, entry in sorted(files.items())},
     }
     safe()

@@ -47,7 +47,9 @@ def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
         "write_bytes_per_second": speeds and round(speeds.write),
         "seconds": speeds and round(speeds.seconds(plan, resources.workers), 1),
         "notes": plan.notes,
-    } | ({"lora": plan.merge._asdict()} if plan.merge else {})
+        **({"lora": plan.merge._asdict()} if plan.merge else {}),
+        **({"grafts": plan.grafts} if plan.grafts else {}),
+    }
 
 
 def show_plan(setup: Setup, speeds: Speeds | None, output: Output) -> None:

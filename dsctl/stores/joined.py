@@ -20,7 +20,7 @@ PREFIX = "original://"
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A store and a second one beside it. `place`, `remote` and `revision` are those of the first."""
+    """A store and a second one beside it. `place` and `revision` are those of the first; `remote`: one of them is."""
 
     store: Store
     beside: Store
@@ -32,7 +32,7 @@ class Joined:
 
     @property
     def remote(self) -> bool:
-        return self.store.remote
+        return self.store.remote or self.beside.remote
 
     @property
     def revision(self) -> str:

@@ -94,6 +94,9 @@ class Invented:
     def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config, "drafts": 0}
 
+    def with_mtp(self, config: Mapping[str, Any], other: Mapping[str, Any], traits: Traits) -> dict[str, Any]:
+        return {**config, "drafts": other["drafts"]}
+
     def sliced(self, config: Mapping[str, Any], layers: Sequence[int], experts: Sequence[int]) -> dict[str, Any]:
         main = [layer for layer in layers if layer < config["depth"]]
         small = {**config, "depth": len(main), "drafts": len(layers) - len(main)}

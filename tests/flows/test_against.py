@@ -304,7 +304,7 @@ def test_a_scale_out_of_proportion_is_other(made: Callable[[str], Path], tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [("--tp", 2), ("--tp", 2, "--ep", 4), ("--tp", 2, "--layout", "deepseek", "--mtp")], ids=str
+    "options", [("--tp", 2), ("--tp", 2, "--ep", 4), ("--tp", 2, "--layout", "deepseek", "--mtp", "keep")], ids=str
 )
 def test_ranks_are_their_source_s_and_every_copy_counts(
     made: Callable[[str], Path], tmp_path: Path, options: tuple[Any, ...]

@@ -39,6 +39,8 @@ PRINTED = (
     ("convert", "convert small made --to int8-channel --no-mtp"),
     ("convert", "slice small cut --layers 0-1 --experts 2"),
     ("convert", "shard small made --tp 2 --ep 2"),
+    ("convert", "graft small made --from small mtp"),
+    ("convert-plan", "graft small made --from small mtp --dry-run"),
     ("convert-plan", "shard small made --tp 2 --dry-run"),
     ("convert-plan", "convert small made --recipe int4-experts-fp8 --dry-run"),
     ("convert-plan", "slice small cut --layers 0-1 --dry-run"),

@@ -24,7 +24,7 @@ from tests.support.forks import Done
 
 EVERY = int(os.environ.get("DSCTL_SOAK_EVERY", "1"))
 NAMES = (
-    "bf16", "fp8", "shard", "merge", "slice", "tiny", "fix", "fix signed", "consume bf16", "consume fp8",
+    "bf16", "fp8", "shard", "merge", "slice", "graft", "tiny", "fix", "fix signed", "consume bf16", "consume fp8",
     "consume shard", "consume merge",
 )  # fmt: skip
 # The exit codes of what cannot be read and what cannot be written.

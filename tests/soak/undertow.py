@@ -88,6 +88,11 @@ def cases(folder: Path, start: Launcher) -> dict[str, Case]:
         Case("shard", ("shard", "@in", "@out", "--tp", "2", *one), {"in": source}),
         Case("merge", ("merge", "@in", "@out", *one), {"in": ranks}),
         Case("slice", ("slice", "@in", "@out", "--layers", "0-1", "--experts", "2", *one), {"in": source}),
+        Case(
+            "graft",
+            ("graft", "@in", "@out", "--from", "@other", "*.experts.*,mtp", "--as", "base", *one),
+            {"in": bf16, "other": source},
+        ),
         Case("tiny", ("tiny", "v3.2", "@out", *WORDS), {}),
         Case("fix", ("verify", "@in", "--fix"), {"in": made / "plain"}, "in"),
         Case("fix signed", ("verify", "@in", "--fix"), {"in": made / "signed"}, "in"),
@@ -136,7 +141,7 @@ def settled(folder: Path) -> dict[str, str]:
         if name == "dsctl.json":
             said = json.loads(raw)
             said["source"] = sorted(said.get("source", {}).get("files", ()))
-            raw = json.dumps(said).encode()
+            raw = json.dumps(said).replace(str(folder.parent), "").encode()
         elif name.startswith(".cache/dsctl/"):
             said = json.loads(raw)
             raw = json.dumps([said.get(key) for key in ("file", "size", "header")]).encode()

@@ -42,6 +42,10 @@ STAND_INS = {
     "DeepSeek-V4-Flash": "tiny v4-flash DeepSeek-V4-Flash --hidden 256",
     "DeepSeek-V4.1-Flash": "tiny v4.1-flash DeepSeek-V4.1-Flash --hidden 128",
     "requantized": "convert DeepSeek-V3.2-bf16 requantized --fp8 --scale-fmt float32",
+    "DeepSeek-R1": "tiny r1 DeepSeek-R1 --seed 7",
+    "DeepSeek-V3-0324": "tiny v3-0324 DeepSeek-V3-0324",
+    "DeepSeek-V4-Flash-0731": "tiny v4-flash-0731 DeepSeek-V4-Flash-0731 --hidden 256",
+    "V3.2-trained": "convert DeepSeek-V3.2 V3.2-trained --layout published --no-mtp",
     "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
 }
 # And the plans of experts: for V4-Flash-0731, the small V3.2 and the small V4-Flash.

@@ -23,6 +23,7 @@ VERBS = {
     "doctor": ("doctor",),
     "download": ("download",),
     "formats": ("formats",),
+    "graft": ("convert", "convert-plan"),
     "inspect": ("inspect",),
     "merge": ("convert", "convert-plan", "release-plan"),
     "models": ("models",),

@@ -21,7 +21,7 @@ FILES = {
     "dsctl.intoto.json": SignedFile(7, blake3="4" * 64),
 }
 # Fields of a request that may name a place on somebody's machine. A new field belongs here, or into `_OPEN`.
-PLACES = {"original"}
+PLACES = {"original", "lora"}
 
 
 def whole(**change: Any) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from tests.support.command import call, verbs
 
 # The modules of the command line that are no verbs.
 OTHERS = {
-    "app", "carrying", "commands", "completion", "conversion", "conversion_options", "groups", "hints", "options",
-    "parts", "proving", "refusals", "requests", "sizing", "slicing", "sources",
+    "app", "carrying", "commands", "completion", "conversion", "conversion_options", "grafting", "groups", "hints",
+    "options", "parts", "proving", "refusals", "requests", "sizing", "slicing", "sources",
 }  # fmt: skip
 PANELS = {
     "convert": {WHAT, WHICH, RUNNING, GENERAL},
