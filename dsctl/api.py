@@ -20,12 +20,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from dsctl.checkpoint.adapters import Adapter, with_adapter
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.grafting import grafted
 from dsctl.checkpoint.names import repository_of
 from dsctl.checkpoint.opening import open_checkpoint, source_at, weights_at
-from dsctl.checkpoint.originals import Elsewhere, joined
 from dsctl.checkpoint.slice import SHARD_BYTES
 from dsctl.core.errors import UsageError
 from dsctl.core.lists import globs, names, numbers
@@ -34,6 +32,7 @@ from dsctl.look.diff import Diff
 from dsctl.look.estimate import Asked, Estimate, estimate
 from dsctl.look.inspection import Inspection, inspect
 from dsctl.look.source import describe
+from dsctl.plan.beside import Opened, with_places
 from dsctl.plan.expert_plan import read_plan
 from dsctl.plan.graft_options import OWN, GraftOptions, Sources, graft_request
 from dsctl.plan.options import ConversionOptions, chosen_drafter, request_of
@@ -220,11 +219,8 @@ class Source:
     ) -> Conversion:
         """A conversion that puts parameters of other checkpoints in the place of this one's, as `dsctl graft` does.
 
-        `others` has one glob or several for each of them; if two name the same parameter, the later one counts.
-        `forms` are own, or base to convert the parameters to the forms of this checkpoint.
-
-        Raises:
-            UsageError: there is no glob, or `forms` is not known.
+        `others` has one glob or several for each of them; of two that name the same parameter the later one counts.
+        `forms` are own, or base for those of this checkpoint. Raises UsageError without a glob, or for other `forms`.
         """
         named = tuple((_place(other), globs("graft", given)) for other, given in others.items())
         return Conversion(self, graft_request(named, forms, **options), grafts=named)
@@ -264,8 +260,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A source and a request; `plan` names every byte of the output, `run` writes it. A slice keeps a part of it, a
-    graft takes parameters of other sources."""
+    """A source, its part or other sources, and a request; `plan` names every byte of the output, `run` writes it."""
 
     source: Source
     request: Request
@@ -296,14 +291,8 @@ class Conversion:
         return make_plan(*self.part.of(self.source.checkpoint, self.request))
 
     @cached_property
-    def _opened(self) -> tuple[Checkpoint, Request, Elsewhere | None, Adapter | None]:
-        """The checkpoint, which can also read grafts, original scales and an adapter, the request, and the last two."""
-        checkpoint, original, adapter = grafted(self.source.checkpoint, self.grafts), None, None
-        if self.request.original:
-            checkpoint, original = joined(checkpoint, self.request.original)
-        if self.request.lora:
-            checkpoint, adapter = with_adapter(checkpoint, self.request.lora)
-        return checkpoint, self.request, original, adapter
+    def _opened(self) -> Opened:
+        return with_places(grafted(self.source.checkpoint, self.grafts), self.request)
 
     def run(
         self,

@@ -132,7 +132,7 @@ LATE = {
         "look.places", "plan.graft_options", "plan.recipes", "plan.request", "releases", "run.how", "verify.findings",
         "work.executors",
     },
-    "cli.conversion": {"checkpoint.adapters", "checkpoint.originals", "cli.carrying", "run.carry_out"},
+    "cli.conversion": {"cli.carrying", "plan.beside", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
     "cli.diff": {"show.pages.difference"},
     "cli.doctor": {"run.doctor", "show.machine"},

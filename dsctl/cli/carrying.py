@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dsctl.checkpoint.adapters import Adapter
-from dsctl.checkpoint.checkpoint import Checkpoint
-from dsctl.checkpoint.originals import Elsewhere
 from dsctl.cli.groups import RunOptions
 from dsctl.cli.hints import resumable
+from dsctl.plan.beside import Opened
 from dsctl.plan.planner import make_plan
-from dsctl.plan.request import Request
 from dsctl.run.carry_out import carry_out, prepare_early, rehearse, set_up
 from dsctl.run.how import SHA256, How
 from dsctl.run.speed import probe
@@ -19,24 +16,15 @@ from dsctl.show.plans import show_plan
 from dsctl.show.progress import Progress
 
 
-def convert_from(
-    checkpoint: Checkpoint,
-    target: str,
-    request: Request,
-    how: How,
-    options: RunOptions,
-    output: Output,
-    original: Elsewhere | None = None,
-    adapter: Adapter | None = None,
-) -> None:
+def convert_from(opened: Opened, target: str, how: How, options: RunOptions, output: Output) -> None:
     """Carry out a request on an open checkpoint, or on a view of one.
 
     Raises:
         DsctlError: of every kind; nothing is written if the plan or a check fails.
     """
     if not options.dry_run:
-        prepare_early(checkpoint, how)
-    setup = set_up(make_plan(checkpoint, request, original, adapter), checkpoint.store, target, how)
+        prepare_early(opened.checkpoint, how)
+    setup = set_up(make_plan(*opened), opened.checkpoint.store, target, how)
     warn(setup.plan.notes, output)
     if setup.chosen.why:
         output.note(setup.chosen.why)

@@ -31,14 +31,9 @@ def convert_to(
         described = describe(source)
         show_overview(overview(described.contents, request), described.origin, target, output)
         return
-    from dsctl.checkpoint.adapters import with_adapter
-    from dsctl.checkpoint.originals import joined
     from dsctl.cli.carrying import convert_from
+    from dsctl.plan.beside import with_places
     from dsctl.run.carry_out import open_source
 
-    checkpoint, original, adapter = open_source(source, target, how), None, None
-    if request.original:
-        checkpoint, original = joined(checkpoint, request.original)
-    if request.lora:
-        checkpoint, adapter = with_adapter(checkpoint, request.lora)
-    convert_from(checkpoint, target, request, how, options, output, original, adapter)
+    opened = with_places(open_source(source, target, how), request)
+    convert_from(opened, target, how, options, output)

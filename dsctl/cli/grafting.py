@@ -9,6 +9,7 @@ from dsctl.cli.groups import RunOptions
 from dsctl.cli.requests import judged
 from dsctl.cli.sources import located
 from dsctl.core.errors import UsageError
+from dsctl.plan.beside import Opened
 from dsctl.plan.graft_options import Sources
 from dsctl.plan.request import Request
 from dsctl.show.output import Output
@@ -28,4 +29,4 @@ def graft_to(
     how = judged(request, run)
     places = [(located(place, local=local), globs) for place, globs in sources]
     checkpoint = open_checkpoint(source_at(located(base, local=local)))
-    convert_from(grafted(checkpoint, places), target, request, how, run, output)
+    convert_from(Opened(grafted(checkpoint, places), request), target, how, run, output)

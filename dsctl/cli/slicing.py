@@ -10,6 +10,7 @@ from dsctl.cli.groups import RunOptions
 from dsctl.cli.requests import judged
 from dsctl.cli.sources import located
 from dsctl.look.source import describe
+from dsctl.plan.beside import Opened
 from dsctl.plan.overview import overview
 from dsctl.plan.parts import Part
 from dsctl.plan.request import Request
@@ -40,4 +41,4 @@ def slice_to(
         show_overview(overview(small, request), described.origin, target, output)
         return
     view, request = part.of(open_checkpoint(source_at(source)), request)
-    convert_from(view, target, request, how, run, output)
+    convert_from(Opened(view, request), target, how, run, output)
