@@ -47,6 +47,7 @@ LOOKING = (
     "merge SRC OUT --dry-run",
     "slice SRC OUT --layers 0 --dry-run",
     "graft SRC OUT --from SRC mtp --dry-run",
+    "card MADE",
     "doctor . --no-hub",
 )
 # The work that needs torch, as the error names it.
@@ -60,6 +61,7 @@ NEEDING = {
     "download v3.2 OUT --layers 0": "writing weights",
     "tiny v3.2 OUT": "making weights",
     "compare SRC SRC": "comparing values",
+    "verify SRC --against SRC": "comparing values",
 }
 # What pip and uv print if a package index cannot be reached.
 UNREACHABLE = re.compile(
@@ -140,10 +142,11 @@ def test_every_verb_is_tried_without_torch() -> None:
 def test_the_base_installs_small_and_does_all_that_only_looks(tmp_path: Path) -> None:
     source, out, home = tmp_path / "small", tmp_path / "out", tmp_path / "environment"
     run_dsctl("tiny", "v3.2", source)
+    run_dsctl("convert", source, tmp_path / "made", "--layout", "published")
     wheel, env = build(ROOT, "wheel", tmp_path / "dist"), bare()
 
     def installed(line: str) -> subprocess.CompletedProcess[str]:
-        words = [{"SRC": str(source), "OUT": str(out)}.get(word, word) for word in line.split()]
+        words = [{"SRC": str(source), "OUT": str(out), "MADE": "made"}.get(word, word) for word in line.split()]
         return run(home / "bin" / "dsctl", *words, cwd=tmp_path, env=env)
 
     began = time.perf_counter()
@@ -166,7 +169,7 @@ def test_the_base_installs_small_and_does_all_that_only_looks(tmp_path: Path) ->
     assert done.returncode == 2 and "pip install 'dsctl[report]'" in done.stderr
     done = run(home / "bin" / "python", "-c", LACKING.format(source=source, target=out), cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout) == (0, "PlanError 30 pip install 'dsctl[torch]'\n"), done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"dist", "environment", "small"}
+    assert {path.name for path in tmp_path.iterdir()} == {"dist", "environment", "made", "small"}
 
 
 def test_uv_installs_it_as_a_tool_and_its_hint_adds_an_extra(tmp_path: Path) -> None:

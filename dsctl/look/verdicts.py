@@ -93,8 +93,10 @@ class Judged(NamedTuple):
         tally = self.tally
         if tally.broken:
             return tally.broken
-        if not tally.others:
+        if not tally.others and self.same_form:
             return f"has the source's form but not its bytes ({self._stored})"
+        if not tally.others:
+            return "as near as its form allows, although nearly all others of its form are exact: perhaps a changed bit"
         far = f", off by {100 * tally.relative:.3g} % of their size" if tally.relative is not None else ""
         bytes_ = f" ({self._stored})" if tally.parts else ""
         return f"{tally.others:,} of {plural(tally.values, 'value')} differ{self._place}{bytes_}{far}"
@@ -125,9 +127,9 @@ def settled(judged: Iterable[Judged], whole: bool) -> tuple[tuple[Judged, ...], 
     """The verdicts in the light of the others, and the odd ones among them.
 
     A form does not round its own values: a parameter in the source's form that has other bytes is other, unless most
-    parameters of its kind were quantized again. A parameter of another form is odd if it does not have the encoder's
-    bytes, although nearly all others of its form do, and most of its template. A sample, which is not `whole`, does not
-    show that.
+    parameters of its kind were quantized again. A parameter of another form that does not have the encoder's bytes,
+    although nearly all others of its form do, and most of its template, is other if those are exact, and odd if they
+    were rounded. A sample, which is not `whole`, does not show that.
     """
     judged = tuple(judged)
     kinds: dict[tuple[object, ...], dict[str, int]] = {}
@@ -138,8 +140,12 @@ def settled(judged: Iterable[Judged], whole: bool) -> tuple[tuple[Judged, ...], 
     better: dict[str, list[bool]] = {}
     for one in found:
         better.setdefault(one.template, []).append(one.kind in _BYTES)
-    suspects = (one for one in found if one.kind in (KEPT, ROUNDED) and whole and _are_usual(kinds[_kind(one)]))
-    return found, tuple(one for one in suspects if 2 * sum(better[one.template]) > len(better[one.template]))
+    suspects = (one for one in found if one.kind in (KEPT, ROUNDED) and whole)
+    alone = [one for one in suspects if 2 * sum(better[one.template]) > len(better[one.template])]
+    for one in alone:
+        if _are_usual(kinds[_kind(one)], (MOVED, EXACT)):
+            one.tally.kind = OTHER
+    return found, tuple(one for one in alone if one.kind != OTHER and _are_usual(kinds[_kind(one)], _BYTES))
 
 
 def _kind(one: Judged) -> tuple[object, ...]:
@@ -154,6 +160,6 @@ def _in_light(one: Judged, counts: Mapping[str, int]) -> Judged:
     return one
 
 
-def _are_usual(counts: Mapping[str, int]) -> bool:
-    """Whether nearly all parameters have exactly the source's values or the encoder's bytes."""
-    return sum(counts[kind] for kind in _BYTES) >= USUAL * sum(counts.values())
+def _are_usual(counts: Mapping[str, int], kinds: Iterable[str]) -> bool:
+    """Whether nearly all parameters are of these kinds."""
+    return sum(counts[kind] for kind in kinds) >= USUAL * sum(counts.values())
