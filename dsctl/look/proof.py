@@ -61,7 +61,8 @@ class Proof:
 
     `places` are this checkpoint and its source, `name` is the source's short name. `reshaped` has names
     and both shapes. `unread` are parameters that could not be compared, and why; of the `partial` ones this
-    checkpoint holds only a part, as a rank does. `odd` are
+    checkpoint holds only a part, as a rank does. `drafter`: it holds a drafter alone, so nothing else was compared.
+    `odd` are
     parameters that are as this format rounds, while nearly all others of their kind are byte for byte what the encoder
     gives.
     """
@@ -75,6 +76,7 @@ class Proof:
     unread: tuple[tuple[str, str], ...] = ()
     odd: tuple[Judged, ...] = ()
     partial: tuple[str, ...] = ()
+    drafter: bool = False
     sample: Sample | None = None
 
     def __repr__(self) -> str:
@@ -118,10 +120,12 @@ class Proof:
             if number
         ]  # fmt: skip
         lost = f"; {len(self.lost):,} of its parameters are missing here" if self.lost else ""
+        alone = ", of its drafter alone" if self.drafter else ""
         part = f"; of {len(self.partial):,} only a part is here" if self.partial else ""
         by = f" ({self.sample})" if self.sample else ""
         verb = "is" if self.total == 1 else "are"
-        return f"{same:,} of {plural(self.total, 'parameter')} {verb} {self.name}'s: {', '.join(said)}{lost}{part}{by}"
+        counted = f"{same:,} of {plural(self.total, 'parameter')} {verb} {self.name}'s: {', '.join(said)}"
+        return f"{counted}{alone}{lost}{part}{by}"
 
     @property
     def roles(self) -> dict[str, dict[str, int]]:
@@ -155,6 +159,7 @@ class Proof:
             "reshaped": [{"name": name, "shapes": shapes} for name, shapes in self.reshaped],
             "unread": [{"name": name, "why": why} for name, why in self.unread],
             "partial": list(self.partial),
+            "drafter": self.drafter,
             "sample": _sample_json(self.sample),
         }
 

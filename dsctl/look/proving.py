@@ -102,6 +102,8 @@ def prepare(here: Checkpoint, there: Checkpoint, name: str = "", sample: Sample 
     require_torch("comparing values")
     require_whole(there, allow_missing=True, allow_extra=True)
     mine, other = held_by(here), held_by(there)
+    if here.alone:
+        other = {one: held for one, held in other.items() if one in mine or _is_needed(held[0])}
     groups = _partners(there, other) if any(_surveys(pieces) for _, pieces in mine.values()) else {}
     subjects, reshaped, unread, partial = [], [], [], []
     for one, (param, pieces) in mine.items():
@@ -129,9 +131,15 @@ def prepare(here: Checkpoint, there: Checkpoint, name: str = "", sample: Sample 
         tuple(reshaped),
         tuple(unread),
         partial=tuple(partial),
+        drafter=here.alone,
         sample=sample and sample._replace(of=sum(unit.nbytes for one in subjects for unit in _units(one, 0, None))),
     )
     return Task((here.store, there.store), units, tuple(subjects), rest)
+
+
+def _is_needed(param: Param) -> bool:
+    """Whether a drafter alone must have a parameter: loaders take copies of embedding and head from the target."""
+    return param.family.mtp and param.family.twin is None
 
 
 def _short(store: Store) -> str:

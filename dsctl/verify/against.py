@@ -61,7 +61,7 @@ def against(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
     if checkpoint.config is not None:
         yield from _families(checkpoint, their)
         yield from _config(checkpoint, checkpoint.config, their)
-    if their.release is not None:
+    if their.release is not None and not checkpoint.alone:
         yield from _storage(checkpoint, their.release)
     if their.store is not None:
         yield from _side_files(checkpoint, their.store)
@@ -73,7 +73,8 @@ def _families(checkpoint: Checkpoint, their: Other) -> Iterator[Finding]:
         return
     try:
         wanted = _outlines(models.recognise(their.config).families(their.config, _traits(checkpoint, their)))
-        found = _outlines(checkpoint.families)
+        # The config of a drafter alone describes its model, too.
+        found = _outlines(checkpoint.described if checkpoint.alone else checkpoint.families)
     except FormatError as error:
         yield Finding("other-architecture", their.name, error.message)
         return

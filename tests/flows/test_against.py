@@ -342,6 +342,17 @@ def test_one_rank_is_a_part_and_says_so(made: Callable[[str], Path], tmp_path: P
     assert {name for name, _ in back.unread} == set(found.partial)
 
 
+def test_a_drafter_alone_is_held_against_the_drafter(made: Callable[[str], Path], tmp_path: Path) -> None:
+    copies = ("--skip", "*.embed_tokens.weight", "--skip", "*.shared_head.head.weight")
+    for more in ((), copies):
+        draft = tmp_path / f"draft{len(more)}"
+        dsctl("convert", made("fp8"), draft, "--mtp", "only", *more, "-q")
+        found = proof(draft, made("fp8"))
+        assert found.holds and found.drafter and "of its drafter alone" in found.line
+        seen = call("verify", draft, "--against", made("fp8"))
+        assert seen.returncode == 0, seen.stdout
+
+
 def test_what_only_one_side_has_is_named(made: Callable[[str], Path], tmp_path: Path) -> None:
     dsctl("convert", made("fp8"), tmp_path / "less", "--bf16", "--no-mtp", "-q")
     found = proof(tmp_path / "less", made("fp8"))
