@@ -59,10 +59,9 @@ def sample_of(share: float, seed: int) -> Sample:
 class Proof:
     """Every parameter's verdict, in the order of the architecture, and the parameters that only one side has.
 
-    `places` are this checkpoint and its source, `name` is the source's short name. `reshaped` has names
-    and both shapes. `unread` are parameters that could not be compared, and why; of the `partial` ones this
-    checkpoint holds only a part, as a rank does. `drafter`: it holds a drafter alone, so nothing else was compared.
-    `odd` are
+    `places` are this checkpoint and its source, `name` is the source's short name. `reshaped` has names and both
+    shapes. `unread` are parameters that could not be compared, and why; of the `partial` ones this checkpoint holds
+    only a part, as a rank does. `drafter`: it holds a drafter alone, so nothing else was compared. `odd` are
     parameters that are as this format rounds, while nearly all others of their kind are byte for byte what the encoder
     gives.
     """
