@@ -63,12 +63,11 @@ def proof_of(store: Store, source: Store, against: str, sample: Sample | None, o
     there = open_checkpoint(source)
     try:
         here = open_checkpoint(store)
-        name = "" if os.path.exists(against) else _named(against)
-        task = prepare(here, there, name, sample)
+        # Names in two files, and sizes in its config that cannot be, raise an error here.
+        _ = here.params, here.survey
     except (FormatError, SourceError) as error:
-        if store.place not in error.message and source.place in error.message:
-            raise
         return f"the files here contradict each other: {error.message}"
+    task = prepare(here, there, "" if os.path.exists(against) else _named(against), sample)
     with reading(output, task.nbytes, "comparing") as advance:
         return prove(task, advance)
 

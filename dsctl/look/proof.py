@@ -30,12 +30,6 @@ class Sample(NamedTuple):
         return self.nbytes / self.of if self.of else 1.0
 
     @property
-    def words(self) -> str:
-        """What the sample shows if it is without fault, in words."""
-        rare = f"with {CONFIDENCE:.0%} confidence, fewer than 1 in {max(1, int(1 / self.bound)):,} rows are other"
-        return f"rows of every parameter: an error all through a parameter would show; of scattered ones, {rare}"
-
-    @property
     def bound(self) -> float:
         """The largest share of other rows that a sample without one is compatible with, at `CONFIDENCE`."""
         return min(1.0, -math.log(1 - CONFIDENCE) / max(1, self.rows))
@@ -127,6 +121,20 @@ class Proof:
         return f"{counted}{alone}{lost}{part}{by}"
 
     @property
+    def rests_on(self) -> str:
+        """What was compared for it, and what a sample without a fault shows, in words."""
+        both = f"the {plural(len(self.judged), 'parameter')} on both sides"
+        if self.sample is None:
+            return f"every value here of {both} was compared"
+        if self.counts[OTHER]:
+            return f"some rows here of each of {both} were compared: others may differ as well"
+        rare = f"fewer than 1 in {max(1, int(1 / self.sample.bound)):,} rows"
+        return (
+            f"some rows here of each of {both} were compared: an error all through a parameter would show; "
+            f"if errors are scattered, {rare} are other, with {CONFIDENCE:.0%} confidence"
+        )
+
+    @property
     def roles(self) -> dict[str, dict[str, int]]:
         """The number of parameters of each kind, by role."""
         found: dict[str, dict[str, int]] = {}
@@ -145,6 +153,7 @@ class Proof:
         return {
             "not_compared": None,
             "line": self.line,
+            "rests_on": self.rests_on,
             "holds": self.holds,
             "places": list(self.places),
             "source": self.name,

@@ -124,8 +124,7 @@ def _values(proof: Proof | str | None) -> list[tuple[str, str]]:
         return []
     if isinstance(proof, str):
         return [("values", f"not compared: {proof}")]
-    rests = proof.sample.words if proof.sample else "every byte of both sides was read"
-    return [("values", proof.line), ("", rests)]
+    return [("values", proof.line), ("", proof.rests_on)]
 
 
 def _library(report: Report) -> str:

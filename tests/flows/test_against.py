@@ -130,7 +130,7 @@ def test_every_conversion_is_its_source_s(made: Callable[[str], Path], case: tup
 def test_the_line_can_be_pasted(made: Callable[[str], Path]) -> None:
     text = dsctl("verify", made("bf16"), "--against", made("fp8"))
     assert f"88 of 88 parameters are {made('fp8').name}'s: 54 exact, 34 moved\n" in text
-    assert "every byte of both sides was read" in text and "no problems found" in text
+    assert "every value here of the 88 parameters on both sides was compared" in text and "no problems found" in text
 
 
 SWAPPED = "it looks like model.layers.1.mlp.experts.2.gate_proj.weight there"
@@ -401,6 +401,11 @@ def test_a_sample_says_what_it_rests_on(made: Callable[[str], Path]) -> None:
     assert first == again and other["values"]["sample"]["seed"] == 8
     assert sample["share"] == 0.1 and 0.1 <= sample["bytes"] / sample["of"] < 0.2
     assert sample["bound"] == pytest.approx(-np.log(0.05) / sample["rows"])
+    said = first["values"]["rests_on"]
+    assert (
+        said.startswith("some rows here of each of the 88 parameters on both sides were compared")
+        and "95% confidence" in said
+    )
     assert f"a sample of {100 * sample['bytes'] / sample['of']:.3g} % of the bytes, seed 7" in first["values"]["line"]
 
 
@@ -413,6 +418,7 @@ def test_any_sample_finds_another_expert(made: Callable[[str], Path], tmp_path: 
         found = proof(folder, made("fp8"), sample_of(0.001, seed))
         assert {one.name for one in found.others} == {EXPERT, EXPERT.replace("experts.1", "experts.2")}
         assert found.others[0].looks_like == EXPERT.replace("experts.1", "experts.2")
+        assert "confidence" not in found.rests_on
 
 
 def test_a_sample_finds_rows_with_the_probability_of_its_share(
