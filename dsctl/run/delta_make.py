@@ -1,0 +1,237 @@
+"""`dsctl delta make`: claim the target, compare both sides, write the delta; `dsctl.json` comes last. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsctl.checkpoint.delta_form import BASE, CHECKSUM, COMPRESSION, ENCODING, SIDES, VERSION, ZSTD, stored_encoding
+from dsctl.checkpoint.delta_record import RECORD, Record, as_json, packed_header
+from dsctl.checkpoint.signed_files import SignedFile, Stretch, signed_bytes, signed_tree, tensors_of
+from dsctl.checkpoint.weight_files import WeightFiles
+from dsctl.core.errors import PlanError
+from dsctl.core.files import replace_file, sync_folder
+from dsctl.core.header import Header
+from dsctl.core.processors import cores
+from dsctl.plan.delta_options import DeltaOptions
+from dsctl.plan.differing import Differing
+from dsctl.plan.plan import COUNTED, OutFile, Plan
+from dsctl.run.audits import read_audit
+from dsctl.run.claim import check_target, claim, held_now, retire
+from dsctl.run.delta_making import Found, Making
+from dsctl.run.delta_sources import Sources
+from dsctl.run.events import EventReport
+from dsctl.run.how import How
+from dsctl.run.journal import Journal
+from dsctl.run.locks import Lock
+from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.statement import Made
+from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
+from dsctl.version import __version__
+from dsctl.work.differences import Coding
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Order:
+    """A delta to make: both sides, the options, the pairs of tensors, and the other files that differ or are gone."""
+
+    sources: Sources
+    options: DeltaOptions
+    differing: Differing
+    sides: dict[str, int]
+    removed: tuple[str, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The delta as a run's plan: what it is asked for, its source, and the files that the target will hold."""
+        request, described = self.options.request, self.sources.described()
+        digest = hashlib.sha256(json.dumps([request.json(), described], sort_keys=True).encode())
+        for store in (self.sources.old.store, self.sources.new.store):
+            digest.update(f"\n{store.revision}".encode())
+        names = [file.name for file in self.differing.files]
+        texts = {INDEX: b"", **{f"{SIDES}/{name}": b"" for name in self.sides}}
+        return Plan(
+            request, self.sources.old.store.place, [], [OutFile(name, b"", 0) for name in names], texts, {}, [], {}, [],
+            digest.hexdigest(), described,
+        )  # fmt: skip
+
+
+@dataclass
+class MadeDelta:
+    """A finished delta: its `dsctl.json`, and by file what was found of each tensor; empty if it was there before."""
+
+    audit: dict[str, Any]
+    found: Mapping[str, Found] = field(default_factory=dict)
+
+
+def order(old: WeightFiles, new: WeightFiles, options: DeltaOptions, differing: Differing) -> Order:
+    """Compare the other files of both sides, by size and bytes.
+
+    Raises:
+        SourceError: one of them cannot be read.
+    """
+    changed = {name: size for name, size in new.sides.items() if not _same(old, new, name, size)}
+    removed = tuple(name for name in old.sides if name not in new.sides)
+    return Order(Sources(old, new), options, differing, changed, removed)
+
+
+def _same(old: WeightFiles, new: WeightFiles, name: str, size: int) -> bool:
+    if old.sides.get(name) != size:
+        return False
+    return all(
+        one == other for one, other in zip(_chunks(old.store, name, size), _chunks(new.store, name, size), strict=True)
+    )
+
+
+def _chunks(store: Store, file: str, size: int) -> Iterator[bytes]:
+    return (store.read(file, at, min(at + CHUNK_BYTES, size)) for at in range(0, size, CHUNK_BYTES))
+
+
+def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta:
+    """Make the delta, or continue an interrupted run.
+
+    Raises:
+        PlanError, ResumeError: as `check_target`. SourceError, WorkError: reading or writing failed; the same call
+            continues.
+    """
+    plan, store = order.plan, order.sources.store
+    seen = read_mark(target)
+    if check_target(plan, store, target, how.force) == "complete":
+        return MadeDelta(read_audit(target))
+    lock = Lock(target / WORKING)
+    try:
+        if how.force and read_mark(target) != seen:
+            raise PlanError(f"{target}: another run worked here in the meantime", hint="run the command again")
+        state = check_target(plan, store, target, how.force)
+        if state == "complete":
+            return MadeDelta(read_audit(target))
+        route = Route(plan, store, target, held_now(plan, store, read_mark(target) if state == "resume" else None))
+        for folder in (target.absolute().parent, target, target / WORKING):
+            sync_folder(folder)
+        if state == "new":
+            claim(route)
+        with Journal(target / WORKING) as journal:
+            coding = Coding(order.options.encoding, order.options.checksum, order.options.level)
+            making = Making(order.sources, order.differing, coding, target, how.workers or cores(), report)
+            making.carry_out(journal)
+            audit = _finish(order, route, making)
+        retire(target)
+        sync_folder(target)
+    finally:
+        lock.release()
+    return MadeDelta(audit, making.done)
+
+
+def _finish(order: Order, route: Route, making: Making) -> dict[str, Any]:
+    target, options, new = route.target, order.options, order.sources.new
+    files = {name: one.entry for name, one in making.done.items() if one.entry is not None}
+    sides: dict[str, SignedFile] = {}
+    for name, size in order.sides.items():
+        sums = replace_file(target / SIDES / name, _chunks(new.store, name, size))
+        sides[name] = files[f"{SIDES}/{name}"] = signed_bytes(size, sums)
+    index = _text(_index(order, making))
+    files[INDEX] = signed_bytes(len(index), replace_file(target / INDEX, index))
+    counts = _counts(order, making)
+    made = Made(route.plan, route.store, route.held, files, counts).statement()
+    files[STATEMENT] = signed_bytes(len(made), replace_file(target / STATEMENT, made))
+    audit = {
+        "dsctl": __version__,
+        "fingerprint": route.plan.fingerprint,
+        "source": source_json(route.plan, route.held) | {"files": route.plan.source_files},
+        "request": route.plan.request.json(),
+        "audit": counts,
+        "dropped": [],
+        "notes": [],
+        RECORD: as_json(_record(order, making, sides, options)),
+        "files": {name: entry.json() for name, entry in sorted(files.items())},
+    }
+    replace_file(target / SIGNED, _text(audit))
+    return audit
+
+
+def _index(order: Order, making: Making) -> dict[str, Any]:
+    options = order.options
+    said = {
+        VERSION: options.version_text,
+        BASE: options.base_text,
+        ENCODING: stored_encoding(options.encoding, bool(order.differing.own)),
+        COMPRESSION: ZSTD,
+        CHECKSUM: options.checksum,
+    }
+    named = {}
+    for file in order.differing.files:
+        for pair, found in zip(file.pairs, making.done[file.name].differences, strict=True):
+            if not found.equal:
+                named[pair.new.name] = file.name
+    return {"metadata": said, "weight_map": dict(sorted(named.items()))}
+
+
+def _record(order: Order, making: Making, sides: dict[str, SignedFile], options: DeltaOptions) -> Record:
+    old, new, differing = order.sources.old, order.sources.new, order.differing
+    before: dict[tuple[str, str], bytes] = {}
+    after: dict[tuple[str, str], bytes] = {}
+    equal, whole = [], []
+    for file in differing.files:
+        for pair, found in zip(file.pairs, making.done[file.name].differences, strict=True):
+            if pair.old is not None and found.old is not None:
+                before[pair.old.file, pair.old.name] = found.old
+            if found.new is not None:
+                after[file.name, pair.new.name] = found.new
+            if found.equal:
+                equal.append(pair.new.name)
+            elif pair.whole:
+                whole.append((file.name, pair.new.name))
+    left = (ref for ref in differing.left if ref.nbytes)
+    before |= {(ref.file, ref.name): digest for ref, digest in zip(left, making.left, strict=True)}
+    return Record(
+        version=options.version_text,
+        base_version=options.base_text,
+        encoding=options.encoding,
+        base=dict(_entries(old.headers.values(), old.sizes, before)),
+        result=dict(_entries(new.headers.values(), new.sizes, after)),
+        headers={name: packed_header(_header_bytes(new.headers[name])) for name in differing.headers},
+        whole=whole,
+        equal=equal,
+        sides=sides,
+        removed=list(order.removed),
+    )
+
+
+def _entries(
+    headers: Iterable[Header], sizes: Mapping[str, int], known: Mapping[tuple[str, str], bytes]
+) -> Iterator[tuple[str, SignedFile]]:
+    for header in headers:
+        stretches = [Stretch(ref.begin, known[header.file, ref.name]) for ref in tensors_of(header)]
+        yield header.file, signed_tree(_header_bytes(header), sizes[header.file], stretches)
+
+
+def _header_bytes(header: Header) -> bytes:
+    return len(header.raw).to_bytes(8, "little") + header.raw
+
+
+def _counts(order: Order, making: Making) -> dict[str, int]:
+    """The counts of the audit: tensors and their elements, and how many of both changed; bytes, and their limit."""
+    found = [one for file in making.done.values() for one in file.differences]
+    pairs = list(order.differing.pairs)
+    return dict.fromkeys(COUNTED, 0) | {
+        "parameters": len(found),
+        "values": sum(one.elements for one in found),
+        "dropped": len(order.differing.left),
+        "tensors_equal": sum(one.equal for one in found),
+        "tensors_changed": sum(not one.equal for one in found),
+        "tensors_whole": sum(pair.whole for pair in pairs),
+        "values_changed": sum(one.changed for one in found),
+        "bytes_new": sum(pair.new.nbytes for pair in pairs),
+        "bytes_frames": sum(one.stored for one in found),
+        "bytes_limit": round(sum(one.limit for one in found)),
+    }
+
+
+def _text(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
