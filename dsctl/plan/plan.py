@@ -231,7 +231,7 @@ def kind(step: Step) -> str:
     if is_replaced(step):
         return "replaced"
     if step.how != "recode":
-        return {"move": "moved", "recast": "recast"}[step.how]
+        return {"move": "moved", "recast": "recast", "patch": "patched"}[step.how]
     before, after = step.reads[0].codec, step.writes[0].codec
     if before.quantized:
         return "requantized" if after.quantized else "dequantized"

@@ -78,6 +78,8 @@ def spans(steps: Iterable[Step]) -> Iterator[Span]:
             yield Span(copy.read.file, copy.read.offset, copy.read.offset + copy.read.spec.nbytes)
         for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
             yield from _region_spans(region, step.span)
+        if (change := step.change) and not change.whole:
+            yield Span(change.file, change.offset, change.offset + change.stored)
 
 
 def _region_spans(region: Region, span: Box) -> Iterator[Span]:
