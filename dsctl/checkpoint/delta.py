@@ -20,8 +20,6 @@ from dsctl.checkpoint.delta_form import (
     COMPRESSION,
     ENCODING,
     ENCODINGS,
-    OVERWRITE,
-    OVERWRITE_MOST,
     OWN,
     SHARED,
     SIDES,
@@ -33,7 +31,6 @@ from dsctl.checkpoint.delta_record import Record, read_record, unpacked_header
 from dsctl.checkpoint.reading import read_headers, read_json
 from dsctl.core import digests
 from dsctl.core.errors import FormatError, SourceError
-from dsctl.core.frames import Frame
 from dsctl.core.header import Header, TensorRef
 from dsctl.stores import INDEX, SIGNED, Store
 
@@ -63,6 +60,7 @@ class Delta:
     encoding: str
     checksum: str
     shared: bool
+    headers: dict[str, Header]
     tensors: dict[tuple[str, str], Changed]
     record: Record | None
     sizes: dict[str, int]
@@ -74,22 +72,6 @@ class Delta:
         if self.record is not None:
             return self.tensors.get((file, name))
         return self._by_name.get(name)
-
-    def frame(self, changed: Changed, nbytes: int | None) -> Frame:
-        """The frame of a changed tensor of `nbytes` bytes.
-
-        Raises:
-            FormatError: it is not a frame, or states another size.
-        """
-        ref, exact = changed.ref, self.encoding != OVERWRITE or changed.whole
-        if not exact and nbytes is not None and nbytes >= OVERWRITE_MOST:
-            raise FormatError(f"{ref.name}: is too long for an overwriting delta: {nbytes:,} bytes")
-        most = 4 + 5 * (nbytes or 0) if not exact and nbytes is not None else 1 << 62
-        where = f"{self.store.place}/{ref.file}: {ref.name}"
-        return Frame(
-            lambda begin, end: self.store.read(ref.file, ref.begin + begin, ref.begin + end),
-            ref.nbytes, where, nbytes if exact else None, most,
-        )  # fmt: skip
 
     @cached_property
     def stored_bytes(self) -> int:
@@ -150,8 +132,8 @@ def open_delta(store: Store) -> Delta:
     if not own:
         _check_map(weight_map, tensors, by_name, store.place)
     return Delta(
-        store, said[VERSION], said[BASE], said[ENCODING].removeprefix(OWN), said[CHECKSUM], not own, tensors, record,
-        sizes, _identity(store, sizes, headers), by_name,
+        store, said[VERSION], said[BASE], said[ENCODING].removeprefix(OWN), said[CHECKSUM], not own, headers, tensors,
+        record, sizes, _identity(store, sizes, headers), by_name,
     )  # fmt: skip
 
 

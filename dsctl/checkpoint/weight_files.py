@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class WeightFiles:
         if self._named[name] != 1:
             return None
         return self.headers[self._file_of[name]].tensors[name]
+
+
+def identified(header: Header, size: int) -> str:
+    """What `dsctl.json` records of a weight file of the source."""
+    return f"{size} bytes, header sha256 {hashlib.sha256(header.raw).hexdigest()}"
 
 
 def open_weights(store: Store) -> WeightFiles:

@@ -13,7 +13,9 @@ from dsctl.checkpoint.delta_form import BASE, CHECKSUM, COMPRESSION, ENCODING, S
 from dsctl.checkpoint.delta_record import RECORD, Record, as_json, packed_header
 from dsctl.checkpoint.signed_files import SignedFile, Stretch, signed_bytes, signed_tree, tensors_of
 from dsctl.checkpoint.weight_files import WeightFiles
-from dsctl.core.errors import PlanError
+from dsctl.core import digests
+from dsctl.core.digests import Sums
+from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.files import replace_file, sync_folder
 from dsctl.core.header import Header
 from dsctl.core.processors import cores
@@ -44,14 +46,16 @@ class Order:
     sources: Sources
     options: DeltaOptions
     differing: Differing
-    sides: dict[str, int]
+    sides: dict[str, SignedFile]
     removed: tuple[str, ...]
 
     @property
     def plan(self) -> Plan:
         """The delta as a run's plan: what it is asked for, its source, and the files that the target will hold."""
         request, described = self.options.request, self.sources.described()
-        digest = hashlib.sha256(json.dumps([request.json(), described], sort_keys=True).encode())
+        sides = {name: one.blake3 for name, one in self.sides.items()}
+        identity = [request.json(), described, sides, sorted(self.removed)]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for store in (self.sources.old.store, self.sources.new.store):
             digest.update(f"\n{store.revision}".encode())
         names = [file.name for file in self.differing.files]
@@ -76,17 +80,20 @@ def order(old: WeightFiles, new: WeightFiles, options: DeltaOptions, differing: 
     Raises:
         SourceError: one of them cannot be read.
     """
-    changed = {name: size for name, size in new.sides.items() if not _same(old, new, name, size)}
+    changed = {
+        name: signed_bytes(size, Sums(_digest(new.store, name, size)))
+        for name, size in new.sides.items()
+        if old.sides.get(name) != size or _digest(old.store, name, size) != _digest(new.store, name, size)
+    }
     removed = tuple(name for name in old.sides if name not in new.sides)
     return Order(Sources(old, new), options, differing, changed, removed)
 
 
-def _same(old: WeightFiles, new: WeightFiles, name: str, size: int) -> bool:
-    if old.sides.get(name) != size:
-        return False
-    return all(
-        one == other for one, other in zip(_chunks(old.store, name, size), _chunks(new.store, name, size), strict=True)
-    )
+def _digest(store: Store, file: str, size: int) -> str:
+    whole = digests.hasher()
+    for chunk in _chunks(store, file, size):
+        whole.update(chunk)
+    return whole.digest().hex()
 
 
 def _chunks(store: Store, file: str, size: int) -> Iterator[bytes]:
@@ -129,12 +136,13 @@ def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta
 
 
 def _finish(order: Order, route: Route, making: Making) -> dict[str, Any]:
-    target, options, new = route.target, order.options, order.sources.new
+    target, new = route.target, order.sources.new
     files = {name: one.entry for name, one in making.done.items() if one.entry is not None}
-    sides: dict[str, SignedFile] = {}
-    for name, size in order.sides.items():
-        sums = replace_file(target / SIDES / name, _chunks(new.store, name, size))
-        sides[name] = files[f"{SIDES}/{name}"] = signed_bytes(size, sums)
+    for name, known in order.sides.items():
+        sums = replace_file(target / SIDES / name, _chunks(new.store, name, known.size))
+        files[f"{SIDES}/{name}"] = signed_bytes(known.size, sums)
+        if sums.blake3 != known.blake3:
+            raise WorkError(f"{new.store.place}/{name}: was changed while it was read", hint="run the command again")
     index = _text(_index(order, making))
     files[INDEX] = signed_bytes(len(index), replace_file(target / INDEX, index))
     counts = _counts(order, making)
@@ -148,7 +156,7 @@ def _finish(order: Order, route: Route, making: Making) -> dict[str, Any]:
         "audit": counts,
         "dropped": [],
         "notes": [],
-        RECORD: as_json(_record(order, making, sides, options)),
+        RECORD: as_json(_record(order, making)),
         "files": {name: entry.json() for name, entry in sorted(files.items())},
     }
     replace_file(target / SIGNED, _text(audit))
@@ -172,7 +180,8 @@ def _index(order: Order, making: Making) -> dict[str, Any]:
     return {"metadata": said, "weight_map": dict(sorted(named.items()))}
 
 
-def _record(order: Order, making: Making, sides: dict[str, SignedFile], options: DeltaOptions) -> Record:
+def _record(order: Order, making: Making) -> Record:
+    options = order.options
     old, new, differing = order.sources.old, order.sources.new, order.differing
     before: dict[tuple[str, str], bytes] = {}
     after: dict[tuple[str, str], bytes] = {}
@@ -198,7 +207,7 @@ def _record(order: Order, making: Making, sides: dict[str, SignedFile], options:
         headers={name: packed_header(_header_bytes(new.headers[name])) for name in differing.headers},
         whole=whole,
         equal=equal,
-        sides=sides,
+        sides=order.sides,
         removed=list(order.removed),
     )
 

@@ -10,9 +10,7 @@ import os
 import shutil
 import tempfile
 from base64 import b64decode, b64encode
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,22 +18,21 @@ from typing import IO, Any, NamedTuple
 
 from dsctl.checkpoint.signed_files import SignedFile, Stretch, signed_tree
 from dsctl.core import digests
-from dsctl.core.errors import Interrupted, ResumeError
+from dsctl.core.errors import ResumeError
 from dsctl.core.files import PART, failure, make_folders, sync_folder
 from dsctl.core.header import TensorRef, TensorSpec, build
 from dsctl.plan.differing import DeltaFile, Differing, Pair
 from dsctl.run.delta_sources import NEW, Sources, side_of
-from dsctl.run.events import Advanced, Committed, EventReport
+from dsctl.run.events import Committed, EventReport
 from dsctl.run.journal import Journal
+from dsctl.run.reading import Reading
 from dsctl.stores import WORKING
-from dsctl.stores.threads import Threads, threads
+from dsctl.stores.threads import threads
 from dsctl.work.differences import Coding, Difference, difference, digested, whole
 
 # Bytes of a frame, and of the frames of a file, that are kept in memory.
 FRAME_BYTES, FILE_BYTES = 16 << 20, 64 << 20
 COPY_BYTES = 1 << 20
-# Seconds between looks at the progress of the threads.
-GLANCE = 0.2
 # Fields of a difference in the journal.
 _DIGESTS = ("old", "new")
 
@@ -60,8 +57,6 @@ class Making:
     report: EventReport
     done: dict[str, Found] = field(default_factory=dict)
     left: list[bytes] = field(default_factory=list)
-    _pending: dict[int, int] = field(default_factory=dict)
-    _advanced: deque[int] = field(default_factory=deque)
 
     def carry_out(self, journal: Journal) -> None:
         """Make every file that the journal does not have, and the digests of tensors that only the old side has.
@@ -74,11 +69,14 @@ class Making:
         for record in journal.records:
             self._take(files, record, journal)
         todo = [file for file in self.plan.files if file.name not in self.done]
+        left = (ref for ref in self.plan.left if ref.nbytes)
         with threads(self.workers) as pool:
-            results = self._in_order(pool, todo)
+            reading = Reading(pool, self.report)
+            compare = (partial(self._compare, pair, reading.heed) for file in todo for pair in file.pairs)
+            results = reading.results(compare, 2 * self.workers)
             for file in todo:
                 self._make(file, results, journal)
-            self.left = list(self._digests_of_left(pool))
+            self.left = list(reading.results(partial(self._digest, ref, reading.heed) for ref in left))
 
     def _take(self, files: dict[str, DeltaFile], record: dict[str, Any], journal: Journal) -> None:
         """Take a finished file from the journal, if it is still there."""
@@ -93,20 +91,8 @@ class Making:
             raise ResumeError(f"{path}: was finished, but is now missing or changed", hint="start over with --force")
         self.done[file.name] = found
 
-    def _in_order(self, pool: Threads, todo: list[DeltaFile]) -> Iterator[tuple[Difference, IO[bytes]]]:
-        """The differences of all pairs in order, some of them ahead."""
-        ahead: deque[Future[tuple[Difference, IO[bytes]]]] = deque()
-        pairs = (pair for file in todo for pair in file.pairs)
-        for pair in pairs:
-            ahead.append(pool.submit(partial(self._compare, pair, pool.going)))
-            if len(ahead) >= 2 * self.workers:
-                yield self._result(ahead.popleft())
-        while ahead:
-            yield self._result(ahead.popleft())
-
-    def _compare(self, pair: Pair, going: Callable[[], bool]) -> tuple[Difference, IO[bytes]]:
-        spool: IO[bytes] = tempfile.SpooledTemporaryFile(FRAME_BYTES, dir=str(self.target / WORKING))  # noqa: SIM115  its reader ends it
-        heed = partial(self._heed, going)
+    def _compare(self, pair: Pair, heed: Callable[[int], None]) -> tuple[Difference, IO[bytes]]:
+        spool: IO[bytes] = tempfile.SpooledTemporaryFile(FRAME_BYTES, dir=str(self.target / WORKING))  # noqa: SIM115
         with self.sources.reading(pair) as reader:
             new = side_of(pair.new, reader, NEW)
             old = side_of(pair.old, reader) if pair.old else None
@@ -116,25 +102,6 @@ class Making:
                 found = difference(old, new, self.coding, spool, heed)
         spool.seek(0)
         return found, spool
-
-    def _heed(self, going: Callable[[], bool], nbytes: int) -> None:
-        if not going():
-            raise Interrupted("the run has ended")
-        self._advanced.append(nbytes)
-
-    def _result(self, future: Future[Any]) -> Any:
-        """A task's result; meanwhile the progress of all tasks is reported."""
-        while not wait([future], GLANCE).done:
-            self._tell()
-        self._tell()
-        return future.result()
-
-    def _tell(self) -> None:
-        nbytes = 0
-        while self._advanced:
-            nbytes += self._advanced.popleft()
-        if nbytes:
-            self.report(Advanced(nbytes))
 
     def _make(self, file: DeltaFile, results: Iterator[tuple[Difference, IO[bytes]]], journal: Journal) -> None:
         """Gather the frames of a file, then write it behind its header."""
@@ -189,15 +156,8 @@ class Making:
         sync_folder(path.parent)
         return signed_tree(header, size, [Stretch(begins[name], digest) for name, digest in frames.items()])
 
-    def _digests_of_left(self, pool: Threads) -> Iterator[bytes]:
-        refs = [ref for ref in self.plan.left if ref.nbytes]
-        pending = [pool.submit(partial(self._digest, ref, pool.going)) for ref in refs]
-        for future in pending:
-            yield self._result(future)
-
-    def _digest(self, ref: TensorRef, going: Callable[[], bool]) -> bytes:
-        with self.sources.reading(Pair(ref.file, ref, ref, False)) as reader:
-            return digested(side_of(ref, reader), partial(self._heed, going))
+    def _digest(self, ref: TensorRef, heed: Callable[[int], None]) -> bytes:
+        return digested(side_of(ref, self.sources.old.store), heed)
 
 
 def _copied(spool: IO[bytes], payload: IO[bytes]) -> bytes:

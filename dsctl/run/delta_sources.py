@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dsctl.checkpoint.weight_files import WeightFiles
+from dsctl.checkpoint.weight_files import WeightFiles, identified
 from dsctl.core.header import DTYPE_BITS, TensorRef
 from dsctl.plan.differing import Pair
 from dsctl.stores import Store
@@ -34,13 +33,10 @@ class Sources:
         return Joined(self.old.store, self.new.store, NEW)
 
     def described(self) -> dict[str, str]:
-        """Every file of both sides with what identifies it: its size and, for weights, its header."""
-        found = {}
+        """Every weight file of both sides with what identifies it: its size and its header."""
+        found: dict[str, str] = {}
         for prefix, side in (("", self.old), (NEW, self.new)):
-            for file, header in side.headers.items():
-                digest = hashlib.sha256(header.raw).hexdigest()
-                found[prefix + file] = f"{side.sizes[file]} bytes, header sha256 {digest}"
-            found |= {prefix + file: f"{size} bytes" for file, size in side.sides.items()}
+            found |= {prefix + file: identified(header, side.sizes[file]) for file, header in side.headers.items()}
         return found
 
     @contextmanager
