@@ -43,17 +43,15 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def read_record(store: Store, sizes: Mapping[str, int]) -> Record | None:
-    """The record of a delta that dsctl made, or None if dsctl did not make it.
+    """The record of a delta that dsctl made, or None if it has none: dsctl did not make it, or folded others.
 
     Raises:
         FormatError: it is not valid, or a file of the delta is missing or has another size.
     """
     raw = read_json(store, SIGNED, sizes)
-    if raw is None:
+    if raw is None or RECORD not in raw:
         return None
     where = f"{store.place}/{SIGNED}"
-    if RECORD not in raw:
-        raise FormatError(f"{where}: is not that of a delta: it has no {RECORD!r}")
     try:
         found = msgspec.convert(raw[RECORD], Record)
         files = entries_of(raw.get("files"))

@@ -91,18 +91,27 @@ def unlike(expected: SignedFile, found: SignedFile, header: Header) -> list[str]
 
 def _refuse_by_results(base: WeightFiles, plan: Plan, store: Store, workers: int, report: EventReport) -> None:
     changed = [step for step in plan.steps if step.change is not None]
-    with threads(workers) as pool:
-        reading = Reading(pool, report)
-        made = reading.results(partial(result_sum, step, store, reading.heed) for step in changed)
-        differ = [step.name for step, found in zip(changed, made, strict=True) if not found]
+    good = check_sums(changed, store, workers, report)
+    differ = [step.name for step, one in zip(changed, good, strict=True) if not one]
     if differ:
         kind = changed[0].change.kind if changed[0].change else ""
         what = f"does not become the delta's result: the {kind} of {plural(len(differ), 'tensor')} differs, such as"
         raise PlanError(f"{base.store.place}: {what} {differ[0]}", hint=_HINT, issues=differ)
 
 
-def result_sum(step: Step, store: Store, heed: Callable[[int], None]) -> bool:
-    """Whether a patched tensor has the checksum that the delta states; the bytes are dropped."""
+def check_sums(steps: list[Step], store: Store, workers: int, report: EventReport) -> list[bool]:
+    """Whether each patched tensor would have the checksum that the delta states.
+
+    Raises:
+        SourceError: the base cannot be read. FormatError: a frame is damaged.
+    """
+    with threads(workers) as pool:
+        reading = Reading(pool, report)
+        return list(reading.results(partial(_has_sum, step, store, reading.heed) for step in steps))
+
+
+def _has_sum(step: Step, store: Store, heed: Callable[[int], None]) -> bool:
+    """Whether a patched tensor has the checksum that the delta states; its bytes are dropped."""
     change, old = step.change, step.reads[0].parts[0]
     assert change is not None
     whole: Any = checksum(change.kind)

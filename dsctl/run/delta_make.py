@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dsctl.checkpoint.delta_form import BASE, CHECKSUM, COMPRESSION, ENCODING, SIDES, VERSION, ZSTD, stored_encoding
 from dsctl.checkpoint.delta_record import RECORD, Record, as_json, packed_header
@@ -20,21 +21,23 @@ from dsctl.core.files import replace_file, sync_folder
 from dsctl.core.header import Header
 from dsctl.core.processors import cores
 from dsctl.plan.delta_options import DeltaOptions
-from dsctl.plan.differing import Differing
+from dsctl.plan.differing import DeltaFile, Differing, Pair
 from dsctl.plan.plan import COUNTED, OutFile, Plan
 from dsctl.run.audits import read_audit
 from dsctl.run.claim import check_target, claim, held_now, retire
-from dsctl.run.delta_making import Found, Making
-from dsctl.run.delta_sources import Sources
+from dsctl.run.delta_files import DeltaFiles, FileTasks, Found, TensorTask
+from dsctl.run.delta_sources import NEW, Sources, side_of
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.reading import Reading
 from dsctl.run.statement import Made
 from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
+from dsctl.stores.threads import threads
 from dsctl.version import __version__
-from dsctl.work.differences import Coding
+from dsctl.work.differences import Coding, Difference, difference, digested, whole
 
 CHUNK_BYTES = 8 << 20
 
@@ -124,18 +127,42 @@ def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta
         if state == "new":
             claim(route)
         with Journal(target / WORKING) as journal:
-            coding = Coding(order.options.encoding, order.options.checksum, order.options.level)
-            making = Making(order.sources, order.differing, coding, target, how.workers or cores(), report)
-            making.carry_out(journal)
-            audit = _finish(order, route, making)
+            made = DeltaFiles(target, how.workers or cores(), report)
+            made.carry_out([_tasks(order, file) for file in order.differing.files], journal)
+            audit = _finish(order, route, made, _left(order, made.workers, report))
         retire(target)
         sync_folder(target)
     finally:
         lock.release()
-    return MadeDelta(audit, making.done)
+    return MadeDelta(audit, made.done)
 
 
-def _finish(order: Order, route: Route, making: Making) -> dict[str, Any]:
+def _tasks(order: Order, file: DeltaFile) -> FileTasks:
+    def tensors() -> Iterator[TensorTask]:
+        return (TensorTask(pair.new.name, partial(_compare, order, pair)) for pair in file.pairs)
+
+    return FileTasks(file.name, len(file.pairs), tensors)
+
+
+def _compare(order: Order, pair: Pair, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
+    coding = Coding(order.options.encoding, order.options.checksum, order.options.level)
+    with order.sources.reading(pair) as reader:
+        new = side_of(pair.new, reader, NEW)
+        old = side_of(pair.old, reader) if pair.old else None
+        if pair.whole or old is None:
+            return whole(new, old, coding, out, heed)
+        return difference(old, new, coding, out, heed)
+
+
+def _left(order: Order, workers: int, report: EventReport) -> list[bytes]:
+    """The digests of the tensors that only the old side has."""
+    with threads(workers) as pool:
+        reading, store = Reading(pool, report), order.sources.old.store
+        refs = (ref for ref in order.differing.left if ref.nbytes)
+        return list(reading.results(partial(digested, side_of(ref, store), reading.heed) for ref in refs))
+
+
+def _finish(order: Order, route: Route, making: DeltaFiles, left: list[bytes]) -> dict[str, Any]:
     target, new = route.target, order.sources.new
     files = {name: one.entry for name, one in making.done.items() if one.entry is not None}
     for name, known in order.sides.items():
@@ -156,14 +183,14 @@ def _finish(order: Order, route: Route, making: Making) -> dict[str, Any]:
         "audit": counts,
         "dropped": [],
         "notes": [],
-        RECORD: as_json(_record(order, making)),
+        RECORD: as_json(_record(order, making, left)),
         "files": {name: entry.json() for name, entry in sorted(files.items())},
     }
     replace_file(target / SIGNED, _text(audit))
     return audit
 
 
-def _index(order: Order, making: Making) -> dict[str, Any]:
+def _index(order: Order, making: DeltaFiles) -> dict[str, Any]:
     options = order.options
     said = {
         VERSION: options.version_text,
@@ -180,12 +207,12 @@ def _index(order: Order, making: Making) -> dict[str, Any]:
     return {"metadata": said, "weight_map": dict(sorted(named.items()))}
 
 
-def _record(order: Order, making: Making) -> Record:
+def _record(order: Order, making: DeltaFiles, digests_left: list[bytes]) -> Record:
     options = order.options
     old, new, differing = order.sources.old, order.sources.new, order.differing
     before: dict[tuple[str, str], bytes] = {}
     after: dict[tuple[str, str], bytes] = {}
-    equal, whole = [], []
+    equal, wholes = [], []
     for file in differing.files:
         for pair, found in zip(file.pairs, making.done[file.name].differences, strict=True):
             if pair.old is not None and found.old is not None:
@@ -195,9 +222,9 @@ def _record(order: Order, making: Making) -> Record:
             if found.equal:
                 equal.append(pair.new.name)
             elif pair.whole:
-                whole.append((file.name, pair.new.name))
+                wholes.append((file.name, pair.new.name))
     left = (ref for ref in differing.left if ref.nbytes)
-    before |= {(ref.file, ref.name): digest for ref, digest in zip(left, making.left, strict=True)}
+    before |= {(ref.file, ref.name): digest for ref, digest in zip(left, digests_left, strict=True)}
     return Record(
         version=options.version_text,
         base_version=options.base_text,
@@ -205,7 +232,7 @@ def _record(order: Order, making: Making) -> Record:
         base=dict(_entries(old.headers.values(), old.sizes, before)),
         result=dict(_entries(new.headers.values(), new.sizes, after)),
         headers={name: packed_header(_header_bytes(new.headers[name])) for name in differing.headers},
-        whole=whole,
+        whole=wholes,
         equal=equal,
         sides=order.sides,
         removed=list(order.removed),
@@ -224,7 +251,7 @@ def _header_bytes(header: Header) -> bytes:
     return len(header.raw).to_bytes(8, "little") + header.raw
 
 
-def _counts(order: Order, making: Making) -> dict[str, int]:
+def _counts(order: Order, making: DeltaFiles) -> dict[str, int]:
     """The counts of the audit: tensors and their elements, and how many of both changed; bytes, and their limit."""
     found = [one for file in making.done.values() for one in file.differences]
     pairs = list(order.differing.pairs)
