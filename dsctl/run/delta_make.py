@@ -10,33 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from dsctl.checkpoint.delta_form import BASE, CHECKSUM, COMPRESSION, ENCODING, SIDES, VERSION, ZSTD, stored_encoding
-from dsctl.checkpoint.delta_record import RECORD, Record, as_json, packed_header
+from dsctl.checkpoint.delta_form import SIDES, stored_encoding
+from dsctl.checkpoint.delta_record import Record, packed_header
 from dsctl.checkpoint.signed_files import SignedFile, Stretch, signed_bytes, signed_tree, tensors_of
 from dsctl.checkpoint.weight_files import WeightFiles
 from dsctl.core import digests
 from dsctl.core.digests import Sums
-from dsctl.core.errors import PlanError, WorkError
-from dsctl.core.files import replace_file, sync_folder
+from dsctl.core.errors import WorkError
+from dsctl.core.files import replace_file
 from dsctl.core.header import Header
 from dsctl.core.processors import cores
 from dsctl.plan.delta_options import DeltaOptions
 from dsctl.plan.differing import DeltaFile, Differing, Pair
 from dsctl.plan.plan import COUNTED, OutFile, Plan
-from dsctl.run.audits import read_audit
-from dsctl.run.claim import check_target, claim, held_now, retire
 from dsctl.run.delta_files import DeltaFiles, FileTasks, Found, TensorTask
 from dsctl.run.delta_sources import NEW, Sources, side_of
+from dsctl.run.delta_target import Chain, claimed, finish
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
-from dsctl.run.journal import Journal
-from dsctl.run.locks import Lock
-from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.marks import Route
 from dsctl.run.reading import Reading
-from dsctl.run.statement import Made
-from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
+from dsctl.stores import INDEX, Store
 from dsctl.stores.threads import threads
-from dsctl.version import __version__
 from dsctl.work.differences import Coding, Difference, difference, digested, whole
 
 CHUNK_BYTES = 8 << 20
@@ -110,31 +105,12 @@ def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta
         PlanError, ResumeError: as `check_target`. SourceError, WorkError: reading or writing failed; the same call
             continues.
     """
-    plan, store = order.plan, order.sources.store
-    seen = read_mark(target)
-    if check_target(plan, store, target, how.force) == "complete":
-        return MadeDelta(read_audit(target))
-    lock = Lock(target / WORKING)
-    try:
-        if how.force and read_mark(target) != seen:
-            raise PlanError(f"{target}: another run worked here in the meantime", hint="run the command again")
-        state = check_target(plan, store, target, how.force)
-        if state == "complete":
-            return MadeDelta(read_audit(target))
-        route = Route(plan, store, target, held_now(plan, store, read_mark(target) if state == "resume" else None))
-        for folder in (target.absolute().parent, target, target / WORKING):
-            sync_folder(folder)
-        if state == "new":
-            claim(route)
-        with Journal(target / WORKING) as journal:
-            made = DeltaFiles(target, how.workers or cores(), report)
-            made.carry_out([_tasks(order, file) for file in order.differing.files], journal)
-            audit = _finish(order, route, made, _left(order, made.workers, report))
-        retire(target)
-        sync_folder(target)
-    finally:
-        lock.release()
-    return MadeDelta(audit, made.done)
+    with claimed(order.plan, order.sources.store, target, how) as (route, journal, audit):
+        if audit is not None or route is None or journal is None:
+            return MadeDelta(audit or {})
+        made = DeltaFiles(target, how.workers or cores(), report)
+        made.carry_out([_tasks(order, file) for file in order.differing.files], journal)
+        return MadeDelta(_finish(order, route, made, _left(order, made.workers, report)), made.done)
 
 
 def _tasks(order: Order, file: DeltaFile) -> FileTasks:
@@ -170,41 +146,19 @@ def _finish(order: Order, route: Route, making: DeltaFiles, left: list[bytes]) -
         files[f"{SIDES}/{name}"] = signed_bytes(known.size, sums)
         if sums.blake3 != known.blake3:
             raise WorkError(f"{new.store.place}/{name}: was changed while it was read", hint="run the command again")
-    index = _text(_index(order, making))
-    files[INDEX] = signed_bytes(len(index), replace_file(target / INDEX, index))
-    counts = _counts(order, making)
-    made = Made(route.plan, route.store, route.held, files, counts).statement()
-    files[STATEMENT] = signed_bytes(len(made), replace_file(target / STATEMENT, made))
-    audit = {
-        "dsctl": __version__,
-        "fingerprint": route.plan.fingerprint,
-        "source": source_json(route.plan, route.held) | {"files": route.plan.source_files},
-        "request": route.plan.request.json(),
-        "audit": counts,
-        "dropped": [],
-        "notes": [],
-        RECORD: as_json(_record(order, making, left)),
-        "files": {name: entry.json() for name, entry in sorted(files.items())},
-    }
-    replace_file(target / SIGNED, _text(audit))
-    return audit
-
-
-def _index(order: Order, making: DeltaFiles) -> dict[str, Any]:
     options = order.options
-    said = {
-        VERSION: options.version_text,
-        BASE: options.base_text,
-        ENCODING: stored_encoding(options.encoding, bool(order.differing.own)),
-        COMPRESSION: ZSTD,
-        CHECKSUM: options.checksum,
-    }
+    encoding = stored_encoding(options.encoding, bool(order.differing.own))
+    chain = Chain(options.version_text, options.base_text, encoding, options.checksum)
+    return finish(route, files, chain, _weight_map(order, making), _counts(order, making), _record(order, making, left))
+
+
+def _weight_map(order: Order, making: DeltaFiles) -> dict[str, str]:
     named = {}
     for file in order.differing.files:
         for pair, found in zip(file.pairs, making.done[file.name].differences, strict=True):
             if not found.equal:
                 named[pair.new.name] = file.name
-    return {"metadata": said, "weight_map": dict(sorted(named.items()))}
+    return named
 
 
 def _record(order: Order, making: DeltaFiles, digests_left: list[bytes]) -> Record:
@@ -267,7 +221,3 @@ def _counts(order: Order, making: DeltaFiles) -> dict[str, int]:
         "bytes_frames": sum(one.stored for one in found),
         "bytes_limit": round(sum(one.limit for one in found)),
     }
-
-
-def _text(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -10,7 +10,6 @@ import numpy as np
 from dsctl.checkpoint.delta_change import COUNT_BYTES, POSITION_BYTES, Change
 from dsctl.checkpoint.delta_form import OVERWRITE, SHUFFLED, SHUFFLED_BYTES
 from dsctl.core.errors import FormatError
-from dsctl.core.frames import Frame
 from dsctl.work.differences import unshuffled
 
 PIECE_BYTES = SHUFFLED_BYTES
@@ -27,12 +26,13 @@ def patched(change: Change, base: ReadInto | None, read: Read, place: str = "") 
     Raises:
         FormatError: the frame is damaged, or does not fit the tensor. SourceError: one of both cannot be read.
     """
+    if change.encoding == OVERWRITE and not change.whole:
+        assert base is not None, "only a tensor that is stored whole has no base"
+        return _overwritten(change, base, Overwrites(change, read, place))
     frame = change.frame(read, place)
     if change.whole:
         return map(memoryview, frame.pieces(PIECE_BYTES))
     assert base is not None, "only a tensor that is stored whole has no base"
-    if change.encoding == OVERWRITE:
-        return _overwritten(change, frame, base, read, place)
     pieces = frame.exact(PIECE_BYTES) if change.encoding == SHUFFLED else frame.pieces(PIECE_BYTES)
     return _xored(change, pieces, base)
 
@@ -50,42 +50,70 @@ def _xored(change: Change, pieces: Iterator[bytes | bytearray], base: ReadInto) 
         at += len(found)
 
 
-def _overwritten(change: Change, frame: Frame, base: ReadInto, read: Read, place: str) -> Iterator[memoryview]:
-    """The old bytes with those at some positions replaced. Positions and values are read side by side."""
-    where = f"{place}{change.file.rpartition('://')[2]}: {change.name}"
-    positions = _Bytes(frame.pieces(PIECE_BYTES))
-    count = int.from_bytes(positions.take(COUNT_BYTES), "little")
-    if frame.nbytes != COUNT_BYTES + (POSITION_BYTES + 1) * count:
-        raise FormatError(f"{where}: holds {frame.nbytes:,} bytes, which does not fit {count:,} positions")
-    values = _Bytes(change.frame(read, place).pieces(PIECE_BYTES))
-    values.skip(COUNT_BYTES + POSITION_BYTES * count)
+def _overwritten(change: Change, base: ReadInto, overwrites: Overwrites) -> Iterator[memoryview]:
+    """The old bytes with those at some positions replaced."""
     buffer = np.empty(min(PIECE_BYTES, change.nbytes), np.uint8)
-    held: Any = np.empty(0, np.int64)
-    left, last = count, -1
     for at in range(0, change.nbytes, PIECE_BYTES):
         end = min(at + PIECE_BYTES, change.nbytes)
         old = buffer[: end - at]
         base(at, old.data)
-        while True:
-            if not held.size and left:
-                taken = min(left, PIECE_BYTES // POSITION_BYTES)
-                held = np.frombuffer(positions.take(POSITION_BYTES * taken), "<u4").astype(np.int64)
-                left -= taken
-                if held[0] <= last or (held.size > 1 and int(np.diff(held).min()) < 1):
-                    raise FormatError(f"{where}: its positions do not rise")
-                last = int(held[-1])
-                if last >= change.nbytes:
-                    raise FormatError(f"{where}: position {last:,} is outside of {change.nbytes:,} bytes")
-            here = int(np.searchsorted(held, end))
-            if here:
-                old[held[:here] - at] = np.frombuffer(values.take(here), np.uint8)
-                held = held[here:]
-            if held.size or not left:
-                break
+        for positions, values in overwrites.before(end):
+            old[positions - at] = values
         yield old.data
-    # The rest of the frame is checked too: it ends where it should.
-    positions.finish()
-    values.finish()
+    overwrites.finish(change.nbytes)
+
+
+class Overwrites:
+    """The positions and values of an overwriting frame, taken side by side in the order of positions.
+
+    Raises:
+        FormatError: the frame is damaged, or its positions do not rise.
+    """
+
+    def __init__(self, change: Change, read: Read, place: str = "") -> None:
+        frame = change.frame(read, place)
+        self._where = f"{place}{change.file.rpartition('://')[2]}: {change.name}"
+        self._positions = _Bytes(frame.pieces(PIECE_BYTES))
+        self._left = self.number = int.from_bytes(self._positions.take(COUNT_BYTES), "little")
+        if frame.nbytes != COUNT_BYTES + (POSITION_BYTES + 1) * self.number:
+            what = f"holds {frame.nbytes:,} bytes, which does not fit {self.number:,} positions"
+            raise FormatError(f"{self._where}: {what}")
+        self._values = _Bytes(change.frame(read, place).pieces(PIECE_BYTES))
+        self._values.skip(COUNT_BYTES + POSITION_BYTES * self.number)
+        self._held: Any = np.empty(0, np.int64)
+        self._last = -1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all positions were taken."""
+        return not self._left and not self._held.size
+
+    def before(self, end: int) -> Iterator[tuple[Any, Any]]:
+        """The next positions (int64) below `end`, and their values (uint8), in runs."""
+        while not self.is_done:
+            if not self._held.size:
+                self._held = self._next()
+            here = int(np.searchsorted(self._held, end))
+            if not here:
+                return
+            yield self._held[:here], np.frombuffer(self._values.take(here), np.uint8)
+            self._held = self._held[here:]
+
+    def finish(self, nbytes: int) -> None:
+        """Refuse positions outside of a tensor, and a frame that goes on."""
+        if not self.is_done:
+            raise FormatError(f"{self._where}: has positions outside of its {nbytes:,} bytes")
+        self._positions.finish()
+        self._values.finish()
+
+    def _next(self) -> Any:
+        taken = min(self._left, PIECE_BYTES // POSITION_BYTES)
+        self._left -= taken
+        found: Any = np.frombuffer(self._positions.take(POSITION_BYTES * taken), "<u4").astype(np.int64)
+        if found[0] <= self._last or (found.size > 1 and int(np.diff(found).min()) < 1):
+            raise FormatError(f"{self._where}: its positions do not rise")
+        self._last = int(found[-1])
+        return found
 
 
 class _Bytes:
