@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from dsctl.checkpoint.delta import Delta
 from dsctl.checkpoint.delta_form import checksum
@@ -91,35 +91,42 @@ def unlike(expected: SignedFile, found: SignedFile, header: Header) -> list[str]
 
 def _refuse_by_results(base: WeightFiles, plan: Plan, store: Store, workers: int, report: EventReport) -> None:
     changed = [step for step in plan.steps if step.change is not None]
-    good = check_sums(changed, store, workers, report)
-    differ = [step.name for step, one in zip(changed, good, strict=True) if not one]
+    found = results(changed, store, workers, report)
+    differ = [step.name for step, one in zip(changed, found, strict=True) if not one.good]
     if differ:
         kind = changed[0].change.kind if changed[0].change else ""
         what = f"does not become the delta's result: the {kind} of {plural(len(differ), 'tensor')} differs, such as"
         raise PlanError(f"{base.store.place}: {what} {differ[0]}", hint=_HINT, issues=differ)
 
 
-def check_sums(steps: list[Step], store: Store, workers: int, report: EventReport) -> list[bool]:
-    """Whether each patched tensor would have the checksum that the delta states.
+class Result(NamedTuple):
+    """Whether a patched tensor has the checksum that the delta states, and the BLAKE3 digest of its bytes."""
+
+    good: bool
+    digest: bytes
+
+
+def results(steps: Iterable[Step], store: Store, workers: int, report: EventReport) -> list[Result]:
+    """What would become of patched tensors; their bytes are dropped.
 
     Raises:
         SourceError: the base cannot be read. FormatError: a frame is damaged.
     """
     with threads(workers) as pool:
         reading = Reading(pool, report)
-        return list(reading.results(partial(_has_sum, step, store, reading.heed) for step in steps))
+        return list(reading.results(partial(_result, step, store, reading.heed) for step in steps))
 
 
-def _has_sum(step: Step, store: Store, heed: Callable[[int], None]) -> bool:
-    """Whether a patched tensor has the checksum that the delta states; its bytes are dropped."""
+def _result(step: Step, store: Store, heed: Callable[[int], None]) -> Result:
     change, old = step.change, step.reads[0].parts[0]
     assert change is not None
-    whole: Any = checksum(change.kind)
+    sum_, whole = checksum(change.kind), digests.hasher()
 
     def base(at: int, buffer: memoryview) -> None:
         store.read_into(old.file, old.offset + at, buffer)
 
     for piece in patched(change, base, store.read):
+        sum_.update(piece)
         whole.update(piece)
         heed(len(piece))
-    return bool(whole.hexdigest() == change.checksum)
+    return Result(sum_.hexdigest() == change.checksum, whole.digest())

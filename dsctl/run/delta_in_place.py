@@ -27,7 +27,7 @@ from dsctl.plan.patching import refuse_in_place
 from dsctl.plan.plan import Job, OutFile
 from dsctl.plan.stretches import written
 from dsctl.run.delta_apply import Application
-from dsctl.run.delta_base import check_sums, entries, unlike
+from dsctl.run.delta_base import entries, results, unlike
 from dsctl.run.events import Advanced, Committed, EventReport
 from dsctl.run.locks import Lock
 from dsctl.run.marks import BEGUN
@@ -43,11 +43,12 @@ _OLD, _NEW = "old", "new"
 
 @dataclass
 class InPlace:
-    """One run on a folder of this machine."""
+    """One run on a folder of this machine. `already`: the folder had the delta's result before."""
 
     application: Application
     workers: int
     report: EventReport
+    already: bool = False
     _done: dict[str, SignedFile] = field(default_factory=dict)
 
     @property
@@ -101,6 +102,7 @@ class InPlace:
         """
         self.check()
         states = self._states()
+        self.already = not self._marked() and all(states.get(one.name) == _NEW for one in self.changed)
         lock = Lock(self.folder / WORKING)
         try:
             self._begin()
@@ -165,15 +167,15 @@ class InPlace:
         """The same for a delta without digests of its base, by the checksums of the results."""
         plan, store = self.application.plan, self.application.store
         steps = [step for step in plan.steps if step.change is not None]
-        becomes = check_sums(steps, store, self.workers, self.report)
+        becomes = results(steps, store, self.workers, self.report)
         states: dict[str, str] = {}
         differ = []
-        for step, good in zip(steps, becomes, strict=True):
+        for step, found in zip(steps, becomes, strict=True):
             file = step.writes[0].parts[0].file
             change, part = step.change, step.reads[0].parts[0]
             assert change is not None
-            state = _OLD if good else ""
-            if not good and _sum(store, part.file, part.offset, part.spec.nbytes, change.kind) == change.checksum:
+            state = _OLD if found.good else ""
+            if not found.good and _sum(store, part.file, part.offset, part.spec.nbytes, change.kind) == change.checksum:
                 state = _NEW
             if not state or states.setdefault(file, state) != state:
                 differ.append(step.name)
