@@ -18,7 +18,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     """A frame of `stored` bytes at `offset` of a file, for a tensor of `nbytes` bytes in elements of `width` bytes.
 
     `encoding` is one of `delta_form.ENCODINGS`; with `whole`, the frame holds the new tensor itself. `checksum` is that
-    of the new tensor, of the kind `kind`.
+    of the new tensor, of the kind `kind`; with `by_digest`, the whole file's digest is compared instead of it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     kind: str
     checksum: str
     whole: bool = False
+    by_digest: bool = False
 
     def frame(self, read: Callable[[str, int, int], bytes], place: str = "") -> Frame:
         """The frame, read by file, begin and end.

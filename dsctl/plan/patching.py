@@ -90,7 +90,7 @@ def _change(delta: Delta, changed: Changed, ref: TensorRef) -> Change:
     at = changed.ref
     return Change(
         ref.name, PREFIX + at.file, at.begin, at.nbytes, ref.nbytes, width, delta.encoding, delta.checksum,
-        changed.checksum, changed.whole,
+        changed.checksum, changed.whole, delta.record is not None,
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from dsctl.checkpoint.delta_form import OVERWRITE, SHUFFLED, SHUFFLED_BYTES
 from dsctl.core.errors import FormatError
 from dsctl.work.differences import unshuffled
 
-PIECE_BYTES = SHUFFLED_BYTES
+# Bytes at a time: small enough for a core's own cache, and for memory that is used again at once.
+PIECE_BYTES = 256 << 10
 
 # Fills a buffer with the old tensor's bytes from a place on.
 ReadInto = Callable[[int, memoryview], None]
@@ -33,12 +34,13 @@ def patched(change: Change, base: ReadInto | None, read: Read, place: str = "") 
     if change.whole:
         return map(memoryview, frame.pieces(PIECE_BYTES))
     assert base is not None, "only a tensor that is stored whole has no base"
-    pieces = frame.exact(PIECE_BYTES) if change.encoding == SHUFFLED else frame.pieces(PIECE_BYTES)
+    pieces = frame.exact(SHUFFLED_BYTES) if change.encoding == SHUFFLED else frame.pieces(PIECE_BYTES)
     return _xored(change, pieces, base)
 
 
 def _xored(change: Change, pieces: Iterator[bytes | bytearray], base: ReadInto) -> Iterator[memoryview]:
-    at, buffer = 0, np.empty(min(PIECE_BYTES, change.nbytes), np.uint8)
+    most = SHUFFLED_BYTES if change.encoding == SHUFFLED else PIECE_BYTES
+    at, buffer = 0, np.empty(min(most, change.nbytes), np.uint8)
     for piece in pieces:
         found: Any = np.frombuffer(piece, np.uint8)
         if change.encoding == SHUFFLED:
