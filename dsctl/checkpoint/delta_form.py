@@ -8,10 +8,11 @@ and an index whose metadata says how. Written by slime (slime/utils/disk_delta.p
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from dsctl.core.digests import Bytes, hasher
+from dsctl.core.errors import FormatError
 
 # The folder of the other files that differ, which no other reader looks into.
 SIDES = "side"
@@ -74,3 +75,14 @@ def is_checksum(text: str, kind: str) -> bool:
 def stored_encoding(encoding: str, own: bool) -> str:
     """The index's `delta_encoding`: with `own`, one that no other reader takes for its own."""
     return OWN + encoding if own or encoding not in SHARED else encoding
+
+
+def refuse_delta(metadata: object, place: str) -> None:
+    """Refuse an index's metadata that is a delta's, where a checkpoint is needed.
+
+    Raises:
+        FormatError: naming the place.
+    """
+    if isinstance(metadata, Mapping) and ENCODING in metadata:
+        hint = "`dsctl delta verify` checks it, `dsctl delta apply` makes a checkpoint from it and its base"
+        raise FormatError(f"{place}: is a delta, not a checkpoint", hint=hint)

@@ -11,6 +11,7 @@ import msgspec
 
 from dsctl import models, releases
 from dsctl.checkpoint.checkpoint import Checkpoint
+from dsctl.checkpoint.delta_form import refuse_delta
 from dsctl.checkpoint.drafters import is_nested, nested
 from dsctl.checkpoint.pieces import Fault
 from dsctl.checkpoint.reading import MAX_JSON_BYTES, check_name, read_headers, read_json
@@ -131,6 +132,7 @@ def _index(store: Store, files: Mapping[str, int]) -> tuple[dict[str, str] | Non
     rest = said.count(b'"') + (2 if said else 0) + 2
     if raw.count(b'"') != 4 * len(index.weight_map) + rest or len(metadata) > 1:
         read_json(store, name, files)
+    refuse_delta(metadata, store.place)
     total = metadata.get("total_size")
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not abs(total) < 1 << 63:
         return index.weight_map, None

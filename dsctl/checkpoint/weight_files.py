@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from dsctl.checkpoint.delta_form import ENCODING
+from dsctl.checkpoint.delta_form import refuse_delta
 from dsctl.checkpoint.reading import read_headers, read_json
 from dsctl.core.errors import FormatError, SourceError
 from dsctl.core.header import Header, TensorRef
@@ -74,8 +73,6 @@ def open_weights(store: Store) -> WeightFiles:
         raise FormatError(f"{store.place}: {what}", hint="finish the run that makes it, or remove the file")
     if not files:
         raise SourceError(f"{store.place}: has no {SUFFIX} file")
-    said = (read_json(store, INDEX, sizes) or {}).get("metadata")
-    if isinstance(said, Mapping) and ENCODING in said:
-        raise FormatError(f"{store.place}: is a delta, not a checkpoint", hint="`dsctl delta apply` makes a checkpoint")
+    refuse_delta((read_json(store, INDEX, sizes) or {}).get("metadata"), store.place)
     sides = {name: size for name, size in sizes.items() if name not in files and name not in (SIGNED, STATEMENT)}
     return WeightFiles(store, read_headers(store, files), sides, sizes)
