@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from dsctl.cli import completion
-from dsctl.cli.commands import Verb, Verbs
+from dsctl.cli.commands import Actions, Verb, Verbs
+from dsctl.core.errors import UsageError
 from dsctl.version import __version__
 
 # The verbs with the first lines of their docstrings. Each verb is a function in the module with its name.
@@ -18,6 +19,7 @@ VERBS = {
     "card": "Print a stub of a model card for a folder that dsctl made.",
     "compare": "Compare the values of two checkpoints, in any formats.",
     "convert": "Convert a checkpoint to another format, or rename its tensors.",
+    "delta": "Make, apply, check and fold deltas: only what changed between two checkpoints.",
     "diff": "Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.",
     "doctor": "Measure this machine and estimate how much it converts in an hour.",
     "download": "Download a release or a repository and verify the hash of every file.",
@@ -32,6 +34,8 @@ VERBS = {
     "tiny": "Make a small checkpoint of a release, with random weights.",
     "verify": "Check a checkpoint against its config, its index and its architecture.",
 }
+# Verbs with actions of their own, each a function in the verb's module.
+ACTIONS = {"delta": ("make", "apply", "verify", "fold")}
 # Words that ask about dsctl itself; they are not verbs.
 ASKED = {
     "help": "Show the help of a command, or this page.",
@@ -50,13 +54,32 @@ def application(loaded: Collection[str] = tuple(VERBS)) -> typer.Typer:
     )
     app.callback()(_root)
     for verb, line in VERBS.items():
-        if verb in loaded:
-            app.command(verb, cls=Verb)(function(verb))
-        else:
+        if verb not in loaded:
             app.command(verb, cls=Verb, help=line)(_named)
+        elif verb in ACTIONS:
+            app.add_typer(_group(verb), name=verb)
+        else:
+            app.command(verb, cls=Verb)(function(verb))
     app.command("help", cls=Verb)(_help)
     app.command("version", cls=Verb)(_version)
     return app
+
+
+def _group(verb: str) -> typer.Typer:
+    """The actions of a verb."""
+    group = typer.Typer(cls=Actions, context_settings={"help_option_names": ["-h", "--help"]})
+    group.callback()(function(verb))
+    for action, function_ in actions(verb).items():
+        group.command(action.removeprefix(f"{verb} "), cls=Verb)(function_)
+    return group
+
+
+def actions(verb: str) -> dict[str, Callable[..., None]]:
+    """The functions that a verb stands for, by the words that call them: its own, or those of its actions."""
+    if verb not in ACTIONS:
+        return {verb: function(verb)}
+    module = import_module(f"dsctl.cli.{verb}")
+    return {f"{verb} {action}": getattr(module, action) for action in ACTIONS[verb]}
 
 
 def called(words: Sequence[str]) -> Collection[str]:
@@ -83,8 +106,9 @@ def _named() -> None:
 
 def _help(
     ctx: typer.Context,
-    verb: Annotated[
-        str | None, typer.Argument(metavar="[COMMAND]", help="A command.", autocompletion=completion.commands)
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[COMMAND ...]", help="A command.", autocompletion=completion.commands),
     ] = None,
 ) -> None:
     """Show the help of a command, or this page.
@@ -94,14 +118,16 @@ def _help(
         dsctl help
 
         dsctl help convert
+
+        dsctl help delta make
     """
-    root: Any = ctx.find_root()
-    if verb is None:
-        root.get_help()
-        return
-    name, command, _ = root.command.resolve_command(root, [verb])
-    with command.make_context(name, [], parent=root, resilient_parsing=True) as asked:
-        asked.get_help()
+    asked: Any = ctx.find_root()
+    for word in words or ():
+        if not hasattr(asked.command, "resolve_command"):
+            raise UsageError(f"help: {word!r} is not a command of {asked.command_path}")
+        name, command, _ = asked.command.resolve_command(asked, [word])
+        asked = command.make_context(name, [], parent=asked, resilient_parsing=True)
+    asked.get_help()
 
 
 def _version() -> None:

@@ -53,8 +53,8 @@ class Verb(TyperCommand):
             return super().invoke(ctx)
 
 
-class Verbs(TyperGroup):
-    """The whole command line."""
+class Actions(TyperGroup):
+    """A group of commands: the whole command line, or the actions of a verb."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help page; the parser's own formatter stays empty."""
@@ -66,9 +66,19 @@ class Verbs(TyperGroup):
         Raises:
             UsageError: there is no such command; the hint suggests the nearest one.
         """
-        if not ctx.resilient_parsing:
+        if not ctx.resilient_parsing or args[0] not in self.commands:
             choose(args[0], self.commands, "command")
         return super().resolve_command(ctx, args)
+
+
+class Verbs(Actions):
+    """The whole command line: verbs with actions stand in their place among the others."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        from dsctl.cli.app import ASKED, VERBS
+
+        self.commands = {name: self.commands[name] for name in (*VERBS, *ASKED)}
 
 
 @contextmanager

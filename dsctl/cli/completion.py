@@ -149,6 +149,20 @@ def kinds(incomplete: str) -> list[str]:
     return [before + comma + kind for kind in KINDS]
 
 
+def encodings() -> list[str]:
+    """Encodings of a delta."""
+    from dsctl.checkpoint.delta_form import ENCODINGS
+
+    return list(ENCODINGS)
+
+
+def checksums() -> list[str]:
+    """Checksums of a delta."""
+    from dsctl.checkpoint.delta_form import CHECKSUMS
+
+    return list(CHECKSUMS)
+
+
 def findings() -> list[str]:
     """Codes of findings."""
     from dsctl.verify.findings import CODES

@@ -38,7 +38,7 @@ from dsctl.cli.conversion_options import (
     Tp,
     Verbose,
 )
-from dsctl.cli.options import Debug, DryRun, Force, Json, Only, Quiet, Skip, Workers
+from dsctl.cli.options import ByteThreads, Debug, DryRun, Force, Json, Only, Quiet, Skip, Workers
 from dsctl.show.output import Output
 
 
@@ -118,6 +118,16 @@ class RunOptions:
     force: Force = False
     verbose: Verbose = False
     consume: Consume = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRunOptions:
+    """The settings of a run over deltas."""
+
+    dry_run: DryRun = False
+    threads: ByteThreads = None
+    force: Force = False
+    verbose: Verbose = False
 
 
 @dataclass(frozen=True, slots=True)

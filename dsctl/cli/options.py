@@ -134,6 +134,17 @@ Workers = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+ByteThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        envvar="DSCTL_WORKERS",
+        parser=_workers,
+        help="Use this many threads; auto takes one per core.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Start over in a folder that dsctl made.", rich_help_panel=RUNNING)
 ]

@@ -119,16 +119,20 @@ _META = msgspec.json.Decoder(_Meta)
 _META_FIRST = b'{"__metadata__":'
 
 
-def build(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = PT) -> tuple[bytes, dict[str, int]]:
+def build(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = PT, in_order: bool = False
+) -> tuple[bytes, dict[str, int]]:
     """The header's bytes (length prefix included) and each tensor's offset from the file's start.
 
-    Byte for byte what `safetensors.torch.save_file` writes for the same tensors and metadata.
+    Byte for byte what `safetensors.torch.save_file` writes for the same tensors and metadata. With `in_order` the
+    tensors keep the order that they are given in.
     """
     entries: dict[str, object] = {}
     if metadata:
         entries["__metadata__"] = dict(metadata)
     at, offsets = 0, {}
-    for name, spec in sorted(specs.items(), key=lambda item: (-_RANK[item[1].dtype], item[0])):
+    ordered = specs.items()
+    for name, spec in ordered if in_order else sorted(ordered, key=lambda item: (-_RANK[item[1].dtype], item[0])):
         offsets[name] = at
         end = at + spec.nbytes
         entries[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": (at, end)}

@@ -129,7 +129,7 @@ class Plan:
 
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
-    `grafts` say what is taken from other checkpoints, as JSON.
+    `grafts` say what is taken from other checkpoints, as JSON. `as_bytes`: all steps move or patch whole tensors.
     """
 
     request: Request
@@ -150,6 +150,7 @@ class Plan:
     released: dict[str, str] = field(default_factory=dict)
     merge: Merge | None = None
     grafts: list[dict[str, Any]] = field(default_factory=list)
+    as_bytes: bool = False
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"
@@ -231,7 +232,7 @@ def kind(step: Step) -> str:
     if is_replaced(step):
         return "replaced"
     if step.how != "recode":
-        return {"move": "moved", "recast": "recast"}[step.how]
+        return {"move": "moved", "recast": "recast", "patch": "patched"}[step.how]
     before, after = step.reads[0].codec, step.writes[0].codec
     if before.quantized:
         return "requantized" if after.quantized else "dequantized"

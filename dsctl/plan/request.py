@@ -32,7 +32,7 @@ INEXACT = ("fp8-block", "fp8-block-e8m0", "nvfp4", "nvfp4-modelopt")
 
 
 # Fields that earlier versions did not have: a request without them has the same identity as before.
-_LATER = ("allow_inexact", "original", "lora", "graft", "as_base")
+_LATER = ("allow_inexact", "original", "lora", "graft", "as_base", "delta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Request:
     allows blocks that the new form does not hold exactly. `original` is a folder to take the original scales from.
     `lora` is the folder of an adapter to merge.
     `graft` has the globs of each checkpoint from which parameters are taken, `as_base` converts these to the base's
-    forms.
+    forms. `delta` says what `dsctl delta` shall make, or which delta is applied.
     `notes` are remarks, such as on a recipe's old name; they are not part of the identity.
     """
 
@@ -78,6 +78,7 @@ class Request:
     lora: str = ""
     graft: tuple[tuple[str, ...], ...] = ()
     as_base: bool = False
+    delta: str = ""
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from math import lcm, prod
 
 import msgspec
 
+from dsctl.checkpoint.delta_change import Change
 from dsctl.checkpoint.low_rank import ROWS, LowRank
 from dsctl.checkpoint.pieces import Piece
 from dsctl.codecs import restoring
@@ -73,12 +74,13 @@ class Twin(msgspec.Struct, frozen=True, gc=False):
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """The regions read once and written for one parameter. `how` is move, recast (by `way`) or recode.
+    """The regions read once and written for one parameter. `how` is move, recast (by `way`), recode or patch.
 
     `gathers`: odd scales, which do not follow from the values, are collected. `odd` are such scales of an earlier
     encoding. `surveyed` are the parameters, this one among them, whose largest magnitude is read first. `twins` are
     further copies to compare with the regions read. `measured`: the largest error of the new codes is reported.
-    `low_rank` is added to the decoded values, and reported under `role`.
+    `low_rank` is added to the decoded values, and reported under `role`. A patch, of one tensor as bytes, makes the new
+    ones by `change`.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     odd: Part | None = None
     low_rank: LowRank | None = None
     role: str = ""
+    change: Change | None = None
 
     @property
     def regions_read(self) -> tuple[Region, ...]:
@@ -111,6 +114,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
                 yield from region.parts
             yield from (step.odd,) if step.odd else ()
             yield from map(part_of, step.low_rank.refs if step.low_rank else ())
+            if one := step.change:
+                yield Part("", one.file, one.offset, TensorSpec("U8", (one.stored,)))
 
     @property
     def is_uncut(self) -> bool:

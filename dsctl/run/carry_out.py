@@ -22,13 +22,14 @@ from dsctl.run.driver import run
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.run.pace import Pace, Watch
-from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, allot
+from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, allot, allot_bytes
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
 from dsctl.stores.uploads import SENT_BYTES
 from dsctl.work.executors import CPU, Executor, choose
 from dsctl.work.executors.processes import prepare
+from dsctl.work.executors.threads import ByteThreads
 from dsctl.work.readahead import WINDOW_BYTES
 from dsctl.work.tasks import Context
 
@@ -103,6 +104,9 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
         folder = Path(place)
         with beside_others(store, folder):
             state = check_target(plan, store, folder, how.force)
+    if plan.as_bytes:
+        resources = allot_bytes(plan, how.workers, WINDOW_BYTES if store.remote else 0)
+        return Setup(plan, store, place, how, folder, delivery, resources, Chosen((CPU,)), state)
     chosen = Chosen((CPU,)) if state == "complete" else choose_device(how.device, how.engine, plan)
     ahead = (WINDOW_BYTES if store.remote else 0) + (SENT_BYTES if delivery else 0)
     # The nodes of a cluster have processors and memory of their own: only the needs of one task count here.
@@ -138,13 +142,16 @@ def carry_out(
         FormatError: a scale is impossible; nothing was written.
         SourceError, WorkError: reading or writing failed; the same call resumes.
     """
-    require_torch("writing weights")
+    if not setup.plan.as_bytes:
+        require_torch("writing weights")
     plan, store, how, resources = setup.plan, setup.store, setup.how, setup.resources
-    if resources.workers > 1 and setup.state != "complete":
+    if resources.workers > 1 and not plan.as_bytes and setup.state != "complete":
         prepare()
 
     def executor() -> Executor:
         context = Context(store, str(setup.folder), resources.band_bytes, setup.chosen.devices, resources.threads)
+        if plan.as_bytes:
+            return ByteThreads(context, resources.threads)
         return choose(
             context, resources.workers, resources.worker_bytes, how.engine, how.address, how.workers or 0, say
         )

@@ -50,3 +50,13 @@ class Resumed(NamedTuple):
 
 Event = Advanced | Committed | ReadBack | Torn | Resumed | Worked
 EventReport = Callable[[Event], None]
+
+
+def advances(advance: Callable[[int], None]) -> EventReport:
+    """A report that takes only the bytes that have been processed."""
+
+    def report(event: Event) -> None:
+        if isinstance(event, Advanced):
+            advance(event.nbytes)
+
+    return report

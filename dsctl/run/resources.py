@@ -24,6 +24,8 @@ THREADS = 2
 # Of a worker with a GPU there is one per GPU: its jobs read, digest and write while others compute.
 GPU_THREADS = 8
 LEAST_BAND = 1 << 20
+# A thread that patches: the pieces of both sides and of the frame, and numpy with a share of its library.
+BYTE_THREAD_BYTES = 12 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +85,10 @@ def _bands() -> list[int]:
     while bands[-1] > LEAST_BAND:
         bands.append(bands[-1] // 2)
     return bands
+
+
+def allot_bytes(plan: Plan, workers: int | None = None, ahead: int = 0) -> Resources:
+    """Threads of this process, for jobs that move and patch bytes; each reads `ahead` bytes ahead."""
+    threads = workers or min(cores(), max(1, len(plan.jobs)))
+    driver = DRIVER_BYTES + STEP_BYTES * len(plan.steps)
+    return Resources(1, threads, LEAST_BAND, DRIVER_BYTES + threads * (BYTE_THREAD_BYTES + ahead), driver)

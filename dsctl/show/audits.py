@@ -24,6 +24,7 @@ DONE = {
     "cast": "cast to a different float dtype",
     "merged": "changed by the adapter",
     "replaced": "replaced by a tensor of the adapter",
+    "patched": "changed by the delta",
     "renumbered": "copied with renumbered experts",
     "moved": "copied unchanged",
     "dropped": "left out",

@@ -1,25 +1,22 @@
-"""The open output files of one job, the digests of what is written, and buffers used again. Loads torch."""
+"""What one job reads and writes, and buffers used again. Loads torch."""
 
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 
 from dsctl.core.boxes import Box
-from dsctl.core.digests import PIECE_BYTES, Hasher, digest, hasher
-from dsctl.core.files import PART, failure, write_all
 from dsctl.core.header import TensorSpec
 from dsctl.plan.steps import Part
 from dsctl.plan.stretches import Written
 from dsctl.work.devices import device
 from dsctl.work.gathering import Gathered
+from dsctl.work.output_files import OutputFiles
 from dsctl.work.readahead import Reader
-from dsctl.work.tasks import DIGEST, READ, WRITE, Context
+from dsctl.work.tasks import READ, Context
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -29,13 +26,6 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 # Smaller buffers come from the allocator.
 SMALL = 1 << 20
-
-
-class _Stretch(NamedTuple):
-    """The end of a stretch of output bytes, and its digest so far."""
-
-    end: int
-    hasher: Hasher
 
 
 class JobFiles:
@@ -54,12 +44,8 @@ class JobFiles:
         heed: Callable[[], None] = lambda: None,
     ) -> None:
         self.context, self.source, self.scratch, self._heed = context, source, scratch, heed
-        self.seconds = dict.fromkeys((READ, DIGEST, WRITE), 0.0)
-        self._written = tuple(written)
-        self._stretches = {(one.file, one.begin): _Stretch(one.end, hasher()) for one in self._written}
-        # Each stretch under the file and the place of its next byte.
-        self._next = dict(self._stretches)
-        self.open: dict[str, int] = {}
+        self.output = OutputFiles(context.folder, written)
+        self.seconds = self.output.seconds
         self.peaks: dict[str, torch.Tensor] = {}
         self.largest: dict[str, int] = {}
         # The step whose right factor is in its buffer.
@@ -76,16 +62,7 @@ class JobFiles:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        for file, descriptor in self.open.items():
-            try:
-                if kind is None:
-                    began = perf_counter()
-                    os.fdatasync(descriptor)
-                    self._spent(WRITE, began)
-            except OSError as error:
-                raise failure(self._part(file), error) from None
-            finally:
-                os.close(descriptor)
+        self.output.close(durable=kind is None)
 
     def buffer(self, name: str, spec: TensorSpec) -> torch.Tensor:
         """An uninitialised tensor that is reused by the next call of the same name."""
@@ -105,7 +82,7 @@ class JobFiles:
         buffer = self.buffer(name, TensorSpec(part.spec.dtype, rows.shape))
         began = perf_counter()
         self.source.read_into(part.file, part.offset + offset, bytes_of(buffer))
-        self._spent(READ, began)
+        self.output.spent(READ, began)
         self._heed()
         inner = box.relative_to(rows.start)
         if inner.shape == rows.shape:
@@ -116,7 +93,7 @@ class JobFiles:
         """Write values to a box of a stored tensor."""
         rows, offset = _rows(part.spec, box)
         if rows.shape == box.shape:
-            self._put(part.file, part.offset + offset, bytes_of(values))
+            self.output.put(part.file, part.offset + offset, bytes_of(values))
             return
         width = part.spec.nbytes // part.spec.shape[0]
         start = Box(box.start[1:], box.stop[1:])
@@ -126,43 +103,7 @@ class JobFiles:
 
     def digests(self) -> bytes:
         """The digests of all stretches, one after the other."""
-        assert not self._next, "a stretch was not written to its end"
-        return b"".join(self._stretches[one.file, one.begin].hasher.digest() for one in self._written)
-
-    def _part(self, file: str) -> str:
-        return os.path.join(self.context.folder, file + PART)
-
-    def _put(self, file: str, offset: int, data: memoryview) -> None:
-        path = self._part(file)
-        try:
-            if file not in self.open:
-                self.open[file] = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-            for at in range(0, len(data), PIECE_BYTES):
-                piece, began = data[at : at + PIECE_BYTES], perf_counter()
-                self._digest(file, offset + at, piece)
-                began = self._spent(DIGEST, began)
-                write_all(self.open[file], piece, offset + at)
-                self._spent(WRITE, began)
-        except OSError as error:
-            raise failure(path, error) from None
-
-    def _spent(self, what: str, began: float) -> float:
-        """Add the time since `began` to an account; the time now."""
-        now = perf_counter()
-        self.seconds[what] += now - began
-        return now
-
-    def _digest(self, file: str, offset: int, piece: memoryview) -> None:
-        """Add bytes to the digest of the stretch that goes on at this place."""
-        one = self._next.pop((file, offset), None)
-        if one is None:
-            # Each band writes a scale of the whole matrix again.
-            same = self._stretches[file, offset].hasher.digest() == digest(piece)
-            assert same, f"{file}: other bytes are written at {offset} again"
-            return
-        one.hasher.update(piece)
-        if offset + len(piece) < one.end:
-            self._next[file, offset + len(piece)] = one
+        return self.output.digests()
 
 
 def _fresh(nbytes: int, pinned: bool) -> torch.Tensor:

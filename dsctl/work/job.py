@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from time import perf_counter, thread_time
 from typing import NamedTuple
 
@@ -15,9 +13,7 @@ from dsctl.codecs import fp4, grids, group_scales
 from dsctl.codecs.codec import CODES, GLOBAL_SCALE, KEPT, OTHERS, PEAK, SCALE, VALUES, Codec, Misaligned
 from dsctl.codecs.grids import chunks, peaks
 from dsctl.core.boxes import Box
-from dsctl.core.digests import PIECE_BYTES
 from dsctl.core.errors import WorkError, of_the_machine
-from dsctl.core.files import PART, refusal
 from dsctl.core.header import TensorSpec
 from dsctl.core.progress import Advance
 from dsctl.plan.plan import Job
@@ -27,6 +23,7 @@ from dsctl.work.buffers import DTYPES, JobFiles, bytes_of
 from dsctl.work.gathering import odd_scales
 from dsctl.work.merging import Arrival, merge
 from dsctl.work.readahead import ahead
+from dsctl.work.sealing import seal
 from dsctl.work.tasks import COMPUTE, PROCESSOR, WORST, Context, Receipt, Seal, add
 from dsctl.work.values import band_values, cut_out, placed, refuse_unlike_twins, stored_parts
 
@@ -51,7 +48,7 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
         WorkError: the values cannot be converted, the target cannot be written, or a device's memory is too small.
     """
     if isinstance(task, Seal):
-        return _seal(task, context, progress)
+        return seal(task, context, progress)
     counts: dict[str, int] = {}
     began, worked = perf_counter(), thread_time()
     try:
@@ -74,21 +71,6 @@ def perform(task: Job | Seal, context: Context, progress: Advance) -> Receipt:
     seconds = files.seconds | {PROCESSOR: thread_time() - worked}
     seconds[COMPUTE] = perf_counter() - began - sum(files.seconds.values())
     return Receipt(task.number, counts, digests=files.digests(), seconds=seconds)
-
-
-def _seal(task: Seal, context: Context, progress: Advance) -> Receipt:
-    path = Path(context.folder) / task.file
-    part = path.with_name(path.name + PART)
-    digest = hashlib.sha256()
-    try:
-        with open(part if part.exists() else path, "rb", buffering=0) as file:
-            buffer = bytearray(PIECE_BYTES)
-            while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
-                progress(0)
-    except OSError as error:
-        raise refusal(path, error, WorkError) from None
-    return Receipt(None, {}, task.file, digest.hexdigest())
 
 
 def _step(step: Step, files: JobFiles, progress: Advance) -> dict[str, int]:

@@ -57,11 +57,18 @@ class _Chunk:
 @contextmanager
 def ahead(store: Store, steps: Iterable[Step]) -> Iterator[Reader]:
     """A reader for a job's steps: the store itself if reads are cheap."""
+    with ahead_of(store, spans(steps) if store.remote else ()) as reader:
+        yield reader
+
+
+@contextmanager
+def ahead_of(store: Store, wanted: Iterable[Span]) -> Iterator[Reader]:
+    """A reader for these bytes: the store itself if reads are cheap."""
     if not store.remote:
         yield store
         return
     with threads(CONNECTIONS) as pool:
-        yield _Ahead(store, list(spans(steps)), pool)
+        yield _Ahead(store, list(wanted), pool)
 
 
 def spans(steps: Iterable[Step]) -> Iterator[Span]:
@@ -71,6 +78,8 @@ def spans(steps: Iterable[Step]) -> Iterator[Span]:
             yield Span(copy.read.file, copy.read.offset, copy.read.offset + copy.read.spec.nbytes)
         for region in (*step.regions_read, *((step.kept,) if step.kept else ())):
             yield from _region_spans(region, step.span)
+        if (change := step.change) and not change.whole:
+            yield Span(change.file, change.offset, change.offset + change.stored)
 
 
 def _region_spans(region: Region, span: Box) -> Iterator[Span]:

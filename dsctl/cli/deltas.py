@@ -1,0 +1,180 @@
+"""The steps of `dsctl delta`: open, plan, show or run, and report the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsctl.checkpoint.delta import open_delta
+from dsctl.checkpoint.opening import source_at
+from dsctl.checkpoint.weight_files import open_weights
+from dsctl.cli.groups import DeltaRunOptions
+from dsctl.cli.hints import resumable
+from dsctl.core.errors import PlanError, UsageError, VerifyFailed
+from dsctl.core.frames import LEVELS, SPARSE
+from dsctl.core.processors import cores
+from dsctl.plan.delta_options import DeltaOptions
+from dsctl.plan.differing import differing
+from dsctl.run.carry_out import rehearse, set_up
+from dsctl.run.delta_apply import Application, apply, check_base, opened
+from dsctl.run.delta_fold import fold_to, folding
+from dsctl.run.delta_in_place import InPlace, refuse_unfinished
+from dsctl.run.delta_make import Order, make, order
+from dsctl.run.delta_sampling import Sample, sampled
+from dsctl.run.delta_verify import check
+from dsctl.run.events import advances
+from dsctl.run.how import How
+from dsctl.run.speed import probe
+from dsctl.show.audits import printed, show_audit, show_found
+from dsctl.show.bars import reading
+from dsctl.show.deltas import fold_json, show_check, show_fold, show_in_place, show_made, show_order
+from dsctl.show.output import Output, plural, size
+from dsctl.show.plans import show_plan
+from dsctl.show.progress import Progress
+from dsctl.stores import store_at
+from dsctl.stores.places import path_of
+
+AGAIN = "goes on where it stopped"
+
+
+def make_delta(
+    places: tuple[str, str, str], options: DeltaOptions, run: DeltaRunOptions, every: bool, output: Output
+) -> None:
+    """Make a delta of two places in a third.
+
+    Raises:
+        DsctlError: of every kind; nothing is written if a check fails.
+    """
+    how, (old, new, target) = _how(run), places
+    sides = open_weights(source_at(old)), open_weights(source_at(new))
+    asked = order(*sides, options, differing(*sides, options.encoding, options.checksum))
+    if run.dry_run:
+        show_order(asked, target, output)
+        return
+    folder = _folder(target)
+    if not options.anyway:
+        _refuse_idle(asked, sampled(asked.sources, list(asked.differing.pairs)))
+    with resumable(AGAIN), reading(output, asked.differing.bytes_in, "comparing") as advance:
+        made = make(asked, folder, how, advances(advance))
+    show_made(asked, made, target, every, output)
+
+
+def _refuse_idle(asked: Order, sample: Sample) -> None:
+    """Refuse a delta that would take as much as the new values.
+
+    Raises:
+        PlanError: with the figures of the sample.
+    """
+    if sample.is_idle:
+        share, alone = sample.difference / sample.nbytes, sample.alone / sample.nbytes
+        looked = f"in {plural(sample.places, 'sample')} of {size(sample.nbytes)} in all"
+        what = f"{looked} the differences take {share:.0%} of the bytes, the new values alone {alone:.0%}"
+        hint = "publish the new checkpoint itself, or make the delta all the same with --anyway"
+        raise PlanError(f"{asked.sources.new.store.place}: a delta saves nothing: {what}; none was made", hint=hint)
+
+
+def apply_delta(old: str, changes: str, target: str, run: DeltaRunOptions, output: Output) -> None:
+    """Make the result of a delta in a new place.
+
+    Raises:
+        DsctlError: of every kind; nothing is written if the base is another one.
+    """
+    how, asked = _how(run), _opened(old, changes)
+    refuse_unfinished(asked.base.store)
+    setup = set_up(asked.plan, asked.store, target, how)
+    if run.dry_run:
+        rehearse(setup)
+        show_plan(setup, probe(setup.plan, setup.store, setup.folder, setup.resources), output)
+        return
+    if setup.state != "complete":
+        with reading(output, asked.base.nbytes, "comparing the base") as advance:
+            check_base(asked, setup.resources.threads, advances(advance))
+    with resumable("resumes where it stopped"), Progress(setup.plan, output, run.verbose) as progress:
+        audit, pace = apply(asked, setup, progress.report, output.note)
+    if output.json:
+        output.data(printed(audit, pace))
+        return
+    if setup.state == "complete":
+        show_found(setup, audit, output)
+    show_audit(audit, setup.target, output, pace)
+
+
+def apply_in_place(old: str, changes: str, run: DeltaRunOptions, output: Output) -> None:
+    """Replace the files of a folder by those of the result.
+
+    Raises:
+        DsctlError: of every kind; nothing is written if the base is another one.
+    """
+    how, asked = _how(run), _opened(old, changes)
+    if how.force:
+        raise UsageError("--force does not work with --in-place", hint="leave it out")
+    ahead = InPlace(asked, how.workers or cores(), lambda event: None)
+    ahead.check()
+    if run.dry_run:
+        show_in_place(asked, ahead, output)
+        return
+    with resumable(AGAIN), reading(output, 2 * asked.base.nbytes, "applying") as advance:
+        run_ = InPlace(asked, ahead.workers, advances(advance))
+        audit = run_.carry_out()
+    if run_.already:
+        output.note(f"{run_.folder} has the delta's result already: no weight file was replaced")
+    output.data(printed(audit, None))
+    if not output.json:
+        show_audit(audit, str(ahead.folder), output)
+
+
+def verify_delta(changes: str, base: str | None, run: DeltaRunOptions, output: Output) -> None:
+    """Check a delta, and with a base what becomes of it.
+
+    Raises:
+        VerifyFailed: something is wrong. DsctlError: the delta or the base cannot be read.
+    """
+    how = _how(run)
+    if run.dry_run or how.force:
+        raise UsageError(
+            "delta verify: writes nothing, so that --dry-run and --force have no effect", hint="leave them out"
+        )
+    asked = _opened(base, changes) if base is not None else None
+    delta = asked.delta if asked else open_delta(store_at(changes))
+    total = delta.stored_bytes + (2 * asked.base.nbytes if asked else 0)
+    with reading(output, total, "checking") as advance:
+        found = check(delta, asked, how.workers or cores(), advances(advance))
+    show_check(delta, found, output)
+    if found.problems:
+        number = plural(len(found.problems), "problem")
+        raise VerifyFailed(f"{delta.store.place}: {number}", hint="fetch the delta again, or make it again")
+
+
+def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, output: Output) -> None:
+    """Fold deltas into one.
+
+    Raises:
+        DsctlError: of every kind; nothing is written if they are not a chain.
+    """
+    if level is not None and level not in LEVELS:
+        raise UsageError(f"--level: {level} is not a level of zstd", hint=f"{LEVELS[0]} to {LEVELS[-1]}")
+    if len(chain) < 3:
+        raise UsageError("delta fold: needs at least two deltas, and a folder to write", hint="D1 D2 ... DST")
+    how, (*deltas, target) = _how(run), chain
+    asked = folding([store_at(one) for one in deltas], level or SPARSE)
+    if run.dry_run:
+        output.data(fold_json(asked, target, None))
+        show_fold(asked, target, None, output)
+        return
+    with resumable(AGAIN), reading(output, sum(one.stored_bytes for one in asked.deltas), "folding") as advance:
+        audit = fold_to(asked, _folder(target), how, advances(advance))
+    output.data(fold_json(asked, target, audit))
+    show_fold(asked, target, audit, output)
+
+
+def _how(run: DeltaRunOptions) -> How:
+    return How(workers=run.threads, force=run.force)
+
+
+def _opened(old: str, changes: str) -> Application:
+    return opened(source_at(old), store_at(changes))
+
+
+def _folder(target: str) -> Path:
+    """The folder of a target on this machine."""
+    return Path(path_of(target))

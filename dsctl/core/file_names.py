@@ -1,0 +1,23 @@
+"""Names of files that others give: which of them can lie below a folder. Pure."""
+
+from __future__ import annotations
+
+# Longest file name in bytes (255) less the suffix that huggingface_hub appends to downloads, and longest path below
+# a folder whose own path is long (Linux: 4,096 in all).
+LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
+# Folders in which version control, caches and dsctl itself keep records.
+RESERVED = frozenset({".git", ".dsctl", ".cache"})
+
+
+def unusable(name: str) -> str:
+    """The problem of a single file name, or an empty string."""
+    parts = name.split("/")
+    if "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
+        return "leads out of the repository"
+    if not name.isprintable():
+        return "is not printable text"
+    if reserved := [part for part in parts if part.casefold() in RESERVED]:
+        return f"lies in {reserved[0]}, which is not part of a repository"
+    if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
+        return "is too long for a file system"
+    return ""
