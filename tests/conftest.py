@@ -12,8 +12,9 @@ from tests.support.forks import Launcher
 
 # pytest-xdist gives its workers a width of 80; without one, output has the width of a pipe.
 os.environ.pop("COLUMNS", None)
-# Options are those that a test gives: nothing comes from the environment of whoever runs it.
-for name in [name for name in os.environ if name.startswith("DSCTL_")]:
+# Options are those that a test gives: nothing comes from the environment of whoever runs it. The exception is no
+# option, but a folder of other programs that tests/peers/test_shared_deltas.py runs.
+for name in [name for name in os.environ if name.startswith("DSCTL_") and name != "DSCTL_DELTA_ORACLES"]:
     del os.environ[name]
 
 
