@@ -16,6 +16,8 @@ from dsctl.core.errors import FormatError
 
 # The folder of the other files that differ, which no other reader looks into.
 SIDES = "side"
+# In dsctl's own folder: the mark of a folder in which a delta is being applied.
+IN_PLACE = "delta.json"
 # The keys of the index's metadata.
 VERSION, BASE, ENCODING, COMPRESSION, CHECKSUM = (
     "version", "base_version", "delta_encoding", "compression_format", "checksum_format",

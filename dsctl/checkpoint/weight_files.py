@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from dsctl.checkpoint.delta_form import refuse_delta
+from dsctl.checkpoint.delta_form import IN_PLACE, refuse_delta
 from dsctl.checkpoint.reading import read_headers, read_json
 from dsctl.core.errors import FormatError, SourceError
 from dsctl.core.header import Header, TensorRef
-from dsctl.stores import INDEX, SIGNED, STATEMENT, Store
+from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
+from dsctl.stores.local import LocalFolder
 
 SUFFIX = ".safetensors"
 _UNFINISHED = (".part", ".new")
@@ -59,13 +61,16 @@ def identified(header: Header, size: int) -> str:
     return f"{size} bytes, header sha256 {hashlib.sha256(header.raw).hexdigest()}"
 
 
-def open_weights(store: Store) -> WeightFiles:
-    """Open a folder for a delta.
+def open_weights(store: Store, in_place: bool = False) -> WeightFiles:
+    """Open a folder for a delta. With `in_place` one may be half applied to it.
 
     Raises:
         SourceError: it cannot be read, or has no safetensors file. FormatError: a header is broken, the folder is
             unfinished, or it is itself a delta.
     """
+    if isinstance(store, LocalFolder) and not in_place and os.path.exists(os.path.join(store.root, WORKING, IN_PLACE)):
+        what = "a delta is being applied here in place, and is not finished"
+        raise FormatError(f"{store.place}: {what}", hint="run the same `dsctl delta apply --in-place` again")
     sizes = store.files()
     files = {name: size for name, size in sizes.items() if name.endswith(SUFFIX)}
     if unfinished := sorted(name for name in sizes if name.endswith(_UNFINISHED)):

@@ -18,7 +18,7 @@ from dsctl.plan.differing import differing
 from dsctl.run.carry_out import rehearse, set_up
 from dsctl.run.delta_apply import Application, apply, check_base, opened
 from dsctl.run.delta_fold import fold_to, folding
-from dsctl.run.delta_in_place import InPlace, refuse_unfinished
+from dsctl.run.delta_in_place import InPlace
 from dsctl.run.delta_make import Order, make, order
 from dsctl.run.delta_sampling import Sample, sampled
 from dsctl.run.delta_verify import check
@@ -80,7 +80,6 @@ def apply_delta(old: str, changes: str, target: str, run: DeltaRunOptions, outpu
         DsctlError: of every kind; nothing is written if the base is another one.
     """
     how, asked = _how(run), _opened(old, changes)
-    refuse_unfinished(asked.base.store)
     setup = set_up(asked.plan, asked.store, target, how)
     if run.dry_run:
         rehearse(setup)
@@ -105,7 +104,7 @@ def apply_in_place(old: str, changes: str, run: DeltaRunOptions, output: Output)
     Raises:
         DsctlError: of every kind; nothing is written if the base is another one.
     """
-    how, asked = _how(run), _opened(old, changes)
+    how, asked = _how(run), _opened(old, changes, in_place=True)
     if how.force:
         raise UsageError("--force does not work with --in-place", hint="leave it out")
     ahead = InPlace(asked, how.workers or cores(), lambda event: None)
@@ -171,8 +170,8 @@ def _how(run: DeltaRunOptions) -> How:
     return How(workers=run.threads, force=run.force)
 
 
-def _opened(old: str, changes: str) -> Application:
-    return opened(source_at(old), store_at(changes))
+def _opened(old: str, changes: str, in_place: bool = False) -> Application:
+    return opened(source_at(old), store_at(changes), in_place)
 
 
 def _folder(target: str) -> Path:

@@ -29,13 +29,13 @@ class Application:
     plan: Plan
 
 
-def opened(base: Store, delta: Store) -> Application:
-    """Open a base and a delta, and plan the result.
+def opened(base: Store, delta: Store, in_place: bool = False) -> Application:
+    """Open a base and a delta, and plan the result; with `in_place` the delta may be half applied.
 
     Raises:
         SourceError, FormatError: one of them cannot be read, or is damaged. PlanError: they do not fit.
     """
-    weights, found = open_weights(base), open_delta(delta)
+    weights, found = open_weights(base, in_place), open_delta(delta)
     names = found.record.sides if found.record else {}
     sides = {name: delta.read(f"{SIDES}/{name}", 0, entry.size) for name, entry in names.items()}
     check_sides(found, sides, {name: digests.digest(data).hex() for name, data in sides.items()})

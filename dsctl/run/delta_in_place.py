@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsctl.checkpoint.delta_form import checksum
+from dsctl.checkpoint.delta_form import IN_PLACE, checksum
 from dsctl.checkpoint.signed_files import SignedFile, Stretch, read_entry, signed_bytes, signed_tree
 from dsctl.core import digests
 from dsctl.core.amounts import plural, size
-from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError
+from dsctl.core.errors import FormatError, PlanError, ResumeError
 from dsctl.core.files import PART, failure, make_folders, read_own, replace_file, sync_folder, write_all
 from dsctl.plan.patching import refuse_in_place
 from dsctl.plan.plan import Job, OutFile
@@ -37,7 +37,7 @@ from dsctl.version import __version__
 from dsctl.work.executors.threads import ByteThreads
 from dsctl.work.tasks import Context
 
-MARK, ASIDE = "delta.json", "delta"
+ASIDE = "delta"
 _OLD, _NEW = "old", "new"
 
 
@@ -117,14 +117,14 @@ class InPlace:
     def _marked(self) -> str:
         """The identity of the delta that is being applied here; empty if there is none."""
         try:
-            said = json.loads(read_own(self.folder / WORKING / MARK))
+            said = json.loads(read_own(self.folder / WORKING / IN_PLACE))
             return str(said[ASIDE])
         except FileNotFoundError:
             return ""
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             what = "is not valid"
             hint = "restore the folder from its source: it may hold files of two versions"
-            raise ResumeError(f"{self.folder / WORKING / MARK}: {what}", hint=hint) from None
+            raise ResumeError(f"{self.folder / WORKING / IN_PLACE}: {what}", hint=hint) from None
 
     def _states(self) -> dict[str, str]:
         """Whether each file of the result has its old or its new bytes.
@@ -195,7 +195,7 @@ class InPlace:
         aside = self.folder / WORKING / ASIDE
         make_folders(aside)
         mark = json.dumps({ASIDE: self.application.delta.identity, "dsctl": __version__}).encode()
-        replace_file(self.folder / WORKING / MARK, mark)
+        replace_file(self.folder / WORKING / IN_PLACE, mark)
         try:
             for name in (SIGNED, STATEMENT):
                 (self.folder / name).unlink(missing_ok=True)
@@ -297,7 +297,7 @@ class InPlace:
         }
         replace_file(self.folder / SIGNED, (json.dumps(audit, indent=1, ensure_ascii=False) + "\n").encode())
         shutil.rmtree(aside, ignore_errors=True)
-        (self.folder / WORKING / MARK).unlink(missing_ok=True)
+        (self.folder / WORKING / IN_PLACE).unlink(missing_ok=True)
         return audit
 
     def _weights(self, store: Store) -> dict[str, SignedFile]:
@@ -317,14 +317,3 @@ def _sum(store: Store, file: str, begin: int, nbytes: int, kind: str) -> str:
     for at in range(0, nbytes, 8 << 20):
         whole.update(store.read(file, begin + at, begin + min(at + (8 << 20), nbytes)))
     return whole.hexdigest()
-
-
-def refuse_unfinished(store: Store) -> None:
-    """Refuse a folder in which a delta is being applied.
-
-    Raises:
-        SourceError: naming the folder.
-    """
-    if isinstance(store, LocalFolder) and (Path(store.root) / WORKING / MARK).exists():
-        what = "a delta is being applied here in place, and is not finished"
-        raise SourceError(f"{store.place}: {what}", hint="run the same `dsctl delta apply --in-place` again")
