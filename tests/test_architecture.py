@@ -82,11 +82,13 @@ TABLES = {
             "uploads",
         },
     ),
-    "work.executors": ("EXECUTORS", {"preload"}),
+    "work.executors": ("EXECUTORS", {"preload", "threads"}),
 }
 # Third-party package -> the only modules that may import it, by prefix; None: any module.
 ROOMS: dict[str, tuple[str, ...] | None] = {
+    "backports": ("core.frames",),
     "blake3": ("core.digests",),
+    "compression": ("core.frames",),
     "fsspec": (
         "stores.objects",
         "stores.places",
@@ -110,6 +112,7 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
     "safetensors": ("verify.library",),
     "torch": ("work", "codecs", "look.judging", "look.proof_reading", "look.summing", "run.doctor", "tiny"),
     "typer": ("cli",),
+    "xxhash": ("checkpoint.delta_form",),
 }
 # The only modules that load torch when they are themselves imported.
 LOADS_TORCH = {
@@ -126,14 +129,16 @@ LATE = {
         "look.compare", "look.proof", "look.proving", "run.carry_out", "run.how", "stores.download", "verify",
         "verify.against",
     },
+    "cli.commands": {"cli.app"},
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.completion": {
-        "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats", "look.diff", "look.gates",
-        "look.places", "plan.graft_options", "plan.recipes", "plan.request", "releases", "run.how", "verify.findings",
+        "checkpoint.delta_form", "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats",
+        "look.diff", "look.gates", "look.places", "plan.graft_options", "plan.recipes", "plan.request", "releases", "run.how", "verify.findings",
         "work.executors",
     },
     "cli.conversion": {"cli.carrying", "plan.beside", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
+    "cli.delta": {"cli.deltas", "core.frames", "plan.delta_options"},
     "cli.diff": {"show.pages.difference"},
     "cli.doctor": {"run.doctor", "show.machine"},
     "cli.download": {"cli.conversion"},
@@ -241,7 +246,9 @@ def test_declared_dependencies_are_those_that_are_imported() -> None:
     declared, optional = (
         {text.partition(">")[0].strip() for text in texts} for texts in (project["dependencies"], wanted)
     )
-    found = {found.package for found in imports()}
+    # `compression` is the standard library's later name of what `backports.zstd` brings.
+    names = {"backports": "backports.zstd"}
+    found = {names.get(found.package, found.package) for found in imports()} - {"compression"}
     assert declared <= found <= optional
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.command import verbs
+from tests.support.command import actions, verbs
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 90
@@ -19,8 +19,8 @@ LONGEST = 90
 IMPERATIVES = {
     "Accept", "Allow", "Assign", "Assume", "Check", "Choose", "Compare", "Compute", "Consider", "Continue",
     "Convert", "Copy", "Count", "Cut", "Delete", "Distribute", "Do", "Download", "Draw", "Drop", "Estimate", "Exit",
-    "Expect", "Fail", "Fix", "Group", "Grow", "Ignore", "Include", "Install", "Join", "Keep", "Leave", "Limit",
-    "List", "Make", "Measure", "Merge", "Print", "Quantize", "Read", "Regroup", "Require", "Reserve", "Run",
+    "Expect", "Fail", "Fix", "Fold", "Group", "Grow", "Ignore", "Include", "Install", "Join", "Keep", "Leave", "Limit",
+    "List", "Make", "Measure", "Merge", "Print", "Quantize", "Read", "Regroup", "Replace", "Require", "Reserve", "Run",
     "Search", "Set", "Show", "Split", "Start", "Store", "Treat", "Use", "Verify", "Write",
 }  # fmt: skip
 # Words of the old style, as regular expressions. Each is searched as a whole word or phrase, in any case.
@@ -51,7 +51,7 @@ PAGES = (
 def said() -> list[tuple[str, str]]:
     """Every help text: of commands, line by line, and of their parameters."""
     found = []
-    for verb, command in verbs().commands.items():
+    for verb, command in actions().items():
         found.append((verb, command.help.partition("Examples:")[0]))
         found += [(f"{verb} {name(param)}", param.help) for param in command.params]
     found += [(name(param), param.help) for param in verbs().params]
@@ -62,29 +62,30 @@ def name(param: Any) -> str:
     return str(param.metavar if param.param_type_name == "argument" else param.opts[0])
 
 
-@pytest.mark.parametrize("verb", verbs().commands)
+@pytest.mark.parametrize("verb", [*actions(), "delta"])
 def test_help_is_short_and_begins_with_a_verb(verb: str) -> None:
-    for param in verbs().commands[verb].params:
+    command = actions().get(verb) or verbs().commands[verb]
+    for param in command.params:
         assert param.help and len(param.help) <= LONGEST, f"{name(param)}: {len(param.help)} characters: {param.help}"
         if param.param_type_name == "option":
             assert param.help.split()[0] in IMPERATIVES, f"{name(param)}: {param.help}"
         assert "default: 0]" not in param.help and "{" not in param.help
-    first = " ".join(verbs().commands[verb].help.partition("\n\n")[0].split())
+    first = " ".join(command.help.partition("\n\n")[0].split())
     assert first.split()[0] in IMPERATIVES and first.endswith("."), first
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-@pytest.mark.parametrize("verb", verbs().commands)
+@pytest.mark.parametrize("verb", actions())
 def test_help_shows_no_types_and_stays_within_the_terminal(
     verb: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    assert not verbs()([verb, "--help"], prog_name="dsctl", standalone_mode=False)
+    assert not verbs()([*verb.split(), "--help"], prog_name="dsctl", standalone_mode=False)
     shown = capsys.readouterr().out
     assert not re.search(r"<\w+>|\{\w+\}|\[default: 0\]|1<=x", shown), shown
     long = [line for line in shown.splitlines() if len(line) > width and not line.startswith("  dsctl ")]
     assert long == []
-    for param in verbs().commands[verb].params:
+    for param in actions()[verb].params:
         assert name(param) in shown
 
 

@@ -19,7 +19,7 @@ VERBS = {
     "card": "Print a stub of a model card for a folder that dsctl made.",
     "compare": "Compare the values of two checkpoints, in any formats.",
     "convert": "Convert a checkpoint to another format, or rename its tensors.",
-    "delta": "Make, apply, check and fold deltas: only what changed between two checkpoints.",
+    "delta": "Make a delta of two checkpoints, apply it, check it, or fold several into one.",
     "diff": "Show what changed between two checkpoints: config, parameters, storage, totals, and what it means.",
     "doctor": "Measure this machine and estimate how much it converts in an hour.",
     "download": "Download a release or a repository and verify the hash of every file.",

@@ -38,7 +38,7 @@ Encoding = Annotated[
         "--encoding",
         metavar="xor|overwrite|shuffled",
         autocompletion=completion.encodings,
-        help="Store the XOR of the bytes, positions and new bytes, or the XOR in byte planes, which only dsctl reads.",
+        help="Store the XOR, positions and new bytes, or (for dsctl alone) the XOR in byte planes.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -80,19 +80,21 @@ InPlace = Annotated[
     bool,
     typer.Option(
         "--in-place",
-        help="Replace the files of OLD one by one; a kill leaves each of them old or new.",
+        help="Replace the files of OLD one after another; a kill leaves each of them old or new.",
         rich_help_panel=RUNNING,
     ),
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--base", metavar="OLD", autocompletion=completion.sources, help="Try the delta on this base too."),
+    typer.Option(
+        "--base", metavar="OLD", autocompletion=completion.sources, help="Check the result on this base, too."
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="List every changed tensor.")]
 
 
 def delta() -> None:
-    """Make, apply, check and fold deltas: only what changed between two checkpoints.
+    """Make a delta of two checkpoints, apply it, check it, or fold several into one.
 
     A delta is a folder in the form that trainers and engines share (slime, miles, SGLang, ModelExpress): an index, and
     one zstd frame for each tensor that changed.

@@ -140,7 +140,7 @@ def refuse_in_place(plan: Plan) -> None:
     for step in plan.steps:
         source, target = step.reads[0].parts[0].file, step.writes[0].parts[0].file
         if source != target and not source.startswith(PREFIX):
-            what = f"{step.name} moves from {source} to {target}, so that the files cannot be replaced one by one"
+            what = f"{step.name} moves from {source} to {target}, so its files cannot be replaced one after another"
             raise PlanError(f"{plan.source}: {what}", hint="name a new folder in the place of --in-place")
 
 

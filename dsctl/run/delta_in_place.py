@@ -288,7 +288,7 @@ class InPlace:
         audit = {
             "dsctl": __version__,
             "fingerprint": plan.fingerprint,
-            "source": {"place": plan.source, "files": plan.source_files, "identity": {}},
+            "source": {"place": plan.source, "files": plan.source_files, "modified": {}, "identity": {}},
             "request": plan.request.json(),
             "audit": plan.counts,
             "dropped": [],

@@ -190,7 +190,7 @@ def test_another_layout_of_files_is_told_and_kept(states: States, tmp_path: Path
     assert bytes_of(got) == bytes_of(new)
     place = copied(states.first, tmp_path / "place")
     done = call("delta", "apply", place, tmp_path / "delta", "--in-place")
-    assert done.returncode == 30 and "cannot be replaced one by one" in done.stderr
+    assert done.returncode == 30 and "cannot be replaced one after another" in done.stderr
     assert files(place) == files(states.first)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import changed
 from tests.support.checkpoints import smaller
 from tests.support.command import call, dsctl
 from tests.support.schemas import ERROR, FOLDER, STATEMENT, VERBS, faults, validator
@@ -46,6 +47,15 @@ PRINTED = (
     ("convert-plan", "slice small cut --layers 0-1 --dry-run"),
     ("shard-plan", "shard v3.2 made --tp 32 --recode --dry-run"),
     ("release-plan", "convert v3.2 made --recipe int4-experts --dry-run"),
+    ("delta-plan", "delta make small changed made --dry-run"),
+    ("delta", "delta make small changed made"),
+    ("delta-verify", "delta verify delta"),
+    ("delta-verify", "delta verify delta --base small"),
+    ("convert", "delta apply small delta made"),
+    ("convert-plan", "delta apply small delta made --dry-run"),
+    ("delta-in-place-plan", "delta apply small delta --in-place --dry-run"),
+    ("delta-fold", "delta fold delta later made"),
+    ("delta-fold", "delta fold delta later made --dry-run"),
     ("plan", "plan v3.2 --tp 32"),
     ("plan", "plan v3.2 --tp 8 --gpu h200"),
     ("plan", "plan small --to bf16 --ep 4"),
@@ -70,8 +80,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch
     return tmp_path
 
 
+@pytest.fixture
+def deltas(folder: Path, tmp_path: Path) -> None:
+    """Another state of the small checkpoint, the delta to it, and the one back."""
+    changed.make((folder / "small").resolve(), folder / "changed", changed.last_bits(0.02))
+    dsctl("delta", "make", "small", "changed", "delta")
+    dsctl("delta", "make", "changed", "small", "later", "--version", "2")
+
+
 @pytest.mark.parametrize(("schema", "line"), PRINTED, ids=[line for _, line in PRINTED])
-def test_what_is_printed_is_what_the_schema_says(schema: str, line: str, folder: Path) -> None:
+def test_what_is_printed_is_what_the_schema_says(
+    schema: str, line: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    if line.startswith("delta "):
+        request.getfixturevalue("deltas")
     done = call(*line.split(), "--json")
     assert faults(schema, json.loads(done.stdout)) == [], done.stderr
 

@@ -58,6 +58,15 @@ def verbs() -> Any:
     return typer.main.get_command(application())
 
 
+def actions() -> dict[str, Any]:
+    """Every command that does something, by the words that call it: `diff`, `delta make`."""
+    found: dict[str, Any] = {}
+    for name, command in verbs().commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {name: command} if inner is None else {f"{name} {word}": one for word, one in inner.items()}
+    return found
+
+
 def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
     """The same entry point within this process: nothing is imported or made again.
 

@@ -25,9 +25,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def commands() -> dict[str, Any]:
-    """Every verb, in the order of `--help`."""
+    """Every verb in the order of `--help`, and the actions of those that have some."""
     group: Any = typer.main.get_command(application())
-    return {verb: group.commands[verb] for verb in VERBS}
+    found: dict[str, Any] = {}
+    for verb in VERBS:
+        inner = getattr(group.commands[verb], "commands", None)
+        found |= {f"{verb} {word}": one for word, one in inner.items()} if inner else {verb: group.commands[verb]}
+    return found
 
 
 def page() -> str:

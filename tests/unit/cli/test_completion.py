@@ -23,7 +23,7 @@ from dsctl.plan.recipes import ready
 from dsctl.releases import releases
 from dsctl.verify.findings import CODES
 from dsctl.work.executors import ENGINES
-from tests.support.command import verbs
+from tests.support.command import actions
 
 # The names of values that come from a table; an option whose value is one of several words has them as its name.
 TABLES = {"CODE", "COMMAND", "FORMAT", "KIND", "NAME", "NAMExCOUNT", "PART", "RELEASE", "REPOSITORY", "SRC"}
@@ -35,7 +35,7 @@ NUMBERS = {"N|auto"}
 
 
 def params() -> list[tuple[str, Any]]:
-    return [(verb, param) for verb, command in verbs().commands.items() for param in command.params]
+    return [(verb, param) for verb, command in actions().items() for param in command.params]
 
 
 def of_a_table(verb: str, param: Any) -> bool:

@@ -13,15 +13,15 @@ import pytest
 import typer
 
 import dsctl.cli
-from dsctl.cli.app import ASKED, VERBS, application, called, function
+from dsctl.cli.app import ACTIONS, ASKED, VERBS, actions, application, called, function
 from dsctl.cli.commands import GENERAL, RANKS, RUNNING, WHAT, WHICH
 from dsctl.cli.groups import verb
 from tests.support.command import call, verbs
 
 # The modules of the command line that are no verbs.
 OTHERS = {
-    "app", "carrying", "commands", "completion", "conversion", "conversion_options", "grafting", "groups", "hints",
-    "options", "parts", "proving", "refusals", "requests", "sizing", "slicing", "sources",
+    "app", "carrying", "commands", "completion", "conversion", "conversion_options", "deltas", "grafting", "groups",
+    "hints", "options", "parts", "proving", "refusals", "requests", "sizing", "slicing", "sources",
 }  # fmt: skip
 PANELS = {
     "convert": {WHAT, WHICH, RUNNING, GENERAL},
@@ -43,8 +43,17 @@ def test_help_lists_what_a_verb_says_of_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_no_verb_has_more_than_fourteen_parameters(name: str) -> None:
-    asked = function(name).__wrapped__  # type: ignore[attr-defined]
-    assert len(signature(asked).parameters) <= 14
+    for asked in actions(name).values():
+        assert len(signature(asked.__wrapped__).parameters) <= 14  # type: ignore[attr-defined]
+
+
+def test_a_verb_with_actions_has_a_page_of_its_own_and_one_for_each() -> None:
+    page = call("delta", "--help").stdout
+    assert all(f"  {action} " in page for action in ACTIONS["delta"])
+    assert call("help", "delta", "make").stdout == call("delta", "make", "-h").stdout.removesuffix("\n")
+    refused = call("help", "delta", "mke")
+    assert refused.returncode == 2 and "did you mean make?" in refused.stderr, refused.stderr
+    assert call("help", "diff", "more").returncode == 2
 
 
 @pytest.mark.parametrize("name", PANELS)
