@@ -133,8 +133,8 @@ LATE = {
     "cli.compare": {"checkpoint.opening", "look.compare", "show.comparison", "show.pages.comparison"},
     "cli.completion": {
         "checkpoint.delta_form", "cli.app", "codecs", "layouts", "look.accelerators", "look.cache_formats",
-        "look.diff", "look.gates", "look.places", "plan.graft_options", "plan.recipes", "plan.request", "releases", "run.how", "verify.findings",
-        "work.executors",
+        "look.diff", "look.gates", "look.places", "plan.graft_options", "plan.recipes", "plan.request", "releases",
+        "run.how", "verify.findings", "work.executors",
     },
     "cli.conversion": {"cli.carrying", "plan.beside", "run.carry_out"},
     "cli.convert": {"cli.conversion", "cli.requests"},
