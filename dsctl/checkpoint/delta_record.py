@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,13 +12,16 @@ from dsctl.checkpoint.delta_form import SIDES
 from dsctl.checkpoint.reading import check_name, read_json
 from dsctl.checkpoint.signed_files import SignedFile, entries_of
 from dsctl.core.errors import FormatError
-from dsctl.core.file_names import unusable
+from dsctl.core.file_names import clashing, twins, unusable
+from dsctl.core.files import NEW, PART
 from dsctl.core.frames import Frame, compressed
 from dsctl.core.header import MAX_HEADER_BYTES, header_length, parse
 from dsctl.stores import CONFIG, SIGNED, STATEMENT, Store
 
 RECORD = "delta"
 _AGAIN = "the delta is not complete: fetch it again"
+# The most bytes of all new headers together: those of a release with a million tensors take about as much.
+_MOST_HEADERS = 2 * MAX_HEADER_BYTES
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,9 +60,9 @@ def read_record(store: Store, sizes: Mapping[str, int]) -> Record | None:
         files = entries_of(raw.get("files"))
         for entries in (found.base, found.result, found.sides):
             entries_of(msgspec.to_builtins(entries))
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise FormatError(f"{where}: {error}") from None
-    _check_names(found, where)
+    _check_record(found, where)
     for name, entry in files.items():
         if sizes.get(name) != entry.size:
             what = f"has {sizes[name]:,} bytes, expected {entry.size:,}" if name in sizes else "is missing"
@@ -70,18 +73,51 @@ def read_record(store: Store, sizes: Mapping[str, int]) -> Record | None:
     return found
 
 
-def _check_names(found: Record, where: str) -> None:
-    for file in (*found.base, *found.result):
-        check_name(file, where)
-    for file in (*found.base, *found.result, *found.sides, *found.removed):
-        if why := unusable(file):
-            raise FormatError(f"{where}: file name {file!r} {why}")
-        if file in (SIGNED, STATEMENT):
-            raise FormatError(f"{where}: file name {file!r} is one that dsctl needs itself")
-    if CONFIG in found.removed:
-        raise FormatError(f"{where}: removes {CONFIG}")
+def _check_record(found: Record, where: str) -> None:
+    """Refuse names that do not fit, digests that are missing, and headers that are too long all together."""
+    if why := names_fault(found.base, found.result, found.sides, found.removed):
+        raise FormatError(f"{where}: {why}")
     if stray := sorted(found.headers.keys() - found.result.keys()):
         raise FormatError(f"{where}: has a header for {stray[0]}, which is not a file of the result")
+    for name, entry in (*found.base.items(), *found.result.items()):
+        if not entry.tree:
+            raise FormatError(f"{where}: {name}: has no digest of its tensors")
+    if bare := next((name for name, entry in found.sides.items() if not entry.blake3), ""):
+        raise FormatError(f"{where}: {SIDES}/{bare}: has no BLAKE3")
+    total = 0
+    for name, packed in found.headers.items():
+        total += _frame_of(packed, f"{where}: header of {name}").nbytes
+        if total > _MOST_HEADERS:
+            raise FormatError(f"{where}: its headers take more than {_MOST_HEADERS:,} bytes")
+
+
+def names_fault(
+    base: Iterable[str], result: Iterable[str], sides: Iterable[str], removed: Iterable[str] = ()
+) -> str:
+    """Why a delta cannot have files of these names: weights of both sides, other files of the result, removed ones."""
+    base, result, sides, removed = ([*names] for names in (base, result, sides, removed))
+    for file in (*base, *result):
+        try:
+            check_name(file, "")
+        except FormatError as error:
+            return error.message.removeprefix(": ")
+        if file.casefold().startswith(f"{SIDES}/"):
+            return f"file name {file!r}: the folder {SIDES} is for other files"
+    for file in (*base, *result, *sides, *removed):
+        if why := unusable(file):
+            return f"file name {file!r} {why}"
+        if file.casefold() in (SIGNED, STATEMENT):
+            return f"file name {file!r} is one that dsctl needs itself"
+        if file.endswith((PART, NEW)):
+            return f"file name {file!r} is that of an unfinished file"
+    for file in (*sides, *removed):
+        if file.casefold().endswith(".safetensors"):
+            return f"file name {file!r} is one of weights, not of another file"
+    if CONFIG in removed:
+        return f"removes {CONFIG}"
+    if both := sorted({*sides} & {*removed}):
+        return f"both has and removes {both[0]}"
+    return clashing([*result, *sides]) or twins([*result, *sides])
 
 
 def packed_header(header: bytes) -> str:
@@ -95,16 +131,20 @@ def unpacked_header(packed: str, where: str) -> bytes:
     Raises:
         FormatError: they are not a header.
     """
-    try:
-        raw = b64decode(packed, validate=True)
-    except ValueError:
-        raise FormatError(f"{where}: is not base64") from None
-    frame = Frame(lambda begin, end: raw[begin:end], len(raw), where, None, MAX_HEADER_BYTES + 8)
+    frame = _frame_of(packed, where)
     header = b"".join(frame.pieces(1 << 20))
     if header_length(header[:8], where, 1 << 62) != len(header) - 8:
         raise FormatError(f"{where}: its length does not fit")
     parse(header[8:], where, None)
     return header
+
+
+def _frame_of(packed: str, where: str) -> Frame:
+    try:
+        raw = b64decode(packed, validate=True)
+    except ValueError:
+        raise FormatError(f"{where}: is not base64") from None
+    return Frame(lambda begin, end: raw[begin:end], len(raw), where, None, MAX_HEADER_BYTES + 8)
 
 
 def as_json(record: Record) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 # Longest file name in bytes (255) less the suffix that huggingface_hub appends to downloads, and longest path below
 # a folder whose own path is long (Linux: 4,096 in all).
 LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
@@ -20,4 +22,24 @@ def unusable(name: str) -> str:
         return f"lies in {reserved[0]}, which is not part of a repository"
     if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
         return "is too long for a file system"
+    return ""
+
+
+def clashing(names: Collection[str]) -> str:
+    """Why files of these names cannot lie in one folder, or an empty string: one is the folder of another."""
+    known = set(names)
+    for name in sorted(known):
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            if (folder := "/".join(parts[:depth])) in known:
+                return f"{folder!r} is a file, and the folder of {name!r}"
+    return ""
+
+
+def twins(names: Collection[str]) -> str:
+    """Why files of these names are one file on some systems, or an empty string: they differ only in case."""
+    known: dict[str, str] = {}
+    for name in sorted({*names}):
+        if (twin := known.setdefault(name.casefold(), name)) != name:
+            return f"{twin!r} and {name!r} differ only in the case of letters"
     return ""

@@ -130,6 +130,7 @@ class Plan:
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
     `grafts` say what is taken from other checkpoints, as JSON. `as_bytes`: all steps move or patch whole tensors.
+    `trees` has the tree digest that a file of weights must have, where it is known.
     """
 
     request: Request
@@ -151,6 +152,7 @@ class Plan:
     merge: Merge | None = None
     grafts: list[dict[str, Any]] = field(default_factory=list)
     as_bytes: bool = False
+    trees: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"

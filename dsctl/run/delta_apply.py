@@ -9,12 +9,12 @@ from dsctl.checkpoint.delta import Delta, open_delta
 from dsctl.checkpoint.delta_form import SIDES
 from dsctl.checkpoint.weight_files import WeightFiles, open_weights
 from dsctl.core import digests
-from dsctl.core.errors import FormatError
 from dsctl.plan.patching import PREFIX, check_sides, plan_patch
 from dsctl.plan.plan import Plan
 from dsctl.run.carry_out import Outcome, Setup, carry_out
 from dsctl.run.delta_base import refuse_other_base
-from dsctl.run.events import Committed, Event, EventReport
+from dsctl.run.delta_damage import refuse_damaged
+from dsctl.run.events import EventReport
 from dsctl.stores import Store
 from dsctl.stores.joined import Joined
 
@@ -43,29 +43,21 @@ def opened(base: Store, delta: Store, in_place: bool = False) -> Application:
 
 
 def check_base(application: Application, workers: int, report: EventReport) -> None:
-    """Refuse another base than that of the delta, as `refuse_other_base`."""
+    """Refuse a damaged delta, and another base than its own, before anything is written.
+
+    Raises:
+        FormatError, SourceError: as `refuse_damaged`. PlanError: as `refuse_other_base`.
+    """
+    refuse_damaged(application.delta, workers, report)
     refuse_other_base(application.base, application.delta, application.plan, application.store, workers, report)
 
 
 def apply(
     application: Application, setup: Setup, report: EventReport, say: Callable[[str], None] = lambda text: None
 ) -> Outcome:
-    """Make the result, or resume an interrupted run; each finished file is compared with the delta's digest of it.
+    """Make the result, or resume an interrupted run; no file gets its name before its digest is that of the delta.
 
     Raises:
         DsctlError: as `carry_out`. FormatError: a file of the result is not the one that the delta was made for.
     """
-    return carry_out(setup, compared(application.delta, report), say)
-
-
-def compared(delta: Delta, report: EventReport) -> EventReport:
-    """A report that compares every finished file with the delta's record before it passes the event on."""
-    known = delta.record.result if delta.record else {}
-
-    def heed(event: Event) -> None:
-        if isinstance(event, Committed) and event.file in known and event.entry.tree != known[event.file].tree:
-            what = "is not the file that the delta was made for: the base or the delta changed meanwhile"
-            raise FormatError(f"{event.file}: {what}", hint="verify both, then start over with --force")
-        report(event)
-
-    return heed
+    return carry_out(setup, report, say)

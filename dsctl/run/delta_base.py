@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from dsctl.checkpoint.weight_files import WeightFiles
 from dsctl.core import digests
 from dsctl.core.amounts import plural
 from dsctl.core.errors import PlanError
-from dsctl.core.header import Header, TensorRef
+from dsctl.core.header import Header, TensorRef, parse
 from dsctl.plan.plan import Plan
 from dsctl.plan.steps import Step
 from dsctl.run.events import EventReport
@@ -115,6 +116,17 @@ def results(steps: Iterable[Step], store: Store, workers: int, report: EventRepo
     with threads(workers) as pool:
         reading = Reading(pool, report)
         return list(reading.results(partial(_result, step, store, reading.heed) for step in steps))
+
+
+def result_digests(delta: Delta, plan: Plan) -> dict[tuple[str, str], bytes]:
+    """The digests that the delta states of the result's tensors, by file and name."""
+    known: dict[tuple[str, str], bytes] = {}
+    for file in plan.files if delta.record else ():
+        assert delta.record is not None
+        parts = digests.split(b64decode(delta.record.result[file.name].tensors))
+        header = parse(file.header[8:], file.name, None)
+        known |= {(file.name, ref.name): one for ref, one in zip(tensors_of(header), parts, strict=True)}
+    return known
 
 
 def _result(step: Step, store: Store, heed: Callable[[int], None]) -> Result:

@@ -37,23 +37,23 @@ _ONE_BY_ONE = "apply them one after the other"
 
 @dataclass(frozen=True)
 class Folding:
-    """The deltas of a chain, in order, and by file and name the places in the chain at which a tensor changes."""
+    """The deltas of a chain, in order, and by file and name the changes of a tensor, each with its delta."""
 
     deltas: tuple[Delta, ...]
     level: int
 
     @cached_property
-    def keys(self) -> dict[str, dict[str, list[int]]]:
-        """The deltas that change each tensor, by its file and name.
+    def keys(self) -> dict[str, dict[str, list[tuple[Delta, Changed]]]]:
+        """The changes of each tensor in the order of the deltas, by its file and name.
 
         Deltas of other writers may have a tensor in files of different names: the last of them gives the name.
         """
         shared = any(delta.record is None for delta in self.deltas)
         home = {name: file for delta in self.deltas for file, name in delta.tensors} if shared else {}
-        found: dict[str, dict[str, list[int]]] = {}
-        for place, delta in enumerate(self.deltas):
-            for file, name in delta.tensors:
-                found.setdefault(home.get(name, file), {}).setdefault(name, []).append(place)
+        found: dict[str, dict[str, list[tuple[Delta, Changed]]]] = {}
+        for delta in self.deltas:
+            for (file, name), changed in delta.tensors.items():
+                found.setdefault(home.get(name, file), {}).setdefault(name, []).append((delta, changed))
         return {file: dict(sorted(names.items())) for file, names in sorted(found.items())}
 
     @property
@@ -128,6 +128,10 @@ def folding(stores: Sequence[Store], level: int = SPARSE) -> Folding:
     if deltas[0].encoding == SHUFFLED and any(one.whole for delta in deltas[:-1] for one in delta.tensors.values()):
         what = "shuffled deltas after a tensor that is stored whole cannot be folded"
         raise PlanError(f"delta fold: {what}", hint=_ONE_BY_ONE)
+    own = next((delta for delta in deltas if not delta.shared), None)
+    if own is not None and any(delta.record is None for delta in deltas):
+        what = f"{own.store.place} needs what its dsctl.json says of both sides, and another delta has no such record"
+        raise PlanError(f"delta fold: {what}", hint=_ONE_BY_ONE)
     return Folding(deltas, level)
 
 
@@ -168,29 +172,18 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         return finish(route, files, chain, _weight_map(folding, made), _counts(made), _record(folding, made))
 
 
-def _tasks(folding: Folding, file: str, names: Mapping[str, Sequence[int]]) -> FileTasks:
+def _tasks(folding: Folding, file: str, names: Mapping[str, Sequence[tuple[Delta, Changed]]]) -> FileTasks:
     def tensors() -> Iterator[TensorTask]:
-        return (TensorTask(name, partial(_fold, folding, file, name, places)) for name, places in names.items())
+        return (TensorTask(name, partial(_fold, folding.level, changes)) for name, changes in names.items())
 
     return FileTasks(file, len(names), tensors)
 
 
 def _fold(
-    folding: Folding,
-    file: str,
-    name: str,
-    places: Sequence[int],
-    out: IO[bytes],
-    heed: Callable[[int], None],
+    level: int, changes: Sequence[tuple[Delta, Changed]], out: IO[bytes], heed: Callable[[int], None]
 ) -> Difference:
-    changes, reads = [], []
-    for place in places:
-        delta = folding.deltas[place]
-        changed = delta.of(file, name)
-        assert changed is not None
-        changes.append(_alone(delta, changed))
-        reads.append(delta.store.read)
-    return fold(Folded(tuple(changes), tuple(reads)), folding.level, out, heed)
+    alone = tuple(_alone(delta, changed) for delta, changed in changes)
+    return fold(Folded(alone, tuple(delta.store.read for delta, _ in changes)), level, out, heed)
 
 
 def _alone(delta: Delta, changed: Changed) -> Change:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,18 +9,14 @@ from functools import partial
 from dsctl.checkpoint.delta import Changed, Delta
 from dsctl.checkpoint.delta_change import Change
 from dsctl.checkpoint.delta_form import OVERWRITE, OVERWRITE_MOST
-from dsctl.checkpoint.reading import read_json
-from dsctl.checkpoint.signed_files import SignedFile, differences, entries_of, read_entry, tensors_of
-from dsctl.core import digests
 from dsctl.core.amounts import plural
 from dsctl.core.errors import DsctlError
 from dsctl.core.frames import Frame
-from dsctl.core.header import parse
 from dsctl.run.delta_apply import Application
-from dsctl.run.delta_base import refuse_other_base, results
+from dsctl.run.delta_base import refuse_other_base, result_digests, results
+from dsctl.run.delta_damage import damage, listed
 from dsctl.run.events import EventReport
 from dsctl.run.reading import Reading
-from dsctl.stores import SIGNED
 from dsctl.stores.threads import threads
 from dsctl.work.patching import Overwrites
 
@@ -50,25 +45,13 @@ def check(delta: Delta, application: Application | None, workers: int, report: E
         tasks = (partial(_frame, delta, changed, reading.heed) for changed in delta.tensors.values())
         found.problems += [problem for problem in reading.results(tasks) if problem]
         found.frames = len(delta.tensors)
-        files = _signed(delta)
-        problems = reading.results(partial(_file, delta, name, entry) for name, entry in files.items())
+        files = listed(delta)
+        problems = reading.results(partial(damage, delta, name, entry) for name, entry in files.items())
         found.problems += [problem for problem in problems if problem]
         found.files = len(files)
     if application is not None and not found.problems:
         _check_result(application, found, workers, report)
     return found
-
-
-def _signed(delta: Delta) -> dict[str, SignedFile]:
-    """The files that the delta's `dsctl.json` lists, with their digests."""
-    said = read_json(delta.store, SIGNED, delta.sizes) or {}
-    return {name: entry for name, entry in entries_of(said.get("files", {})).items() if name in delta.sizes}
-
-
-def _file(delta: Delta, name: str, known: SignedFile) -> str:
-    found = read_entry(delta.store, name, delta.sizes[name], known)
-    unlike = differences(known, found, delta.headers.get(name))
-    return f"{name}: differs from {SIGNED}: {', '.join(unlike)}" if unlike else ""
 
 
 def _frame(delta: Delta, changed: Changed, heed: Callable[[int], None]) -> str:
@@ -118,21 +101,9 @@ def _check_result(application: Application, found: DeltaCheck, workers: int, rep
     if differ:
         what = f"the {delta.checksum} of {plural(len(differ), 'new tensor')} differs, such as {differ[0]}"
         found.problems.append(f"{application.base.store.place}: {what}")
-    known = _result_digests(application)
+    known = result_digests(delta, plan)
     for step, one in zip(changed, made, strict=True):
         expected = known.get((step.writes[0].parts[0].file, step.name))
         found.digests += expected is not None
         if expected not in (None, one.digest) and step.name not in differ:
             found.problems.append(f"{step.name}: the result has another BLAKE3 than the delta says")
-
-
-def _result_digests(application: Application) -> dict[tuple[str, str], bytes]:
-    record = application.delta.record
-    known: dict[tuple[str, str], bytes] = {}
-    for file in application.plan.files:
-        header = parse(file.header[8:], file.name, None)
-        entry = record.result[file.name] if record else None
-        if entry is not None:
-            parts = digests.split(b64decode(entry.tensors))
-            known |= {(file.name, ref.name): one for ref, one in zip(tensors_of(header), parts, strict=False)}
-    return known

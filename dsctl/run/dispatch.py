@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from dsctl.core.errors import FormatError
 from dsctl.core.files import PART, failure, make_folders, sync_folder, write_all
 from dsctl.plan.plan import Job, OutFile, Plan
 from dsctl.run.consume import Consumer
@@ -131,12 +132,19 @@ class Dispatch:
             self.state.seconds[what] = self.state.seconds.get(what, 0.0) + seconds
 
     def _commit(self, file: OutFile, report: EventReport, sha256: str = "") -> None:
-        """Give a file its final name, and record that."""
+        """Give a file its final name, and record that.
+
+        Raises:
+            FormatError: it is not the file that the plan says; it keeps its unfinished name.
+        """
+        known = self.state.committed.get(file.name)
+        entry = replace(known, sha256=sha256) if known else self.state.digests.entry(file, sha256)
+        if self.plan.trees.get(file.name, entry.tree) != entry.tree:
+            what = "does not become the file that the delta was made for: the base or the delta is damaged, or changed"
+            raise FormatError(f"{file.name}: {what}", hint="verify both, then start over with --force")
         _rename(self.target, file.name)
         record = {"file": file.name, "size": file.size} | ({"sha256": sha256} if sha256 else {})
         self.journal.append(record)
-        known = self.state.committed.get(file.name)
-        entry = replace(known, sha256=sha256) if known else self.state.digests.entry(file, sha256)
         self.state.committed[file.name] = entry
         report(Committed(file.name, entry))
 

@@ -13,7 +13,7 @@ from dsctl.core.errors import FormatError
 from dsctl.core.frames import compressor
 from dsctl.work.differences import PIECE_BYTES, Difference
 from dsctl.work.entropy import Histogram
-from dsctl.work.patching import Overwrites, Read, patched
+from dsctl.work.patching import Overwrites, Read
 
 # Positions of an overwriting frame that are looked at together.
 WINDOW_BYTES = 16 << 20
@@ -46,7 +46,15 @@ def fold(folded: Folded, level: int, out: IO[bytes], heed: Callable[[int], None]
 
 
 def _copied(change: Change, read: Read, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
-    """The frame as it is. Its content is not looked at: nothing is known of its elements."""
+    """The frame as it is, if it is whole; nothing is known of its elements."""
+    if change.whole or change.encoding != OVERWRITE:
+        for _ in change.frame(read).pieces(PIECE_BYTES):
+            heed(0)
+    else:
+        positions = Overwrites(change, read)
+        for _ in positions.before(change.nbytes):
+            heed(0)
+        positions.finish(change.nbytes)
     for at in range(0, change.stored, PIECE_BYTES):
         piece = read(change.file, change.offset + at, change.offset + min(at + PIECE_BYTES, change.stored))
         out.write(piece)
@@ -59,17 +67,19 @@ def _xored(
 ) -> Difference:
     """The XOR of the contents, or a whole tensor with the differences that follow it."""
     first, last = changes[0], changes[-1]
-    contents = [one.frame(read).exact(PIECE_BYTES) for one, read in zip(changes, reads, strict=True)]
-    if first.whole:
+    contents: list[Iterator[Any]]
+    nbytes = first.nbytes
+    if last.encoding == OVERWRITE:
         contents = [_patched_whole(changes, reads)]
-    frame, histogram, stored, any_ = compressor(last.nbytes, level), Histogram(1), 0, False
+    elif any(one.nbytes != nbytes for one in changes):
+        raise FormatError(f"{last.name}: its frames are of different lengths")
+    else:
+        contents = [one.frame(read).exact(PIECE_BYTES) for one, read in zip(changes, reads, strict=True)]
+    frame, histogram, stored, any_ = compressor(nbytes, level), Histogram(1), 0, False
     for pieces in zip(*contents, strict=True):
         found: Any = np.frombuffer(pieces[0], np.uint8).copy()
         for piece in pieces[1:]:
-            other = np.frombuffer(piece, np.uint8)
-            if len(other) != len(found):
-                raise FormatError(f"{last.name}: its frames are of different lengths")
-            np.bitwise_xor(found, other, out=found)
+            np.bitwise_xor(found, np.frombuffer(piece, np.uint8), out=found)
         any_ = any_ or bool(found.any())
         histogram.count(found)
         stored += out.write(frame.compress(found.data))
@@ -82,16 +92,19 @@ def _xored(
     return Difference(False, histogram.elements, histogram.changed, stored, histogram.nbytes, None, None, last.checksum)
 
 
-def _patched_whole(changes: Sequence[Change], reads: Sequence[Read]) -> Iterator[bytes]:
-    """A whole tensor with the changes that follow it."""
-    bytes_of = bytearray().join(changes[0].frame(reads[0]).pieces(PIECE_BYTES))
-    for change, read in zip(changes[1:], reads[1:], strict=True):
-
-        def base(at: int, buffer: memoryview, held: bytearray = bytes_of) -> None:
-            buffer[:] = held[at : at + len(buffer)]
-
-        bytes_of = bytearray().join(bytes(piece) for piece in patched(change, base, read))
-    return (bytes(bytes_of[at : at + PIECE_BYTES]) for at in range(0, len(bytes_of), PIECE_BYTES))
+def _patched_whole(changes: Sequence[Change], reads: Sequence[Read]) -> Iterator[Any]:
+    """A whole tensor with the bytes that are overwritten after it, in pieces."""
+    frame, at = changes[0].frame(reads[0]), 0
+    later = [Overwrites(change, read) for change, read in zip(changes[1:], reads[1:], strict=True)]
+    for piece in frame.exact(PIECE_BYTES):
+        found: Any = np.frombuffer(piece, np.uint8).copy()
+        for one in later:
+            for positions, values in one.before(at + len(found)):
+                found[positions - at] = values
+        at += len(found)
+        yield found
+    for one in later:
+        one.finish(at)
 
 
 def _overwriting(
