@@ -91,9 +91,7 @@ def _check_record(found: Record, where: str) -> None:
             raise FormatError(f"{where}: its headers take more than {_MOST_HEADERS:,} bytes")
 
 
-def names_fault(
-    base: Iterable[str], result: Iterable[str], sides: Iterable[str], removed: Iterable[str] = ()
-) -> str:
+def names_fault(base: Iterable[str], result: Iterable[str], sides: Iterable[str], removed: Iterable[str] = ()) -> str:
     """Why a delta cannot have files of these names: weights of both sides, other files of the result, removed ones."""
     base, result, sides, removed = ([*names] for names in (base, result, sides, removed))
     for file in (*base, *result):

@@ -46,12 +46,12 @@ def make_delta(
         DsctlError: of every kind; nothing is written if a check fails.
     """
     how, (old, new, target) = _how(run), places
+    folder = _folder(target)
     sides = open_weights(source_at(old)), open_weights(source_at(new))
     asked = order(*sides, options, differing(*sides, options.encoding, options.checksum))
     if run.dry_run:
         show_order(asked, target, output)
         return
-    folder = _folder(target)
     if not options.anyway:
         _refuse_idle(asked, sampled(asked.sources, list(asked.differing.pairs)))
     with resumable(AGAIN), reading(output, asked.differing.bytes_in, "comparing") as advance:
@@ -155,13 +155,14 @@ def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, o
     if len(chain) < 3:
         raise UsageError("delta fold: needs at least two deltas, and a folder to write", hint="D1 D2 ... DST")
     how, (*deltas, target) = _how(run), chain
+    folder = _folder(target)
     asked = folding([store_at(one) for one in deltas], level or SPARSE)
     if run.dry_run:
         output.data(fold_json(asked, target, None))
         show_fold(asked, target, None, output)
         return
     with resumable(AGAIN), reading(output, sum(one.stored_bytes for one in asked.deltas), "folding") as advance:
-        audit = fold_to(asked, _folder(target), how, advances(advance))
+        audit = fold_to(asked, folder, how, advances(advance))
     output.data(fold_json(asked, target, audit))
     show_fold(asked, target, audit, output)
 
@@ -175,5 +176,13 @@ def _opened(old: str, changes: str, in_place: bool = False) -> Application:
 
 
 def _folder(target: str) -> Path:
-    """The folder of a target on this machine."""
-    return Path(path_of(target))
+    """The folder of a target on this machine.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    place = path_of(target)
+    if "://" in place:
+        hint = "make it in a folder, then copy that"
+        raise UsageError(f"{target}: a delta is made in a folder on this machine", hint=hint)
+    return Path(place)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsctl.checkpoint.delta_form import OVERWRITE, SHARED, checksum
+from dsctl.checkpoint.delta_form import OVERWRITE, OVERWRITE_MOST, SHARED, checksum
 from dsctl.checkpoint.weight_files import WeightFiles
 from dsctl.core.amounts import plural
+from dsctl.core.errors import PlanError
 from dsctl.core.frames import bound
 from dsctl.core.header import DTYPE_BITS, TensorRef, TensorSpec, build
 
@@ -68,7 +69,11 @@ class Differing:
 
 
 def differing(old: WeightFiles, new: WeightFiles, encoding: str, kind: str) -> Differing:
-    """Pair the tensors of two sides. `encoding` and `kind` (of checksums) are those of `delta_form`."""
+    """Pair the tensors of two sides. `encoding` and `kind` (of checksums) are those of `delta_form`.
+
+    Raises:
+        PlanError: a tensor is too long for the encoding.
+    """
     files, taken = [], set()
     for name, header in new.headers.items():
         pairs = []
@@ -77,6 +82,9 @@ def differing(old: WeightFiles, new: WeightFiles, encoding: str, kind: str) -> D
             if was is not None:
                 taken.add((was.file, was.name))
             pairs.append(Pair(name, ref, was, was is None or was.nbytes != ref.nbytes))
+            if encoding == OVERWRITE and ref.nbytes >= OVERWRITE_MOST and not pairs[-1].whole:
+                what = f"{ref.name} has {ref.nbytes:,} bytes, which is too long for an overwriting delta"
+                raise PlanError(f"{new.store.place}: {what}", hint="leave --encoding out")
         files.append(DeltaFile(name, tuple(pairs), _most(pairs, encoding, kind)))
     refs = (ref for header in old.headers.values() for ref in header.tensors.values())
     left = tuple(ref for ref in refs if (ref.file, ref.name) not in taken)

@@ -74,7 +74,8 @@ def _refuse_unfit(base: WeightFiles, delta: Delta, parsed: Mapping[str, Header])
             found = list(digests.split(b64decode(entry.tensors, validate=True)))
         except ValueError:
             found = []
-        fits = len(found) == sum(1 for spec in header.specs if spec.nbytes) and header.size + header.nbytes == entry.size
+        number = sum(1 for spec in header.specs if spec.nbytes)
+        fits = len(found) == number and header.size + header.nbytes == entry.size
         if not fits or digests.tree(digests.digest(raw), found).hex() != entry.tree:
             if file not in delta.record.headers:
                 what = f"has a different header in {file} than the delta's base"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from dsctl.checkpoint.signed_files import SignedFile, Stretch, differences, sign
 from dsctl.checkpoint.weight_files import WeightFiles
 from dsctl.core import digests
 from dsctl.core.amounts import plural
-from dsctl.core.errors import PlanError
+from dsctl.core.errors import FormatError, PlanError
 from dsctl.core.header import Header, TensorRef, parse
 from dsctl.plan.plan import Plan
 from dsctl.plan.steps import Step
@@ -81,6 +81,9 @@ def refuse_other_base(
     if differ:
         what = f"is not the base of the delta: {plural(len(differ), 'tensor')} not as there, such as {differ[0]}"
         raise PlanError(f"{base.store.place}: {what}", hint=_HINT, issues=differ)
+    if wrong := moved_amiss(base, found, delta, plan):
+        what = f"states a different digest for {wrong[0]}, which it does not change"
+        raise FormatError(f"{delta.store.place}: {what}", hint="make the delta again; nothing was written")
 
 
 def unlike(expected: SignedFile, found: SignedFile, header: Header) -> list[str]:
@@ -116,6 +119,22 @@ def results(steps: Iterable[Step], store: Store, workers: int, report: EventRepo
     with threads(workers) as pool:
         reading = Reading(pool, report)
         return list(reading.results(partial(_result, step, store, reading.heed) for step in steps))
+
+
+def moved_amiss(base: WeightFiles, found: Mapping[str, SignedFile], delta: Delta, plan: Plan) -> list[str]:
+    """The names of tensors that the delta leaves alone, but for whose result it states another digest."""
+    known = result_digests(delta, plan)
+    held: dict[tuple[str, int], bytes] = {}
+    for file, entry in found.items():
+        parts = digests.split(b64decode(entry.tensors))
+        held |= {(file, ref.begin): one for ref, one in zip(tensors_of(base.headers[file]), parts, strict=True)}
+    amiss = []
+    for step in plan.steps:
+        source, target = step.reads[0].parts[0], step.writes[0].parts[0]
+        stated = known.get((target.file, step.name))
+        if step.change is None and stated is not None and held.get((source.file, source.offset), stated) != stated:
+            amiss.append(step.name)
+    return amiss
 
 
 def result_digests(delta: Delta, plan: Plan) -> dict[tuple[str, str], bytes]:

@@ -54,11 +54,13 @@ class TensorTask(NamedTuple):
 
 
 class FileTasks(NamedTuple):
-    """A file of the delta, and the tasks of its tensors in order; there are `number`."""
+    """A file of the delta, and the tasks of its tensors in order; there are `number`. `sources` are the files that they
+    read, by their names in the run's source."""
 
     name: str
     number: int
     tensors: Callable[[], Iterable[TensorTask]]
+    sources: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -120,6 +122,8 @@ class DeltaFiles:
                             frames.append(_Frame(one.name, found, _copied(spool, payload)))
                     differences.append(found)
                 payload.seek(0)
+                # One of the same name may be left of a run on a source that has changed since.
+                (self.target / file.name).unlink(missing_ok=True)
                 entry = _written(self.target / file.name, frames, payload) if frames else None
         except OSError as error:
             raise failure(self.target / file.name, error) from None

@@ -23,8 +23,9 @@ from dsctl.core.frames import SPARSE, Frame
 from dsctl.core.processors import cores
 from dsctl.plan.plan import COUNTED, OutFile, Plan
 from dsctl.plan.request import KEEP, Request
+from dsctl.run.delta_damage import refuse_damaged
 from dsctl.run.delta_files import DeltaFiles, FileTasks, TensorTask
-from dsctl.run.delta_target import Chain, claimed, finish
+from dsctl.run.delta_target import Chain, claimed, finish, forget_changed
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.stores import INDEX, Store
@@ -37,23 +38,23 @@ _ONE_BY_ONE = "apply them one after the other"
 
 @dataclass(frozen=True)
 class Folding:
-    """The deltas of a chain, in order, and by file and name the changes of a tensor, each with its delta."""
+    """The deltas of a chain, in order, and by file and name the changes of a tensor, with its delta's place."""
 
     deltas: tuple[Delta, ...]
     level: int
 
     @cached_property
-    def keys(self) -> dict[str, dict[str, list[tuple[Delta, Changed]]]]:
+    def keys(self) -> dict[str, dict[str, list[tuple[int, Changed]]]]:
         """The changes of each tensor in the order of the deltas, by its file and name.
 
         Deltas of other writers may have a tensor in files of different names: the last of them gives the name.
         """
         shared = any(delta.record is None for delta in self.deltas)
         home = {name: file for delta in self.deltas for file, name in delta.tensors} if shared else {}
-        found: dict[str, dict[str, list[tuple[Delta, Changed]]]] = {}
-        for delta in self.deltas:
+        found: dict[str, dict[str, list[tuple[int, Changed]]]] = {}
+        for place, delta in enumerate(self.deltas):
             for (file, name), changed in delta.tensors.items():
-                found.setdefault(home.get(name, file), {}).setdefault(name, []).append((delta, changed))
+                found.setdefault(home.get(name, file), {}).setdefault(name, []).append((place, changed))
         return {file: dict(sorted(names.items())) for file, names in sorted(found.items())}
 
     @property
@@ -156,11 +157,15 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         PlanError, ResumeError: as `check_target`. FormatError: a frame is damaged.
         SourceError, WorkError: reading or writing failed; the same call continues.
     """
-    with claimed(folding.plan(), folding.store, target, how) as (route, journal, audit):
-        if route is None or journal is None:
-            return audit or {}
+    for delta in folding.deltas:
+        refuse_damaged(delta, how.workers or cores(), report)
+    with claimed(folding.plan(), folding.store, target, how) as held:
+        if held.route is None or held.journal is None:
+            return held.audit or {}
         made = DeltaFiles(target, how.workers or cores(), report)
-        made.carry_out([_tasks(folding, file, names) for file, names in folding.keys.items()], journal)
+        tasks = [_tasks(folding, file, names) for file, names in folding.keys.items()]
+        forget_changed(held.route, held.journal, {file.name: file.sources for file in tasks})
+        made.carry_out(tasks, held.journal)
         files = {name: one.entry for name, one in made.done.items() if one.entry is not None}
         for name, place in folding.sides()[0].items():
             delta = folding.deltas[place]
@@ -169,21 +174,23 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         first, last = folding.deltas[0], folding.deltas[-1]
         own = not all(delta.shared for delta in folding.deltas)
         chain = Chain(last.version, first.base_version, stored_encoding(last.encoding, own), last.checksum)
-        return finish(route, files, chain, _weight_map(folding, made), _counts(made), _record(folding, made))
+        return finish(held, files, chain, _weight_map(folding, made), _counts(made), _record(folding, made))
 
 
-def _tasks(folding: Folding, file: str, names: Mapping[str, Sequence[tuple[Delta, Changed]]]) -> FileTasks:
+def _tasks(folding: Folding, file: str, names: Mapping[str, Sequence[tuple[int, Changed]]]) -> FileTasks:
     def tensors() -> Iterator[TensorTask]:
-        return (TensorTask(name, partial(_fold, folding.level, changes)) for name, changes in names.items())
+        return (TensorTask(name, partial(_fold, folding, changes)) for name, changes in names.items())
 
-    return FileTasks(file, len(names), tensors)
+    sources = {_prefix(place) + changed.ref.file for changes in names.values() for place, changed in changes}
+    return FileTasks(file, len(names), tensors, frozenset(sources))
 
 
 def _fold(
-    level: int, changes: Sequence[tuple[Delta, Changed]], out: IO[bytes], heed: Callable[[int], None]
+    folding: Folding, changes: Sequence[tuple[int, Changed]], out: IO[bytes], heed: Callable[[int], None]
 ) -> Difference:
-    alone = tuple(_alone(delta, changed) for delta, changed in changes)
-    return fold(Folded(alone, tuple(delta.store.read for delta, _ in changes)), level, out, heed)
+    deltas = [folding.deltas[place] for place, _ in changes]
+    alone = tuple(_alone(delta, changed) for delta, (_, changed) in zip(deltas, changes, strict=True))
+    return fold(Folded(alone, tuple(delta.store.read for delta in deltas)), folding.level, out, heed)
 
 
 def _alone(delta: Delta, changed: Changed) -> Change:

@@ -17,17 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsctl.checkpoint.delta_form import IN_PLACE, checksum
+from dsctl.checkpoint.delta_form import IN_PLACE
 from dsctl.checkpoint.signed_files import SignedFile, Stretch, read_entry, signed_bytes, signed_tree
 from dsctl.core import digests
-from dsctl.core.amounts import plural, size
+from dsctl.core.amounts import size
 from dsctl.core.errors import FormatError, PlanError, ResumeError
 from dsctl.core.files import PART, failure, make_folders, read_own, replace_file, sync_folder, write_all
 from dsctl.plan.patching import refuse_in_place
 from dsctl.plan.plan import Job, OutFile
 from dsctl.plan.stretches import written
 from dsctl.run.delta_apply import Application
-from dsctl.run.delta_base import entries, results, unlike
+from dsctl.run.delta_base import entries
+from dsctl.run.delta_states import NEW, States
 from dsctl.run.events import Advanced, Committed, EventReport
 from dsctl.run.locks import Lock
 from dsctl.run.marks import BEGUN
@@ -38,7 +39,6 @@ from dsctl.work.executors.threads import ByteThreads
 from dsctl.work.tasks import Context
 
 ASIDE = "delta"
-_OLD, _NEW = "old", "new"
 
 
 @dataclass
@@ -82,6 +82,7 @@ class InPlace:
             ResumeError: an unfinished run of another kind, or another delta, is in the folder.
         """
         refuse_in_place(self.application.plan)
+        self._refuse_links()
         if (self.folder / WORKING / BEGUN).exists():
             raise ResumeError(f"{self.folder}: holds the unfinished work of another run", hint="finish that run first")
         known = self._marked()
@@ -97,22 +98,40 @@ class InPlace:
         """Replace the files, or go on with that, and return what `dsctl.json` says then.
 
         Raises:
-            PlanError: a file is neither the base's nor the result's; nothing was written.
+            PlanError: a file is neither the base's nor the result's; nothing was written. FormatError: the delta is
+                damaged. ResumeError: as `check`; or another process works here.
             DsctlError: reading or writing failed; the same command goes on.
         """
         self.check()
-        states = self._states()
-        self.already = not self._marked() and all(states.get(one.name) == _NEW for one in self.changed)
         lock = Lock(self.folder / WORKING)
         try:
+            # Another run may have worked here before this one had the lock.
+            self.check()
+            marked, changed = bool(self._marked()), self.changed
+            names = {one.name for one in changed}
+            looked = States(self.application, names, marked, self.workers, self.report)
+            states = looked.found()
+            self._done = looked.entries
+            self.already = not marked and all(states.get(name) == NEW for name in names)
             self._begin()
-            self._replace([one for one in self.changed if states.get(one.name) != _NEW])
+            self._replace([one for one in changed if states.get(one.name) != NEW])
             audit = self._finish()
         finally:
             lock.release()
         with contextlib.suppress(OSError):
             (self.folder / WORKING).rmdir()
         return audit
+
+    def _refuse_links(self) -> None:
+        """Refuse a folder in which a name of the result leads elsewhere, or is that of a folder."""
+        plan = self.application.plan
+        own = (f"{WORKING}/{ASIDE}/x", f"{WORKING}/{IN_PLACE}")
+        for name in (*own, *(file.name for file in plan.files), *plan.texts):
+            for inner in (self.folder / one for one in list(Path(name).parents)[:-1]):
+                if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
+                    raise PlanError(f"{inner}: is a link or not a folder, but {name} is to be written there")
+            if (self.folder / name).is_dir() and not (self.folder / name).is_symlink():
+                raise PlanError(f"{self.folder / name}: is a folder, but a file is to be written there")
 
     def _marked(self) -> str:
         """The identity of the delta that is being applied here; empty if there is none."""
@@ -126,70 +145,6 @@ class InPlace:
             hint = "restore the folder from its source: it may hold files of two versions"
             raise ResumeError(f"{self.folder / WORKING / IN_PLACE}: {what}", hint=hint) from None
 
-    def _states(self) -> dict[str, str]:
-        """Whether each file of the result has its old or its new bytes.
-
-        Raises:
-            PlanError: a file has neither.
-        """
-        base, record = self.application.base, self.application.delta.record
-        if record is None:
-            return self._states_by_sums()
-        found = entries(base.store, base.headers.values(), base.sizes, self.workers, self.report)
-        self._done = {name: entry for name, entry in found.items() if name in record.result}
-        states, differ = {}, []
-        for name, entry in found.items():
-            old, new = record.base.get(name), record.result.get(name)
-            if old is not None and entry.tree == old.tree:
-                states[name] = _NEW if new is not None and old.tree == new.tree else _OLD
-            elif new is not None and entry.tree == new.tree:
-                states[name] = _NEW
-            else:
-                differ += unlike(old or new or entry, entry, base.headers[name]) or [name]
-        absent = [name for name in record.base if name not in found and name in record.result]
-        differ += absent
-        if not self._marked():
-            differ += [name for name in record.base if name not in found and name not in absent]
-            self._refuse_mixed(states)
-        self._refuse(differ)
-        return states
-
-    def _refuse_mixed(self, states: dict[str, str]) -> None:
-        """Refuse a folder that nobody marked, and that holds files of both versions."""
-        names = {one.name for one in self.changed}
-        mixed = {state for name, state in states.items() if name in names}
-        if len(mixed) > 1:
-            new = min(name for name in names if states.get(name) == _NEW)
-            what = f"holds files of two versions: {new} is already the delta's result, others are not"
-            raise PlanError(f"{self.folder}: {what}", hint="restore the base, then run the command again")
-
-    def _states_by_sums(self) -> dict[str, str]:
-        """The same for a delta without digests of its base, by the checksums of the results."""
-        plan, store = self.application.plan, self.application.store
-        steps = [step for step in plan.steps if step.change is not None]
-        becomes = results(steps, store, self.workers, self.report)
-        states: dict[str, str] = {}
-        differ = []
-        for step, found in zip(steps, becomes, strict=True):
-            file = step.writes[0].parts[0].file
-            change, part = step.change, step.reads[0].parts[0]
-            assert change is not None
-            state = _OLD if found.good else ""
-            if not found.good and _sum(store, part.file, part.offset, part.spec.nbytes, change.kind) == change.checksum:
-                state = _NEW
-            if not state or states.setdefault(file, state) != state:
-                differ.append(step.name)
-        self._refuse(differ)
-        if not self._marked():
-            self._refuse_mixed(states)
-        return states
-
-    def _refuse(self, differ: list[str]) -> None:
-        if differ:
-            what = f"is neither the base of the delta nor its result: {plural(len(differ), 'tensor')} not as in"
-            hint = "name the base that the delta was made from; nothing was written"
-            raise PlanError(f"{self.folder}: {what} either, such as {differ[0]}", hint=hint, issues=differ)
-
     def _begin(self) -> None:
         """Mark the folder, and take away what would call a mixture complete."""
         aside = self.folder / WORKING / ASIDE
@@ -199,7 +154,8 @@ class InPlace:
         try:
             for name in (SIGNED, STATEMENT):
                 (self.folder / name).unlink(missing_ok=True)
-            if (self.folder / CONFIG).exists() and not (aside / CONFIG).exists():
+            # It may be a link, and then leads nowhere from there.
+            if os.path.lexists(self.folder / CONFIG) and not os.path.lexists(aside / CONFIG):
                 os.rename(self.folder / CONFIG, aside / CONFIG)
         except OSError as error:
             raise failure(self.folder, error) from None
@@ -266,7 +222,7 @@ class InPlace:
         """Write the other files, `config.json` and `dsctl.json` last."""
         plan, delta, aside = self.application.plan, self.application.delta, self.folder / WORKING / ASIDE
         held = {*plan.carried} | {*self.application.base.sides}
-        gone = {*(delta.record.removed if delta.record else ())}
+        gone = {*(delta.record.removed if delta.record else ())} & self.application.base.sides.keys()
         gone |= self.application.base.headers.keys() - {file.name for file in plan.files}
         files: dict[str, SignedFile] = {}
         try:
@@ -274,7 +230,7 @@ class InPlace:
                 (self.folder / name).unlink(missing_ok=True)
             for name, data in sorted(plan.texts.items(), key=lambda one: one[0] == CONFIG):
                 files[name] = signed_bytes(len(data), replace_file(self.folder / name, data))
-            if CONFIG not in plan.texts and (aside / CONFIG).exists():
+            if CONFIG not in plan.texts and os.path.lexists(aside / CONFIG):
                 os.rename(aside / CONFIG, self.folder / CONFIG)
                 held.add(CONFIG)
         except OSError as error:
@@ -310,10 +266,3 @@ class InPlace:
 
 def _raw(raw: bytes) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
-
-
-def _sum(store: Store, file: str, begin: int, nbytes: int, kind: str) -> str:
-    whole = checksum(kind)
-    for at in range(0, nbytes, 8 << 20):
-        whole.update(store.read(file, begin + at, begin + min(at + (8 << 20), nbytes)))
-    return whole.hexdigest()

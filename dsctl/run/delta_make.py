@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from dsctl.checkpoint.delta_form import SIDES, stored_encoding
-from dsctl.checkpoint.delta_record import Record, packed_header
+from dsctl.checkpoint.delta_record import Record, names_fault, packed_header
 from dsctl.checkpoint.signed_files import SignedFile, Stretch, signed_bytes, signed_tree, tensors_of
 from dsctl.checkpoint.weight_files import WeightFiles
 from dsctl.core import digests
 from dsctl.core.digests import Sums
-from dsctl.core.errors import WorkError
+from dsctl.core.errors import PlanError, WorkError
 from dsctl.core.files import replace_file
 from dsctl.core.header import Header
 from dsctl.core.processors import cores
@@ -25,10 +25,9 @@ from dsctl.plan.differing import DeltaFile, Differing, Pair
 from dsctl.plan.plan import COUNTED, OutFile, Plan
 from dsctl.run.delta_files import DeltaFiles, FileTasks, Found, TensorTask
 from dsctl.run.delta_sources import NEW, Sources, side_of
-from dsctl.run.delta_target import Chain, claimed, finish
+from dsctl.run.delta_target import Chain, Claimed, claimed, finish, forget_changed
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
-from dsctl.run.marks import Route
 from dsctl.run.reading import Reading
 from dsctl.stores import INDEX, Store
 from dsctl.stores.threads import threads
@@ -76,7 +75,7 @@ def order(old: WeightFiles, new: WeightFiles, options: DeltaOptions, differing: 
     """Compare the other files of both sides, by size and bytes.
 
     Raises:
-        SourceError: one of them cannot be read.
+        SourceError: one of them cannot be read. PlanError: a delta cannot have files of these names.
     """
     changed = {
         name: signed_bytes(size, Sums(_digest(new.store, name, size)))
@@ -84,6 +83,8 @@ def order(old: WeightFiles, new: WeightFiles, options: DeltaOptions, differing: 
         if old.sides.get(name) != size or _digest(old.store, name, size) != _digest(new.store, name, size)
     }
     removed = tuple(name for name in old.sides if name not in new.sides)
+    if why := names_fault(old.headers, new.headers, changed, removed):
+        raise PlanError(f"{new.store.place}: no delta can lead there: {why}", hint="rename the file")
     return Order(Sources(old, new), options, differing, changed, removed)
 
 
@@ -105,19 +106,22 @@ def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta
         PlanError, ResumeError: as `check_target`. SourceError, WorkError: reading or writing failed; the same call
             continues.
     """
-    with claimed(order.plan, order.sources.store, target, how) as (route, journal, audit):
-        if audit is not None or route is None or journal is None:
-            return MadeDelta(audit or {})
+    with claimed(order.plan, order.sources.store, target, how) as held:
+        if held.route is None or held.journal is None:
+            return MadeDelta(held.audit or {})
         made = DeltaFiles(target, how.workers or cores(), report)
-        made.carry_out([_tasks(order, file) for file in order.differing.files], journal)
-        return MadeDelta(_finish(order, route, made, _left(order, made.workers, report)), made.done)
+        files = [_tasks(order, file) for file in order.differing.files]
+        forget_changed(held.route, held.journal, {file.name: file.sources for file in files})
+        made.carry_out(files, held.journal)
+        return MadeDelta(_finish(order, held, made, _left(order, made.workers, report)), made.done)
 
 
 def _tasks(order: Order, file: DeltaFile) -> FileTasks:
     def tensors() -> Iterator[TensorTask]:
         return (TensorTask(pair.new.name, partial(_compare, order, pair)) for pair in file.pairs)
 
-    return FileTasks(file.name, len(file.pairs), tensors)
+    sources = {NEW + file.name, *(pair.old.file for pair in file.pairs if pair.old)}
+    return FileTasks(file.name, len(file.pairs), tensors, frozenset(sources))
 
 
 def _compare(order: Order, pair: Pair, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
@@ -138,8 +142,8 @@ def _left(order: Order, workers: int, report: EventReport) -> list[bytes]:
         return list(reading.results(partial(digested, side_of(ref, store), reading.heed) for ref in refs))
 
 
-def _finish(order: Order, route: Route, making: DeltaFiles, left: list[bytes]) -> dict[str, Any]:
-    target, new = route.target, order.sources.new
+def _finish(order: Order, held: Claimed, making: DeltaFiles, left: list[bytes]) -> dict[str, Any]:
+    target, new = making.target, order.sources.new
     files = {name: one.entry for name, one in making.done.items() if one.entry is not None}
     for name, known in order.sides.items():
         sums = replace_file(target / SIDES / name, _chunks(new.store, name, known.size))
@@ -149,7 +153,7 @@ def _finish(order: Order, route: Route, making: DeltaFiles, left: list[bytes]) -
     options = order.options
     encoding = stored_encoding(options.encoding, bool(order.differing.own))
     chain = Chain(options.version_text, options.base_text, encoding, options.checksum)
-    return finish(route, files, chain, _weight_map(order, making), _counts(order, making), _record(order, making, left))
+    return finish(held, files, chain, _weight_map(order, making), _counts(order, making), _record(order, making, left))
 
 
 def _weight_map(order: Order, making: DeltaFiles) -> dict[str, str]:

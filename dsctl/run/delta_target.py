@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,26 +11,46 @@ from typing import Any, NamedTuple
 from dsctl.checkpoint.delta_form import BASE, CHECKSUM, COMPRESSION, ENCODING, VERSION, ZSTD
 from dsctl.checkpoint.delta_record import RECORD, Record, as_json
 from dsctl.checkpoint.signed_files import SignedFile, signed_bytes
-from dsctl.core.errors import ResumeError
+from dsctl.core.errors import ResumeError, WorkError
 from dsctl.core.files import replace_file, sync_folder
 from dsctl.plan.plan import Plan
 from dsctl.run.audits import read_audit
 from dsctl.run.claim import check_target, claim, held_now, retire
 from dsctl.run.how import How
+from dsctl.run.identity import folder_of, times, touched
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
-from dsctl.run.marks import Route, read_mark, source_json
+from dsctl.run.marks import Route, read_mark, sign_begun, source_json
+from dsctl.run.resuming import changed_since
 from dsctl.run.statement import Made
 from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
 from dsctl.version import __version__
 
 
 class Claimed(NamedTuple):
-    """A target that is ours while its block runs: the route and the journal; or the `dsctl.json` of a complete one."""
+    """A target that is ours while its block runs: route, journal and lock; or the `dsctl.json` of a complete one."""
 
     route: Route | None
     journal: Journal | None
     audit: dict[str, Any] | None = None
+    lock: Lock | None = None
+
+    def refuse_changed(self) -> None:
+        """Stop if a source file has changed since the run began, or another run has taken the target.
+
+        Raises:
+            WorkError: naming the file. SourceError: one is missing.
+        """
+        assert self.route is not None
+        assert self.lock is not None
+        hint = "run the same command again"
+        if not self.lock.held():
+            raise WorkError(f"{self.lock.path}: was removed or replaced during this run", hint=hint)
+        plan, store = self.route.plan, self.route.store
+        if late := sorted(touched(times(plan, store), self.route.held)):
+            folder = folder_of(store, late[0])
+            place = f"{folder.root if folder else store.place}/{late[0].rpartition('://')[2]}"
+            raise WorkError(f"{place}: was changed while it was read", hint=f"{hint}: it reads that file again")
 
 
 class Chain(NamedTuple):
@@ -68,15 +88,29 @@ def claimed(plan: Plan, store: Store, target: Path, how: How) -> Iterator[Claime
         if state == "new":
             claim(route)
         with Journal(target / WORKING) as journal:
-            yield Claimed(route, journal)
+            yield Claimed(route, journal, lock=lock)
         retire(target)
         sync_folder(target)
     finally:
         lock.release()
 
 
+def forget_changed(route: Route, journal: Journal, sources: Mapping[str, Collection[str]]) -> None:
+    """Drop the finished files of an earlier run of which a source file has changed since; `sources` are those of each.
+
+    Raises:
+        WorkError: the journal cannot be written.
+    """
+    mark = read_mark(route.target)
+    changed = changed_since(route.held, mark, route.plan)
+    if changed:
+        journal.keep([one for one in journal.records if changed.isdisjoint(sources.get(one.get("file", ""), ()))])
+    if mark and mark.held != route.held:
+        sign_begun(route)
+
+
 def finish(
-    route: Route,
+    held: Claimed,
     files: dict[str, SignedFile],
     chain: Chain,
     weight_map: Mapping[str, str],
@@ -86,8 +120,10 @@ def finish(
     """Write the index, the statement and `dsctl.json`, whose presence means complete; gives what it says.
 
     Raises:
-        WorkError: the folder cannot be written.
+        WorkError: the folder cannot be written, or a source has changed since the run began.
     """
+    route = held.route
+    assert route is not None
     target, plan = route.target, route.plan
     said = {
         VERSION: chain.version,
@@ -111,6 +147,7 @@ def finish(
         **({RECORD: as_json(record)} if record else {}),
         "files": {name: entry.json() for name, entry in sorted(files.items())},
     }
+    held.refuse_changed()
     replace_file(target / SIGNED, text(audit))
     return audit
 

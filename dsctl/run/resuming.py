@@ -84,7 +84,7 @@ def regain(route: Route, journal: Journal, report: EventReport) -> RunState:
         raise journal.invalid() from None
     if not finished <= names:
         raise journal.invalid()
-    new = _new(route.held, mark, plan)
+    new = changed_since(route.held, mark, plan)
     lost = {file.name for file in plan.files if file.name not in finished and not _there(file, target)}
     # A side file's copies of config.json and the index are written with its header, not by a job.
     lost |= {file.name for file in plan.files if file.literals and new & {"config.json", INDEX}}
@@ -157,7 +157,7 @@ def _holds(job: Job, record: dict[str, Any], route: Route) -> bool:
     return len(known) == len(stretches) and [known[place] for place in looked] == found
 
 
-def _new(held: Mapping[str, HeldFile], mark: Mark | None, plan: Plan) -> set[str]:
+def changed_since(held: Mapping[str, HeldFile], mark: Mark | None, plan: Plan) -> set[str]:
     """The source files that may have changed since the journal was written; a copy's samples were compared before."""
     if mark is None or not mark.held:
         return set(held)
