@@ -68,10 +68,14 @@ def open_weights(store: Store, in_place: bool = False) -> WeightFiles:
         SourceError: it cannot be read, or has no safetensors file. FormatError: a header is broken, the folder is
             unfinished, or it is itself a delta.
     """
-    if isinstance(store, LocalFolder) and not in_place and os.path.exists(os.path.join(store.root, WORKING, IN_PLACE)):
+    begun = isinstance(store, LocalFolder) and os.path.exists(os.path.join(store.root, WORKING, IN_PLACE))
+    if begun and not in_place:
         what = "a delta is being applied here in place, and is not finished"
         raise FormatError(f"{store.place}: {what}", hint="run the same `dsctl delta apply --in-place` again")
     sizes = store.files()
+    if begun:
+        # Those that a run in place was writing when it was killed: it writes them again.
+        sizes = {name: size for name, size in sizes.items() if not name.endswith(_UNFINISHED)}
     files = {name: size for name, size in sizes.items() if name.endswith(SUFFIX)}
     if unfinished := sorted(name for name in sizes if name.endswith(_UNFINISHED)):
         what = f"holds {unfinished[0]}, a file that is not finished"

@@ -70,7 +70,7 @@ def claimed(plan: Plan, store: Store, target: Path, how: How) -> Iterator[Claime
         PlanError, ResumeError: as `check_target`; also if another process works there.
     """
     seen = read_mark(target)
-    if check_target(plan, store, target, how.force) == "complete":
+    if check_target(plan, store, target, how.force) == "complete" and not (target / WORKING).exists():
         yield Claimed(None, None, read_audit(target))
         return
     lock = Lock(target / WORKING)
@@ -81,6 +81,8 @@ def claimed(plan: Plan, store: Store, target: Path, how: How) -> Iterator[Claime
         state = check_target(plan, store, target, how.force)
         if state == "complete":
             yield Claimed(None, None, read_audit(target))
+            # The run that made it was killed at the very end.
+            retire(target)
             return
         route = Route(plan, store, target, held_now(plan, store, read_mark(target) if state == "resume" else None))
         for folder in (target.absolute().parent, target, target / WORKING):
