@@ -113,7 +113,7 @@ class InPlace:
             states = looked.found()
             self._done = looked.entries
             self.already = not marked and all(states.get(name) == NEW for name in names)
-            self._begin()
+            self._begin(marked)
             self._replace([one for one in changed if states.get(one.name) != NEW])
             audit = self._finish()
         finally:
@@ -145,9 +145,15 @@ class InPlace:
             hint = "restore the folder from its source: it may hold files of two versions"
             raise ResumeError(f"{self.folder / WORKING / IN_PLACE}: {what}", hint=hint) from None
 
-    def _begin(self) -> None:
+    def _begin(self, marked: bool) -> None:
         """Mark the folder, and take away what would call a mixture complete."""
         aside = self.folder / WORKING / ASIDE
+        try:
+            if not marked and aside.exists():
+                # Left of a finished run: a config.json in it is not that of this base.
+                shutil.rmtree(aside)
+        except OSError as error:
+            raise failure(aside, error) from None
         make_folders(aside)
         mark = json.dumps({ASIDE: self.application.delta.identity, "dsctl": __version__}).encode()
         replace_file(self.folder / WORKING / IN_PLACE, mark)

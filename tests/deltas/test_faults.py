@@ -73,7 +73,7 @@ def told(done: Done, *codes: int, says: str = "") -> None:
 
 def made(folder: Path) -> dict[str, bytes]:
     """What does not say when it was made, and of what place."""
-    return {name: data for name, data in contents(folder).items() if not name.startswith(("dsctl.", ".dsctl/lock"))}
+    return {name: data for name, data in contents(folder).items() if not name.startswith(("dsctl.", ".dsctl/lock", ".dsctl/delta/"))}
 
 
 @contextmanager
@@ -126,6 +126,14 @@ def test_whichever_call_fails_one_line_and_the_same_command_goes_on(
         assert made(out) == expected
     # Some of these call nothing of the kind.
     assert failed or name in ("pwrite", "preadv", "rename", "unlink", "fdatasync", "pread"), failed
+
+
+def test_what_a_finished_run_left_is_not_taken_for_the_base_s(chain: Chain, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(chain.little.old, tmp_path / "base"))
+    (base / ".dsctl" / "delta").mkdir(parents=True)
+    (base / ".dsctl" / "delta" / "config.json").write_text("stale")
+    dsctl("delta", "apply", base, chain.little.deltas["xor"], "--in-place")
+    assert made(base) == made(chain.little.new) and not (base / ".dsctl").exists()
 
 
 def test_a_full_disk_at_a_frame_and_at_a_file(chain: Chain, tmp_path: Path) -> None:
