@@ -103,7 +103,7 @@ def delta() -> None:
 
         dsctl delta make step-100 step-101 delta-101
 
-        dsctl delta apply step-100 delta-101 step-101
+        dsctl delta apply step-100 delta-101 made
     """
 
 
@@ -133,9 +133,9 @@ def make(
 
         dsctl delta make step-100 step-101 delta-101 --version 101
 
-        dsctl delta make DeepSeek-V3.2 fine-tuned delta --dry-run
+        dsctl delta make step-101 step-102 delta-102 --version 102 --dry-run
 
-        dsctl delta make DeepSeek-V3.2 fine-tuned delta --encoding shuffled
+        dsctl delta make step-101 step-102 stored --encoding shuffled
     """
     from dsctl.cli.deltas import make_delta
     from dsctl.core.frames import SPARSE
@@ -165,9 +165,9 @@ def apply(
 
     Examples:
 
-        dsctl delta apply step-100 delta-101 step-101
+        dsctl delta apply step-100 delta-101 made
 
-        dsctl delta apply step-100 delta-101 --in-place
+        dsctl delta apply step-100 delta-101 --in-place --dry-run
 
         dsctl delta apply deepseek-ai/DeepSeek-V3.2 s3://weights/delta s3://weights/fine-tuned --dry-run
     """
@@ -209,7 +209,9 @@ def fold(chain: Chain, *, level: Level = None, run: DeltaRunOptions, printing: P
 
     Examples:
 
-        dsctl delta fold delta-101 delta-102 delta-103 delta-101-to-103
+        dsctl delta make step-101 step-102 delta-102 --version 102
+
+        dsctl delta fold delta-101 delta-102 delta-100-to-102
     """
     from dsctl.cli.deltas import fold_deltas
 

@@ -211,7 +211,7 @@ def _counts(order: Order, making: DeltaFiles) -> dict[str, int]:
     pairs = list(order.differing.pairs)
     return dict.fromkeys(COUNTED, 0) | {
         "parameters": len(found),
-        "values": sum(one.elements for one in found),
+        "values": sum(pair.new.spec.values for pair in pairs),
         "dropped": len(order.differing.left),
         "tensors_equal": sum(one.equal for one in found),
         "tensors_changed": sum(not one.equal for one in found),
