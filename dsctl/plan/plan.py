@@ -129,7 +129,8 @@ class Plan:
 
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
-    `grafts` say what is taken from other checkpoints, as JSON.
+    `grafts` say what is taken from other checkpoints, as JSON. `renamed` has the new names of copied files that get one,
+    and `card` the repository that gets a model card as its README.md.
     """
 
     request: Request
@@ -150,6 +151,8 @@ class Plan:
     released: dict[str, str] = field(default_factory=dict)
     merge: Merge | None = None
     grafts: list[dict[str, Any]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    card: str = ""
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"
@@ -194,7 +197,11 @@ class Plan:
     @property
     def repeated(self) -> list[str]:
         """The copied files that each of `folders` gets too: all except side files, which describe the whole source."""
-        return [name for name in self.carried if self.folders and not name.endswith(".dsctl")]
+        return [
+            name
+            for name in self.carried
+            if self.folders and not name.endswith(".dsctl") and name not in self.renamed
+        ]
 
     def peak_bytes(self, band_bytes: int) -> int:
         """The most bytes of a worker's buffers, with bands of `band_bytes` of float32."""
