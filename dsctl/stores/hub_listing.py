@@ -69,7 +69,7 @@ def tree(repository: str, commit: str) -> tuple[HubFile, ...]:
     where = f"{repository}@{commit[:12]}"
     url = f"{constants.ENDPOINT}/api/models/{repository}/tree/{commit}?recursive=true&expand=false"
     try:
-        answer = [entry for page in _pages(url, where) for entry in page]
+        answer = [entry for page in pages(url, where) for entry in page]
         entries = [entry for entry in msgspec.convert(answer, list[_ListedEntry]) if entry.type == "file"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Doubtful(f"the hub's listing is not valid: {error}".splitlines()[0]) from None
@@ -86,7 +86,7 @@ def _listed(entry: _ListedEntry) -> HubFile:
     return HubFile(entry.path, entry.lfs.size, entry.lfs.oid.removeprefix("sha256:"), entry.oid)
 
 
-def _pages(url: str, where: str) -> Iterator[list[Any]]:
+def pages(url: str, where: str) -> Iterator[list[Any]]:
     """The pages of a listing; each page has the address of the next.
 
     Raises:

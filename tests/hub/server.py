@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 STALL_SECONDS = 30
@@ -31,11 +31,21 @@ class Request(NamedTuple):
     range: str | None
     token: str | None
     sent: int
+    received: int = 0
+
+
+class Receiver(Protocol):
+    """Answers requests that write; None for those that only read."""
+
+    def answer(self, storage: bool, method: str, path: str, body: bytes) -> Reply | None: ...
 
 
 @dataclass
 class Hub:
-    """Repositories by name, each with its commits; `fault` says what goes wrong with a request, if anything."""
+    """Repositories by name, each with its commits; `fault` says what goes wrong with a request, if anything.
+
+    `words` are the messages of refusals by status; `lfs` are files that are stored as LFS in spite of their names.
+    """
 
     redirects: bool = True
     ranges: bool = True
@@ -45,6 +55,10 @@ class Hub:
     commits: dict[str, dict[str, Path]] = field(default_factory=dict)
     branches: dict[tuple[str, str], str] = field(default_factory=dict)
     digests: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
+    words: dict[int, str] = field(default_factory=dict)
+    lfs: set[Path] = field(default_factory=set)
+    receiver: Receiver | None = None
     started: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +97,10 @@ class Hub:
             stat = path.stat()
             self.digests[path] = _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return self.digests[path]
+
+    def is_lfs(self, path: Path) -> bool:
+        """Whether a file is stored as LFS."""
+        return path in self.lfs or is_lfs(path.name)
 
     def sent(self, suffix: str = "") -> int:
         """Body bytes sent for paths that end so."""
@@ -150,14 +168,16 @@ def _api(hub: Hub, rest: str) -> Reply:
     folder = hub.commits[repository][commit]
     entries = [_entry(hub, folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
     siblings = [{"rfilename": entry["path"]} for entry in entries]
-    value: Any = entries if word == "tree" else {"id": repository, "sha": commit, "siblings": siblings}
+    private = hub.private.get(repository, False)
+    value: Any = {"id": repository, "sha": commit, "siblings": siblings, "private": private}
+    value = entries if word == "tree" else value
     return Reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
 
 def _entry(hub: Hub, folder: Path, path: Path) -> dict[str, Any]:
     name, size = str(path.relative_to(folder)), path.stat().st_size
     sha256, blob = hub.digest(path)
-    lfs = {"lfs": {"oid": sha256, "size": size, "pointerSize": 134}} if is_lfs(name) else {}
+    lfs = {"lfs": {"oid": sha256, "size": size, "pointerSize": 134}} if hub.is_lfs(path) else {}
     return {"type": "file", "path": name, "size": size, "oid": blob} | lfs
 
 
@@ -171,8 +191,8 @@ def _resolve(hub: Hub, repository: str, revision: str, file: str, method: str, r
     if not path.is_file():
         return _error(404, "EntryNotFound")
     sha256, blob = hub.digest(path)
-    headers = {"X-Repo-Commit": commit, "ETag": f'"{sha256 if is_lfs(file) else blob}"'}
-    if not is_lfs(file):
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{sha256 if hub.is_lfs(path) else blob}"'}
+    if not hub.is_lfs(path):
         return _with(_file(hub, path, range_), headers)
     headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(path.stat().st_size)}
     if not hub.redirects:
@@ -196,6 +216,14 @@ def _file(hub: Hub, path: Path, range_: str | None) -> Reply:
     with path.open("rb") as file:
         file.seek(begin)
         return Reply(206, {"Content-Range": f"bytes {begin}-{end - 1}/{size}"}, file.read(end - begin))
+
+
+def _refusal(hub: Hub, fault: str | None) -> Reply | None:
+    """The answer to a request that is not carried out: `not STATUS [SECONDS]`."""
+    if fault is None or not fault.startswith("not "):
+        return None
+    status, seconds = (fault.split()[1:] + ["0"])[:2]
+    return Reply(int(status), {"X-Error-Message": hub.words.get(int(status), "busy"), "Retry-After": seconds}, b"{}")
 
 
 def _faulty(fault: str, reply: Reply) -> Reply:
@@ -245,11 +273,36 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             with hub.lock:
                 hub.started += 1
                 fault = hub.fault(hub.started, self.command, path)
-            reply = _answer(hub, storage, self.command, path, range_, token)
-            sent = self.send(_faulty(fault, reply) if fault else reply, fault)
+            body = self.take(fault)
+            reply = _refusal(hub, fault) or self.reply(storage, path, range_, token, body or b"")
+            if fault == "hang":
+                time.sleep(STALL_SECONDS)
+            sent = 0
+            if body is not None and fault != "hang":
+                sent = self.send(_faulty(fault, reply) if fault else reply, fault)
             with hub.lock:
                 host = "storage" if storage else "hub"
-                hub.log.append(Request(host, self.command, path, range_, token, sent))
+                hub.log.append(Request(host, self.command, path, range_, token, sent, len(body or b"")))
+
+        def take(self, fault: str | None) -> bytes | None:
+            """The body of a request; None, and nothing more is heard, if the connection is cut halfway."""
+            length = int(self.headers.get("Content-Length") or 0)
+            if fault == "half":
+                self.rfile.read(length // 2)
+                self.hang_up()
+                return None
+            body = self.rfile.read(length)
+            if len(body) < length:
+                self.close_connection = True
+                return None
+            return body
+
+        def reply(self, storage: bool, path: str, range_: str | None, token: str | None, body: bytes) -> Reply:
+            if hub.receiver is not None and (storage or not hub.token or token == f"Bearer {hub.token}"):
+                received = hub.receiver.answer(storage, self.command, path, body)
+                if received is not None:
+                    return received
+            return _answer(hub, storage, self.command, path, range_, token)
 
         def send(self, reply: Reply, fault: str | None) -> int:
             if fault == "reset":
@@ -280,7 +333,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        do_GET = do_HEAD = do_POST = answer  # noqa: N815  the names http.server looks for
+        do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815  the names http.server looks for
 
     return Handler
 
