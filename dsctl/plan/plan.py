@@ -198,9 +198,7 @@ class Plan:
     def repeated(self) -> list[str]:
         """The copied files that each of `folders` gets too: all except side files, which describe the whole source."""
         return [
-            name
-            for name in self.carried
-            if self.folders and not name.endswith(".dsctl") and name not in self.renamed
+            name for name in self.carried if self.folders and not name.endswith(".dsctl") and name not in self.renamed
         ]
 
     def peak_bytes(self, band_bytes: int) -> int:

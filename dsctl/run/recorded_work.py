@@ -31,6 +31,13 @@ REST_BYTES = 32 << 20
 # More segments than any run makes.
 _MOST = 10**5
 
+
+def invalid(place: str) -> ResumeError:
+    """The error for a record that no run of this plan can have written."""
+    what = "the record of its unfinished work is not valid"
+    return ResumeError(f"{place}: {what}", hint="start over with --force, or choose a new repository")
+
+
 Records = list[dict[str, Any]]
 
 
@@ -70,6 +77,16 @@ class RecordedWork:
     plan: Plan
     known: dict[tuple[str, Any], tuple[Any, ...]] = field(default_factory=dict)
     last: int = 0
+
+    def learn(self, number: int, lines: bytes, place: str) -> None:
+        """Take the records of an earlier segment of the repository with this name.
+
+        Raises:
+            ResumeError: it is not a journal.
+        """
+        for record in records_of(lines, lambda: invalid(place))[0]:
+            self.known[_number(record)] = _told(record)
+        self.last = max(self.last, number)
 
     def stale(self, records: Records) -> bool:
         """Whether the repository has a record that a journal has not, or has differently: its work was done again."""
@@ -180,15 +197,15 @@ class Restored:
         jobs = {job.number: job for job in self.plan.jobs}
         sizes = {file.name: file.size for file in self.plan.files}
         at = 0
-        for record in records_of(lines, self._invalid)[0]:
+        for record in records_of(lines, lambda: invalid(self.place))[0]:
             if "file" in record:
                 if sizes.get(record["file"]) != record["size"] or not record.get("sha256"):
-                    raise self._invalid()
+                    raise invalid(self.place)
                 self._files[record["file"]] = record
             else:
                 job = jobs.get(record["job"])
                 if job is None:
-                    raise self._invalid()
+                    raise invalid(self.place)
                 at = self._take(job, record, rest, at)
             yield record
 
@@ -200,23 +217,23 @@ class Restored:
             places = [(place, nbytes) for place, nbytes in record.get("rest", ())]
             piece = record.get("piece", 0)
             if len(known) != len(stretches) or not is_count(piece):
-                raise self._invalid()
+                raise invalid(self.place)
             there = set()
             for place, nbytes in places:
                 one = stretches[place] if is_count(place) else None
                 if one is None or nbytes != one.end - one.begin or not is_side(one.file):
-                    raise self._invalid()
+                    raise invalid(self.place)
                 if digests.digest(data := rest[at : at + nbytes]) == known[place]:
                     self._write(one, data)
                     there.add(place)
                 at += nbytes
         except (KeyError, IndexError, ValueError, TypeError):
-            raise self._invalid() from None
+            raise invalid(self.place) from None
         if piece and any(step.gathers for step in job.steps):
             replace_file(self.folder / piece_file(job.number), rest[at : at + piece])
         self._jobs[job.number] = {name: record[name] for name in ("job", "counts", "digests")}
         self._there[job.number] = there
-        return at + piece
+        return at + int(piece)
 
     def _write(self, one: Written, data: bytes) -> None:
         path = self.folder / (one.file + PART)
@@ -258,7 +275,3 @@ class Restored:
         lines = [line_of(record) for record in (*kept, *finished)]
         replace_file(self.folder / WORKING / JOURNAL, b"".join(lines))
         return [self._files[name] for name in sorted(files)]
-
-    def _invalid(self) -> ResumeError:
-        what = "the record of its unfinished work is not valid"
-        return ResumeError(f"{self.place}: {what}", hint="start over with --force, or choose a new repository")

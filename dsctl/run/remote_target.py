@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.plan.plan import Plan
@@ -34,6 +34,10 @@ class RemoteTarget(Protocol):
     @property
     def batch_files(self) -> int:
         """The number of sent files that are saved together."""
+
+    @property
+    def restores(self) -> bool:
+        """Whether it keeps a record of finished work, from which `restore` makes a staging folder."""
 
     @property
     def seen(self) -> object:
@@ -69,6 +73,9 @@ class RemoteTarget(Protocol):
     def holds(self, note: Mapping[str, Any]) -> bool:
         """Whether the target still has a file as an earlier run saved it: its name, size and digests."""
 
+    def is_ahead(self, folder: Path) -> bool:
+        """Whether the target has files of a run on a different machine that a staging folder does not know."""
+
     def restore(self, store: Store, folder: Path) -> Iterable[dict[str, Any]]:
         """Put the work of a run on a different machine into an empty staging folder, as far as the target has it.
 
@@ -101,13 +108,6 @@ class RemoteTarget(Protocol):
 
     def stop(self) -> None:
         """End all running calls soon, and start no further one."""
-
-
-class Delivered(NamedTuple):
-    """Where a hub shows the result: the address of the repository's page, and the commit."""
-
-    address: str
-    commit: str
 
 
 def remote_target(url: str, plan: Plan, how: How) -> RemoteTarget:

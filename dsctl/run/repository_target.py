@@ -17,7 +17,7 @@ from dsctl.checkpoint.reading import strict_json
 from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.amounts import plural
 from dsctl.core.errors import FormatError, PlanError, ResumeError, WorkError
-from dsctl.core.files import MOST_BYTES, read_own, replace_file
+from dsctl.core.files import read_own, replace_file
 from dsctl.plan.jobs import apart
 from dsctl.plan.model_card import README, SOURCE_README
 from dsctl.plan.plan import Plan
@@ -46,6 +46,8 @@ _BEGUN = f"{WORKING}/{BEGUN}"
 # Files that hubs and git keep in a repository.
 _OF_THE_HUB = frozenset({".gitattributes"})
 _BATCH = 50
+# More than any record of dsctl has.
+_MOST_READ = 64 << 20
 
 
 def for_hub(plan: Plan) -> Plan:
@@ -73,6 +75,7 @@ class RepositoryTarget:
     _mark: Mark | None = None
     _work: RecordedWork = field(init=False)
     _held: dict[str, HeldFile] = field(default_factory=dict)
+    _begun: bytes = b""
     _adds: dict[str, Sent | Path] = field(default_factory=dict)
     _sorted: dict[str, Sorting] = field(default_factory=dict)
 
@@ -96,6 +99,10 @@ class RepositoryTarget:
     @property
     def batch_files(self) -> int:
         return _BATCH
+
+    @property
+    def restores(self) -> bool:
+        return True
 
     @property
     def state(self) -> RepositoryState:
@@ -131,7 +138,9 @@ class RepositoryTarget:
             if mark.fingerprint != self.plan.fingerprint:
                 raise of_another(self.plan, store, self.place, mark)
             if not complete and mark.work != work_of(self.plan):
-                what = f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work differently"
+                what = (
+                    f"was begun by dsctl {mark.version or 'of an earlier version'}, which divides the work differently"
+                )
                 hint = "finish it with that version, or start over with --force"
                 raise ResumeError(f"{self.place}: {what}", hint=hint)
             refuse_unlike(self.plan, store, self.place, mark)
@@ -164,6 +173,8 @@ class RepositoryTarget:
 
     def begin(self, store: Store, state: str) -> None:
         self._held = identity(self.plan, store)
+        mark = begun_json(self.plan, store, self._held) | {"work": work_of(self.plan)}
+        self._begun = json.dumps(mark | {"files": sorted(outputs(self.plan))}, indent=1).encode()
         if state != "new":
             self._learn()
             return
@@ -177,13 +188,8 @@ class RepositoryTarget:
             self._refuse_others(head)
         text = f"Begin: {len(self.plan.files):,} weight files by dsctl"
         more = f"Removes {plural(len(removes), 'file')}. Earlier commits keep them." if removes else ""
-        self._commit([self._content(_BEGUN, self._begun(store))], removes, text, more)
-        self._mark = mark_of(json.loads(self._begun(store)), complete=False)
-
-    def _begun(self, store: Store) -> bytes:
-        """The mark of the unfinished repository."""
-        mark = begun_json(self.plan, store, self._held) | {"work": work_of(self.plan)}
-        return json.dumps(mark | {"files": sorted(outputs(self.plan))}, indent=1).encode()
+        self._commit([Content(_BEGUN, self._begun)], removes, text, more)
+        self._mark = mark_of(json.loads(self._begun), complete=False)
 
     def _learn(self) -> None:
         """Read which work the repository has a record of."""
@@ -199,6 +205,12 @@ class RepositoryTarget:
             # A regular file, which is small: the hub lists only git's digest of it.
             return sha256_of(self._read(listed.name)).hexdigest() == note.get("sha256")
         return listed.sha256 == note.get("sha256")
+
+    def is_ahead(self, folder: Path) -> bool:
+        if (folder / SIGNED).exists():
+            return False
+        here = {record.get("file") for record in journal_of(folder)}
+        return any(name not in here for kind, name in self._work.known if kind == "file")
 
     def restore(self, store: Store, folder: Path) -> Iterable[dict[str, Any]]:
         mark = self._mark
@@ -241,9 +253,8 @@ class RepositoryTarget:
         for segment in self._work.segments(folder, records, safe):
             small |= {segment.journal: segment.lines} | ({segment.rest: segment.data} if segment.data else {})
         if self._mark and (set(unlike(self._held, self._mark.held)) or self._held.keys() != self._mark.held.keys()):
-            begun = json.loads((folder / _BEGUN).read_bytes())
-            small[_BEGUN] = json.dumps({name: begun[name] for name in begun if name != "boot"}, indent=1).encode()
-            self._mark = mark_of(begun, complete=False)
+            small[_BEGUN] = self._begun
+            self._mark = mark_of(json.loads(self._begun), complete=False)
         done = sum(file.name in {*self._head.files, *files} for file in self.plan.files)
         text = f"Add {plural(len(files), 'file')}: {done:,} of {plural(len(self.plan.files), 'weight file')}"
         return self._commit([*self._taken(), *self._small(folder, small)], removes, text)
@@ -291,9 +302,6 @@ class RepositoryTarget:
                 adds.append(Content(name, data))
         return adds
 
-    def _content(self, name: str, data: bytes) -> Content:
-        return Content(name, data)
-
     def _commit(self, adds: list[Sent | Content], removes: list[str], text: str, more: str = "") -> str:
         head = self.writer.commit(Commit(adds, removes, text, more), self._head)
         self._state, self.commits = self._state._replace(head=head), self.commits + 1
@@ -305,7 +313,7 @@ class RepositoryTarget:
         Raises:
             ResumeError: it is far too long for a file that dsctl reads.
         """
-        if self._head.files[name].size > MOST_BYTES:
+        if self._head.files[name].size > _MOST_READ:
             raise ResumeError(f"{self.place}/{name}: is too long", hint="start over with --force")
         return self.writer.read(name, self._head) or b""
 

@@ -164,7 +164,9 @@ class Room:
         """
         while not self.take(job):
             if not self.make():
-                raise PlanError(f"the staging folder needs more than {size(self.most)}", hint="give more with --staging")
+                raise PlanError(
+                    f"the staging folder needs more than {size(self.most)}", hint="give more with --staging"
+                )
 
 
 def fingerprint_of(folder: Path) -> str:
