@@ -25,7 +25,7 @@ from dsctl.run.how import SHA256, How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.remote_target import RemoteTarget, remote_target
-from dsctl.run.staging import Room, batches, budget, empty, fingerprint_of, needs, staging, taken
+from dsctl.run.staging import BATCH, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
 from dsctl.stores import Store
 from dsctl.stores.local import LocalFolder
 from dsctl.work.executors import Executor
@@ -57,7 +57,7 @@ class Delivery:
     _pool: ThreadPoolExecutor | None = None
 
     def __post_init__(self) -> None:
-        self._room = Room(self.plan, self.budget, self._make_room)
+        self._room = Room(self.plan, self.budget, self._make_room, self._settle)
 
     @classmethod
     def to(cls, url: str, plan: Plan, how: How) -> Delivery:
@@ -89,7 +89,8 @@ class Delivery:
     @property
     def _batch_bytes(self) -> int:
         """Sent files of this many bytes are saved: half of what the budget allows beyond what is needed."""
-        return (self.budget - self.least) // 2
+        need = needs(self.plan)
+        return BATCH if self.budget >= need.whole else (self.budget - need.least) // 2
 
     @property
     def saves(self) -> int:
@@ -189,8 +190,7 @@ class Delivery:
         Raises:
             WorkError: a file could not be sent. ResumeError: a local file is not the one that the run made.
         """
-        while self._pending:
-            self._pending.popleft().result()
+        self._settle()
         here, target = LocalFolder(str(self.folder)), self.target
         entries = entries_of(audit["files"])
         rest = {
@@ -233,6 +233,10 @@ class Delivery:
         assert self._pool is not None
         self._pool.submit(self._save).result()
         return True
+
+    def _settle(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
 
     def _upload(self, name: str, entry: SignedFile) -> None:
         self.target.send(name, self.folder / name, entry.sha256)

@@ -152,6 +152,9 @@ def _drive(
             finally:
                 workers.close()
             report(Worked(written, state.seconds))
+        if room:
+            # Until then the journal is needed.
+            room.settle()
         safe()
         return _finish(route, state, report, safe, how.digest == SHA256)
 

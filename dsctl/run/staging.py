@@ -26,6 +26,8 @@ from dsctl.stores import SIGNED, WORKING
 
 # The bytes of a staging folder, unless a run needs more or asks for a different number.
 USUAL = 30 * 10**9
+# Sent files of this many bytes are saved if the staging folder has room for all of them.
+BATCH = 5 * 10**9
 # What a file takes beyond its bytes: the rest of its last block, its name and its extents.
 OVERHEAD = 8 << 10
 # What the journal takes for each job, beside 64 bytes for each stretch of bytes that it writes.
@@ -127,12 +129,14 @@ def batches(plan: Plan, files: int, nbytes: int) -> int:
 class Room:
     """The room of a staging folder: `most` bytes of disk, of which `taken` are.
 
-    `make` frees some of it, by waiting for an upload or by a commit, and returns False if nothing waits for either.
+    `make` frees some of it, by waiting for an upload or by a commit, and returns False if nothing waits for either;
+    `settle` waits until all finished files were sent.
     """
 
     plan: Plan
     most: int
     make: Callable[[], bool]
+    settle: Callable[[], None]
     taken: int = 0
     _mutex: Mutex = field(default_factory=Mutex)
 
