@@ -90,8 +90,10 @@ def _ours(writer: RepositoryWriter, now: Head, made: tuple[HubFile, ...], commit
     there, here = _contents(now.listing, own), _contents(made, own)
     if there == here:
         return now
-    other = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    what = f"{writer.place}: somebody else committed to it in the meantime ({other[0]} is different)"
+    other = (name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    # Our own files are different too if our commit was not made.
+    first = min(other, key=lambda name: (name in own, name))
+    what = f"{writer.place}: somebody else committed to it in the meantime ({first} is different)"
     raise ResumeError(what, hint="let only one command write there, then run the same command again")
 
 

@@ -172,10 +172,14 @@ def storage_address(text: str) -> str:
     own.
 
     Raises:
-        Doubtful: it is not an address, or a plain one.
+        WorkError: it is not an address, or a plain one.
     """
-    url = httpx2.URL(text) if text.isprintable() else httpx2.URL("")
+    try:
+        url = httpx2.URL(text)
+    except (httpx2.InvalidURL, ValueError):
+        url = httpx2.URL("")
     secure = httpx2.URL(constants.ENDPOINT).scheme == "https"
     if not url.host or url.scheme not in (("https",) if secure else ("http", "https")):
-        raise Doubtful(f"the hub names {shown(shortened(text))!r} for uploads, which is not such an address")
+        what = f"names {shown(shortened(text))!r} for uploads, which is not such an address"
+        raise WorkError(f"{shown(constants.ENDPOINT)}: {what}", hint="set HF_ENDPOINT to the hub itself")
     return text

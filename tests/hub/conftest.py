@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
 from tests.support.checkpoints import tiny
 from tests.support.command import Done
@@ -33,6 +34,12 @@ def hub(source: Path) -> Iterator[Hub]:
     hub.publish(REPOSITORY, source)
     yield hub
     hub.close()
+
+
+@pytest.fixture
+def received(hub: Hub, tmp_path: Path) -> Receiving:
+    """The side of the hub that takes uploads."""
+    return Receiving(hub, tmp_path / "received")
 
 
 def unsettled() -> dict[str, str]:

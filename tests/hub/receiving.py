@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hub.server import Hub, Reply, is_lfs
+from tests.hub.faults import Reply
+from tests.hub.server import Hub, is_lfs
 from tests.hub.xet import Cas
 
 SIGNATURE = "X-Amz-Signature=5ec4e7"
@@ -84,7 +85,7 @@ class Receiving:
             if ".git/info/lfs/" in path:
                 return self._lfs(path.partition(".git/")[0].strip("/"), path, json.loads(body))
             if path.startswith("/api/models/"):
-                owner, name, word, revision = (path.removeprefix("/api/models/").split("/", 3) + ["", ""])[:4]
+                owner, name, word, revision = [*path.removeprefix("/api/models/").split("/", 3), "", ""][:4]
                 return self._api(f"{owner}/{name}", word, revision, body)
             return None
 
@@ -229,7 +230,7 @@ class Receiving:
 
     def _commit(self, repository: str, branch: str, state: dict[str, tuple[str, bool]], summary: str) -> str:
         history = self.history.setdefault((repository, branch), [])
-        text = json.dumps([history[-1:], sorted(state.items()), summary, len(self.commits)])
+        text = json.dumps([sorted(state.items()), summary, sum(map(len, self.history.values()))])
         commit = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         folder = self.folder / repository.replace("/", "--") / commit
         folder.mkdir(parents=True)
@@ -237,8 +238,7 @@ class Receiving:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             os.link(self.objects[oid], path)
-            if lfs:
-                self.hub.lfs.add(path)
+            self.hub.stored[path] = lfs
         self.hub.commits[repository][commit] = folder
         self.hub.branches[repository, branch] = commit
         history.append(commit)
