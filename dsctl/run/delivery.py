@@ -24,6 +24,7 @@ from dsctl.run.events import Committed, Event, EventReport, Saved, Uploaded
 from dsctl.run.how import SHA256, How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
+from dsctl.run.marks import outputs
 from dsctl.run.remote_target import RemoteTarget, remote_target
 from dsctl.run.staging import BATCH, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
 from dsctl.stores import Store
@@ -93,9 +94,24 @@ class Delivery:
         return BATCH if self.budget >= need.whole else (self.budget - need.least) // 2
 
     @property
-    def saves(self) -> int:
-        """How often sent files are saved together before the end, if jobs are done in their order."""
-        return batches(self.plan, self.target.batch_files, self._batch_bytes)
+    def commits(self) -> int | None:
+        """The commits of a run that begins, if jobs are done in their order; None if the target has none."""
+        if self.target.commits is None:
+            return None
+        return self.target.commits + batches(self.plan, self.target.batch_files, self._batch_bytes)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The delivery as stable JSON."""
+        return {
+            "files": len(outputs(self.plan)),
+            "staging_folder": str(staging(self.url)),
+            "staging_bytes": self.budget,
+            "staging_least_bytes": self.least,
+            "commits": self.commits,
+            "removed": self.target.removed,
+            "repository": self.target.facts or None,
+        }
 
     def check(self, store: Store) -> str:
         """The state of the target: new, resume or complete; raises as `RemoteTarget.check`."""

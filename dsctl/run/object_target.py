@@ -62,6 +62,14 @@ class ObjectTarget:
         return len(self.there) if self.force else 0
 
     @property
+    def commits(self) -> None:
+        return None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    @property
     def _names(self) -> set[str]:
         """The files that the plan makes, except the audit."""
         return outputs(self.plan) - {SIGNED}

@@ -47,6 +47,14 @@ class RemoteTarget(Protocol):
     def removed(self) -> int:
         """The number of files of the target that a new run removes first."""
 
+    @property
+    def commits(self) -> int | None:
+        """The commits that a run makes beside those of saved files; None if the target has none."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of a repository, as JSON; empty for other targets."""
+
     def check(self, store: Store) -> str:
         """The state of the target for the plan: new, resume or complete. Nothing is changed.
 

@@ -7,6 +7,7 @@ them (`dsctl.run.recorded_work`). The last one has all other files and `dsctl.js
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256 as sha256_of
@@ -29,7 +30,9 @@ from dsctl.run.identity import HeldFile, identity, unlike
 from dsctl.run.marks import BEGUN, Mark, Route, begun_json, mark_of, outputs, sign_begun, work_of
 from dsctl.run.recorded_work import RecordedWork, Restored, journal_of, numbers, segment_names
 from dsctl.run.staging import empty
-from dsctl.stores import SIGNED, STATEMENT, WORKING, Store, separate
+from dsctl.stores import ATTRIBUTES, SIGNED, STATEMENT, WORKING, Store, separate
+from dsctl.stores.hub import ENDPOINT
+from dsctl.stores.objects import shown
 from dsctl.stores.repositories import (
     SAMPLE_BYTES,
     Commit,
@@ -43,8 +46,6 @@ from dsctl.stores.repositories import (
 )
 
 _BEGUN = f"{WORKING}/{BEGUN}"
-# Files that hubs and git keep in a repository.
-_OF_THE_HUB = frozenset({".gitattributes"})
 _BATCH = 50
 # More than any record of dsctl has.
 _MOST_READ = 64 << 20
@@ -52,7 +53,7 @@ _MOST_READ = 64 << 20
 
 def for_hub(plan: Plan) -> Plan:
     """A plan whose README.md is a model card, with the source's own beside it, and whose jobs end with weight files."""
-    carried = dict(plan.carried)
+    carried = {name: nbytes for name, nbytes in plan.carried.items() if name != ATTRIBUTES}
     renamed = {README: SOURCE_README} if README in carried else {}
     if renamed and SOURCE_README in carried:
         # The source has a card of dsctl itself, and the text that it replaced.
@@ -70,7 +71,6 @@ class RepositoryTarget:
     private: bool
     writer: RepositoryWriter
     removed: int = 0
-    commits: int = 0
     _state: RepositoryState = RepositoryState(None, None)
     _mark: Mark | None = None
     _work: RecordedWork = field(init=False)
@@ -105,13 +105,25 @@ class RepositoryTarget:
         return True
 
     @property
-    def state(self) -> RepositoryState:
-        """The repository as `check` found it, or as this run left it."""
+    def seen(self) -> object:
         return self._state
 
     @property
-    def seen(self) -> object:
-        return self._state
+    def commits(self) -> int:
+        return 1 if self._mark else 2
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        name, state = self.writer.name, self._state
+        endpoint = shown(os.environ.get(ENDPOINT) or "https://huggingface.co").rstrip("/")
+        return {
+            "repository": name.repository,
+            "branch": name.branch,
+            "address": f"{endpoint}/{name.repository}/tree/{name.branch}",
+            "exists": state.exists,
+            "private": state.private if state.exists else self.private,
+            "commit": state.head.commit if state.head else None,
+        }
 
     @property
     def _head(self) -> Head:
@@ -154,7 +166,7 @@ class RepositoryTarget:
         Raises:
             PlanError: with the names of its files.
         """
-        if others := sorted(head.files.keys() - _OF_THE_HUB):
+        if others := sorted(head.files.keys() - {ATTRIBUTES}):
             what = f"holds {plural(len(others), 'file')} that dsctl did not make, such as {others[0]}"
             hint = "choose a new repository; --force removes its weights and writes over its other files"
             raise PlanError(f"{self.place}: {what}", hint=hint, issues=others)
@@ -167,7 +179,7 @@ class RepositoryTarget:
         theirs = {SIGNED, STATEMENT, *(file for mark in marks for file in mark.files)}
         return [
             name
-            for name in sorted(self._state.head.files.keys() - _OF_THE_HUB)
+            for name in sorted(self._state.head.files.keys() - {ATTRIBUTES})
             if name in theirs or name.startswith(f"{WORKING}/") or name.endswith((*WEIGHTS, ".index.json"))
         ]
 
@@ -186,7 +198,7 @@ class RepositoryTarget:
             self._state = RepositoryState(self._state.private if self._state.exists else self.private, head)
             # A new branch begins at the first commit of main.
             self._refuse_others(head)
-        text = f"Begin: {len(self.plan.files):,} weight files by dsctl"
+        text = f"Begin: {plural(len(outputs(self.plan)), 'file')} by dsctl"
         more = f"Removes {plural(len(removes), 'file')}. Earlier commits keep them." if removes else ""
         self._commit([Content(_BEGUN, self._begun)], removes, text, more)
         self._mark = mark_of(json.loads(self._begun), complete=False)
@@ -256,7 +268,7 @@ class RepositoryTarget:
             small[_BEGUN] = self._begun
             self._mark = mark_of(json.loads(self._begun), complete=False)
         done = sum(file.name in {*self._head.files, *files} for file in self.plan.files)
-        text = f"Add {plural(len(files), 'file')}: {done:,} of {plural(len(self.plan.files), 'weight file')}"
+        text = f"Add {plural(len(files), 'file')}: {done:,} of {len(self.plan.files):,} files with tensors are there"
         return self._commit([*self._taken(), *self._small(folder, small)], removes, text)
 
     def finish(self, folder: Path) -> str:
@@ -304,7 +316,7 @@ class RepositoryTarget:
 
     def _commit(self, adds: list[Sent | Content], removes: list[str], text: str, more: str = "") -> str:
         head = self.writer.commit(Commit(adds, removes, text, more), self._head)
-        self._state, self.commits = self._state._replace(head=head), self.commits + 1
+        self._state = self._state._replace(head=head)
         return head.commit
 
     def _read(self, name: str) -> bytes:

@@ -20,6 +20,8 @@ SIGNED = "dsctl.json"
 # The in-toto statement about the files that `dsctl.json` lists.
 STATEMENT = "dsctl.intoto.json"
 WORKING = ".dsctl"
+# Git's settings, which a hub writes and changes itself.
+ATTRIBUTES = ".gitattributes"
 
 
 class Store(Protocol):
