@@ -129,8 +129,8 @@ class Plan:
 
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
-    `grafts` say what is taken from other checkpoints, as JSON. `renamed` has the new names of copied files that get one,
-    and `card` the repository that gets a model card as its README.md.
+    `grafts` say what is taken from other checkpoints, as JSON. `renamed` has the new names of copied files that get
+    one, and `card` the repository that gets a model card as its README.md.
     """
 
     request: Request

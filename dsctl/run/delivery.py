@@ -1,8 +1,8 @@
 """A run whose target is at a URL: files are made in a local staging folder and sent as they are finished.
 
-`dsctl.json` comes last and means complete. A file that is safe at the target takes no space here: its digest is recorded
-beside the staging folder, which keeps a file of the same size without blocks. With both, the same command resumes. What
-the target itself records lets a run on a different machine go on.
+`dsctl.json` comes last and means complete. A file that is safe at the target takes no space here: its digest is
+recorded beside the staging folder, which keeps a file of the same size without blocks. With both, the same command
+resumes. What the target itself records lets a run on a different machine go on.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ _USUAL = How()
 
 
 class Staged(NamedTuple):
-    """What is special about a staging folder: the bytes of disk that it takes at most beyond those that it takes now, the
-    files that were uploaded and are only placeholders in it, and its room."""
+    """What is special about a staging folder: the bytes of disk that it takes at most beyond those that it takes now,
+    the files that were uploaded and are only placeholders in it, and its room."""
 
     most: int
     sent: frozenset[str]

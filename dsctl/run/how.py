@@ -22,8 +22,8 @@ class How:
     `workers` are processes, and `max_memory` is in bytes of all processes together; None uses what the machine has.
     `engine`, `address` and `device` are those of the command line. With `force` a target that dsctl made is started
     over; with `consume` source files are deleted as they are converted. With the `digest` sha256, every file also gets
-    its SHA-256. `staging` are the most bytes of disk of a target at a URL, and with `public` a new repository on a hub is
-    public.
+    its SHA-256. `staging` are the most bytes of disk for files on their way to a URL, and with `public` a new
+    repository on a hub is public.
 
     Raises:
         UsageError: an unknown engine or device, an address without a cluster, a number below 1.

@@ -1,4 +1,4 @@
-"""The two kinds of targets at a URL, as a delivery sees them: a folder in an object store, and a repository on a hub."""
+"""Both kinds of targets at a URL, as a delivery sees them: a folder in an object store, a repository on a hub."""
 
 from __future__ import annotations
 

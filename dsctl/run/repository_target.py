@@ -17,8 +17,8 @@ from typing import Any
 from dsctl.checkpoint.reading import strict_json
 from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.amounts import plural
-from dsctl.core.errors import FormatError, PlanError, ResumeError, WorkError
-from dsctl.core.files import read_own, replace_file
+from dsctl.core.errors import FormatError, PlanError, ResumeError
+from dsctl.core.files import read_own
 from dsctl.plan.jobs import apart
 from dsctl.plan.model_card import README, SOURCE_README
 from dsctl.plan.plan import Plan
@@ -28,21 +28,19 @@ from dsctl.run.claim import of_another, refuse_unlike
 from dsctl.run.how import How
 from dsctl.run.identity import HeldFile, identity, unlike
 from dsctl.run.marks import BEGUN, Mark, Route, begun_json, mark_of, outputs, sign_begun, work_of
+from dsctl.run.outbox import Outbox
 from dsctl.run.recorded_work import RecordedWork, Restored, journal_of, numbers, segment_names
 from dsctl.run.staging import empty
 from dsctl.stores import ATTRIBUTES, SIGNED, STATEMENT, WORKING, Store, separate
 from dsctl.stores.hub import ENDPOINT
 from dsctl.stores.objects import shown
 from dsctl.stores.repositories import (
-    SAMPLE_BYTES,
     Commit,
     Content,
     Head,
     RepositoryState,
     RepositoryWriter,
     Sent,
-    Sorting,
-    Unsorted,
 )
 
 _BEGUN = f"{WORKING}/{BEGUN}"
@@ -71,16 +69,15 @@ class RepositoryTarget:
     private: bool
     writer: RepositoryWriter
     removed: int = 0
-    _state: RepositoryState = RepositoryState(None, None)
+    _state: RepositoryState = field(default_factory=lambda: RepositoryState(None, None))
     _mark: Mark | None = None
     _work: RecordedWork = field(init=False)
     _held: dict[str, HeldFile] = field(default_factory=dict)
     _begun: bytes = b""
-    _adds: dict[str, Sent | Path] = field(default_factory=dict)
-    _sorted: dict[str, Sorting] = field(default_factory=dict)
+    _outbox: Outbox = field(init=False)
 
     def __post_init__(self) -> None:
-        self._work = RecordedWork(self.plan)
+        self._work, self._outbox = RecordedWork(self.plan), Outbox(self.writer)
 
     @classmethod
     def at(cls, url: str, plan: Plan, how: How) -> RepositoryTarget:
@@ -242,17 +239,10 @@ class RepositoryTarget:
         return notes
 
     def prepare(self, files: Mapping[str, Path]) -> None:
-        wanted = [Unsorted(name, path.stat().st_size, _sample(path)) for name, path in sorted(files.items())]
-        for name, found in self.writer.sort(wanted).items() if wanted else ():
-            if found.ignored:
-                what = "the .gitignore of the repository leaves it out"
-                raise WorkError(f"{self.place}/{name}: {what}", hint="change .gitignore, and run the command again")
-            self._sorted[name] = found
+        self._outbox.sort(files)
 
     def send(self, name: str, path: Path, sha256: str) -> None:
-        if name not in self._sorted:
-            self.prepare({name: path})
-        self._adds[name] = self.writer.send(name, path, sha256) if self._sorted.pop(name).lfs else path
+        self._outbox.send(name, path, sha256)
 
     def save(self, files: Mapping[str, SignedFile], folder: Path) -> str:
         records = journal_of(folder)
@@ -269,13 +259,13 @@ class RepositoryTarget:
             self._mark = mark_of(json.loads(self._begun), complete=False)
         done = sum(file.name in {*self._head.files, *files} for file in self.plan.files)
         text = f"Add {plural(len(files), 'file')}: {done:,} of {len(self.plan.files):,} files with tensors are there"
-        return self._commit([*self._taken(), *self._small(folder, small)], removes, text)
+        return self._commit([*self._outbox.take(), *self._outbox.small(folder.parent, small)], removes, text)
 
     def finish(self, folder: Path) -> str:
         self.writer.check_card((folder / README).read_text())
         self.send(SIGNED, folder / SIGNED, sha256_of(read_own(folder / SIGNED)).hexdigest())
         removes = [name for name in self._head.files if name.startswith(f"{WORKING}/")]
-        return self._commit(self._taken(), removes, f"Finish: {plural(len(outputs(self.plan)), 'file')} by dsctl")
+        return self._commit(self._outbox.take(), removes, f"Finish: {plural(len(outputs(self.plan)), 'file')} by dsctl")
 
     def audit(self) -> dict[str, Any]:
         hint = "start over with --force"
@@ -292,27 +282,6 @@ class RepositoryTarget:
 
     def stop(self) -> None:
         self.writer.stop()
-
-    def _taken(self) -> list[Sent | Content]:
-        """The files that were sent, and no longer wait for a commit."""
-        adds = [one if isinstance(one, Sent) else Content(name, one.read_bytes()) for name, one in self._adds.items()]
-        self._adds.clear()
-        return adds
-
-    def _small(self, folder: Path, files: Mapping[str, bytes]) -> list[Sent | Content]:
-        """Files of dsctl's own, whose bytes the hub may want as LFS files."""
-        wanted = [Unsorted(name, len(data), data[:SAMPLE_BYTES]) for name, data in files.items()]
-        found = self.writer.sort(wanted) if wanted else {}
-        adds: list[Sent | Content] = []
-        for name, data in files.items():
-            if found[name].lfs:
-                path = folder.parent / "sending"
-                replace_file(path, data)
-                adds.append(self.writer.send(name, path, sha256_of(data).hexdigest()))
-                path.unlink()
-            else:
-                adds.append(Content(name, data))
-        return adds
 
     def _commit(self, adds: list[Sent | Content], removes: list[str], text: str, more: str = "") -> str:
         head = self.writer.commit(Commit(adds, removes, text, more), self._head)
@@ -335,8 +304,3 @@ class RepositoryTarget:
             return dict(strict_json(self._read(name), name))
         except (ValueError, TypeError, RecursionError, FormatError, ResumeError):
             return {}
-
-
-def _sample(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(SAMPLE_BYTES)

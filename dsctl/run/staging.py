@@ -1,4 +1,4 @@
-"""The local folder in which the files of a target at a URL are made and wait for their upload, and its room on the disk.
+"""The local folder in which the files of a target at a URL are made and wait for their upload, and its room on disk.
 
 A run takes bytes of the room before it writes them and gives them back when a file is safe at the target, so that the
 folder never takes more than the room has.
@@ -92,7 +92,7 @@ def job_bytes(job: Job) -> int:
 
 
 def budget(plan: Plan, folder: Path, asked: int | None) -> int:
-    """The bytes of disk for a plan's staging folder: as asked, else `USUAL` or what is free, and never more than needed.
+    """The bytes of disk for a plan's staging folder: as asked, else `USUAL` or what is free; never more than needed.
 
     Raises:
         PlanError: the plan cannot work within what was asked for.
@@ -115,7 +115,7 @@ def taken(folder: Path) -> int:
 
 
 def batches(plan: Plan, files: int, nbytes: int) -> int:
-    """The number of times that finished files reach `files` files or `nbytes` bytes, if jobs are done in their order."""
+    """How often finished files reach `files` files or `nbytes` bytes, if jobs are done in their order."""
     count = waiting = held = 0
     for _, finished in _finishing(plan):
         for file in finished:

@@ -86,7 +86,8 @@ def store_at(text: str | Path) -> Store:
 
 
 def separate(store: Store, target: str) -> bool:
-    """Whether a target is outside the place of a store and does not contain it. Branches of a repository are one place."""
+    """Whether a target is outside the place of a store and does not contain it. All branches of a repository are one
+    place."""
     if isinstance(store, Joined):
         return separate(store.store, target) and separate(store.beside, target)
     if target.startswith(SCHEME):
