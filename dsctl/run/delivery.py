@@ -25,6 +25,7 @@ from dsctl.run.how import SHA256, How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
 from dsctl.run.marks import outputs
+from dsctl.run.recorded_work import journal_of
 from dsctl.run.remote_target import RemoteTarget, remote_target
 from dsctl.run.staging import BATCH, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
 from dsctl.stores import Store
@@ -166,7 +167,13 @@ class Delivery:
             notes.close()
             return Journal(here)
         self._lost = {note["file"] for note in lost}
-        return notes
+        noted = {note["file"] for note in notes.records}
+        # A commit whose answer never came may have been made.
+        for record in journal_of(self.folder) if target.restores else ():
+            if "file" in record and record["file"] not in noted and target.holds(record):
+                notes.append(record | {"digest": record["sha256"]})
+        notes.close()
+        return Journal(here)
 
     @property
     def staged(self) -> Staged:

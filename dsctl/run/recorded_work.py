@@ -1,9 +1,9 @@
 """The finished work of a run as its repository keeps it, so that a different machine can go on without the local files.
 
-Each commit adds a segment: `.dsctl/journal-N.jsonl` has the receipts of jobs and files as the journal of a folder has
-them, and `.dsctl/rest-N.bin` the bytes that these jobs wrote to files that are not finished: to side files, which all
-jobs write to, and to pieces. A receipt lists them as `rest`, pairs of the number of a stretch and its bytes, and as
-`piece`, the bytes of its piece. Everything that is read back is compared with the plan and with digests.
+Each commit adds a segment: `.dsctl-run/journal-N.jsonl` has the receipts of jobs and files as the journal of a folder
+has them, and `.dsctl-run/rest-N.bin` the bytes that these jobs wrote to files that are not finished: to side files,
+which all jobs write to, and to pieces. A receipt lists them as `rest`, pairs of the number of a stretch and its bytes,
+and as `piece`, the bytes of its piece. Everything that is read back is compared with the plan and with digests.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from dsctl.plan.stretches import Written, written
 from dsctl.run.journal import JOURNAL, is_count, line_of, records_of
 from dsctl.run.signing import from_text
 from dsctl.stores import WORKING
+from dsctl.stores.hub import UNFINISHED
 
-_JOURNAL, _REST = f"{WORKING}/journal-", f"{WORKING}/rest-"
+_JOURNAL, _REST = f"{UNFINISHED}/journal-", f"{UNFINISHED}/rest-"
 # Bytes of unfinished files in one segment.
 REST_BYTES = 32 << 20
 # More segments than any run makes.

@@ -1,7 +1,7 @@
 """A target on a hub: its commits, their owner, and whether a run is new, can resume or is complete.
 
-The first commit has the mark, `.dsctl/request.json`. Each further one has finished files and the record of the work on
-them (`dsctl.run.recorded_work`). The last one has all other files and `dsctl.json`, and removes `.dsctl`.
+The first commit has the mark, `.dsctl-run/request.json`. Each further one has finished files and the record of the work
+on them (`dsctl.run.recorded_work`). The last one has all other files and `dsctl.json`, and removes `.dsctl-run`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dsctl.run.marks import BEGUN, Mark, Route, begun_json, mark_of, outputs, si
 from dsctl.run.outbox import Outbox
 from dsctl.run.recorded_work import RecordedWork, Restored, journal_of, numbers, segment_names
 from dsctl.run.staging import empty
-from dsctl.stores import ATTRIBUTES, SIGNED, STATEMENT, WORKING, Store, separate
-from dsctl.stores.hub import ENDPOINT
+from dsctl.stores import ATTRIBUTES, SIGNED, STATEMENT, Store, separate
+from dsctl.stores.hub import ENDPOINT, UNFINISHED
 from dsctl.stores.objects import shown
 from dsctl.stores.repositories import (
     Commit,
@@ -43,7 +43,7 @@ from dsctl.stores.repositories import (
     Sent,
 )
 
-_BEGUN = f"{WORKING}/{BEGUN}"
+_BEGUN = f"{UNFINISHED}/{BEGUN}"
 _BATCH = 50
 # More than any record of dsctl has.
 _MOST_READ = 64 << 20
@@ -177,7 +177,7 @@ class RepositoryTarget:
         return [
             name
             for name in sorted(self._state.head.files.keys() - {ATTRIBUTES})
-            if name in theirs or name.startswith(f"{WORKING}/") or name.endswith((*WEIGHTS, ".index.json"))
+            if name in theirs or name.startswith(f"{UNFINISHED}/") or name.endswith((*WEIGHTS, ".index.json"))
         ]
 
     def begin(self, store: Store, state: str) -> None:
@@ -249,7 +249,7 @@ class RepositoryTarget:
         safe = {record["file"] for record in records if "file" in record} & {*self._head.files, *files}
         removes: list[str] = []
         if self._work.stale(records):
-            removes = [name for name in self._head.files if name.startswith(f"{WORKING}/") and name != _BEGUN]
+            removes = [name for name in self._head.files if name.startswith(f"{UNFINISHED}/") and name != _BEGUN]
             self._work.known.clear()
         small: dict[str, bytes] = {}
         for segment in self._work.segments(folder, records, safe):
@@ -264,7 +264,7 @@ class RepositoryTarget:
     def finish(self, folder: Path) -> str:
         self.writer.check_card((folder / README).read_text())
         self.send(SIGNED, folder / SIGNED, sha256_of(read_own(folder / SIGNED)).hexdigest())
-        removes = [name for name in self._head.files if name.startswith(f"{WORKING}/")]
+        removes = [name for name in self._head.files if name.startswith(f"{UNFINISHED}/")]
         return self._commit(self._outbox.take(), removes, f"Finish: {plural(len(outputs(self.plan)), 'file')} by dsctl")
 
     def audit(self) -> dict[str, Any]:
