@@ -27,7 +27,7 @@ from dsctl.run.locks import Lock
 from dsctl.run.marks import outputs
 from dsctl.run.recorded_work import journal_of
 from dsctl.run.remote_target import RemoteTarget, remote_target
-from dsctl.run.staging import BATCH, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
+from dsctl.run.staging import BATCH, Needs, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
 from dsctl.stores import Store
 from dsctl.stores.local import LocalFolder
 from dsctl.work.executors import Executor
@@ -39,12 +39,13 @@ _USUAL = How()
 class Delivery:
     """Sends a plan's files to a URL: `begin`, run the plan on `folder`, `finish`, and always `close`.
 
-    `budget` are the bytes of disk that the staging folder may take.
+    The staging folder may take `budget` bytes of disk, and works with the least that it `need`s.
     """
 
     url: str
     target: RemoteTarget
     how: How
+    need: Needs
     budget: int
     _room: Room = field(init=False)
     _sent: dict[str, str] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Delivery:
     _pool: ThreadPoolExecutor | None = None
 
     def __post_init__(self) -> None:
-        self._room = Room(self.plan, self.budget, self._make_room, self._settle)
+        self._room = Room(self.plan, self.budget, self.need.always, self._make_room, self._settle)
 
     @classmethod
     def to(cls, url: str, plan: Plan, how: How) -> Delivery:
@@ -70,8 +71,9 @@ class Delivery:
             SourceError: a store's settings cannot be used.
         """
         target = remote_target(url, plan, how)
-        most = budget(target.plan, staging(url) / "made", how.staging)
-        return cls(url, target, replace(how, digest=SHA256) if target.sha256 else how, most)
+        need = needs(target.plan)
+        most = budget(need, staging(url) / "made", how.staging)
+        return cls(url, target, replace(how, digest=SHA256) if target.sha256 else how, need, most)
 
     @property
     def plan(self) -> Plan:
@@ -84,15 +86,9 @@ class Delivery:
         return staging(self.url) / "made"
 
     @property
-    def least(self) -> int:
-        """The fewest bytes of disk with which the staging folder can work."""
-        return needs(self.plan).least
-
-    @property
     def _batch_bytes(self) -> int:
         """Sent files of this many bytes are saved: half of what the budget allows beyond what is needed."""
-        need = needs(self.plan)
-        return BATCH if self.budget >= need.whole else (self.budget - need.least) // 2
+        return BATCH if self.budget >= self.need.whole else (self.budget - self.need.least) // 2
 
     @property
     def commits(self) -> int | None:
@@ -108,7 +104,7 @@ class Delivery:
             "files": len(outputs(self.plan)),
             "staging_folder": str(staging(self.url)),
             "staging_bytes": self.budget,
-            "staging_least_bytes": self.least,
+            "staging_least_bytes": self.need.least,
             "commits": self.commits,
             "removed": self.target.removed,
             "repository": self.target.facts or None,

@@ -30,8 +30,8 @@ USUAL = 30 * 10**9
 BATCH = 5 * 10**9
 # What a file takes beyond its bytes: the rest of its last block, its name and its extents.
 OVERHEAD = 8 << 10
-# What the journal takes for each job, beside 64 bytes for each stretch of bytes that it writes.
-_RECEIPT = 512
+# What the journal takes for each job, and for the digests of what each of its steps writes.
+_RECEIPT, _STRETCH = 512, 192
 
 
 def staging(url: str) -> Path:
@@ -52,10 +52,10 @@ class Needs(NamedTuple):
 
 def needs(plan: Plan) -> Needs:
     """The bytes of disk for a plan's staging folder. Jobs are done in their order."""
-    names = sum(len(job.steps) for job in plan.jobs)
-    always = sum(map(_known, plan.files)) + plan.gathered_most + 2 * (_RECEIPT * len(plan.jobs) + 192 * names)
-    # Other files are written as a sibling first, and wait for the end.
-    always += 2 * (plan.bytes_out - sum(file.size for file in plan.files) - plan.gathered_most)
+    steps, gathered = sum(len(job.steps) for job in plan.jobs), plan.gathered_most
+    # The journal is copied when a run resumes, and other files are written as a sibling first.
+    always = sum(map(_known, plan.files)) + gathered + 2 * (_RECEIPT * len(plan.jobs) + _STRETCH * steps)
+    always += 2 * (plan.bytes_out - sum(file.size for file in plan.files) - gathered)
     always += OVERHEAD * (len(plan.files) + len(plan.carried) + len(plan.jobs) * plan.gathers + 16)
     held = most = 0
     for job, files in _finishing(plan):
@@ -91,13 +91,12 @@ def job_bytes(job: Job) -> int:
     return sum(step.written_bytes for step in job.steps)
 
 
-def budget(plan: Plan, folder: Path, asked: int | None) -> int:
-    """The bytes of disk for a plan's staging folder: as asked, else `USUAL` or what is free; never more than needed.
+def budget(need: Needs, folder: Path, asked: int | None) -> int:
+    """The bytes of disk for a staging folder: as asked, else `USUAL` or what is free; never more than needed.
 
     Raises:
         PlanError: the plan cannot work within what was asked for.
     """
-    need = needs(plan)
     if asked is not None and asked < need.least:
         what = f"{size(asked)} is too little: files that are written at the same time take {size(need.least)}"
         raise PlanError(f"--staging: {what}", hint=f"give --staging {need.least} or more")
@@ -127,7 +126,7 @@ def batches(plan: Plan, files: int, nbytes: int) -> int:
 
 @dataclass(slots=True)
 class Room:
-    """The room of a staging folder: `most` bytes of disk, of which `taken` are.
+    """The room of a staging folder: `most` bytes of disk, of which `taken` are, and `always` before any job.
 
     `make` frees some of it, by waiting for an upload or by a commit, and returns False if nothing waits for either;
     `settle` waits until all finished files were sent.
@@ -135,6 +134,7 @@ class Room:
 
     plan: Plan
     most: int
+    always: int
     make: Callable[[], bool]
     settle: Callable[[], None]
     taken: int = 0
@@ -142,7 +142,7 @@ class Room:
 
     def begin(self, done: Collection[int], sent: Collection[str]) -> None:
         """Count the bytes of finished jobs in files that are not at the target yet."""
-        self.taken = needs(self.plan).always + sum(job_bytes(job) for job in self.plan.jobs if job.number in done)
+        self.taken = self.always + sum(job_bytes(job) for job in self.plan.jobs if job.number in done)
         self.free(sent)
 
     def free(self, files: Iterable[str]) -> None:
