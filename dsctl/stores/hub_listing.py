@@ -15,17 +15,13 @@ from dsctl.core.errors import SourceError
 from dsctl.stores.hub_entries import HubFile
 from dsctl.stores.hub_faults import Doubtful
 from dsctl.stores.hub_guard import request_headers
+from dsctl.stores.hub_names import problem_of
 from dsctl.version import __version__
 
 # The hub sends a thousand files a page.
 MOST_PAGES = 1000
 # SHA-256 in hexadecimal; git's usual SHA-1 is shorter.
 LONGEST_COMMIT = 64
-# Longest file name in bytes (255) less the suffix that huggingface_hub appends to downloads, and longest path below
-# a folder whose own path is long (Linux: 4,096 in all).
-LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
-# Folders in which version control, caches and dsctl itself keep records.
-RESERVED = frozenset({".git", ".dsctl", ".cache"})
 
 
 class _Lfs(msgspec.Struct):
@@ -111,34 +107,8 @@ def refuse_names(names: Iterable[str], where: str) -> None:
     Raises:
         SourceError: the message spells out the first such name.
     """
-    folders: dict[str, str] = {}
-    files: dict[str, str] = {}
-    for name in names:
-        why = _unusable(name)
-        parts = name.split("/")
-        if not why and (twin := files.get(name.casefold())) is not None:
-            why = "is listed twice" if twin == name else f"and {twin!r} differ in case only"
-        if why:
-            raise SourceError(f"{where}: file name {name!r} {why}", hint=_REFUSED)
-        files[name.casefold()] = name
-        folders |= {"/".join(parts[:depth]).casefold(): name for depth in range(1, len(parts))}
-    both = next((name for folded, name in files.items() if folded in folders), None)
-    if both is not None:
-        raise SourceError(f"{where}: {both!r} is a file and the folder of {folders[both.casefold()]!r}", hint=_REFUSED)
-
-
-def _unusable(name: str) -> str:
-    """The problem of a single file name, or an empty string."""
-    parts = name.split("/")
-    if "\\" in name or not {"", ".", ".."}.isdisjoint(parts):
-        return "leads out of the repository"
-    if not name.isprintable():
-        return "is not printable text"
-    if reserved := [part for part in parts if part.casefold() in RESERVED]:
-        return f"lies in {reserved[0]}, which is not part of a repository"
-    if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
-        return "is too long for a file system"
-    return ""
+    if problem := problem_of(names):
+        raise SourceError(f"{where}: {problem}", hint=_REFUSED)
 
 
 _REFUSED = "nothing was read or written: report this to the owner of the repository or hub"

@@ -221,9 +221,13 @@ class RepositoryWriter:
         """
         return _client().read(self, name, head)
 
-    def sort(self, files: Iterable[Unsorted]) -> dict[str, Sorting]:
-        """Ask the hub which of the files are LFS ones and which are left out, by name."""
-        return _client().sort(self, list(files))
+    def sort(self, files: Iterable[Unsorted], gitignore: str | None = None) -> dict[str, Sorting]:
+        """Ask the hub which of the files are LFS ones and which are left out, by name.
+
+        The rules for what is left out are those of `gitignore`, the text of a .gitignore that will be sent with them;
+        without it, those of the branch.
+        """
+        return _client().sort(self, list(files), gitignore)
 
     def send(self, name: str, path: Path, sha256: str | None = None, report: Report = _silent) -> Sent:
         """Send the bytes of an LFS file, by Xet if the hub has it, else by LFS; nothing is committed.
@@ -279,7 +283,9 @@ class RepositoryClient(Protocol):
 
     def read(self, writer: RepositoryWriter, name: str, head: Head) -> bytes | None: ...
 
-    def sort(self, writer: RepositoryWriter, files: Sequence[Unsorted]) -> dict[str, Sorting]: ...
+    def sort(
+        self, writer: RepositoryWriter, files: Sequence[Unsorted], gitignore: str | None
+    ) -> dict[str, Sorting]: ...
 
     def send(self, writer: RepositoryWriter, upload: Upload) -> Sent: ...
 

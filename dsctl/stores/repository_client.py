@@ -188,22 +188,24 @@ def read(writer: RepositoryWriter, name: str, head: Head) -> bytes | None:
     return bytes(data)
 
 
-def sort(writer: RepositoryWriter, files: Sequence[Unsorted]) -> dict[str, Sorting]:
+def sort(writer: RepositoryWriter, files: Sequence[Unsorted], gitignore: str | None) -> dict[str, Sorting]:
     """As `RepositoryWriter.sort`."""
-    return until_stopped(writer.stopped, lambda: _sort(writer, files))
+    return until_stopped(writer.stopped, lambda: _sort(writer, files, gitignore))
 
 
-def _sort(writer: RepositoryWriter, files: Sequence[Unsorted]) -> dict[str, Sorting]:
+def _sort(writer: RepositoryWriter, files: Sequence[Unsorted], gitignore: str | None) -> dict[str, Sorting]:
     found: dict[str, Sorting] = {}
+    rules = {} if gitignore is None else {"gitIgnore": gitignore}
     for begin in range(0, len(files), SORTED_AT_ONCE):
         batch = files[begin : begin + SORTED_AT_ONCE]
         asked = [{"path": one.name, "size": one.size, "sample": base64.b64encode(one.sample).decode()} for one in batch]
-        found |= insist(writer.place, writer.stopped, lambda asked=asked: _sorted(writer, asked))  # type: ignore[misc]
+        found |= insist(writer.place, writer.stopped, lambda asked=asked: _sorted(writer, asked, rules))  # type: ignore[misc]
     return found
 
 
-def _sorted(writer: RepositoryWriter, asked: list[dict[str, str | int]]) -> dict[str, Sorting]:
-    answer = valid(post(api(writer.name, "preupload", writer.name.branch), json={"files": asked}), _Sortings)
+def _sorted(writer: RepositoryWriter, asked: list[dict[str, str | int]], rules: dict[str, str]) -> dict[str, Sorting]:
+    question = {"files": asked} | rules
+    answer = valid(post(api(writer.name, "preupload", writer.name.branch), json=question), _Sortings)
     said = {one.path: one for one in answer.files}
     found = {}
     for file in asked:
