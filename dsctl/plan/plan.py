@@ -197,9 +197,7 @@ class Plan:
     @property
     def repeated(self) -> list[str]:
         """The copied files that each of `folders` gets too: all except side files, which describe the whole source."""
-        return [
-            name for name in self.carried if self.folders and not name.endswith(".dsctl") and name not in self.renamed
-        ]
+        return [name for name in self.carried if self.folders and not name.endswith(".dsctl")]
 
     def peak_bytes(self, band_bytes: int) -> int:
         """The most bytes of a worker's buffers, with bands of `band_bytes` of float32."""

@@ -29,8 +29,8 @@ from dsctl.stores.hub import UNFINISHED
 _JOURNAL, _REST = f"{UNFINISHED}/journal-", f"{UNFINISHED}/rest-"
 # Bytes of unfinished files in one segment.
 REST_BYTES = 32 << 20
-# More segments than any run makes.
-_MOST = 10**5
+# The most digits of the number of a segment.
+_DIGITS = 9
 
 
 def invalid(place: str) -> ResumeError:
@@ -53,8 +53,10 @@ class Segment(NamedTuple):
 
 def numbers(names: Iterable[str]) -> list[int]:
     """The numbers of the segments among the files of a repository."""
-    found = {name.removeprefix(_JOURNAL).removesuffix(".jsonl") for name in names if name.startswith(_JOURNAL)}
-    return sorted(int(text) for text in found if text.isascii() and text.isdecimal() and 0 < int(text) < _MOST)
+    there = set(names)
+    found = {name.removeprefix(_JOURNAL).removesuffix(".jsonl") for name in there if name.startswith(_JOURNAL)}
+    known = {int(text) for text in found if text.isascii() and text.isdecimal() and len(text) <= _DIGITS}
+    return sorted(number for number in known if number and segment_names(number)[0] in there)
 
 
 def segment_names(number: int) -> tuple[str, str]:
