@@ -12,7 +12,7 @@ from dsctl.plan.steps import Step
 
 JOB_BYTES = 256 << 20
 # A job that writes to files in turn more often than this stays whole.
-MOST_RUNS = 8
+MOST_RUNS = 64
 
 
 def source_order(step: Step) -> tuple[str, int]:

@@ -47,6 +47,7 @@ class Delivery:
     how: How
     need: Needs
     budget: int
+    state: str = "new"
     _room: Room = field(init=False)
     _sent: dict[str, str] = field(default_factory=dict)
     # Files that were safe at the target, and are not any more.
@@ -92,15 +93,18 @@ class Delivery:
 
     @property
     def commits(self) -> int | None:
-        """The commits of a run that begins, if jobs are done in their order; None if the target has none."""
+        """The most commits of a run, if jobs are done in their order; None if the target has none."""
         if self.target.commits is None:
             return None
+        if self.state == "complete":
+            return 0
         return self.target.commits + batches(self.plan, self.target.batch_files, self._batch_bytes)
 
     @property
     def facts(self) -> dict[str, Any]:
         """The delivery as stable JSON."""
         return {
+            "state": self.state,
             "files": len(outputs(self.plan)),
             "staging_folder": str(staging(self.url)),
             "staging_bytes": self.budget,
@@ -112,7 +116,8 @@ class Delivery:
 
     def check(self, store: Store) -> str:
         """The state of the target: new, resume or complete; raises as `RemoteTarget.check`."""
-        return self.target.check(store)
+        self.state = self.target.check(store)
+        return self.state
 
     def audit(self) -> dict[str, Any]:
         """The audit of a complete target; raises as `RemoteTarget.audit`."""

@@ -204,8 +204,8 @@ def _finish(
         copy = plan.renamed.get(name, name)
         files[copy] = signed_bytes(size, replace_file(target / copy, _chunks(route.store, name, size, report), sha256))
     for name, inner in ((name, f"{folder}/{name}") for name in plan.repeated for folder in plan.folders):
-        size, copy = plan.carried[name], _again(target / plan.renamed.get(name, name))
-        files[inner] = signed_bytes(size, replace_file(target / inner, copy, sha256))
+        size, again = plan.carried[name], _again(target / plan.renamed.get(name, name))
+        files[inner] = signed_bytes(size, replace_file(target / inner, again, sha256))
     for name, data in plan.texts.items():
         files[name] = signed_bytes(len(data), replace_file(target / name, data, sha256))
     if plan.gathers:

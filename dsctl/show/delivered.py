@@ -8,13 +8,17 @@ from typing import Any
 from dsctl.run.events import Saved, Uploaded
 from dsctl.show.output import Output, line, plural, size
 
+_STATES = {"new": "", "resume": ", begun by an earlier run", "complete": ", complete: there is nothing to do"}
+
 
 def delivery_rows(facts: Mapping[str, Any], free: int) -> Iterator[tuple[str, Any]]:
     """The rows of a plan's table about a delivery, from its JSON; `free` are the bytes of free disk."""
     repository, commits = facts["repository"], facts["commits"]
     if repository:
         seen = "private" if repository["private"] else "public"
-        yield "repository", f"{'exists' if repository['exists'] else 'new'}, {seen}"
+        yield "repository", f"{'exists' if repository['exists'] else 'new'}, {seen}{_STATES[facts['state']]}"
+    if facts["state"] == "complete":
+        return
     if facts["removed"]:
         kept = "; earlier commits keep them" if repository else ""
         yield "remove", f"{plural(facts['removed'], 'file')} that {_are(facts['removed'])} there now{kept}"

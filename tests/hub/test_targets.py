@@ -17,6 +17,7 @@ from tests.hub.conftest import Run
 from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
 from tests.support.command import dsctl
+from tests.support.schemas import faults
 
 TOKEN = "hf_never-told"
 # What a repository has beside, or instead of, the files of a folder.
@@ -75,7 +76,9 @@ def test_a_repository_holds_what_a_folder_would(
     commit = hub.publish("acme/base", small)
     words = ("convert", "hf://acme/base", "hf://me/made", *USUAL)
     settings = {"HF_TOKEN": TOKEN, "DSCTL_STAGING": str(staging)}
-    plan = json.loads(command(*words, "--staging", "20MB", "--dry-run", "--json", **settings).stdout)["delivery"]
+    whole = json.loads(command(*words, "--staging", "20MB", "--dry-run", "--json", **settings).stdout)
+    plan = whole["delivery"]
+    assert not faults("convert-plan", whole) and plan["state"] == "new"
     assert plan["repository"] | {"address": ""} == {
         "repository": "me/made", "branch": "main", "address": "", "exists": False, "private": True, "commit": None,
     }  # fmt: skip
@@ -104,7 +107,10 @@ def test_a_repository_holds_what_a_folder_would(
 
     again = command(*words, "--json", **settings)
     assert again.returncode == 0 and len(received.commits) == plan["commits"]
-    repository = json.loads(again.stdout)["repository"]
+    result = json.loads(again.stdout)
+    repository = result["repository"]
+    assert not faults("convert", result)
+    assert "complete: there is nothing to do" in command(*words, "--dry-run", **settings).stdout
     assert repository["commit"] == received.commits[-1]["commit"] and repository["private"] is True
     told = done.stdout + done.stderr + again.stdout + "".join(map(str, received.commits))
     assert TOKEN not in told and str(tmp_path) not in str(names)
