@@ -7,6 +7,7 @@ resumes. What the target itself records lets a run on a different machine go on.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsctl.checkpoint.signed_files import SignedFile, entries_of, read_entry
-from dsctl.core.errors import PlanError, ResumeError
+from dsctl.core.errors import PlanError, ResumeError, WorkError
 from dsctl.core.files import make_folders
 from dsctl.plan.plan import Plan
 from dsctl.run.driver import Staged, run
@@ -120,8 +121,15 @@ class Delivery:
         return self.state
 
     def audit(self) -> dict[str, Any]:
-        """The audit of a complete target; raises as `RemoteTarget.audit`."""
-        return self.target.audit()
+        """The audit of a complete target; raises as `RemoteTarget.audit`. What a run that was killed at the very end left
+        here is removed."""
+        audit, here = self.target.audit(), staging(self.url)
+        if here.exists():
+            with contextlib.suppress(ResumeError, WorkError):
+                lock = Lock(here.with_suffix(".at-work"), self.target.place)
+                shutil.rmtree(here, ignore_errors=True)
+                lock.release()
+        return audit
 
     def begin(self, store: Store) -> None:
         """Mark the target as begun, and make the staging folder agree with the files at the target.
