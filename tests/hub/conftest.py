@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
-from tests.support.checkpoints import tiny
-from tests.support.command import Done
+from tests.hub.uploads import TO, TOKEN
+from tests.support.checkpoints import smaller, tiny
+from tests.support.command import Done, dsctl
 from tests.support.forks import Launcher, Running
 
 Run = Callable[..., Done]
@@ -40,6 +42,40 @@ def hub(source: Path) -> Iterator[Hub]:
 def received(hub: Hub, tmp_path: Path) -> Receiving:
     """The side of the hub that takes uploads."""
     return Receiving(hub, tmp_path / "received")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that dsctl made, with everything that does not belong to the result beside it."""
+    folder = tmp_path_factory.mktemp("made") / "small-bf16"
+    dsctl("convert", smaller(tmp_path_factory, "v3.2", layers=2, experts=4), folder, "--bf16")
+    for name in (".cache/huggingface/download/x.metadata", ".git/HEAD"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    return Path(shutil.copytree(made, tmp_path / "small-bf16"))
+
+
+@pytest.fixture
+def upload(hub: Hub, received: Receiving, command: Run, tmp_path: Path) -> Run:
+    """Runs `dsctl upload` with a token; what it prints and writes does not have the token."""
+    hub.token = TOKEN
+
+    def run(folder: Path, *more: Any, target: str = TO, **variables: str) -> Any:
+        done = command("upload", folder, target, *more, HF_TOKEN=TOKEN, **variables)
+        for secret in (TOKEN, "xet-token-secret", "X-Amz-Signature"):
+            assert secret not in done.stdout + done.stderr
+            paths = (path for path in (tmp_path / "hf").rglob("*") if path.is_file())
+            assert not [path for path in paths if secret.encode() in path.read_bytes()]
+        assert {one.token for one in hub.log if one.host == "storage"} <= {None, "Bearer xet-token-secret"}
+        return done
+
+    return run
 
 
 def unsettled() -> dict[str, str]:

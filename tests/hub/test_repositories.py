@@ -15,10 +15,8 @@ from dsctl.core.errors import UsageError
 from dsctl.stores.repositories import RepositoryName, parse
 from tests.hub.receiving import SIGNATURE, Receiving
 from tests.hub.server import Hub
+from tests.hub.uploads import NEW, TOKEN, nth
 from tests.support.forks import Launcher
-
-TOKEN = "hf_secretsecret"
-NEW = "acme/new"
 
 # Creates what it must, sends the files of a folder, and commits them: large ones first, then the others.
 PROBE = """
@@ -129,19 +127,6 @@ def test_a_new_branch_does_not_begin_with_the_files_of_main(received: Receiving,
     assert sum(one.method == "PUT" for one in received.hub.log) == 2
 
 
-def nth(kind: str, word: str, *numbers: int) -> Callable[[int, str, str], str | None]:
-    """A fault for these of the requests whose path has a word, counted from 1."""
-    seen = [0]
-
-    def fault(number: int, method: str, path: str) -> str | None:
-        meant = method != "GET" and (path.startswith(word) if word in STORED else word in path)
-        seen[0] += meant
-        return kind if meant and seen[0] in numbers else None
-
-    return fault
-
-
-STORED = ("/lfs/", "/part/")
 WRITES = ["repos/create", "preupload", "objects/batch", "/lfs/", "/part/", "/complete/", "verify", "/commit/"]
 PASSING = ["503", "not 503", "not 429 1", "cut", "half", "html"]
 
