@@ -110,7 +110,7 @@ def killed(received: Receiving, started: Started, upload: Run, made: Path, seed:
     running.append(started("upload", made, TO, HF_TOKEN=TOKEN, **environment))
     assert running[0].wait().code in (-9, 0)
     received.hub.fault = lambda *asked: None
-    done = good(upload(made, "--json", **environment))
+    done = good(upload(made, "--json", xet=received.xet))
     whole(received, made)
     assert len(received.commits) == 1
     assert json.loads(done.stdout)["commit"] == received.history[NEW, "main"][-1]

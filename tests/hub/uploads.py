@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.hub.receiving import Receiving
+from tests.hub.receiving import SIGNATURE, Receiving
+from tests.hub.server import Hub
 
 TOKEN = "hf_secretsecret"
 NEW, TO = "acme/new", "hf://acme/new"
@@ -38,6 +39,15 @@ def refused(done: Any, code: int, *words: str) -> None:
     assert done.returncode == code, done.stderr
     assert done.stderr.count("error: ") == 1 and "\nhint: " in done.stderr and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+def kept_secret(hub: Hub, said: str, *folders: Path) -> None:
+    """No secret is in what a command printed and wrote, and storage never got the token."""
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    for secret in (TOKEN, "xet-token-secret", SIGNATURE):
+        assert secret not in said
+        assert not [path for path in paths if secret.encode() in path.read_bytes()]
+    assert {one.token for one in hub.log if one.host == "storage"} <= {None, "Bearer xet-token-secret"}
 
 
 def nth(kind: str, word: str, *numbers: int) -> Callable[[int, str, str], str | None]:
