@@ -16,7 +16,7 @@ from dsctl.core.errors import DsctlError, WorkError
 from dsctl.core.visible import shortened
 from dsctl.stores.hub_faults import Doubtful
 from dsctl.stores.hub_guard import request_headers
-from dsctl.stores.repositories import RepositoryName, RepositoryWriter, Sent, Upload
+from dsctl.stores.repositories import RepositoryWriter, Sent, Upload
 from dsctl.stores.repository_lfs import refuse_changed
 from dsctl.stores.repository_requests import GLANCE, api, get, insist, refuse_stopped, storage_address, valid
 from dsctl.stores.threads import threads
@@ -41,7 +41,8 @@ class Storage(NamedTuple):
     expires: int
 
 
-_known: dict[RepositoryName, Storage] = {}
+# By the address that gives tokens.
+_known: dict[str, Storage] = {}
 _lock = Lock()
 
 
@@ -54,11 +55,11 @@ def storage(writer: RepositoryWriter) -> Storage | None:
     if not is_xet_available():
         return None
     with _lock:
-        known = _known.get(writer.name)
+        known = _known.get(_address(writer))
         if known is None or known.expires < time.time() + EARLY:
             known = insist(writer.place, writer.stopped, lambda: _ask(writer))
             if known is not None:
-                _known[writer.name] = known
+                _known[_address(writer)] = known
         return known
 
 
@@ -137,7 +138,7 @@ def _send(writer: RepositoryWriter, upload: Upload, to: Storage, report: Any) ->
         _abort(commit)
         # A token that ended is the most likely cause that a new attempt can remove.
         with _lock:
-            _known.pop(writer.name, None)
+            _known.pop(_address(writer), None)
         raise Doubtful(_words(error, to)) from None
 
 

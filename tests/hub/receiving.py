@@ -199,8 +199,9 @@ class Receiving:
         if header.get("parentCommit", parent) != parent:
             return _error(412, "A commit has happened since. Please refresh and try again.")
         state = {name: (sha256, lfs) for name, (_, sha256, lfs) in self.state(repository, branch).items()}
-        for name in state:
-            self.keep((self._folder(repository, branch) / name).read_bytes())
+        for name, (sha256, _) in state.items():
+            if sha256 not in self.objects:
+                self.keep((self._folder(repository, branch) / name).read_bytes())
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "file":

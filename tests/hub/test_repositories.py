@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,46 +11,13 @@ from typing import Any
 
 import pytest
 
-from dsctl.core.errors import UsageError
-from dsctl.stores.repositories import RepositoryName, parse
+from dsctl.core.errors import DsctlError, UsageError
+from dsctl.stores.repositories import Commit, Content, RepositoryName, RepositoryWriter, Unsorted, parse
+from tests.hub.conftest import Within
 from tests.hub.receiving import SIGNATURE, Receiving
 from tests.hub.server import Hub
-from tests.support.forks import Launcher
+from tests.hub.uploads import NEW, TOKEN, nth
 
-TOKEN = "hf_secretsecret"
-NEW = "acme/new"
-
-# Creates what it must, sends the files of a folder, and commits them: large ones first, then the others.
-PROBE = """
-import json, sys, threading, time
-from pathlib import Path
-from dsctl.core.errors import DsctlError
-from dsctl.stores import repository_requests, repository_xet
-from dsctl.stores.repositories import *
-told, settings = [], json.loads(sys.argv[3])
-for name, value in settings.items():
-    module, _, field = name.partition(".")
-    setattr(globals()[module], field, value) if field else None
-try:
-    writer = RepositoryWriter.at(sys.argv[1])
-    head = writer.create(private=True)
-    if "stop" in settings:
-        threading.Timer(settings["stop"], writer.stop).start()
-    paths = sorted(path for path in Path(sys.argv[2]).rglob("*") if path.is_file())
-    names = {str(path.relative_to(sys.argv[2])): path for path in paths}
-    asked = [Unsorted(name, path.stat().st_size, path.read_bytes()[:512]) for name, path in names.items()]
-    sorting = writer.sort(asked)
-    large = [writer.send(name, path, None, told.append) for name, path in names.items() if sorting[name].lfs]
-    first = writer.commit(Commit(large, [], "weights"), head)
-    small = [Content(name, path.read_bytes()) for name, path in names.items() if not sorting[name].lfs]
-    last = writer.commit(Commit(small, [], "the rest"), first)
-    listings = [{listed.name: listed.size for listed in found.listing} for found in (last, writer.head())]
-    print(json.dumps({"commits": [head.commit, first.commit, last.commit], "told": sum(told),
-                      "same": listings[0] == listings[1]}))
-except DsctlError as error:
-    print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint or "",
-                      "told": sum(told)}))
-"""
 Probe = Callable[..., dict[str, Any]]
 
 
@@ -67,17 +34,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def probe(launcher: Launcher, hub: Hub, received: Receiving, settings: dict[str, str], folder: Path) -> Probe:
-    """Uploads the folder in a process of its own, with a token."""
-    hub.token = TOKEN
+def probe(received: Receiving, within: Within, folder: Path) -> Probe:
+    """Creates what it must, sends the files of the folder, and commits them: weights first, then the others."""
 
-    def upload(text: str = f"hf://{NEW}", wanted: dict[str, Any] | None = None, **variables: str) -> dict[str, Any]:
-        environment = settings | {"HF_TOKEN": TOKEN} | variables
-        printed = launcher.script(PROBE, text, folder, json.dumps(wanted or {}), environment=environment)
-        assert TOKEN not in printed and SIGNATURE not in printed and "xet-token-secret" not in printed
-        return dict(json.loads(printed))
+    def upload(text: str = f"hf://{NEW}", stop: float = 0, xet: bool = False) -> dict[str, Any]:
+        told: list[int] = []
+        with within(xet):
+            try:
+                done = _uploaded(text, folder, stop, told) | {"told": sum(told)}
+            except DsctlError as error:
+                kind, hint = type(error).__name__, error.hint or ""
+                done = {"error": kind, "message": error.message, "hint": hint, "told": sum(told)}
+        assert not [secret for secret in (TOKEN, SIGNATURE, "xet-token-secret") if secret in str(done)]
+        return done
 
     return upload
+
+
+def _uploaded(text: str, folder: Path, stop: float, told: list[int]) -> dict[str, Any]:
+    writer = RepositoryWriter.at(text)
+    head = writer.create(private=True)
+    if stop:
+        threading.Timer(stop, writer.stop).start()
+    names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sorting = writer.sort(
+        [Unsorted(name, path.stat().st_size, path.read_bytes()[:512]) for name, path in names.items()]
+    )
+    large = [writer.send(name, path, None, told.append) for name, path in names.items() if sorting[name].lfs]
+    first = writer.commit(Commit(large, [], "weights"), head)
+    small = [Content(name, path.read_bytes()) for name, path in names.items() if not sorting[name].lfs]
+    last = writer.commit(Commit(small, [], "the rest"), first)
+    now = writer.head()
+    assert now is not None
+    listings = [{listed.name: listed.size for listed in found.listing} for found in (last, now)]
+    return {"commits": [head.commit, first.commit, last.commit], "same": listings[0] == listings[1]}
 
 
 def whole(received: Receiving, folder: Path, branch: str = "main") -> None:
@@ -105,8 +95,7 @@ def token_stays(hub: Hub) -> None:
 @pytest.mark.parametrize("how", ["whole", "parts", "xet"])
 def test_files_are_sent_and_committed(received: Receiving, probe: Probe, folder: Path, how: str) -> None:
     received.part_bytes, received.xet = 100_000 if how == "parts" else 1 << 30, how == "xet"
-    variables = {"HF_HUB_DISABLE_XET": "0"} if how == "xet" else {}
-    done = probe(f"hf://{NEW}@fp8/v1" if how == "parts" else f"hf://{NEW}", **variables)
+    done = probe(f"hf://{NEW}@fp8/v1" if how == "parts" else f"hf://{NEW}", xet=how == "xet")
     whole(received, folder, "fp8/v1" if how == "parts" else "main")
     assert done["same"] and done["told"] == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert received.hub.private[NEW] and commits(received) == ["weights", "the rest"]
@@ -116,7 +105,7 @@ def test_files_are_sent_and_committed(received: Receiving, probe: Probe, folder:
 
 
 def test_a_hub_without_xet_gets_lfs(received: Receiving, probe: Probe, folder: Path) -> None:
-    probe(HF_HUB_DISABLE_XET="0")
+    probe(xet=True)
     whole(received, folder)
 
 
@@ -129,19 +118,6 @@ def test_a_new_branch_does_not_begin_with_the_files_of_main(received: Receiving,
     assert sum(one.method == "PUT" for one in received.hub.log) == 2
 
 
-def nth(kind: str, word: str, *numbers: int) -> Callable[[int, str, str], str | None]:
-    """A fault for these of the requests whose path has a word, counted from 1."""
-    seen = [0]
-
-    def fault(number: int, method: str, path: str) -> str | None:
-        meant = method != "GET" and (path.startswith(word) if word in STORED else word in path)
-        seen[0] += meant
-        return kind if meant and seen[0] in numbers else None
-
-    return fault
-
-
-STORED = ("/lfs/", "/part/")
 WRITES = ["repos/create", "preupload", "objects/batch", "/lfs/", "/part/", "/complete/", "verify", "/commit/"]
 PASSING = ["503", "not 503", "not 429 1", "cut", "half", "html"]
 
@@ -257,14 +233,17 @@ def test_attempts_come_to_an_end(received: Receiving, probe: Probe) -> None:
 def test_stop_ends_what_hangs(received: Receiving, probe: Probe, word: str) -> None:
     received.hub.fault = nth("hang", word, 1)
     begun = time.monotonic()
-    done = probe(wanted={"stop": 0.5})
+    done = probe(stop=0.3)
     assert time.monotonic() - begun < 5 and done["message"] == "the run has ended"
 
 
-def test_xet_that_fails_is_tried_again_and_then_told(received: Receiving, probe: Probe, folder: Path) -> None:
+def test_xet_that_fails_is_tried_again_and_then_told(
+    received: Receiving, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received.xet = True
     received.hub.fault = lambda number, method, path: "not 403" if "/v1/shards" in path else None
-    done = probe(HF_HUB_DISABLE_XET="0", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
+    done = probe(xet=True)
     assert "a.safetensors: the upload by Xet failed" in done["message"] and "(3 attempts)" in done["message"], done
     assert "http" not in done["message"] and done["told"] == 0
 
@@ -277,7 +256,7 @@ def test_storage_that_is_none_is_refused(
 
     said = {"accessToken": "xet-token-secret", "exp": 4_000_000_000, "casUrl": cas}
     monkeypatch.setattr(receiving.Receiving, "_xet_token", lambda self: receiving._json(said))
-    done = probe(HF_HUB_DISABLE_XET="0")
+    done = probe(xet=True)
     assert "for uploads, which is not such an address" in done["message"], done
 
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hub.conftest import Run
+from tests.hub.conftest import Run, smallest
 from tests.hub.receiving import FIRST, Receiving
-from tests.hub.server import Hub
-from tests.support.checkpoints import smaller
+from tests.hub.uploads import NEW, TOKEN, XET, files, good, refused, whole
 from tests.support.command import dsctl
 from tests.support.forks import Launcher
 from tests.support.schemas import faults
 
-TOKEN = "hf_secretsecret"
-NEW, TO = "acme/new", "hf://acme/new"
-XET = {"HF_HUB_DISABLE_XET": "0"}
 WEIGHTS = "model-00001-of-000004.safetensors"
 
 # What `hf upload` does, once the repository exists.
@@ -34,66 +29,6 @@ api = HfApi()
 api.create_repo("acme/oracle", private=True, exist_ok=True)
 api.upload_folder(repo_id="acme/oracle", folder_path=sys.argv[1], commit_message="x")
 """
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that dsctl made, with everything that does not belong to the result beside it."""
-    folder = tmp_path_factory.mktemp("made") / "small-bf16"
-    dsctl("convert", smaller(tmp_path_factory, "v3.2", layers=2, experts=4), folder, "--bf16")
-    for name in (".cache/huggingface/download/x.metadata", ".git/HEAD", "empty/.cache/y"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
-    return folder
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    """A copy of it that may be changed."""
-    return Path(shutil.copytree(made, tmp_path / "small-bf16"))
-
-
-@pytest.fixture
-def upload(hub: Hub, received: Receiving, command: Run, tmp_path: Path) -> Run:
-    """Runs `dsctl upload` with a token; what it prints and writes does not have the token."""
-    hub.token = TOKEN
-
-    def run(folder: Path, *more: Any, target: str = TO, **variables: str) -> Any:
-        done = command("upload", folder, target, *more, HF_TOKEN=TOKEN, **variables)
-        for secret in (TOKEN, "xet-token-secret", "X-Amz-Signature"):
-            assert secret not in done.stdout + done.stderr
-            paths = (path for path in (tmp_path / "hf").rglob("*") if path.is_file())
-            assert not [path for path in paths if secret.encode() in path.read_bytes()]
-        assert {one.token for one in hub.log if one.host == "storage"} <= {None, "Bearer xet-token-secret"}
-        return done
-
-    return run
-
-
-def files(folder: Path) -> dict[str, Path]:
-    """The files that belong to a result."""
-    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path for name, path in paths.items() if not {".git", ".cache", ".dsctl"} & set(name.split("/"))}
-
-
-def whole(received: Receiving, folder: Path, repository: str = NEW, branch: str = "main") -> None:
-    """The branch has the folder's files, and the hub's own one, and nothing else."""
-    found = {name: (size, digest) for name, (size, digest, _) in received.state(repository, branch).items()}
-    expected = {name: (path.stat().st_size, received.hub.digest(path)[0]) for name, path in files(folder).items()}
-    if ".gitattributes" not in expected:
-        found.pop(".gitattributes")
-    assert found == expected
-
-
-def good(done: Any) -> Any:
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def refused(done: Any, code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stderr.count("error: ") == 1 and "\nhint: " in done.stderr and "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
 
 
 def written(received: Receiving) -> bool:
@@ -108,7 +43,7 @@ def test_the_repository_is_the_one_that_hf_upload_makes(
     """One commit each, the same files with the same digests, stored in the same way, by the same kinds of requests."""
     received.xet = how == "xet"
     variables = XET if how == "xet" else {}
-    good(upload(made, **variables))
+    good(upload(made, xet=how == "xet"))
     ours = asked(received, "acme/new")
     received.hub.log.clear()
     # What hf sends it would not send again if the storage had it.
@@ -121,7 +56,7 @@ def test_the_repository_is_the_one_that_hf_upload_makes(
     assert sorted(map(str, first[1:])) == sorted(map(str, second[1:]))
     # Ours looks before, and compares the hub's list at the end; hf asks in batches whether LFS has the bytes.
     weights = sum(name.endswith((".safetensors", ".dsctl")) for name in files(made))
-    more = Counter({"GET revision": 3, "GET tree": 2})
+    more = Counter({"GET revision": 4, "GET tree": 2})
     if how == "lfs":
         more["POST batch"] = weights - 1
     if how == "xet":
@@ -146,7 +81,7 @@ def asked(received: Receiving, repository: str) -> Counter[str]:
 def test_the_same_command_again_sends_nothing(received: Receiving, upload: Run, made: Path) -> None:
     done = good(upload(made, "--json"))
     facts = json.loads(done.stdout)
-    assert faults("upload", facts) == [] and facts["commits"] == 1 and facts["private"] is None
+    assert faults("upload", facts) == [] and facts["commits"] == 1 and facts["private"] is True
     assert received.hub.private[NEW] and facts["sent"].keys() == files(made).keys()
     count = len(received.hub.log)
     facts = json.loads(good(upload(made, "--json")).stdout)
@@ -159,7 +94,7 @@ def test_digests_that_dsctl_json_has_spare_reading(
     received: Receiving, upload: Run, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     folder = tmp_path / "signed"
-    dsctl("convert", smaller(tmp_path_factory, "v3.2", layers=2, experts=4), folder, "--fp8", "--digest", "sha256")
+    dsctl("convert", smallest(tmp_path_factory), folder, "--fp8", "--digest", "sha256")
     good(upload(folder))
     # Not the bytes that dsctl.json describes: they are neither read nor sent, because the hub has those.
     data = bytearray((folder / WEIGHTS).read_bytes())
@@ -201,7 +136,7 @@ def test_what_would_be_replaced_needs_force_and_nothing_is_deleted(
     assert state["config.json"][0] == 2 and "new.txt" in state and "LICENSE" in state
 
 
-@pytest.mark.parametrize("others", [("pytorch_model.bin",), ("x/model.safetensors",), ("config.json",)])
+@pytest.mark.parametrize("others", [("pytorch_model.bin",), ("x/model.safetensors",)])
 def test_weights_of_a_different_model_need_force(
     received: Receiving, upload: Run, copy: Path, others: tuple[str, ...]
 ) -> None:
@@ -211,8 +146,7 @@ def test_weights_of_a_different_model_need_force(
         received._commit(NEW, "main", state | {name: (received.keep(b"theirs"), False)}, "theirs")
     refused(upload(copy), 30, others[0])
     good(upload(copy, "--force"))
-    if others[0] not in files(copy):
-        assert received.state(NEW)[others[0]][0] == 6
+    assert received.state(NEW)[others[0]][0] == 6
 
 
 def test_a_licence_and_pictures_stay_without_force(received: Receiving, upload: Run, copy: Path) -> None:
@@ -227,19 +161,18 @@ def test_an_old_dsctl_json_is_gone_while_files_are_replaced(
     received: Receiving, upload: Run, copy: Path, made: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     good(upload(made))
-    other = tmp_path / "other"
-    dsctl("convert", smaller(tmp_path_factory, "v3.2", layers=2, experts=4), other, "--to", "int8-channel")
-    received.commits.clear()
-    seen = []
-    make = received._commit
+    other, seen, make = tmp_path / "other", [], received._commit
+    dsctl("convert", smallest(tmp_path_factory), other, "--to", "int8-channel")
+    for number in range(60):
+        (other / f"more-{number:02}.safetensors").write_bytes(b"%d" % number)
 
     def watch(repository: str, branch: str, state: dict[str, Any], summary: str) -> str:
         seen.append((summary, "dsctl.json" in state))
         return make(repository, branch, state, summary)
 
     received._commit = watch  # type: ignore[method-assign]
-    good(upload(other, "--force", "--message", "int8", DSCTL_TEST_LFS_FILES="2"))
-    assert seen[-1] == ("int8", True)
+    good(upload(other, "--force", "--message", "int8"))
+    assert seen == [("int8 (part 1)", False), ("int8", True)]
 
 
 def test_visibility(received: Receiving, upload: Run, made: Path) -> None:
@@ -344,8 +277,8 @@ def test_files_beyond_one_commit_are_committed_in_parts(received: Receiving, upl
     (copy / "dsctl.json").unlink()
     for number in range(120):
         (copy / f"more-{number:03}.safetensors").write_bytes(b"%d" % number)
-        (copy / f"note-{number:03}.txt").write_bytes(b"%d" % number)
-        (copy / f"text-{number:03}.txt").write_bytes(b"%d" % number)
+        for kind in ("note", "text", "more"):
+            (copy / f"{kind}-{number:03}.txt").write_bytes(b"%d" % number)
     done = json.loads(good(upload(copy, "--json")).stdout)
     whole(received, copy)
     sizes = [len(commit["lines"]) - 1 for commit in received.commits]
