@@ -121,8 +121,10 @@ class Delivery:
         return self.state
 
     def audit(self) -> dict[str, Any]:
-        """The audit of a complete target; raises as `RemoteTarget.audit`. What a run that was killed at the very end left
-        here is removed."""
+        """The audit of a complete target; raises as `RemoteTarget.audit`.
+
+        What a run that was killed at the very end left here is removed.
+        """
         audit, here = self.target.audit(), staging(self.url)
         if here.exists():
             with contextlib.suppress(ResumeError, WorkError):

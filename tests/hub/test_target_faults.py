@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import Run
+from tests.hub.conftest import Run, Started
 from tests.hub.receiving import Receiving
 from tests.hub.server import Hub, one_in
 
@@ -149,5 +153,34 @@ def test_files_and_records_that_were_changed_are_made_again(
     torn = bytearray(_bytes(received, name))
     torn[5] ^= 1
     _replace(received, {name: bytes(torn), ".dsctl-run/journal-77.jsonl": b"not a line\n", max(begun): b"other"})
+    assert convert()[0] == 0
+    finished(received)
+
+
+def test_an_interrupt_ends_a_stalled_upload(
+    hub: Hub,
+    received: Receiving,
+    source: Path,
+    started: Started,
+    tmp_path: Path,
+    convert: Callable[[], tuple[int, str]],
+) -> None:
+    stalled = threading.Event()
+
+    def stall(number: int, method: str, path: str) -> str | None:
+        if method != "PUT":
+            return None
+        stalled.set()
+        return "stall"
+
+    hub.fault = stall
+    settings = {"DSCTL_STAGING": str(tmp_path / "staging"), "HF_TOKEN": TOKEN}
+    process = started("convert", source, "hf://me/made", *WORDS, **settings)
+    assert stalled.wait(60)
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    done = process.wait(30)
+    assert done.code == 130 and "same command" in done.err and time.monotonic() - began < 10, done.told()
+    hub.fault = lambda number, method, path: None
     assert convert()[0] == 0
     finished(received)

@@ -15,7 +15,7 @@ from tests.hub.conftest import Started
 from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
 
-WORDS = ("--bf16", "--workers", "2", "--shard-size", "3MB", "--staging", "16MB")
+WORDS = ("--bf16", "--shard-size", "3MB", "--staging", "16MB")
 TARGET = "hf://me/made"
 
 
@@ -24,9 +24,9 @@ class Killed:
 
     def __init__(self, hub: Hub, received: Receiving, started: Started, source: Path, staging: Path) -> None:
         self.hub, self.received, self.started, self.source, self.staging = hub, received, started, source, staging
-        self.requests = 0
+        self.requests, self.workers = 0, 1
 
-    def run(self, last: int | None = None, words: tuple[str, ...] = WORDS, source: Path | None = None) -> int:
+    def run(self, last: int | None = None) -> int:
         """Run until the request with this number, or to the end; the exit code."""
         self.requests = 0
 
@@ -37,7 +37,8 @@ class Killed:
             return None
 
         self.hub.fault = count
-        process = self.started("convert", source or self.source, TARGET, *words, DSCTL_STAGING=str(self.staging))
+        words = ("convert", self.source, TARGET, *WORDS, "--workers", self.workers)
+        process = self.started(*words, DSCTL_STAGING=str(self.staging))
         done = process.wait(120)
         self.hub.fault = lambda number, method, path: None
         assert done.code in (0, -9) and "Traceback" not in done.err, done.told()
@@ -88,7 +89,7 @@ def test_a_killed_run_goes_on(killed: Killed, elsewhere: bool) -> None:
         if elsewhere:
             shutil.rmtree(killed.staging, ignore_errors=True)
 
-    at_random(killed, 6, 15 + elsewhere, between)
+    at_random(killed, 5, 15 + elsewhere, between)
 
 
 @pytest.mark.soak
@@ -98,4 +99,5 @@ def test_fifty_kills(killed: Killed, elsewhere: bool) -> None:
         if elsewhere:
             shutil.rmtree(killed.staging, ignore_errors=True)
 
+    killed.workers = 2
     at_random(killed, 50, 50 + elsewhere, between)

@@ -17,6 +17,7 @@ from tests.hub.conftest import Run
 from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
 from tests.support.command import dsctl
+from tests.support.forks import Launcher
 from tests.support.schemas import faults
 
 TOKEN = "hf_never-told"
@@ -234,3 +235,18 @@ def test_somebody_else_s_commit_ends_a_run_that_can_go_on(
     assert unfinished.returncode == 10 and "is not finished" in unfinished.stderr
     assert command(*words, **settings).returncode == 0
     assert {"notes.txt", "dsctl.json"} <= received.state("me/made").keys()
+
+
+def test_the_python_interface_takes_a_repository(
+    hub: Hub, received: Receiving, source: Path, launcher: Launcher, settings: dict[str, str], tmp_path: Path
+) -> None:
+    script = """
+import dsctl, sys
+told = []
+made = dsctl.open(sys.argv[1]).to("bf16")
+result = made.run("hf://me/called", workers=1, staging=16_000_000, public=True, report=told.append)
+print(result.ok, result.target, *{type(event).__name__ for event in told})
+"""
+    said = launcher.script(script, source, environment=settings | {"DSCTL_STAGING": str(tmp_path / "staging")})
+    assert said.startswith("True hf://me/called") and "Uploaded" in said and "Saved" in said
+    assert hub.private["me/called"] is False and "dsctl.json" in received.state("me/called")
