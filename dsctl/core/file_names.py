@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # Longest file name in bytes (255) less the suffix that huggingface_hub appends to downloads, and longest path below
 # a folder whose own path is long (Linux: 4,096 in all).
 LONGEST_NAME, LONGEST_PATH = 255 - len(".incomplete"), 2048
@@ -21,3 +23,20 @@ def unusable(name: str) -> str:
     if len(name.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in parts):
         return "is too long for a file system"
     return ""
+
+
+def problem_of(names: Iterable[str]) -> str:
+    """The problem of the first name that cannot be used, in words that spell it out; empty if there is none."""
+    folders: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for name in names:
+        why = unusable(name)
+        parts = name.split("/")
+        if not why and (twin := files.get(name.casefold())) is not None:
+            why = "is listed twice" if twin == name else f"and {twin!r} differ in case only"
+        if why:
+            return f"file name {name!r} {why}"
+        files[name.casefold()] = name
+        folders |= {"/".join(parts[:depth]).casefold(): name for depth in range(1, len(parts))}
+    both = next((name for folded, name in files.items() if folded in folders), None)
+    return "" if both is None else f"{both!r} is a file and the folder of {folders[both.casefold()]!r}"

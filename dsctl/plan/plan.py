@@ -130,6 +130,8 @@ class Plan:
     `folders` are those of ranks, each complete in itself; `recoded` are the parameters that a cut makes encode again.
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
     `grafts` say what is taken from other checkpoints, as JSON. `as_bytes`: all steps move or patch whole tensors.
+    `renamed` has the new names of copied files that get one, and `card` the repository that gets a model card as its
+    README.md.
     """
 
     request: Request
@@ -151,6 +153,8 @@ class Plan:
     merge: Merge | None = None
     grafts: list[dict[str, Any]] = field(default_factory=list)
     as_bytes: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
+    card: str = ""
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"
