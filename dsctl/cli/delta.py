@@ -24,9 +24,12 @@ New = Annotated[
     typer.Argument(metavar="NEW", autocompletion=completion.sources, help="The later checkpoint, named the same way."),
 ]
 Delta = Annotated[str, typer.Argument(metavar="DELTA", help="A delta: a folder, org/name or a URL.")]
-Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write.")]
+Target = Annotated[
+    str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path or hf://org/name.")
+]
 Result = Annotated[
-    str | None, typer.Argument(metavar="[DST]", help="The folder to write, or a URL such as s3://bucket/path.")
+    str | None,
+    typer.Argument(metavar="[DST]", help="The folder to write, or a URL such as s3://bucket/path or hf://org/name."),
 ]
 Chain = Annotated[
     list[str],

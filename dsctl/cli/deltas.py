@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dsctl.checkpoint.delta import open_delta
 from dsctl.checkpoint.opening import source_at
@@ -15,11 +16,14 @@ from dsctl.core.frames import LEVELS, SPARSE
 from dsctl.core.processors import cores
 from dsctl.plan.delta_options import DeltaOptions
 from dsctl.plan.differing import differing
+from dsctl.plan.plan import Plan
 from dsctl.run.carry_out import rehearse, set_up
 from dsctl.run.delta_apply import Application, apply, check_base, opened
+from dsctl.run.delta_delivery import deliver
+from dsctl.run.delta_files import Found
 from dsctl.run.delta_fold import fold_to, folding
 from dsctl.run.delta_in_place import InPlace
-from dsctl.run.delta_make import Order, make, order
+from dsctl.run.delta_make import MadeDelta, Order, make, order
 from dsctl.run.delta_sampling import Sample, sampled
 from dsctl.run.delta_verify import check
 from dsctl.run.events import advances
@@ -31,7 +35,8 @@ from dsctl.show.deltas import fold_json, show_check, show_fold, show_in_place, s
 from dsctl.show.output import Output, plural, size
 from dsctl.show.plans import show_plan
 from dsctl.show.progress import Progress
-from dsctl.stores import store_at
+from dsctl.stores import Store, store_at
+from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
 
 AGAIN = "goes on where it stopped"
@@ -51,11 +56,18 @@ def make_delta(
     if run.dry_run:
         show_order(asked, target, output)
         return
-    folder = _folder(target)
     if not options.anyway:
         _refuse_idle(asked, sampled(asked.sources, list(asked.differing.pairs)))
+    found: dict[str, Found] = {}
     with resumable(AGAIN), reading(output, asked.differing.bytes_in, "comparing") as advance:
-        made = make(asked, folder, how, advances(advance))
+
+        def made_in(folder: Path) -> dict[str, Any]:
+            made = make(asked, folder, how, advances(advance))
+            found.update(made.found)
+            return made.audit
+
+        audit = _made(target, asked.plan, asked.sources.store, how, made_in)
+    made = MadeDelta(audit, found)
     show_made(asked, made, target, every, output)
 
 
@@ -161,7 +173,7 @@ def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, o
         show_fold(asked, target, None, output)
         return
     with resumable(AGAIN), reading(output, sum(one.stored_bytes for one in asked.deltas), "folding") as advance:
-        audit = fold_to(asked, _folder(target), how, advances(advance))
+        audit = _made(target, asked.plan(), asked.store, how, lambda one: fold_to(asked, one, how, advances(advance)))
     output.data(fold_json(asked, target, audit))
     show_fold(asked, target, audit, output)
 
@@ -174,6 +186,7 @@ def _opened(old: str, changes: str, in_place: bool = False) -> Application:
     return opened(source_at(old), store_at(changes), in_place)
 
 
-def _folder(target: str) -> Path:
-    """The folder of a target on this machine."""
-    return Path(path_of(target))
+def _made(target: str, plan: Plan, store: Store, how: How, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Make a delta in a folder on this machine, or at a URL."""
+    place = path_of(target)
+    return deliver(place, plan, store, how.force, make) if is_url(place) else make(Path(place))
