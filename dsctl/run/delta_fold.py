@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from itertools import pairwise
@@ -28,6 +29,7 @@ from dsctl.run.delta_target import Chain, claimed, finish
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.stores import INDEX, Store
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.joined import Joined
 from dsctl.work.differences import Difference
 from dsctl.work.folding import Folded, fold
@@ -156,7 +158,9 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         if route is None or journal is None:
             return audit or {}
         made = DeltaFiles(target, how.workers or cores(), report)
-        made.carry_out([_tasks(folding, file, names) for file, names in folding.keys.items()], journal)
+        with ExitStack() as stack:
+            readers = [stack.enter_context(in_blocks(delta.store, made.workers)) for delta in folding.deltas]
+            made.carry_out([_tasks(folding, readers, file) for file in folding.keys], journal)
         files = {name: one.entry for name, one in made.done.items() if one.entry is not None}
         for name, place in folding.sides()[0].items():
             delta = folding.deltas[place]
@@ -168,39 +172,41 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         return finish(route, files, chain, _weight_map(folding, made), _counts(made), _record(folding, made))
 
 
-def _tasks(folding: Folding, file: str, names: Mapping[str, Sequence[int]]) -> FileTasks:
+def _tasks(folding: Folding, readers: Sequence[Bytes], file: str) -> FileTasks:
+    names = folding.keys[file]
+
     def tensors() -> Iterator[TensorTask]:
-        return (TensorTask(name, partial(_fold, folding, file, name, places)) for name, places in names.items())
+        for name, places in names.items():
+            found = [(folding.deltas[place], readers[place]) for place in places]
+            yield TensorTask(name, partial(_fold, folding.level, file, name, found))
 
     return FileTasks(file, len(names), tensors)
 
 
 def _fold(
-    folding: Folding,
+    level: int,
     file: str,
     name: str,
-    places: Sequence[int],
+    deltas: Sequence[tuple[Delta, Bytes]],
     out: IO[bytes],
     heed: Callable[[int], None],
 ) -> Difference:
-    changes, reads = [], []
-    for place in places:
-        delta = folding.deltas[place]
+    changes = []
+    for delta, reader in deltas:
         changed = delta.of(file, name)
         assert changed is not None
-        changes.append(_alone(delta, changed))
-        reads.append(delta.store.read)
-    return fold(Folded(tuple(changes), tuple(reads)), folding.level, out, heed)
+        changes.append(_alone(delta, reader, changed))
+    return fold(Folded(tuple(changes), tuple(reader.read for _, reader in deltas)), level, out, heed)
 
 
-def _alone(delta: Delta, changed: Changed) -> Change:
+def _alone(delta: Delta, reader: Bytes, changed: Changed) -> Change:
     """A change of a tensor whose size only its frame tells; an overwriting frame does not."""
     ref = changed.ref
     nbytes = OVERWRITE_MOST - 1
     if changed.whole or delta.encoding != OVERWRITE:
 
         def read(begin: int, end: int) -> bytes:
-            return delta.store.read(ref.file, ref.begin + begin, ref.begin + end)
+            return reader.read(ref.file, ref.begin + begin, ref.begin + end)
 
         nbytes = Frame(read, ref.nbytes, f"{delta.store.place}/{ref.file}: {ref.name}", None).nbytes
     return Change(

@@ -31,6 +31,7 @@ from dsctl.run.how import How
 from dsctl.run.marks import Route
 from dsctl.run.reading import Reading
 from dsctl.stores import INDEX, Store
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.threads import threads
 from dsctl.work.differences import Coding, Difference, difference, digested, whole
 
@@ -109,33 +110,34 @@ def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta
         if audit is not None or route is None or journal is None:
             return MadeDelta(audit or {})
         made = DeltaFiles(target, how.workers or cores(), report)
-        made.carry_out([_tasks(order, file) for file in order.differing.files], journal)
-        return MadeDelta(_finish(order, route, made, _left(order, made.workers, report)), made.done)
+        with in_blocks(order.sources.store, made.workers) as reader:
+            made.carry_out([_tasks(order, reader, file) for file in order.differing.files], journal)
+            left = _left(order, reader, made.workers, report)
+        return MadeDelta(_finish(order, route, made, left), made.done)
 
 
-def _tasks(order: Order, file: DeltaFile) -> FileTasks:
+def _tasks(order: Order, reader: Bytes, file: DeltaFile) -> FileTasks:
     def tensors() -> Iterator[TensorTask]:
-        return (TensorTask(pair.new.name, partial(_compare, order, pair)) for pair in file.pairs)
+        return (TensorTask(pair.new.name, partial(_compare, order, reader, pair)) for pair in file.pairs)
 
     return FileTasks(file.name, len(file.pairs), tensors)
 
 
-def _compare(order: Order, pair: Pair, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
+def _compare(order: Order, reader: Bytes, pair: Pair, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
     coding = Coding(order.options.encoding, order.options.checksum, order.options.level)
-    with order.sources.reading(pair) as reader:
-        new = side_of(pair.new, reader, NEW)
-        old = side_of(pair.old, reader) if pair.old else None
-        if pair.whole or old is None:
-            return whole(new, old, coding, out, heed)
-        return difference(old, new, coding, out, heed)
+    new = side_of(pair.new, reader, NEW)
+    old = side_of(pair.old, reader) if pair.old else None
+    if pair.whole or old is None:
+        return whole(new, old, coding, out, heed)
+    return difference(old, new, coding, out, heed)
 
 
-def _left(order: Order, workers: int, report: EventReport) -> list[bytes]:
+def _left(order: Order, reader: Bytes, workers: int, report: EventReport) -> list[bytes]:
     """The digests of the tensors that only the old side has."""
     with threads(workers) as pool:
-        reading, store = Reading(pool, report), order.sources.old.store
+        reading = Reading(pool, report)
         refs = (ref for ref in order.differing.left if ref.nbytes)
-        return list(reading.results(partial(digested, side_of(ref, store), reading.heed) for ref in refs))
+        return list(reading.results(partial(digested, side_of(ref, reader), reading.heed) for ref in refs))
 
 
 def _finish(order: Order, route: Route, making: DeltaFiles, left: list[bytes]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dsctl.run.delta_base import refuse_other_base, results
 from dsctl.run.events import EventReport
 from dsctl.run.reading import Reading
 from dsctl.stores import SIGNED
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.threads import threads
 from dsctl.work.patching import Overwrites
 
@@ -45,9 +46,9 @@ def check(delta: Delta, application: Application | None, workers: int, report: E
         SourceError: a file cannot be read.
     """
     found = DeltaCheck(base=application is not None)
-    with threads(workers) as pool:
+    with threads(workers) as pool, in_blocks(delta.store, workers) as reader:
         reading = Reading(pool, report)
-        tasks = (partial(_frame, delta, changed, reading.heed) for changed in delta.tensors.values())
+        tasks = (partial(_frame, delta, reader, changed, reading.heed) for changed in delta.tensors.values())
         found.problems += [problem for problem in reading.results(tasks) if problem]
         found.frames = len(delta.tensors)
         files = _signed(delta)
@@ -71,13 +72,11 @@ def _file(delta: Delta, name: str, known: SignedFile) -> str:
     return f"{name}: differs from {SIGNED}: {', '.join(unlike)}" if unlike else ""
 
 
-def _frame(delta: Delta, changed: Changed, heed: Callable[[int], None]) -> str:
+def _frame(delta: Delta, reader: Bytes, changed: Changed, heed: Callable[[int], None]) -> str:
     """The problem of a frame, or an empty text."""
     ref = changed.ref
 
-    def read(file: str, begin: int, end: int) -> bytes:
-        return delta.store.read(file, begin, end)
-
+    read = reader.read
     try:
         if delta.encoding == OVERWRITE and not changed.whole:
             most = OVERWRITE_MOST - 1
