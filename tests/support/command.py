@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -58,21 +59,39 @@ def verbs() -> Any:
     return typer.main.get_command(application())
 
 
+def _renew_server() -> None:
+    """End the process that forks workers if it was started with other variables: a command's own would have these.
+
+    It is kept otherwise, because it imports torch.
+    """
+    now = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    if _SERVED and _SERVED != now:
+        cli._end_server()
+    _SERVED.clear()
+    _SERVED.update(now)
+
+
+_SERVED: dict[str, str] = {}
+
+
 def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
     """The same entry point within this process: nothing is imported or made again.
 
     `both` takes both streams as they come, as a terminal does.
     """
     command = verbs()
+    _renew_server()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     out, err, code = both or io.StringIO(), both or io.StringIO(), 0
     made = mock.patch.object(cli, "application", return_value=command)
+    kept = mock.patch.object(cli, "_end_server")
     argv = mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)])
     with (
         redirect_stdout(out),
         redirect_stderr(err),
         argv,
         made,
+        kept,
     ):
         try:
             cli.main()
