@@ -77,9 +77,7 @@ def _read(store: Store, file: str, begin: int, end: int) -> int:
     return len(store.read(file, begin, end))
 
 
-def write_speed(
-    folder: Path, at_once: int, stack: ExitStack, most: int = DISK_BYTES
-) -> tuple[float, list[FileIO]]:
+def write_speed(folder: Path, at_once: int, stack: ExitStack, most: int = DISK_BYTES) -> tuple[float, list[FileIO]]:
     """Bytes per second written to new files in a folder and synced, and these files, which end with the stack.
 
     `most` bytes are written, or fewer where the disk has little room.

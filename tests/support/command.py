@@ -65,7 +65,7 @@ def _renew_server() -> None:
     It is kept otherwise, because it imports torch.
     """
     now = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    if _SERVED and _SERVED != now:
+    if _SERVED and now != _SERVED:
         cli._end_server()
     _SERVED.clear()
     _SERVED.update(now)
@@ -74,15 +74,16 @@ def _renew_server() -> None:
 _SERVED: dict[str, str] = {}
 
 
-def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
+def call(*arguments: Any, both: io.StringIO | None = None, encoding: str = "") -> Done:
     """The same entry point within this process: nothing is imported or made again.
 
-    `both` takes both streams as they come, as a terminal does.
+    `both` takes both streams as they come, as a terminal does. With an `encoding` they are streams of bytes, which it
+    has to pass, as those of a process are.
     """
     command = verbs()
     _renew_server()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    out, err, code = both or io.StringIO(), both or io.StringIO(), 0
+    out, err, code = both or _stream(encoding), both or _stream(encoding), 0
     made = mock.patch.object(cli, "application", return_value=command)
     kept = mock.patch.object(cli, "_end_server")
     argv = mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)])
@@ -100,7 +101,18 @@ def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    return Done(code, out.getvalue(), err.getvalue())
+    return Done(code, _said(out), _said(err))
+
+
+def _stream(encoding: str) -> io.TextIOBase:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding) if encoding else io.StringIO()
+
+
+def _said(stream: Any) -> str:
+    if isinstance(stream, io.StringIO):
+        return stream.getvalue()
+    stream.flush()
+    return str(stream.buffer.getvalue(), stream.encoding)
 
 
 def dsctl(*arguments: Any) -> str:
