@@ -96,7 +96,7 @@ def torch_version() -> str | None:
     return found.stdout.strip() or None
 
 
-def install_torch(choice: str) -> None:
+def install_torch(choice: str, options: list[str]) -> None:
     """Install torch if it is missing. `cpu` avoids the gigabytes of CUDA packages that the usual Linux build needs."""
     have = torch_version()
     chosen = CONSTRAINTS.read_text().partition("# ")[2].strip() if CONSTRAINTS.is_file() else choice
@@ -105,13 +105,13 @@ def install_torch(choice: str) -> None:
     say(f"installing torch for the {'CPU' if choice == 'cpu' else 'GPU'} (choose with --torch cpu|gpu|keep)")
     if have:
         run(*pip("uninstall", "-q", "-y", "torch"))
-    if choice == "cpu" and sys.platform == "linux" and _install_cpu_torch():
+    if choice == "cpu" and sys.platform == "linux" and _install_cpu_torch(options):
         return
-    run(*pip("install", "-q", TORCH))
+    run(*pip("install", "-q", *options, TORCH))
 
 
-def _install_cpu_torch() -> bool:
-    if works(*pip("install", "-q", CPU_TORCH)):
+def _install_cpu_torch(options: list[str]) -> bool:
+    if works(*pip("install", "-q", *options, CPU_TORCH)):
         return True
     # uv finds the CPU builds without an index option.
     if works(*pip("install", "-q", "uv")):
@@ -130,9 +130,9 @@ def install(extra: str, choice: str) -> None:
         return
     # The pip that comes with an older Python may need a minute more to resolve versions. It works too.
     works(*pip("install", "-q", "--upgrade", "pip"))
-    install_torch(choice)
     # Tests import little of what they install, and compiling all of it takes longer than installing it.
     quick = ["--no-compile"] * (extra == "dev")
+    install_torch(choice, quick)
     # Keep pip from replacing the installed torch with a different build.
     CONSTRAINTS.write_text(f"torch=={torch_version()}  # {choice}\n")
     say(f"installing dsctl{EXTRAS[extra]}")

@@ -15,6 +15,7 @@ fewer.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -134,8 +135,14 @@ def timed(command: Command) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {(done.stdout + done.stderr).strip()[-2000:]}")
+        raise RuntimeError(reason(done.stdout + done.stderr) or shlex.join(command))
     return seconds
+
+
+def reason(text: str) -> str:
+    """What a command that failed says: its last line, or the message of dsctl's JSON."""
+    last = text.strip().rpartition("\n")[2]
+    return str(json.loads(last)["error"]["message"]) if last.startswith("{") else last
 
 
 def entropy(old: Path, new: Path) -> tuple[float, float]:
@@ -211,7 +218,7 @@ def sizes(pairs: dict[str, tuple[Path, Path]], folder: Path, xdelta3: str | None
                 cells.append(float(size_of(target)))
             except RuntimeError as error:
                 cells.append(0.0)
-                said = f"\n  {str(error).splitlines()[-1]}"
+                said = f"\n  {error}"
             shutil.rmtree(target, ignore_errors=True)
         shown = " ".join(f"{at / 1e6:7.2f} {100 * at / size:6.2f} %" if at else f"{'-':>16}" for at in cells)
         print(f"{what:24} {100 * share:7.2f} % {size / 1e6:9.2f} {shown}{said}")

@@ -286,9 +286,7 @@ class Conversion:
         Raises:
             SourceError, FormatError: the source. PlanError: the request cannot be carried out on it.
         """
-        if self.part is None:
-            return make_plan(*self._opened)
-        return make_plan(*self.part.of(self.source.checkpoint, self.request))
+        return make_plan(*(self.part.of(self.source.checkpoint, self.request) if self.part else self._opened))
 
     @cached_property
     def _opened(self) -> Opened:
@@ -305,23 +303,25 @@ class Conversion:
         address: str = "",
         device: str = "cpu",
         digest: str = "blake3",
+        staging: int | None = None,
+        public: bool = False,
         report: Callable[[Event], None] = lambda event: None,
     ) -> Result:
         """Carry the plan out, or resume an interrupted run, and return the result with the audit of `dsctl.json`.
 
         `workers` and `max_memory` (bytes, all processes together) default to what the machine has; with several
-        workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for. `engine`,
-        `address`, `device` and `digest` are those of `dsctl convert`.
+        workers the calling script needs the `if __name__ == "__main__":` that multiprocessing asks for. The other
+        settings are those of `dsctl convert`; `staging` is in bytes.
 
         Raises:
-            UsageError: an unknown engine, device or digest, an address without a cluster, a number below 1.
+            UsageError: an unknown engine, device or digest, a setting without effect, a number below 1.
             PlanError, ResumeError: the target holds different work, or has no room. FormatError: a scale is impossible.
             SourceError, WorkError: reading or writing failed; the same call resumes.
         """
         from dsctl.run.carry_out import carry_out, set_up
         from dsctl.run.how import How
 
-        how = How(workers, max_memory, engine, address, device, force, digest=digest)
+        how = How(workers, max_memory, engine, address, device, force, False, digest, staging, public)
         setup = set_up(self.plan, self._opened[0].store, os.fspath(target), how)
         return Result(setup.target, carry_out(setup, report).audit)
 

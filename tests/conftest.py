@@ -18,9 +18,14 @@ for name in [name for name in os.environ if name.startswith("DSCTL_") and name !
     del os.environ[name]
 
 
+# Nothing that is imported and collected ends before the tests begin.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Spare what was imported and collected, which stays, from every later collection of garbage."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

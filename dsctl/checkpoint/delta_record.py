@@ -12,7 +12,7 @@ from dsctl.checkpoint.delta_form import SIDES
 from dsctl.checkpoint.reading import check_name, read_json
 from dsctl.checkpoint.signed_files import SignedFile, entries_of
 from dsctl.core.errors import FormatError
-from dsctl.core.file_names import clashing, twins, unusable
+from dsctl.core.file_names import problem_of, unusable
 from dsctl.core.files import NEW, PART
 from dsctl.core.frames import Frame, compressed
 from dsctl.core.header import MAX_HEADER_BYTES, header_length, parse
@@ -115,7 +115,7 @@ def names_fault(base: Iterable[str], result: Iterable[str], sides: Iterable[str]
         return f"removes {CONFIG}"
     if both := sorted({*sides} & {*removed}):
         return f"both has and removes {both[0]}"
-    return clashing([*result, *sides]) or twins([*result, *sides])
+    return problem_of([*result, *sides])
 
 
 def packed_header(header: bytes) -> str:

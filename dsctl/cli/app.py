@@ -31,6 +31,7 @@ VERBS = {
     "plan": "Estimate disk, memory per rank and KV cache, and check which sizes of TP, EP and PP are possible.",
     "shard": "Split a checkpoint into tensor-, expert- and pipeline-parallel ranks.",
     "merge": "Merge sharded ranks into one checkpoint.",
+    "upload": "Upload a finished folder to a repository on a hub.",
     "tiny": "Make a small checkpoint of a release, with random weights.",
     "verify": "Check a checkpoint against its config, its index and its architecture.",
 }

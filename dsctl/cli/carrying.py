@@ -10,6 +10,7 @@ from dsctl.run.carry_out import carry_out, prepare_early, rehearse, set_up
 from dsctl.run.how import SHA256, How
 from dsctl.run.speed import probe
 from dsctl.show.audits import printed, show_audit, show_found, warn, warn_of_values
+from dsctl.show.delivered import show_repository
 from dsctl.show.merges import warn_of_merge
 from dsctl.show.output import Output
 from dsctl.show.plans import show_plan
@@ -36,11 +37,13 @@ def convert_from(opened: Opened, target: str, how: How, options: RunOptions, out
         audit, pace = carry_out(setup, progress.report, output.note)
     warn_of_values(audit, output)
     warn_of_merge(audit, output)
+    repository = setup.delivery.target.facts if setup.delivery else {}
     if output.json:
-        output.data(printed(audit, pace))
+        output.data(printed(audit, pace) | ({"repository": repository} if repository else {}))
         return
     if setup.state == "complete":
         show_found(setup, audit, output)
         if how.digest == SHA256 and not all("sha256" in file for file in audit["files"].values()):
             output.warn("some of its files have no SHA-256 in dsctl.json: --force makes them again, with it")
     show_audit(audit, setup.target, output, pace)
+    show_repository(repository, output)

@@ -19,6 +19,10 @@ def _memory(text: str) -> int | None:
     return parse_size(text, "--max-memory")
 
 
+def _staging(text: str) -> int | None:
+    return parse_size(text, "--staging")
+
+
 def _shard_size(text: str) -> int | None:
     return parse_size(text, "--shard-size")
 
@@ -210,6 +214,19 @@ MaxMemory = Annotated[
         help="Limit the memory of all processes together, such as 8GB.",
         rich_help_panel=RUNNING,
     ),
+]
+Staging = Annotated[
+    int | None,
+    typer.Option(
+        "--staging",
+        metavar="SIZE",
+        parser=_staging,
+        help="Limit the disk for files on their way to a URL, such as 30GB.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Public = Annotated[
+    bool, _flag("--public", panel=RUNNING, help_="Make a new repository on a hub public instead of private.")
 ]
 Verbose = Annotated[bool, _flag("--verbose", "-v", panel=RUNNING, help_="Print a line per finished file.")]
 Consume = Annotated[

@@ -71,6 +71,8 @@ def convert(
         dsctl convert DeepSeek-V3.2 first-layers --bf16 --only 'model.layers.0.*' --dry-run
 
         dsctl convert DeepSeek-V3.2 V3.2-draft --mtp only
+
+        dsctl convert DeepSeek-V3.2 hf://me/V3.2-bf16 --bf16 --staging 30GB
     """
     # Loaded late: it takes longer than `--help` itself.
     from dsctl.cli.conversion import convert_to

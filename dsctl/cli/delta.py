@@ -24,9 +24,12 @@ New = Annotated[
     typer.Argument(metavar="NEW", autocompletion=completion.sources, help="The later checkpoint, named the same way."),
 ]
 Delta = Annotated[str, typer.Argument(metavar="DELTA", help="A delta: a folder, org/name or a URL.")]
-Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write.")]
+Target = Annotated[
+    str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path or hf://org/name.")
+]
 Result = Annotated[
-    str | None, typer.Argument(metavar="[DST]", help="The folder to write, or a URL such as s3://bucket/path.")
+    str | None,
+    typer.Argument(metavar="[DST]", help="The folder to write, or a URL such as s3://bucket/path or hf://org/name."),
 ]
 Chain = Annotated[
     list[str],
@@ -103,7 +106,7 @@ def delta() -> None:
 
         dsctl delta make step-100 step-101 delta-101
 
-        dsctl delta apply step-100 delta-101 step-101
+        dsctl delta apply step-100 delta-101 made
     """
 
 
@@ -133,9 +136,9 @@ def make(
 
         dsctl delta make step-100 step-101 delta-101 --version 101
 
-        dsctl delta make DeepSeek-V3.2 fine-tuned delta --dry-run
+        dsctl delta make step-101 step-102 delta-102 --version 102 --dry-run
 
-        dsctl delta make DeepSeek-V3.2 fine-tuned delta --encoding shuffled
+        dsctl delta make step-101 step-102 stored --encoding shuffled
     """
     from dsctl.cli.deltas import make_delta
     from dsctl.core.frames import SPARSE
@@ -165,9 +168,9 @@ def apply(
 
     Examples:
 
-        dsctl delta apply step-100 delta-101 step-101
+        dsctl delta apply step-100 delta-101 made
 
-        dsctl delta apply step-100 delta-101 --in-place
+        dsctl delta apply step-100 delta-101 --in-place --dry-run
 
         dsctl delta apply deepseek-ai/DeepSeek-V3.2 s3://weights/delta s3://weights/fine-tuned --dry-run
     """
@@ -209,7 +212,9 @@ def fold(chain: Chain, *, level: Level = None, run: DeltaRunOptions, printing: P
 
     Examples:
 
-        dsctl delta fold delta-101 delta-102 delta-103 delta-101-to-103
+        dsctl delta make step-101 step-102 delta-102 --version 102
+
+        dsctl delta fold delta-101 delta-102 delta-100-to-102
     """
     from dsctl.cli.deltas import fold_deltas
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dsctl.checkpoint.delta import open_delta
 from dsctl.checkpoint.opening import source_at
@@ -15,11 +16,14 @@ from dsctl.core.frames import LEVELS, SPARSE
 from dsctl.core.processors import cores
 from dsctl.plan.delta_options import DeltaOptions
 from dsctl.plan.differing import differing
+from dsctl.plan.plan import Plan
 from dsctl.run.carry_out import rehearse, set_up
 from dsctl.run.delta_apply import Application, apply, check_base, opened
+from dsctl.run.delta_delivery import deliver
+from dsctl.run.delta_files import Found
 from dsctl.run.delta_fold import fold_to, folding
 from dsctl.run.delta_in_place import InPlace
-from dsctl.run.delta_make import Order, make, order
+from dsctl.run.delta_make import MadeDelta, Order, make, order
 from dsctl.run.delta_sampling import Sample, sampled
 from dsctl.run.delta_verify import check
 from dsctl.run.events import advances
@@ -31,7 +35,8 @@ from dsctl.show.deltas import fold_json, show_check, show_fold, show_in_place, s
 from dsctl.show.output import Output, plural, size
 from dsctl.show.plans import show_plan
 from dsctl.show.progress import Progress
-from dsctl.stores import store_at
+from dsctl.stores import Store, store_at
+from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
 
 AGAIN = "goes on where it stopped"
@@ -46,7 +51,6 @@ def make_delta(
         DsctlError: of every kind; nothing is written if a check fails.
     """
     how, (old, new, target) = _how(run), places
-    folder = _folder(target)
     sides = open_weights(source_at(old)), open_weights(source_at(new))
     asked = order(*sides, options, differing(*sides, options.encoding, options.checksum))
     if run.dry_run:
@@ -54,8 +58,16 @@ def make_delta(
         return
     if not options.anyway:
         _refuse_idle(asked, sampled(asked.sources, list(asked.differing.pairs)))
+    found: dict[str, Found] = {}
     with resumable(AGAIN), reading(output, asked.differing.bytes_in, "comparing") as advance:
-        made = make(asked, folder, how, advances(advance))
+
+        def made_in(folder: Path) -> dict[str, Any]:
+            made = make(asked, folder, how, advances(advance))
+            found.update(made.found)
+            return made.audit
+
+        audit = _made(target, asked.plan, asked.sources.store, how, made_in)
+    made = MadeDelta(audit, found)
     show_made(asked, made, target, every, output)
 
 
@@ -155,14 +167,13 @@ def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, o
     if len(chain) < 3:
         raise UsageError("delta fold: needs at least two deltas, and a folder to write", hint="D1 D2 ... DST")
     how, (*deltas, target) = _how(run), chain
-    folder = _folder(target)
     asked = folding([store_at(one) for one in deltas], level or SPARSE)
     if run.dry_run:
         output.data(fold_json(asked, target, None))
         show_fold(asked, target, None, output)
         return
     with resumable(AGAIN), reading(output, sum(one.stored_bytes for one in asked.deltas), "folding") as advance:
-        audit = fold_to(asked, folder, how, advances(advance))
+        audit = _made(target, asked.plan(), asked.store, how, lambda one: fold_to(asked, one, how, advances(advance)))
     output.data(fold_json(asked, target, audit))
     show_fold(asked, target, audit, output)
 
@@ -175,14 +186,7 @@ def _opened(old: str, changes: str, in_place: bool = False) -> Application:
     return opened(source_at(old), store_at(changes), in_place)
 
 
-def _folder(target: str) -> Path:
-    """The folder of a target on this machine.
-
-    Raises:
-        UsageError: it is a URL.
-    """
+def _made(target: str, plan: Plan, store: Store, how: How, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Make a delta in a folder on this machine, or at a URL."""
     place = path_of(target)
-    if "://" in place:
-        hint = "make it in a folder, then copy that"
-        raise UsageError(f"{target}: a delta is made in a folder on this machine", hint=hint)
-    return Path(place)
+    return deliver(place, plan, store, how.force, make) if is_url(place) else make(Path(place))

@@ -29,11 +29,13 @@ from dsctl.cli.conversion_options import (
     Mtp,
     NoMtp,
     Pp,
+    Public,
     Rank,
     Recipe,
     Recode,
     ScaleFmt,
     ShardSize,
+    Staging,
     To,
     Tp,
     Verbose,
@@ -118,6 +120,8 @@ class RunOptions:
     force: Force = False
     verbose: Verbose = False
     consume: Consume = 0
+    staging: Staging = None
+    public: Public = False
 
 
 @dataclass(frozen=True, slots=True)

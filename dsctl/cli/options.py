@@ -83,7 +83,9 @@ Source = Annotated[
         help="A checkpoint: folder, .safetensors file, org/name, or a URL such as s3://bucket/path.",
     ),
 ]
-Target = Annotated[str, typer.Argument(metavar="DST", help="The folder to write, or a URL such as s3://bucket/path.")]
+Target = Annotated[
+    str, typer.Argument(metavar="DST", help="The folder to write, hf://org/name, or a URL such as s3://bucket/path.")
+]
 Remote = Annotated[
     bool, typer.Option("--remote", help="Read the release from the Hub instead of using the built-in description.")
 ]
@@ -146,5 +148,8 @@ ByteThreads = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Start over in a folder that dsctl made.", rich_help_panel=RUNNING)
+    bool,
+    typer.Option(
+        "--force", help="Start over in a folder that dsctl made, or in any repository.", rich_help_panel=RUNNING
+    ),
 ]

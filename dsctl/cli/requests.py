@@ -110,6 +110,8 @@ def judged(request: Request, options: RunOptions) -> How:
         options.force,
         _twice(options.consume),
         options.digest,
+        options.staging,
+        options.public,
     )
     if not options.dry_run:
         require_torch("writing weights")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 # Longest file name in bytes (255) less the suffix that huggingface_hub appends to downloads, and longest path below
 # a folder whose own path is long (Linux: 4,096 in all).
@@ -32,14 +32,22 @@ def clashing(names: Collection[str]) -> str:
         parts = name.split("/")
         for depth in range(1, len(parts)):
             if (folder := "/".join(parts[:depth])) in known:
-                return f"{folder!r} is a file, and the folder of {name!r}"
+                return f"{folder!r} is a file and the folder of {name!r}"
     return ""
 
 
-def twins(names: Collection[str]) -> str:
-    """Why files of these names are one file on some systems, or an empty string: they differ only in case."""
-    known: dict[str, str] = {}
-    for name in sorted({*names}):
-        if (twin := known.setdefault(name.casefold(), name)) != name:
-            return f"{twin!r} and {name!r} differ only in the case of letters"
-    return ""
+def problem_of(names: Iterable[str]) -> str:
+    """The problem of the first name that cannot be used, in words that spell it out; empty if there is none."""
+    folders: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for name in names:
+        why = unusable(name)
+        parts = name.split("/")
+        if not why and (twin := files.get(name.casefold())) is not None:
+            why = "is listed twice" if twin == name else f"and {twin!r} differ in case only"
+        if why:
+            return f"file name {name!r} {why}"
+        files[name.casefold()] = name
+        folders |= {"/".join(parts[:depth]).casefold(): name for depth in range(1, len(parts))}
+    both = next((name for folded, name in files.items() if folded in folders), None)
+    return "" if both is None else f"{both!r} is a file and the folder of {folders[both.casefold()]!r}"

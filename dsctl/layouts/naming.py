@@ -17,8 +17,12 @@ class Dialect(NamedTuple):
 
     def tensor(self, parameter: str, part: str) -> str:
         """The stored tensor's name."""
-        off, on = self.endings.get(part, _ITSELF)
+        off, on = self.ending(part)
         return parameter.removesuffix(off) + on
+
+    def ending(self, part: str) -> Ending:
+        """The ending that a part's name takes away from the parameter's, and the one that it adds."""
+        return self.endings.get(part, _ITSELF)
 
 
 DIALECTS: dict[str, Dialect] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from dsctl import models, releases
@@ -194,9 +195,14 @@ def identify(config: Mapping[str, Any], traits: Traits = PLAIN_TRAITS) -> tuple[
     return tuple(
         release
         for release in releases.releases()
-        if release.architecture == model.name
-        and _shaped(model.families(release.config, release.storage.traits)) == families
+        if release.architecture == model.name and _shaped_of(release.name) == families
     )
+
+
+@cache
+def _shaped_of(name: str) -> list[Family]:
+    release = releases.find(name)
+    return _shaped(models.MODELS[release.architecture].families(release.config, release.storage.traits))
 
 
 def _shaped(families: Iterable[Family]) -> list[Family]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import NamedTuple
 
 from dsctl import releases
@@ -19,7 +20,7 @@ from dsctl.core.header import Header, TensorSpec
 from dsctl.core.params import OTHER, in_order
 from dsctl.core.tables import html, table, text_table
 from dsctl.core.visible import shortened, visible
-from dsctl.layouts.naming import tensors
+from dsctl.layouts.naming import DIALECTS
 from dsctl.look.description import Description, active
 from dsctl.look.opened import of_checkpoint
 from dsctl.look.source import describe
@@ -147,20 +148,25 @@ class Inspection:
 
     def tensors(self, glob: str = "*") -> Iterator[Tensor]:
         """Every stored tensor whose name matches, file by file; for a release, family by family."""
-        everything = self._stored() if self.headers else self._described()
-        return (tensor for tensor in everything if glob == "*" or fnmatchcase(tensor.name, glob))
+        found = self._stored() if self.headers else self._described()
+        if glob != "*":
+            # A release has up to hundreds of thousands of tensors, so the pattern is prepared once.
+            matches = re.compile(translate(glob)).match
+            found = (tensor for tensor in found if matches(tensor[0]))
+        return map(Tensor._make, found)
 
-    def _stored(self) -> Iterator[Tensor]:
+    def _stored(self) -> Iterator[tuple[str, TensorSpec, str]]:
         for file, header in sorted(self.headers.items()):
             for name, spec in zip(header.names, header.specs, strict=True):
-                yield Tensor(name, spec, file)
+                yield name, spec, file
 
-    def _described(self) -> Iterator[Tensor]:
+    def _described(self) -> Iterator[tuple[str, TensorSpec, str]]:
         for group in self.description.groups:
-            specs = group.specs
+            dialect = DIALECTS[group.codec.dialect]
+            parts = [(*dialect.ending(part), spec) for part, spec in group.specs.items()]
             for name in group.names:
-                named = tensors(group.codec.dialect, name, specs)
-                yield from (Tensor(tensor, spec, "") for tensor, spec in zip(named, specs.values(), strict=True))
+                for off, on, spec in parts:
+                    yield name.removesuffix(off) + on, spec, ""
 
     def _repr_html_(self) -> str:
         """Return the tables as HTML for a notebook."""

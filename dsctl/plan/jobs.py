@@ -11,6 +11,8 @@ from dsctl.plan.plan import Job
 from dsctl.plan.steps import Step
 
 JOB_BYTES = 256 << 20
+# A job that writes to files in turn more often than this stays whole.
+MOST_RUNS = 64
 
 
 def source_order(step: Step) -> tuple[str, int]:
@@ -35,6 +37,29 @@ def jobs_of(steps: Iterable[Step]) -> Iterator[Job]:
         yield _job(number, run)
 
 
+def apart(jobs: Iterable[Job]) -> Iterator[Job]:
+    """The same work, with jobs that end where the next weight file begins, as far as a job writes to few in turn.
+
+    Then the work on one finished file never depends on a file that is not finished.
+    """
+    number = 0
+    for job in jobs:
+        runs = [list(run) for _, run in groupby(job.steps, key=weight_files)] if len(job.files) > 1 else [job.steps]
+        for run in runs if len(runs) <= MOST_RUNS else [job.steps]:
+            yield _job(number, list(run))
+            number += 1
+
+
+def weight_files(step: Step) -> frozenset[str]:
+    """The files that a step writes to, without side files."""
+    return frozenset(file for file in _files([step]) if not is_side(file))
+
+
+def is_side(file: str) -> bool:
+    """Whether an output file keeps what only dsctl reads: many jobs write a few of its bytes each."""
+    return file.endswith(".dsctl")
+
+
 def spread(jobs: Iterable[Job], lanes: int) -> Iterator[Job]:
     """The same jobs in another order: this many in a row write to different files, as far as there are so many.
 
@@ -50,6 +75,10 @@ def spread(jobs: Iterable[Job], lanes: int) -> Iterator[Job]:
 
 
 def _job(number: int, steps: list[Step]) -> Job:
+    return Job(number, tuple(steps), tuple(_files(steps)))
+
+
+def _files(steps: Iterable[Step]) -> dict[str, None]:
     files: dict[str, None] = {}
     for step in steps:
         for region in step.writes:
@@ -57,4 +86,4 @@ def _job(number: int, steps: list[Step]) -> Job:
                 files[part.file] = None
         for copy in step.copies:
             files[copy.write.file] = None
-    return Job(number, tuple(steps), tuple(files))
+    return files

@@ -131,6 +131,8 @@ class Plan:
     `released` has the SHA-256 of files that should come back as they were released; `merge` describes the adapter.
     `grafts` say what is taken from other checkpoints, as JSON. `as_bytes`: all steps move or patch whole tensors.
     `trees` has the tree digest that a file of weights must have, where it is known.
+    `renamed` has the new names of copied files that get one, and `card` the repository that gets a model card as its
+    README.md.
     """
 
     request: Request
@@ -153,6 +155,8 @@ class Plan:
     grafts: list[dict[str, Any]] = field(default_factory=list)
     as_bytes: bool = False
     trees: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    card: str = ""
 
     def __repr__(self) -> str:
         what = f"{len(self.steps):,} parameters, {size(self.bytes_in)} to {size(self.bytes_out)}"

@@ -91,8 +91,12 @@ def releases() -> tuple[Release, ...]:
 
 def known(text: str) -> Release | None:
     """The release with this alias, name or repository (case does not matter), or None."""
-    wanted = text.strip().lower()
-    return next((release for release in releases() if wanted in release.names), None)
+    return _by_name().get(text.strip().lower())
+
+
+@cache
+def _by_name() -> dict[str, Release]:
+    return {name: release for release in reversed(releases()) for name in release.names}
 
 
 def meant(text: str) -> Release | None:

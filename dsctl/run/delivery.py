@@ -1,34 +1,36 @@
-"""A run whose target is an object store: files are made in a local staging folder and uploaded as they are finished.
+"""A run whose target is at a URL: files are made in a local staging folder and sent as they are finished.
 
-An object appears whole or not at all; `dsctl.json` comes last and means complete. An uploaded file takes no space here:
-its digest is recorded beside the staging folder, which keeps a file of the same size without blocks. With both, the
-same command resumes.
+`dsctl.json` comes last and means complete. A file that is safe at the target takes no space here: its digest is
+recorded beside the staging folder, which keeps a file of the same size without blocks. With both, the same command
+resumes. What the target itself records lets a run on a different machine go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsctl.checkpoint.signed_files import entries_of, read_entry
-from dsctl.core.errors import PlanError, ResumeError
+from dsctl.checkpoint.signed_files import SignedFile, entries_of, read_entry
+from dsctl.core.errors import PlanError, ResumeError, WorkError
 from dsctl.core.files import make_folders
 from dsctl.plan.plan import Plan
 from dsctl.run.driver import Staged, run
-from dsctl.run.events import Committed, Event, EventReport
-from dsctl.run.how import How
+from dsctl.run.events import Committed, Event, EventReport, Saved, Uploaded
+from dsctl.run.how import SHA256, How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
-from dsctl.run.object_target import ObjectTarget
-from dsctl.run.staging import WAITING, empty, fingerprint_of, staging, staging_bytes
-from dsctl.stores import SIGNED, Store
+from dsctl.run.marks import outputs
+from dsctl.run.recorded_work import journal_of
+from dsctl.run.remote_target import RemoteTarget, remote_target
+from dsctl.run.staging import BATCH, Needs, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
+from dsctl.stores import Store
 from dsctl.stores.local import LocalFolder
-from dsctl.stores.uploads import Uploads
 from dsctl.work.executors import Executor
 
 _USUAL = How()
@@ -36,115 +38,218 @@ _USUAL = How()
 
 @dataclass(slots=True)
 class Delivery:
-    """Uploads a plan's files to a URL: `begin`, run the plan on `folder`, `finish`, and always `close`."""
+    """Sends a plan's files to a URL: `begin`, run the plan on `folder`, `finish`, and always `close`.
+
+    The staging folder may take `budget` bytes of disk, and works with the least that it `need`s.
+    """
 
     url: str
-    plan: Plan
-    force: bool = False
+    target: RemoteTarget
+    how: How
+    need: Needs
+    budget: int
+    state: str = "new"
+    _room: Room = field(init=False)
     _sent: dict[str, str] = field(default_factory=dict)
+    # Files that were safe at the target, and are not any more.
+    _lost: set[str] = field(default_factory=set)
+    # Files that were sent, and wait for a commit.
+    _unsaved: dict[str, SignedFile] = field(default_factory=dict)
+    _said: deque[Event] = field(default_factory=deque)
     _notes: Journal | None = None
     _lock: Lock | None = None
     _pending: deque[Future[None]] = field(default_factory=deque)
     _pool: ThreadPoolExecutor | None = None
-    _target: ObjectTarget = field(init=False)
 
     def __post_init__(self) -> None:
-        self._target = ObjectTarget(self.url, self.plan, self.force, Uploads(self.url))
+        self._room = Room(self.plan, self.budget, self.need.always, self._make_room, self._settle)
+
+    @classmethod
+    def to(cls, url: str, plan: Plan, how: How) -> Delivery:
+        """The delivery of a plan to a URL.
+
+        Raises:
+            UsageError: the URL is not that of a target. PlanError: the plan cannot work within `how.staging`.
+            SourceError: a store's settings cannot be used.
+        """
+        target = remote_target(url, plan, how)
+        need = needs(target.plan)
+        most = budget(need, staging(url) / "made", how.staging)
+        return cls(url, target, replace(how, digest=SHA256) if target.sha256 else how, need, most)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as the target needs it."""
+        return self.target.plan
 
     @property
     def folder(self) -> Path:
         """The local folder for the target's files."""
         return staging(self.url) / "made"
 
+    @property
+    def _batch_bytes(self) -> int:
+        """Sent files of this many bytes are saved: half of what the budget allows beyond what is needed."""
+        return BATCH if self.budget >= self.need.whole else (self.budget - self.need.least) // 2
+
+    @property
+    def commits(self) -> int | None:
+        """The most commits of a run, if jobs are done in their order; None if the target has none."""
+        if self.target.commits is None:
+            return None
+        if self.state == "complete":
+            return 0
+        return self.target.commits + batches(self.plan, self.target.batch_files, self._batch_bytes)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The delivery as stable JSON."""
+        return {
+            "state": self.state,
+            "files": len(outputs(self.plan)),
+            "staging_folder": str(staging(self.url)),
+            "staging_bytes": self.budget,
+            "staging_least_bytes": self.need.least,
+            "commits": self.commits,
+            "removed": self.target.removed,
+            "repository": self.target.facts or None,
+        }
+
     def check(self, store: Store) -> str:
-        """The state of the target: new, resume or complete; raises as `ObjectTarget.check`."""
-        return self._target.check(store)
+        """The state of the target: new, resume or complete; raises as `RemoteTarget.check`."""
+        self.state = self.target.check(store)
+        return self.state
 
     def audit(self) -> dict[str, Any]:
-        """The audit of a complete target; raises as `ObjectTarget.audit`."""
-        return self._target.audit()
+        """The audit of a complete target; raises as `RemoteTarget.audit`.
+
+        What a run that was killed at the very end left here is removed.
+        """
+        audit, here = self.target.audit(), staging(self.url)
+        if here.exists():
+            with contextlib.suppress(ResumeError, WorkError):
+                lock = Lock(here.with_suffix(".at-work"), self.target.place)
+                shutil.rmtree(here, ignore_errors=True)
+                lock.release()
+        return audit
 
     def begin(self, store: Store) -> None:
-        """Mark the target as begun, and make the staging folder agree with the objects at the target.
+        """Mark the target as begun, and make the staging folder agree with the files at the target.
 
-        The state may have changed since `check`, because another run on this machine may have worked here. It is
-        checked again, with the staging folder's lock held.
+        The state may have changed since `check`, because another run may have worked here. It is checked again, with
+        the staging folder's lock held.
 
         Raises:
             ResumeError: another process on this machine is working here, or was in the meantime.
             WorkError: target or staging folder cannot be written.
         """
-        target = self._target
-        self._lock = Lock(staging(self.url).with_suffix(".at-work"), target.place)
-        before, target.there = target.there, {}
+        target, here = self.target, staging(self.url)
+        self._lock = Lock(here.with_suffix(".at-work"), target.place)
+        before = target.seen
         state = target.check(store)
-        if state == "complete" or (self.force and before != target.there):
+        if state == "complete" or (self.how.force and before != target.seen):
             what = "another run worked here in the meantime"
             raise ResumeError(f"{target.place}: {what}", hint="check its result, then run the command again")
-        if state == "new" or fingerprint_of(self.folder) != self.plan.fingerprint or _is_older(staging(self.url)):
-            shutil.rmtree(staging(self.url), ignore_errors=True)
-        if state == "new":
-            target.clear()
-        target.uploads.abort()
-        target.sign_begun(store)
-        make_folders(self.folder)
-        self._notes = Journal(staging(self.url))
+        if state == "new" or fingerprint_of(self.folder) != self.plan.fingerprint or _is_older(here):
+            shutil.rmtree(here, ignore_errors=True)
+        target.begin(store, state)
+        self._notes = self._known(store, state)
         for note in self._notes.records:
-            if "digest" in note and target.there.get(note["file"]) == note["size"]:
-                self._sent[note["file"]] = str(note["digest"])
-                empty(self.folder / note["file"], note["size"])
+            if note["file"] in self._lost:
+                continue
+            self._sent[note["file"]] = str(note["digest"])
+            empty(self.folder / note["file"], note["size"])
         self._pool = ThreadPoolExecutor(1)
+
+    def _known(self, store: Store, state: str) -> Journal:
+        """The notes of the files that are safe at the target, whose work the staging folder has or gets."""
+        here, target = staging(self.url), self.target
+        make_folders(self.folder)
+        notes = Journal(here)
+        lost = [note for note in notes.records if "digest" not in note or not target.holds(note)]
+        unknown = lost or not fingerprint_of(self.folder) or target.is_ahead(self.folder)
+        if state == "resume" and target.restores and unknown:
+            notes.close()
+            shutil.rmtree(here, ignore_errors=True)
+            make_folders(self.folder)
+            notes = Journal(here)
+            for note in target.restore(store, self.folder):
+                notes.append(note | {"digest": note["sha256"]})
+            notes.close()
+            return Journal(here)
+        self._lost = {note["file"] for note in lost}
+        noted = {note["file"] for note in notes.records}
+        # A commit whose answer never came may have been made.
+        for record in journal_of(self.folder) if target.restores else ():
+            if "file" in record and record["file"] not in noted and target.holds(record):
+                notes.append(record | {"digest": record["sha256"]})
+        notes.close()
+        return Journal(here)
 
     @property
     def staged(self) -> Staged:
         """What the run must know about the folder."""
-        return Staged(staging_bytes(self.plan), frozenset(self._sent))
+        return Staged(max(0, self.budget - taken(self.folder)), frozenset(self._sent), self._room)
 
     def report(self, event: Event) -> None:
-        """Upload each file that the run commits, in the background.
+        """Send each file that the run commits, in the background.
 
         Raises:
-            WorkError: an earlier upload failed.
+            WorkError: an earlier file could not be sent.
         """
-        if not isinstance(event, Committed):
-            return
-        assert self._pool is not None
-        self._pending.append(self._pool.submit(self._upload, event.file, event.entry.digest))
-        while len(self._pending) > WAITING:
+        while self._pending and self._pending[0].done():
             self._pending.popleft().result()
+        if isinstance(event, Committed) and event.file not in self._lost:
+            assert self._pool is not None
+            self._pending.append(self._pool.submit(self._upload, event.file, event.entry))
 
     def beside(self, report: EventReport) -> EventReport:
-        """A report that passes every event to `report` and to this delivery."""
+        """A report that passes every event to `report` and to this delivery, and its own events to `report`."""
 
         def both(event: Event) -> None:
             report(event)
             self.report(event)
+            self.tell(report)
 
         return both
 
+    def tell(self, report: EventReport) -> None:
+        """Report what was sent and saved since the last call."""
+        while self._said:
+            report(self._said.popleft())
+
     def finish(self, audit: dict[str, Any]) -> None:
-        """Upload the remaining files, then the audit, whose presence means complete.
+        """Send the remaining files, then the audit, whose presence means complete.
 
         Raises:
-            WorkError: an upload failed. ResumeError: a local file is not the one that the run made.
+            WorkError: a file could not be sent. ResumeError: a local file is not the one that the run made.
         """
-        while self._pending:
-            self._pending.popleft().result()
-        here = LocalFolder(str(self.folder))
-        for name, entry in entries_of(audit["files"]).items():
-            if self._sent.get(name) == entry.digest:
-                continue
+        self._settle()
+        here, target = LocalFolder(str(self.folder)), self.target
+        entries = entries_of(audit["files"])
+        rest = {
+            name: one for name, one in entries.items() if name not in self._unsaved and not self._is_sent(name, one)
+        }
+        for name, entry in rest.items():
             if read_entry(here, name, entry.size, entry) != entry:
                 what = "was uploaded before, and is now missing"
-                raise ResumeError(f"{self._target.place}/{name}: {what}", hint="start over with --force")
-            self._upload(name, entry.digest)
-        self._upload(SIGNED, "")
-        self._target.retire()
+                raise ResumeError(f"{target.place}/{name}: {what}", hint="start over with --force")
+        target.prepare({name: self.folder / name for name in rest})
+        for name, entry in rest.items():
+            target.send(name, self.folder / name, entry.sha256)
+            self._unsaved[name] = entry
+        files = len(self._unsaved) + 1
+        nbytes = sum(entry.size for entry in self._unsaved.values())
+        if commit := target.finish(self.folder):
+            self._said.append(Saved(files, nbytes, commit))
         shutil.rmtree(staging(self.url), ignore_errors=True)
+
+    def _is_sent(self, name: str, entry: SignedFile) -> bool:
+        return self._sent.get(name) in (entry.digest, entry.sha256 or entry.digest)
 
     def close(self) -> None:
         """Cancel the uploads that wait or run."""
-        self._target.uploads.stop()
+        self.target.stop()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         if self._notes is not None:
@@ -152,13 +257,42 @@ class Delivery:
         if self._lock is not None:
             self._lock.release()
 
-    def _upload(self, name: str, digest: str) -> None:
-        path = self.folder / name
-        size = self._target.uploads.send(name, path)
-        if self._notes is not None:
-            self._notes.append({"file": name, "size": size, "digest": digest})
-        self._sent[name] = digest
-        empty(path, size)
+    def _make_room(self) -> bool:
+        """Wait for the next file to be sent, or save those that were; False if there are none."""
+        if self._pending:
+            self._pending.popleft().result()
+            return True
+        if not self._unsaved:
+            return False
+        assert self._pool is not None
+        self._pool.submit(self._save).result()
+        return True
+
+    def _settle(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _upload(self, name: str, entry: SignedFile) -> None:
+        self.target.send(name, self.folder / name, entry.sha256)
+        self._said.append(Uploaded(name, entry.size))
+        self._unsaved[name] = entry
+        waiting = sum(one.size for one in self._unsaved.values())
+        if len(self._unsaved) >= self.target.batch_files or waiting >= self._batch_bytes:
+            self._save()
+
+    def _save(self) -> None:
+        files: Mapping[str, SignedFile] = dict(self._unsaved)
+        commit = self.target.save(files, self.folder)
+        assert self._notes is not None
+        for name, entry in files.items():
+            note = {"file": name, "size": entry.size, "digest": entry.digest}
+            self._notes.append(note | ({"sha256": entry.sha256} if entry.sha256 else {}))
+            self._sent[name] = entry.digest
+            empty(self.folder / name, entry.size)
+        self._unsaved.clear()
+        self._room.free(files)
+        if commit:
+            self._said.append(Saved(len(files), sum(one.size for one in files.values()), commit))
 
 
 def _is_older(folder: Path) -> bool:
@@ -174,22 +308,22 @@ def deliver(
     executor: Callable[[], Executor],
     store: Store,
     report: EventReport = lambda event: None,
-    how: How = _USUAL,
 ) -> dict[str, Any]:
-    """Carry the plan out, or resume it, and upload its files to the target.
+    """Carry the plan out, or resume it, and send its files to the target.
 
     Raises:
         DsctlError: as `dsctl.run.run`, and as the methods of `Delivery`; the same call resumes.
     """
     if state == "complete":
         return delivery.audit()
-    if how.consume:
+    if delivery.how.consume:
         raise PlanError("--consume is for a target on this machine")
     try:
         delivery.begin(store)
         both = delivery.beside(report)
-        audit = run(delivery.plan, store, delivery.folder, executor, both, how, delivery.staged)
+        audit = run(delivery.plan, store, delivery.folder, executor, both, delivery.how, delivery.staged)
         delivery.finish(audit)
+        delivery.tell(report)
     finally:
         delivery.close()
     return audit

@@ -20,6 +20,7 @@ from dsctl.plan.steps import Step
 from dsctl.run.events import EventReport
 from dsctl.run.reading import Reading
 from dsctl.stores import Store
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.threads import threads
 from dsctl.work.patching import patched
 
@@ -36,10 +37,10 @@ def entries(
         SourceError: one of them cannot be read.
     """
     found = {}
-    with threads(workers) as pool:
+    with threads(workers) as pool, in_blocks(store, workers) as reader:
         reading = Reading(pool, report)
         files = [(header, list(tensors_of(header))) for header in headers]
-        results = reading.results(partial(_digest, store, ref, reading.heed) for _, refs in files for ref in refs)
+        results = reading.results(partial(_digest, reader, ref, reading.heed) for _, refs in files for ref in refs)
         for header, refs in files:
             stretches = [Stretch(ref.begin, next(results)) for ref in refs]
             raw = len(header.raw).to_bytes(8, "little") + header.raw
@@ -47,11 +48,11 @@ def entries(
     return found
 
 
-def _digest(store: Store, ref: TensorRef, heed: Callable[[int], None]) -> bytes:
+def _digest(reader: Bytes, ref: TensorRef, heed: Callable[[int], None]) -> bytes:
     whole, buffer = digests.hasher(), memoryview(bytearray(min(PIECE_BYTES, ref.nbytes)))
     for at in range(0, ref.nbytes, PIECE_BYTES):
         piece = buffer[: min(PIECE_BYTES, ref.nbytes - at)]
-        store.read_into(ref.file, ref.begin + at, piece)
+        reader.read_into(ref.file, ref.begin + at, piece)
         whole.update(piece)
         heed(len(piece))
     return whole.digest()
@@ -116,9 +117,9 @@ def results(steps: Iterable[Step], store: Store, workers: int, report: EventRepo
     Raises:
         SourceError: the base cannot be read. FormatError: a frame is damaged.
     """
-    with threads(workers) as pool:
+    with threads(workers) as pool, in_blocks(store, workers) as reader:
         reading = Reading(pool, report)
-        return list(reading.results(partial(_result, step, store, reading.heed) for step in steps))
+        return list(reading.results(partial(_result, step, reader, reading.heed) for step in steps))
 
 
 def moved_amiss(base: WeightFiles, found: Mapping[str, SignedFile], delta: Delta, plan: Plan) -> list[str]:
@@ -148,15 +149,15 @@ def result_digests(delta: Delta, plan: Plan) -> dict[tuple[str, str], bytes]:
     return known
 
 
-def _result(step: Step, store: Store, heed: Callable[[int], None]) -> Result:
+def _result(step: Step, reader: Bytes, heed: Callable[[int], None]) -> Result:
     change, old = step.change, step.reads[0].parts[0]
     assert change is not None
     sum_, whole = checksum(change.kind), digests.hasher()
 
     def base(at: int, buffer: memoryview) -> None:
-        store.read_into(old.file, old.offset + at, buffer)
+        reader.read_into(old.file, old.offset + at, buffer)
 
-    for piece in patched(change, base, store.read):
+    for piece in patched(change, base, reader.read):
         sum_.update(piece)
         whole.update(piece)
         heed(len(piece))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from itertools import pairwise
@@ -29,6 +30,7 @@ from dsctl.run.delta_target import Chain, claimed, finish, forget_changed
 from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.stores import INDEX, Store
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.joined import Joined
 from dsctl.work.differences import Difference
 from dsctl.work.folding import Folded, fold
@@ -163,9 +165,11 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         if held.route is None or held.journal is None:
             return held.audit or {}
         made = DeltaFiles(target, how.workers or cores(), report)
-        tasks = [_tasks(folding, file, names) for file, names in folding.keys.items()]
+        tasks = [_tasks(folding, file) for file in folding.keys]
         forget_changed(held.route, held.journal, {file.name: file.sources for file in tasks})
-        made.carry_out(tasks, held.journal)
+        with ExitStack() as stack:
+            readers = [stack.enter_context(in_blocks(delta.store, made.workers)) for delta in folding.deltas]
+            made.carry_out([_tasks(folding, file, readers) for file in folding.keys], held.journal)
         files = {name: one.entry for name, one in made.done.items() if one.entry is not None}
         for name, place in folding.sides()[0].items():
             delta = folding.deltas[place]
@@ -177,30 +181,35 @@ def fold_to(folding: Folding, target: Path, how: How, report: EventReport) -> di
         return finish(held, files, chain, _weight_map(folding, made), _counts(made), _record(folding, made))
 
 
-def _tasks(folding: Folding, file: str, names: Mapping[str, Sequence[tuple[int, Changed]]]) -> FileTasks:
+def _tasks(folding: Folding, file: str, readers: Sequence[Bytes] = ()) -> FileTasks:
+    names = folding.keys[file]
+
     def tensors() -> Iterator[TensorTask]:
-        return (TensorTask(name, partial(_fold, folding, changes)) for name, changes in names.items())
+        return (TensorTask(name, partial(_fold, folding, readers, changes)) for name, changes in names.items())
 
     sources = {_prefix(place) + changed.ref.file for changes in names.values() for place, changed in changes}
     return FileTasks(file, len(names), tensors, frozenset(sources))
 
 
 def _fold(
-    folding: Folding, changes: Sequence[tuple[int, Changed]], out: IO[bytes], heed: Callable[[int], None]
+    folding: Folding,
+    readers: Sequence[Bytes],
+    changes: Sequence[tuple[int, Changed]],
+    out: IO[bytes],
+    heed: Callable[[int], None],
 ) -> Difference:
-    deltas = [folding.deltas[place] for place, _ in changes]
-    alone = tuple(_alone(delta, changed) for delta, (_, changed) in zip(deltas, changes, strict=True))
-    return fold(Folded(alone, tuple(delta.store.read for delta in deltas)), folding.level, out, heed)
+    alone = tuple(_alone(folding.deltas[place], readers[place], changed) for place, changed in changes)
+    return fold(Folded(alone, tuple(readers[place].read for place, _ in changes)), folding.level, out, heed)
 
 
-def _alone(delta: Delta, changed: Changed) -> Change:
+def _alone(delta: Delta, reader: Bytes, changed: Changed) -> Change:
     """A change of a tensor whose size only its frame tells; an overwriting frame does not."""
     ref = changed.ref
     nbytes = OVERWRITE_MOST - 1
     if changed.whole or delta.encoding != OVERWRITE:
 
         def read(begin: int, end: int) -> bytes:
-            return delta.store.read(ref.file, ref.begin + begin, ref.begin + end)
+            return reader.read(ref.file, ref.begin + begin, ref.begin + end)
 
         nbytes = Frame(read, ref.nbytes, f"{delta.store.place}/{ref.file}: {ref.name}", None).nbytes
     return Change(

@@ -30,6 +30,7 @@ from dsctl.run.events import EventReport
 from dsctl.run.how import How
 from dsctl.run.reading import Reading
 from dsctl.stores import INDEX, Store
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.threads import threads
 from dsctl.work.differences import Coding, Difference, difference, digested, whole
 
@@ -110,36 +111,37 @@ def make(order: Order, target: Path, how: How, report: EventReport) -> MadeDelta
         if held.route is None or held.journal is None:
             return MadeDelta(held.audit or {})
         made = DeltaFiles(target, how.workers or cores(), report)
-        files = [_tasks(order, file) for file in order.differing.files]
-        forget_changed(held.route, held.journal, {file.name: file.sources for file in files})
-        made.carry_out(files, held.journal)
-        return MadeDelta(_finish(order, held, made, _left(order, made.workers, report)), made.done)
+        with in_blocks(order.sources.store, made.workers) as reader:
+            files = [_tasks(order, reader, file) for file in order.differing.files]
+            forget_changed(held.route, held.journal, {file.name: file.sources for file in files})
+            made.carry_out(files, held.journal)
+            left = _left(order, reader, made.workers, report)
+        return MadeDelta(_finish(order, held, made, left), made.done)
 
 
-def _tasks(order: Order, file: DeltaFile) -> FileTasks:
+def _tasks(order: Order, reader: Bytes, file: DeltaFile) -> FileTasks:
     def tensors() -> Iterator[TensorTask]:
-        return (TensorTask(pair.new.name, partial(_compare, order, pair)) for pair in file.pairs)
+        return (TensorTask(pair.new.name, partial(_compare, order, reader, pair)) for pair in file.pairs)
 
     sources = {NEW + file.name, *(pair.old.file for pair in file.pairs if pair.old)}
     return FileTasks(file.name, len(file.pairs), tensors, frozenset(sources))
 
 
-def _compare(order: Order, pair: Pair, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
+def _compare(order: Order, reader: Bytes, pair: Pair, out: IO[bytes], heed: Callable[[int], None]) -> Difference:
     coding = Coding(order.options.encoding, order.options.checksum, order.options.level)
-    with order.sources.reading(pair) as reader:
-        new = side_of(pair.new, reader, NEW)
-        old = side_of(pair.old, reader) if pair.old else None
-        if pair.whole or old is None:
-            return whole(new, old, coding, out, heed)
-        return difference(old, new, coding, out, heed)
+    new = side_of(pair.new, reader, NEW)
+    old = side_of(pair.old, reader) if pair.old else None
+    if pair.whole or old is None:
+        return whole(new, old, coding, out, heed)
+    return difference(old, new, coding, out, heed)
 
 
-def _left(order: Order, workers: int, report: EventReport) -> list[bytes]:
+def _left(order: Order, reader: Bytes, workers: int, report: EventReport) -> list[bytes]:
     """The digests of the tensors that only the old side has."""
     with threads(workers) as pool:
-        reading, store = Reading(pool, report), order.sources.old.store
+        reading = Reading(pool, report)
         refs = (ref for ref in order.differing.left if ref.nbytes)
-        return list(reading.results(partial(digested, side_of(ref, store), reading.heed) for ref in refs))
+        return list(reading.results(partial(digested, side_of(ref, reader), reading.heed) for ref in refs))
 
 
 def _finish(order: Order, held: Claimed, making: DeltaFiles, left: list[bytes]) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def _counts(order: Order, making: DeltaFiles) -> dict[str, int]:
     pairs = list(order.differing.pairs)
     return dict.fromkeys(COUNTED, 0) | {
         "parameters": len(found),
-        "values": sum(one.elements for one in found),
+        "values": sum(pair.new.spec.values for pair in pairs),
         "dropped": len(order.differing.left),
         "tensors_equal": sum(one.equal for one in found),
         "tensors_changed": sum(not one.equal for one in found),

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dsctl.checkpoint.weight_files import WeightFiles, identified
 from dsctl.core.header import DTYPE_BITS, TensorRef
-from dsctl.plan.differing import Pair
 from dsctl.stores import Store
 from dsctl.stores.joined import Joined
 from dsctl.work.differences import Side
-from dsctl.work.readahead import Reader, Span, ahead_of
+from dsctl.work.readahead import Reader
 
 # Before the names of the new side's files.
 NEW = "new://"
-# Bytes that are asked for on one side before the other.
-STRIDE = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -38,20 +33,6 @@ class Sources:
         for prefix, side in (("", self.old), (NEW, self.new)):
             found |= {prefix + file: identified(header, side.sizes[file]) for file, header in side.headers.items()}
         return found
-
-    @contextmanager
-    def reading(self, pair: Pair) -> Iterator[Reader]:
-        """A reader for the bytes of a pair: those of remote sides are read ahead, both in step."""
-        refs = [(NEW, pair.new), *([("", pair.old)] if pair.old else [])]
-        longest = max(ref.nbytes for _, ref in refs)
-        spans = (
-            Span(prefix + ref.file, ref.begin + at, min(ref.begin + at + STRIDE, ref.end))
-            for at in range(0, longest, STRIDE)
-            for prefix, ref in refs
-            if at < ref.nbytes
-        )
-        with ahead_of(self.store, spans) as reader:
-            yield reader
 
 
 def side_of(ref: TensorRef, reader: Reader, prefix: str = "") -> Side:

@@ -17,6 +17,7 @@ from dsctl.run.delta_base import refuse_other_base, result_digests, results
 from dsctl.run.delta_damage import damage, listed
 from dsctl.run.events import EventReport
 from dsctl.run.reading import Reading
+from dsctl.stores.blocks import Bytes, in_blocks
 from dsctl.stores.threads import threads
 from dsctl.work.patching import Overwrites
 
@@ -40,9 +41,9 @@ def check(delta: Delta, application: Application | None, workers: int, report: E
         SourceError: a file cannot be read.
     """
     found = DeltaCheck(base=application is not None)
-    with threads(workers) as pool:
+    with threads(workers) as pool, in_blocks(delta.store, workers) as reader:
         reading = Reading(pool, report)
-        tasks = (partial(_frame, delta, changed, reading.heed) for changed in delta.tensors.values())
+        tasks = (partial(_frame, delta, reader, changed, reading.heed) for changed in delta.tensors.values())
         found.problems += [problem for problem in reading.results(tasks) if problem]
         found.frames = len(delta.tensors)
         files = listed(delta)
@@ -54,13 +55,11 @@ def check(delta: Delta, application: Application | None, workers: int, report: E
     return found
 
 
-def _frame(delta: Delta, changed: Changed, heed: Callable[[int], None]) -> str:
+def _frame(delta: Delta, reader: Bytes, changed: Changed, heed: Callable[[int], None]) -> str:
     """The problem of a frame, or an empty text."""
     ref = changed.ref
 
-    def read(file: str, begin: int, end: int) -> bytes:
-        return delta.store.read(file, begin, end)
-
+    read = reader.read
     try:
         if delta.encoding == OVERWRITE and not changed.whole:
             most = OVERWRITE_MOST - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dsctl.run.events import Advanced, Committed, EventReport
 from dsctl.run.journal import Journal
 from dsctl.run.resuming import RunState
 from dsctl.run.signing import as_text
+from dsctl.run.staging import Room
 from dsctl.work.executors import Executor
 from dsctl.work.tasks import Receipt, Seal, add
 
@@ -66,7 +67,8 @@ class Dispatch:
     """The work of one run: `carry_out` does the jobs that are not done, and commits every file.
 
     With `sha256`, each finished file is read back once more for its SHA-256; otherwise only the files whose SHA-256 is
-    known. `sent` are placeholders of uploaded files, which cannot be read back. `state` is kept up to date.
+    known. `sent` are placeholders of uploaded files, which cannot be read back. Jobs wait for `room` on the disk, if it
+    is limited. `state` is kept up to date.
     """
 
     plan: Plan
@@ -76,6 +78,7 @@ class Dispatch:
     sha256: bool = False
     consumer: Consumer | None = None
     sent: frozenset[str] = frozenset()
+    room: Room | None = None
 
     @property
     def is_done(self) -> bool:
@@ -96,7 +99,7 @@ class Dispatch:
             for file in [file for file in ready if not self._is_read_back(file)]:
                 ready.remove(file)
                 self._commit(file, report)
-            while busy < workers.capacity and (ready or todo):
+            while busy < workers.capacity and (ready or self._may_begin(todo, busy)):
                 workers.submit(Seal(ready.popleft().name) if ready else todo.popleft())
                 busy += 1
             if not busy:
@@ -112,6 +115,21 @@ class Dispatch:
                 waiting[name] -= 1
                 if not waiting[name]:
                     ready.append(files[name])
+
+    def _may_begin(self, todo: Sequence[Job], busy: int) -> bool:
+        """Whether there is a next job, and room for it; it waits for room if nothing else is going on."""
+        if not todo or self.room is None or self.room.take(todo[0]):
+            return bool(todo)
+        if not busy:
+            self.room.wait(todo[0])
+        return not busy
+
+    def report_finished(self, report: EventReport) -> None:
+        """Report the files that an earlier run finished and did not send."""
+        for file in self.plan.files:
+            entry = self.state.committed.get(file.name)
+            if entry is not None and file.name not in self.sent and not self._is_open(file):
+                report(Committed(file.name, entry))
 
     def _is_read_back(self, file: OutFile) -> bool:
         return self.sha256 or file.name in self.plan.released

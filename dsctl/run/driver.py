@@ -16,6 +16,7 @@ from dsctl.checkpoint.signed_files import signed_bytes
 from dsctl.core.errors import ResumeError, WorkError
 from dsctl.core.files import existing, replace_file, sync_folder
 from dsctl.plan.jobs import spread
+from dsctl.plan.model_card import README
 from dsctl.plan.plan import Plan
 from dsctl.run.audits import read_audit
 from dsctl.run.checks import check_source, check_space
@@ -31,6 +32,7 @@ from dsctl.run.locks import Lock
 from dsctl.run.marks import Route, read_mark, source_json
 from dsctl.run.merges import merge_report
 from dsctl.run.resuming import RunState, regain
+from dsctl.run.staging import Room
 from dsctl.run.statement import Made
 from dsctl.stores import SIGNED, STATEMENT, WORKING, Store
 from dsctl.stores.sums import stated_sums
@@ -43,11 +45,12 @@ _USUAL = How()
 
 
 class Staged(NamedTuple):
-    """What is special about a staging folder: the bytes of disk that it takes at most, and the files that were uploaded
-    and are only placeholders in it."""
+    """What is special about a staging folder: the bytes of disk that it takes at most beyond those that it takes now,
+    the files that were uploaded and are only placeholders in it, and its room."""
 
     most: int
     sent: frozenset[str]
+    room: Room
 
 
 def run(
@@ -92,7 +95,7 @@ def run(
         else:
             route = _route(plan, store, target, state, staged.sent if staged else frozenset())
             with alone(store) if consume else nullcontext():
-                audit = _drive(route, lock, executor, report, how, in_order=consume or staged is not None)
+                audit = _drive(route, lock, executor, report, how, staged.room if staged else None)
         retire(target)
         sync_folder(target)
     finally:
@@ -125,9 +128,9 @@ def _confirmed(target: Path) -> dict[str, Any]:
 
 
 def _drive(
-    route: Route, lock: Lock, executor: Callable[[], Executor], report: EventReport, how: How, in_order: bool
+    route: Route, lock: Lock, executor: Callable[[], Executor], report: EventReport, how: How, room: Room | None
 ) -> dict[str, Any]:
-    """Do what is not done; `in_order` finishes one file after the other, for which there is room on the disk."""
+    """Do what is not done; with little `room` on the disk, finish one file after the other."""
     with Journal(route.target / WORKING) as journal:
         state = regain(route, journal, report)
         if journal.records:
@@ -137,7 +140,11 @@ def _drive(
         prepare_all(route.plan, route.target, state, todo)
         safe = partial(_refuse_changed, route, lock)
         consumer = Consumer(route.store, route.target, route.plan.jobs, state.done, safe) if how.consume else None
-        dispatch = Dispatch(route.plan, route.target, journal, state, how.digest == SHA256, consumer, route.sent)
+        dispatch = Dispatch(route.plan, route.target, journal, state, how.digest == SHA256, consumer, route.sent, room)
+        if room:
+            room.begin(state.done, route.sent & state.committed.keys())
+            dispatch.report_finished(report)
+        in_order = how.consume or room is not None
         if todo or not dispatch.is_done:
             workers = executor()
             try:
@@ -145,6 +152,9 @@ def _drive(
             finally:
                 workers.close()
             report(Worked(written, state.seconds))
+        if room:
+            # Until then the journal is needed.
+            room.settle()
         safe()
         return _finish(route, state, report, safe, how.digest == SHA256)
 
@@ -191,17 +201,22 @@ def _finish(
     plan, target = route.plan, route.target
     files = dict(state.committed)
     for name, size in plan.carried.items():
-        files[name] = signed_bytes(size, replace_file(target / name, _chunks(route.store, name, size, report), sha256))
+        copy = plan.renamed.get(name, name)
+        files[copy] = signed_bytes(size, replace_file(target / copy, _chunks(route.store, name, size, report), sha256))
     for name, inner in ((name, f"{folder}/{name}") for name in plan.repeated for folder in plan.folders):
-        size = plan.carried[name]
-        files[inner] = signed_bytes(size, replace_file(target / inner, _again(target / name), sha256))
+        size, again = plan.carried[name], _again(target / plan.renamed.get(name, name))
+        files[inner] = signed_bytes(size, replace_file(target / inner, again, sha256))
     for name, data in plan.texts.items():
         files[name] = signed_bytes(len(data), replace_file(target / name, data, sha256))
     if plan.gathers:
         size, chunks = gathered(plan, target)
         files[ODD] = signed_bytes(size, replace_file(target / ODD, chunks, sha256))
     counts = plan.counts | dict(sorted(without_merge(state.counts).items())) | _compared(plan, state)
-    made = Made(plan, route.store, route.held, files, counts).statement()
+    result = Made(plan, route.store, route.held, files, counts)
+    if plan.card:
+        card = result.card()
+        files[README] = signed_bytes(len(card), replace_file(target / README, card, sha256))
+    made = result.statement()
     files[STATEMENT] = signed_bytes(len(made), replace_file(target / STATEMENT, made, sha256))
     audit = {
         "dsctl": __version__,

@@ -21,6 +21,21 @@ class Committed(NamedTuple):
     entry: SignedFile
 
 
+class Uploaded(NamedTuple):
+    """A file that was sent to a target at a URL, and its bytes."""
+
+    file: str
+    nbytes: int
+
+
+class Saved(NamedTuple):
+    """A commit of a repository on a hub: the number of the run's files in it, and their bytes."""
+
+    files: int
+    nbytes: int
+    commit: str
+
+
 class ReadBack(NamedTuple):
     """The machine was restarted since a run was interrupted: these bytes of its output are read back first."""
 
@@ -48,7 +63,7 @@ class Resumed(NamedTuple):
     nbytes: int
 
 
-Event = Advanced | Committed | ReadBack | Torn | Resumed | Worked
+Event = Advanced | Committed | Uploaded | Saved | ReadBack | Torn | Resumed | Worked
 EventReport = Callable[[Event], None]
 
 

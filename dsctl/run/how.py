@@ -22,7 +22,8 @@ class How:
     `workers` are processes, and `max_memory` is in bytes of all processes together; None uses what the machine has.
     `engine`, `address` and `device` are those of the command line. With `force` a target that dsctl made is started
     over; with `consume` source files are deleted as they are converted. With the `digest` sha256, every file also gets
-    its SHA-256.
+    its SHA-256. `staging` are the most bytes of disk for files on their way to a URL, and with `public` a new
+    repository on a hub is public.
 
     Raises:
         UsageError: an unknown engine or device, an address without a cluster, a number below 1.
@@ -36,6 +37,8 @@ class How:
     force: bool = False
     consume: bool = False
     digest: str = BLAKE3
+    staging: int | None = None
+    public: bool = False
 
     def __post_init__(self) -> None:
         choose(self.engine, ENGINES, "engine", "--engine")
@@ -47,6 +50,8 @@ class How:
             raise UsageError(f"--workers: {self.workers!r} is not a number of processes", hint="1 or more")
         if not _is_amount(self.max_memory, int | float):
             raise UsageError(f"--max-memory: {self.max_memory!r} is not a number of bytes", hint="1 or more")
+        if not _is_amount(self.staging, int):
+            raise UsageError(f"--staging: {self.staging!r} is not a number of bytes", hint="1 or more")
 
 
 def _is_amount(value: object, kinds: Any) -> bool:

@@ -27,7 +27,7 @@ class Journal:
         self._descriptor = -1
         self._size = 0
         raw = self._read()
-        self.records, whole = _records(raw, self.invalid)
+        self.records, whole = records_of(raw, self.invalid)
         if whole:
             self._open(len(raw))
         else:
@@ -73,7 +73,7 @@ class Journal:
             WorkError: the journal cannot be written.
         """
         self.close()
-        lines = [_line(record) for record in records]
+        lines = [line_of(record) for record in records]
         replace_file(self.path, lines)
         self._open(sum(map(len, lines)))
         self.records = list(records)
@@ -84,7 +84,7 @@ class Journal:
         Raises:
             WorkError: it cannot be written.
         """
-        line = _line(record)
+        line = line_of(record)
         try:
             # The rest of a failed append must not become the beginning of this line.
             os.ftruncate(self._descriptor, self._size)
@@ -95,11 +95,12 @@ class Journal:
         self._size += len(line)
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of a journal."""
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
-def _records(raw: bytes, invalid: Callable[[], ResumeError]) -> tuple[list[dict[str, Any]], bool]:
+def records_of(raw: bytes, invalid: Callable[[], ResumeError]) -> tuple[list[dict[str, Any]], bool]:
     """The records of a journal, and whether it holds nothing else."""
     *lines, rest = raw.split(b"\n")
     records, torn = [], bool(rest)

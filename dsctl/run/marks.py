@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.odd_scales import ODD
 from dsctl.core.files import read_own, replace_file
+from dsctl.plan.model_card import README
 from dsctl.plan.plan import Plan
 from dsctl.run.identity import HeldFile, parse
 from dsctl.stores import SIGNED, STATEMENT, WORKING, Store
@@ -120,8 +121,9 @@ def work_of(plan: Plan) -> str:
 def outputs(plan: Plan) -> set[str]:
     """Every file that a complete target holds."""
     repeated = {f"{folder}/{name}" for name in plan.repeated for folder in plan.folders}
-    gathered = (ODD,) if plan.gathers else ()
-    return {*(file.name for file in plan.files), *plan.texts, *plan.carried, *repeated, *gathered, STATEMENT, SIGNED}
+    copied = (plan.renamed.get(name, name) for name in plan.carried)
+    others = ((ODD,) if plan.gathers else ()) + ((README,) if plan.card else ())
+    return {*(file.name for file in plan.files), *plan.texts, *copied, *repeated, *others, STATEMENT, SIGNED}
 
 
 def begun_json(plan: Plan, store: Store, held: Mapping[str, HeldFile]) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dsctl.checkpoint.reading import strict_json
+from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.errors import FormatError, PlanError, ResumeError, SourceError, WorkError
 from dsctl.plan.plan import Plan
 from dsctl.run.audits import valid_audit
@@ -14,7 +17,6 @@ from dsctl.run.claim import of_another, refuse_unlike
 from dsctl.run.identity import identity
 from dsctl.run.marks import BEGUN, begun_json, mark_of, outputs
 from dsctl.stores import SIGNED, WORKING, Store, separate
-from dsctl.stores.hub import SCHEME
 from dsctl.stores.objects import listed, shown
 from dsctl.stores.uploads import Uploads
 
@@ -23,9 +25,9 @@ _BEGUN = f"{WORKING}/{BEGUN}"
 
 @dataclass(slots=True)
 class ObjectTarget:
-    """A plan's target at a URL. `there` are its objects with their sizes, as last listed.
+    """A plan's target at a URL, a `RemoteTarget`. `there` are its objects with their sizes, as last listed.
 
-    With `force`, the work of an earlier run of dsctl may be started over.
+    With `force`, the work of an earlier run of dsctl may be started over. A file that was sent is safe.
     """
 
     url: str
@@ -40,6 +42,34 @@ class ObjectTarget:
         return shown(self.url)
 
     @property
+    def sha256(self) -> bool:
+        return False
+
+    @property
+    def batch_files(self) -> int:
+        return 1
+
+    @property
+    def restores(self) -> bool:
+        return False
+
+    @property
+    def seen(self) -> object:
+        return self.there
+
+    @property
+    def removed(self) -> int:
+        return len(self.there) if self.force else 0
+
+    @property
+    def commits(self) -> None:
+        return None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    @property
     def _names(self) -> set[str]:
         """The files that the plan makes, except the audit."""
         return outputs(self.plan) - {SIGNED}
@@ -52,9 +82,6 @@ class ObjectTarget:
             ResumeError: it holds the work of a different request, begun or complete.
             UsageError, WorkError: it cannot be a target, or cannot be reached.
         """
-        if self.url.startswith(SCHEME):
-            what = "a hub's repository cannot be a target"
-            raise PlanError(f"{self.url}: {what}", hint="write to a folder, then upload it")
         try:
             self.there = {one.name: one.size for one in listed(self.url)}
         except SourceError as error:
@@ -93,24 +120,40 @@ class ObjectTarget:
             what = f"holds {len(others):,} files that dsctl did not make, such as {others[0]}"
             raise PlanError(f"{self.place}: {what}", hint="move them, or choose a new path", issues=others)
 
-    def sign_begun(self, store: Store) -> None:
-        """Write the mark of the unfinished target.
-
-        Raises:
-            SourceError: the source cannot be read. WorkError: the target cannot be written.
-        """
+    def begin(self, store: Store, state: str) -> None:
+        if state == "new":
+            self._clear()
+        self.uploads.abort()
         mark = begun_json(self.plan, store, identity(self.plan, store)) | {"files": sorted(self._names)}
         self.uploads.put(_BEGUN, json.dumps(mark, indent=1).encode())
 
-    def retire(self) -> None:
-        """Remove the mark of an unfinished target.
+    def holds(self, note: Mapping[str, Any]) -> bool:
+        return bool(self.there.get(note["file"]) == note["size"])
 
-        Raises:
-            WorkError: it cannot be removed.
-        """
+    def is_ahead(self, folder: Path) -> bool:
+        return False
+
+    def restore(self, store: Store, folder: Path) -> Iterable[dict[str, Any]]:
+        return ()
+
+    def prepare(self, files: Mapping[str, Path]) -> None:
+        pass
+
+    def send(self, name: str, path: Path, sha256: str) -> None:
+        self.uploads.send(name, path)
+
+    def save(self, files: Mapping[str, SignedFile], folder: Path) -> str:
+        return ""
+
+    def finish(self, folder: Path) -> str:
+        self.uploads.send(SIGNED, folder / SIGNED)
         self.uploads.remove(_BEGUN)
+        return ""
 
-    def clear(self) -> None:
+    def stop(self) -> None:
+        self.uploads.stop()
+
+    def _clear(self) -> None:
         """Remove the objects of an earlier run, the mark of completeness first.
 
         Raises:

@@ -53,7 +53,8 @@ def probe(plan: Plan, store: Store, target: Path, resources: Resources) -> Speed
     try:
         read = rate(at_once, [partial(_read, store, *one) for one in places])
         with ExitStack() as stack:
-            return Speeds(read, write_speed(existing(target), at_once, stack)[0])
+            most = sum(end - begin for _, begin, end in places)
+            return Speeds(read, write_speed(existing(target), at_once, stack, most)[0])
     except (OSError, SourceError):
         return None
 
@@ -76,18 +77,20 @@ def _read(store: Store, file: str, begin: int, end: int) -> int:
     return len(store.read(file, begin, end))
 
 
-def write_speed(folder: Path, at_once: int, stack: ExitStack) -> tuple[float, list[FileIO]]:
+def write_speed(folder: Path, at_once: int, stack: ExitStack, most: int = DISK_BYTES) -> tuple[float, list[FileIO]]:
     """Bytes per second written to new files in a folder and synced, and these files, which end with the stack.
+
+    `most` bytes are written, or fewer where the disk has little room.
 
     Raises:
         OSError: the folder cannot be written.
     """
     status = os.statvfs(folder)
-    most = min(DISK_BYTES, status.f_bavail * status.f_frsize // 4)
-    data = os.urandom(min(PIECE_BYTES, max(most, 1)))
+    each = min(most, status.f_bavail * status.f_frsize // 4) // at_once
+    data = os.urandom(min(PIECE_BYTES, max(each, 1)))
     files = [stack.enter_context(_new(folder)) for _ in range(at_once)]
     last = time.perf_counter() + LONGEST
-    return rate(at_once, [partial(_fill, file, data, most // at_once, last) for file in files]), files
+    return rate(at_once, [partial(_fill, file, data, each, last) for file in files]), files
 
 
 def _new(folder: Path) -> FileIO:

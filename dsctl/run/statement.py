@@ -29,6 +29,8 @@ from dsctl.checkpoint.statement import (
 )
 from dsctl.core import digests
 from dsctl.core.errors import FormatError
+from dsctl.layouts import layout_name
+from dsctl.plan.model_card import SOURCE_README, Card, base_of, markdown, relation
 from dsctl.plan.plan import Plan
 from dsctl.run.consume import Remembered
 from dsctl.run.identity import HeldFile
@@ -81,6 +83,34 @@ class Made:
         """
         return make(self.files, self.plan.request.json(), list(self._dependencies()), self.counts, __version__)
 
+    def card(self) -> bytes:
+        """The model card for the repository that the plan names; all other files are known.
+
+        Raises:
+            SourceError: a file of the source cannot be read.
+        """
+        request, dependencies = self.plan.request.json(), list(self._dependencies())
+        base, commit = base_of(dependencies)
+        weights = [entry.size for name, entry in self.files.items() if name.endswith(".safetensors")]
+        card = Card(
+            place=self.plan.card,
+            version=__version__,
+            base=base,
+            commit=commit,
+            base_given=False,
+            relation=relation(request, self.counts) if base else "",
+            to=self.plan.request.to,
+            layout=layout_name(self.plan.request.layout),
+            weights=len(weights),
+            weight_bytes=sum(weights),
+            files=0,
+            nbytes=0,
+            counts=dict(self.counts),
+            stated=True,
+        )
+        source = SOURCE_README if SOURCE_README in self.files else ""
+        return markdown(card, self.plan.card, source).encode()
+
     def _dependencies(self) -> Iterator[Descriptor]:
         bases = [_described(prefix, store) for prefix, store in _bases(self.store)]
         for base in bases:
@@ -115,8 +145,9 @@ class Made:
         entry = base.recorded.get(name)
         if entry is not None and entry.size == size:
             return digest_set(entry), BY_RECORD
-        if file in self.plan.carried and file in self.files:
-            return digest_set(self.files[file]), BY_BYTES
+        copied = self.plan.renamed.get(file, file)
+        if file in self.plan.carried and copied in self.files:
+            return digest_set(self.files[copied]), BY_BYTES
         weights = file in self.plan.source_files or name in (ORIGINAL, WHOLE, ODD)
         if not weights and size is not None and size <= READ_BYTES:
             return _sums(base.store.read(name, 0, size)), BY_BYTES

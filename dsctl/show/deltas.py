@@ -87,7 +87,7 @@ def show_order(order: Order, target: str, output: Output) -> None:
 
 def _readers(order: Order) -> str:
     if not order.differing.own:
-        return "engines and trainers, and dsctl (docs/delta.md)"
+        return "engines and trainers (docs/delta.md says which), and dsctl"
     return f"only dsctl: {'; '.join(order.differing.own)}"
 
 

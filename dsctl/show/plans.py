@@ -11,6 +11,7 @@ from dsctl.plan.plan import Plan, Recoded
 from dsctl.plan.request import KEEP, Request
 from dsctl.run.speed import Speeds
 from dsctl.show.audits import DONE, show_notes, show_partial
+from dsctl.show.delivered import delivery_rows
 from dsctl.show.output import Output, count, line, plural, size, span
 from dsctl.show.tables import two_columns
 
@@ -49,6 +50,7 @@ def describe_plan(setup: Setup, speeds: Speeds | None) -> dict[str, Any]:
         "notes": plan.notes,
         **({"lora": plan.merge._asdict()} if plan.merge else {}),
         **({"grafts": plan.grafts} if plan.grafts else {}),
+        **({"delivery": setup.delivery.facts} if setup.delivery else {}),
     }
 
 
@@ -79,8 +81,13 @@ def _rows(setup: Setup, speeds: Speeds | None, free: int) -> Iterator[tuple[str,
         if plan.counts.get(name):
             yield f"  {name}", f"{plan.counts[name]:,} {words}"
     yield "read", size(plan.bytes_in)
-    written = f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}, {size(free)} free"
-    yield "write", written if free >= plan.bytes_out else line(f"{written}, ", ("not enough", "red"))
+    written = f"{size(plan.bytes_out)} in {plural(len(plan.files), 'file')}"
+    if setup.delivery:
+        yield "write", written
+        yield from delivery_rows(setup.delivery.facts, free)
+    else:
+        written = f"{written}, {size(free)} free"
+        yield "write", written if free >= plan.bytes_out else line(f"{written}, ", ("not enough", "red"))
     carried = plural(len(plan.carried), "other file")
     yield "copy", f"{carried}, {size(sum(plan.carried.values()))}"
     yield "jobs", f"{len(plan.jobs):,} on {plural(resources.workers, 'worker')}"

@@ -9,8 +9,9 @@ from typing import Any
 from rich.progress import Progress as Bar
 
 from dsctl.plan.plan import Plan
-from dsctl.run.events import Advanced, Committed, Event, ReadBack, Resumed, Torn
+from dsctl.run.events import Advanced, Committed, Event, ReadBack, Resumed, Saved, Torn, Uploaded
 from dsctl.show.bars import columns
+from dsctl.show.delivered import show_event
 from dsctl.show.output import Output, plural, size, span
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -52,6 +53,8 @@ class Progress:
             if self._verbose:
                 entry = event.entry
                 self._output.note(f"finished {event.file}: {size(entry.size)}, {entry.kind} {entry.digest}")
+        elif isinstance(event, (Uploaded, Saved)):
+            show_event(event, self._output, self._verbose)
         elif isinstance(event, ReadBack):
             what = "that an interrupted run wrote, because the system was restarted"
             self._output.note(f"reading back {size(event.nbytes)} {what}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dsctl.core.errors import SourceError
-from dsctl.stores.hub import SCHEME, HubRepository, is_repository
+from dsctl.stores.hub import SCHEME, HubRepository, is_repository, split
 from dsctl.stores.joined import Joined
 from dsctl.stores.local import LocalFolder
 from dsctl.stores.objects import ObjectFolder, is_url
@@ -20,6 +20,8 @@ SIGNED = "dsctl.json"
 # The in-toto statement about the files that `dsctl.json` lists.
 STATEMENT = "dsctl.intoto.json"
 WORKING = ".dsctl"
+# Git's settings, which a hub writes and changes itself.
+ATTRIBUTES = ".gitattributes"
 
 
 class Store(Protocol):
@@ -84,9 +86,13 @@ def store_at(text: str | Path) -> Store:
 
 
 def separate(store: Store, target: str) -> bool:
-    """Whether a target is outside the place of a store and does not contain it."""
+    """Whether a target is outside the place of a store and does not contain it. All branches of a repository are one
+    place."""
     if isinstance(store, Joined):
         return separate(store.store, target) and separate(store.beside, target)
+    if target.startswith(SCHEME):
+        # Branches of one repository share their commits, and a new branch begins with the files of an old one.
+        return not isinstance(store, HubRepository) or store.repository.lower() != split(target)[0].lower()
     if isinstance(store, LocalFolder):
         return not overlap(store.root, target)
     return not isinstance(store, ObjectFolder) or not overlap(store.url, target)

@@ -22,6 +22,8 @@ from dsctl.stores.objects import shown
 
 SCHEME = "hf://"
 ENDPOINT = "HF_ENDPOINT"
+# The folder in which a repository keeps the record of a run that is not finished.
+UNFINISHED = ".dsctl-run"
 # The headers of V3's files have about 75 kB; a second request reads the rest of a longer one. All first reads together
 # should stay below 2 % of the smallest usual request, the indexers of V3.2.
 FIRST_READ = 80 << 10
@@ -59,13 +61,17 @@ class HubRepository:
         """The repository that `[hf://]org/name[@revision]` names; its snapshot in the cache when offline.
 
         Raises:
-            SourceError: the repository or revision does not exist, access is denied, or the hub cannot be reached.
+            SourceError: the repository or revision does not exist or is not finished, access is denied, or the hub
+                cannot be reached.
         """
         check_settings()
         repository, revision = split(text)
         found = _client().opened(repository, revision, text.removeprefix(SCHEME))
         if isinstance(found, str):
             return LocalFolder.at(found)
+        if any(listed.name.startswith(f"{UNFINISHED}/") for listed in found.listing):
+            what = "is not finished: a run of dsctl writes it, or was interrupted"
+            raise SourceError(f"{text.removeprefix(SCHEME)}: {what}", hint="run the same command again to finish it")
         return cls(repository, found.commit, found.endpoint, found.listing, revision)
 
     @property

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
 from dsctl.core.errors import SourceError
-from dsctl.core.file_names import unusable
+from dsctl.core.file_names import problem_of
 from dsctl.stores.hub_entries import HubFile
 from dsctl.stores.hub_faults import Doubtful
 from dsctl.stores.hub_guard import request_headers
@@ -65,7 +65,7 @@ def tree(repository: str, commit: str) -> tuple[HubFile, ...]:
     where = f"{repository}@{commit[:12]}"
     url = f"{constants.ENDPOINT}/api/models/{repository}/tree/{commit}?recursive=true&expand=false"
     try:
-        answer = [entry for page in _pages(url, where) for entry in page]
+        answer = [entry for page in pages(url, where) for entry in page]
         entries = [entry for entry in msgspec.convert(answer, list[_ListedEntry]) if entry.type == "file"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Doubtful(f"the hub's listing is not valid: {error}".splitlines()[0]) from None
@@ -82,7 +82,7 @@ def _listed(entry: _ListedEntry) -> HubFile:
     return HubFile(entry.path, entry.lfs.size, entry.lfs.oid.removeprefix("sha256:"), entry.oid)
 
 
-def _pages(url: str, where: str) -> Iterator[list[Any]]:
+def pages(url: str, where: str) -> Iterator[list[Any]]:
     """The pages of a listing; each page has the address of the next.
 
     Raises:
@@ -107,20 +107,8 @@ def refuse_names(names: Iterable[str], where: str) -> None:
     Raises:
         SourceError: the message spells out the first such name.
     """
-    folders: dict[str, str] = {}
-    files: dict[str, str] = {}
-    for name in names:
-        why = unusable(name)
-        parts = name.split("/")
-        if not why and (twin := files.get(name.casefold())) is not None:
-            why = "is listed twice" if twin == name else f"and {twin!r} differ in case only"
-        if why:
-            raise SourceError(f"{where}: file name {name!r} {why}", hint=_REFUSED)
-        files[name.casefold()] = name
-        folders |= {"/".join(parts[:depth]).casefold(): name for depth in range(1, len(parts))}
-    both = next((name for folded, name in files.items() if folded in folders), None)
-    if both is not None:
-        raise SourceError(f"{where}: {both!r} is a file and the folder of {folders[both.casefold()]!r}", hint=_REFUSED)
+    if problem := problem_of(names):
+        raise SourceError(f"{where}: {problem}", hint=_REFUSED)
 
 
 _REFUSED = "nothing was read or written: report this to the owner of the repository or hub"

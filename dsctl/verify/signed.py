@@ -10,7 +10,7 @@ import msgspec
 from dsctl.checkpoint.drafters import is_nested, nested
 from dsctl.checkpoint.signed_files import SignedFile, entries_of
 from dsctl.core.errors import FormatError
-from dsctl.stores import SIGNED, Store
+from dsctl.stores import ATTRIBUTES, SIGNED, Store
 from dsctl.verify.findings import Finding
 
 
@@ -41,5 +41,5 @@ def sizes(signed: Mapping[str, SignedFile], files: Mapping[str, int]) -> Iterato
             yield Finding("signed-size", name, f"has {files[name]:,} bytes, but {entry.size:,} in {SIGNED}")
     apart = nested(files)
     for name in files:
-        if name not in signed and name != SIGNED and not is_nested(name, apart):
+        if name not in signed and name not in (SIGNED, ATTRIBUTES) and not is_nested(name, apart):
             yield Finding("unsigned-file", name, f"is not in {SIGNED}: it was added later")

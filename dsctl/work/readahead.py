@@ -57,18 +57,11 @@ class _Chunk:
 @contextmanager
 def ahead(store: Store, steps: Iterable[Step]) -> Iterator[Reader]:
     """A reader for a job's steps: the store itself if reads are cheap."""
-    with ahead_of(store, spans(steps) if store.remote else ()) as reader:
-        yield reader
-
-
-@contextmanager
-def ahead_of(store: Store, wanted: Iterable[Span]) -> Iterator[Reader]:
-    """A reader for these bytes: the store itself if reads are cheap."""
     if not store.remote:
         yield store
         return
     with threads(CONNECTIONS) as pool:
-        yield _Ahead(store, list(wanted), pool)
+        yield _Ahead(store, list(spans(steps)), pool)
 
 
 def spans(steps: Iterable[Step]) -> Iterator[Span]:

@@ -286,7 +286,6 @@ def test_a_store_that_refuses_is_told_and_resumed(
 
 def test_targets_that_can_be_none_are_refused(objects: Objects, remote: str, source: Path) -> None:
     assert dsctl_fails("convert", remote, f"{remote}/inner", "--bf16") == 30
-    assert dsctl_fails("convert", source, "hf://acme/small", "--bf16") == 30
     assert dsctl_fails("convert", source, "s3://no-such-bucket/x", "--bf16") == 41
 
 

@@ -73,7 +73,8 @@ def told(done: Done, *codes: int, says: str = "") -> None:
 
 def made(folder: Path) -> dict[str, bytes]:
     """What does not say when it was made, and of what place."""
-    return {name: data for name, data in contents(folder).items() if not name.startswith(("dsctl.", ".dsctl/lock", ".dsctl/delta/"))}
+    own = ("dsctl.", ".dsctl/lock", ".dsctl/delta/")
+    return {name: data for name, data in contents(folder).items() if not name.startswith(own)}
 
 
 @contextmanager

@@ -311,12 +311,6 @@ def test_names_that_a_delta_cannot_have_are_refused_when_it_is_made(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_delta_is_made_and_folded_on_this_machine(good: Little) -> None:
-    told(call("delta", "make", good.old, good.new, "s3://bucket/delta"), (2,), "in a folder on this machine")
-    line = ("fold", good.deltas["xor"], good.deltas["xor"], "hf://org/name")
-    told(call("delta", *line), (2,), "in a folder on this machine")
-
-
 CHANCES = 220
 
 

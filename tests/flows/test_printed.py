@@ -228,12 +228,6 @@ def test_streams_may_be_closed(closed: int) -> None:
     assert done.returncode == 0 and not done.stderr and bool(done.stdout) == (closed != 1), done
 
 
-def in_ascii(*arguments: Any, width: int = 80) -> Done:
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": str(width)}
-    done = run(*arguments, env=environment)
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize(
     "words",
@@ -248,8 +242,9 @@ def in_ascii(*arguments: Any, width: int = 80) -> Done:
     ],
     ids=" ".join,
 )
-def test_an_ascii_terminal_gets_stand_ins(words: list[str], width: int) -> None:
-    done = in_ascii(*words, width=width)
+def test_an_ascii_terminal_gets_stand_ins(words: list[str], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    done = call(*words, encoding="ascii")
     assert done.returncode == 0 and done.stdout.isascii() and "\\u" not in done.stdout, done.stdout
     assert not done.stderr
     if words[:1] == ["diff"]:
@@ -257,7 +252,8 @@ def test_an_ascii_terminal_gets_stand_ins(words: list[str], width: int) -> None:
 
 
 def test_what_has_no_stand_in_is_spelled_out(tmp_path: Path) -> None:
-    done = in_ascii("inspect", tmp_path / "源→")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "80"}
+    done = run("inspect", tmp_path / "源→", env=environment)
     assert done.returncode == 10 and "\\u6e90->" in done.stderr, done.stderr
 
 

@@ -25,7 +25,7 @@ from dsctl.releases import find, releases
 from dsctl.stores.local import LocalFolder
 from dsctl.tiny import make
 from dsctl.tiny.blueprint import TinyRecipe, blueprint, split
-from tests.support.checkpoints import tiny
+from tests.support.checkpoints import smaller, tiny
 from tests.support.command import dsctl, dsctl_fails, run
 from tests.support.folders import tensors
 
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_it_has_what_its_config_says_and_its_config_says_what_the_release_s_does(
     alias: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    source = tiny(tmp_path_factory, alias, hidden=256, vocab=256, moe_intermediate=128)
+    source = smaller(tmp_path_factory, alias)
     checkpoint, release = opened(source), find(alias)
     assert not checkpoint.faults and not checkpoint.survey.faults
     assert checkpoint.config is not None and checkpoint.config.keys() == release.config.keys()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
+from tests.hub.uploads import TO, TOKEN, kept_secret
 from tests.support.checkpoints import tiny
-from tests.support.command import Done
+from tests.support.command import Done, call, dsctl
 from tests.support.forks import Launcher, Running
 
 Run = Callable[..., Done]
 Started = Callable[..., Running]
+Within = Callable[..., AbstractContextManager[None]]
 REPOSITORY = "acme/small"
 
 
@@ -33,6 +38,77 @@ def hub(source: Path) -> Iterator[Hub]:
     hub.publish(REPOSITORY, source)
     yield hub
     hub.close()
+
+
+@pytest.fixture
+def received(hub: Hub, tmp_path: Path) -> Receiving:
+    """The side of the hub that takes uploads."""
+    return Receiving(hub, tmp_path / "received")
+
+
+def smallest(factory: pytest.TempPathFactory) -> Path:
+    """The smallest V3.2 for tests that need four weight files and no more."""
+    return tiny(factory, "v3.2", hidden=128, vocab=256, intermediate=128, moe_intermediate=128, layers=2, experts=2)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that dsctl made, with everything that does not belong to the result beside it."""
+    folder = tmp_path_factory.mktemp("made") / "small-bf16"
+    dsctl("convert", smallest(tmp_path_factory), folder, "--bf16")
+    for name in (".cache/huggingface/download/x.metadata", ".git/HEAD"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    return Path(shutil.copytree(made, tmp_path / "small-bf16"))
+
+
+@pytest.fixture
+def within(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Within:
+    """Lets this process know this hub alone, and a token: a process for each command takes longer than the command."""
+    hub.token = TOKEN
+
+    @contextmanager
+    def settled(xet: bool = False) -> Iterator[None]:
+        from huggingface_hub import close_session, constants
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        from dsctl.stores import repository_xet
+
+        with monkeypatch.context() as patched:
+            for name, value in (("HF_ENDPOINT", hub.endpoint), ("HF_TOKEN", TOKEN), ("NO_PROXY", "*")):
+                patched.setenv(name, value)
+            patched.setattr(constants, "ENDPOINT", hub.endpoint)
+            patched.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+            patched.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
+            patched.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json"))
+            patched.setattr("dsctl.stores.hub_faults.FIRST_WAIT", 0.02)
+            try:
+                yield
+            finally:
+                close_session()
+                abort_xet_session()
+                repository_xet._known.clear()
+
+    return settled
+
+
+@pytest.fixture
+def upload(hub: Hub, received: Receiving, within: Within) -> Run:
+    """Runs `dsctl upload` with a token, which it prints and sends nowhere else."""
+
+    def run(folder: Path, *more: Any, target: str = TO, xet: bool = False) -> Any:
+        with within(xet):
+            done = call("upload", folder, target, *more)
+        kept_secret(hub, done.stdout + done.stderr)
+        return done
+
+    return run
 
 
 def unsettled() -> dict[str, str]:

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
-STALL_SECONDS = 30
-TRICKLE_SECONDS = 0.2
+from tests.hub.faults import STALL_SECONDS, Reply, faulty, refusal, send_body, with_headers
 
 
 class Request(NamedTuple):
@@ -31,11 +30,21 @@ class Request(NamedTuple):
     range: str | None
     token: str | None
     sent: int
+    received: int = 0
+
+
+class Receiver(Protocol):
+    """Answers requests that write; None for those that only read."""
+
+    def answer(self, storage: bool, method: str, path: str, body: bytes) -> Reply | None: ...
 
 
 @dataclass
 class Hub:
-    """Repositories by name, each with its commits; `fault` says what goes wrong with a request, if anything."""
+    """Repositories by name, each with its commits; `fault` says what goes wrong with a request, if anything.
+
+    `words` are the messages of refusals by status. Names say which files are LFS, except of those in `stored`.
+    """
 
     redirects: bool = True
     ranges: bool = True
@@ -45,6 +54,10 @@ class Hub:
     commits: dict[str, dict[str, Path]] = field(default_factory=dict)
     branches: dict[tuple[str, str], str] = field(default_factory=dict)
     digests: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
+    words: dict[int, str] = field(default_factory=dict)
+    stored: dict[Path, bool] = field(default_factory=dict)
+    receiver: Receiver | None = None
     started: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +97,10 @@ class Hub:
             self.digests[path] = _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return self.digests[path]
 
+    def is_lfs(self, path: Path) -> bool:
+        """Whether a file is stored as LFS."""
+        return self.stored.get(path, is_lfs(path.name))
+
     def sent(self, suffix: str = "") -> int:
         """Body bytes sent for paths that end so."""
         return sum(request.sent for request in self.log if request.path.endswith(suffix))
@@ -106,12 +123,6 @@ class _Server(ThreadingHTTPServer):
 
 def is_lfs(name: str) -> bool:
     return name.endswith((".safetensors", ".dsctl"))
-
-
-class Reply(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 def _error(status: int, code: str) -> Reply:
@@ -150,14 +161,16 @@ def _api(hub: Hub, rest: str) -> Reply:
     folder = hub.commits[repository][commit]
     entries = [_entry(hub, folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
     siblings = [{"rfilename": entry["path"]} for entry in entries]
-    value: Any = entries if word == "tree" else {"id": repository, "sha": commit, "siblings": siblings}
+    private = hub.private.get(repository, False)
+    value: Any = {"id": repository, "sha": commit, "siblings": siblings, "private": private}
+    value = entries if word == "tree" else value
     return Reply(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
 
 def _entry(hub: Hub, folder: Path, path: Path) -> dict[str, Any]:
     name, size = str(path.relative_to(folder)), path.stat().st_size
     sha256, blob = hub.digest(path)
-    lfs = {"lfs": {"oid": sha256, "size": size, "pointerSize": 134}} if is_lfs(name) else {}
+    lfs = {"lfs": {"oid": sha256, "size": size, "pointerSize": 134}} if hub.is_lfs(path) else {}
     return {"type": "file", "path": name, "size": size, "oid": blob} | lfs
 
 
@@ -171,18 +184,14 @@ def _resolve(hub: Hub, repository: str, revision: str, file: str, method: str, r
     if not path.is_file():
         return _error(404, "EntryNotFound")
     sha256, blob = hub.digest(path)
-    headers = {"X-Repo-Commit": commit, "ETag": f'"{sha256 if is_lfs(file) else blob}"'}
-    if not is_lfs(file):
-        return _with(_file(hub, path, range_), headers)
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{sha256 if hub.is_lfs(path) else blob}"'}
+    if not hub.is_lfs(path):
+        return with_headers(_file(hub, path, range_), headers)
     headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(path.stat().st_size)}
     if not hub.redirects:
-        return _with(_file(hub, path, range_), headers)
+        return with_headers(_file(hub, path, range_), headers)
     location = f"{hub.storage}/blob/{repository.replace('/', '--')}/{commit}/{file}"
     return Reply(302, headers | {"Location": location}, b"")
-
-
-def _with(reply: Reply, headers: dict[str, str]) -> Reply:
-    return reply._replace(headers=reply.headers | headers)
 
 
 def _file(hub: Hub, path: Path, range_: str | None) -> Reply:
@@ -198,91 +207,88 @@ def _file(hub: Hub, path: Path, range_: str | None) -> Reply:
         return Reply(206, {"Content-Range": f"bytes {begin}-{end - 1}/{size}"}, file.read(end - begin))
 
 
-def _faulty(fault: str, reply: Reply) -> Reply:
-    if fault.isdecimal():
-        return Reply(int(fault), {"Retry-After": "0"}, b"busy")
-    if fault == "flip" and reply.body:
-        body = bytearray(reply.body)
-        body[len(body) // 2] ^= 1
-        return reply._replace(body=bytes(body))
-    if fault == "html":
-        return reply._replace(body=b"<!doctype html><title>Just a moment</title>")
-    if fault == "json":
-        return reply._replace(body=b'[null, {"sha": 5}]')
-    if fault == "commit":
-        return _with(reply, {"X-Repo-Commit": "f" * 40})
-    if fault == "range":
-        return _with(reply, {"Content-Range": "bytes 0-6/7"})
-    return reply
-
-
-def _body(put: Callable[[bytes], int], body: bytes, fault: str | None) -> int:
-    """Send a body, or what a fault leaves of it; a trickle is never silent and never done."""
-    if fault not in ("cut", "stall", "length", "trickle"):
-        return put(body)
-    sent = put(body[: len(body) // 2])
-    while fault == "trickle" and sent < len(body) and put(body[sent : sent + 1]):
-        sent += 1
-        time.sleep(TRICKLE_SECONDS)
-    if fault == "stall":
-        time.sleep(STALL_SECONDS)
-    return sent
-
-
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # Headers and body are written one after the other: the second would wait 40 ms for the first's receipt.
-        disable_nagle_algorithm = True
+    return type("Handler", (_Handler,), {"hub": hub})
 
-        def log_message(self, *words: Any) -> None:
-            pass
 
-        def answer(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            storage = self.server is hub.servers[1]
-            token, range_ = self.headers.get("Authorization"), self.headers.get("Range")
-            with hub.lock:
-                hub.started += 1
-                fault = hub.fault(hub.started, self.command, path)
-            reply = _answer(hub, storage, self.command, path, range_, token)
-            sent = self.send(_faulty(fault, reply) if fault else reply, fault)
-            with hub.lock:
-                host = "storage" if storage else "hub"
-                hub.log.append(Request(host, self.command, path, range_, token, sent))
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+    # Headers and body are written one after the other: the second would wait 40 ms for the first's receipt.
+    disable_nagle_algorithm = True
 
-        def send(self, reply: Reply, fault: str | None) -> int:
-            if fault == "reset":
-                self.hang_up()
-                return 0
-            self.send_response(reply.status)
-            for name, value in ({"Content-Length": str(len(reply.body))} | reply.headers).items():
-                shorter = name == "Content-Length" and fault == "length"
-                self.send_header(name, str(int(value) // 2) if shorter else value)
-            self.end_headers()
-            if self.command == "HEAD":
-                return 0
-            sent = _body(self.put, reply.body, fault)
-            if fault in ("cut", "stall"):
-                self.hang_up()
-            return sent
+    def log_message(self, *words: Any) -> None:
+        pass
 
-        def put(self, body: bytes) -> int:
-            try:
-                self.wfile.write(body)
-                self.wfile.flush()
-            except OSError:
-                self.close_connection = True
-                return 0
-            return len(body)
+    def answer(self) -> None:
+        hub = self.hub
+        path = unquote(urlsplit(self.path).path)
+        storage = self.server is hub.servers[1]
+        token, range_ = self.headers.get("Authorization"), self.headers.get("Range")
+        with hub.lock:
+            hub.started += 1
+            fault = hub.fault(hub.started, self.command, path)
+        body = self.take(fault)
+        sent = 0
+        if fault == "hang":
+            time.sleep(STALL_SECONDS)
+        elif body is not None:
+            reply = refusal(hub.words, fault) or self.reply(storage, path, range_, token, body)
+            sent = self.send(faulty(fault, reply) if fault else reply, fault)
+        with hub.lock:
+            host = "storage" if storage else "hub"
+            hub.log.append(Request(host, self.command, path, range_, token, sent, len(body or b"")))
 
-        def hang_up(self) -> None:
+    def take(self, fault: str | None) -> bytes | None:
+        """The body of a request; None, and nothing more is heard, if the connection is cut halfway."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault == "half":
+            self.rfile.read(length // 2)
+            self.hang_up()
+            return None
+        body = self.rfile.read(length)
+        if len(body) < length:
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            return None
+        return body
 
-        do_GET = do_HEAD = do_POST = answer  # noqa: N815  the names http.server looks for
+    def reply(self, storage: bool, path: str, range_: str | None, token: str | None, body: bytes) -> Reply:
+        if self.hub.receiver is not None and (storage or not self.hub.token or token == f"Bearer {self.hub.token}"):
+            received = self.hub.receiver.answer(storage, self.command, path, body)
+            if received is not None:
+                return received
+        return _answer(self.hub, storage, self.command, path, range_, token)
 
-    return Handler
+    def send(self, reply: Reply, fault: str | None) -> int:
+        if fault == "reset":
+            self.hang_up()
+            return 0
+        self.send_response(reply.status)
+        for name, value in ({"Content-Length": str(len(reply.body))} | reply.headers).items():
+            shorter = name == "Content-Length" and fault == "length"
+            self.send_header(name, str(int(value) // 2) if shorter else value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return 0
+        sent = send_body(self.put, reply.body, fault)
+        if fault in ("cut", "stall"):
+            self.hang_up()
+        return sent
+
+    def put(self, body: bytes) -> int:
+        try:
+            self.wfile.write(body)
+            self.wfile.flush()
+        except OSError:
+            self.close_connection = True
+            return 0
+        return len(body)
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815  the names http.server looks for
 
 
 def one_in(number: int, *kinds: str) -> Callable[[int, str, str], str | None]:

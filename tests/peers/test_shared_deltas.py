@@ -6,10 +6,7 @@ Theirs run if DSCTL_DELTA_ORACLES names a folder of scripts, as docs/contributin
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import changed, shared_deltas
+from tests.support import changed, programs, shared_deltas
 from tests.support.checkpoints import tiny
 from tests.support.raw_tensors import BITS, INDEX, RawTensor, bytes_of, header_of, places_of, save, save_folder
-from tests.support.shared_deltas import DIGITS, BadDelta, Version, apply_in_place, check, write
+from tests.support.shared_deltas import DIGITS, ENCODINGS, BadDelta, Version, apply_in_place, check, write
 
-ENCODINGS = ("xor", "overwrite")
 SIZES = {"layers": 2, "experts": 2, "hidden": 256, "vocab": 128, "intermediate": 256, "moe_intermediate": 128}
 
 
@@ -34,21 +30,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     changed.rearranged(changed.added(old, changed.odd_tensors()))
     equal = [name for name in places_of(old) if "norm" in name]
     return old, changed.make(old, folder / "new", changed.last_bits(0.02), untouched=equal)
-
-
-@pytest.fixture
-def theirs() -> Callable[..., None]:
-    """Runs a script of the folder that DSCTL_DELTA_ORACLES names."""
-    folder = os.environ.get("DSCTL_DELTA_ORACLES")
-    if not folder:
-        pytest.skip("DSCTL_DELTA_ORACLES names no folder of other programs' readers and writers")
-
-    def run(script: str, *words: object) -> None:
-        command = [sys.executable, str(Path(folder) / script), *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-
-    return run
 
 
 def copied(folder: Path, place: Path) -> Path:
@@ -161,12 +142,13 @@ def test_tensors_that_came_went_or_have_another_shape_cannot_be_said(tmp_path: P
 @pytest.mark.parametrize("kind", DIGITS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_we_read_what_trainers_write(
-    pair: tuple[Path, Path], tmp_path: Path, theirs: Callable[..., None], encoding: str, kind: str, of: str
+    pair: tuple[Path, Path], tmp_path: Path, encoding: str, kind: str, of: str
 ) -> None:
     old, new = pair
     delta = tmp_path / "delta"
     ranks = 2 if (encoding, kind) == ("xor", "adler32") else 1
-    theirs("slime_write.py", old, new, delta, "--of", of, "--encoding", encoding, "--checksum", kind, "--ranks", ranks)
+    options = ("--of", of, "--encoding", encoding, "--checksum", kind, "--ranks", ranks)
+    programs.run("slime_write.py", old, new, delta, *options)
     assert len(list(delta.glob("*.safetensors"))) == ranks
     check(delta)
     got = copied(old, tmp_path / "got")
@@ -178,22 +160,22 @@ def test_we_read_what_trainers_write(
 @pytest.mark.parametrize("kind", DIGITS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_sglang_reads_what_we_write(
-    pair: tuple[Path, Path], tmp_path: Path, theirs: Callable[..., None], encoding: str, kind: str, reader: str
+    pair: tuple[Path, Path], tmp_path: Path, encoding: str, kind: str, reader: str
 ) -> None:
     old, new = pair
     write(old, new, tmp_path / "weight_v000001", encoding=encoding, kind=kind, files=3)
     write(new, old, tmp_path / "weight_v000002", encoding=encoding, kind=kind, version=Version(2, 1))
     got = copied(old, tmp_path / "got")
-    theirs("sglang_apply.py", got, tmp_path, 1, "--reader", reader)
+    programs.run("sglang_apply.py", got, tmp_path, 1, "--reader", reader)
     assert bytes_of(got) == bytes_of(new)
-    theirs("sglang_apply.py", got, tmp_path, 2, "--reader", reader)
+    programs.run("sglang_apply.py", got, tmp_path, 2, "--reader", reader)
     assert bytes_of(got) == bytes_of(old)
 
 
-def test_modelexpress_reads_what_we_write(pair: tuple[Path, Path], tmp_path: Path, theirs: Callable[..., None]) -> None:
+def test_modelexpress_reads_what_we_write(pair: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = pair
     delta, got = write(old, new, tmp_path / "delta", kind="adler32", files=3), copied(old, tmp_path / "got")
-    theirs("modelexpress_apply.py", got, delta)
+    programs.run("modelexpress_apply.py", got, delta)
     assert bytes_of(got) == bytes_of(new)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -67,21 +68,40 @@ def actions() -> dict[str, Any]:
     return found
 
 
-def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
+def _renew_server() -> None:
+    """End the process that forks workers if it was started with other variables: a command's own would have these.
+
+    It is kept otherwise, because it imports torch.
+    """
+    now = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    if _SERVED and now != _SERVED:
+        cli._end_server()
+    _SERVED.clear()
+    _SERVED.update(now)
+
+
+_SERVED: dict[str, str] = {}
+
+
+def call(*arguments: Any, both: io.StringIO | None = None, encoding: str = "") -> Done:
     """The same entry point within this process: nothing is imported or made again.
 
-    `both` takes both streams as they come, as a terminal does.
+    `both` takes both streams as they come, as a terminal does. With an `encoding` they are streams of bytes, which it
+    has to pass, as those of a process are.
     """
     command = verbs()
+    _renew_server()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    out, err, code = both or io.StringIO(), both or io.StringIO(), 0
+    out, err, code = both or _stream(encoding), both or _stream(encoding), 0
     made = mock.patch.object(cli, "application", return_value=command)
+    kept = mock.patch.object(cli, "_end_server")
     argv = mock.patch.object(sys, "argv", ["dsctl", *map(str, arguments)])
     with (
         redirect_stdout(out),
         redirect_stderr(err),
         argv,
         made,
+        kept,
     ):
         try:
             cli.main()
@@ -90,7 +110,18 @@ def call(*arguments: Any, both: io.StringIO | None = None) -> Done:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    return Done(code, out.getvalue(), err.getvalue())
+    return Done(code, _said(out), _said(err))
+
+
+def _stream(encoding: str) -> io.TextIOBase:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding) if encoding else io.StringIO()
+
+
+def _said(stream: Any) -> str:
+    if isinstance(stream, io.StringIO):
+        return stream.getvalue()
+    stream.flush()
+    return str(stream.buffer.getvalue(), stream.encoding)
 
 
 def dsctl(*arguments: Any) -> str:

@@ -145,16 +145,12 @@ CASES = [
         (20,),
         "the folder side",
     ),
-    Case(
-        "a twin by case", "own", renamed("result", "x.safetensors", "Z.safetensors"), (20,), "differ only in the case"
-    ),
-    Case(
-        "sides that are twins", "own", lambda it: (side("Note")(it), side("note")(it)), (20,), "differ only in the case"
-    ),
+    Case("a twin by case", "own", renamed("result", "x.safetensors", "Z.safetensors"), (20,), "differ in case only"),
+    Case("sides that are twins", "own", lambda it: (side("Note")(it), side("note")(it)), (20,), "differ in case only"),
     Case("a side that is weights", "own", side("x.safetensors"), (20,), "one of weights"),
     Case("a side that is weights in capitals", "own", side("X.SAFETENSORS"), (20,), "one of weights"),
-    Case("a side within a weight file", "own", side("z.safetensors/x"), (20,), "is a file, and the folder"),
-    Case("a side within a file of the base", "own", side("kept.txt/x"), (30,), "is a file, and the folder"),
+    Case("a side within a weight file", "own", side("z.safetensors/x"), (20,), "is a file and the folder"),
+    Case("a side within a file of the base", "own", side("kept.txt/x"), (30,), "is a file and the folder"),
     Case(
         "a side removed",
         "own",

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+from tests.support.changed import last_bits, make
 from tests.support.command import call
 from tests.support.factors import fitting
 from tests.support.folders import linked
@@ -45,9 +46,12 @@ STAND_INS = {
     "DeepSeek-R1": "tiny r1 DeepSeek-R1 --seed 7",
     "DeepSeek-V3-0324": "tiny v3-0324 DeepSeek-V3-0324",
     "DeepSeek-V4-Flash-0731": "tiny v4-flash-0731 DeepSeek-V4-Flash-0731 --hidden 256",
+    "step-100": "tiny v3.2 step-100 --bf16",
     "V3.2-trained": "convert DeepSeek-V3.2 V3.2-trained --layout published --no-mtp",
     "V4-Flash-tuned": "convert DeepSeek-V4-Flash V4-Flash-tuned --bf16 --layout transformers --no-mtp",
 }
+# The same after a step of training that changed so many of the last bits, and the seed.
+STEPS = {"step-101": ("step-100", 0.01, 1), "step-102": ("step-101", 0.01, 2)}
 # And the plans of experts: for V4-Flash-0731, the small V3.2 and the small V4-Flash.
 PLANS = {
     "reap_plan.json": {
@@ -184,6 +188,9 @@ class Shelf:
         if name in ADAPTERS and name not in self._made:
             source, modules = ADAPTERS[name]
             self._made[name] = fitting(self._kept(source), self.folder / name, modules, scale=0.001)
+        if name in STEPS and name not in self._made:
+            before, share, seed = STEPS[name]
+            self._made[name] = make(self._kept(before), self.folder / name, last_bits(share), seed)
         if name not in self._made:
             words = STAND_INS[name].split()
             for word in words[1:]:
@@ -251,7 +258,7 @@ def needed(commands: Iterable[Command]) -> list[str]:
     for command in commands:
         places = [word.removeprefix("./") for word in command.words]
         new = places[2:3] if places[0] == "convert" and places[1] != places[2] else []
-        known = STAND_INS.keys() | PLANS.keys() | ADAPTERS.keys()
+        known = STAND_INS.keys() | PLANS.keys() | ADAPTERS.keys() | STEPS.keys()
         wanted += [name for name in places if name in known and name not in {*made, *new, *wanted}]
         made.update(new)
     return wanted

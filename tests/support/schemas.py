@@ -35,6 +35,7 @@ VERBS = {
     "shard": ("convert", "convert-plan", "shard-plan"),
     "slice": ("convert", "convert-plan", "release-plan"),
     "tiny": ("tiny",),
+    "upload": ("upload",),
     "verify": ("verify",),
 }
 

@@ -29,6 +29,7 @@ else:
 from tests.support.raw_tensors import INDEX, METADATA, Raw, RawPlace, RawTensor, header_of, places_in, places_of, save
 
 FIVE = ("version", "base_version", "delta_encoding", "compression_format", "checksum_format")
+ENCODINGS = ("xor", "overwrite")
 DIGITS = {"adler32": 8, "xxh3-128": 32, "blake3": 64}
 # Readers decompress with a library's default limit: a window of 128 MB (zstd's ZSTD_WINDOWLOG_LIMIT_DEFAULT).
 WINDOW_LOG = 27
@@ -124,7 +125,7 @@ def check(folder: Path) -> None:
     for key in ("version", "base_version"):
         assert isinstance(metadata[key], str) and len(metadata[key]) == 6 and metadata[key].isdecimal(), metadata[key]
     assert int(metadata["version"]) > int(metadata["base_version"])
-    assert metadata["delta_encoding"] in ("xor", "overwrite")
+    assert metadata["delta_encoding"] in ENCODINGS
     assert metadata["compression_format"] == "zstd"
     digits = DIGITS[metadata["checksum_format"]]
     assert {path.name for path in folder.rglob("*.safetensors")} == set(weights.values()), "a file that no name is in"
@@ -177,7 +178,7 @@ def apply_in_place(base: Path, folder: Path) -> list[str]:
     metadata, weights = _index(folder)
     if metadata["compression_format"] != "zstd":
         raise BadDelta(f"compressed by {metadata['compression_format']!r}")
-    if metadata["delta_encoding"] not in ("xor", "overwrite"):
+    if metadata["delta_encoding"] not in ENCODINGS:
         raise BadDelta(f"no encoding of readers is called {metadata['delta_encoding']!r}")
     here = places_of(base)
     changed: dict[str, Raw] = {}

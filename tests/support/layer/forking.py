@@ -26,6 +26,8 @@ def serve() -> None:
     import dsctl.cli.carrying
     import dsctl.cli.conversion
     import dsctl.cli.convert
+    import dsctl.cli.inspect
+    import dsctl.cli.plan
     import dsctl.cli.tiny
     import dsctl.cli.verify
     import dsctl.tiny
@@ -35,7 +37,7 @@ def serve() -> None:
     import dsctl.work.job  # noqa: F401  what each command would import
 
     # What huggingface_hub imports; it reads its settings when it is imported itself.
-    for name in ("filelock", "httpx2", "tqdm", "yaml"):
+    for name in ("anyio", "encodings.idna", "filelock", "filelock._soft", "httpcore2", "httpx2", "tqdm.auto", "yaml"):
         importlib.import_module(name)
 
     signal.set_wakeup_fd(ends := _pipe()[1])
