@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsctl.checkpoint.delta_change import Change
@@ -83,6 +83,8 @@ def pairs(width: int) -> st.SearchStrategy[tuple[bytes, bytes]]:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_old_bytes_and_the_frame_give_the_new_ones(encoding: str, width: int) -> None:
+    # The first examples take long on a busy machine.
+    @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
     @given(pairs(width))
     def holds(both: tuple[bytes, bytes]) -> None:
         old, new = both
