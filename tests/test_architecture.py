@@ -67,6 +67,7 @@ TABLES = {
     "stores": (
         "STORES",
         {
+            "blocks",
             "download",
             "hub_client",
             "hub_entries",
