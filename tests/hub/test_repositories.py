@@ -45,6 +45,7 @@ def probe(received: Receiving, within: Within, folder: Path) -> Probe:
             except DsctlError as error:
                 kind, hint = type(error).__name__, error.hint or ""
                 done = {"error": kind, "message": error.message, "hint": hint, "told": sum(told)}
+        received.hub.settle(0 if stop else 1)
         assert not [secret for secret in (TOKEN, SIGNATURE, "xet-token-secret") if secret in str(done)]
         return done
 
