@@ -268,7 +268,7 @@ def test_other_targets_are_refused(received: Receiving, upload: Run, made: Path,
 
 
 def test_a_gitignore_leaves_files_out_but_none_of_the_result(received: Receiving, upload: Run, copy: Path) -> None:
-    received.ignored = frozenset({"notes.txt"})
+    (copy / ".gitignore").write_text("notes.txt\n")
     (copy / "notes.txt").write_text("x")
     assert "notes.txt: left out" in good(upload(copy)).stderr and "notes.txt" not in received.state(NEW)
     received.ignored = frozenset({WEIGHTS})
