@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
-from dsctl.core.errors import ResumeError, UsageError
+from dsctl.core.errors import ResumeError
 from dsctl.core.extras import require_torch
 from dsctl.core.processors import cores
 from dsctl.plan.plan import Plan, files_read
@@ -26,7 +26,6 @@ from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, al
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
-from dsctl.stores.repositories import is_target
 from dsctl.stores.uploads import SENT_BYTES
 from dsctl.work.executors import CPU, Executor, choose
 from dsctl.work.executors.processes import prepare
@@ -97,7 +96,7 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
         ResumeError: the target holds the work of a different request.
     """
     place = path_of(target)
-    _refuse_idle(place, how)
+    how.refuse_idle(place)
     delivery = Delivery.to(place, plan, how) if is_url(place) else None
     if delivery is not None:
         plan, how = delivery.plan, delivery.how
@@ -116,18 +115,6 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
     threads = 1 if on_cluster or store.remote else GPU_THREADS if gpus else THREADS
     resources = allot(plan, 1 if on_cluster else how.workers, budget, ahead, gpus, threads)
     return Setup(plan, store, place, how, folder, delivery, resources, chosen, state)
-
-
-def _refuse_idle(place: str, how: How) -> None:
-    """Refuse settings that have no effect on a target.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    if how.staging is not None and not is_url(place):
-        raise UsageError("--staging: only a target at a URL has a staging folder", hint="leave --staging out")
-    if how.public and not is_target(place):
-        raise UsageError("--public: only a repository on a hub is public or private", hint="leave --public out")
 
 
 def rehearse(setup: Setup) -> None:

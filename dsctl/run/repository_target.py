@@ -18,7 +18,7 @@ from dsctl.checkpoint.reading import strict_json
 from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.amounts import plural
 from dsctl.core.errors import FormatError, PlanError, ResumeError
-from dsctl.core.files import read_own
+from dsctl.core.files import PART, read_own
 from dsctl.plan.jobs import apart
 from dsctl.plan.model_card import README, SOURCE_README
 from dsctl.plan.plan import Plan
@@ -230,11 +230,11 @@ class RepositoryTarget:
         restored = Restored(self.plan, folder, self.place, self.holds)
         for number in numbers(self._head.files):
             journal, rest = segment_names(number)
-            for _ in restored.take(self._read(journal), self._read(rest) if rest in self._head.files else b""):
-                pass
+            restored.take(self._read(journal), self._read(rest) if rest in self._head.files else b"")
         notes = restored.finish()
         sign_begun(Route(self.plan, store, folder, self._held))
         for note in notes:
+            (folder / (note["file"] + PART)).unlink(missing_ok=True)
             empty(folder / note["file"], note["size"])
         return notes
 
@@ -246,7 +246,8 @@ class RepositoryTarget:
 
     def save(self, files: Mapping[str, SignedFile], folder: Path) -> str:
         records = journal_of(folder)
-        safe = {record["file"] for record in records if "file" in record} & {*self._head.files, *files}
+        finished = [record for record in records if "file" in record]
+        safe = {record["file"] for record in finished if record["file"] in files or self.holds(record)}
         removes: list[str] = []
         if self._work.stale(records):
             removes = [name for name in self._head.files if name.startswith(f"{UNFINISHED}/") and name != _BEGUN]
@@ -257,8 +258,7 @@ class RepositoryTarget:
         if self._mark and (set(unlike(self._held, self._mark.held)) or self._held.keys() != self._mark.held.keys()):
             small[_BEGUN] = self._begun
             self._mark = mark_of(json.loads(self._begun), complete=False)
-        done = sum(file.name in {*self._head.files, *files} for file in self.plan.files)
-        text = f"Add {plural(len(files), 'file')}: {done:,} of {len(self.plan.files):,} files with tensors are there"
+        text = f"Add {plural(len(files), 'file')}: {len(safe):,} of {len(self.plan.files):,} with tensors are there"
         return self._commit([*self._outbox.take(), *self._outbox.small(folder.parent, small)], removes, text)
 
     def finish(self, folder: Path) -> str:

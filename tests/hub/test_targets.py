@@ -131,6 +131,8 @@ def test_ranks_and_back_and_a_graft(hub: Hub, received: Receiving, source: Path,
     made = contents(folder_of(hub, "me/merged", "back"))
     before = {name: data for name, data in contents(source).items() if name not in OWN}
     assert {name: made[name] for name in before} == before
+    # The card of the ranks is not the source's text, which it stands beside.
+    assert made["README.source.md"] == (source / "README.md").read_bytes() != made["README.md"]
     good("graft", source, "hf://me/grafted", "--from", source, "mtp", "--workers", 1)
     assert "mtp" in json.loads((folder_of(hub, "me/grafted") / "dsctl.json").read_text())["grafts"][0]["globs"][0]
 
@@ -208,6 +210,7 @@ def test_places_that_cannot_be_targets(
         (2, (source, f"hf://me/made@{'a' * 40}")),
         (2, (source, tmp_path / "folder", "--staging", "1GB")),
         (2, (source, tmp_path / "folder", "--public")),
+        (2, ("v3.2", "hf://made", "--dry-run")),
     }:
         done = command("convert", *words, *USUAL)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
