@@ -146,4 +146,4 @@ def visibility(state: RepositoryState, private: bool | None, place: str) -> Iter
     if private is False and state.private:
         yield f"{place} is private and stays so: --public does not change an existing repository"
     elif private is None and not state.private:
-        yield f"{place} is public: everybody can read what is uploaded"
+        yield f"{place} is public: everybody can read the files"

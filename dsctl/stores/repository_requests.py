@@ -27,7 +27,7 @@ T = TypeVar("T")
 # Seconds between checks for the end of the run, and seconds for an answer. A hub takes up to a minute to commit and to
 # say that the time ran out.
 GLANCE = 0.1
-PATIENCE = 120.0
+PATIENCE = httpx2.Timeout(120.0, connect=20.0)
 _ENDED = "the run has ended"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN, then run the same command again"
 _WRITE = "the token needs permission to write to this repository"
@@ -90,7 +90,8 @@ def await_next(where: str, error: Exception, attempt: int, attempts: int | None 
         pause(where, error, 1 << 30 if attempts is not None and attempt >= attempts else attempt)
     except SourceError as final:
         message = final.message.replace(f"({1 << 30} attempts)", f"({attempt} attempts)")
-        raise WorkError(message, hint=final.hint) from None
+        why = reason(error.response) if isinstance(error, HfHubHTTPError) else ""
+        raise WorkError(f"{message}: {why}" if why else message, hint=final.hint) from None
 
 
 def refused(where: str, error: Exception) -> WorkError | None:

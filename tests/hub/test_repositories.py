@@ -226,7 +226,7 @@ def test_expired_addresses_of_storage_are_renewed(received: Receiving, probe: Pr
 def test_attempts_come_to_an_end(received: Receiving, probe: Probe) -> None:
     received.hub.fault = nth("not 503", "/commit/", *range(1, 100))
     done = probe()
-    assert "the hub answers 503 (7 attempts)" in done["message"] and done["hint"] == "try again later"
+    assert "the hub answers 503 (7 attempts): busy" in done["message"] and done["hint"] == "try again later"
 
 
 @pytest.mark.parametrize("word", ["/lfs/", "/commit/", "preupload"])

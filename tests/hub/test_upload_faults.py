@@ -15,7 +15,7 @@ import pytest
 
 from tests.hub.conftest import Run, Started
 from tests.hub.receiving import Receiving
-from tests.hub.uploads import NEW, TO, TOKEN, XET, good, nth, refused, whole
+from tests.hub.uploads import NEW, TO, TOKEN, XET, good, kept_secret, nth, refused, whole
 
 # Each fault, and whether one command is enough in spite of it.
 FAULTS: dict[str, tuple[Callable[[], Callable[[int, str, str], str | None]], bool]] = {
@@ -45,13 +45,12 @@ def test_the_repository_is_the_same_in_the_end(received: Receiving, upload: Run,
         received.hub.log.clear()
         good(upload(made))
         # The storage has the bytes that were sent before.
-        sent = sum(one.method == "PUT" for one in received.hub.log)
-        assert sent == 0 if fault != "no storage" else sent < 5
+        assert fault == "no storage" or not any(one.method == "PUT" for one in received.hub.log)
     whole(received, made)
     assert len(received.commits) == 1
 
 
-def test_a_hub_that_hangs_is_left_at_once(received: Receiving, started: Started, made: Path) -> None:
+def test_a_hub_that_hangs_is_left_at_once(received: Receiving, started: Started, made: Path, tmp_path: Path) -> None:
     received.hub.token = TOKEN
     for how, environment in (("/lfs/", {}), ("/v1/xorbs", XET)):
         received.xet = bool(environment)
@@ -67,7 +66,8 @@ def test_a_hub_that_hangs_is_left_at_once(received: Receiving, started: Started,
         os.kill(running.pid, signal.SIGINT)
         done = running.wait()
         assert done.code == 130 and time.monotonic() - began < 3, done.err
-        assert "error: interrupted" in done.err and "continues with the files" in done.err and TOKEN not in done.err
+        assert "error: interrupted" in done.err and "continues with the files" in done.err
+        kept_secret(received.hub, done.out + done.err, tmp_path / "hf")
 
 
 def until(reached: Callable[[], Any]) -> None:
@@ -79,15 +79,19 @@ def until(reached: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_kill_at_any_moment_changes_nothing(
-    received: Receiving, started: Started, upload: Run, made: Path, seed: int
+    received: Receiving, started: Started, upload: Run, made: Path, tmp_path: Path, seed: int
 ) -> None:
     killed(received, started, upload, made, seed)
+    kept_secret(received.hub, "", tmp_path / "hf", made)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(100, 150))
-def test_kills_at_fifty_more_moments(received: Receiving, started: Started, upload: Run, made: Path, seed: int) -> None:
+def test_kills_at_fifty_more_moments(
+    received: Receiving, started: Started, upload: Run, made: Path, tmp_path: Path, seed: int
+) -> None:
     killed(received, started, upload, made, seed)
+    kept_secret(received.hub, "", tmp_path / "hf", made)
 
 
 def killed(received: Receiving, started: Started, upload: Run, made: Path, seed: int) -> None:
