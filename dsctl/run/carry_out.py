@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
-from dsctl.core.errors import ResumeError
+from dsctl.core.errors import PlanError, ResumeError
 from dsctl.core.extras import require_torch
 from dsctl.core.processors import cores
 from dsctl.plan.plan import Plan, files_read
 from dsctl.run.checks import check_source
 from dsctl.run.claim import check_target
 from dsctl.run.consume import beside_others, gone, refuse_link, remembered
-from dsctl.run.delivery import Delivery, deliver
+from dsctl.run.delivery import Delivery
 from dsctl.run.device_choice import Chosen, choose_device
 from dsctl.run.driver import run
 from dsctl.run.events import EventReport
@@ -154,10 +154,28 @@ def carry_out(
     watch = Watch(resources.workers * resources.threads, cores(), store.remote)
     report = watch.beside(report)
     if setup.delivery is not None:
-        audit = deliver(setup.delivery, setup.state, executor, store, report)
+        audit = _deliver(setup.delivery, setup.state, executor, store, report)
     else:
         audit = run(plan, store, setup.folder, executor, report, how)
     if setup.state == "complete" and not all(isinstance(note, str) for note in audit["notes"]):
         what = "is not valid: its notes are not a list of texts"
         raise ResumeError(f"{setup.target}/dsctl.json: {what}", hint="start over with --force")
     return Outcome(audit, watch.pace())
+
+
+def _deliver(
+    delivery: Delivery, state: str, executor: Callable[[], Executor], store: Store, report: EventReport
+) -> dict[str, Any]:
+    """Carry the plan out, or resume it, and send its files to the target; raises as `run` and `Delivery` do."""
+    if state == "complete":
+        return delivery.audit()
+    if delivery.how.consume:
+        raise PlanError("--consume is for a target on this machine")
+    try:
+        delivery.begin(store)
+        both = delivery.beside(report)
+        audit = run(delivery.plan, store, delivery.folder, executor, both, delivery.how, delivery.staged)
+        delivery.finish(audit)
+    finally:
+        delivery.close()
+    return audit

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -187,14 +187,14 @@ class RepositoryTarget:
         if state != "new":
             self._learn()
             return
-        head = self._state.head
-        found = {name: self._json(name) for name in (SIGNED, _BEGUN) if head and name in head.files}
-        removes = self._removed(found) if self.force else []
-        if head is None:
+        if self._state.head is None:
             head = self.writer.create(self.private)
             self._state = RepositoryState(self._state.private if self._state.exists else self.private, head)
-            # A new branch begins at the first commit of main.
-            self._refuse_others(head)
+            if not self.force:
+                # A new branch begins at the first commit of main.
+                self._refuse_others(head)
+        found = {name: self._json(name) for name in (SIGNED, _BEGUN) if name in self._head.files}
+        removes = self._removed(found) if self.force else []
         text = f"Begin: {plural(len(outputs(self.plan)), 'file')} by dsctl"
         more = f"Removes {plural(len(removes), 'file')}. Earlier commits keep them." if removes else ""
         self._commit([Content(_BEGUN, self._begun)], removes, text, more)
@@ -241,8 +241,8 @@ class RepositoryTarget:
     def prepare(self, files: Mapping[str, Path]) -> None:
         self._outbox.sort(files)
 
-    def send(self, name: str, path: Path, sha256: str) -> None:
-        self._outbox.send(name, path, sha256)
+    def send(self, name: str, path: Path, sha256: str, report: Callable[[int], None]) -> None:
+        self._outbox.send(name, path, sha256, report)
 
     def save(self, files: Mapping[str, SignedFile], folder: Path) -> str:
         records = journal_of(folder)
@@ -263,7 +263,7 @@ class RepositoryTarget:
 
     def finish(self, folder: Path) -> str:
         self.writer.check_card((folder / README).read_text())
-        self.send(SIGNED, folder / SIGNED, sha256_of(read_own(folder / SIGNED)).hexdigest())
+        self.send(SIGNED, folder / SIGNED, sha256_of(read_own(folder / SIGNED)).hexdigest(), lambda nbytes: None)
         removes = [name for name in self._head.files if name.startswith(f"{UNFINISHED}/")]
         return self._commit(self._outbox.take(), removes, f"Finish: {plural(len(outputs(self.plan)), 'file')} by dsctl")
 
