@@ -75,7 +75,6 @@ TABLES = {
             "hub_files",
             "hub_guard",
             "hub_listing",
-            "hub_names",
             "hub_requests",
             "joined",
             "places",

@@ -19,6 +19,9 @@ LONGEST = 90
 IMPERATIVES = {
     "Accept", "Allow", "Assign", "Assume", "Check", "Choose", "Compare", "Compute", "Consider", "Continue",
     "Convert", "Copy", "Count", "Cut", "Delete", "Distribute", "Do", "Download", "Draw", "Drop", "Estimate", "Exit",
+    "Expect", "Fail", "Fix", "Fold", "Group", "Grow", "Ignore", "Include", "Install", "Join", "Keep", "Leave", "Limit",
+    "List", "Make", "Measure", "Merge", "Print", "Quantize", "Read", "Regroup", "Replace", "Require", "Reserve", "Run",
+    "Search", "Set", "Show", "Split", "Start", "Store", "Treat", "Upload", "Use", "Verify", "Write",
 }  # fmt: skip
 # Words of the old style, as regular expressions. Each is searched as a whole word or phrase, in any case.
 OLD = (
