@@ -21,7 +21,7 @@ IMPERATIVES = {
     "Convert", "Copy", "Count", "Cut", "Delete", "Distribute", "Do", "Download", "Draw", "Drop", "Estimate", "Exit",
     "Expect", "Fail", "Fix", "Fold", "Group", "Grow", "Ignore", "Include", "Install", "Join", "Keep", "Leave", "Limit",
     "List", "Make", "Measure", "Merge", "Print", "Quantize", "Read", "Regroup", "Replace", "Require", "Reserve", "Run",
-    "Search", "Set", "Show", "Split", "Start", "Store", "Treat", "Use", "Verify", "Write",
+    "Search", "Set", "Show", "Split", "Start", "Store", "Treat", "Upload", "Use", "Verify", "Write",
 }  # fmt: skip
 # Words of the old style, as regular expressions. Each is searched as a whole word or phrase, in any case.
 OLD = (

@@ -32,10 +32,9 @@ SAMPLE = "dsctlSample"
 WITHHELD = f"withheld: {SIGNED} has it"
 # The fields of a request that never hold a place. Others are withheld.
 _OPEN = frozenset({
-    "delta",
     "to", "layout", "scale_fmt", "shard_size", "only", "skip", "mtp", "allow_missing", "allow_extra", "keep_scales",
     "layers", "experts", "slice", "rules", "search", "tp", "ep", "pp", "ranks", "recode", "placed", "allow_inexact",
-    "graft", "as_base",
+    "graft", "as_base", "delta",
 })  # fmt: skip
 # More bytes than a statement about 100,000 files has.
 MOST_BYTES = 256 << 20

@@ -28,6 +28,7 @@ def convert_to(
             raise UsageError(f"--consume and {option} exclude each other", hint="leave one of them out")
     if options.dry_run and releases.meant(source) and not (request.original or request.lora):
         # The description of a release is enough, so nothing is downloaded.
+        how.refuse_idle(target)
         described = describe(source)
         show_overview(overview(described.contents, request), described.origin, target, output)
         return

@@ -36,6 +36,7 @@ def slice_to(
     how, source = judged(request, run), located(source, local=local)
     if run.dry_run and releases.meant(source):
         # The description of a release is enough, so nothing is downloaded.
+        how.refuse_idle(target)
         described = describe(source)
         small, request = part.described(described.contents, request)
         show_overview(overview(small, request), described.origin, target, output)

@@ -12,6 +12,7 @@ from dsctl.cli.commands import RUNNING
 from dsctl.cli.groups import PrintOptions, verb
 from dsctl.cli.hints import resumable
 from dsctl.cli.options import DryRun
+from dsctl.core.errors import UsageError
 from dsctl.look.card import card as facts
 from dsctl.run.finished import README, Finished, finished
 from dsctl.run.upload_order import UploadOrder, visibility
@@ -27,10 +28,10 @@ Folder = Annotated[str, typer.Argument(metavar="DIR", help="A folder on this mac
 Repository = Annotated[
     str, typer.Argument(metavar="DST", help="The repository and its branch, as hf://org/name[@branch].")
 ]
-Private = Annotated[
-    bool | None,
-    typer.Option("--private/--public", help="Set who can read a repository that is created; default: private."),
+Public = Annotated[
+    bool, typer.Option("--public", help="Make a repository that does not exist public instead of private.")
 ]
+Private = Annotated[bool, typer.Option("--private", help="Fail if the repository exists and is public.")]
 NoCard = Annotated[bool, typer.Option("--no-card", help="Do not add a card if the folder has no README.md.")]
 Message = Annotated[
     str | None, typer.Option("--message", "-m", metavar="TEXT", help="Use this as the message of the last commit.")
@@ -50,7 +51,8 @@ def upload(
     folder: Folder,
     target: Repository,
     *,
-    private: Private = None,
+    public: Public = False,
+    private: Private = False,
     no_card: NoCard = False,
     message: Message = None,
     dry_run: DryRun = False,
@@ -59,8 +61,8 @@ def upload(
 ) -> None:
     """Upload a finished folder to a repository on a hub.
 
-    Files that the repository has already are not sent again, so the same command resumes an upload. No file there is
-    ever deleted. Weights go first and dsctl.json goes last. huggingface_hub's settings apply: HF_ENDPOINT, HF_TOKEN.
+    Files that the repository has already are not sent again, so the same command resumes an upload. Files that only the
+    repository has stay there. A new repository is private. huggingface_hub's settings apply: HF_ENDPOINT, HF_TOKEN.
 
     Examples:
 
@@ -70,12 +72,14 @@ def upload(
 
         dsctl upload ./DeepSeek-V3.2-fp8 hf://me/DeepSeek-V3.2@fp8 --public
     """
+    if public and private:
+        raise UsageError("--public and --private contradict each other", hint="leave one of them out")
     output, writer = printing.output(), RepositoryWriter.at(target)
     found = finished(folder)
     card = None if no_card else _card(found, writer.name)
     with resumable("continues with the files that the hub does not have"):
         order = UploadOrder(found, card, writer.look(), force)
-        for note in visibility(order.state, private, writer.place):
+        for note in visibility(order.state, public, private, writer.place):
             output.note(note)
         show_notes(order, output)
         if dry_run:
@@ -83,7 +87,7 @@ def upload(
             return
         words = message or f"Upload {Path(found.store.root).name} with dsctl {__version__}"
         with UploadBars(order, output) as bars:
-            done = Uploading(order, writer, words, bars.checked, bars.sending).run(private is not False)
+            done = Uploading(order, writer, words, bars.checked, bars.sending).run(private=not public)
     show_result(order, writer.name, done, output)
 
 

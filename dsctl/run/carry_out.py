@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from dsctl.checkpoint.checkpoint import Checkpoint
 from dsctl.checkpoint.opening import open_checkpoint, source_at
-from dsctl.core.errors import ResumeError, UsageError
+from dsctl.core.errors import PlanError, ResumeError
 from dsctl.core.extras import require_torch
 from dsctl.core.processors import cores
 from dsctl.plan.plan import Plan, files_read
 from dsctl.run.checks import check_source
 from dsctl.run.claim import check_target
 from dsctl.run.consume import beside_others, gone, refuse_link, remembered
-from dsctl.run.delivery import Delivery, deliver
+from dsctl.run.delivery import Delivery
 from dsctl.run.device_choice import Chosen, choose_device
 from dsctl.run.driver import run
 from dsctl.run.events import EventReport
@@ -26,7 +26,6 @@ from dsctl.run.resources import GPU_THREADS, SMALL_BYTES, THREADS, Resources, al
 from dsctl.stores import Store
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
-from dsctl.stores.repositories import is_target
 from dsctl.stores.uploads import SENT_BYTES
 from dsctl.work.executors import CPU, Executor, choose
 from dsctl.work.executors.processes import prepare
@@ -98,7 +97,7 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
         ResumeError: the target holds the work of a different request.
     """
     place = path_of(target)
-    _refuse_idle(place, how)
+    how.refuse_idle(place)
     delivery = Delivery.to(place, plan, how) if is_url(place) else None
     if delivery is not None:
         plan, how = delivery.plan, delivery.how
@@ -120,18 +119,6 @@ def set_up(plan: Plan, store: Store, target: str, how: How) -> Setup:
     threads = 1 if on_cluster or store.remote else GPU_THREADS if gpus else THREADS
     resources = allot(plan, 1 if on_cluster else how.workers, budget, ahead, gpus, threads)
     return Setup(plan, store, place, how, folder, delivery, resources, chosen, state)
-
-
-def _refuse_idle(place: str, how: How) -> None:
-    """Refuse settings that have no effect on a target.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    if how.staging is not None and not is_url(place):
-        raise UsageError("--staging: only a target at a URL has a staging folder", hint="leave --staging out")
-    if how.public and not is_target(place):
-        raise UsageError("--public: only a repository on a hub is public or private", hint="leave --public out")
 
 
 def rehearse(setup: Setup) -> None:
@@ -174,10 +161,28 @@ def carry_out(
     watch = Watch(resources.workers * resources.threads, cores(), store.remote)
     report = watch.beside(report)
     if setup.delivery is not None:
-        audit = deliver(setup.delivery, setup.state, executor, store, report)
+        audit = _deliver(setup.delivery, setup.state, executor, store, report)
     else:
         audit = run(plan, store, setup.folder, executor, report, how)
     if setup.state == "complete" and not all(isinstance(note, str) for note in audit["notes"]):
         what = "is not valid: its notes are not a list of texts"
         raise ResumeError(f"{setup.target}/dsctl.json: {what}", hint="start over with --force")
     return Outcome(audit, watch.pace())
+
+
+def _deliver(
+    delivery: Delivery, state: str, executor: Callable[[], Executor], store: Store, report: EventReport
+) -> dict[str, Any]:
+    """Carry the plan out, or resume it, and send its files to the target; raises as `run` and `Delivery` do."""
+    if state == "complete":
+        return delivery.audit()
+    if delivery.how.consume:
+        raise PlanError("--consume is for a target on this machine")
+    try:
+        delivery.begin(store)
+        both = delivery.beside(report)
+        audit = run(delivery.plan, store, delivery.folder, executor, both, delivery.how, delivery.staged)
+        delivery.finish(audit)
+    finally:
+        delivery.close()
+    return audit

@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dsctl.checkpoint.signed_files import SignedFile, entries_of, read_entry
-from dsctl.core.errors import PlanError, ResumeError, WorkError
+from dsctl.core.errors import ResumeError, WorkError
 from dsctl.core.files import make_folders
 from dsctl.plan.plan import Plan
-from dsctl.run.driver import Staged, run
-from dsctl.run.events import Committed, Event, EventReport, Saved, Uploaded
+from dsctl.run.driver import Staged
+from dsctl.run.events import Committed, Event, EventReport, Saved, Uploaded, Uploading
 from dsctl.run.how import SHA256, How
 from dsctl.run.journal import Journal
 from dsctl.run.locks import Lock
@@ -31,9 +31,9 @@ from dsctl.run.remote_target import RemoteTarget, remote_target
 from dsctl.run.staging import BATCH, Needs, Room, batches, budget, empty, fingerprint_of, needs, staging, taken
 from dsctl.stores import Store
 from dsctl.stores.local import LocalFolder
-from dsctl.work.executors import Executor
 
-_USUAL = How()
+# Seconds between reports of the bytes that were sent, while a run waits for uploads.
+_GLANCE = 1.0
 
 
 @dataclass(slots=True)
@@ -56,6 +56,10 @@ class Delivery:
     # Files that were sent, and wait for a commit.
     _unsaved: dict[str, SignedFile] = field(default_factory=dict)
     _said: deque[Event] = field(default_factory=deque)
+    _report: EventReport = lambda event: None
+    # Bytes of files that were given to be sent, and those of them that were.
+    _due: int = 0
+    _gone: int = 0
     _notes: Journal | None = None
     _lock: Lock | None = None
     _pending: deque[Future[None]] = field(default_factory=deque)
@@ -201,22 +205,33 @@ class Delivery:
             self._pending.popleft().result()
         if isinstance(event, Committed) and event.file not in self._lost:
             assert self._pool is not None
+            self._due += event.entry.size
             self._pending.append(self._pool.submit(self._upload, event.file, event.entry))
 
     def beside(self, report: EventReport) -> EventReport:
         """A report that passes every event to `report` and to this delivery, and its own events to `report`."""
+        self._report = report
 
         def both(event: Event) -> None:
             report(event)
             self.report(event)
-            self.tell(report)
+            self._tell()
 
         return both
 
-    def tell(self, report: EventReport) -> None:
+    def _tell(self) -> None:
         """Report what was sent and saved since the last call."""
         while self._said:
-            report(self._said.popleft())
+            self._report(self._said.popleft())
+
+    def _wait(self, future: Future[None]) -> None:
+        while not wait([future], _GLANCE).done:
+            self._report(Uploading(self._gone, self._due))
+        future.result()
+        self._tell()
+
+    def _count(self, nbytes: int) -> None:
+        self._gone += nbytes
 
     def finish(self, audit: dict[str, Any]) -> None:
         """Send the remaining files, then the audit, whose presence means complete.
@@ -236,12 +251,13 @@ class Delivery:
                 raise ResumeError(f"{target.place}/{name}: {what}", hint="start over with --force")
         target.prepare({name: self.folder / name for name in rest})
         for name, entry in rest.items():
-            target.send(name, self.folder / name, entry.sha256)
+            target.send(name, self.folder / name, entry.sha256, self._count)
             self._unsaved[name] = entry
         files = len(self._unsaved) + 1
         nbytes = sum(entry.size for entry in self._unsaved.values())
         if commit := target.finish(self.folder):
             self._said.append(Saved(files, nbytes, commit))
+        self._tell()
         shutil.rmtree(staging(self.url), ignore_errors=True)
 
     def _is_sent(self, name: str, entry: SignedFile) -> bool:
@@ -260,20 +276,20 @@ class Delivery:
     def _make_room(self) -> bool:
         """Wait for the next file to be sent, or save those that were; False if there are none."""
         if self._pending:
-            self._pending.popleft().result()
+            self._wait(self._pending.popleft())
             return True
         if not self._unsaved:
             return False
         assert self._pool is not None
-        self._pool.submit(self._save).result()
+        self._wait(self._pool.submit(self._save))
         return True
 
     def _settle(self) -> None:
         while self._pending:
-            self._pending.popleft().result()
+            self._wait(self._pending.popleft())
 
     def _upload(self, name: str, entry: SignedFile) -> None:
-        self.target.send(name, self.folder / name, entry.sha256)
+        self.target.send(name, self.folder / name, entry.sha256, self._count)
         self._said.append(Uploaded(name, entry.size))
         self._unsaved[name] = entry
         waiting = sum(one.size for one in self._unsaved.values())
@@ -300,30 +316,3 @@ def _is_older(folder: Path) -> bool:
     notes = Journal(folder)
     notes.close()
     return any("file" in note and "digest" not in note for note in notes.records)
-
-
-def deliver(
-    delivery: Delivery,
-    state: str,
-    executor: Callable[[], Executor],
-    store: Store,
-    report: EventReport = lambda event: None,
-) -> dict[str, Any]:
-    """Carry the plan out, or resume it, and send its files to the target.
-
-    Raises:
-        DsctlError: as `dsctl.run.run`, and as the methods of `Delivery`; the same call resumes.
-    """
-    if state == "complete":
-        return delivery.audit()
-    if delivery.how.consume:
-        raise PlanError("--consume is for a target on this machine")
-    try:
-        delivery.begin(store)
-        both = delivery.beside(report)
-        audit = run(delivery.plan, store, delivery.folder, executor, both, delivery.how, delivery.staged)
-        delivery.finish(audit)
-        delivery.tell(report)
-    finally:
-        delivery.close()
-    return audit

@@ -80,7 +80,7 @@ def _to_objects(url: str, plan: Plan, store: Store, force: bool) -> Callable[[Pa
         try:
             target.begin(store, state)
             for name in audit["files"]:
-                target.send(name, folder / name, "")
+                target.send(name, folder / name, "", lambda nbytes: None)
             target.finish(folder)
         finally:
             target.stop()

@@ -21,6 +21,13 @@ class Committed(NamedTuple):
     entry: SignedFile
 
 
+class Uploading(NamedTuple):
+    """A run waits for uploads: the bytes that were sent, of those of all finished files."""
+
+    nbytes: int
+    of: int
+
+
 class Uploaded(NamedTuple):
     """A file that was sent to a target at a URL, and its bytes."""
 
@@ -63,7 +70,7 @@ class Resumed(NamedTuple):
     nbytes: int
 
 
-Event = Advanced | Committed | Uploaded | Saved | ReadBack | Torn | Resumed | Worked
+Event = Advanced | Committed | Uploading | Uploaded | Saved | ReadBack | Torn | Resumed | Worked
 EventReport = Callable[[Event], None]
 
 

@@ -95,7 +95,7 @@ class Finished:
         except OSError as error:
             raise refusal(path, error, WorkError) from None
         if entry and signer and name != README and (unlike := differences(entry, signer.entry(), None)):
-            raise VerifyFailed(f"{path}: {unlike[0]} is not what {SIGNED} says", hint=_DIFFERS)
+            raise VerifyFailed(f"{path}: {unlike[0]} differs from {SIGNED}", hint=_DIFFERS)
         return Digests(found.hexdigest(), git.hexdigest() if git else "")
 
     def _header(self, name: str) -> Header | None:
@@ -105,7 +105,7 @@ class Finished:
             return None
 
 
-_DIFFERS = f"`dsctl verify --deep` shows what differs; to upload the folder as it is, remove {SIGNED}"
+_DIFFERS = f"`dsctl verify --deep` names every difference; to upload the folder all the same, remove {SIGNED}"
 
 
 def finished(text: str) -> Finished:
@@ -163,4 +163,4 @@ def _refuse_missing(
         wrong += [f"{name}: missing, {index} names it" for name in sorted(named - files.keys())]
     if wrong:
         what = f"{text}: {wrong[0]}" if len(wrong) == 1 else f"{text}: {len(wrong):,} files are missing or wrong"
-        raise VerifyFailed(what, issues=wrong, hint="`dsctl verify` shows what is wrong with the folder")
+        raise VerifyFailed(what, issues=wrong, hint="`dsctl verify` lists every problem of the folder")

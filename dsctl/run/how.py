@@ -7,6 +7,8 @@ from typing import Any
 
 from dsctl.core.choices import choose
 from dsctl.core.errors import UsageError
+from dsctl.stores.objects import is_url
+from dsctl.stores.repositories import is_target, parse
 from dsctl.work.executors import ENGINES, named_devices
 
 BLAKE3, SHA256 = "blake3", "sha256"
@@ -52,6 +54,19 @@ class How:
             raise UsageError(f"--max-memory: {self.max_memory!r} is not a number of bytes", hint="1 or more")
         if not _is_amount(self.staging, int):
             raise UsageError(f"--staging: {self.staging!r} is not a number of bytes", hint="1 or more")
+
+    def refuse_idle(self, target: str) -> None:
+        """Refuse a repository's name that cannot be one, and settings that have no effect on a target.
+
+        Raises:
+            UsageError: naming the target or the option.
+        """
+        if is_target(target):
+            parse(target)
+        if self.staging is not None and not is_url(target):
+            raise UsageError("--staging: only a target at a URL has a staging folder", hint="leave --staging out")
+        if self.public and not is_target(target):
+            raise UsageError("--public: only a repository on a hub is public or private", hint="leave --public out")
 
 
 def _is_amount(value: object, kinds: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,8 @@ class ObjectTarget:
     def prepare(self, files: Mapping[str, Path]) -> None:
         pass
 
-    def send(self, name: str, path: Path, sha256: str) -> None:
-        self.uploads.send(name, path)
+    def send(self, name: str, path: Path, sha256: str, report: Callable[[int], None]) -> None:
+        report(self.uploads.send(name, path))
 
     def save(self, files: Mapping[str, SignedFile], folder: Path) -> str:
         return ""

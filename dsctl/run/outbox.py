@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -30,11 +30,12 @@ class Outbox:
             [Unsorted(name, path.stat().st_size, _sample(path)) for name, path in sorted(files.items())]
         )
 
-    def send(self, name: str, path: Path, sha256: str) -> None:
+    def send(self, name: str, path: Path, sha256: str, report: Callable[[int], None]) -> None:
         """Send a file with this SHA-256, or keep its path until the commit that has its bytes."""
         if name not in self._sorted:
             self.sort({name: path})
-        self._waiting[name] = self.writer.send(name, path, sha256) if self._sorted.pop(name).lfs else path
+        lfs = self._sorted.pop(name).lfs
+        self._waiting[name] = self.writer.send(name, path, sha256, report) if lfs else path
 
     def take(self) -> list[Sent | Content]:
         """The files for a commit; they no longer wait."""

@@ -20,7 +20,7 @@ from dsctl.core.errors import ResumeError
 from dsctl.core.files import PART, failure, make_folders, open_own, read_own, replace_file, write_all
 from dsctl.plan.jobs import is_side
 from dsctl.plan.plan import Job, Plan
-from dsctl.plan.stretches import Written, written
+from dsctl.plan.stretches import written
 from dsctl.run.journal import JOURNAL, is_count, line_of, records_of
 from dsctl.run.signing import from_text
 from dsctl.stores import WORKING
@@ -40,6 +40,10 @@ def invalid(place: str) -> ResumeError:
 
 
 Records = list[dict[str, Any]]
+
+
+class Writes(dict[str, list[tuple[int, bytes]]]):
+    """Bytes to write, by file: the first byte of each stretch, and the bytes."""
 
 
 class Segment(NamedTuple):
@@ -191,15 +195,15 @@ class Restored:
     _files: dict[str, dict[str, Any]] = field(default_factory=dict)
     _there: dict[int, set[int]] = field(default_factory=dict)
 
-    def take(self, lines: bytes, rest: bytes) -> Iterator[dict[str, Any]]:
-        """Take a segment, and write its bytes of unfinished files; yield its records.
+    def take(self, lines: bytes, rest: bytes) -> None:
+        """Take a segment, and write its bytes of unfinished files.
 
         Raises:
             ResumeError: it is not a segment of this plan. WorkError: the folder cannot be written.
         """
         jobs = {job.number: job for job in self.plan.jobs}
         sizes = {file.name: file.size for file in self.plan.files}
-        at = 0
+        at, writes = 0, Writes()
         for record in records_of(lines, lambda: invalid(self.place))[0]:
             if "file" in record:
                 if sizes.get(record["file"]) != record["size"] or not record.get("sha256"):
@@ -209,10 +213,11 @@ class Restored:
                 job = jobs.get(record["job"])
                 if job is None:
                     raise invalid(self.place)
-                at = self._take(job, record, rest, at)
-            yield record
+                at = self._take(job, record, rest, at, writes)
+        for file, found in writes.items():
+            self._write(file, sizes[file], found)
 
-    def _take(self, job: Job, record: dict[str, Any], rest: bytes, at: int) -> int:
+    def _take(self, job: Job, record: dict[str, Any], rest: bytes, at: int, writes: Writes) -> int:
         """Take the receipt of a job, whose bytes begin at `at`; return where the next one's begin."""
         try:
             known = list(digests.split(from_text(record["digests"])))
@@ -227,7 +232,7 @@ class Restored:
                 if one is None or nbytes != one.end - one.begin or not is_side(one.file):
                     raise invalid(self.place)
                 if digests.digest(data := rest[at : at + nbytes]) == known[place]:
-                    self._write(one, data)
+                    writes.setdefault(one.file, []).append((one.begin, data))
                     there.add(place)
                 at += nbytes
         except (KeyError, IndexError, ValueError, TypeError):
@@ -238,14 +243,15 @@ class Restored:
         self._there[job.number] = there
         return at + int(piece)
 
-    def _write(self, one: Written, data: bytes) -> None:
-        path = self.folder / (one.file + PART)
+    def _write(self, file: str, size: int, found: Iterable[tuple[int, bytes]]) -> None:
+        path = self.folder / (file + PART)
         make_folders(path.parent)
         try:
             descriptor = open_own(path, os.O_WRONLY | os.O_CREAT)
             try:
-                os.truncate(descriptor, next(file.size for file in self.plan.files if file.name == one.file))
-                write_all(descriptor, data, one.begin)
+                os.truncate(descriptor, size)
+                for begin, data in found:
+                    write_all(descriptor, data, begin)
                 os.fdatasync(descriptor)
             finally:
                 os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,8 +93,8 @@ class RemoteTarget(Protocol):
     def prepare(self, files: Mapping[str, Path]) -> None:
         """Learn what is needed to send these files."""
 
-    def send(self, name: str, path: Path, sha256: str) -> None:
-        """Send a finished file.
+    def send(self, name: str, path: Path, sha256: str, report: Callable[[int], None]) -> None:
+        """Send a finished file; `report` is called with numbers of bytes that were sent.
 
         Raises:
             WorkError: it cannot be sent, or the run has ended.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -18,7 +18,7 @@ from dsctl.checkpoint.reading import strict_json
 from dsctl.checkpoint.signed_files import SignedFile
 from dsctl.core.amounts import plural
 from dsctl.core.errors import FormatError, PlanError, ResumeError
-from dsctl.core.files import read_own
+from dsctl.core.files import PART, read_own
 from dsctl.plan.jobs import apart
 from dsctl.plan.model_card import README, SOURCE_README
 from dsctl.plan.plan import Plan
@@ -187,14 +187,14 @@ class RepositoryTarget:
         if state != "new":
             self._learn()
             return
-        head = self._state.head
-        found = {name: self._json(name) for name in (SIGNED, _BEGUN) if head and name in head.files}
-        removes = self._removed(found) if self.force else []
-        if head is None:
+        if self._state.head is None:
             head = self.writer.create(self.private)
             self._state = RepositoryState(self._state.private if self._state.exists else self.private, head)
-            # A new branch begins at the first commit of main.
-            self._refuse_others(head)
+            if not self.force:
+                # A new branch begins at the first commit of main.
+                self._refuse_others(head)
+        found = {name: self._json(name) for name in (SIGNED, _BEGUN) if name in self._head.files}
+        removes = self._removed(found) if self.force else []
         text = f"Begin: {plural(len(outputs(self.plan)), 'file')} by dsctl"
         more = f"Removes {plural(len(removes), 'file')}. Earlier commits keep them." if removes else ""
         self._commit([Content(_BEGUN, self._begun)], removes, text, more)
@@ -230,23 +230,24 @@ class RepositoryTarget:
         restored = Restored(self.plan, folder, self.place, self.holds)
         for number in numbers(self._head.files):
             journal, rest = segment_names(number)
-            for _ in restored.take(self._read(journal), self._read(rest) if rest in self._head.files else b""):
-                pass
+            restored.take(self._read(journal), self._read(rest) if rest in self._head.files else b"")
         notes = restored.finish()
         sign_begun(Route(self.plan, store, folder, self._held))
         for note in notes:
+            (folder / (note["file"] + PART)).unlink(missing_ok=True)
             empty(folder / note["file"], note["size"])
         return notes
 
     def prepare(self, files: Mapping[str, Path]) -> None:
         self._outbox.sort(files)
 
-    def send(self, name: str, path: Path, sha256: str) -> None:
-        self._outbox.send(name, path, sha256)
+    def send(self, name: str, path: Path, sha256: str, report: Callable[[int], None]) -> None:
+        self._outbox.send(name, path, sha256, report)
 
     def save(self, files: Mapping[str, SignedFile], folder: Path) -> str:
         records = journal_of(folder)
-        safe = {record["file"] for record in records if "file" in record} & {*self._head.files, *files}
+        finished = [record for record in records if "file" in record]
+        safe = {record["file"] for record in finished if record["file"] in files or self.holds(record)}
         removes: list[str] = []
         if self._work.stale(records):
             removes = [name for name in self._head.files if name.startswith(f"{UNFINISHED}/") and name != _BEGUN]
@@ -257,13 +258,12 @@ class RepositoryTarget:
         if self._mark and (set(unlike(self._held, self._mark.held)) or self._held.keys() != self._mark.held.keys()):
             small[_BEGUN] = self._begun
             self._mark = mark_of(json.loads(self._begun), complete=False)
-        done = sum(file.name in {*self._head.files, *files} for file in self.plan.files)
-        text = f"Add {plural(len(files), 'file')}: {done:,} of {len(self.plan.files):,} files with tensors are there"
+        text = f"Add {plural(len(files), 'file')}: {len(safe):,} of {len(self.plan.files):,} with tensors are there"
         return self._commit([*self._outbox.take(), *self._outbox.small(folder.parent, small)], removes, text)
 
     def finish(self, folder: Path) -> str:
         self.writer.check_card((folder / README).read_text())
-        self.send(SIGNED, folder / SIGNED, sha256_of(read_own(folder / SIGNED)).hexdigest())
+        self.send(SIGNED, folder / SIGNED, sha256_of(read_own(folder / SIGNED)).hexdigest(), lambda nbytes: None)
         removes = [name for name in self._head.files if name.startswith(f"{UNFINISHED}/")]
         return self._commit(self._outbox.take(), removes, f"Finish: {plural(len(outputs(self.plan)), 'file')} by dsctl")
 

@@ -132,18 +132,18 @@ class UploadOrder:
         return self.card if README not in self.there else None
 
 
-def visibility(state: RepositoryState, private: bool | None, place: str) -> Iterator[str]:
-    """Notes about who can read the repository; `private` is what was asked for, None for nothing.
+def visibility(state: RepositoryState, public: bool, private: bool, place: str) -> Iterator[str]:
+    """Notes about who can read a repository that exists; `public` and `private` are what was asked for.
 
     Raises:
-        PlanError: a private one is asked for, and it exists and is public.
+        PlanError: a private one is asked for, and it is public.
     """
     if not state.exists:
         return
     if private and not state.private:
         hint = "change it on the hub, or leave the option out"
         raise PlanError(f"{place}: is public, and --private does not change an existing repository", hint=hint)
-    if private is False and state.private:
+    if public and state.private:
         yield f"{place} is private and stays so: --public does not change an existing repository"
-    elif private is None and not state.private:
-        yield f"{place} is public: everybody can read what is uploaded"
+    elif not public and not state.private:
+        yield f"{place} is public: everybody can read the files"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import Progress as Bar
 
 from dsctl.plan.plan import Plan
-from dsctl.run.events import Advanced, Committed, Event, ReadBack, Resumed, Saved, Torn, Uploaded
+from dsctl.run.events import Advanced, Committed, Event, ReadBack, Resumed, Saved, Torn, Uploaded, Uploading
 from dsctl.show.bars import columns
 from dsctl.show.delivered import show_event
 from dsctl.show.output import Output, plural, size, span
@@ -53,6 +53,10 @@ class Progress:
             if self._verbose:
                 entry = event.entry
                 self._output.note(f"finished {event.file}: {size(entry.size)}, {entry.kind} {entry.digest}")
+        elif isinstance(event, Uploading):
+            if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+                self._said = time.monotonic()
+                self._output.note(f"uploading: {size(event.nbytes)} of {size(event.of)}")
         elif isinstance(event, (Uploaded, Saved)):
             show_event(event, self._output, self._verbose)
         elif isinstance(event, ReadBack):

@@ -131,6 +131,9 @@ def show_notes(order: UploadOrder, output: Output) -> None:
         output.note(f"not in the folder, and left there unchanged: {plural(len(others), 'file')}: {names}")
     if order.card_wanted() is not None:
         output.note(f"the folder has no {README}: adding the card that `dsctl card` prints (--no-card leaves it out)")
+    listed = (order.folder.entries or {}).get(README)
+    if listed is not None and order.folder.files.get(README) != listed.size:
+        output.warn(f"{README} is not the one that {SIGNED} lists: `dsctl verify` will report it")
 
 
 def described_result(order: UploadOrder, name: RepositoryName, done: Uploaded) -> dict[str, Any]:

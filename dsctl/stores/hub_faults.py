@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # exported lazily
 
 from dsctl.core.errors import LATER, SourceError
 from dsctl.stores.hub_guard import guard
@@ -75,7 +76,12 @@ def _seconds(error: Exception, attempt: int) -> float:
     usual = min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT)
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return usual
-    return max(usual, min(_asked(str(error.response.headers.get("retry-after", "")).strip()), LONGEST_RETRY_AFTER))
+    asked = _asked(str(error.response.headers.get("retry-after", "")).strip())
+    limit = parse_ratelimit_headers(error.response.headers)
+    if error.response.status_code == 429 and limit is not None and limit.remaining == 0:
+        # The hub's own limit, for all requests of a kind: one second more, because it counts whole ones.
+        asked = max(asked, limit.reset_in_seconds + 1.0)
+    return max(usual, min(asked, LONGEST_RETRY_AFTER))
 
 
 def _asked(retry_after: str) -> float:

@@ -20,7 +20,7 @@ from dsctl.core.visible import shortened
 from dsctl.stores.hub_faults import Doubtful
 from dsctl.stores.hub_guard import request_headers
 from dsctl.stores.repositories import Report, RepositoryWriter, Sent, Upload
-from dsctl.stores.repository_requests import PATIENCE, insist, post, refuse_stopped, storage_address, valid
+from dsctl.stores.repository_requests import PATIENCE, insist, post, posted, refuse_stopped, storage_address, valid
 
 CHUNK = 1 << 20
 # Parts of an upload at most, as stores of objects allow.
@@ -64,9 +64,11 @@ def send(writer: RepositoryWriter, upload: Upload) -> Sent:
         if actions is None:
             upload.report(sent.size)
             return sent
+        sending = _Sending(writer, upload, where)
         try:
-            _Sending(writer, upload, where).put(sent, actions)
+            sending.put(sent, actions)
         except _Expired as expired:
+            upload.report(-sending.done)
             if renewal == RENEWALS:
                 raise WorkError(f"{where}: {expired}", hint="try again later") from None
             continue
@@ -118,9 +120,7 @@ def _actions(writer: RepositoryWriter, sent: Sent) -> dict[str, _Action] | None:
         "ref": {"name": writer.name.branch},
     }
     url = f"{constants.ENDPOINT}/{writer.name.repository}.git/info/lfs/objects/batch"
-    headers = request_headers() | {"Accept": _KIND, "Content-Type": _KIND}
-    response = get_session().post(url, headers=headers, content=msgspec.json.encode(asked), timeout=PATIENCE)
-    hf_raise_for_status(response)
+    response = post(url, data=msgspec.json.encode(asked), kind=_KIND)
     found = [one for one in valid(response, _Batch).objects if (one.oid, one.size) == (sent.sha256, sent.size)]
     if len(found) != 1:
         raise Doubtful("the hub's answer is not about the file that was asked for")
@@ -134,10 +134,10 @@ def _actions(writer: RepositoryWriter, sent: Sent) -> dict[str, _Action] | None:
 
 
 class _Sending:
-    """The transfer of one file to the addresses that the hub named."""
+    """The transfer of one file to the addresses that the hub named; `done` counts the bytes that arrived."""
 
     def __init__(self, writer: RepositoryWriter, upload: Upload, where: str) -> None:
-        self._writer, self._upload, self._where = writer, upload, where
+        self._writer, self._upload, self._where, self.done = writer, upload, where, 0
 
     def put(self, sent: Sent, actions: dict[str, _Action]) -> None:
         """Send the bytes and have them verified.
@@ -172,7 +172,11 @@ class _Sending:
                 raise WorkError(f"{self._where}: storage does not confirm part {number:,}", hint="try again later")
             parts.append({"partNumber": number, "etag": tag})
         asked = {"oid": sent.sha256, "parts": parts}
-        insist(self._where, self._writer.stopped, lambda: _checked(_complete(href, asked)))
+        insist(
+            self._where,
+            self._writer.stopped,
+            lambda: _checked(posted(href, data=msgspec.json.encode(asked), kind=_KIND)),
+        )
 
     def _part(self, url: str, begin: int, end: int) -> str:
         """Send the bytes [begin, end) to one address; return the entity tag in the answer."""
@@ -184,11 +188,14 @@ class _Sending:
         headers = {"User-Agent": request_headers()["user-agent"], "Content-Length": str(end - begin)}
         body = _bytes_of(self._upload.path, begin, end, told, self._writer.stopped)
         try:
-            response = _checked(get_session().put(url, content=body, headers=headers, timeout=PATIENCE))
+            response = _checked(
+                get_session().put(url, content=body, headers=headers, timeout=PATIENCE, follow_redirects=False)
+            )
         except BaseException:
             told.take_back()
             raise
         told.fill(end - begin)
+        self.done += end - begin
         return response
 
 
@@ -230,19 +237,13 @@ def _bytes_of(path: Path, begin: int, end: int, told: _Told, stopped: Event) -> 
         raise refusal(path, error, WorkError) from None
 
 
-def _complete(href: str, asked: dict[str, Any]) -> httpx2.Response:
-    """Say that all parts were sent. The token is not needed, and stays here if the address is not the hub's own."""
-    headers = request_headers() | {"Accept": _KIND, "Content-Type": _KIND}
-    return get_session().post(href, headers=headers, content=msgspec.json.encode(asked), timeout=PATIENCE)
-
-
 def _checked(response: httpx2.Response) -> httpx2.Response:
     """An answer of storage, if it is a success.
 
     Raises:
         _Expired: the address is not, or no longer, accepted. HfHubHTTPError: a different failure.
     """
-    if response.status_code in (400, 401, 403, 404, 410):
+    if response.status_code in (301, 302, 307, 308, 400, 401, 403, 404, 410):
         raise _Expired(f"storage refuses the upload ({response.status_code})")
     hf_raise_for_status(response)
     return response

@@ -24,10 +24,10 @@ from dsctl.stores.threads import threads
 
 T = TypeVar("T")
 
-# Seconds between checks for the end of the run, and seconds for an answer. A hub takes up to a minute to commit and to
-# say that the time ran out.
-GLANCE = 0.1
-PATIENCE = 120.0
+# Seconds between checks for the end of the run, and redirects of one request.
+GLANCE, REDIRECTS = 0.1, 3
+# Seconds for an answer: a hub takes up to a minute to commit and to say that the time ran out.
+PATIENCE = httpx2.Timeout(120.0, connect=20.0)
 _ENDED = "the run has ended"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN, then run the same command again"
 _WRITE = "the token needs permission to write to this repository"
@@ -90,7 +90,8 @@ def await_next(where: str, error: Exception, attempt: int, attempts: int | None 
         pause(where, error, 1 << 30 if attempts is not None and attempt >= attempts else attempt)
     except SourceError as final:
         message = final.message.replace(f"({1 << 30} attempts)", f"({attempt} attempts)")
-        raise WorkError(message, hint=final.hint) from None
+        why = reason(error.response) if isinstance(error, HfHubHTTPError) else ""
+        raise WorkError(f"{message}: {why}" if why else message, hint=final.hint) from None
 
 
 def refused(where: str, error: Exception) -> WorkError | None:
@@ -135,15 +136,33 @@ def api(name: RepositoryName, *parts: str) -> str:
 
 
 def post(url: str, *, json: Any = None, data: bytes | None = None, kind: str = "") -> httpx2.Response:
-    """One POST with the token, of JSON or of bytes of a given kind, and its answer.
+    """One POST of JSON or of bytes of a given kind, and its answer; the token goes to the hub's own origin alone.
 
     Raises:
-        HfHubHTTPError, httpx2.HTTPError: it fails.
+        HfHubHTTPError, httpx2.HTTPError: it fails. WorkError: it is redirected to a different origin.
     """
-    headers = request_headers() | ({"Content-Type": kind, "Accept": "application/json"} if kind else {})
-    response = get_session().post(url, headers=headers, json=json, content=data, timeout=PATIENCE)
+    response = posted(url, json=json, data=data, kind=kind)
     hf_raise_for_status(response)
     return response
+
+
+def posted(url: str, *, json: Any = None, data: bytes | None = None, kind: str = "") -> httpx2.Response:
+    """The same with any answer, even a failure. A repository that was renamed redirects within its origin."""
+    headers = request_headers() | ({"Content-Type": kind, "Accept": kind} if kind else {})
+    response = _posted(url, headers, json, data)
+    for _ in range(REDIRECTS):
+        if not response.has_redirect_location:
+            break
+        there = response.url.join(response.headers["location"])
+        if there.origin != response.url.origin:
+            names = shown(str(response.url).partition("?")[0]), shown(str(there).partition("?")[0])
+            raise WorkError(f"{names[0]}: is redirected to {names[1]}", hint="set HF_ENDPOINT to the hub itself")
+        response = _posted(str(there), headers, json, data)
+    return response
+
+
+def _posted(url: str, headers: dict[str, str], json: Any, data: bytes | None) -> httpx2.Response:
+    return get_session().post(url, headers=headers, json=json, content=data, timeout=PATIENCE, follow_redirects=False)
 
 
 def get(url: str) -> httpx2.Response:

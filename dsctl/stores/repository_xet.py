@@ -13,6 +13,7 @@ from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils._xet import get_xet_session, xet_headers_without_auth
 
 from dsctl.core.errors import DsctlError, WorkError
+from dsctl.core.files import refusal
 from dsctl.core.visible import shortened
 from dsctl.stores.hub_faults import Doubtful
 from dsctl.stores.hub_guard import request_headers
@@ -81,7 +82,10 @@ def _ask(writer: RepositoryWriter) -> Storage | None:
 def send(writer: RepositoryWriter, upload: Upload) -> Sent:
     """Send a file as `RepositoryWriter.send` does, by Xet: it reads the file once and computes the digest itself."""
     where = f"{writer.place}/{upload.name}"
-    size = upload.path.stat().st_size
+    try:
+        size = upload.path.stat().st_size
+    except OSError as error:
+        raise refusal(upload.path, error, WorkError) from None
 
     def attempt() -> Sent:
         to = storage(writer)

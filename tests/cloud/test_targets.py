@@ -295,7 +295,7 @@ def test_a_dry_run_names_the_target_and_touches_nothing(objects: Objects, source
 
 
 def test_any_file_system_that_fsspec_knows(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
-    dsctl("convert", source, "memory://made", "--bf16", "--workers", "1")
+    dsctl("convert", source, "memory://made", "--bf16", "--workers", "1", "--staging", "20MB")
     memory = fsspec.filesystem("memory")
     assert {path.removeprefix("/made/"): memory.cat_file(path) for path in memory.find("/made")} == expected
     dsctl("convert", source, f"file://{tmp_path}/out", "--bf16", "--workers", "1")

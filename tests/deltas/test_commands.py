@@ -48,20 +48,10 @@ def test_the_result_is_the_new_folder(states: States, tmp_path: Path, encoding: 
 
 
 @pytest.mark.parametrize("encoding", ["xor", "overwrite"])
-@pytest.mark.parametrize("kind", CHECKSUMS)
-def test_other_readers_read_ours_and_ours_theirs(states: States, tmp_path: Path, encoding: str, kind: str) -> None:
-    made(states.first, states.second, tmp_path / "ours", "--encoding", encoding, "--checksum", kind)
-    shared_deltas.check(tmp_path / "ours")
-    got = copied(states.first, tmp_path / "theirs")
-    shared_deltas.apply_in_place(got, tmp_path / "ours")
-    assert bytes_of(got) == bytes_of(states.second)
-    other = shared_deltas.write(states.first, states.second, tmp_path / "other", encoding=encoding, kind=kind, files=2)
-    dsctl("delta", "apply", states.first, other, tmp_path / "got")
-    assert bytes_of(tmp_path / "got") == bytes_of(states.second)
-    dsctl("delta", "verify", other, "--base", states.first)
-    place = copied(states.first, tmp_path / "place")
-    dsctl("delta", "apply", place, other, "--in-place")
-    assert bytes_of(place) == bytes_of(states.second)
+def test_deltas_of_others_are_verified_by_their_results(states: States, tmp_path: Path, encoding: str) -> None:
+    other = shared_deltas.write(states.first, states.second, tmp_path / "other", encoding=encoding, files=2)
+    said = dsctl("delta", "verify", other, "--base", states.first)
+    assert "no dsctl.json: the delta's own files have no digests" in said and "nothing wrong in these" in said
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -105,6 +105,7 @@ def upload(hub: Hub, received: Receiving, within: Within) -> Run:
     def run(folder: Path, *more: Any, target: str = TO, xet: bool = False) -> Any:
         with within(xet):
             done = call("upload", folder, target, *more)
+        hub.settle()
         kept_secret(hub, done.stdout + done.stderr)
         return done
 

@@ -52,6 +52,12 @@ class Receiving:
             self.objects[oid] = path
         return oid
 
+    def keep_announced(self, oid: str, folder: Path) -> None:
+        """Keep a file of a folder by its SHA-256, for a storage elsewhere that takes it."""
+        for path in folder.rglob("*"):
+            if path.is_file() and self.hub.digest(path)[0] == oid:
+                self.keep(path.read_bytes())
+
     def state(self, repository: str, branch: str = "main") -> dict[str, tuple[int, str, bool]]:
         """Size, SHA-256 and whether it is LFS, of every file of a branch."""
         folder = self.hub.commits[repository][self.hub.branches[repository, branch]]
@@ -102,7 +108,7 @@ class Receiving:
             commits = self.history.get((repository, revision), [])[::-1]
             return _json([{"id": commit, "authors": [], "date": "", "title": ""} for commit in commits])
         if word == "preupload":
-            return self._preupload(repository, revision, json.loads(body)["files"])
+            return self._preupload(repository, revision, json.loads(body))
         if word == "xet-write-token":
             return self._xet_token()
         return self._commit_of(repository, revision, [json.loads(line) for line in body.splitlines() if line])
@@ -129,7 +135,8 @@ class Receiving:
         bad = text.startswith("---\n") and any(line and ":" not in line for line in lines[1].splitlines())
         return _json({"errors": [{"message": "bad YAML"}] if bad else [], "warnings": []}, 400 if bad else 200)
 
-    def _preupload(self, repository: str, branch: str, files: list[dict[str, Any]]) -> Reply:
+    def _preupload(self, repository: str, branch: str, asked: dict[str, Any]) -> Reply:
+        files, ignored = asked["files"], self.ignored | set(asked.get("gitIgnore", "").splitlines())
         assert len(files) <= 256 and all(len(base64.b64decode(file["sample"])) <= 512 for file in files)
         state, folder = self.state(repository, branch), self._folder(repository, branch)
         said = []
@@ -137,7 +144,7 @@ class Receiving:
             name = file["path"]
             oids = {"oid": self._oid(folder / name)} if name in state else {}
             mode = "lfs" if is_lfs(name) else "regular"
-            said.append({"path": name, "uploadMode": mode, "shouldIgnore": name in self.ignored} | oids)
+            said.append({"path": name, "uploadMode": mode, "shouldIgnore": name in ignored} | oids)
         return _json({"files": said, "commitOid": self.hub.branches[repository, branch]})
 
     def _oid(self, path: Path) -> str:

@@ -59,6 +59,7 @@ class Hub:
     stored: dict[Path, bool] = field(default_factory=dict)
     receiver: Receiver | None = None
     started: int = 0
+    finished: int = 0
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -96,6 +97,12 @@ class Hub:
             stat = path.stat()
             self.digests[path] = _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return self.digests[path]
+
+    def settle(self, seconds: float = 1.0) -> None:
+        """Wait until every request is in the log: a client has its answer before."""
+        ends = time.monotonic() + seconds
+        while self.finished < self.started and time.monotonic() < ends:
+            time.sleep(0.005)
 
     def is_lfs(self, path: Path) -> bool:
         """Whether a file is stored as LFS."""
@@ -237,6 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent = self.send(faulty(fault, reply) if fault else reply, fault)
         with hub.lock:
             host = "storage" if storage else "hub"
+            hub.finished += 1
             hub.log.append(Request(host, self.command, path, range_, token, sent, len(body or b"")))
 
     def take(self, fault: str | None) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def probe(received: Receiving, within: Within, folder: Path) -> Probe:
             except DsctlError as error:
                 kind, hint = type(error).__name__, error.hint or ""
                 done = {"error": kind, "message": error.message, "hint": hint, "told": sum(told)}
+        received.hub.settle(0 if stop else 1)
         assert not [secret for secret in (TOKEN, SIGNATURE, "xet-token-secret") if secret in str(done)]
         return done
 
@@ -212,11 +213,14 @@ def test_an_object_that_is_refused_is_named(received: Receiving, probe: Probe, f
     assert not received.commits
 
 
-@pytest.mark.parametrize("times", [1, 9])
-def test_expired_addresses_of_storage_are_renewed(received: Receiving, probe: Probe, folder: Path, times: int) -> None:
-    received.hub.fault = nth("not 403", "/lfs/", *range(1, times + 1))
+@pytest.mark.parametrize(("word", "numbers"), [("/lfs/", [1]), ("/lfs/", range(1, 10)), ("/part/", [2])])
+def test_expired_addresses_of_storage_are_renewed(
+    received: Receiving, probe: Probe, folder: Path, word: str, numbers: Sequence[int]
+) -> None:
+    received.part_bytes = 200_000 if word == "/part/" else 1 << 30
+    received.hub.fault = nth("not 403", word, *numbers)
     done = probe()
-    if times == 1:
+    if len(numbers) == 1:
         whole(received, folder)
         assert done["told"] == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     else:
@@ -226,7 +230,7 @@ def test_expired_addresses_of_storage_are_renewed(received: Receiving, probe: Pr
 def test_attempts_come_to_an_end(received: Receiving, probe: Probe) -> None:
     received.hub.fault = nth("not 503", "/commit/", *range(1, 100))
     done = probe()
-    assert "the hub answers 503 (7 attempts)" in done["message"] and done["hint"] == "try again later"
+    assert "the hub answers 503 (7 attempts): busy" in done["message"] and done["hint"] == "try again later"
 
 
 @pytest.mark.parametrize("word", ["/lfs/", "/commit/", "preupload"])

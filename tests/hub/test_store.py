@@ -11,7 +11,9 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from dsctl.stores import hub_faults
 from dsctl.stores.hub import FIRST_READ
@@ -169,3 +171,15 @@ def test_a_store_is_plain_data(environment: dict[str, str]) -> None:
 
     store = HubRepository("a/b", "c" * 40, "http://127.0.0.1", ())
     assert pickle.loads(pickle.dumps(store)) == store
+
+
+def test_a_limit_of_the_hub_s_own_is_waited_for() -> None:
+    """`RateLimit` says how many requests are left, and in how many seconds there are more (huggingface_hub's form)."""
+    for limit, status, least in (
+        ('"api";r=0;t=55', 429, 56),
+        ('"api";r=0;t=999', 429, 120),
+        ('"api";r=4;t=55', 429, 0),
+    ):
+        response = httpx2.Response(status, headers={"ratelimit": limit}, request=httpx2.Request("GET", "http://x/"))
+        seconds = hub_faults._seconds(HfHubHTTPError("busy", response=response), 1)
+        assert seconds == max(least, hub_faults.FIRST_WAIT)

@@ -14,6 +14,8 @@ import pytest
 from tests.hub.conftest import Started
 from tests.hub.receiving import Receiving
 from tests.hub.server import Hub
+from tests.support.command import call
+from tests.support.unusual import unusual
 
 WORDS = ("--bf16", "--shard-size", "3MB", "--staging", "16MB")
 TARGET = "hf://me/made"
@@ -24,7 +26,7 @@ class Killed:
 
     def __init__(self, hub: Hub, received: Receiving, started: Started, source: Path, staging: Path) -> None:
         self.hub, self.received, self.started, self.source, self.staging = hub, received, started, source, staging
-        self.requests, self.workers = 0, 1
+        self.requests, self.workers, self.words = 0, 1, WORDS
 
     def run(self, last: int | None = None) -> int:
         """Run until the request with this number, or to the end; the exit code."""
@@ -37,7 +39,7 @@ class Killed:
             return None
 
         self.hub.fault = count
-        words = ("convert", self.source, TARGET, *WORDS, "--workers", self.workers)
+        words = ("convert", self.source, TARGET, *self.words, "--workers", self.workers)
         process = self.started(*words, DSCTL_STAGING=str(self.staging))
         done = process.wait(120)
         self.hub.fault = lambda number, method, path: None
@@ -101,3 +103,21 @@ def test_fifty_kills(killed: Killed, elsewhere: bool) -> None:
 
     killed.workers = 2
     at_random(killed, 50, 50 + elsewhere, between)
+
+
+def test_odd_scales_of_finished_work_come_back_on_a_different_machine(
+    killed: Killed, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    killed.source = unusual(tmp_path_factory, "v4-flash")
+    said = call("convert", killed.source, "memory://x", "--bf16", "--staging", "1").stderr
+    least = int(said.partition("give --staging ")[2].split()[0])
+    killed.words = ("--bf16", "--staging", str(least))
+    assert killed.run() == 0
+    expected, most = killed.made(), killed.requests
+    assert "odd-scales.dsctl" in expected
+    killed.forget()
+    assert killed.run(most * 2 // 3) != 0
+    assert any(name.startswith(".dsctl-run/rest-") for name in killed.made())
+    shutil.rmtree(killed.staging)
+    assert killed.run() == 0 and killed.made() == expected
+    assert killed.requests < most

@@ -131,6 +131,8 @@ def test_ranks_and_back_and_a_graft(hub: Hub, received: Receiving, source: Path,
     made = contents(folder_of(hub, "me/merged", "back"))
     before = {name: data for name, data in contents(source).items() if name not in OWN}
     assert {name: made[name] for name in before} == before
+    # The card of the ranks is not the source's text, which it stands beside.
+    assert made["README.source.md"] == (source / "README.md").read_bytes() != made["README.md"]
     good("graft", source, "hf://me/grafted", "--from", source, "mtp", "--workers", 1)
     assert "mtp" in json.loads((folder_of(hub, "me/grafted") / "dsctl.json").read_text())["grafts"][0]["globs"][0]
 
@@ -208,6 +210,7 @@ def test_places_that_cannot_be_targets(
         (2, (source, f"hf://me/made@{'a' * 40}")),
         (2, (source, tmp_path / "folder", "--staging", "1GB")),
         (2, (source, tmp_path / "folder", "--public")),
+        (2, ("v3.2", "hf://made", "--dry-run")),
     }:
         done = command("convert", *words, *USUAL)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
@@ -250,3 +253,19 @@ print(result.ok, result.target, *{type(event).__name__ for event in told})
     said = launcher.script(script, source, environment=settings | {"DSCTL_STAGING": str(tmp_path / "staging")})
     assert said.startswith("True hf://me/called") and "Uploaded" in said and "Saved" in said
     assert hub.private["me/called"] is False and "dsctl.json" in received.state("me/called")
+
+
+def test_a_new_branch_of_an_old_repository(hub: Hub, received: Receiving, source: Path, command: Run) -> None:
+    """It begins at the first commit, which here has the files of a model already."""
+    hub.publish("me/theirs", source)
+    received.adopt("me/theirs")
+    hub.private["me/theirs"] = True
+    main = received.state("me/theirs")
+    words = ("convert", source, "hf://me/theirs@bf16", *USUAL)
+    assert command(*words).returncode == 30
+    done = command(*words, "--force")
+    assert done.returncode == 0 and "/me/theirs/tree/bf16 (private)" in done.stdout, done.stderr
+    assert received.state("me/theirs") == main
+    audit = json.loads((folder_of(hub, "me/theirs", "bf16") / "dsctl.json").read_text())
+    assert audit["files"].keys() - {"README.source.md"} <= received.state("me/theirs", "bf16").keys()
+    assert "no problems found" in command("verify", "hf://me/theirs@bf16").stdout

@@ -49,6 +49,7 @@ def test_the_repository_is_the_one_that_hf_upload_makes(
     # What hf sends it would not send again if the storage had it.
     received.objects.clear()
     launcher.script(ORACLE, made, environment=settings | {"HF_TOKEN": TOKEN} | variables)
+    received.hub.settle()
     theirs = asked(received, "acme/oracle")
     assert received.state(NEW) == received.state("acme/oracle")
     whole(received, made)
@@ -182,6 +183,7 @@ def test_visibility(received: Receiving, upload: Run, made: Path) -> None:
     refused(upload(made, "--private"), 30, "is public, and --private does not change")
     assert not written(received)
     received.hub.private[NEW] = True
+    refused(upload(made, "--private", "--public"), 2, "contradict")
     assert "is private and stays so" in good(upload(made, "--public")).stderr
     good(upload(made, target="hf://acme/second"))
     assert received.hub.private["acme/second"] is True
@@ -190,7 +192,7 @@ def test_visibility(received: Receiving, upload: Run, made: Path) -> None:
 def test_a_card_is_added_where_none_is(received: Receiving, upload: Run, copy: Path) -> None:
     (copy / "README.md").unlink()
     done = good(upload(copy))
-    assert "adding the card" in done.stderr
+    assert "adding the card" in done.stderr and "README.md is not the one that dsctl.json lists" in done.stderr
     card = (received._folder(NEW, "main") / "README.md").read_text()
     assert card.startswith("# new\n") and "Audit of" in card
     assert any(one.path == "/api/validate-yaml" for one in received.hub.log)
@@ -216,8 +218,8 @@ BROKEN: dict[str, tuple[int, str]] = {
     "size": (50, "dsctl.json says"),
     "missing": (50, "missing"),
     "index": (50, "model.safetensors.index.json names it"),
-    "contents": (50, "is not what dsctl.json says"),
-    "weights": (50, "is not what dsctl.json says"),
+    "contents": (50, "differs from dsctl.json"),
+    "weights": (50, "differs from dsctl.json"),
     "audit": (20, "dsctl.json"),
     "twins": (30, "differ in case only"),
     "name": (10, "is not printable"),
@@ -266,7 +268,7 @@ def test_other_targets_are_refused(received: Receiving, upload: Run, made: Path,
 
 
 def test_a_gitignore_leaves_files_out_but_none_of_the_result(received: Receiving, upload: Run, copy: Path) -> None:
-    received.ignored = frozenset({"notes.txt"})
+    (copy / ".gitignore").write_text("notes.txt\n")
     (copy / "notes.txt").write_text("x")
     assert "notes.txt: left out" in good(upload(copy)).stderr and "notes.txt" not in received.state(NEW)
     received.ignored = frozenset({WEIGHTS})

@@ -64,7 +64,7 @@ def restored(plan: Plan, folder: Path, found: list[Segment], lost: str = "") -> 
     """The files and the jobs that a different machine has then."""
     work = Restored(plan, folder, "hf://me/made", lambda record: record["file"] != lost)
     for one in found:
-        list(work.take(one.lines, one.data))
+        work.take(one.lines, one.data)
     files = [note["file"] for note in work.finish()]
     journal = records_of((folder / ".dsctl" / "journal.jsonl").read_bytes(), lambda: ResumeError("no journal"))[0]
     assert [record["file"] for record in journal if "file" in record] == files
