@@ -124,7 +124,7 @@ def apply_in_place(old: str, changes: str, run: DeltaRunOptions, output: Output)
     if run.dry_run:
         show_in_place(asked, ahead, output)
         return
-    with resumable(AGAIN), reading(output, 2 * asked.base.nbytes, "applying") as advance:
+    with resumable(AGAIN), reading(output, 3 * asked.base.nbytes, "applying") as advance:
         run_ = InPlace(asked, ahead.workers, advances(advance))
         audit = run_.carry_out()
     if run_.already:

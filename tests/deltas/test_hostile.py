@@ -362,14 +362,16 @@ def fuzzed(seed: int, number: int, good: Little, tmp_path: Path) -> None:
     with at_most(30):
         for line in (
             ("apply", base, delta, out), ("verify", delta, "--base", base), ("verify", delta),
-            ("fold", delta, delta, folder / "folded"), ("apply", base, delta, "--in-place"),
+            ("fold", delta, good.deltas["next"], folder / "folded"),
+            ("apply", base, folder / "folded", folder / "both"), ("apply", base, delta, "--in-place"),
         ):  # fmt: skip
             done = call("delta", *line)
             problem = fuzz.wrong(done, tuple(map(str, line)))
             assert not problem, f"{what}: {line[0]}: {problem}: {done.stderr}"
             if line[0] == "apply" and not done.returncode:
-                got = base if line[3] == "--in-place" else out
-                assert weights(got) == expected, f"{what}: {line[3]}"
+                got = base if line[3] == "--in-place" else line[3]
+                wanted = weights(good.third) if line[3] == folder / "both" else expected
+                assert weights(got) == wanted, f"{what}: {line[3]}"
             elif line[0] == "apply":
                 assert not (out / SIGNED).exists() or line[3] != out, what
                 assert untouched(base) == before, f"{what}: {done.stderr}"

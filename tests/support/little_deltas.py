@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from dsctl.core.header import TensorSpec, build
 from dsctl.stores.local import LocalFolder
 from tests.support import shared_deltas
 from tests.support.command import dsctl
-from tests.support.raw_tensors import BITS, INDEX, RawTensor, save_folder
+from tests.support.raw_tensors import BITS, RawTensor, places_of, save_folder
 
 SIGNED = "dsctl.json"
 Change = Callable[[Any], object]
@@ -26,11 +26,12 @@ Change = Callable[[Any], object]
 
 class Little(NamedTuple):
     """A base, a later state with the same tensors and one with others, and deltas by name: `xor`, `overwrite` and
-    `theirs` lead to `new`; `own`, which only dsctl can apply, to `other`."""
+    `theirs` lead to `new`; `own`, which only dsctl can apply, to `other`; `next` leads from `new` to `third`."""
 
     old: Path
     new: Path
     other: Path
+    third: Path
     deltas: dict[str, Path]
 
     def result(self, kind: str) -> Path:
@@ -70,7 +71,12 @@ def little(folder: Path) -> Little:
     dsctl("delta", "make", old, new, deltas["overwrite"], "--anyway", "--encoding", "overwrite")
     dsctl("delta", "make", old, other, deltas["own"], "--anyway")
     deltas["theirs"] = shared_deltas.write(old, new, folder / "theirs", files=2)
-    return Little(old, new, other, deltas)
+    third = Path(shutil.copytree(new, folder / "third"))
+    for name in ("a", "c"):
+        place = places_of(third)[name]
+        place.write(changed(RawTensor(place.dtype, place.shape, place.read()), 50).data)
+    dsctl("delta", "make", new, third, folder / "next", "--version", 2, "--anyway")
+    return Little(old, new, other, third, deltas | {"next": folder / "next"})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -126,11 +132,3 @@ def signed_again(folder: Path, *files: str) -> None:
 def packed(data: bytes) -> str:
     """Bytes as the record keeps a header."""
     return b64encode(compressed(data)).decode()
-
-
-def unpacked(text: str) -> bytes:
-    """The bytes of a frame in the record."""
-    return b64decode(text)
-
-
-__all__ = ["INDEX", "SIGNED"]
