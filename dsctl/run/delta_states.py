@@ -83,7 +83,7 @@ class States:
             if known.get((_file(step), step.name), one.digest) != one.digest
         ]
         if wrong:
-            what = f"{plural(len(wrong), 'tensor')} would not become what the delta states, such as {wrong[0]}"
+            what = f"{plural(len(wrong), 'tensor')} would not have the digest that the delta states, such as {wrong[0]}"
             raise FormatError(f"{delta.store.place}: {what}", hint="make the delta again; nothing was written")
 
     def _refuse_mixed(self, states: dict[str, str]) -> None:
