@@ -15,6 +15,7 @@ import pytest
 from dsctl.core.frames import compressed
 from tests.support import fuzz
 from tests.support.command import Done, at_most, call, reports
+from tests.support.faults import fault, met
 from tests.support.hostile_deltas import CASES, Case, side
 from tests.support.little_deltas import SIGNED, Little, contents, little, record, rewritten, signed_again, weights
 from tests.support.raw_tensors import INDEX, RawTensor, save, save_folder
@@ -376,3 +377,47 @@ def fuzzed(seed: int, number: int, good: Little, tmp_path: Path) -> None:
                 assert not (out / SIGNED).exists() or line[3] != out, what
                 assert untouched(base) == before, f"{what}: {done.stderr}"
     shutil.rmtree(folder)
+
+
+def test_a_mark_of_a_run_in_place_that_is_none_is_told(good: Little, tmp_path: Path) -> None:
+    marks = (b"", b"[]", b"{}", b"null", b"[" * 100_000, b'{"delta": 1}', b'{"delta": "x"}', b"\xff", "folder", "pipe")
+    for number, mark in enumerate(marks):
+        base = Path(shutil.copytree(good.old, tmp_path / str(number)))
+        path = base / ".dsctl" / "delta.json"
+        path.parent.mkdir()
+        if isinstance(mark, bytes):
+            path.write_bytes(mark)
+        elif mark == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        with at_most(20):
+            told(in_place(base, good.deltas["xor"]), (30, 40), "")
+            told(call("delta", "apply", base, good.deltas["xor"], tmp_path / "out"), (20,), "in place")
+        assert weights(base) == weights(good.old) and (base / "config.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["make", "fold", "apply"])
+def test_whatever_is_changed_in_what_a_killed_run_left_one_line_is_said(
+    verb: str, good: Little, tmp_path: Path
+) -> None:
+    left = tmp_path / "left"
+    line = {
+        "make": ["make", good.old, good.new, left, "--anyway"],
+        "fold": ["fold", good.deltas["xor"], good.deltas["next"], left],
+        "apply": ["apply", good.old, good.deltas["xor"], left],
+    }[verb]
+    with met(fault("EIO", "fsync", INDEX)):
+        told(call("delta", *line), (41,), INDEX)
+    for number in range(30):
+        chance = random.Random(f"{verb}:{number}")
+        line[3] = folder = Path(shutil.copytree(left, tmp_path / str(number)))
+        path = folder / ".dsctl" / chance.choice(("journal.jsonl", "journal.jsonl", "request.json"))
+        change = fuzz._lines if path.suffix == ".jsonl" else fuzz._json
+        data, what = change(path.read_bytes(), chance)
+        path.write_bytes(data)
+        with at_most(30):
+            done = call("delta", *line)
+        problem = fuzz.wrong(done, tuple(map(str, line)))
+        assert not problem, f"{number} {path.name} {what}: {problem}: {done.stderr}"
+        shutil.rmtree(folder)
