@@ -6,23 +6,26 @@ its header. A file that is finished stays: the same command continues after it.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from dsctl.checkpoint.signed_files import SignedFile, Stretch, signed_tree
+import msgspec
+
+from dsctl.checkpoint.signed_files import SignedFile, Stretch, entries_of, signed_tree
 from dsctl.core import digests
 from dsctl.core.errors import ResumeError
 from dsctl.core.files import PART, failure, make_folders, sync_folder
 from dsctl.core.header import TensorSpec, build
 from dsctl.run.events import Committed, EventReport
-from dsctl.run.journal import Journal
+from dsctl.run.journal import Journal, is_count
 from dsctl.run.reading import Reading
 from dsctl.stores import WORKING
 from dsctl.stores.threads import threads
@@ -31,8 +34,8 @@ from dsctl.work.differences import Difference
 # Bytes of a frame, and of the frames of a file, that are kept in memory.
 FRAME_BYTES, FILE_BYTES = 16 << 20, 64 << 20
 COPY_BYTES = 1 << 20
-# Fields of a difference in the journal.
-_DIGESTS = ("old", "new")
+# More than the bytes of any tensor.
+MOST_LIMIT = 1 << 63
 
 
 class Found(NamedTuple):
@@ -180,11 +183,18 @@ def _packed(one: Difference) -> list[Any]:
 
 
 def _from_json(record: dict[str, Any]) -> Found:
-    entry = None if record["entry"] is None else SignedFile(**{"cuts": {}, **record["entry"]})
-    differences = []
-    for values in record["found"]:
-        said = dict(zip(Difference._fields, values, strict=True))
-        for name in _DIGESTS:
-            said[name] = None if said[name] is None else b64decode(said[name], validate=True)
-        differences.append(Difference(**said))
+    """What a line of the journal says.
+
+    Raises:
+        KeyError, TypeError, ValueError: no run can have written it.
+    """
+    json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    entry = None if record["entry"] is None else entries_of({"": record["entry"]})[""]
+    # Digests are base64 there.
+    differences = msgspec.convert(record["found"], list[Difference])
+    for one in differences:
+        if not all(map(is_count, (one.elements, one.changed, one.stored))) or not 0 <= one.limit < MOST_LIMIT:
+            raise ValueError("a count is out of range")
+        if {len(digest) for digest in (one.old, one.new) if digest is not None} - {digests.SIZE}:
+            raise ValueError("a digest is of another length")
     return Found(tuple(differences), entry)

@@ -69,6 +69,8 @@ def parse(said: Any) -> dict[str, HeldFile]:
     """
     held: dict[str, HeldFile] = {}
     for file, one in said.items():
+        # Half a surrogate pair could not be written again.
+        f"{file}{one['sample']}".encode()
         times = Times(*(int(one[name]) for name in Times._fields)) if "inode" in one else None
         held[str(file)] = HeldFile(str(one["sample"]), times)
     return held

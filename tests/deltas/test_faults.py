@@ -162,7 +162,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_signed(good: Little, tmp_
     assert weights(tmp_path / "got") == weights(new)
 
 
-@pytest.mark.parametrize("how", ["changed", "back to the old", "another folder", "the old side"])
+@pytest.mark.parametrize("how", ["nothing", "changed", "back to the old", "another folder", "the old side"])
 def test_a_finished_file_is_made_again_if_its_source_changed_since(how: str, good: Little, tmp_path: Path) -> None:
     old = Path(shutil.copytree(good.old, tmp_path / "old"))
     new, out = Path(shutil.copytree(good.new, tmp_path / "new")), tmp_path / "out"
@@ -170,6 +170,7 @@ def test_a_finished_file_is_made_again_if_its_source_changed_since(how: str, goo
         done = call("delta", "make", old, new, out, "--anyway")
     told(done, 41)
     assert (out / "x.safetensors").exists() and not (out / "y.safetensors").exists(), os.listdir(out)
+    finished = (out / "x.safetensors").stat().st_ino
     if how == "back to the old":
         # Its delta file must go.
         with (new / "x.safetensors").open("r+b") as file:
@@ -177,10 +178,11 @@ def test_a_finished_file_is_made_again_if_its_source_changed_since(how: str, goo
     elif how == "another folder":
         new = Path(shutil.copytree(new, tmp_path / "other"))
         changing(new, "b")
-    else:
+    elif how != "nothing":
         changing(old if how == "the old side" else new, "b")
     dsctl("delta", "make", old, new, out, "--anyway")
     assert (out / "x.safetensors").exists() == (how != "back to the old")
+    assert how != "nothing" or (out / "x.safetensors").stat().st_ino == finished
     dsctl("delta", "verify", out, "--base", old)
     dsctl("delta", "apply", old, out, tmp_path / "got")
     assert weights(tmp_path / "got") == weights(new)
