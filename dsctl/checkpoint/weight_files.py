@@ -12,7 +12,7 @@ from dsctl.checkpoint.delta_form import IN_PLACE, refuse_delta
 from dsctl.checkpoint.reading import read_headers, read_json
 from dsctl.core.errors import FormatError, SourceError
 from dsctl.core.header import Header, TensorRef
-from dsctl.stores import INDEX, SIGNED, STATEMENT, WORKING, Store
+from dsctl.stores import ATTRIBUTES, INDEX, SIGNED, STATEMENT, WORKING, Store
 from dsctl.stores.local import LocalFolder
 
 SUFFIX = ".safetensors"
@@ -83,5 +83,7 @@ def open_weights(store: Store, in_place: bool = False) -> WeightFiles:
     if not files:
         raise SourceError(f"{store.place}: has no {SUFFIX} file")
     refuse_delta((read_json(store, INDEX, sizes) or {}).get("metadata"), store.place)
-    sides = {name: size for name, size in sizes.items() if name not in files and name not in (SIGNED, STATEMENT)}
+    sides = {
+        name: size for name, size in sizes.items() if name not in files and name not in (ATTRIBUTES, SIGNED, STATEMENT)
+    }
     return WeightFiles(store, read_headers(store, files), sides, sizes)

@@ -8,7 +8,8 @@ import typer
 
 from dsctl.cli import completion
 from dsctl.cli.commands import RUNNING, WHAT
-from dsctl.cli.groups import DeltaRunOptions, PrintOptions, verb
+from dsctl.cli.conversion_options import Public
+from dsctl.cli.groups import DeliveryOptions, DeltaRunOptions, PrintOptions, verb
 from dsctl.core.errors import UsageError
 
 Old = Annotated[
@@ -124,6 +125,7 @@ def make(
     anyway: Anyway = False,
     every: All = False,
     run: DeltaRunOptions,
+    public: Public = False,
     printing: PrintOptions,
 ) -> None:
     """Write what changed from one checkpoint to the next.
@@ -147,7 +149,7 @@ def make(
     if level is not None and level == SPARSE:
         raise UsageError("--level: 0 is not a level of zstd", hint="1 to 19")
     options = DeltaOptions(encoding, checksum, level or SPARSE, version, base_version, anyway)
-    make_delta((old, new, target), options, run, every, printing.output())
+    make_delta((old, new, target), options, run, public, every, printing.output())
 
 
 @verb
@@ -158,6 +160,7 @@ def apply(
     *,
     in_place: InPlace = False,
     run: DeltaRunOptions,
+    delivery: DeliveryOptions,
     printing: PrintOptions,
 ) -> None:
     """Make the later checkpoint from its base and a delta.
@@ -182,9 +185,11 @@ def apply(
             "delta apply: DST and --in-place exclude each other" if target else "delta apply: no DST", hint=hint
         )
     if target is None:
+        if delivery.staging or delivery.public:
+            raise UsageError("delta apply: --staging and --public are for a DST at a URL", hint="leave them out")
         apply_in_place(old, changes, run, printing.output())
     else:
-        apply_delta(old, changes, target, run, printing.output())
+        apply_delta((old, changes, target), run, delivery, printing.output())
 
 
 @verb
@@ -205,7 +210,9 @@ def verify(changes: Delta, *, base: Base = None, run: DeltaRunOptions, printing:
 
 
 @verb
-def fold(chain: Chain, *, level: Level = None, run: DeltaRunOptions, printing: PrintOptions) -> None:
+def fold(
+    chain: Chain, *, level: Level = None, run: DeltaRunOptions, public: Public = False, printing: PrintOptions
+) -> None:
     """Fold deltas that follow each other into one.
 
     Neither the base nor the result is needed. A tensor that changes back drops out.
@@ -218,4 +225,4 @@ def fold(chain: Chain, *, level: Level = None, run: DeltaRunOptions, printing: P
     """
     from dsctl.cli.deltas import fold_deltas
 
-    fold_deltas(chain, level, run, printing.output())
+    fold_deltas(chain, level, run, public, printing.output())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dsctl.checkpoint.delta import open_delta
 from dsctl.checkpoint.opening import source_at
 from dsctl.checkpoint.weight_files import open_weights
-from dsctl.cli.groups import DeltaRunOptions
+from dsctl.cli.groups import DeliveryOptions, DeltaRunOptions
 from dsctl.cli.hints import resumable
 from dsctl.core.errors import PlanError, UsageError, VerifyFailed
 from dsctl.core.frames import LEVELS, SPARSE
@@ -38,12 +39,18 @@ from dsctl.show.progress import Progress
 from dsctl.stores import Store, store_at
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
+from dsctl.stores.repositories import is_target
 
 AGAIN = "goes on where it stopped"
 
 
 def make_delta(
-    places: tuple[str, str, str], options: DeltaOptions, run: DeltaRunOptions, every: bool, output: Output
+    places: tuple[str, str, str],
+    options: DeltaOptions,
+    run: DeltaRunOptions,
+    public: bool,
+    every: bool,
+    output: Output,
 ) -> None:
     """Make a delta of two places in a third.
 
@@ -66,7 +73,7 @@ def make_delta(
             found.update(made.found)
             return made.audit
 
-        audit = _made(target, asked.plan, asked.sources.store, how, made_in)
+        audit = _made(target, asked.plan, asked.sources.store, replace(how, public=public), made_in)
     made = MadeDelta(audit, found)
     show_made(asked, made, target, every, output)
 
@@ -85,13 +92,15 @@ def _refuse_idle(asked: Order, sample: Sample) -> None:
         raise PlanError(f"{asked.sources.new.store.place}: a delta saves nothing: {what}; none was made", hint=hint)
 
 
-def apply_delta(old: str, changes: str, target: str, run: DeltaRunOptions, output: Output) -> None:
+def apply_delta(places: tuple[str, str, str], run: DeltaRunOptions, delivery: DeliveryOptions, output: Output) -> None:
     """Make the result of a delta in a new place.
 
     Raises:
         DsctlError: of every kind; nothing is written if the base is another one.
     """
-    how, asked = _how(run), _opened(old, changes)
+    old, changes, target = places
+    how = replace(_how(run), staging=delivery.staging, public=delivery.public)
+    asked = _opened(old, changes)
     setup = set_up(asked.plan, asked.store, target, how)
     if run.dry_run:
         rehearse(setup)
@@ -156,7 +165,7 @@ def verify_delta(changes: str, base: str | None, run: DeltaRunOptions, output: O
         raise VerifyFailed(f"{delta.store.place}: {number}", hint="fetch the delta again, or make it again")
 
 
-def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, output: Output) -> None:
+def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, public: bool, output: Output) -> None:
     """Fold deltas into one.
 
     Raises:
@@ -173,7 +182,13 @@ def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, o
         show_fold(asked, target, None, output)
         return
     with resumable(AGAIN), reading(output, sum(one.stored_bytes for one in asked.deltas), "folding") as advance:
-        audit = _made(target, asked.plan(), asked.store, how, lambda one: fold_to(asked, one, how, advances(advance)))
+        audit = _made(
+            target,
+            asked.plan(),
+            asked.store,
+            replace(how, public=public),
+            lambda one: fold_to(asked, one, how, advances(advance)),
+        )
     output.data(fold_json(asked, target, audit))
     show_fold(asked, target, audit, output)
 
@@ -189,4 +204,6 @@ def _opened(old: str, changes: str, in_place: bool = False) -> Application:
 def _made(target: str, plan: Plan, store: Store, how: How, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Make a delta in a folder on this machine, or at a URL."""
     place = path_of(target)
-    return deliver(place, plan, store, how.force, make) if is_url(place) else make(Path(place))
+    if how.public and not is_target(place):
+        raise UsageError("--public: only a repository on a hub is public or private", hint="leave --public out")
+    return deliver(place, plan, store, how, make) if is_url(place) else make(Path(place))

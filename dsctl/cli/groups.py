@@ -125,6 +125,14 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """The settings of a target at a URL."""
+
+    staging: Staging = None
+    public: Public = False
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaRunOptions:
     """The settings of a run over deltas."""
 

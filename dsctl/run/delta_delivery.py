@@ -14,6 +14,7 @@ from dsctl.plan.texts import WEIGHTS
 from dsctl.run.audits import valid_audit
 from dsctl.run.claim import refuse_unlike
 from dsctl.run.finished import finished
+from dsctl.run.how import How
 from dsctl.run.locks import Lock
 from dsctl.run.marks import mark_of, outputs
 from dsctl.run.object_target import ObjectTarget
@@ -27,21 +28,22 @@ from dsctl.stores.uploads import Uploads
 _MESSAGE = "Upload a delta with dsctl"
 
 
-def deliver(url: str, plan: Plan, store: Store, force: bool, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def deliver(url: str, plan: Plan, store: Store, how: How, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Make a delta and send it, or go on with that; gives what its `dsctl.json` says.
 
-    `make` makes it in a folder, or goes on there. A repository that does not exist is made, private.
+    `make` makes it in a folder, or goes on there. A repository that does not exist is made, private unless
+    `how.public`.
 
     Raises:
         PlanError, ResumeError: the target holds something else. WorkError: it cannot be written; the same call goes on.
     """
-    known = None if force else _complete(url, plan, store)
+    known = None if how.force else _complete(url, plan, store)
     if known is not None:
         return known
     here, folder = staging(url), staging(url) / "made"
     lock = Lock(here.with_suffix(".at-work"), url)
     try:
-        send = _to_hub(url, plan, force) if is_target(url) else _to_objects(url, plan, store, force)
+        send = _to_hub(url, plan, how) if is_target(url) else _to_objects(url, plan, store, how.force)
         if fingerprint_of(folder) != plan.fingerprint:
             shutil.rmtree(here, ignore_errors=True)
         audit = make(folder)
@@ -88,18 +90,18 @@ def _to_objects(url: str, plan: Plan, store: Store, force: bool) -> Callable[[Pa
     return send
 
 
-def _to_hub(url: str, plan: Plan, force: bool) -> Callable[[Path, dict[str, Any]], None]:
+def _to_hub(url: str, plan: Plan, how: How) -> Callable[[Path, dict[str, Any]], None]:
     writer = RepositoryWriter.at(url)
     there = writer.look().head
     strange = sorted(
         name for name in (there.files if there else {}) if name.endswith(WEIGHTS) and name not in outputs(plan)
     )
-    if strange and not force:
+    if strange and not how.force:
         what = f"holds {strange[0]}, which is not a file of this delta"
         raise PlanError(f"{writer.place}: {what}", hint="choose a new branch, as in @v2, or a new repository")
 
     def send(folder: Path, audit: dict[str, Any]) -> None:
-        order = UploadOrder(finished(str(folder)), None, writer.look(), force)
-        Uploading(order, writer, _MESSAGE).run(private=True)
+        order = UploadOrder(finished(str(folder)), None, writer.look(), how.force)
+        Uploading(order, writer, _MESSAGE).run(private=not how.public)
 
     return send

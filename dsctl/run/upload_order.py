@@ -9,13 +9,11 @@ from functools import partial
 from dsctl.core.errors import PlanError
 from dsctl.core.progress import Advance
 from dsctl.run.finished import README, SMALL, Digests, Finished
-from dsctl.stores import CONFIG, PARAMS, SIGNED
+from dsctl.stores import ATTRIBUTES, CONFIG, PARAMS, SIGNED
 from dsctl.stores.hub_entries import HubFile
 from dsctl.stores.repositories import Content, Head, RepositoryState
 from dsctl.stores.threads import threads
 
-# Hubs write it themselves, into every new repository and beside LFS files that it does not name.
-ATTRIBUTES = ".gitattributes"
 # Suffixes of files that would make one model of two if they stayed beside those of a different one.
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".h5", ".msgpack", ".onnx")
 READERS = 4

@@ -11,11 +11,11 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from dsctl.run.finished import README
-from dsctl.run.upload_order import ATTRIBUTES, UploadOrder
+from dsctl.run.upload_order import UploadOrder
 from dsctl.run.uploading import LFS_FILES, Uploaded
 from dsctl.show.bars import columns
 from dsctl.show.output import Output, plural, size
-from dsctl.stores import SIGNED
+from dsctl.stores import ATTRIBUTES, SIGNED
 from dsctl.stores.repositories import RepositoryName, Sorting
 
 # The most files of the branch that a note lists by name.

@@ -12,14 +12,13 @@ import msgspec
 from huggingface_hub.errors import HfHubHTTPError
 
 from dsctl.core.errors import ResumeError, WorkError
+from dsctl.stores import ATTRIBUTES
 from dsctl.stores.hub_entries import HubFile
 from dsctl.stores.hub_faults import FAULTS, Doubtful
 from dsctl.stores.hub_listing import LONGEST_COMMIT
 from dsctl.stores.repositories import Commit, Content, Head, RepositoryWriter, Sent
 from dsctl.stores.repository_requests import api, await_next, post, refuse_stopped, valid
 
-# Hubs add names of LFS files to it, in the same commit.
-ATTRIBUTES = ".gitattributes"
 # The branch is not where it was (412), or is being changed (409).
 _MOVED = (409, 412)
 
