@@ -17,13 +17,13 @@ OTHERS: dict[str, Any] = {
     "mtp": "drop", "allow_missing": True, "allow_extra": True, "keep_scales": False, "layers": (1,), "experts": (1,),
     "slice": "x", "rules": (("", "*", "bf16"),), "search": True, "tp": 2, "ep": 2, "pp": 2, "ranks": (1,),
     "recode": True, "placed": ((0, 1),), "allow_inexact": True, "original": "x", "lora": "x",
-    "graft": (("a",),), "as_base": True,
+    "graft": (("a",),), "as_base": True, "delta": "x",
 }  # fmt: skip
 
 
 def test_every_field_is_part_of_the_identity() -> None:
     # Not told where they are not asked for: older runs go on.
-    later = {"allow_inexact", "original", "lora", "graft", "as_base"}
+    later = {"allow_inexact", "original", "lora", "graft", "as_base", "delta"}
     remarks = {"notes"}  # what is said of a request, not what it asks for
     assert {field.name for field in fields(Request)} - remarks == set(OTHERS) == set(Request("bf16").json()) | later
     for name, value in OTHERS.items():
