@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_and_sends_no_file_twice(
             time.sleep(0.2)
 
     with objects.disturbed(watch):
-        process = launcher.start("convert", source, url, "--bf16", environment=settings)
+        process = launcher.start("convert", source, url, "--bf16", "--workers", "1", environment=settings)
         assert process.wait(60).code == -signal.SIGKILL
     assert "dsctl.json" not in put
     first, put = set(put) - {"request.json", "model-00003-of-000004.safetensors"}, []
