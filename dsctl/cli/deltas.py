@@ -19,6 +19,7 @@ from dsctl.plan.delta_options import DeltaOptions
 from dsctl.plan.differing import differing
 from dsctl.plan.plan import Plan
 from dsctl.run.carry_out import rehearse, set_up
+from dsctl.run.claim import check_target
 from dsctl.run.delta_apply import Application, apply, check_base, opened
 from dsctl.run.delta_delivery import deliver
 from dsctl.run.delta_files import Found
@@ -39,7 +40,7 @@ from dsctl.show.progress import Progress
 from dsctl.stores import Store, store_at
 from dsctl.stores.objects import is_url
 from dsctl.stores.places import path_of
-from dsctl.stores.repositories import is_target
+from dsctl.stores.repositories import is_target, parse
 
 AGAIN = "goes on where it stopped"
 
@@ -60,6 +61,7 @@ def make_delta(
     how, (old, new, target) = _how(run), places
     sides = open_weights(source_at(old)), open_weights(source_at(new))
     asked = order(*sides, options, differing(*sides, options.encoding, options.checksum))
+    _check(target, asked.plan, asked.sources.store, how)
     if run.dry_run:
         show_order(asked, target, output)
         return
@@ -177,6 +179,7 @@ def fold_deltas(chain: Sequence[str], level: int | None, run: DeltaRunOptions, p
         raise UsageError("delta fold: needs at least two deltas, and a folder to write", hint="D1 D2 ... DST")
     how, (*deltas, target) = _how(run), chain
     asked = folding([store_at(one) for one in deltas], level or SPARSE)
+    _check(target, asked.plan(), asked.store, how)
     if run.dry_run:
         output.data(fold_json(asked, target, None))
         show_fold(asked, target, None, output)
@@ -199,6 +202,19 @@ def _how(run: DeltaRunOptions) -> How:
 
 def _opened(old: str, changes: str, in_place: bool = False) -> Application:
     return opened(source_at(old), store_at(changes), in_place)
+
+
+def _check(target: str, plan: Plan, store: Store, how: How) -> None:
+    """Refuse a target that a run would refuse; what is at a URL is not looked at yet.
+
+    Raises:
+        PlanError, ResumeError: as `check_target`. UsageError: the URL is not that of a target.
+    """
+    place = path_of(target)
+    if is_target(place):
+        parse(place)
+    elif not is_url(place):
+        check_target(plan, store, Path(place), how.force)
 
 
 def _made(target: str, plan: Plan, store: Store, how: How, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

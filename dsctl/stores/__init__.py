@@ -94,5 +94,6 @@ def separate(store: Store, target: str) -> bool:
         # Branches of one repository share their commits, and a new branch begins with the files of an old one.
         return not isinstance(store, HubRepository) or store.repository.lower() != split(target)[0].lower()
     if isinstance(store, LocalFolder):
-        return not overlap(store.root, target)
+        # Of a single file nothing else in its folder is read.
+        return not overlap(store.place if store.only else store.root, target)
     return not isinstance(store, ObjectFolder) or not overlap(store.url, target)

@@ -289,3 +289,16 @@ def test_bad_input_gives_one_line(states: States, tmp_path: Path, line: tuple[st
     assert done.returncode == code and why in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     assert not (states.first / "inner").exists()
+
+
+def test_single_files_beside_each_other(tmp_path: Path) -> None:
+    data = changed.odd_tensors(4)["odd.bytes"].data
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    save(old, {"a": RawTensor("U8", (13,), data), "b": RawTensor("U8", (13,), data)})
+    save(new, {"a": RawTensor("U8", (13,), data), "b": RawTensor("U8", (13,), data ^ 1)})
+    made(old, new, tmp_path / "delta", "--anyway")
+    dsctl("delta", "apply", old, tmp_path / "delta", tmp_path / "got")
+    assert (tmp_path / "got" / "new.safetensors").read_bytes() == new.read_bytes()
+    for target in (old, tmp_path):
+        done = call("delta", "make", old, new, target)
+        assert done.returncode == 30 and "source and target must be separate" in done.stderr
