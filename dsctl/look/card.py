@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dsctl.checkpoint.delta_record import RECORD
 from dsctl.checkpoint.reading import read_json
 from dsctl.checkpoint.signed_files import entries_of
 from dsctl.checkpoint.statement import parse, read_raw
@@ -58,7 +59,18 @@ def card(store: Store, base: str = "") -> Card:
         nbytes=sum(sizes.values()) + files[SIGNED],
         counts=counts,
         stated=statement is not None,
+        delta=_versions(audit),
     )
+
+
+def _versions(audit: Mapping[str, Any]) -> str:
+    """The versions between which a delta leads; empty if the folder is none."""
+    said = audit.get(RECORD)
+    if said is None:
+        return ""
+    if not isinstance(said, dict):
+        raise FormatError(f"{SIGNED}: {RECORD} is not an object")
+    return f"from version {_text(said, 'base_version')} to {_text(said, 'version')}"
 
 
 def _counts(said: Any) -> dict[str, int]:

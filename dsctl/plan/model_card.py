@@ -18,7 +18,7 @@ from dsctl.stores.hub import SCHEME
 # The card of a repository, and the name that the source's own README.md gets beside it.
 README, SOURCE_README = "README.md", "README.source.md"
 # The counts of an audit that a card lists, in their order.
-COUNTS = ("dequantized", "quantized", "requantized", "recast", "cast", "renumbered", "moved", "dropped")
+COUNTS = ("dequantized", "quantized", "requantized", "recast", "cast", "renumbered", "patched", "moved", "dropped")
 QUANTIZED = "quantized"
 # A repository of models on a hub (huggingface_hub.utils.validate_repo_id), and a commit.
 _REPOSITORY = re.compile(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?/[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", re.ASCII)
@@ -35,6 +35,7 @@ class Card:
     `base_given` says that a person named the base, `relation` is one of the hub's values or empty, `to` and `layout`
     are those of the request. `weights` and `weight_bytes` are those of the weight files, `files` and `nbytes` of all
     files; 0 if the card is one of them itself. `counts` are the audit's, `stated` says whether there is a statement.
+    `delta` names the versions between which a delta leads; empty for a checkpoint.
     """
 
     place: str
@@ -51,6 +52,7 @@ class Card:
     nbytes: int
     counts: dict[str, int]
     stated: bool
+    delta: str = ""
 
 
 def is_repository_name(text: str) -> bool:
@@ -103,15 +105,29 @@ def _lines(card: Card, repository: str, readme: str) -> Iterator[str]:
     yield from (f"# {_plain(os.path.basename(card.place.rstrip('/')))}", "")
     yield from (_made(card), "")
     yield from ("| what | amount |", "|---|---|")
-    yield f"| format | {_FORMATS.get(card.to, _plain(card.to))} |"
-    yield f"| layout | {_plain(card.layout)} |"
+    if card.delta:
+        yield f"| delta | {_plain(card.delta)} |"
+    else:
+        yield f"| format | {_FORMATS.get(card.to, _plain(card.to))} |"
+        yield f"| layout | {_plain(card.layout)} |"
     yield f"| weights | {plural(card.weights, 'file')}, {size(card.weight_bytes)} |"
     if card.files:
         yield f"| everything | {plural(card.files, 'file')}, {size(card.nbytes)} |"
     yield from ("", _audit(card), "")
     if readme:
         yield from (f"The README of the source is [{readme}]({readme}).", "")
-    yield from ("## Check", "", "```sh", f"dsctl verify {repository or '.'} --deep", "```", "")
+    if card.delta:
+        here, base = repository or ".", card.base or "BASE"
+        yield from ("This is not a checkpoint: it holds what changed.", "")
+        yield from (
+            "```sh",
+            f"dsctl delta verify {here} --base {base}",
+            f"dsctl delta apply {base} {here} DST",
+            "```",
+            "",
+        )
+    else:
+        yield from ("## Check", "", "```sh", f"dsctl verify {repository or '.'} --deep", "```", "")
     yield from _checks(card)
 
 
@@ -123,6 +139,9 @@ def _made(card: Card) -> str:
 
 
 def _audit(card: Card) -> str:
+    if card.delta:
+        changed = card.counts.get("tensors_changed", 0)
+        return f"{changed:,} of {plural(card.counts.get('parameters', 0), 'tensor')} changed."
     done = [f"{card.counts[name]:,} {name}" for name in COUNTS if card.counts.get(name)]
     unexplained = f"{card.counts['unexplained']:,} unexplained" if "unexplained" in card.counts else ""
     said = "; ".join(filter(None, (", ".join(done), unexplained)))

@@ -302,3 +302,10 @@ def test_single_files_beside_each_other(tmp_path: Path) -> None:
     for target in (old, tmp_path):
         done = call("delta", "make", old, new, target)
         assert done.returncode == 30 and "source and target must be separate" in done.stderr
+
+
+def test_the_card_of_a_delta_says_what_it_is(states: States, tmp_path: Path) -> None:
+    made(states.first, states.second, tmp_path / "delta", "--version", 7)
+    text = dsctl("card", tmp_path / "delta")
+    assert "| delta | from version 000006 to 000007 |" in text and "dsctl delta apply BASE . DST" in text
+    assert "dsctl verify . --deep" not in text
