@@ -52,6 +52,7 @@ LOOKING = (
     "delta verify DELTA --base SRC",
     "delta apply SRC DELTA RESULT",
     "delta fold DELTA DELTA OUT --help",
+    "upload --help",
     "doctor . --no-hub",
 )
 # The work that needs torch, as the error names it.
@@ -155,7 +156,8 @@ def test_the_base_installs_small_and_does_all_that_only_looks(tmp_path: Path) ->
     wheel, env = build(ROOT, "wheel", tmp_path / "dist"), bare()
 
     def installed(line: str) -> subprocess.CompletedProcess[str]:
-        words = [{"SRC": str(source), "OUT": str(out), "MADE": "made"}.get(word, word) for word in line.split()]
+        places = {"SRC": str(source), "OUT": str(out), "MADE": "made", "DELTA": "delta", "RESULT": "result"}
+        words = [places.get(word, word) for word in line.split()]
         return run(home / "bin" / "dsctl", *words, cwd=tmp_path, env=env)
 
     began = time.perf_counter()
@@ -178,7 +180,7 @@ def test_the_base_installs_small_and_does_all_that_only_looks(tmp_path: Path) ->
     assert done.returncode == 2 and "pip install 'dsctl[report]'" in done.stderr
     done = run(home / "bin" / "python", "-c", LACKING.format(source=source, target=out), cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout) == (0, "PlanError 30 pip install 'dsctl[torch]'\n"), done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"dist", "environment", "made", "small"}
+    assert {path.name for path in tmp_path.iterdir()} == {"dist", "environment", "made", "small", "delta", "result"}
 
 
 def test_uv_installs_it_as_a_tool_and_its_hint_adds_an_extra(tmp_path: Path) -> None:

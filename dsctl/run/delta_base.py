@@ -76,11 +76,14 @@ def refuse_other_base(
     if missing := sorted(known.keys() - base.headers.keys()):
         raise PlanError(f"{base.store.place}: has no file {missing[0]}: it is not the delta's base", hint=_HINT)
     if strange := sorted(base.headers.keys() - known.keys()):
-        raise PlanError(f"{base.store.place}: has a file {strange[0]}, which the delta's base has not", hint=_HINT)
+        raise PlanError(
+            f"{base.store.place}: has a file {strange[0]}, which the delta's base does not have", hint=_HINT
+        )
     found = entries(base.store, base.headers.values(), base.sizes, workers, report)
     differ = [name for file, entry in found.items() for name in unlike(known[file], entry, base.headers[file])]
     if differ:
-        what = f"is not the base of the delta: {plural(len(differ), 'tensor')} not as there, such as {differ[0]}"
+        number = f"{plural(len(differ), 'tensor')} differ{'s' * (len(differ) == 1)}"
+        what = f"is not the base of the delta: {number}, such as {differ[0]}"
         raise PlanError(f"{base.store.place}: {what}", hint=_HINT, issues=differ)
     if wrong := moved_amiss(base, found, delta, plan):
         what = f"states a different digest for {wrong[0]}, which it does not change"
