@@ -175,10 +175,8 @@ def types(choice: str, rest: list[str]) -> None:
 def test(choice: str, rest: list[str]) -> None:
     """Run the tests only, on up to four cores."""
     install("dev", choice)
-    cores = os.cpu_count() or 1
-    # Some tests wait for a hub or a kill: a further worker uses that time.
-    workers = min(4, cores + 1)
-    spread = ["-n", str(workers)] if cores > 1 else []
+    workers = min(4, os.cpu_count() or 1)
+    spread = ["-n", str(workers)] if workers > 1 else []
     with scratch(rest) as place:
         run(PYTHON, "-m", "pytest", "-q", *spread, *place, *rest, env=TESTED)
 

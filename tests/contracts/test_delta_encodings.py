@@ -84,7 +84,7 @@ def pairs(width: int) -> st.SearchStrategy[tuple[bytes, bytes]]:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_old_bytes_and_the_frame_give_the_new_ones(encoding: str, width: int) -> None:
     # The first examples take long on a busy machine.
-    @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=40)
     @given(pairs(width))
     def holds(both: tuple[bytes, bytes]) -> None:
         old, new = both
@@ -167,6 +167,7 @@ def folded(frames: Sequence[bytes], nbytes: int, encoding: str) -> tuple[Differe
 def test_a_fold_has_the_effect_of_all(encoding: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "WINDOW_BYTES", 16)
 
+    @settings(deadline=None, max_examples=40)
     @given(st.lists(st.binary(min_size=24, max_size=24), min_size=3, max_size=5))
     def holds(states: list[bytes]) -> None:
         steps = [made(old, new, encoding, width) for old, new in zip(states, states[1:], strict=False)]

@@ -24,7 +24,7 @@ from tests.support.faults import fault, met
 from tests.support.little_deltas import SIGNED, Little, contents, little, weights
 from tests.support.raw_tensors import RawPlace, places_of
 
-STEP = 4
+STEP = 6
 
 
 @pytest.fixture(scope="module")

@@ -312,7 +312,7 @@ def test_names_that_a_delta_cannot_have_are_refused_when_it_is_made(
     assert not (tmp_path / "out").exists()
 
 
-CHANCES = 200
+CHANCES = 120
 
 
 def spoiled(delta: Path, chance: random.Random) -> str:
