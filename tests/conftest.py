@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.forks import Launcher
 
@@ -16,6 +17,11 @@ os.environ.pop("COLUMNS", None)
 # option, but a folder of other programs that tests/peers/test_shared_deltas.py runs.
 for name in [name for name in os.environ if name.startswith("DSCTL_") and name != "DSCTL_DELTA_ORACLES"]:
     del os.environ[name]
+
+
+# The whole suite runs in CI: each property gets this many examples, unless a test says how many it needs.
+settings.register_profile("usual", max_examples=50)
+settings.load_profile("usual")
 
 
 # Nothing that is imported and collected ends before the tests begin.
